@@ -1,0 +1,37 @@
+"""Whose fault an error is: the guest's, the host's, the user's. Anything else is ours and keeps its traceback.
+
+The class decides where an error is caught (docs/architecture.md, "Errors"):
+
+* `GuestError` at the hypercall, message and packet entries; the VMM goes on.
+* `HostError` and `ConfigError` in `pyvmm.cli`, which prints one line.
+"""
+
+from __future__ import annotations
+
+
+class PyvmmError(Exception):
+    """Root of every error that pyvmm raises on purpose."""
+
+
+class GuestError(PyvmmError):
+    """The guest broke a rule. Refused or dropped, traced and counted; never fatal to the VMM."""
+
+
+class WireError(GuestError):
+    """Bytes that do not hold the structure they announce."""
+
+
+class GuestProtocolError(GuestError):
+    """A well-formed message that means nothing, or comes at the wrong time."""
+
+
+class GuestMemoryError(GuestError):
+    """An access outside guest RAM. Names length and address."""
+
+
+class HostError(PyvmmError):
+    """KVM, the operating system or a needed program refused. The text says what failed and the likely cause."""
+
+
+class ConfigError(PyvmmError):
+    """The user asked for the impossible. The text is one line and names the next step."""
