@@ -1,0 +1,74 @@
+"""Port and MMIO addresses to the devices behind them.
+
+A vCPU thread decodes its exit and asks here. The device's own lock is held during the access, because two vCPUs may
+reach the same device at once and the loop may work on it too. An address nobody claims reads as all ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pyvmm.trace import event
+
+unclaimed = event("iomap.unclaimed", "{space} {kind} at {address:#x}, {size} bytes")
+
+
+class IoDevice(Protocol):
+    """What a device on the bus answers. `offset` counts from the start of its range; sizes are 1, 2, 4 or 8."""
+
+    def read(self, offset: int, size: int) -> int: ...
+
+    def write(self, offset: int, size: int, value: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Claim:
+    start: int
+    size: int
+    device: IoDevice
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class IoMap:
+    """One address space: `IoMap("port")` or `IoMap("mmio")`."""
+
+    def __init__(self, space: str) -> None:
+        self.space = space
+        self._claims: list[_Claim] = []
+        self._ports: dict[int, _Claim] = {}
+
+    def claim(self, start: int, size: int, device: IoDevice, lock: threading.RLock | None = None) -> None:
+        """Route [start, start + size) to `device`. A device with several ranges passes the lock they share."""
+        for other in self._claims:
+            assert start + size <= other.start or other.start + other.size <= start, f"{start:#x} claimed twice"
+        claim = _Claim(start, size, device, lock or threading.RLock())
+        self._claims.append(claim)
+        if self.space == "port":
+            for port in range(start, start + size):
+                self._ports[port] = claim
+
+    def _find(self, address: int, size: int, kind: str) -> _Claim | None:
+        claim = self._ports.get(address)
+        if claim is None and self.space != "port":
+            claim = next((c for c in self._claims if c.start <= address < c.start + c.size), None)
+        if claim is None and unclaimed.on:
+            unclaimed(self.space, kind, address, size)
+        return claim
+
+    def read(self, address: int, size: int) -> int:
+        """The device's answer, cut to `size` bytes."""
+        claim = self._find(address, size, "read")
+        ones = (1 << 8 * size) - 1
+        if claim is None:
+            return ones
+        with claim.lock:
+            return claim.device.read(address - claim.start, size) & ones
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Hand a write to the device; nobody there, nothing happens."""
+        claim = self._find(address, size, "write")
+        if claim is not None:
+            with claim.lock:
+                claim.device.write(address - claim.start, size, value)

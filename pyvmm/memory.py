@@ -1,0 +1,204 @@
+"""Guest RAM: host memory behind guest physical addresses, every access checked.
+
+Guest memory is ordinary memory of this process. KVM maps it into the guest (`pyvmm.kvm.Vm.set_memory`); this module
+reads and writes it from outside. A `Region` is one contiguous stretch; `GuestMemory` is the set of them, looked up by
+guest physical address (gpa). The guest runs meanwhile: copy first, then check and use the copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from pyvmm.atomic import bit_test_and_set, compare_exchange, memory_barrier
+from pyvmm.errors import GuestMemoryError, HostError
+from pyvmm.wire import Buffer
+
+__all__ = ["PAGE_SIZE", "GuestMemory", "HostMemory", "Region", "memory_barrier"]
+
+PAGE_SIZE = 4096
+HUGE_SIZE = 2 << 20
+_MADV_DONTNEED, _MADV_REMOVE, _MADV_HUGEPAGE = 4, 9, 14
+_MAP_NORESERVE = 0x4000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class HostMemory:
+    """A mapping of this process that backs guest RAM; anonymous and private, or a shared file.
+
+    `address` is 2 MiB aligned, so that the host can use huge pages for it. Raises HostError if the host refuses.
+    """
+
+    def __init__(self, size: int, *, fd: int = -1, huge: bool = True) -> None:
+        self.size = size
+        self.shared = fd >= 0
+        try:
+            if self.shared:
+                self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
+                skip = 0
+            else:
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+                self._map = mmap.mmap(-1, size + HUGE_SIZE, flags=flags)
+                skip = -ctypes.addressof(ctypes.c_char.from_buffer(self._map)) % HUGE_SIZE
+        except (OSError, OverflowError, ValueError) as error:
+            raise HostError(f"cannot map {size >> 20} MiB of guest memory: {error}") from error
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + skip
+        self.view = memoryview(self._map)[skip : skip + size]
+        if huge and not self.shared:
+            _libc.madvise(self.address, size, _MADV_HUGEPAGE)  # a hint: kernels without THP say EINVAL
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the pages back to the host; they read as zeros from now on. Raises HostError if it refuses."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise AssertionError(f"discard {length} at {offset} of {self.size}")
+        advice = _MADV_REMOVE if self.shared else _MADV_DONTNEED
+        if _libc.madvise(self.address + offset, length, advice):
+            code = ctypes.get_errno()
+            raise HostError(f"madvise({length >> 10} KiB): {os.strerror(code)}")
+
+    def close(self) -> None:
+        """Unmap, unless somebody still holds a view of it."""
+        self.view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            pass
+
+
+@dataclass(slots=True)
+class Region:
+    """`size` bytes of guest RAM at `gpa`, backed by `memory` from `offset` on."""
+
+    gpa: int
+    size: int
+    memory: HostMemory
+    offset: int = 0
+    view: memoryview = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.view = self.memory.view[self.offset : self.offset + self.size]
+
+    @property
+    def end(self) -> int:
+        return self.gpa + self.size
+
+    @property
+    def address(self) -> int:
+        """Where the region starts in this process."""
+        return self.memory.address + self.offset
+
+
+class GuestMemory:
+    """All RAM a guest has, by guest physical address.
+
+    Changed (`add`, `remove`) only while no device uses the range; read and written from any thread.
+    Every failed access raises GuestMemoryError, which names its length and address.
+    """
+
+    def __init__(self, regions: list[Region] | None = None) -> None:
+        self._table: tuple[list[int], list[Region]] = ([], [])
+        for region in regions or []:
+            self.add(region)
+
+    @classmethod
+    def flat(cls, size: int, gpa: int = 0) -> GuestMemory:
+        """One region of fresh RAM; for tests and demos."""
+        return cls([Region(gpa, size, HostMemory(size))])
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._table[1])
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM in all."""
+        return sum(r.size for r in self._table[1])
+
+    def add(self, region: Region) -> None:
+        """Make `region` part of the guest's RAM. Overlap is our bug."""
+        regions = sorted([*self._table[1], region], key=lambda r: r.gpa)
+        for low, high in pairwise(regions):
+            assert low.end <= high.gpa, f"regions overlap at {high.gpa:#x}"
+        self._set(regions)
+
+    def remove(self, region: Region) -> None:
+        """Take `region` out again; its HostMemory stays the caller's."""
+        self._set([r for r in self._table[1] if r is not region])
+
+    def _set(self, regions: list[Region]) -> None:
+        self._table = [r.gpa for r in regions], regions  # one assignment: readers in other threads see both or none
+
+    def find(self, gpa: int, length: int) -> Region:
+        """The region that holds all of [gpa, gpa + length). Raises GuestMemoryError."""
+        starts, regions = self._table
+        index = bisect_right(starts, gpa) - 1
+        if index >= 0 and length >= 0:
+            region = regions[index]
+            if region.gpa <= gpa and gpa + length <= region.end:
+                return region
+        raise GuestMemoryError(f"{length} bytes at gpa {gpa:#x}: not guest RAM")
+
+    def contains(self, gpa: int, length: int) -> bool:
+        """Whether [gpa, gpa + length) is RAM of one region."""
+        try:
+            self.find(gpa, length)
+        except GuestMemoryError:
+            return False
+        return True
+
+    def pieces(self, gpa: int, length: int) -> Iterator[tuple[Region, int, int]]:
+        """What of [gpa, gpa + length) is RAM: (region, offset in it, bytes), by rising address."""
+        end = gpa + length
+        starts, regions = self._table
+        for region in regions[max(0, bisect_right(starts, gpa) - 1) :]:
+            if region.gpa >= end:
+                break
+            low, high = max(gpa, region.gpa), min(end, region.end)
+            if low < high:
+                yield region, low - region.gpa, high - low
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A copy of `length` bytes at `gpa`."""
+        region = self.find(gpa, length)
+        offset = gpa - region.gpa
+        return bytes(region.view[offset : offset + length])
+
+    def write(self, gpa: int, data: Buffer) -> None:
+        """Store `data` at `gpa`."""
+        region = self.find(gpa, len(data))
+        offset = gpa - region.gpa
+        region.view[offset : offset + len(data)] = data
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """Live bytes of the guest. For rings: read each index once a step, the guest may change it any time."""
+        region = self.find(gpa, length)
+        offset = gpa - region.gpa
+        return region.view[offset : offset + length]
+
+    def host_address(self, gpa: int, length: int) -> int:
+        """Where [gpa, gpa + length) lies in this process; valid while its region is."""
+        region = self.find(gpa, length)
+        return region.address + gpa - region.gpa
+
+    def set_bit(self, gpa: int, bit: int) -> bool:
+        """Atomically set `bit` (0..32767) of the bit string at `gpa`; True if it was clear. A full barrier."""
+        address = self.host_address(gpa, bit // 32 * 4 + 4)
+        return not bit_test_and_set(address, bit)
+
+    def compare_exchange(self, gpa: int, expected: int, new: int) -> int:
+        """Atomically store the u32 `new` at `gpa` if it holds `expected`; the old value. A full barrier."""
+        return int(compare_exchange(self.host_address(gpa, 4), expected, new))
+
+    def discard(self, gpa: int, length: int) -> int:
+        """Give what of [gpa, gpa + length) is RAM back to the host; it reads as zeros. The bytes given back."""
+        done = 0
+        for region, offset, size in self.pieces(gpa, length):
+            region.memory.discard(region.offset + offset, size)
+            done += size
+        return done

@@ -1,0 +1,150 @@
+"""Trace events: named, declared once, nearly free when off, readable by people and programs when on.
+
+    opened = event("vmbus_open_channel", "channel #{chan_id} gpadl #{gpadl_id} target vp {target_vp}")
+    ...
+    if trace.opened.on:
+        trace.opened(relid, gpadl, vp)
+
+Names and fields are QEMU's where QEMU has the event (so that the logs of both compare), ours otherwise as
+`package.what_happened`. A sink is any callable that takes a `Record`; it runs in the thread that traced.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from string import Formatter
+from typing import Any, NamedTuple, TextIO
+
+from pyvmm.errors import ConfigError
+
+
+class Record(NamedTuple):
+    """One event that happened: `time` in seconds of time.monotonic(), `values` in the order of `event.fields`."""
+
+    time: float
+    event: Event
+    thread: str
+    values: tuple[Any, ...]
+
+    def text(self) -> str:
+        """`name message`, the message formatted as the event was declared."""
+        return f"{self.event.name} {self.event.format(*self.values)}".rstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field names to values, after `time`, `event` and `thread`."""
+        head = {"time": round(self.time, 6), "event": self.event.name, "thread": self.thread}
+        return head | dict(zip(self.event.fields, self.values, strict=False))
+
+
+Sink = Callable[[Record], None]
+
+
+class Event:
+    """One kind of event. `on` is what a call site tests; calling it while off does nothing."""
+
+    __slots__ = ("_sinks", "fields", "name", "on", "template")
+
+    def __init__(self, name: str, template: str) -> None:
+        self.name = name
+        self.template = template
+        self.fields = tuple(f for _, f, _, _ in Formatter().parse(template) if f)
+        self.on = False
+        self._sinks: tuple[Sink, ...] = ()
+
+    def __call__(self, *values: Any) -> None:
+        """Record one occurrence; `values` in the order of `fields`."""
+        if self._sinks:
+            record = Record(time.monotonic(), self, threading.current_thread().name, values)
+            for sink in self._sinks:
+                sink(record)
+
+    def format(self, *values: Any) -> str:
+        """The message for these values."""
+        return self.template.format(**dict(zip(self.fields, values, strict=False)))
+
+
+_events: dict[str, Event] = {}
+_subscriptions: list[tuple[str, Sink]] = []
+_lock = threading.Lock()
+
+
+def event(name: str, template: str = "") -> Event:
+    """Declare an event; `template` is a format string that names its fields. Declaring a name twice is our bug."""
+    with _lock:
+        assert name not in _events, f"trace event {name} declared twice"
+        made = _events[name] = Event(name, template)
+        _connect(made)
+    return made
+
+
+def _connect(target: Event) -> None:
+    target._sinks = tuple(dict.fromkeys(s for p, s in _subscriptions if fnmatchcase(target.name, p)))
+    target.on = bool(target._sinks)
+
+
+def subscribe(pattern: str, sink: Sink) -> None:
+    """Send every event whose name matches `pattern` (shell wildcards) to `sink`, events declared later too."""
+    with _lock:
+        _subscriptions.append((pattern, sink))
+        for each in _events.values():
+            _connect(each)
+
+
+def unsubscribe(sink: Sink) -> None:
+    """Forget every subscription of `sink`."""
+    with _lock:
+        _subscriptions[:] = [(p, s) for p, s in _subscriptions if s is not sink]
+        for each in _events.values():
+            _connect(each)
+
+
+def events() -> list[Event]:
+    """All events declared so far, by name."""
+    return sorted(_events.values(), key=lambda e: e.name)
+
+
+def check_pattern(pattern: str) -> str:
+    """`pattern` itself, or ConfigError if no declared event matches it."""
+    if not any(fnmatchcase(name, pattern) for name in _events):
+        raise ConfigError(f"no trace event matches {pattern!r}: `pyvmm trace --list` shows them")
+    return pattern
+
+
+class TextSink:
+    """Lines of `seconds name message`, seconds since the sink was made."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._start = time.monotonic()
+
+    def __call__(self, record: Record) -> None:
+        self._stream.write(f"{record.time - self._start:.6f} {record.text()}\r\n")
+
+
+class JsonSink:
+    """JSON lines: time, event, thread and the event's own fields."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, record: Record) -> None:
+        self._stream.write(json.dumps(record.as_dict(), default=str) + "\n")
+
+
+class TailSink:
+    """The last `size` records, for a failing test or a crash report."""
+
+    def __init__(self, size: int = 100) -> None:
+        self.records: deque[Record] = deque(maxlen=size)
+
+    def __call__(self, record: Record) -> None:
+        self.records.append(record)
+
+    def lines(self) -> Iterable[str]:
+        return [f"{r.time:.6f} {r.text()}" for r in list(self.records)]
