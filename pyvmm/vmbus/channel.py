@@ -1,0 +1,298 @@
+"""An open channel: what a device holds of the guest's driver at the other end.
+
+Source: Linux drivers/hv/channel.c and ring_buffer.c, for what the other end expects.
+
+Joins a pair of rings to the loop: reads packets in bounded batches and hands them to the device, writes the device's
+packets, queues them while the guest's ring is full, keeps the device's timers, and forgets everything at close.
+All methods belong to the loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pyvmm.errors import GuestError, GuestProtocolError
+from pyvmm.loop import Timer
+from pyvmm.memory import GuestMemory
+from pyvmm.vmbus import events as trace
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.ring import BrokenRing, Packet, PacketFlag, PacketType, RingReader, RingWriter, packet_size
+
+PACKETS_PER_STEP = 64
+"""Packets read before the loop gets a turn: a guest that fills its ring as fast as it can must not starve the rest.
+At some 10 µs each a step stays well under a millisecond of Python."""
+
+SEND_QUEUE_LIMIT = 256
+"""Packets that may wait for room in the guest's ring. No device of ours has more than a few outstanding; a guest that
+does not read for so long is stuck or hostile."""
+
+REPLY_QUEUE_LIMIT = 64
+"""With so many packets waiting for room nothing more is read: what is read may need an answer."""
+
+FULL_RING_POLL = 0.01
+"""Seconds between looks at a full ring of a guest that does not know the pending send size."""
+
+
+class Scheduler(Protocol):
+    """What a channel needs of the event loop."""
+
+    clock: Callable[[], float]
+
+    def after(self, seconds: float, callback: Callable[[], Any]) -> Timer: ...
+
+    def every(self, period: float, callback: Callable[[], Any]) -> Timer: ...
+
+    def post(self, callback: Callable[..., Any], *args: Any) -> None: ...
+
+
+class Channel:
+    """A device's connection to its driver. Made by the bus when the guest opens the channel.
+
+    `notify()` sets the channel's event flag in the guest; `refused(error)` is told of every rule the guest broke.
+    """
+
+    def __init__(
+        self,
+        device: VmbusDevice,
+        reader: RingReader,
+        writer: RingWriter,
+        *,
+        loop: Scheduler,
+        memory: GuestMemory,
+        relid: int,
+        version: int,
+        notify: Callable[[], None],
+        refused: Callable[[GuestError], None],
+    ) -> None:
+        self.memory = memory
+        self.relid = relid
+        self.version = version
+        self.name = device.offer.name
+        self.broken: str | None = None  # why nothing is read or sent any more, until the guest opens it anew
+        self.packets_in = self.packets_out = self.signals_in = self.signals_out = 0
+        self._device = device
+        self._reader = reader
+        self._writer = writer
+        self._loop = loop
+        self._notify = notify
+        self._refused = refused
+        self._is_open = True
+        self._queue: deque[Packet] = deque()
+        self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
+        self._timers: set[Timer] = set()
+        self._poll: Timer | None = None
+        self._continuing = False
+        self._flushing = False
+
+    # What devices use
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    @property
+    def reader(self) -> RingReader:
+        """The guest's sending ring, for `info`."""
+        return self._reader
+
+    @property
+    def writer(self) -> RingWriter:
+        """The guest's receiving ring, for `info`."""
+        return self._writer
+
+    @property
+    def queued(self) -> int:
+        """Packets that wait for room in the guest's ring."""
+        return len(self._queue)
+
+    def send(self, payload: bytes, *, transaction_id: int = 0, flags: int = 0) -> None:
+        """Send one in-band packet; it is queued while the guest's ring is full.
+
+        Raises GuestProtocolError if SEND_QUEUE_LIMIT packets wait already, ValueError if the payload is larger than
+        the whole ring. On a closed or broken channel the packet is dropped (and traced).
+        """
+        self._send(Packet(PacketType.IN_BAND, flags, transaction_id, payload))
+
+    def room(self) -> int:
+        """Payload bytes that one `send` could take now without queueing; 0 if none."""
+        if not self._is_open or self.broken or self._queue:
+            return 0
+        try:
+            return self._writer.room()
+        except BrokenRing as error:
+            self._break(error)
+            return 0
+
+    def when_room(self, payload_size: int, callback: Callable[[], Any]) -> None:
+        """Call `callback()` once `room()` is at least `payload_size`: at once if it is, else when the guest has read.
+
+        First come, first served, after packets that `send` queued. Forgotten at close.
+        """
+        if packet_size(payload_size) >= self._writer.size:
+            raise ValueError(f"{self.name}: {payload_size} bytes never fit a ring of {self._writer.size}")
+        if not self._is_open or self.broken:
+            return
+        self._waiters.append((payload_size, callback))
+        self._flush()
+
+    def clock(self) -> float:
+        """Seconds of the loop's clock."""
+        return self._loop.clock()
+
+    def after(self, seconds: float, callback: Callable[[], Any]) -> Timer:
+        """Call `callback()` once, `seconds` from now, unless the channel closes before."""
+
+        def run() -> None:
+            self._timers.discard(timer)
+            self._guarded(callback)
+
+        timer = self._loop.after(seconds, run)
+        return self._keep(timer)
+
+    def every(self, period: float, callback: Callable[[], Any]) -> Timer:
+        """Call `callback()` every `period` seconds until cancelled or the channel closes."""
+        return self._keep(self._loop.every(period, lambda: self._guarded(callback)))
+
+    # What the bus calls
+
+    def signalled(self) -> None:
+        """The guest signalled: it wrote a packet, or read some of a full ring."""
+        self.signals_in += 1
+        if trace.channel_signalled.on:
+            trace.channel_signalled(self.relid)
+        self._flush()
+        self._read()
+
+    def close(self) -> None:
+        """End everything: timers, queue, waiters. The bus tells the device."""
+        self._is_open = False
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        if self._poll:
+            self._poll.cancel()
+        self._queue.clear()
+        self._waiters.clear()
+
+    # Reading
+
+    def _read(self) -> None:
+        """Take up to PACKETS_PER_STEP packets; go on in the loop's next step if there may be more."""
+        if not self._is_open or self.broken or self._continuing:
+            return
+        try:
+            self._reader.mask()
+            packets = self._reader.read(PACKETS_PER_STEP)
+            for packet in packets:
+                self._receive(packet)
+                if not self._is_open or self.broken:
+                    return
+            if self._reader.publish():
+                self._signal()
+            if len(packets) < PACKETS_PER_STEP and not self._reader.unmask():
+                return
+        except BrokenRing as error:
+            self._break(error)
+            return
+        if len(self._queue) < REPLY_QUEUE_LIMIT:  # else _flush comes back to it
+            self._continuing = True
+            self._loop.post(self._continue)
+
+    def _continue(self) -> None:
+        self._continuing = False
+        self._read()
+
+    def _receive(self, packet: Packet) -> None:
+        self.packets_in += 1
+        if trace.packet_received.on:
+            trace.packet_received(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
+        if packet.type == PacketType.IN_BAND:
+            self._guarded(lambda: self._device.received(packet.payload))
+        else:
+            self._refused(GuestProtocolError(f"{self.name}: packet type {packet.type} is not served"))
+        if packet.flags & PacketFlag.COMPLETION_REQUESTED and self._is_open:
+            self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
+
+    def _guarded(self, callback: Callable[[], Any]) -> None:
+        """Run a device's code; what the guest did wrong ends here."""
+        try:
+            callback()
+        except GuestError as error:
+            self._refused(error)
+
+    # Writing
+
+    def _send(self, packet: Packet) -> None:
+        if packet_size(len(packet.payload)) >= self._writer.size:
+            raise ValueError(f"{self.name}: {len(packet.payload)} bytes never fit a ring of {self._writer.size}")
+        if not self._is_open or self.broken:
+            if trace.packet_dropped.on:
+                trace.packet_dropped(self.relid, packet.type, len(packet.payload), self.broken or "closed")
+            return
+        if len(self._queue) >= SEND_QUEUE_LIMIT:
+            raise GuestProtocolError(f"{self.name}: guest does not read, {SEND_QUEUE_LIMIT} packets wait")
+        self._queue.append(packet)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits, then serve waiters, as far as there is room; ask to be signalled for the rest."""
+        if self._flushing or not self._is_open or self.broken:
+            return
+        self._flushing = True
+        was_held = len(self._queue) >= REPLY_QUEUE_LIMIT
+        try:
+            while self._is_open and not self.broken and (self._queue or self._waiters):
+                needed = len(self._queue[0].payload) if self._queue else self._waiters[0][0]
+                if not self._writer.has_room(needed) and not self._writer.request_room(needed):
+                    self._poll_if_needed()
+                    break
+                if self._queue:
+                    self._write(self._queue.popleft())
+                else:
+                    self._guarded(self._waiters.popleft()[1])
+            else:
+                if self._is_open and not self.broken:
+                    self._writer.clear_request()
+        except BrokenRing as error:
+            self._break(error)
+        finally:
+            self._flushing = False
+        if was_held and len(self._queue) < REPLY_QUEUE_LIMIT:
+            self._read()
+
+    def _write(self, packet: Packet) -> None:
+        must_signal = self._writer.write(packet)
+        self.packets_out += 1
+        if trace.packet_sent.on:
+            trace.packet_sent(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
+        if must_signal or self._device.offer.signal_each:
+            self._signal()
+
+    def _signal(self) -> None:
+        self.signals_out += 1
+        self._notify()
+
+    def _poll_if_needed(self) -> None:
+        """Look again soon if the guest will not signal room by itself."""
+        if not self._writer.guest_signals_room and self._poll is None:
+            self._poll = self._loop.after(FULL_RING_POLL, self._polled)
+
+    def _polled(self) -> None:
+        self._poll = None
+        self._flush()
+
+    def _keep(self, timer: Timer) -> Timer:
+        if not self._is_open:
+            timer.cancel()
+            return timer
+        self._timers = {t for t in self._timers if not t.cancelled}
+        self._timers.add(timer)
+        return timer
+
+    def _break(self, error: BrokenRing) -> None:
+        self.broken = str(error)
+        if trace.ring_broken.on:
+            trace.ring_broken(self.relid, self.broken)
+        self._refused(error)
