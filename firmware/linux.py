@@ -1,0 +1,235 @@
+"""The boot loader: put a Linux kernel, its initramfs and its papers in memory, and say where it starts.
+
+    0x1000 GDT   0x2000 PVH start info   0x7000 zero page   0x9000 page tables   0x20000 command line
+    0xE0000 ACPI tables   kernel where it was linked (16 MiB)   initramfs at the end of RAM below 3 GiB
+
+Three entries. A bzImage by the 64-bit boot protocol unpacks itself in the guest. A vmlinux by the same protocol is
+already unpacked, which saves the guest that work. A vmlinux by PVH starts in 32-bit mode and finds the same things in
+another structure.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from firmware import bzimage, elf, entry, pvh, zero_page
+from firmware.acpi import AcpiConfig, build_acpi
+from firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE, HIGH_RAM, MIB, E820Entry, e820_map, ram_layout
+from firmware.sniff import describe
+from pyvmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from firmware.entry import BootState
+    from pyvmm.wire import Buffer
+
+Entry = Literal["auto", "64", "pvh"]
+
+PAGE = 4096
+BZIMAGE_ENTRY64 = 0x200  # startup_64, after the start of the protected-mode kernel
+VMLINUX_CMDLINE_SIZE = 2047  # COMMAND_LINE_SIZE of x86, less the closing zero
+INITRD_MAX = 0x7FFFFFFF  # a vmlinux tells no limit; what its header would say
+HEADROOM = 16 * MIB  # beyond kernel and initramfs: with less, Linux panics before it can say why
+
+
+class Memory(Protocol):
+    """What is needed of pyvmm.memory.GuestMemory."""
+
+    def write(self, gpa: int, data: Buffer, /) -> None: ...
+
+
+def load_linux(
+    memory: Memory,
+    *,
+    kernel: Path | bytes,
+    initrd: Path | bytes | None = None,
+    cmdline: str = "",
+    ram_size: int,
+    acpi: AcpiConfig | None = None,
+    protocol: Entry = "auto",
+    fresh: bool = True,
+) -> BootState:
+    """Fill `memory` (`ram_size` bytes, laid out as `ram_layout` says) and return the first vCPU's registers.
+
+    `acpi` None leaves the tables out. `fresh` says that the memory holds zeros, so that zeros need not be written;
+    False for loading again after a reset. Raises ConfigError, one line with the next step, if the files or sizes
+    will not do. Guest memory may be partly written then.
+    """
+    name = str(kernel) if isinstance(kernel, Path) else "kernel"
+    kernel_data = _contents(kernel, name)
+    initrd_name = str(initrd) if isinstance(initrd, Path) else "initrd"
+    initrd_data = _contents(initrd, initrd_name) if initrd is not None else memoryview(b"")
+    text = cmdline.encode()
+    if b"\0" in text:
+        raise ConfigError("the kernel command line holds a zero byte; remove it")
+
+    rsdp = 0
+    e820 = e820_map(ram_size)
+    loader: _Bzimage | _Vmlinux
+    if bytes(kernel_data[:4]) == elf.ELF_MAGIC:
+        loader = _Vmlinux(kernel_data, name, protocol)
+    elif bzimage.is_bzimage(kernel_data):
+        if protocol == "pvh":
+            kernel_data = memoryview(bzimage.unpack_kernel(kernel_data, name))
+            loader = _Vmlinux(kernel_data, name, protocol)
+        else:
+            loader = _Bzimage(kernel_data, name)
+    else:
+        raise ConfigError(f"{name}: not a Linux kernel but {describe(kernel_data)}; give a bzImage or a vmlinux")
+
+    if len(text) > loader.cmdline_size:
+        raise ConfigError(
+            f"the kernel command line is {len(text)} bytes long, this kernel takes {loader.cmdline_size}; shorten it"
+        )
+    initrd_gpa = _place_initrd(loader, len(initrd_data), ram_size, name, initrd_name)
+
+    loader.write(memory, fresh)
+    if initrd_data:
+        memory.write(initrd_gpa, initrd_data)
+    memory.write(entry.CMDLINE_GPA, text + b"\0")
+    if acpi is not None:
+        tables = build_acpi(acpi, ACPI_AREA, ACPI_AREA_SIZE)
+        memory.write(ACPI_AREA, tables.data)
+        rsdp = tables.rsdp_gpa
+    _write_parameters(memory, loader, e820, initrd_gpa, len(initrd_data), rsdp)
+    state = loader.state
+    memory.write(entry.GDT_GPA, state.gdt())
+    return state
+
+
+def _write_parameters(
+    memory: Memory,
+    loader: _Bzimage | _Vmlinux,
+    e820: list[E820Entry],
+    initrd_gpa: int,
+    initrd_size: int,
+    rsdp: int,
+) -> None:
+    """The zero page and page tables, or the PVH start info."""
+    if loader.pvh:
+        info = pvh.build(
+            entry.START_INFO_GPA,
+            e820=e820,
+            cmdline_gpa=entry.CMDLINE_GPA,
+            initrd_gpa=initrd_gpa,
+            initrd_size=initrd_size,
+            rsdp_gpa=rsdp,
+        )
+        memory.write(entry.START_INFO_GPA, info)
+        return
+    page = zero_page.build(
+        header=loader.header,
+        e820=e820,
+        cmdline_gpa=entry.CMDLINE_GPA,
+        cmdline_size=loader.cmdline_size,
+        initrd_gpa=initrd_gpa,
+        initrd_size=initrd_size,
+        rsdp_gpa=rsdp,
+    )
+    memory.write(entry.ZERO_PAGE_GPA, page)
+    memory.write(entry.PAGE_TABLES_GPA, entry.page_tables())
+
+
+class _Bzimage:
+    """A packed kernel: its protected-mode part goes where it would like to run."""
+
+    pvh = False
+
+    def __init__(self, data: Buffer, name: str) -> None:
+        self.image = bzimage.parse(data, name)
+        if not self.image.entry64:
+            raise ConfigError(f"{name}: a 32-bit kernel; pyvmm runs 64-bit x86 kernels only")
+        if self.image.pref_address < HIGH_RAM:
+            raise ConfigError(f"{name}: wants to run at {self.image.pref_address:#x}, below 1 MiB")
+        self.data = data
+        self.header: bytes | None = self.image.header
+        self.cmdline_size = self.image.cmdline_size
+        self.initrd_max = self.image.initrd_addr_max
+        self.end = self.image.pref_address + max(self.image.init_size, self.image.kernel_size)
+        self.state = entry.long_mode(self.image.pref_address + BZIMAGE_ENTRY64)
+
+    def write(self, memory: Memory, fresh: bool) -> None:
+        start = self.image.kernel_offset
+        piece = memoryview(self.data)[start : start + self.image.kernel_size]
+        memory.write(self.image.pref_address, piece)
+
+
+class _Vmlinux:
+    """An unpacked kernel: its segments go to their addresses."""
+
+    header: bytes | None = None
+    cmdline_size = VMLINUX_CMDLINE_SIZE
+    initrd_max = INITRD_MAX
+
+    def __init__(self, data: Buffer, name: str, protocol: Entry) -> None:
+        self.image = elf.parse(data, name)
+        self.data = data
+        self.end = self.image.end
+        self.pvh = protocol == "pvh"
+        low = min(segment.gpa for segment in self.image.segments)
+        if low < HIGH_RAM:
+            raise ConfigError(f"{name}: wants to be at {low:#x}, below 1 MiB: not a Linux kernel")
+        if not self.pvh:
+            self.state = entry.long_mode(self.image.entry64)
+        elif self.image.pvh_entry is not None:
+            self.state = entry.protected_mode(self.image.pvh_entry)
+        else:
+            raise ConfigError(f"{name}: has no PVH entry; build it with CONFIG_PVH=y or leave the protocol to pyvmm")
+
+    def write(self, memory: Memory, fresh: bool) -> None:
+        view = memoryview(self.data)
+        for segment in self.image.segments:
+            if segment.file_size:
+                memory.write(segment.gpa, view[segment.offset : segment.offset + segment.file_size])
+            if not fresh:
+                _clear(memory, segment.gpa + segment.file_size, segment.gpa + segment.size)
+
+
+def _clear(memory: Memory, start: int, end: int) -> None:
+    zeros = memoryview(bytes(MIB))
+    for gpa in range(start, end, MIB):
+        memory.write(gpa, zeros[: min(MIB, end - gpa)])
+
+
+def _place_initrd(loader: _Bzimage | _Vmlinux, size: int, ram_size: int, name: str, initrd_name: str) -> int:
+    """Address for the initramfs: as high as kernel and low RAM allow. Raises ConfigError if memory is short."""
+    low_ram = ram_layout(ram_size)[0].size
+    pages = (size + PAGE - 1) & -PAGE
+    if size and size > low_ram:
+        raise ConfigError(
+            f"{initrd_name}: {_mib(size)} MiB do not fit in {ram_size / MIB:g} MiB of memory; "
+            f"the guest needs at least --memory {_mib(loader.end + pages + HEADROOM)}M"
+        )
+    if loader.end + pages + HEADROOM > low_ram:
+        raise ConfigError(
+            f"{ram_size / MIB:g} MiB of memory are too little for {name}"
+            f"{' and ' + initrd_name if size else ''}: the guest needs at least "
+            f"--memory {_mib(loader.end + pages + HEADROOM)}M"
+        )
+    gpa = (min(low_ram, loader.initrd_max + 1) & -PAGE) - pages
+    if gpa < loader.end:
+        raise ConfigError(f"{initrd_name}: {_mib(size)} MiB are more than {name} can take")
+    return gpa if size else 0
+
+
+def _mib(size: int) -> int:
+    return -(-size // MIB)
+
+
+def _contents(source: Path | bytes, name: str) -> memoryview:
+    """The bytes of a file, mapped instead of read: they are copied once, to guest memory."""
+    view = memoryview(b"")
+    if isinstance(source, bytes):
+        view = memoryview(source)
+    else:
+        try:
+            with source.open("rb") as file:
+                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:
+            pass  # mmap's way of saying that there is nothing
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot read it: {error.strerror}") from error
+    if not view:
+        raise ConfigError(f"{name}: the file is empty")
+    return view
