@@ -1,0 +1,112 @@
+"""A virtual CPU: running it, stopping it from outside, and the page it shares with the kernel."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from pyvmm.errors import HostError
+from pyvmm.kvm import abi
+from pyvmm.kvm.abi import Op
+from pyvmm.kvm.coalesced import CoalescedWrite
+from pyvmm.kvm.exits import INTERRUPTED, Exit, decode
+from pyvmm.kvm.handle import KvmError
+from pyvmm.kvm.state import VcpuState
+from pyvmm.kvm.sync import SyncRegs
+
+if TYPE_CHECKING:
+    from pyvmm.kvm.vm import Vm
+
+_KERNEL_SIGSET_SIZE: Final = 8  # bytes; libc's sigset_t is larger
+
+
+class Vcpu(VcpuState):
+    """A vCPU. Made by `Vm.create_vcpu`; one thread runs it, and only that thread touches its state.
+
+    The state (registers, MSRs, APIC, ...) is in `VcpuState`, where this class gets it from.
+    """
+
+    def __init__(self, fd: int, id: int, mmap_size: int, vm: Vm) -> None:
+        super().__init__(fd, f"vcpu {id}", vm)
+        self.id = id
+        try:
+            self.shared = mmap.mmap(fd, mmap_size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            super().close()
+            raise HostError(f"mmap of vcpu {id}'s kvm_run ({mmap_size} bytes): {error.strerror}") from None
+        self.sync = SyncRegs(self.shared, vm)
+
+    def close(self) -> None:
+        """Unmap and close. Not while a thread runs it."""
+        if not self.closed:
+            self.sync.release()
+            with suppress(BufferError):  # someone keeps a view of a register: then it goes when the view does
+                self.shared.close()
+        super().close()
+
+    def run(self) -> Exit:
+        """Run the guest until it needs us. A signal or `immediate_exit` comes back as Interrupted.
+
+        An exit that asks for something is to be answered by its methods before the next `run`.
+        """
+        try:
+            fcntl.ioctl(self._fd, Op.RUN, 0)
+        except (InterruptedError, BlockingIOError):
+            return INTERRUPTED
+        except ValueError:
+            raise HostError(f"{self.where} is closed") from None
+        except OSError as error:
+            raise KvmError(Op.RUN, self.where, "", error.errno or 0) from None
+        return decode(self.shared)
+
+    @property
+    def immediate_exit(self) -> bool:
+        """Whether the next (or, with a signal, the current) run comes back at once. Any thread may set it.
+
+        It stays set until cleared. A vCPU that is in the guest already notices only after a signal to its
+        thread: set this, then signal; so a vCPU just about to enter does not miss it.
+        """
+        return bool(self._shared()[abi.RUN_IMMEDIATE_EXIT])
+
+    @immediate_exit.setter
+    def immediate_exit(self, value: bool) -> None:
+        self._shared()[abi.RUN_IMMEDIATE_EXIT] = int(value)
+
+    @property
+    def request_interrupt_window(self) -> bool:
+        """Whether to exit as soon as the guest can take an interrupt (only without in-kernel irqchip)."""
+        return bool(self._shared()[abi.RUN_REQUEST_INTERRUPT_WINDOW])
+
+    @request_interrupt_window.setter
+    def request_interrupt_window(self, value: bool) -> None:
+        self._shared()[abi.RUN_REQUEST_INTERRUPT_WINDOW] = int(value)
+
+    @property
+    def ready_for_interrupt(self) -> bool:
+        """Whether the guest could take an interrupt at the last exit."""
+        return bool(self._shared()[abi.RUN_READY_FOR_INTERRUPT_INJECTION])
+
+    def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
+        """Block these signals, and only these, while in KVM_RUN; None leaves the thread's own mask."""
+        if blocked is None:
+            self.ioctl(Op.SET_SIGNAL_MASK)
+            return
+        bits = 0
+        for number in blocked:
+            bits |= 1 << (number - 1)
+        names = ",".join(signal.Signals(n + 1).name for n in range(31) if bits >> n & 1)
+        self.ioctl(Op.SET_SIGNAL_MASK, bytearray(pack("<IQ", _KERNEL_SIGSET_SIZE, bits)), names)
+
+    def drain_coalesced(self) -> list[CoalescedWrite]:
+        """The VM's queued writes: see `Vm.drain_coalesced`."""
+        return self._vm.drain_coalesced()
+
+    def _shared(self) -> mmap.mmap:
+        if self._fd < 0:
+            raise HostError(f"{self.where} is closed")
+        return self.shared
