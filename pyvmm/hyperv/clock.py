@@ -1,0 +1,46 @@
+"""Time for the guest: the reference counter (100 ns since the partition started) and the page that computes it.
+
+Source: TLFS 12.6 and 12.7. A guest that has the TSC page reads its clock without an exit:
+
+    time = ((rdtsc * scale) >> 64) + offset
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pyvmm.hyperv.tlfs import ReferenceTscPage
+
+TICKS_PER_SECOND = 10_000_000
+APIC_HZ = 1_000_000_000
+"""KVM's LAPIC timer counts nanoseconds (APIC_BUS_CYCLE_NS)."""
+
+
+def tsc_scale(tsc_hz: int) -> int:
+    """The page's scale: 100 ns ticks a TSC tick, as a fraction of 2**64."""
+    return (TICKS_PER_SECOND << 64) // tsc_hz
+
+
+class ReferenceClock:
+    """The reference counter of one partition."""
+
+    def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now_ns = now_ns
+        self._start = now_ns()
+        self._sequence = 0
+
+    def ticks(self) -> int:
+        """100 ns units since the partition started (or was reset)."""
+        return (self._now_ns() - self._start) // 100
+
+    def restart(self) -> None:
+        """Count from 0 again."""
+        self._start = self._now_ns()
+
+    def page(self, tsc: int, tsc_hz: int) -> bytes:
+        """A reference TSC page, right now that the guest's TSC reads `tsc`. Each one has a new sequence."""
+        self._sequence = self._sequence % 0xFFFFFFFE + 1  # 0 means "do not use", all ones "use the counter MSR"
+        scale = tsc_scale(tsc_hz)
+        offset = self.ticks() - (tsc * scale >> 64)
+        return ReferenceTscPage(self._sequence, 0, scale, offset % (1 << 64)).build()

@@ -1,0 +1,57 @@
+"""CPUID leaves 0x4000xxxx: who the hypervisor is and what it offers.
+
+Source: TLFS section 2; Linux arch/x86/kernel/cpu/mshyperv.c for what is asked. Only what an engine implements is
+offered; what is left out, and what Linux would do if it were set, is told in docs/hyperv.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyvmm.hyperv.tlfs import Access, Feature, Hint, Privilege
+from pyvmm.kvm import CpuidEntry
+
+VENDOR = b"Microsoft Hv"
+INTERFACE = b"Hv#1"
+MAX_LEAF = 0x4000000A
+BUILD = 14393  # Windows Server 2016, as KVM itself says; Linux only logs it
+VERSION = 10 << 16
+NEVER_NOTIFY = 0xFFFFFFFF  # spin count after which a guest tells us it waits for a lock
+ZERO_LEAVES = (*range(0x40000006, 0x4000000D), *range(0x40000080, 0x40000083))
+"""Leaves Linux may read although they are empty. Without an entry an Intel KVM answers with another leaf's data."""
+
+
+@dataclass(slots=True)
+class Offer:
+    """What leaves 3 and 4 say. The default is what both engines have."""
+
+    access: Access = (
+        Access.TIME_REF_COUNT
+        | Access.SYNIC
+        | Access.HYPERCALL
+        | Access.VP_INDEX
+        | Access.RESET
+        | Access.REFERENCE_TSC
+        | Access.FREQUENCY
+    )
+    privileges: Privilege = Privilege.POST_MESSAGES | Privilege.SIGNAL_EVENTS
+    features: Feature = Feature.FREQUENCY_MSRS | Feature.CRASH_MSRS
+    # Without this hint Linux does not write EOI after a SINT, and nothing clears the LAPIC's in-service bit.
+    hints: Hint = Hint.AUTO_EOI_DEPRECATED
+
+
+def leaves(offer: Offer, vp_count: int) -> list[CpuidEntry]:
+    """All entries at 0x4000xxxx, for KVM_SET_CPUID2."""
+
+    def words(text: bytes) -> list[int]:
+        return [int.from_bytes(text[i : i + 4], "little") for i in range(0, len(text), 4)]
+
+    table: dict[int, tuple[int, int, int, int]] = dict.fromkeys(ZERO_LEAVES, (0, 0, 0, 0))
+    vendor = words(VENDOR)
+    table[0x40000000] = (MAX_LEAF, vendor[0], vendor[1], vendor[2])
+    table[0x40000001] = (words(INTERFACE)[0], 0, 0, 0)
+    table[0x40000002] = (BUILD, VERSION, 0, 0)
+    table[0x40000003] = (int(offer.access), int(offer.privileges), 0, int(offer.features))
+    table[0x40000004] = (int(offer.hints), NEVER_NOTIFY, 0, 0)
+    table[0x40000005] = (vp_count, vp_count, 0, 0)
+    return [CpuidEntry(function, 0, 0, *table[function]) for function in sorted(table)]

@@ -1,0 +1,119 @@
+"""What both engines share: the SynIC, hypercalls, signals, crash registers, and their place beside the machine.
+
+An engine is made for one KVM VM and dies with it: a machine reset makes a new VM and a new engine, so that no state
+of either can survive. Who calls what:
+
+    machine (before the vCPUs exist)   setup_vm
+    machine (each vCPU)                cpuid, setup_vcpu
+    vCPU threads                       handle(vcpu, exit) -> bool
+    loop                               the Partition methods
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from pyvmm.hyperv.crash import CrashRegisters, CrashReport
+from pyvmm.hyperv.hypercall import Hypercalls
+from pyvmm.hyperv.partition import MessageListener
+from pyvmm.hyperv.synic import Synic
+from pyvmm.kvm import CpuidEntry, Exit, Vcpu, Vm
+from pyvmm.loop import Loop
+from pyvmm.memory import GuestMemory
+
+Notify = Callable[[], None]
+
+
+class _Signal:
+    """One signal connection. Signals that come before the callback has run merge, as eventfds do."""
+
+    __slots__ = ("callback", "pending")
+
+    def __init__(self, callback: Notify) -> None:
+        self.callback = callback
+        self.pending = False
+
+    def run(self) -> None:
+        self.pending = False  # first: what is signalled from here on needs another run
+        self.callback()
+
+
+class Engine(ABC):
+    """Answers the guest as Hyper-V would. Implements `partition.Partition`."""
+
+    name: str
+
+    def __init__(self, vp_count: int, memory: GuestMemory, loop: Loop, *, masks_known: bool) -> None:
+        self.vp_count = vp_count
+        self.memory = memory
+        self.loop = loop
+        self.synic = Synic(vp_count, memory, self.interrupt, masks_known=masks_known)
+        self.hypercalls = Hypercalls(memory, self._signalled)
+        self.crash = CrashRegisters()
+        self.on_crash: Callable[[CrashReport], None] = lambda report: None
+        self.on_reset: Notify = lambda: None
+        self._signals: dict[int, _Signal] = {}
+
+    @abstractmethod
+    def setup_vm(self, vm: Vm) -> None:
+        """Before any vCPU exists, after the irqchip."""
+
+    @abstractmethod
+    def cpuid(self) -> list[CpuidEntry]:
+        """The 0x4000xxxx leaves of every vCPU."""
+
+    @abstractmethod
+    def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
+        """After the vCPU's CPUID was set."""
+
+    @abstractmethod
+    def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
+        """Answer a Hyper-V exit, on the vCPU's thread. False if it is none."""
+
+    @abstractmethod
+    def interrupt(self, vp: int, sint: int) -> None:
+        """Raise the vector the guest put into `sint`, unless masked."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the engine took from the host. The VM is closed by its owner."""
+
+    # Partition
+
+    def post_message(self, vp: int, sint: int, type: int, payload: bytes, done: Callable[[int], None]) -> None:
+        self.synic.post(vp, sint, type, payload, done)
+
+    def drop_messages(self, sint: int) -> None:
+        self.synic.drop(sint)
+
+    def signal_event(self, vp: int, sint: int, flag: int) -> bool:
+        return self.synic.signal(vp, sint, flag)
+
+    def listen(self, listener: MessageListener) -> None:
+        self.hypercalls.listener = listener
+
+    def connect_signal(self, connection_id: int, callback: Notify) -> None:
+        self._signals[connection_id] = _Signal(callback)
+
+    def disconnect_signal(self, connection_id: int) -> None:
+        self._signals.pop(connection_id, None)
+
+    def _signalled(self, connection_id: int) -> bool:
+        signal = self._signals.get(connection_id)
+        if signal is None:
+            return False
+        if not signal.pending:
+            signal.pending = True
+            self.loop.post(self._run_signal, connection_id, signal)
+        return True
+
+    def _run_signal(self, connection_id: int, signal: _Signal) -> None:
+        if self._signals.get(connection_id) is signal:  # else disconnected while the post was under way
+            signal.run()
+
+    def _write_crash(self, msr: int, value: int) -> None:
+        with self.synic.lock:
+            report = self.crash.write(msr, value, self.memory)
+        if report is not None:
+            self.loop.post(self.on_crash, report)

@@ -1,0 +1,103 @@
+"""Hypercalls: the control word, the page of code that makes them, and the two calls that VMBus needs.
+
+Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event().
+
+    call [hypercall page]   RCX control word, RDX and R8 input and output gpa (or, fast, 16 bytes of input)
+                            RAX status, and in bits 32..43 the repetitions done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyvmm.errors import GuestError
+from pyvmm.hyperv.partition import MessageListener
+from pyvmm.hyperv.tlfs import (
+    MAX_PAYLOAD,
+    HypercallCode,
+    HypercallControl,
+    HypercallStatus,
+    PostMessageInput,
+    SignalEventInput,
+)
+from pyvmm.memory import PAGE_SIZE, GuestMemory
+
+CONNECTION_MASK = 0xFFFFFF
+"""The bits of a connection id that name the connection; KVM's KVM_HYPERV_EVENTFD has the same limit."""
+
+HYPERCALL_PORT = 0xEC
+"""The I/O port of the user engine's hypercall page. Nothing on a PC answers there."""
+
+_ENDBR64 = bytes.fromhex("f3 0f 1e fa")
+_OUT_AL = 0xE6
+_RET = 0xC3
+
+
+def page_code(port: int = HYPERCALL_PORT) -> bytes:
+    """The user engine's hypercall page: endbr64; out port, al; ret.
+
+    VMCALL would not do: a KVM without Hyper-V answers it itself. ENDBR64 is what Linux 6.1 and later look for before
+    they keep IBT on. A user-mode caller gets #GP from OUT (IOPL 0), so calls come from CPL 0 only.
+    """
+    return (_ENDBR64 + bytes([_OUT_AL, port, _RET])).ljust(PAGE_SIZE, b"\xcc")
+
+
+def no_listener(connection_id: int, message_type: int, payload: bytes) -> int:
+    """What answers HvPostMessage before VMBus is there."""
+    return HypercallStatus.INVALID_CONNECTION_ID
+
+
+class Hypercalls:
+    """Decodes and answers calls, on the vCPU thread that made them.
+
+    `signal(connection_id) -> bool` passes an event on; False if the connection is unknown.
+    """
+
+    def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
+        self.memory = memory
+        self.listener: MessageListener = no_listener
+        self._signal = signal
+
+    def call(self, control: int, input1: int, input2: int) -> int:
+        """The result for RAX. `input1`: RDX; `input2`: R8. Never raises: bad input has a status."""
+        word = HypercallControl(control)
+        if word.reserved_low or word.reserved_middle or word.reserved_high or word.nested or word.variable_header:
+            return HypercallStatus.INVALID_HYPERCALL_INPUT
+        try:
+            match word.code:
+                case HypercallCode.POST_MESSAGE | HypercallCode.SIGNAL_EVENT if word.rep_count or word.rep_start:
+                    return HypercallStatus.INVALID_HYPERCALL_INPUT
+                case HypercallCode.POST_MESSAGE if word.fast:
+                    return HypercallStatus.INVALID_HYPERCALL_CODE
+                case HypercallCode.POST_MESSAGE:
+                    return self._post(input1)
+                case HypercallCode.SIGNAL_EVENT if word.fast:
+                    return self._event(SignalEventInput.parse(input1.to_bytes(8, "little")))
+                case HypercallCode.SIGNAL_EVENT if input1 % 8:
+                    return HypercallStatus.INVALID_ALIGNMENT
+                case HypercallCode.SIGNAL_EVENT:
+                    return self._event(SignalEventInput.parse(self.memory.read(input1, SignalEventInput.SIZE)))
+                case _:
+                    return HypercallStatus.INVALID_HYPERCALL_CODE
+        except GuestError:
+            return HypercallStatus.INVALID_PARAMETER
+
+    def _post(self, gpa: int) -> int:
+        if gpa % 8:
+            return HypercallStatus.INVALID_ALIGNMENT
+        size = PostMessageInput.SIZE
+        if gpa % PAGE_SIZE > PAGE_SIZE - size - MAX_PAYLOAD:
+            return HypercallStatus.INVALID_ALIGNMENT  # the block may not cross a page
+        data = self.memory.read(gpa, size + MAX_PAYLOAD)  # one copy: the guest may change it under us
+        head = PostMessageInput.parse(data)
+        if head.payload_size > MAX_PAYLOAD:
+            return HypercallStatus.INVALID_HYPERCALL_INPUT
+        payload = data[size : size + head.payload_size]
+        return self.listener(head.connection_id & CONNECTION_MASK, head.message_type, payload)
+
+    def _event(self, event: SignalEventInput) -> int:
+        if event.flag_number:
+            return HypercallStatus.INVALID_PORT_ID
+        if not self._signal(event.connection_id & CONNECTION_MASK):
+            return HypercallStatus.INVALID_CONNECTION_ID
+        return HypercallStatus.SUCCESS

@@ -1,0 +1,172 @@
+"""The kernel engine: KVM's own Hyper-V support answers, and we do what it leaves to user space.
+
+Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/api.rst 4.94 and 5 (KVM_EXIT_HYPERV).
+
+    KVM_EXIT_HYPERV / SYNIC    the guest moved its message or event page, or switched its SynIC
+    KVM_EXIT_HYPERV / HCALL    HvPostMessage, and HvSignalEvent for a connection without an eventfd
+    KVM_HYPERV_EVENTFD         HvSignalEvent for a known connection becomes an eventfd that the loop waits for
+    irqfd on a SINT route      raises the vector in the guest's SINT register, unless masked
+    resample irqfd, same line  KVM writes to it at each EOM; no exit tells of EOM otherwise
+    MSR filter                 the crash registers: KVM keeps them but knows no panic text
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.errors import GuestMemoryError
+from pyvmm.hyperv import cpuid
+from pyvmm.hyperv import events as trace
+from pyvmm.hyperv.engine import Engine, Notify
+from pyvmm.hyperv.tlfs import VMBUS_SINT, Access, Msr
+from pyvmm.kvm import Cap, CpuidEntry, Exit, HypervHcall, HypervSynic, IrqRoute, MsrRange, Rdmsr, Vcpu, Vm, Wrmsr
+from pyvmm.kvm.abi import MsrExitReason
+from pyvmm.loop import Loop
+from pyvmm.memory import GuestMemory
+
+NEEDED = (
+    Cap.HYPERV,
+    Cap.HYPERV_SYNIC2,
+    Cap.HYPERV_TIME,
+    Cap.HYPERV_EVENTFD,
+    Cap.HYPERV_VP_INDEX,
+    Cap.IRQFD_RESAMPLE,
+    Cap.X86_USER_SPACE_MSR,
+    Cap.X86_MSR_FILTER,
+)
+"""Without one of these the kernel engine cannot run."""
+
+FIRST_SINT_GSI = 24
+"""GSIs above the I/O APIC's pins: one a VP, for its VMBus SINT."""
+
+
+class KernelEngine(Engine):
+    """Hyper-V in KVM. `base_routes` are the PC's own interrupt routes, which setting ours would drop."""
+
+    name = "kernel"
+
+    def __init__(
+        self,
+        vp_count: int,
+        memory: GuestMemory,
+        loop: Loop,
+        *,
+        base_routes: list[IrqRoute],
+        invariant_tsc: bool = False,
+    ) -> None:
+        super().__init__(vp_count, memory, loop, masks_known=False)
+        self._base_routes = base_routes
+        self._offer = cpuid.Offer()
+        if invariant_tsc:
+            self._offer.access |= Access.TSC_INVARIANT
+        self._vm: Vm | None = None
+        self._sint_fds: list[int] = []
+        self._eom_fds: list[int] = []
+        self._signal_fds: dict[int, int] = {}
+
+    def setup_vm(self, vm: Vm) -> None:
+        self._vm = vm
+        routes = [IrqRoute.hv_sint(FIRST_SINT_GSI + vp, vp, VMBUS_SINT) for vp in range(self.vp_count)]
+        vm.set_routes(self._base_routes + routes)
+        vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(MsrExitReason.FILTER))
+        vm.set_msr_filter([MsrRange.deny(Msr.CRASH_P0, Msr.CRASH_CTL - Msr.CRASH_P0 + 1)])
+
+    def cpuid(self) -> list[CpuidEntry]:
+        return cpuid.leaves(self._offer, self.vp_count)
+
+    def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
+        assert self._vm is not None
+        vcpu.enable_cap(Cap.HYPERV_SYNIC2)
+        sint, eom, unused = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3))
+        self._sint_fds.append(sint)
+        self._eom_fds += [eom, unused]
+        gsi = FIRST_SINT_GSI + vp
+        self._vm.irqfd(sint, gsi)
+        # A second irqfd on the line, never written: KVM tells its resample side of each EOM. The first stays a plain
+        # one because KVM raises those at once and resampling ones from a work queue.
+        self._vm.irqfd(unused, gsi, resample_fd=eom)
+        self.loop.post(self.loop.add_reader, eom, lambda: self._eom(vp, eom))
+
+    def close(self) -> None:
+        for fd in self._eom_fds:
+            self.loop.remove_reader(fd)
+        for fd in self._signal_fds.values():
+            self.loop.remove_reader(fd)
+        for fd in (*self._sint_fds, *self._eom_fds, *self._signal_fds.values()):
+            os.close(fd)
+        self._sint_fds, self._eom_fds, self._signal_fds = [], [], {}
+        self._vm = None
+
+    def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
+        match exit:
+            case HypervHcall(input=control, params=(first, second)):
+                status = self.hypercalls.call(control, first, second)
+                if trace.hypercall.on:
+                    trace.hypercall(vp, control & 0xFFFF, control, status)
+                exit.reply(status)
+                return True
+            case HypervSynic():
+                self._synic_changed(vp, exit)
+                return True
+            case Rdmsr(index=msr) if Msr.CRASH_P0 <= msr <= Msr.CRASH_CTL:
+                exit.reply(self.crash.read(msr))
+                return True
+            case Wrmsr(index=msr, value=value) if Msr.CRASH_P0 <= msr <= Msr.CRASH_CTL:
+                self._write_crash(msr, value)
+                exit.ok()
+                return True
+        return False
+
+    def _synic_changed(self, vp: int, exit: HypervSynic) -> None:
+        with self.synic.lock:
+            self.synic.vps[vp].control = exit.control
+            for page, value in (("simp", exit.msg_page), ("siefp", exit.evt_page)):
+                if value != getattr(self.synic.vps[vp], page):
+                    try:
+                        self.synic.set_page(vp, page, value)
+                    except GuestMemoryError as error:  # not RAM: KVM took the value all the same, we use no such page
+                        if trace.msr_refused.on:
+                            trace.msr_refused(vp, "write", exit.msr, str(error))
+                        self.synic.set_page(vp, page, 0)
+        self.loop.post(self.synic.retry, vp)
+
+    def interrupt(self, vp: int, sint: int) -> None:
+        assert sint == VMBUS_SINT, f"no route for SINT{sint}"
+        if vp < len(self._sint_fds):
+            os.eventfd_write(self._sint_fds[vp], 1)
+
+    def _eom(self, vp: int, fd: int) -> None:
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:
+            return
+        if trace.eom.on:
+            trace.eom(vp)
+        self.synic.retry(vp)
+
+    def connect_signal(self, connection_id: int, callback: Notify) -> None:
+        super().connect_signal(connection_id, callback)
+        if self._vm is None or connection_id in self._signal_fds:
+            return
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._vm.hyperv_eventfd(connection_id, fd)
+        self._signal_fds[connection_id] = fd
+        self.loop.add_reader(fd, lambda: self._signal_fd(connection_id, fd))
+
+    def disconnect_signal(self, connection_id: int) -> None:
+        super().disconnect_signal(connection_id)
+        fd = self._signal_fds.pop(connection_id, None)
+        if fd is not None:
+            if self._vm is not None:
+                self._vm.hyperv_eventfd(connection_id, fd, remove=True)
+            self.loop.remove_reader(fd)
+            os.close(fd)
+
+    def _signal_fd(self, connection_id: int, fd: int) -> None:
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:
+            return
+        signal = self._signals.get(connection_id)
+        if signal is not None:
+            signal.run()

@@ -1,0 +1,185 @@
+"""The synthetic interrupt controller: message slots, event flags and sixteen SINTs for each virtual processor.
+
+Source: TLFS section 11; Linux drivers/hv/hv.c and vmbus_drv.c for the other side.
+
+    SIMP page   16 slots of 256 bytes, one a SINT: {type u32, size u8, flags u8, u16, sender u64, payload 240}
+    SIEFP page  16 strings of 2048 flags, one a SINT
+
+One message is in flight a slot; the guest frees the slot by setting type to 0 and, if it saw the pending flag, writes
+EOM. Everything here is driven from the loop's thread; the vCPU threads only change registers, under `lock`, so that
+no page is written after the guest took it back.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pyvmm.errors import GuestMemoryError
+from pyvmm.hyperv import events as trace
+from pyvmm.hyperv.tlfs import (
+    EVENT_FLAGS,
+    EVENT_FLAGS_SIZE,
+    MAX_PAYLOAD,
+    MESSAGE_PENDING,
+    MESSAGE_SIZE,
+    SINT_COUNT,
+    SINT_RESET,
+    MessageHeader,
+    PageMsr,
+    SintValue,
+)
+from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
+
+NO_PAGE = PageMsr(0)
+
+MAX_QUEUED = 4096
+"""Messages kept for one SINT. VMBus bounds what a guest can ask for well below; past this somebody has a bug."""
+
+
+@dataclass(slots=True)
+class _Message:
+    type: int
+    payload: bytes
+    done: Callable[[int], None]
+
+
+@dataclass(slots=True)
+class VpSynic:
+    """The registers of one VP, as last told by the guest (user engine) or by KVM (kernel engine)."""
+
+    control: int = 1
+    simp: PageMsr = NO_PAGE
+    siefp: PageMsr = NO_PAGE
+    sints: list[SintValue] = field(default_factory=lambda: [SintValue(SINT_RESET)] * SINT_COUNT)
+    queues: dict[int, deque[_Message]] = field(default_factory=dict)
+
+
+class Synic:
+    """All VPs' SynICs. `interrupt(vp, sint)` raises the SINT's vector; the engine knows how.
+
+    `masks_known` says whether `sints` holds what the guest wrote: the kernel engine never learns it.
+    """
+
+    def __init__(
+        self, vp_count: int, memory: GuestMemory, interrupt: Callable[[int, int], None], *, masks_known: bool
+    ) -> None:
+        self.memory = memory
+        self.lock = threading.RLock()
+        self.vps = [VpSynic() for _ in range(vp_count)]
+        self._interrupt = interrupt
+        self._masks_known = masks_known
+
+    def reset(self) -> None:
+        """Power-on state; queued messages are dropped."""
+        with self.lock:
+            self.vps = [VpSynic() for _ in self.vps]
+
+    def set_page(self, vp: int, page: str, value: int) -> None:
+        """Store `simp` or `siefp`. A page that becomes enabled is zeroed: a stale type would block its slot for ever.
+
+        Raises GuestMemoryError if the page is not RAM; then nothing changed.
+        """
+        new = PageMsr(value)
+        with self.lock:
+            state = self.vps[vp]
+            old = state.simp if page == "simp" else state.siefp
+            if new.enable and (not old.enable or new.gfn != old.gfn):
+                self.memory.write(new.gpa, bytes(PAGE_SIZE))
+            if page == "simp":
+                state.simp = new
+            else:
+                state.siefp = new
+        if trace.synic_page.on:
+            trace.synic_page(vp, page, value)
+
+    def post(self, vp: int, sint: int, type: int, payload: bytes, done: Callable[[int], None]) -> None:
+        """Queue a message and deliver what can be delivered. See Partition.post_message."""
+        assert len(payload) <= MAX_PAYLOAD, f"message of {len(payload)} bytes"
+        if vp >= len(self.vps):
+            done(-errno.EINVAL)
+            return
+        queue = self.vps[vp].queues.setdefault(sint, deque())
+        if len(queue) >= MAX_QUEUED:
+            if trace.message_dropped.on:
+                trace.message_dropped(vp, sint, "queue full")
+            done(-errno.ENOBUFS)
+            return
+        queue.append(_Message(type, payload, done))
+        self.deliver(vp, sint)
+
+    def drop(self, sint: int) -> None:
+        """Forget what is queued for `sint`."""
+        for vp in self.vps:
+            vp.queues.pop(sint, None)
+
+    def retry(self, vp: int) -> None:
+        """The guest wrote EOM on `vp`, or changed its SynIC: deliver what waits."""
+        for sint, queue in list(self.vps[vp].queues.items()):
+            if queue:
+                self.deliver(vp, sint)
+
+    def deliver(self, vp: int, sint: int) -> None:
+        """Move the first queued message into the slot, if it is free."""
+        queue = self.vps[vp].queues.get(sint)
+        while queue:
+            message = queue[0]
+            with self.lock:
+                try:
+                    placed = self._place(vp, sint, message)
+                except GuestMemoryError:
+                    placed = False  # the page went away with its memory; a new one may come
+            if not placed:
+                if trace.message_busy.on:
+                    trace.message_busy(vp, sint, len(queue))
+                message.done(-errno.EAGAIN)
+                return
+            queue.popleft()
+            if trace.message_delivered.on:
+                trace.message_delivered(vp, sint, message.type, len(message.payload))
+            self._interrupt(vp, sint)
+            message.done(0)
+
+    def _place(self, vp: int, sint: int, message: _Message) -> bool:
+        state = self.vps[vp]
+        if not (state.control & 1 and state.simp.enable):
+            return False
+        if self._masks_known and state.sints[sint].masked:
+            return False
+        slot = state.simp.gpa + sint * MESSAGE_SIZE
+        page = self.memory.view(slot, MESSAGE_SIZE)
+        types = page.cast("I")
+        if types[0]:
+            page[5] = page[5] | MESSAGE_PENDING
+            # Partner: Linux vmbus_signal_eom() frees the slot (cmpxchg), then reads the flag. If it was free before
+            # it could see our flag, there will be no EOM.
+            memory_barrier()
+            if types[0]:
+                return False
+        header = MessageHeader(0, len(message.payload), 0, 0, 0).build()
+        page[4:16] = header[4:]
+        page[16 : 16 + len(message.payload)] = message.payload
+        self.memory.compare_exchange(slot, 0, message.type)  # last, in one store: now the guest may look
+        return True
+
+    def signal(self, vp: int, sint: int, flag: int) -> bool:
+        """Set event flag `flag` (0..2047). See Partition.signal_event."""
+        assert 0 <= flag < EVENT_FLAGS
+        with self.lock:
+            state = self.vps[vp] if vp < len(self.vps) else None
+            try:
+                if state is None or not (state.control & 1 and state.siefp.enable):
+                    raise GuestMemoryError("no event page")
+                was_clear = self.memory.set_bit(state.siefp.gpa + sint * EVENT_FLAGS_SIZE, flag)
+            except GuestMemoryError:
+                if trace.event_lost.on:
+                    trace.event_lost(vp, sint, flag)
+                return False
+        if trace.event_flag.on:
+            trace.event_flag(vp, sint, flag, int(not was_clear))
+        if was_clear:
+            self._interrupt(vp, sint)
+        return True

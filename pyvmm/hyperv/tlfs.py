@@ -1,0 +1,201 @@
+"""Numbers and layouts of the Hypervisor Top-Level Functional Specification (TLFS) that pyvmm uses.
+
+Source: Microsoft TLFS 6.0b, sections 2 (CPUID), 3 (hypercalls), 11 (SynIC), 12 (timers); names after Linux
+include/asm-generic/hyperv-tlfs.h.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+from pyvmm.bits import Bits, bit, bits
+from pyvmm.wire import Wire, u8, u16, u32, u64, wire
+
+
+class Msr(IntEnum):
+    """Synthetic MSRs (HV_X64_MSR_*)."""
+
+    GUEST_OS_ID = 0x40000000
+    HYPERCALL = 0x40000001
+    VP_INDEX = 0x40000002
+    RESET = 0x40000003
+    TIME_REF_COUNT = 0x40000020
+    REFERENCE_TSC = 0x40000021
+    TSC_FREQUENCY = 0x40000022
+    APIC_FREQUENCY = 0x40000023
+    VP_ASSIST_PAGE = 0x40000073
+    SCONTROL = 0x40000080
+    SVERSION = 0x40000081
+    SIEFP = 0x40000082
+    SIMP = 0x40000083
+    EOM = 0x40000084
+    SINT0 = 0x40000090
+    SINT15 = 0x4000009F
+    CRASH_P0 = 0x40000100
+    CRASH_P4 = 0x40000104
+    CRASH_CTL = 0x40000105
+    TSC_INVARIANT_CONTROL = 0x40000118
+
+
+FIRST_MSR = 0x40000000
+MSR_RANGE = 0x1100
+"""How many MSRs from FIRST_MSR on are Hyper-V's, the nested SynIC's twins included."""
+
+
+class PageMsr(Bits):
+    """HYPERCALL, REFERENCE_TSC, SIMP, SIEFP, VP_ASSIST_PAGE: an enable bit and a guest frame number."""
+
+    enable = bit(0)
+    locked = bit(1)
+    gfn = bits(12, 52)
+
+    @property
+    def gpa(self) -> int:
+        return int(self) & ~0xFFF
+
+
+class SintValue(Bits):
+    """A SINT register. Reset: masked, everything else 0."""
+
+    vector = bits(0, 8)
+    masked = bit(16)
+    auto_eoi = bit(17)
+    polling = bit(18)
+
+
+SINT_RESET = 0x10000
+SINT_COUNT = 16
+SYNIC_VERSION = 1
+MIN_SINT_VECTOR = 16
+
+
+class Access(IntFlag):
+    """CPUID 0x40000003 EAX: MSRs the partition may use."""
+
+    TIME_REF_COUNT = 1 << 1
+    SYNIC = 1 << 2
+    HYPERCALL = 1 << 5
+    VP_INDEX = 1 << 6
+    RESET = 1 << 7
+    REFERENCE_TSC = 1 << 9
+    FREQUENCY = 1 << 11
+    TSC_INVARIANT = 1 << 15
+
+
+class Privilege(IntFlag):
+    """CPUID 0x40000003 EBX: what the partition may call."""
+
+    POST_MESSAGES = 1 << 4
+    SIGNAL_EVENTS = 1 << 5
+
+
+class Feature(IntFlag):
+    """CPUID 0x40000003 EDX."""
+
+    FREQUENCY_MSRS = 1 << 8
+    CRASH_MSRS = 1 << 10
+
+
+class Hint(IntFlag):
+    """CPUID 0x40000004 EAX: what the guest should do."""
+
+    AUTO_EOI_DEPRECATED = 1 << 9
+
+
+class HypercallStatus(IntEnum):
+    """HV_STATUS_*."""
+
+    SUCCESS = 0
+    INVALID_HYPERCALL_CODE = 2
+    INVALID_HYPERCALL_INPUT = 3
+    INVALID_ALIGNMENT = 4
+    INVALID_PARAMETER = 5
+    ACCESS_DENIED = 6
+    OPERATION_DENIED = 8
+    INSUFFICIENT_MEMORY = 0xB
+    INVALID_PORT_ID = 0x11
+    INVALID_CONNECTION_ID = 0x12
+    INSUFFICIENT_BUFFERS = 0x13
+
+
+class HypercallCode(IntEnum):
+    """HVCALL_*: the two that VMBus needs."""
+
+    POST_MESSAGE = 0x5C
+    SIGNAL_EVENT = 0x5D
+
+
+class HypercallControl(Bits):
+    """The control word of a hypercall (RCX in 64-bit mode)."""
+
+    code = bits(0, 16)
+    fast = bit(16)
+    variable_header = bits(17, 10)
+    reserved_low = bits(27, 4)
+    nested = bit(31)
+    rep_count = bits(32, 12)
+    reserved_middle = bits(44, 4)
+    rep_start = bits(48, 12)
+    reserved_high = bits(60, 4)
+
+
+class MessageType(IntEnum):
+    """HVMSG_*: types of SynIC messages."""
+
+    NONE = 0
+    VMBUS = 1
+
+
+MESSAGE_SIZE = 256
+MAX_PAYLOAD = 240
+EVENT_FLAGS_SIZE = 256
+EVENT_FLAGS = 2048
+MESSAGE_PENDING = 1
+VMBUS_SINT = 2
+
+
+@wire
+class MessageHeader(Wire):
+    """struct hv_message_header: the first 16 bytes of a slot in the SIMP page."""
+
+    type: u32
+    payload_size: u8
+    flags: u8
+    reserved: u16
+    sender: u64
+
+
+@wire
+class PostMessageInput(Wire):
+    """struct hv_input_post_message, without its payload."""
+
+    connection_id: u32
+    reserved: u32
+    message_type: u32
+    payload_size: u32
+
+
+@wire
+class SignalEventInput(Wire):
+    """struct hv_input_signal_event."""
+
+    connection_id: u32
+    flag_number: u16
+    reserved: u16
+
+
+@wire
+class ReferenceTscPage(Wire):
+    """struct ms_hyperv_tsc_page: time in 100 ns = ((tsc * scale) >> 64) + offset; sequence 0 means invalid."""
+
+    sequence: u32
+    reserved: u32
+    scale: u64
+    offset: u64
+
+
+class CrashControl(Bits):
+    """CRASH_CTL."""
+
+    message = bit(62)
+    notify = bit(63)

@@ -1,0 +1,217 @@
+"""The user engine: all of Hyper-V in Python, on any KVM.
+
+MSRs     an MSR filter denies the whole synthetic range, so every access leaves KVM as an exit, answered here.
+Calls    enabling HYPERCALL writes a stub into the guest's page whose OUT leaves KVM; registers are read and set.
+SINTs    KVM_SIGNAL_MSI with the vector the guest put into the SINT register.
+AutoEOI  cannot be done, and is not offered (cpuid.Hint.AUTO_EOI_DEPRECATED).
+
+KVM knows none of these registers: what is to be saved of them is here, in plain objects.
+"""
+
+from __future__ import annotations
+
+from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError
+from pyvmm.hyperv import cpuid, hypercall
+from pyvmm.hyperv import events as trace
+from pyvmm.hyperv.clock import APIC_HZ, ReferenceClock
+from pyvmm.hyperv.engine import Engine
+from pyvmm.hyperv.tlfs import (
+    FIRST_MSR,
+    MIN_SINT_VECTOR,
+    MSR_RANGE,
+    SYNIC_VERSION,
+    Access,
+    Msr,
+    PageMsr,
+    SintValue,
+)
+from pyvmm.kvm import Cap, CpuidEntry, Exit, IoOut, MsrRange, Rdmsr, Vcpu, Vm, Wrmsr
+from pyvmm.kvm.abi import MsrExitReason
+from pyvmm.loop import Loop
+from pyvmm.memory import GuestMemory
+
+_TSC_MSR = 0x10
+_MSI_BASE = 0xFEE00000
+NEEDED = (Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER, Cap.SIGNAL_MSI, Cap.IRQCHIP, Cap.GET_TSC_KHZ)
+"""Without one of these the user engine cannot run."""
+
+
+class UserEngine(Engine):
+    """Hyper-V in user space. `invariant_tsc`: the host's TSC is stable, so the guest may keep its own clocksource."""
+
+    name = "user"
+
+    def __init__(self, vp_count: int, memory: GuestMemory, loop: Loop, *, invariant_tsc: bool = False) -> None:
+        super().__init__(vp_count, memory, loop, masks_known=True)
+        self.clock = ReferenceClock()
+        self.guest_os_id = 0
+        self.hypercall_page = PageMsr(0)
+        self.reference_tsc = PageMsr(0)
+        self.tsc_invariant_control = 0
+        self.vp_assist = [0] * vp_count
+        self._offer = cpuid.Offer()
+        if invariant_tsc:
+            self._offer.access |= Access.TSC_INVARIANT
+        self._vm: Vm | None = None
+
+    def setup_vm(self, vm: Vm) -> None:
+        self._vm = vm
+        vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(MsrExitReason.FILTER))
+        vm.set_msr_filter([MsrRange.deny(FIRST_MSR, MSR_RANGE)])
+
+    def cpuid(self) -> list[CpuidEntry]:
+        return cpuid.leaves(self._offer, self.vp_count)
+
+    def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
+        """Nothing: KVM knows nothing of this engine."""
+
+    def close(self) -> None:
+        self._vm = None
+
+    def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
+        match exit:
+            case Rdmsr(index=msr) if FIRST_MSR <= msr < FIRST_MSR + MSR_RANGE:
+                try:
+                    value = self._read(vcpu, vp, msr)
+                except GuestError as error:
+                    if trace.msr_refused.on:
+                        trace.msr_refused(vp, "read", msr, str(error))
+                    exit.fault()
+                    return True
+                if trace.msr_read.on:
+                    trace.msr_read(vp, msr, value)
+                exit.reply(value)
+                return True
+            case Wrmsr(index=msr, value=value) if FIRST_MSR <= msr < FIRST_MSR + MSR_RANGE:
+                if trace.msr_write.on:
+                    trace.msr_write(vp, msr, value)
+                try:
+                    self._write(vcpu, vp, msr, value)
+                except GuestError as error:
+                    if trace.msr_refused.on:
+                        trace.msr_refused(vp, "write", msr, str(error))
+                    exit.fault()
+                else:
+                    exit.ok()
+                return True
+            case IoOut(port=hypercall.HYPERCALL_PORT):
+                self._call(vcpu, vp)
+                return True
+        return False
+
+    def interrupt(self, vp: int, sint: int) -> None:
+        value = self.synic.vps[vp].sints[sint]
+        if not value.masked and self._vm is not None:
+            # The APIC id of a VP is its index (machine/cpu.py numbers them so).
+            self._vm.signal_msi(_MSI_BASE | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
+
+    def _call(self, vcpu: Vcpu, vp: int) -> None:
+        regs = vcpu.regs
+        if self.hypercall_page.enable:
+            status = self.hypercalls.call(regs.rcx, regs.rdx, regs.r8)
+            if trace.hypercall.on:
+                trace.hypercall(vp, regs.rcx & 0xFFFF, regs.rcx, status)
+            regs.rax = status
+            # RIP goes back as it came: KVM may still have to step over the OUT, and does so only if RIP is unchanged.
+            vcpu.regs = regs
+
+    def _read(self, vcpu: Vcpu, vp: int, msr: int) -> int:
+        state = self.synic.vps[vp]
+        match msr:
+            case Msr.GUEST_OS_ID:
+                return self.guest_os_id
+            case Msr.HYPERCALL:
+                return self.hypercall_page
+            case Msr.VP_INDEX:
+                return vp
+            case Msr.RESET:
+                return 0
+            case Msr.TIME_REF_COUNT:
+                return self.clock.ticks()
+            case Msr.REFERENCE_TSC:
+                return self.reference_tsc
+            case Msr.TSC_FREQUENCY:
+                return vcpu.tsc_khz * 1000
+            case Msr.APIC_FREQUENCY:
+                return APIC_HZ
+            case Msr.VP_ASSIST_PAGE:
+                return self.vp_assist[vp]
+            case Msr.SCONTROL:
+                return state.control
+            case Msr.SVERSION:
+                return SYNIC_VERSION
+            case Msr.SIEFP:
+                return state.siefp
+            case Msr.SIMP:
+                return state.simp
+            case Msr.EOM:
+                return 0
+            case Msr.TSC_INVARIANT_CONTROL if self._offer.access & Access.TSC_INVARIANT:
+                return self.tsc_invariant_control
+            case _ if Msr.SINT0 <= msr <= Msr.SINT15:
+                return state.sints[msr - Msr.SINT0]
+            case _ if Msr.CRASH_P0 <= msr <= Msr.CRASH_CTL:
+                return self.crash.read(msr)
+            case _:
+                raise GuestProtocolError("no such synthetic MSR")
+
+    def _write(self, vcpu: Vcpu, vp: int, msr: int, value: int) -> None:
+        match msr:
+            case Msr.GUEST_OS_ID:
+                self.guest_os_id = value
+                if not value:
+                    self.hypercall_page = PageMsr(0)
+            case Msr.HYPERCALL:
+                self._set_hypercall_page(PageMsr(value))
+            case Msr.RESET:
+                if value & 1:
+                    self.loop.post(self.on_reset)
+            case Msr.REFERENCE_TSC:
+                page = PageMsr(value)
+                if page.enable:
+                    tsc = vcpu.get_msrs([_TSC_MSR])[_TSC_MSR]
+                    self.memory.write(page.gpa, self.clock.page(tsc, vcpu.tsc_khz * 1000))
+                self.reference_tsc = page
+            case Msr.VP_ASSIST_PAGE:
+                # Linux writes it without asking whether it is there; nothing in it is used without further hints.
+                self.vp_assist[vp] = value
+            case Msr.SCONTROL:
+                with self.synic.lock:
+                    self.synic.vps[vp].control = value
+                self.loop.post(self.synic.retry, vp)
+            case Msr.SIEFP:
+                self.synic.set_page(vp, "siefp", value)
+            case Msr.SIMP:
+                self.synic.set_page(vp, "simp", value)
+                self.loop.post(self.synic.retry, vp)
+            case Msr.EOM:
+                if trace.eom.on:
+                    trace.eom(vp)
+                self.loop.post(self.synic.retry, vp)
+            case Msr.TSC_INVARIANT_CONTROL if self._offer.access & Access.TSC_INVARIANT:
+                self.tsc_invariant_control = value & 1
+            case _ if Msr.SINT0 <= msr <= Msr.SINT15:
+                self._set_sint(vp, msr - Msr.SINT0, SintValue(value))
+            case _ if Msr.CRASH_P0 <= msr <= Msr.CRASH_CTL:
+                self._write_crash(msr, value)
+            case _:
+                raise GuestProtocolError("no such writable synthetic MSR")
+
+    def _set_hypercall_page(self, page: PageMsr) -> None:
+        if self.hypercall_page.locked:
+            return  # until reset
+        if page.enable and not self.guest_os_id:
+            page = page.replace(enable=0)  # TLFS 3.13: the bit stays clear until the guest has said who it is
+        if page.enable:
+            try:
+                self.memory.write(page.gpa, hypercall.page_code())
+            except GuestMemoryError as error:
+                raise GuestProtocolError(f"hypercall page: {error}") from error
+        self.hypercall_page = page
+
+    def _set_sint(self, vp: int, sint: int, value: SintValue) -> None:
+        if not value.masked and value.vector < MIN_SINT_VECTOR:
+            raise GuestProtocolError(f"SINT{sint}: vector {value.vector} is below {MIN_SINT_VECTOR}")
+        with self.synic.lock:
+            self.synic.vps[vp].sints[sint] = value
+        self.loop.post(self.synic.retry, vp)
