@@ -1,0 +1,139 @@
+"""The CMOS clock: an MC146818 behind an index port (0x70) and a data port (0x71), and its battery-backed bytes.
+
+Source: Motorola MC146818A data sheet; the century byte at 0x32 is what the FADT names; Linux
+drivers/rtc/rtc-mc146818-lib.c for what reads it.
+
+Linux takes the time of day from here at boot and in the rtc_cmos driver. With nobody at these ports it sees 0xff,
+waits for an update that never ends, and loses seconds. No alarm or periodic interrupt is raised.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+INDEX, DATA = 0, 1
+PORTS = 2
+BASE = 0x70
+
+SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY = 0, 2, 4, 6, 7, 8, 9, 0x32
+REG_A, REG_B, REG_C, REG_D = 0x0A, 0x0B, 0x0C, 0x0D
+A_UPDATE_IN_PROGRESS = 0x80
+A_DIVIDER_32KHZ, A_RATE_1024HZ = 0x20, 0x06
+B_SET, B_BINARY, B_24_HOURS = 0x80, 0x04, 0x02
+D_VALID = 0x80
+HOUR_PM = 0x80
+UPDATE_SECONDS = 0.002228
+"""How long before each second the update bit is set: a reader that saw it clear has that long for all fields."""
+
+_TIME = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Rtc:
+    """The clock, in UTC. `clock()` gives seconds since 1970; what the guest sets is kept as an offset to it."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.lock = threading.RLock()
+        self._clock = clock
+        self._offset = 0.0
+        self._cells = bytearray(128)
+        self._frozen: dict[int, int] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """A machine reset: the battery keeps the time and the cells; a half-done setting is forgotten."""
+        self._index = REG_D
+        self._frozen = None
+        self._cells[REG_A] = A_DIVIDER_32KHZ | A_RATE_1024HZ
+        self._cells[REG_B] = B_24_HOURS
+
+    def read(self, offset: int, size: int) -> int:
+        """The data port; the index port cannot be read."""
+        if offset != DATA:
+            return 0xFF
+        index = self._index
+        if index in _TIME:
+            return self._encode(index, (self._frozen or self._fields())[index])
+        match index:
+            case 0x0A:
+                now = self._now()
+                updating = self._frozen is None and now - now // 1 >= 1 - UPDATE_SECONDS
+                return self._cells[REG_A] | (A_UPDATE_IN_PROGRESS if updating else 0)
+            case 0x0C:
+                return 0  # no interrupt flags
+            case 0x0D:
+                return D_VALID
+        return self._cells[index]
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The index (its top bit, the NMI mask, is ignored) or the data."""
+        value &= 0xFF
+        if offset == INDEX:
+            self._index = value & 0x7F
+        elif offset == DATA and self._index in _TIME:
+            fields = self._frozen or self._fields()
+            fields[self._index] = self._decode(self._index, value)
+            if self._frozen is None:
+                self._set(fields)
+        elif offset == DATA and self._index == REG_B:
+            if value & B_SET and self._frozen is None:
+                self._frozen = self._fields()
+            elif not value & B_SET and self._frozen is not None:
+                fields, self._frozen = self._frozen, None
+                self._set(fields)
+            self._cells[REG_B] = value
+        elif offset == DATA and self._index == REG_A:
+            self._cells[REG_A] = value & ~A_UPDATE_IN_PROGRESS
+        elif offset == DATA and self._index not in (REG_C, REG_D):
+            self._cells[self._index] = value
+
+    def _now(self) -> float:
+        return self._clock() + self._offset
+
+    def _fields(self) -> dict[int, int]:
+        now = _EPOCH + timedelta(seconds=int(self._now()))
+        return {
+            SECONDS: now.second,
+            MINUTES: now.minute,
+            HOURS: now.hour,
+            WEEKDAY: now.isoweekday() % 7 + 1,  # Sunday is 1
+            DAY: now.day,
+            MONTH: now.month,
+            YEAR: now.year % 100,
+            CENTURY: now.year // 100,
+        }
+
+    def _set(self, fields: dict[int, int]) -> None:
+        """Make the clock show `fields`. A date that does not exist changes nothing."""
+        try:
+            year = fields[CENTURY] * 100 + fields[YEAR]
+            date = datetime(
+                year, fields[MONTH], fields[DAY], fields[HOURS], fields[MINUTES], fields[SECONDS], tzinfo=UTC
+            )
+        except ValueError:
+            return
+        now = self._now()
+        self._offset += (date - _EPOCH).total_seconds() - (now - now % 1)
+
+    def _encode(self, index: int, value: int) -> int:
+        flag = 0
+        if index == HOURS and not self._cells[REG_B] & B_24_HOURS:
+            flag = HOUR_PM if value >= 12 else 0
+            value = (value + 11) % 12 + 1
+        if not self._cells[REG_B] & B_BINARY:
+            value = value // 10 << 4 | value % 10
+        return value | flag
+
+    def _decode(self, index: int, value: int) -> int:
+        twelve = index == HOURS and not self._cells[REG_B] & B_24_HOURS
+        afternoon = twelve and value & HOUR_PM
+        if twelve:
+            value &= ~HOUR_PM
+        if not self._cells[REG_B] & B_BINARY:
+            value = (value >> 4) * 10 + (value & 0xF)
+        if twelve:
+            value = value % 12 + (12 if afternoon else 0)
+        return value

@@ -1,0 +1,305 @@
+"""The serial port: a 16550A UART, eight one-byte ports. Its transmitter is as fast as the host, so always empty.
+
+Source: National Semiconductor PC16550D data sheet; Linux drivers/tty/serial/8250/8250_port.c for what probes it.
+
+Linux recognises the type at boot: the low four bits of IER keep what is written and the others do not, MCR's
+loopback shows RTS and OUT2 as CTS and DCD, IIR shows both FIFO bits after FCR's enable bit, and no EFR, 64-byte FIFO
+or UUE bit answers. Opening the port it tests that setting IER's transmitter bit while the transmitter is empty
+interrupts *again*; a UART that does not is driven by a timer from then on.
+
+       host --receive()--> queue --while RTS--> FIFO (16) --RBR--> guest
+       host <--output()--- batch <------------------------THR----- guest
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+from pyvmm.trace import event
+
+irq_level = event("serial.irq", "{name} level {level} iir {iir:#x}")
+overflow = event("serial.queue_full", "{name} {dropped} bytes from the host dropped")
+
+FIFO_SIZE = 16
+RECEIVE_LIMIT = 1 << 20
+"""Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
+OUTPUT_LIMIT = 64 << 10
+"""Bytes kept for the loop before the vCPU's own thread hands them on, so that a busy loop slows the guest down."""
+PORTS = 8
+
+
+class Register(IntEnum):
+    """Offsets. The first two are the divisor while LCR.DLAB is set; FCR is the write side of IIR."""
+
+    DATA = 0
+    IER = 1
+    IIR = 2
+    LCR = 3
+    MCR = 4
+    LSR = 5
+    MSR = 6
+    SCRATCH = 7
+
+
+IER_RECEIVE, IER_TRANSMIT, IER_LINE, IER_MODEM, IER_MASK = 1, 2, 4, 8, 0x0F
+IIR_MODEM, IIR_NONE, IIR_TRANSMIT, IIR_RECEIVE, IIR_LINE, IIR_TIMEOUT, IIR_FIFO = 0, 1, 2, 4, 6, 12, 0xC0
+FCR_ENABLE, FCR_CLEAR_RECEIVE, FCR_CLEAR_TRANSMIT = 1, 2, 4
+LCR_DLAB = 0x80
+MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP, MCR_MASK = 1, 2, 4, 8, 0x10, 0x1F
+LSR_READY, LSR_OVERRUN, LSR_BREAK, LSR_THR_EMPTY, LSR_IDLE = 1, 2, 0x10, 0x20, 0x40
+MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
+TRIGGER_LEVELS = (1, 4, 8, 14)
+
+_CONNECTED = MSR_CTS | MSR_DSR | MSR_DCD
+_BREAK = 0x100  # in the queue: a break instead of a byte
+
+
+class Serial:
+    """One port. `irq(level)` is told of each change of the interrupt line, `output(data)` of what the guest sent.
+
+    `later`, if given, runs a callable soon on another thread (`Loop.post`): the guest's bytes are then handed to
+    `output` there, as many at a time as have come together. Without it `output` runs on the vCPU's thread.
+    """
+
+    def __init__(
+        self,
+        irq: Callable[[bool], None],
+        output: Callable[[bytes], None],
+        *,
+        later: Callable[[Callable[[], None]], object] | None = None,
+        name: str = "ttyS0",
+    ) -> None:
+        self.lock = threading.RLock()
+        self.name = name
+        self.sent = self.received = 0
+        self._irq = irq
+        self._output = output
+        self._later = later
+        self._batch = bytearray()
+        self._queue: deque[int] = deque()
+        self._level = False
+        self._power_on()
+
+    def _power_on(self) -> None:
+        self._fifo: deque[int] = deque()
+        self._ier = self._fcr = self._lcr = self._mcr = self._scratch = 0
+        self._divisor = 12  # 9600 baud; kept for the guest to read, nothing here takes time
+        self._lines = _CONNECTED
+        self._deltas = 0
+        self._overrun = False
+        self._transmitted = False  # THR became empty since IIR last said so
+
+    def reset(self) -> None:
+        """Back to power-on. What the host queued and the guest did not read yet stays for the guest's next life."""
+        with self.lock:
+            self._power_on()
+            self._update()
+        self.flush()
+
+    # The host's side
+
+    def receive(self, data: bytes) -> int:
+        """Queue `data` for the guest, from any thread. How many bytes were taken: less when the queue is full.
+
+        The line has its flow control wired: bytes wait here until the guest asserts RTS. Linux does when the port
+        is opened, after clearing the FIFO, so that nothing typed or piped in before is lost.
+        """
+        with self.lock:
+            taken = min(len(data), RECEIVE_LIMIT - len(self._queue))
+            self._queue.extend(data[:taken])
+            if taken < len(data) and overflow.on:
+                overflow(self.name, len(data) - taken)
+            self._fill()
+            self._update()
+        return taken
+
+    def send_break(self) -> None:
+        """A break on the line, in order with what was queued before: Linux's SysRq on a serial console."""
+        with self.lock:
+            self._queue.append(_BREAK)
+            self._fill()
+            self._update()
+
+    @property
+    def queued(self) -> int:
+        """Bytes from the host that the guest has not read."""
+        return len(self._queue) + len(self._fifo)
+
+    def flush(self) -> None:
+        """Hand what the guest sent so far to `output`. The loop calls it by `later`, the machine at its end."""
+        with self.lock:
+            if self._batch:
+                data, self._batch = bytes(self._batch), bytearray()
+                self._output(data)
+
+    # The guest's side
+
+    def write_many(self, data: bytes) -> None:
+        """Bytes written to the data port in a row: a string instruction, or coalesced writes. Takes the lock."""
+        with self.lock:
+            if self._lcr & LCR_DLAB or self._mcr & MCR_LOOP:
+                for value in data:
+                    self.write(Register.DATA, 1, value)
+                return
+            self._transmit(data)
+            self._update()
+
+    def read(self, offset: int, size: int) -> int:
+        """A read of one register; wider ones see its byte alone."""
+        match offset:
+            case Register.DATA if self._lcr & LCR_DLAB:
+                return self._divisor & 0xFF
+            case Register.DATA:
+                return self._read_data()
+            case Register.IER:
+                return self._divisor >> 8 if self._lcr & LCR_DLAB else self._ier
+            case Register.IIR:
+                source = self._source()
+                if source == IIR_TRANSMIT:
+                    self._transmitted = False
+                    self._update()
+                return source | (IIR_FIFO if self._fcr & FCR_ENABLE else 0)
+            case Register.LCR:
+                return self._lcr
+            case Register.MCR:
+                return self._mcr
+            case Register.LSR:
+                return self._read_lsr()
+            case Register.MSR:
+                value = self._lines | self._deltas
+                self._deltas = 0
+                self._update()
+                return value
+            case Register.SCRATCH:
+                return self._scratch
+        return 0xFF
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A write to one register; of wider ones the low byte counts."""
+        value &= 0xFF
+        match offset:
+            case Register.DATA if self._lcr & LCR_DLAB:
+                self._divisor = self._divisor & 0xFF00 | value
+            case Register.DATA if self._mcr & MCR_LOOP:
+                self._loop_back(value)
+            case Register.DATA:
+                self._transmit(bytes((value,)))
+            case Register.IER if self._lcr & LCR_DLAB:
+                self._divisor = self._divisor & 0xFF | value << 8
+            case Register.IER:
+                if value & ~self._ier & IER_TRANSMIT:
+                    self._transmitted = True  # the transmitter is empty: enabling its interrupt raises it
+                self._ier = value & IER_MASK
+            case Register.IIR:
+                self._write_fcr(value)
+            case Register.LCR:
+                self._lcr = value
+            case Register.MCR:
+                self._mcr = value & MCR_MASK
+                self._set_lines()
+                self._fill()
+            case Register.SCRATCH:
+                self._scratch = value
+        self._update()
+
+    # Registers
+
+    def _read_data(self) -> int:
+        value = self._fifo.popleft() & 0xFF if self._fifo else 0
+        if not self._fifo:
+            self._fill()
+        self._update()
+        return value
+
+    def _read_lsr(self) -> int:
+        value = self._line_status() | LSR_THR_EMPTY | LSR_IDLE
+        self._overrun = False
+        if self._fifo:
+            value |= LSR_READY
+            self._fifo[0] &= ~_BREAK
+        self._update()
+        return value
+
+    def _line_status(self) -> int:
+        broken = LSR_BREAK if self._fifo and self._fifo[0] & _BREAK else 0
+        return broken | (LSR_OVERRUN if self._overrun else 0)
+
+    def _write_fcr(self, value: int) -> None:
+        if (value ^ self._fcr) & FCR_ENABLE:
+            value |= FCR_CLEAR_RECEIVE | FCR_CLEAR_TRANSMIT  # both FIFOs empty when the mode changes
+        if value & FCR_CLEAR_RECEIVE:
+            self._fifo.clear()
+        self._fcr = value & 0xC1 if value & FCR_ENABLE else 0
+        self._fill()
+
+    def _set_lines(self) -> None:
+        """Modem lines: the cable's, or in loopback our own outputs turned round. Changes set the delta bits."""
+        lines = _CONNECTED
+        if self._mcr & MCR_LOOP:
+            pairs = ((MCR_DTR, MSR_DSR), (MCR_RTS, MSR_CTS), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD))
+            lines = sum(status for control, status in pairs if self._mcr & control)
+        changed = lines ^ self._lines
+        self._deltas |= changed >> 4 & ~(MSR_RI >> 4)
+        if self._lines & ~lines & MSR_RI:
+            self._deltas |= MSR_RI >> 4  # ring indicator counts its trailing edge only
+        self._lines = lines
+
+    # Data
+
+    def _room(self) -> int:
+        return (FIFO_SIZE if self._fcr & FCR_ENABLE else 1) - len(self._fifo)
+
+    def _fill(self) -> None:
+        if self._mcr & (MCR_RTS | MCR_LOOP) == MCR_RTS:
+            for _ in range(min(self._room(), len(self._queue))):
+                self._fifo.append(self._queue.popleft())
+                self.received += 1
+
+    def _loop_back(self, value: int) -> None:
+        if self._room():
+            self._fifo.append(value)
+        else:
+            self._overrun = True
+        self._transmitted = True
+
+    def _transmit(self, data: bytes) -> None:
+        self.sent += len(data)
+        self._transmitted = True
+        if self._later is None:
+            self._output(data)
+            return
+        first = not self._batch
+        self._batch += data
+        if len(self._batch) >= OUTPUT_LIMIT:
+            self.flush()
+        elif first:
+            self._later(self.flush)
+
+    # Interrupts
+
+    def _source(self) -> int:
+        """The pending interrupt of highest priority, as IIR shows it."""
+        if self._ier & IER_LINE and self._line_status():
+            return IIR_LINE
+        if self._ier & IER_RECEIVE and self._fifo:
+            # No line time passes here, so a FIFO below its trigger level is a character timeout at once.
+            level = TRIGGER_LEVELS[self._fcr >> 6] if self._fcr & FCR_ENABLE else 1
+            return IIR_RECEIVE if len(self._fifo) >= level else IIR_TIMEOUT
+        if self._ier & IER_TRANSMIT and self._transmitted:
+            return IIR_TRANSMIT
+        if self._ier & IER_MODEM and self._deltas:
+            return IIR_MODEM
+        return IIR_NONE
+
+    def _update(self) -> None:
+        """Set the interrupt line. As on every PC it passes a gate that OUT2 opens, and loopback closes."""
+        source = self._source()
+        level = source != IIR_NONE and self._mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
+        if level != self._level:
+            self._level = level
+            if irq_level.on:
+                irq_level(self.name, int(level), source)
+            self._irq(level)

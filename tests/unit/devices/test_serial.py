@@ -1,0 +1,210 @@
+"""The UART as Linux's 8250 driver probes and uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from devices import serial
+from devices.serial import Register, Serial
+
+
+class Wires:
+    """Records what the port does to the outside."""
+
+    def __init__(self) -> None:
+        self.level = False
+        self.edges = 0
+        self.sent = b""
+        self.batches: list[bytes] = []
+        self.posted: list[Callable[[], None]] = []
+
+    def irq(self, level: bool) -> None:
+        assert level != self.level
+        self.level = level
+        self.edges += level
+
+    def output(self, data: bytes) -> None:
+        self.sent += data
+        self.batches.append(data)
+
+
+@pytest.fixture
+def wires() -> Wires:
+    return Wires()
+
+
+@pytest.fixture
+def port(wires: Wires) -> Serial:
+    return Serial(wires.irq, wires.output)
+
+
+def open_as_linux_does(port: Serial) -> None:
+    """What serial8250_do_startup and the line settings leave behind."""
+    put(port, Register.IIR, 0x01)
+    put(port, Register.IIR, 0x07)
+    for register in (Register.LSR, Register.DATA, Register.IIR, Register.MSR):
+        get(port, register)
+    put(port, Register.IIR, 0x81)
+    put(port, Register.IER, 0x05)
+    put(port, Register.MCR, 0x0B)
+
+
+def get(port: Serial, register: int) -> int:
+    return port.read(register, 1)
+
+
+def put(port: Serial, register: int, value: int) -> None:
+    port.write(register, 1, value)
+
+
+def test_linux_autoconfig_finds_a_16550a(port: Serial) -> None:
+    put(port, Register.IER, 0)
+    assert get(port, Register.IER) & 0x0F == 0
+    put(port, Register.IER, 0x4F)
+    assert get(port, Register.IER) == 0x0F
+    put(port, Register.IER, 0)
+    put(port, Register.MCR, 0x1A)
+    assert get(port, Register.MSR) & 0xF0 == 0x90
+    put(port, Register.MCR, 0)
+    put(port, Register.IIR, 0x01)
+    assert get(port, Register.IIR) >> 6 == 3
+    put(port, Register.LCR, 0xBF)
+    assert get(port, Register.IIR) != 0, "an EFR that reads 0 would be a 16650"
+    put(port, Register.LCR, 0)
+    put(port, Register.IIR, 0x21)
+    assert get(port, Register.IIR) & 0x20 == 0, "a 64-byte FIFO would be a 16750"
+
+
+def test_enabling_the_transmit_interrupt_raises_it_each_time(port: Serial) -> None:
+    put(port, Register.IER, 2)
+    assert get(port, Register.IIR) & 0x0F == serial.IIR_TRANSMIT
+    assert get(port, Register.IIR) & 0x0F == serial.IIR_NONE
+    put(port, Register.IER, 0)
+    put(port, Register.IER, 2)
+    assert get(port, Register.IIR) & 0x0F == serial.IIR_TRANSMIT
+
+
+def test_a_written_byte_is_sent_and_the_transmitter_is_empty_again(port: Serial, wires: Wires) -> None:
+    open_as_linux_does(port)
+    put(port, Register.IER, 7)
+    get(port, Register.IIR)
+    assert not wires.level
+    put(port, Register.DATA, 0x41)
+    assert (wires.sent, wires.level, get(port, Register.LSR) & 0x60) == (b"A", True, 0x60)
+
+
+def test_interrupts_pass_only_while_out2_is_set(port: Serial, wires: Wires) -> None:
+    put(port, Register.IER, 2)
+    assert not wires.level
+    put(port, Register.MCR, serial.MCR_OUT2)
+    assert wires.level
+    put(port, Register.MCR, serial.MCR_OUT2 | serial.MCR_LOOP)
+    assert not wires.level
+
+
+def test_bytes_queued_before_the_port_is_open_reach_its_reader(port: Serial) -> None:
+    port.receive(b"typed early")
+    open_as_linux_does(port)
+    assert bytes(drain(port)) == b"typed early"
+
+
+def drain(port: Serial) -> list[int]:
+    data = []
+    while get(port, Register.LSR) & serial.LSR_READY:
+        data.append(get(port, Register.DATA))
+    return data
+
+
+def test_a_long_input_arrives_whole_and_in_order(port: Serial, wires: Wires) -> None:
+    open_as_linux_does(port)
+    text = bytes(range(256)) * 8
+    assert port.receive(text) == len(text)
+    assert wires.level
+    assert bytes(drain(port)) == text
+    assert not wires.level
+
+
+def test_a_full_queue_takes_no_more_and_says_so(port: Serial) -> None:
+    assert port.receive(bytes(serial.RECEIVE_LIMIT + 5)) == serial.RECEIVE_LIMIT
+    assert port.receive(b"x") == 0
+
+
+def test_few_bytes_are_a_timeout_and_many_a_full_fifo(port: Serial) -> None:
+    open_as_linux_does(port)  # trigger level 8
+    port.receive(b"abc")
+    assert get(port, Register.IIR) == 0xC0 | serial.IIR_TIMEOUT
+    port.receive(b"defgh")
+    assert get(port, Register.IIR) == 0xC0 | serial.IIR_RECEIVE
+
+
+def test_line_status_comes_before_data_before_transmitter_before_modem(port: Serial) -> None:
+    put(port, Register.IIR, 1)
+    put(port, Register.MCR, 0x10)
+    put(port, Register.MCR, 0x02)
+    port.send_break()
+    put(port, Register.IER, 0x0F)
+    seen = [get(port, Register.IIR) & 0x0F]
+    get(port, Register.LSR)
+    seen.append(get(port, Register.IIR) & 0x0F)
+    get(port, Register.DATA)
+    seen += [get(port, Register.IIR) & 0x0F, get(port, Register.IIR) & 0x0F]
+    get(port, Register.MSR)
+    seen.append(get(port, Register.IIR) & 0x0F)
+    expected = [serial.IIR_LINE, serial.IIR_RECEIVE, serial.IIR_TRANSMIT, serial.IIR_MODEM, serial.IIR_NONE]
+    assert seen == expected
+
+
+def test_a_break_shows_at_its_place_in_the_stream(port: Serial) -> None:
+    open_as_linux_does(port)
+    port.receive(b"a")
+    port.send_break()
+    port.receive(b"t")
+    seen = []
+    while (status := get(port, Register.LSR)) & serial.LSR_READY:
+        seen.append((bool(status & serial.LSR_BREAK), get(port, Register.DATA)))
+    assert seen == [(False, 0x61), (True, 0), (False, 0x74)]
+
+
+def test_loopback_keeps_the_data_inside(port: Serial, wires: Wires) -> None:
+    put(port, Register.IIR, 1)
+    put(port, Register.MCR, 0x10)
+    port.write_many(b"loop")
+    assert bytes(drain(port)) == b"loop"
+    assert wires.sent == b""
+
+
+def test_the_divisor_is_kept_apart_from_data(port: Serial, wires: Wires) -> None:
+    put(port, Register.LCR, 0x83)
+    put(port, Register.DATA, 1)
+    put(port, Register.IER, 0)
+    assert (get(port, Register.DATA), get(port, Register.IER)) == (1, 0)
+    put(port, Register.LCR, 0x03)
+    assert wires.sent == b""
+
+
+def test_output_is_batched_until_the_loop_comes(wires: Wires) -> None:
+    port = Serial(wires.irq, wires.output, later=wires.posted.append)
+    for byte in b"hello ":
+        put(port, Register.DATA, byte)
+    port.write_many(b"world")
+    assert (wires.batches, len(wires.posted)) == ([], 1)
+    wires.posted[0]()
+    assert wires.batches == [b"hello world"]
+    wires.posted[0]()
+    assert wires.batches == [b"hello world"]
+
+
+def test_a_busy_loop_does_not_let_output_grow(wires: Wires) -> None:
+    port = Serial(wires.irq, wires.output, later=wires.posted.append)
+    port.write_many(bytes(serial.OUTPUT_LIMIT))
+    assert len(wires.sent) == serial.OUTPUT_LIMIT
+
+
+def test_reset_drops_the_interrupt_and_keeps_the_hosts_queue(port: Serial, wires: Wires) -> None:
+    open_as_linux_does(port)
+    port.receive(bytes(100))
+    port.reset()
+    assert not wires.level
+    assert (get(port, Register.MCR), port.queued) == (0, 84)
