@@ -1,0 +1,214 @@
+"""The human monitor: commands for people, at Ctrl-A c and through `human-monitor-command`.
+
+Source: QEMU hmp-commands.hx, hmp-commands-info.hx and monitor/hmp-cmds.c for names and the form of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.protocol import VERSION
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from pyvmm.control.commands import Controlled
+
+Run = Callable[["Controlled", list[str]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One command of the monitor: its names (the first is shown), what follows it, what it does."""
+
+    names: tuple[str, ...]
+    usage: str
+    help: str
+    run: Run
+    words: tuple[int, int] = (0, 0)  # how few and how many words it takes
+
+
+LINES: list[Line] = []
+INFO: list[Line] = []
+
+
+def _line(
+    table: list[Line], name: str, help: str, usage: str = "", words: tuple[int, int] = (0, 0)
+) -> Callable[[Run], Run]:
+    def register(run: Run) -> Run:
+        table.append(Line(tuple(name.split("|")), usage, help, run, words))
+        return run
+
+    return register
+
+
+def execute(machine: Controlled, line: str) -> str:
+    """What the monitor prints for `line`, newline at the end unless it is empty. Raises nothing a user can cause."""
+    words = line.split()
+    if not words:
+        return ""
+    try:
+        return _run(machine, LINES, words, "")
+    except (ControlError, ConfigError, HostError) as error:
+        return f"Error: {error}\n"
+
+
+def _run(machine: Controlled, table: list[Line], words: list[str], prefix: str) -> str:
+    found = next((each for each in table if words[0] in each.names), None)
+    if found is None:
+        return f"unknown command: '{prefix}{words[0]}'\n"
+    few, many = found.words
+    if not few <= len(words) - 1 <= many:
+        usage = f"{prefix}{found.names[0]} {found.usage}".rstrip()
+        return f"usage: {usage}\n"
+    return found.run(machine, words[1:])
+
+
+def names() -> list[str]:
+    """Every command by its full name, `info` ones included; for completion."""
+    return sorted([each.names[0] for each in LINES] + [f"info {each.names[0]}" for each in INFO])
+
+
+def _help_of(table: list[Line], prefix: str = "") -> str:
+    rows = [(f"{prefix}{'|'.join(each.names)} {each.usage}".rstrip(), each.help) for each in table]
+    width = max(len(left) for left, _ in rows)
+    return "".join(f"{left:<{width}}  {right}\n" for left, right in rows)
+
+
+@_line(LINES, "help|?", "show the commands, or what one does", "[command]", (0, 1))
+def _help(machine: Controlled, words: list[str]) -> str:
+    if words and words[0] == "info":
+        return _help_of(INFO, "info ")
+    shown = [each for each in LINES if not words or words[0] in each.names]
+    return _help_of(sorted(shown, key=lambda each: each.names)) if shown else f"unknown command: '{words[0]}'\n"
+
+
+@_line(LINES, "info", "show something about the machine", "[subject]", (0, 1))
+def _info(machine: Controlled, words: list[str]) -> str:
+    return _run(machine, INFO, words, "info ") if words else _help_of(INFO, "info ")
+
+
+@_line(LINES, "balloon", "ask the guest to live in that much memory (MiB, or with a unit: 1.5G)", "size", (1, 1))
+def _balloon(machine: Controlled, words: list[str]) -> str:
+    size = parse_size(words[0])
+    if size <= 0:
+        raise ControlError("Parameter 'value' expects a size")
+    reply = machine.balloon_set(size)
+    reach = reply.get("will-reach", size)
+    if reach == size:
+        return ""
+    reason = f": {reply['reason']}" if reply.get("reason") else ""
+    return f"balloon: will reach {format_size(reach)}{reason}\n"
+
+
+@_line(LINES, "stop|s", "pause the machine")
+def _stop(machine: Controlled, words: list[str]) -> str:
+    return _qmp(machine, "stop")
+
+
+@_line(LINES, "cont|c", "let a paused machine run on")
+def _cont(machine: Controlled, words: list[str]) -> str:
+    return _qmp(machine, "cont")
+
+
+@_line(LINES, "system_reset", "reset the machine, as its reset button would")
+def _reset(machine: Controlled, words: list[str]) -> str:
+    return _qmp(machine, "system_reset")
+
+
+@_line(LINES, "system_powerdown", "ask the guest to power off")
+def _powerdown(machine: Controlled, words: list[str]) -> str:
+    return _qmp(machine, "system_powerdown")
+
+
+@_line(LINES, "quit|q", "end the machine at once")
+def _quit(machine: Controlled, words: list[str]) -> str:
+    return _qmp(machine, "quit")
+
+
+def _qmp(machine: Controlled, name: str) -> str:
+    from pyvmm.control.commands import dispatch  # it imports this module, for human-monitor-command
+
+    dispatch(machine, name, {})
+    return ""
+
+
+@_line(INFO, "balloon", "how much memory the guest has")
+def _info_balloon(machine: Controlled, words: list[str]) -> str:
+    return f"balloon: actual={machine.balloon_actual() >> 20}\n"
+
+
+@_line(INFO, "hv-balloon", "the balloon's state and the guest's own report of its memory")
+def _info_hv_balloon(machine: Controlled, words: list[str]) -> str:
+    shown: dict[str, Any] = dict(machine.describe().get("balloon") or {})
+    report = machine.hv_balloon_report()
+    if report is not None:
+        shown["guest report"] = report
+    return _tree(shown) or "no hv-balloon device\n"
+
+
+@_line(INFO, "status", "whether the machine runs")
+def _info_status(machine: Controlled, words: list[str]) -> str:
+    status = machine.status()
+    if status in ("running", "paused"):
+        return f"VM status: {status}\n"
+    return f"VM status: paused ({status})\n"
+
+
+@_line(INFO, "version", "which QEMU this speaks like, and which pyvmm it is")
+def _info_version(machine: Controlled, words: list[str]) -> str:
+    numbers = VERSION["qemu"]
+    return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{VERSION['package']}\n"
+
+
+@_line(INFO, "name", "the machine's name")
+def _info_name(machine: Controlled, words: list[str]) -> str:
+    return f"{machine.name}\n" if machine.name else ""
+
+
+@_line(INFO, "vmbus", "the VMBus channels: who opened them, rings, counters")
+def _info_vmbus(machine: Controlled, words: list[str]) -> str:
+    channels = machine.info_vmbus()
+    return "".join(_channel(each) for each in channels) or "no VMBus channels\n"
+
+
+def _channel(channel: dict[str, Any]) -> str:
+    rest = dict(channel)
+    relid, name, state = (rest.pop(key, "?") for key in ("relid", "name", "state"))
+    return f"#{relid} {name}: {state}\n" + _tree(rest, "  ")
+
+
+@_line(INFO, "memory-devices", "memory that was added while the machine ran")
+def _info_memory_devices(machine: Controlled, words: list[str]) -> str:
+    lines = []
+    for device in machine.describe().get("memory-devices") or []:
+        rest = dict(device)
+        lines.append(f'Memory device [{rest.pop("type", "?")}]: "{rest.pop("id", "")}"\n' + _tree(rest, "  "))
+    return "".join(lines)
+
+
+@_line(INFO, "qtree", "the machine as a tree: processors, memory, VMBus and its devices")
+def _info_qtree(machine: Controlled, words: list[str]) -> str:
+    return _tree(machine.describe())
+
+
+def _tree(value: dict[str, Any], indent: str = "") -> str:
+    lines = []
+    for key, each in value.items():
+        if isinstance(each, dict):
+            lines.append(f"{indent}{key}:\n{_tree(each, indent + '  ')}")
+        elif isinstance(each, list) and any(isinstance(item, dict) for item in each):
+            lines.append(f"{indent}{key}:\n")
+            for number, item in enumerate(each):
+                shown = item if isinstance(item, dict) else {"": item}
+                title = shown.get("name", number)
+                rest = {k: v for k, v in shown.items() if k != "name"}
+                lines.append(f"{indent}  {title}\n{_tree(rest, indent + '    ')}")
+        elif isinstance(each, list):
+            lines.append(f"{indent}{key}: {' '.join(map(str, each)) or '-'}\n")
+        elif each is not None:
+            lines.append(f"{indent}{key}: {each}\n")
+    return "".join(lines)

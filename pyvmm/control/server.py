@@ -1,0 +1,327 @@
+"""The monitor's Unix socket on the machine's loop: several clients, none of which can hold the machine up.
+
+    s = ControlServer(loop, machine, "/run/user/1000/pyvmm/vm.sock"); s.start(); ...; s.close()
+
+Each client costs at most one request of input and `OUTPUT_LIMIT` of output. A client that does not read is not read
+from either, so that only events can pile up; past the limit it is dropped. Long input is worked off a few commands a
+turn, so that devices get theirs in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pyvmm.control import events as trace
+from pyvmm.control.commands import Controlled, dispatch
+from pyvmm.control.protocol import Session, encode_event
+from pyvmm.control.throttle import Throttle
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.loop import Loop
+
+OUTPUT_LIMIT = 1 << 20
+"""Bytes waiting for a client to read them. Some ten thousand events: hours of a quiet guest."""
+
+OUTPUT_PAUSE = 64 << 10
+"""Output waiting, from which on no more requests are taken from a client."""
+
+CHUNK = 16 << 10
+"""Bytes read from a client in one turn."""
+
+COMMANDS_PER_TURN = 8
+"""Commands run for a client before the loop's other callers have their turn."""
+
+CLIENT_LIMIT = 16
+"""Clients at once. Each is a descriptor and some buffers; more than a few is a leak in somebody's script."""
+
+PATH_LIMIT = 107
+"""Bytes in the path of a Unix socket, sun_path without its NUL."""
+
+_AFTER_REPLY = frozenset({"SHUTDOWN", "RESET", "POWERDOWN"})
+"""Events that QEMU sends after the reply to the command that caused them; STOP and RESUME come before it."""
+
+
+class ControlServer:
+    """The listening socket at `path` and its clients. All methods belong to the loop's thread."""
+
+    def __init__(self, loop: Loop, controlled: Controlled, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._loop = loop
+        self._machine = controlled
+        self._socket: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._clients: list[_Client] = []
+        self._numbers = count(1)
+        self._answering = False
+        self._closing = False
+        self._held: list[tuple[str, dict[str, Any]]] = []
+        self._throttle = Throttle(loop, self._emit)
+        self._listens = False
+
+    def start(self) -> None:
+        """Listen. ConfigError if another process listens there or something else is in the way."""
+        self._socket = listen(self.path)
+        self._inode = _identity(self.path)
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+        if not self._listens:
+            self._listens = True
+            self._machine.on_event(self._happened)
+
+    def close(self) -> None:
+        """Stop listening, hand the clients what they have not read yet, hang up, remove the socket. Twice is fine."""
+        if self._socket is None:
+            return
+        if self._answering:  # a command ends the machine: its reply comes first
+            self._closing = True
+            return
+        self._throttle.flush()
+        self._emit_held()
+        for client in list(self._clients):
+            client.drop("the machine ends")
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._socket = None
+        if _identity(self.path) == self._inode:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> ControlServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        assert self._socket is not None
+        try:
+            connection, _ = self._socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._rest()
+            return  # else the client gave up before we came to it
+        if len(self._clients) >= CLIENT_LIMIT:
+            connection.close()
+            return
+        client = _Client(self, connection, next(self._numbers))
+        self._clients.append(client)
+        if trace.connected.on:
+            trace.connected(client.number, str(self.path))
+        client.start()
+
+    def _rest(self) -> None:
+        """No descriptor left for a client that waits: look again in a second rather than spin."""
+        assert self._socket is not None
+        self._loop.remove_reader(self._socket.fileno())
+
+        def again() -> None:
+            if self._socket is not None:
+                self._loop.add_reader(self._socket.fileno(), self._accept)
+
+        self._loop.after(1.0, again)
+
+    def _dispatch(self, name: str, arguments: dict[str, Any]) -> Any:
+        return dispatch(self._machine, name, arguments)
+
+    def _happened(self, name: str, data: dict[str, Any]) -> None:
+        if self._socket is None:
+            return
+        if self._answering and name in _AFTER_REPLY:
+            self._held.append((name, data))
+        else:
+            self._throttle(name, data)
+
+    def _emit(self, name: str, data: dict[str, Any]) -> None:
+        if trace.emitted.on:
+            trace.emitted(name, data)
+        message = encode_event(name, data, time.time())
+        for client in list(self._clients):
+            if client.session.commanding:
+                client.send(message)
+
+    def _emit_held(self) -> None:
+        held, self._held = self._held, []
+        for name, data in held:
+            self._throttle(name, data)
+
+
+class _Client:
+    """One connection: its session and the bytes on their way out."""
+
+    def __init__(self, server: ControlServer, connection: socket.socket, number: int) -> None:
+        self.number = number
+        self.session = Session(server._dispatch)
+        self._server = server
+        self._loop = server._loop
+        self._socket = connection
+        self._output = bytearray()
+        self._open = True
+        self._working = False  # a turn is posted: there may be whole requests left in the session
+        connection.setblocking(False)
+
+    def start(self) -> None:
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+        self.send(self.session.greeting())
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.drop(str(error))
+            return
+        if not data:
+            self.drop("hung up")
+            return
+        self.session.feed(data)
+        self._work()
+
+    def _work(self) -> None:
+        """Answer a few requests; come back for the rest, after others and once the client has read its replies."""
+        self._working = False
+        for _ in range(COMMANDS_PER_TURN):
+            if not self._open:
+                return
+            if len(self._output) > OUTPUT_PAUSE:
+                break
+            if not self._answer():
+                self._loop.add_reader(self._socket.fileno(), self._readable)
+                return
+        if self._open:
+            self._loop.remove_reader(self._socket.fileno())
+            if len(self._output) <= OUTPUT_PAUSE:
+                self._working = True
+                self._loop.post(self._work)
+
+    def _answer(self) -> bool:
+        """Take one request; False when there is none."""
+        server = self._server
+        server._answering = True
+        try:
+            reply = self.session.step()
+        finally:
+            server._answering = False
+        if reply is None:
+            return False
+        self.send(reply)
+        server._emit_held()
+        if server._closing:
+            server.close()
+        if self.session.hopeless:
+            self.drop("does not speak QMP")
+        return True
+
+    def send(self, message: bytes) -> None:
+        if not self._open:
+            return
+        if trace.respond.on:
+            trace.respond(self.number, message.decode("ascii").rstrip())
+        self._output += message
+        self._flush()
+        if self._open and len(self._output) > OUTPUT_LIMIT:
+            self.drop("does not read")
+
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                sent = self._socket.send(self._output)
+                del self._output[:sent]
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+        except OSError as error:
+            self.drop(str(error))
+        else:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _writable(self) -> None:
+        self._flush()
+        if self._open and not self._working and len(self._output) <= OUTPUT_PAUSE:
+            self._work()
+
+    def drop(self, reason: str) -> None:
+        """Close the connection. What the socket's own buffer holds still reaches the client."""
+        if not self._open:
+            return
+        self._open = False
+        if trace.disconnected.on:
+            trace.disconnected(self.number, reason)
+        self._server._clients.remove(self)
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening Unix socket at `path` that only this user can connect to; a dead one in its place is replaced."""
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise ConfigError(f"socket path {path} is longer than {PATH_LIMIT} bytes: choose a shorter one")
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(made.fileno(), 0o600)  # before bind: the file is never open to others
+        _explain(path, lambda: _bind(made, path))
+        made.listen(CLIENT_LIMIT)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _bind(made: socket.socket, path: Path) -> None:
+    try:
+        made.bind(os.fspath(path))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _remove_stale(path)
+        made.bind(os.fspath(path))
+
+
+def _explain(path: Path, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except FileNotFoundError as error:
+        raise ConfigError(f"socket {path}: the folder {path.parent} does not exist") from error
+    except OSError as error:
+        raise ConfigError(f"socket {path}: {error.strerror}") from error
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"{path} exists and is not a socket: remove it or choose another path")
+    except FileNotFoundError:
+        return
+    if is_listening(path):
+        raise ConfigError(f"socket {path} is in use by another program: choose another path")
+    path.unlink(missing_ok=True)
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a process accepts connections at the Unix socket `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # its queue is full: it listens, if slowly
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError as error:
+            raise HostError(f"socket {path}: {error.strerror}") from error
+    return True
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

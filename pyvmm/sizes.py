@@ -1,0 +1,71 @@
+"""Memory sizes as people write them: `512M`, `1.5G`, `0x20000000`.
+
+A number with no unit is MiB, as in QEMU's `-m 512` and its monitor's `balloon 512`. A hexadecimal number is bytes:
+nobody writes MiB in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from pyvmm.errors import ConfigError
+
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
+_SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_HEX = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
+
+LIMIT = 1 << 63
+"""What a size must stay below: sizes travel as JSON integers that readers keep in 64 signed bits."""
+
+_LONGEST = 40
+"""Characters; longer text is no size, and turning a million digits into an int takes a while."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by `text`. Raises ConfigError that says what is wrong with it; zero is a size."""
+    word = text.strip()
+    shown = repr(word if len(word) <= _LONGEST else word[:_LONGEST] + "…")
+    if not word:
+        raise ConfigError("a size is empty: write it as 512M or 2G")
+    if word.startswith("-"):
+        raise ConfigError(f"size {shown} is negative")
+    if len(word) > _LONGEST:
+        raise ConfigError(f"size {shown} is too long")
+    size = int(word, 16) if _HEX.fullmatch(word) else _parse_decimal(word, shown)
+    if size >= LIMIT:
+        raise ConfigError(f"size {shown} is too large: at most 8E")
+    return size
+
+
+def _parse_decimal(word: str, shown: str) -> int:
+    match = _SIZE.fullmatch(word)
+    if match is None:
+        raise ConfigError(f"{shown} is not a size: write a number and a unit, like 512M or 1.5G")
+    unit = match["unit"].lower().removesuffix("ib") or "m"
+    if unit not in _UNITS:
+        hint = f" (did you mean {match['number']}{unit[0].upper()}?)" if unit[:-1] in _UNITS else ""
+        raise ConfigError(f"size {shown} has an unknown unit {match['unit']!r}: use k, M, G or T{hint}")
+    exact = Fraction(match["number"].rstrip(".")) * _UNITS[unit]
+    return int(exact)  # 1.3G is no whole number of bytes; nobody means the fraction
+
+
+def is_size(text: str) -> bool:
+    """Whether `parse_size` takes `text`. Names of VMs must not be sizes, so that `pyvmm balloon 256M` is clear."""
+    try:
+        parse_size(text)
+    except ConfigError:
+        return False
+    return True
+
+
+def format_size(size: int) -> str:
+    """`size` bytes for people: `512 MiB`, `1.5 GiB`; one decimal at most, and exact where that is short."""
+    sign, size = ("-", -size) if size < 0 else ("", size)
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            if unit >= 1 << 30 and size < 16 * unit and size % (unit >> 10) == 0 and (size * 10) % unit:
+                continue  # 1234 MiB says more than 1.2 GiB
+            number = f"{size / unit:.1f}".removesuffix(".0")
+            return f"{sign}{number} {name}"
+    return f"{sign}{size} bytes"
