@@ -1,0 +1,310 @@
+"""The emulated host's first process once its root is mounted: starts commands for the outer side.
+
+Runs with the machine's own Python, from the machine's own files. Descriptor 3 is the port to the outer side; when
+that is closed, or at POWEROFF, the emulated host ends, so no command outlives the one who asked for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import termios
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+from pyvmm.host.endpoint import Disconnected, Endpoint
+from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind, ProtocolError
+
+PORT = 3
+GRACE = 5.0  # seconds between the hang-up and the kill of a command nobody waits for
+CONNECT_PATIENCE = 15.0  # seconds a forwarded connection waits for its command to open the socket
+
+
+@dataclass(slots=True)
+class Command:
+    """A command that runs."""
+
+    stream: int
+    pid: int
+    terminal: int  # our side of its terminal, or -1
+    open: set[int]  # our ends of its pipes
+    status: int | None = None
+    kill_at: float | None = None
+
+    def close(self, descriptor: int) -> None:
+        """Close our end of a pipe, once."""
+        if descriptor in self.open:
+            self.open.remove(descriptor)
+            os.close(descriptor)
+
+
+@dataclass(slots=True)
+class Connecting:
+    """A forwarded connection whose socket is not there yet."""
+
+    stream: int
+    path: str
+    until: float
+
+
+class Agent:
+    """Serves one port."""
+
+    def __init__(self, port: int) -> None:
+        self.endpoint = Endpoint(port)
+        self.commands: dict[int, Command] = {}
+        self.sockets: dict[int, socket.socket] = {}
+        self.connecting: list[Connecting] = []
+        wake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+        def awake() -> None:
+            os.read(wake, 4096)
+
+        self.endpoint.watch(wake, awake)
+
+    def serve(self) -> None:
+        """Until POWEROFF or the end of the port."""
+        self.endpoint.send(Frame(Kind.HELLO, payload=json.dumps({"pid": os.getpid()}).encode()))
+        while True:
+            for frame in self.endpoint.step(self._patience()):
+                if frame.kind is Kind.POWEROFF:
+                    return
+                self._handle(frame)
+            self._reap()
+            self._retry()
+            self._kill_late()
+
+    def _patience(self) -> float | None:
+        if self.connecting:
+            return 0.05
+        if any(command.status is None and command.kill_at for command in self.commands.values()):
+            return 0.5
+        return None
+
+    def _handle(self, frame: Frame) -> None:
+        command = self.commands.get(frame.stream)
+        match frame.kind:
+            case Kind.START:
+                try:
+                    self._start(frame.stream, json.loads(frame.payload))
+                except OSError as error:
+                    text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                    self.endpoint.forget(frame.stream)
+                    self.endpoint.send(Frame(Kind.REFUSED, frame.stream, payload=text.encode()))
+            case Kind.CONNECT:
+                until = time.monotonic() + CONNECT_PATIENCE
+                self.connecting.append(Connecting(frame.stream, os.fsdecode(frame.payload), until))
+            case Kind.SIGNAL if command:
+                self._kill(command, frame.number)
+            case Kind.RESIZE if command and command.terminal >= 0 and len(frame.payload) == 4:
+                set_window_size(command.terminal, *struct.unpack("<HH", frame.payload))
+            case Kind.CLOSE if command:
+                self._kill(command, signal.SIGHUP)
+                command.kill_at = time.monotonic() + GRACE
+            case Kind.CLOSE:
+                self._close_socket(frame.stream)
+            case Kind.SIGNAL | Kind.RESIZE:
+                pass  # it has ended meanwhile
+            case _:
+                raise ProtocolError(f"agent: unexpected {frame.kind.name}")
+
+    # Commands
+
+    def _start(self, stream: int, request: dict[str, Any]) -> None:
+        tty: list[int] = request["tty"]  # which of 0, 1, 2 are the terminal
+        ours: dict[int, int] = {}
+        theirs: dict[int, int] = {}
+        terminal = -1
+        if tty:
+            terminal, slave = os.openpty()
+            set_window_size(terminal, *request["window"])
+            theirs.update({descriptor: slave for descriptor in tty})
+        for descriptor in {STDIN, STDOUT, STDERR} - set(tty):
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            theirs[descriptor], ours[descriptor] = (reader, writer) if descriptor == STDIN else (writer, reader)
+        failure_reader, failure_writer = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            os.close(failure_reader)
+            _become(request, theirs, bool(tty), failure_writer)
+        os.close(failure_writer)
+        for descriptor in set(theirs.values()):
+            os.close(descriptor)
+        failure = b""
+        while part := os.read(failure_reader, 4096):
+            failure += part
+        os.close(failure_reader)
+        if failure:
+            os.waitpid(pid, 0)
+            for descriptor in [*ours.values(), *([terminal] if tty else [])]:
+                os.close(descriptor)
+            number, _, text = failure.decode(errors="replace").partition(" ")
+            raise OSError(int(number), os.strerror(int(number)), text)
+        command = self.commands[stream] = Command(stream, pid, terminal, set(ours.values()))
+        self.endpoint.send(Frame(Kind.STARTED, stream))
+        for descriptor in [*ours.values(), *([terminal] if tty else [])]:
+            os.set_blocking(descriptor, False)
+        if terminal >= 0:
+            # The command's end of input comes from the outer side as a typed character, never by closing.
+            self.endpoint.source(stream, TERMINAL, terminal, lambda: None)
+            if STDIN in tty:
+                self.endpoint.sink(stream, STDIN, terminal, lambda: None)
+        for descriptor, our in ours.items():
+            if descriptor == STDIN:
+                self.endpoint.sink(stream, STDIN, our, partial(command.close, our))
+            else:
+                self.endpoint.source(stream, descriptor, our, partial(command.close, our))
+
+    def _kill(self, command: Command, number: int) -> None:
+        if command.status is None:
+            try:
+                os.killpg(command.pid, number)
+            except (ProcessLookupError, ValueError, OSError):
+                pass
+
+    def _kill_late(self) -> None:
+        for command in self.commands.values():
+            if command.kill_at is not None and time.monotonic() >= command.kill_at:
+                self._kill(command, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            for command in self.commands.values():
+                if command.pid == pid:
+                    command.status = os.waitstatus_to_exitcode(status)
+                    self.endpoint.drain(command.stream)
+        for command in [c for c in self.commands.values() if c.status is not None]:
+            if not self.endpoint.has_sources(command.stream):
+                self._finish(command)
+
+    def _finish(self, command: Command) -> None:
+        assert command.status is not None
+        self.endpoint.forget(command.stream)
+        for descriptor in list(command.open):
+            command.close(descriptor)
+        if command.terminal >= 0:
+            os.close(command.terminal)
+        del self.commands[command.stream]
+        os.sync()  # what it wrote to shared files is there before its end is known
+        self.endpoint.send(Frame.of_number(Kind.EXIT, command.stream, command.status))
+
+    # Forwarded sockets
+
+    def _retry(self) -> None:
+        for waiting in list(self.connecting):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(waiting.path)
+            except OSError as error:
+                connection.close()
+                early = error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)
+                if early and time.monotonic() < waiting.until:
+                    continue
+                text = f"{waiting.path}: {error.strerror or error}"
+                self.endpoint.send(Frame(Kind.REFUSED, waiting.stream, payload=text.encode()))
+            else:
+                connection.setblocking(False)
+                stream = waiting.stream
+                self.sockets[stream] = connection
+                self.endpoint.send(Frame(Kind.STARTED, stream))
+                self.endpoint.source(stream, 0, connection.fileno(), lambda: None)
+                self.endpoint.sink(stream, 0, connection.fileno(), _shutter(connection))
+            self.connecting.remove(waiting)
+
+    def _close_socket(self, stream: int) -> None:
+        self.connecting = [waiting for waiting in self.connecting if waiting.stream != stream]
+        self.endpoint.forget(stream)
+        if connection := self.sockets.pop(stream, None):
+            connection.close()
+
+
+def _shutter(connection: socket.socket) -> Any:
+    def shut() -> None:
+        try:
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    return shut
+
+
+def set_window_size(terminal: int, rows: int, columns: int) -> None:
+    """Tell a terminal its size."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _become(request: dict[str, Any], descriptors: dict[int, int], tty: bool, failure: int) -> NoReturn:
+    """In the child: turn into the command. Reports why not on `failure`, which a successful exec closes."""
+    argv: list[str] = request["argv"]
+    name = request["cwd"]
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        high = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10) for target, source in descriptors.items()}
+        for target, source in high.items():
+            os.dup2(source, target)
+        if tty:
+            on_terminal = next(t for t in (0, 1, 2) if os.isatty(t))
+            fcntl.ioctl(on_terminal, termios.TIOCSCTTY, 0)
+        os.chdir(name)
+        name = argv[0]
+        os.set_inheritable(PORT, False)
+        os.execvpe(argv[0], argv, request["env"])
+    except OSError as error:
+        os.write(failure, f"{error.errno} {name}".encode())
+    finally:
+        os._exit(127)
+
+
+def _reseed() -> None:
+    """Make the kernel take fresh random numbers: a restored host would repeat its twin's."""
+    rndreseedcrng = 0x5207
+    descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, rndreseedcrng)
+    except OSError:
+        pass
+    os.close(descriptor)
+
+
+def _power_off() -> NoReturn:
+    os.sync()
+    ctypes.CDLL(None).reboot(0x4321FEDC)
+    os._exit(1)
+
+
+def main() -> NoReturn:
+    """Process 1."""
+    try:
+        _reseed()
+        os.set_inheritable(PORT, False)
+        Agent(PORT).serve()
+    except Disconnected:
+        pass
+    except BaseException as error:
+        print(f"pyvmm-host: agent: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        _power_off()
+
+
+if __name__ == "__main__":
+    main()

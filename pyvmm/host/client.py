@@ -1,0 +1,250 @@
+"""The outer side of commands in an emulated host: their input, output, terminal, signals and forwarded sockets.
+
+`run_command` speaks over any descriptor that leads to an agent: the port of a QEMU of one's own, or the socket of the
+daemon that keeps a host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import termios
+import tty as tty_modes
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from pyvmm.errors import HostError
+from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
+from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
+
+FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+INSIDE = "PYVMM_INSIDE_HOST"  # set for a command that runs in an emulated host
+
+
+@dataclass(slots=True)
+class Request:
+    """A command to run in the host, and what to connect it to."""
+
+    argv: Sequence[str]
+    stdin: int = 0
+    stdout: int = 1
+    stderr: int = 2
+    tty: bool | None = None  # a terminal inside for each of the three that is one here; None: if stdin is one
+    env: Mapping[str, str] | None = None  # None: this process's
+    cwd: str | None = None
+    forward_sockets: Sequence[str | Path] = field(default_factory=list)  # paths to listen on, see inside.py
+
+
+class Signals:
+    """While in use, signals to this process are kept for the loop instead of ending it (main thread only)."""
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []
+
+    @contextlib.contextmanager
+    def kept(self, endpoint: Endpoint) -> Iterator[None]:
+        """Wake `endpoint` at each signal."""
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        before: dict[int, object] = {}
+        try:
+            wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        except ValueError:  # not the main thread: whoever is, decides
+            os.close(reader)
+            os.close(writer)
+            yield
+            return
+        for number in (*FORWARDED_SIGNALS, signal.SIGWINCH):
+            before[number] = signal.signal(number, self._catch)
+        endpoint.watch(reader, lambda: (os.read(reader, 4096), None)[1])
+        try:
+            yield
+        finally:
+            endpoint.unwatch(reader)
+            for number, handler in before.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.set_wakeup_fd(wakeup)
+            os.close(reader)
+            os.close(writer)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.caught.append(number)
+
+
+class Forward:
+    """A Unix socket listened on here whose connections are made to the command's socket inside."""
+
+    def __init__(self, path: Path, inner: str) -> None:
+        self.path, self.inner = path, inner
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self.listener.bind(str(path))
+            self.listener.listen(8)
+        except OSError as error:
+            self.listener.close()
+            raise HostError(f"{path}: {error.strerror or error}") from error
+        self.listener.setblocking(False)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.listener.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+@contextlib.contextmanager
+def _raw(terminal: int | None) -> Iterator[None]:
+    """The terminal in raw mode: the one inside does the editing, the echo and the Ctrl-C."""
+    if terminal is None:
+        yield
+        return
+    before = termios.tcgetattr(terminal)
+    try:
+        tty_modes.setraw(terminal, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+class CommandRun:
+    """One command, from START to EXIT."""
+
+    def __init__(self, endpoint: Endpoint, request: Request, stream: int) -> None:
+        self.endpoint = endpoint
+        self.request = request
+        self.stream = stream
+        self.signals = Signals()
+        self.forwards: list[Forward] = []
+        self.connections: dict[int, socket.socket] = {}
+        self._next = stream + 1
+        outer = {STDIN: request.stdin, STDOUT: request.stdout, STDERR: request.stderr}
+        wants = os.isatty(request.stdin) if request.tty is None else request.tty
+        self.on_terminal = [n for n, descriptor in outer.items() if wants and os.isatty(descriptor)]
+        self.outer = outer
+        self.terminal = outer[self.on_terminal[0]] if self.on_terminal else None
+
+    def run(self) -> int:
+        """The command's status: its exit code, or minus the signal that killed it."""
+        from pyvmm.host.inside import inner_socket
+
+        try:
+            for path in self.request.forward_sockets:
+                absolute = Path(os.path.abspath(path))
+                forward = Forward(absolute, inner_socket(absolute))
+                self.forwards.append(forward)
+                self.endpoint.watch(forward.listener.fileno(), lambda f=forward: self._accept(f))  # type: ignore[misc]
+            with self.signals.kept(self.endpoint):
+                self._start()
+                keyboard = self.terminal if STDIN in self.on_terminal else None
+                with _raw(keyboard):
+                    return self._serve()
+        finally:
+            for forward in self.forwards:
+                self.endpoint.unwatch(forward.listener.fileno())
+                forward.close()
+            for stream in list(self.connections):
+                self._drop(stream)
+            self.endpoint.forget(self.stream)
+
+    def _start(self) -> None:
+        request = self.request
+        env = dict(os.environ if request.env is None else request.env)
+        env[INSIDE] = "1"
+        size = os.get_terminal_size(self.terminal) if self.terminal is not None else os.terminal_size((80, 24))
+        start = {
+            "argv": list(request.argv),
+            "env": env,
+            "cwd": request.cwd or os.getcwd(),
+            "tty": self.on_terminal,
+            "window": [size.lines, size.columns],
+        }
+        self.endpoint.send(Frame(Kind.START, self.stream, payload=json.dumps(start).encode()))
+
+    def _serve(self) -> int:
+        while True:
+            for frame in self.endpoint.step():
+                if frame.stream != self.stream:
+                    self._handle_connection(frame)
+                    continue
+                match frame.kind:
+                    case Kind.STARTED:
+                        self._connect_descriptors()
+                    case Kind.REFUSED:
+                        raise HostError(frame.payload.decode(errors="replace"))
+                    case Kind.EXIT:
+                        while self.endpoint.has_sinks(self.stream):
+                            self.endpoint.step(0.1)
+                        return frame.number
+            while self.signals.caught:
+                self._pass_on(self.signals.caught.pop(0))
+
+    def _connect_descriptors(self) -> None:
+        stream, endpoint = self.stream, self.endpoint
+        endpoint.source(stream, STDIN, self.outer[STDIN], lambda: None)
+        if self.terminal is not None:
+            endpoint.sink(stream, TERMINAL, self.terminal, lambda: None)
+        for channel in (STDOUT, STDERR):
+            if channel not in self.on_terminal:
+                endpoint.sink(stream, channel, self.outer[channel], lambda: None)
+
+    def _pass_on(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            if self.terminal is not None:
+                size = os.get_terminal_size(self.terminal)
+                payload = window_size(size.lines, size.columns)
+                self.endpoint.send(Frame(Kind.RESIZE, self.stream, payload=payload))
+        else:
+            self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
+
+    # Forwarded sockets
+
+    def _accept(self, forward: Forward) -> None:
+        try:
+            connection, _ = forward.listener.accept()
+        except OSError:
+            return
+        connection.setblocking(False)
+        stream, self._next = self._next, self._next + 1
+        self.connections[stream] = connection
+        self.endpoint.send(Frame(Kind.CONNECT, stream, payload=os.fsencode(forward.inner)))
+
+    def _handle_connection(self, frame: Frame) -> None:
+        connection = self.connections.get(frame.stream)
+        if connection is None:
+            return
+        match frame.kind:
+            case Kind.STARTED:
+                stream = frame.stream
+                # A client that is done talking leaves its side half open; one that is gone is noticed on writing.
+                self.endpoint.source(stream, 0, connection.fileno(), lambda: self._half(stream))
+                self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._drop(stream))
+            case Kind.REFUSED | Kind.CLOSE:
+                self._drop(frame.stream)
+
+    def _half(self, stream: int) -> None:
+        pass
+
+    def _drop(self, stream: int) -> None:
+        if connection := self.connections.pop(stream, None):
+            self.endpoint.forget(stream)
+            connection.close()
+            self.endpoint.send(Frame(Kind.CLOSE, stream))
+
+
+def run_command(endpoint: Endpoint, request: Request, stream: int = 1) -> int:
+    """Run a command over `endpoint`. Raises HostError if it cannot be started or the host went away."""
+    try:
+        return CommandRun(endpoint, request, stream).run()
+    except Disconnected as error:
+        raise HostError("the emulated host went away") from error
+
+
+def complain(text: str) -> None:
+    """One line for the user."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

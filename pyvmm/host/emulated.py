@@ -1,0 +1,128 @@
+"""A running emulated host that belongs to this process, and ends with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.host import kit, snapshot
+from pyvmm.host.client import Request, run_command
+from pyvmm.host.endpoint import Disconnected, Endpoint
+from pyvmm.host.kit import Progress
+from pyvmm.host.protocol import Frame, Kind
+from pyvmm.host.qemu import Hardware, Qemu
+
+SIZES_MIB = (1536, 2560, 4608, 8704, 16896, 33280)  # few sizes, so that snapshots serve again: a guest's plus 512
+OWN_MIB = 512  # what the host's kernel, Python and page tables need themselves
+AGENT_LIMIT = 60.0  # seconds from the word to go on to the agent's HELLO
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def memory_for(guest_mib: int) -> int:
+    """The host's memory for guests that want `guest_mib` together."""
+    for size in SIZES_MIB:
+        if guest_mib + OWN_MIB <= size:
+            return size
+    return guest_mib + OWN_MIB
+
+
+class EmulatedHost:
+    """A Linux with KVM under QEMU, sharing this machine's files."""
+
+    def __init__(self, machine: Qemu, folder: Path) -> None:
+        self._machine = machine
+        self._folder = folder
+        self.endpoint = Endpoint(machine.port)
+        self._stream = 1
+
+    @classmethod
+    def start(
+        cls, *, memory_mib: int = SIZES_MIB[0], cpus: int = 2, progress: Progress = lambda line: None
+    ) -> EmulatedHost:
+        """Restore the ready-made host, or boot one. Raises HostError or ConfigError in one line."""
+        if memory_mib < 256:
+            raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
+        hardware = Hardware(memory_mib, cpus)
+        ingredients = kit.prepare(progress)
+        ready = snapshot.folder_for(ingredients, hardware)
+        for attempt in range(2):
+            if not (ready / "state").exists():
+                snapshot.make(ready, ingredients, hardware, progress)
+            folder = Path(tempfile.mkdtemp(prefix="pyvmm-host-"))
+            try:
+                machine = snapshot.restore(ready, ingredients, hardware, folder / "console.log")
+                host = cls(machine, folder)
+                try:
+                    host._go()
+                except BaseException:
+                    machine.kill()
+                    raise
+                return host
+            except HostError:
+                if attempt:
+                    raise
+                progress("the kept host does not start: booting it anew")
+                shutil.rmtree(ready, ignore_errors=True)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+        raise AssertionError("not reached")
+
+    def _go(self) -> None:
+        python = os.path.abspath(sys.executable)
+        line = f"go\t{time.time():.3f}\t{python}\t{REPOSITORY}\t{os.urandom(32).hex()}\n"
+        until = time.monotonic() + AGENT_LIMIT
+        try:
+            os.write(self._machine.port, line.encode())
+            while time.monotonic() < until:
+                for frame in self.endpoint.step(until - time.monotonic()):
+                    if frame.kind is Kind.HELLO:
+                        return
+        except (Disconnected, OSError) as error:
+            raise HostError(f"emulated host: ended while starting: {self._machine.why_ended()}") from error
+        raise HostError(f"emulated host: its agent does not start: {self._machine.why_ended()}")
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int = 0,
+        stdout: int = 1,
+        stderr: int = 2,
+        tty: bool | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        forward_sockets: Sequence[str | Path] = (),
+    ) -> int:
+        """Run a command in the host; returns as subprocess does. One at a time (the daemon runs many)."""
+        request = Request(argv, stdin, stdout, stderr, tty, env, cwd, list(forward_sockets))
+        stream, self._stream = self._stream, self._stream + (1 << 16)
+        return run_command(self.endpoint, request, stream)
+
+    def stop(self) -> None:
+        """Power the host off."""
+        try:
+            self.endpoint.send(Frame(Kind.POWEROFF))
+            self.endpoint.flush()
+            self._machine.process.wait(5)
+        except Exception:
+            pass
+        finally:
+            self._machine.kill()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> EmulatedHost:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

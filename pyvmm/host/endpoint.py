@@ -1,0 +1,236 @@
+"""One end of the emulated host's port: carries descriptors over it. Both the agent and the outer side are made of it.
+
+A *source* is a descriptor whose bytes go out as DATA of a channel; a *sink* one to which DATA is written. Runs in
+one thread, by poll(2) (epoll refuses regular files, which a command's input may well be).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pyvmm.host.protocol import CHUNK, Decoder, Frame, Kind, ReceiveWindow, SendWindow
+
+Key = tuple[int, int]  # stream, channel
+# A write of at most PIPE_BUF bytes to a pipe that poll calls writable never blocks: the user's own descriptors stay
+# in blocking mode, as other programs share them.
+_SAFE_WRITE = 4096
+
+
+class Disconnected(Exception):
+    """The other end of the port is gone."""
+
+
+@dataclass(slots=True)
+class _Source:
+    descriptor: int
+    ended: Callable[[], None]
+    window: SendWindow = field(default_factory=SendWindow)
+    draining: bool = False  # its command has ended: what is there now is all there will be
+
+
+@dataclass(slots=True)
+class _Sink:
+    descriptor: int
+    ended: Callable[[], None]
+    window: ReceiveWindow = field(default_factory=ReceiveWindow)
+    ending: bool = False
+    broken: bool = False  # nobody reads: swallow
+
+
+class Endpoint:
+    """Frames over `port`, and the descriptors that feed and drink from them."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        os.set_blocking(port, False)
+        self._decoder = Decoder()
+        self._out = bytearray()
+        self._sources: dict[Key, _Source] = {}
+        self._sinks: dict[Key, _Sink] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
+
+    # What is connected
+
+    def source(self, stream: int, channel: int, descriptor: int, ended: Callable[[], None]) -> None:
+        """Send what `descriptor` gives, then END; then call `ended`."""
+        self._sources[stream, channel] = _Source(descriptor, ended)
+
+    def sink(self, stream: int, channel: int, descriptor: int, ended: Callable[[], None]) -> None:
+        """Write what comes to `descriptor`; after END and the last byte, or when nobody reads it, call `ended`."""
+        self._sinks[stream, channel] = _Sink(descriptor, ended)
+
+    def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever `descriptor` can be read."""
+        self._watched[descriptor] = ready
+
+    def unwatch(self, descriptor: int) -> None:
+        """Forget `descriptor`."""
+        self._watched.pop(descriptor, None)
+
+    def forget(self, stream: int) -> None:
+        """Drop all channels of `stream`, without calling anybody."""
+        for table in (self._sources, self._sinks):
+            for key in [key for key in table if key[0] == stream]:
+                del table[key]  # type: ignore[attr-defined]
+
+    def drain(self, stream: int) -> None:
+        """The command of `stream` has ended: send what its descriptors hold now and end them."""
+        for (number, _), source in self._sources.items():
+            if number == stream:
+                source.draining = True
+
+    def has_sources(self, stream: int) -> bool:
+        """Whether something of `stream` may still be sent."""
+        return any(number == stream for number, _ in self._sources)
+
+    def has_sinks(self, stream: int) -> bool:
+        """Whether something of `stream` may still be written."""
+        return any(number == stream for number, _ in self._sinks)
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame."""
+        self._out += frame.build()
+
+    # One turn
+
+    def step(self, timeout: float | None = None) -> list[Frame]:
+        """Wait for something, carry it, and return the frames that are not DATA, END or CREDIT of known channels.
+
+        Raises Disconnected when the port is gone.
+        """
+        poll = select.poll()
+        wanted: dict[int, int] = {}
+
+        def want(descriptor: int, events: int) -> None:
+            wanted[descriptor] = wanted.get(descriptor, 0) | events
+
+        want(self.port, select.POLLIN | (select.POLLOUT if self._out else 0))
+        for source in self._sources.values():
+            if source.window.left and len(self._out) < (1 << 20):
+                want(source.descriptor, select.POLLIN)
+                if source.draining:
+                    timeout = 0
+        for sink in self._sinks.values():
+            if sink.window.pending and not sink.broken:
+                want(sink.descriptor, select.POLLOUT)
+        for descriptor in self._watched:
+            want(descriptor, select.POLLIN)
+        for descriptor, events in wanted.items():
+            poll.register(descriptor, events)
+        ready = dict(poll.poll(None if timeout is None else max(0, int(timeout * 1000))))
+
+        frames: list[Frame] = []
+        if events := ready.get(self.port, 0):
+            self._use_port(events, frames)
+        for key, sink in list(self._sinks.items()):
+            if sink.window.pending and (sink.broken or ready.get(sink.descriptor, 0)):
+                self._write_sink(key, sink)
+        for key, source in list(self._sources.items()):
+            if not source.window.left or self._sources.get(key) is not source:
+                continue
+            if ready.get(source.descriptor, 0) & ~select.POLLOUT:
+                self._read_source(key, source)
+            elif source.draining and source.descriptor in wanted:
+                self._end_source(key, source)
+        for descriptor, callback in list(self._watched.items()):
+            if descriptor in ready and descriptor in self._watched:
+                callback()
+        return frames
+
+    def flush(self) -> None:
+        """Send all that is queued, waiting as long as the other end takes."""
+        while self._out:
+            select.select([], [self.port], [])
+            self._write_port()
+
+    def _write_port(self) -> None:
+        try:
+            count = os.write(self.port, memoryview(self._out)[: 1 << 16])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise Disconnected from error
+        del self._out[:count]
+
+    def _use_port(self, events: int, frames: list[Frame]) -> None:
+        if events & select.POLLOUT and self._out:
+            self._write_port()
+        if not events & (select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL):
+            return
+        try:
+            data = os.read(self.port, 1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise Disconnected from error
+        if not data:
+            raise Disconnected
+        frames.extend(frame for frame in self._decoder.feed(data) if not self._carry(frame))
+
+    def _carry(self, frame: Frame) -> bool:
+        key = frame.stream, frame.channel
+        match frame.kind:
+            case Kind.DATA if sink := self._sinks.get(key):
+                sink.window.received(frame.payload)
+            case Kind.END if sink := self._sinks.get(key):
+                sink.ending = True
+                if not sink.window.pending:
+                    self._end_sink(key, sink)
+            case Kind.CREDIT if source := self._sources.get(key):
+                source.window.credited(frame.number)
+            case Kind.DATA | Kind.END | Kind.CREDIT:
+                pass  # of a stream that has ended meanwhile
+            case _:
+                return False
+        return True
+
+    def _write_sink(self, key: Key, sink: _Sink) -> None:
+        try:
+            if sink.broken:
+                count = len(sink.window.pending)
+            else:
+                count = os.write(sink.descriptor, memoryview(sink.window.pending)[:_SAFE_WRITE])
+        except BlockingIOError:
+            return
+        except OSError:
+            sink.broken = True  # a closed pipe, a full disk
+            count = len(sink.window.pending)
+            sink.ended()
+        if credit := sink.window.taken(count):
+            self.send(Frame.of_number(Kind.CREDIT, key[0], credit, key[1]))
+        if sink.ending and not sink.window.pending:
+            self._end_sink(key, sink)
+
+    def _end_sink(self, key: Key, sink: _Sink) -> None:
+        self._sinks.pop(key, None)
+        if not sink.broken:
+            sink.ended()
+
+    def _read_source(self, key: Key, source: _Source) -> None:
+        try:
+            data = os.read(source.descriptor, min(CHUNK, source.window.left))
+        except BlockingIOError:
+            if source.draining:
+                self._end_source(key, source)
+            return
+        except OSError:
+            data = b""  # EIO: the last user of a terminal is gone
+        if not data:
+            self._end_source(key, source)
+            return
+        source.window.sent(len(data))
+        self.send(Frame(Kind.DATA, key[0], key[1], data))
+
+    def _end_source(self, key: Key, source: _Source) -> None:
+        self._sources.pop(key, None)
+        self.send(Frame(Kind.END, key[0], key[1]))
+        source.ended()
+
+
+def window_size(rows: int, columns: int) -> bytes:
+    """The payload of RESIZE."""
+    return struct.pack("<HH", min(rows, 0xFFFF), min(columns, 0xFFFF))

@@ -1,0 +1,33 @@
+"""For code that may run in an emulated host: where it must put what the outer machine connects to.
+
+The files are the outer machine's, but a Unix socket lives in the kernel that made it: a server inside binds a socket
+in the inner /run, and the outer side, which listens on the path the user gave, forwards to it. Both compute the same
+name, so nothing about it travels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+VARIABLE = "PYVMM_INSIDE_HOST"
+FOLDER = "/run/pyvmm-sockets"
+
+
+def inside() -> bool:
+    """Whether this process runs in an emulated host."""
+    return VARIABLE in os.environ
+
+
+def inner_socket(path: str | os.PathLike[str]) -> str:
+    """The socket, inside, that stands for the outer `path`."""
+    name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
+    return f"{FOLDER}/{name}"
+
+
+def socket_path(path: str | os.PathLike[str]) -> str:
+    """What a server given `path` must bind: `path` itself, or its stand-in inside an emulated host."""
+    if not inside():
+        return os.fspath(path)
+    os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+    return inner_socket(path)

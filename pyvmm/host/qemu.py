@@ -1,0 +1,217 @@
+"""QEMU as the emulated host's hardware: how it is called, and the few QMP commands that saving its state needs.
+
+Source: qemu-system-x86_64(1); QEMU docs/interop/qmp-spec and docs/devel/migration.
+
+QEMU is handed one end of two socket pairs (the port of the agent, and QMP), so there are no socket files to leave
+behind, and both sides see at once when the other is gone. It dies with the process that started it, even when that
+one is killed, by PR_SET_PDEATHSIG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyvmm.errors import HostError
+from pyvmm.host.kit import Kit
+
+PROGRAM = "qemu-system-x86_64"
+# mitigations=off, nokaslr: nobody attacks this host, and both cost time under emulation. panic=-1 with -no-reboot:
+# a panic ends QEMU. Without tsc=reliable the host has no TSC clocksource and KVM no Hyper-V reference TSC page.
+KERNEL_OPTIONS = "tsc=reliable quiet panic=-1 console=ttyS0 mitigations=off nokaslr"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the emulated host has."""
+
+    memory_mib: int
+    cpus: int
+
+
+def find_qemu() -> str:
+    """The path of QEMU. Raises HostError if there is none."""
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise HostError(f"{PROGRAM}: not found (the emulated host runs in it): apt-get install qemu-system-x86")
+    return found
+
+
+def version(program: str) -> str:
+    """What `--version` says first."""
+    try:
+        text = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError(f"{program} --version: {error}") from error
+    return text.splitlines()[0] if text else "unknown"
+
+
+def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: Path) -> list[str]:
+    """QEMU's arguments. A saved state fits only a QEMU called alike."""
+    return [
+        program,
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-M", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
+        *("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,+svm,+npt"),
+        *("-smp", str(hardware.cpus), "-m", f"{hardware.memory_mib}M"),
+        *("-kernel", str(kit.kernel), "-initrd", str(kit.initramfs), "-append", KERNEL_OPTIONS),
+        *("-chardev", f"file,id=console,path={_comma(log)}", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci,max_ports=2"),
+        *("-device", "virtserialport,chardev=agent,name=pyvmm.agent,nr=1"),
+        *("-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+    ]
+
+
+def _comma(path: Path) -> str:
+    return str(path).replace(",", ",,")
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """In a child before exec: be killed when `parent` ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.setpgid(0, 0)  # Ctrl-C in the terminal is for us, who pass it on
+
+
+class Qemu:
+    """A running QEMU: its process, its QMP connection, and the agent's port."""
+
+    def __init__(
+        self, argv: Sequence[str], process: subprocess.Popen[bytes], port: int, qmp: socket.socket, log: Path
+    ) -> None:
+        self.argv = argv
+        self.process = process
+        self.port = port  # our end of the agent's port
+        self._qmp = qmp
+        self._replies = bytearray()
+        self._log = log
+
+    @classmethod
+    def launch(
+        cls, kit: Kit, hardware: Hardware, log: Path, more: Sequence[str] = (), inherit: Sequence[int] = ()
+    ) -> Qemu:
+        """Start QEMU with `more` arguments; `inherit` are descriptors those name."""
+        program = find_qemu()
+        agent_ours, agent_theirs = socket.socketpair()
+        qmp_ours, qmp_theirs = socket.socketpair()
+        argv = command_line(program, kit, hardware, agent_theirs.fileno(), qmp_theirs.fileno(), log)
+        argv += more
+        parent = os.getpid()
+        try:
+            with open(log.with_suffix(".qemu"), "wb") as errors:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=errors,
+                    stderr=errors,
+                    pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), *inherit],
+                    preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 (started before there are threads)
+                )
+        except OSError as error:
+            agent_ours.close()
+            qmp_ours.close()
+            raise HostError(f"{program}: {error.strerror}") from error
+        finally:
+            agent_theirs.close()
+            qmp_theirs.close()
+        return cls(argv, process, agent_ours.detach(), qmp_ours, log)
+
+    def why_ended(self) -> str:
+        """One line about why QEMU or the kernel in it gave up."""
+        for path in (self._log.with_suffix(".qemu"), self._log):
+            with contextlib.suppress(OSError):
+                lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+                telling = [line for line in lines if re.search(r"panic|pyvmm-host|qemu-system", line)]
+                if lines:
+                    return re.sub(r"\s+", " ", (telling or lines)[-1].strip())[:300]
+        return "no message"
+
+    def kill(self) -> None:
+        """End QEMU now and reap it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self.port)
+        self._qmp.close()
+
+    # QMP
+
+    def _message(self, until: float) -> dict[str, Any]:
+        while b"\n" not in self._replies:
+            self._qmp.settimeout(max(0.01, until - time.monotonic()))
+            try:
+                data = self._qmp.recv(1 << 16)
+            except TimeoutError as error:
+                raise HostError("QEMU does not answer") from error
+            except OSError as error:
+                raise HostError(f"QEMU: {error.strerror}") from error
+            if not data:
+                raise HostError(f"QEMU ended: {self.why_ended()}")
+            self._replies += data
+        line, _, rest = bytes(self._replies).partition(b"\n")
+        self._replies = bytearray(rest)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def greet(self, timeout: float = 20) -> None:
+        """Begin QMP. Raises HostError if QEMU ended instead."""
+        until = time.monotonic() + timeout
+        while "QMP" not in self._message(until):
+            pass
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, timeout: float = 20, **arguments: Any) -> Any:
+        """Run one QMP command and return its answer. Raises HostError if QEMU refuses."""
+        until = time.monotonic() + timeout
+        try:
+            self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        except OSError as error:
+            raise HostError(f"QEMU ended: {self.why_ended()}") from error
+        while True:
+            message = self._message(until)
+            if "return" in message:
+                return message["return"]
+            if "error" in message:
+                raise HostError(f"QEMU {command}: {message['error'].get('desc')}")
+
+    def save(self, target: str, timeout: float = 60) -> None:
+        """Stop the machine and write its state to `target`, a migration URI."""
+        until = time.monotonic() + timeout
+        self.execute("stop")
+        # The default of 128 MiB/s is meant for networks.
+        self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        self.execute("migrate", uri=target)
+        self.wait_migrated(until)
+
+    def wait_migrated(self, until: float) -> None:
+        """Wait for a migration, out or in, to be done."""
+        while True:
+            answer = self.execute("query-migrate")
+            match answer.get("status"):
+                case "completed":
+                    return
+                case "failed" | "cancelled":
+                    raise HostError(f"QEMU: saving or restoring its state failed: {answer.get('error-desc', '')}")
+            if time.monotonic() > until:
+                raise HostError("QEMU: saving or restoring its state takes too long")
+            time.sleep(0.02)
