@@ -86,6 +86,9 @@ class VcpuState(Handle):
 
     @xsave.setter
     def xsave(self, value: bytes) -> None:
+        size = max(self._vm.check(Cap.XSAVE2), _XSAVE_SIZE)  # KVM reads that much, whatever we have
+        if len(value) != size:
+            raise HostError(f"an XSAVE area of {len(value)} bytes for {self.where}; this host has {size}")
         self.ioctl(Op.SET_XSAVE, bytearray(value), f"{len(value)} bytes")
 
     @property

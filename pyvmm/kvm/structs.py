@@ -8,7 +8,7 @@ arrays are packed with `struct` where they are used.
 
 from __future__ import annotations
 
-from ctypes import Structure, Union, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Array, Structure, Union, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from typing import ClassVar
 
 u8, u16, u32, u64, s32, s64 = c_uint8, c_uint16, c_uint32, c_uint64, c_int32, c_int64
@@ -23,7 +23,9 @@ class KvmStruct(Structure):
 
 
 def _field(name: str, value: object) -> str:
-    return f"{name}={value:#x}" if isinstance(value, int) else f"{name}={value!r}"
+    if isinstance(value, int):
+        return f"{name}={value:#x}"
+    return f"{name}={list(value)!r}" if isinstance(value, Array) else f"{name}={value!r}"
 
 
 class UserspaceMemoryRegion(KvmStruct):

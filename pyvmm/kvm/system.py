@@ -86,6 +86,10 @@ class Kvm(Handle):
         """The MSRs that make up a vCPU's state, to be saved and restored."""
         return self._msr_list(Op.GET_MSR_INDEX_LIST)
 
+    def msr_feature_index_list(self) -> list[int]:
+        """The MSRs that tell what this host's CPU and KVM can do. Needs Cap.GET_MSR_FEATURES."""
+        return self._msr_list(Op.GET_MSR_FEATURE_INDEX_LIST)
+
     def _msr_list(self, op: Op) -> list[int]:
         room = _FIRST_GUESS
         while True:
