@@ -1,0 +1,177 @@
+"""Interrupts, eventfds and queued writes: what happens without an exit."""
+
+from __future__ import annotations
+
+import os
+from struct import pack
+
+import pytest
+
+from pyvmm.kvm import Cap, CoalescedWrite, Interrupted, IoOut, IrqchipId, IrqRoute, KvmError, pc_routes
+
+pytestmark = pytest.mark.kvm
+
+VECTOR = 0x40
+WAIT = "FB F4 EB FC"  # sti; again: hlt; jmp again (with an irqchip KVM waits in the kernel)
+HANDLER = bytes.fromhex("E6 10 CF")  # out 0x10, al; iret
+RANG = IoOut(0x10, 1, 1, b"\0")
+
+
+def quiet(vcpu) -> bool:
+    """Whether the guest has nothing more to tell: it waits in the kernel until told to leave."""
+    vcpu.immediate_exit = True
+    exit = vcpu.run()
+    vcpu.immediate_exit = False
+    return exit == Interrupted()
+
+
+def test_an_msi_reaches_its_handler(make_guest) -> None:
+    guest = make_guest(WAIT, irqchip=True)
+    guest.need(Cap.SIGNAL_MSI)
+    guest.vector(VECTOR, HANDLER, at=0x3000)
+    guest.enable_lapic()
+    assert guest.vm.signal_msi(0xFEE00000, VECTOR) > 0
+    assert guest.vcpu.run() == RANG
+    assert quiet(guest.vcpu)
+
+
+def test_an_msi_to_a_disabled_apic_is_not_delivered(make_guest) -> None:
+    guest = make_guest(WAIT, irqchip=True)
+    assert guest.vm.signal_msi(0xFEE00000, VECTOR) <= 0
+
+
+def test_an_msi_without_irqchip_says_what_is_missing(make_guest) -> None:
+    with pytest.raises(KvmError, match=r"KVM_SIGNAL_MSI.*no in-kernel irqchip"):
+        make_guest("F4").vm.signal_msi(0xFEE00000, VECTOR)
+
+
+def test_an_irqfd_raises_the_line_it_is_routed_to(make_guest) -> None:
+    guest = make_guest(WAIT, irqchip=True)
+    guest.need(Cap.IRQFD)
+    guest.vector(VECTOR, HANDLER, at=0x3000)
+    guest.enable_lapic()
+    guest.vm.set_routes([*pc_routes(), IrqRoute.msi(24, 0xFEE00000, VECTOR)])
+    doorbell = os.eventfd(0)
+    guest.vm.irqfd(doorbell, 24)
+    os.eventfd_write(doorbell, 1)
+    assert guest.vcpu.run() == RANG
+    guest.vm.irqfd(doorbell, 24, assign=False)
+    os.close(doorbell)
+
+
+def test_an_nmi_uses_vector_two(make_guest) -> None:
+    guest = make_guest(WAIT, irqchip=True)
+    guest.need(Cap.USER_NMI)
+    guest.vector(2, HANDLER, at=0x3000)
+    guest.vcpu.nmi()
+    assert guest.vcpu.run() == RANG
+
+
+def test_an_ioeventfd_takes_the_write(make_guest) -> None:
+    # mov ax, 0x55; out 0x20, ax; mov al, 0x66; out 0x21, al; hlt
+    guest = make_guest("B8 55 00 E7 20 B0 66 E6 21 F4")
+    guest.need(Cap.IOEVENTFD)
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK)
+    guest.vm.ioeventfd(doorbell, 0x20, 2, pio=True)
+    assert guest.until_halt() == [IoOut(0x21, 1, 1, b"\x66")]
+    assert os.eventfd_read(doorbell) == 1
+    guest.vm.ioeventfd(doorbell, 0x20, 2, pio=True, assign=False)
+    os.close(doorbell)
+
+
+def test_an_ioeventfd_with_a_value_takes_only_that_value(make_guest) -> None:
+    # mov al, 1; out 0x20, al; inc ax; out 0x20, al; hlt
+    guest = make_guest("B0 01 E6 20 40 E6 20 F4")
+    guest.need(Cap.IOEVENTFD)
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK)
+    guest.vm.ioeventfd(doorbell, 0x20, 1, datamatch=2, pio=True)
+    assert guest.until_halt() == [IoOut(0x20, 1, 1, b"\x01")]
+    assert os.eventfd_read(doorbell) == 1
+    os.close(doorbell)
+
+
+def test_coalesced_port_writes_wait_for_the_next_exit(make_guest) -> None:
+    # mov dx, 0x3f8; mov al, 'a'; out dx, al; inc ax; out dx, al; inc ax; out dx, al; hlt
+    guest = make_guest("BA F8 03 B0 61 EE 40 EE 40 EE F4")
+    guest.need(Cap.COALESCED_PIO)
+    guest.vm.coalesce(0x3F8, 1, pio=True)
+    assert guest.until_halt() == []
+    assert guest.vm.drain_coalesced() == [CoalescedWrite(0x3F8, bytes([c]), True) for c in b"abc"]
+    assert guest.vcpu.drain_coalesced() == []
+
+
+def test_a_full_ring_loses_nothing(make_guest) -> None:
+    # mov dx, 0x3f8; mov cx, 400; again: out dx, al; inc ax; loop again; hlt
+    guest = make_guest("BA F8 03 B9 90 01 EE 40 E2 FC F4")
+    guest.need(Cap.COALESCED_PIO)
+    guest.vm.coalesce(0x3F8, 1, pio=True)
+    got = bytearray()
+    while True:
+        exit = guest.vcpu.run()
+        got += b"".join(write.data for write in guest.vm.drain_coalesced())
+        if not isinstance(exit, IoOut):
+            break
+        got += exit.data
+    assert bytes(got) == bytes(n & 0xFF for n in range(400))
+
+
+def test_coalesced_mmio_keeps_address_and_size(make_guest) -> None:
+    # mov ax, 0xb800; mov es, ax; mov word es:[2], 0x4241; hlt
+    guest = make_guest("B8 00 B8 8E C0 26 C7 06 02 00 41 42 F4")
+    guest.need(Cap.COALESCED_MMIO)
+    guest.vm.coalesce(0xB8000, 0x1000)
+    assert guest.until_halt() == []
+    assert guest.vm.drain_coalesced() == [CoalescedWrite(0xB8002, b"AB", False)]
+
+
+def test_uncoalesced_writes_leave_the_guest_again(make_guest) -> None:
+    guest = make_guest("B0 41 E6 10 F4")
+    guest.need(Cap.COALESCED_PIO)
+    guest.vm.coalesce(0x10, 1, pio=True)
+    guest.vm.uncoalesce(0x10, 1, pio=True)
+    assert guest.until_halt() == [IoOut(0x10, 1, 1, b"A")]
+
+
+def test_a_pic_interrupt_arrives_through_its_line(make_guest) -> None:
+    # Set up the master PIC at vector 8 with line 1 alone unmasked, then wait.
+    # mov al,0x11; out 0x20,al; mov al,8; out 0x21,al; mov al,4; out 0x21,al; mov al,1; out 0x21,al;
+    # mov al,0xfd; out 0x21,al; xor ax,ax; out 0x11,al; sti; hlt; jmp $-1
+    guest = make_guest(
+        "B0 11 E6 20 B0 08 E6 21 B0 04 E6 21 B0 01 E6 21 B0 FD E6 21 31 C0 E6 11 " + WAIT, irqchip=True
+    )
+    guest.vector(9, HANDLER, at=0x3000)
+    assert guest.vcpu.run() == IoOut(0x11, 1, 1, b"\0")
+    guest.vm.set_irq_line(1, 1)
+    guest.vm.set_irq_line(1, 0)
+    assert guest.vcpu.run() == RANG
+    assert guest.vm.get_irqchip(IrqchipId.PIC_MASTER).chip.pic.imr == 0xFD
+
+
+def test_hyperv_connections_signal_eventfds(make_guest) -> None:
+    guest = make_guest("F4", irqchip=True)
+    guest.need(Cap.HYPERV_EVENTFD)
+    doorbell = os.eventfd(0)
+    guest.vm.hyperv_eventfd(0x10001, doorbell)
+    with pytest.raises(KvmError, match="the connection id has an eventfd"):
+        guest.vm.hyperv_eventfd(0x10001, doorbell)
+    guest.vm.hyperv_eventfd(0x10001, doorbell, remove=True)
+    os.close(doorbell)
+
+
+def test_hyperv_leaves_begin_with_the_vendor(make_guest, kvm) -> None:
+    guest = make_guest("F4", irqchip=True)
+    guest.need(Cap.HYPERV_CPUID)
+    leaves = {entry.function: entry for entry in guest.vcpu.supported_hv_cpuid()}
+    assert pack("<I", leaves[0x40000001].eax) == b"Hv#1"
+    if kvm.check(Cap.SYS_HYPERV_CPUID):
+        assert 0x40000003 in {entry.function for entry in kvm.supported_hv_cpuid()}
+
+
+def test_a_sint_route_is_accepted_where_kvm_has_a_synic(make_guest) -> None:
+    guest = make_guest("F4", irqchip=True)
+    guest.need(Cap.HYPERV_SYNIC2)
+    guest.vcpu.enable_cap(Cap.HYPERV_SYNIC2)
+    guest.vm.set_routes([*pc_routes(), IrqRoute.hv_sint(24, 0, 2)])
+    doorbell = os.eventfd(0)
+    guest.vm.irqfd(doorbell, 24)
+    os.close(doorbell)
