@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from struct import pack
 
 import pytest
 
@@ -145,33 +144,3 @@ def test_a_pic_interrupt_arrives_through_its_line(make_guest) -> None:
     guest.vm.set_irq_line(1, 0)
     assert guest.vcpu.run() == RANG
     assert guest.vm.get_irqchip(IrqchipId.PIC_MASTER).chip.pic.imr == 0xFD
-
-
-def test_hyperv_connections_signal_eventfds(make_guest) -> None:
-    guest = make_guest("F4", irqchip=True)
-    guest.need(Cap.HYPERV_EVENTFD)
-    doorbell = os.eventfd(0)
-    guest.vm.hyperv_eventfd(0x10001, doorbell)
-    with pytest.raises(KvmError, match="the connection id has an eventfd"):
-        guest.vm.hyperv_eventfd(0x10001, doorbell)
-    guest.vm.hyperv_eventfd(0x10001, doorbell, remove=True)
-    os.close(doorbell)
-
-
-def test_hyperv_leaves_begin_with_the_vendor(make_guest, kvm) -> None:
-    guest = make_guest("F4", irqchip=True)
-    guest.need(Cap.HYPERV_CPUID)
-    leaves = {entry.function: entry for entry in guest.vcpu.supported_hv_cpuid()}
-    assert pack("<I", leaves[0x40000001].eax) == b"Hv#1"
-    if kvm.check(Cap.SYS_HYPERV_CPUID):
-        assert 0x40000003 in {entry.function for entry in kvm.supported_hv_cpuid()}
-
-
-def test_a_sint_route_is_accepted_where_kvm_has_a_synic(make_guest) -> None:
-    guest = make_guest("F4", irqchip=True)
-    guest.need(Cap.HYPERV_SYNIC2)
-    guest.vcpu.enable_cap(Cap.HYPERV_SYNIC2)
-    guest.vm.set_routes([*pc_routes(), IrqRoute.hv_sint(24, 0, 2)])
-    doorbell = os.eventfd(0)
-    guest.vm.irqfd(doorbell, 24)
-    os.close(doorbell)
