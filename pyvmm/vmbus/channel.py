@@ -72,7 +72,8 @@ class Channel:
         self.name = device.offer.name
         self.broken: str | None = None  # why nothing is read or sent any more, until the guest opens it anew
         self.packets_in = self.packets_out = self.signals_in = self.signals_out = 0
-        self._device = device
+        self.device = device
+        self.was_opened = False  # whether the device knows of the channel
         self._reader = reader
         self._writer = writer
         self._loop = loop
@@ -157,6 +158,12 @@ class Channel:
 
     # What the bus calls
 
+    def opened(self) -> None:
+        """The guest is told that the channel is open. Tells the device, and reads what the guest wrote already."""
+        self.was_opened = True
+        self._guarded(lambda: self.device.opened(self))
+        self._read()
+
     def signalled(self) -> None:
         """The guest signalled: it wrote a packet, or read some of a full ring."""
         self.signals_in += 1
@@ -166,7 +173,7 @@ class Channel:
         self._read()
 
     def close(self) -> None:
-        """End everything: timers, queue, waiters. The bus tells the device."""
+        """End everything: timers, queue, waiters; then tell the device, if it knew."""
         self._is_open = False
         for timer in self._timers:
             timer.cancel()
@@ -175,12 +182,14 @@ class Channel:
             self._poll.cancel()
         self._queue.clear()
         self._waiters.clear()
+        if self.was_opened:
+            self._guarded(self.device.closed)
 
     # Reading
 
     def _read(self) -> None:
         """Take up to PACKETS_PER_STEP packets; go on in the loop's next step if there may be more."""
-        if not self._is_open or self.broken or self._continuing:
+        if not self.was_opened or not self._is_open or self.broken or self._continuing:
             return
         try:
             self._reader.mask()
@@ -197,6 +206,10 @@ class Channel:
             self._break(error)
             return
         if len(self._queue) < REPLY_QUEUE_LIMIT:  # else _flush comes back to it
+            self._read_later()
+
+    def _read_later(self) -> None:
+        if not self._continuing:
             self._continuing = True
             self._loop.post(self._continue)
 
@@ -209,7 +222,7 @@ class Channel:
         if trace.packet_received.on:
             trace.packet_received(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
         if packet.type == PacketType.IN_BAND:
-            self._guarded(lambda: self._device.received(packet.payload))
+            self._guarded(lambda: self.device.received(packet.payload))
         else:
             self._refused(GuestProtocolError(f"{self.name}: packet type {packet.type} is not served"))
         if packet.flags & PacketFlag.COMPLETION_REQUESTED and self._is_open:
@@ -260,14 +273,14 @@ class Channel:
         finally:
             self._flushing = False
         if was_held and len(self._queue) < REPLY_QUEUE_LIMIT:
-            self._read()
+            self._read_later()  # not at once: this may run inside a batch
 
     def _write(self, packet: Packet) -> None:
         must_signal = self._writer.write(packet)
         self.packets_out += 1
         if trace.packet_sent.on:
             trace.packet_sent(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
-        if must_signal or self._device.offer.signal_each:
+        if must_signal or self.device.offer.signal_each:
             self._signal()
 
     def _signal(self) -> None:

@@ -46,13 +46,11 @@ unload = event("vmbus.unload", "{open_channels} channels open, {gpadls} gpadls")
 reset = event("vmbus.reset", "{reason}")
 hypercall_refused = event("vmbus.hypercall_refused", "connection {connection_id:#x} status {status:#x}: {reason}")
 message_refused = event("vmbus.message_refused", "type {type}: {reason}")
-packet_received = event(
-    "vmbus.packet_received", "channel #{chan_id} type {type} flags {flags:#x} transaction {transaction_id:#x} size {size}"
-)
-packet_sent = event(
-    "vmbus.packet_sent", "channel #{chan_id} type {type} flags {flags:#x} transaction {transaction_id:#x} size {size}"
-)
+_PACKET = "channel #{chan_id} type {type} flags {flags:#x} transaction {transaction_id:#x} size {size}"
+packet_received = event("vmbus.packet_received", _PACKET)
+packet_sent = event("vmbus.packet_sent", _PACKET)
 packet_refused = event("vmbus.packet_refused", "channel #{chan_id} {kind}: {reason}")
 packet_dropped = event("vmbus.packet_dropped", "channel #{chan_id} type {type} size {size}: {reason}")
+event_lost = event("vmbus.event_lost", "channel #{chan_id} target vp {target_vp}: SynIC off")
 channel_signalled = event("vmbus.channel_signalled", "channel #{chan_id}")
 ring_broken = event("vmbus.ring_broken", "channel #{chan_id}: {reason}")

@@ -1,0 +1,308 @@
+"""The VMBus of a machine: joins the server to the partition's messages and events, and devices to their rings.
+
+Source: Linux drivers/hv/hv.c, hv_post_message() for the statuses a guest understands; QEMU hw/hyperv/vmbus.c.
+
+    vCPU thread   HvPostMessage -> _listen: checks, queue, status
+    loop thread   _serve: server.receive -> actions -> partition.post_message, rings, devices
+                  HvSignalEvent -> Channel.signalled
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import Counter, deque
+from typing import Any, assert_never
+
+from pyvmm.errors import GuestError
+from pyvmm.hyperv.partition import Partition
+from pyvmm.hyperv.tlfs import HypercallStatus
+from pyvmm.memory import GuestMemory
+from pyvmm.vmbus import events as trace
+from pyvmm.vmbus import protocol
+from pyvmm.vmbus.channel import Channel, Scheduler
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.protocol import MessageType, Status, Version
+from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
+from pyvmm.vmbus.server import (
+    Action,
+    CloseRings,
+    Disconnected,
+    DropMessages,
+    Open,
+    Opened,
+    OpenRings,
+    Post,
+    ServedChannel,
+    Server,
+)
+
+RECEIVE_QUEUE_LIMIT = 64
+"""Messages taken from the guest and not served yet. A longer queue is answered with "insufficient buffers", and Linux
+tries again after a while; QEMU holds 16."""
+POSTED_LIMIT = 64
+"""Messages to the guest that are not in its slot yet. Above it nothing more of the guest is served, so that one which
+asks and never reads costs us no more than this."""
+MESSAGES_PER_STEP = 16
+"""Messages served before the loop gets a turn."""
+
+_STARTS_AFRESH = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
+
+
+class Vmbus:
+    """The bus. All methods belong to the loop's thread, but for the listener, which the partition calls."""
+
+    def __init__(
+        self,
+        loop: Scheduler,
+        memory: GuestMemory,
+        partition: Partition,
+        max_version: int = protocol.LATEST_VERSION,
+    ) -> None:
+        self.server = Server(memory, vp_count=partition.vp_count, max_version=max_version)
+        self.refused: Counter[str] = Counter()  # what guests did wrong, per kind
+        self._loop = loop
+        self._memory = memory
+        self._partition = partition
+        self._served: dict[VmbusDevice, ServedChannel] = {}
+        self._devices: dict[ServedChannel, VmbusDevice] = {}
+        self._channels: dict[ServedChannel, Channel] = {}
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue_lock = threading.Lock()  # the queue and _serving, shared with vCPU threads
+        self._serving = False
+        self._acting = False
+        self._posted = 0
+        self._epoch = 0  # counts DropMessages, to tell late answers for dropped messages
+        self._connections = {protocol.CONTACT_CONNECTION_OLD}
+        if max_version >= Version.WIN10_5_0:
+            self._connections |= {protocol.CONTACT_CONNECTION, protocol.MESSAGE_CONNECTION}
+        partition.listen(self._listen)
+        partition.connect_signal(protocol.EVENT_CONNECTION, self._shared_signal)
+
+    # The machine's side
+
+    def add(self, device: VmbusDevice) -> None:
+        """Put a device on the bus; a running guest is offered it at once."""
+        served = self.server.add(device.offer, id(device))
+        self._served[device] = served
+        self._devices[served] = device
+        self._act()
+
+    def remove(self, device: VmbusDevice) -> None:
+        """Take a device off the bus. It is told `closed` if its channel was open."""
+        served = self._served.pop(device)
+        self.server.remove(served)
+        self._act()
+        del self._devices[served]
+
+    def reset(self) -> None:
+        """Machine reset: the guest's channels, lists and messages are gone; devices are at power-on again."""
+        with self._queue_lock:
+            self._queue.clear()
+        self.server.reset("machine reset")
+        self._act()
+        for device in self._served:
+            device.reset()
+
+    def devices(self) -> list[VmbusDevice]:
+        return list(self._served)
+
+    def channel(self, device: VmbusDevice) -> Channel | None:
+        """The device's channel while the guest has it open."""
+        return self._channels.get(self._served[device])
+
+    @property
+    def version(self) -> int | None:
+        """The version agreed on with the guest, major << 16 | minor; None while not connected."""
+        state = self.server.state
+        return None if isinstance(state, Disconnected) else state.version
+
+    def info(self) -> list[dict[str, Any]]:
+        """One dictionary per device, for `info vmbus`."""
+        rows: list[dict[str, Any]] = []
+        for device, served in self._served.items():
+            row: dict[str, Any] = {
+                "relid": served.relid,
+                "name": served.offer.name,
+                "type": str(served.offer.type),
+                "guid": str(served.offer.instance),
+                "state": type(served.state).__name__.lower(),
+            }
+            channel = self._channels.get(served)
+            if channel is not None and isinstance(served.state, Open):
+                row |= {
+                    "target-vp": served.state.target_vp,
+                    "ring-in": channel.reader.size,
+                    "ring-out": channel.writer.size,
+                    "packets-in": channel.packets_in,
+                    "packets-out": channel.packets_out,
+                    "signals-in": channel.signals_in,
+                    "signals-out": channel.signals_out,
+                    "queued": channel.queued,
+                }
+                if channel.broken:
+                    row["broken"] = channel.broken
+            row["refused"] = self.refused[device.offer.name]
+            rows.append(row)
+        return rows
+
+    # Messages in
+
+    def _listen(self, connection_id: int, message_type: int, payload: bytes) -> int:
+        """HvPostMessage, on a vCPU thread. Linux tries again on "insufficient buffers"; "invalid connection" on a
+        contact makes it try the next version at once."""
+        status, reason = HypercallStatus.SUCCESS, ""
+        if connection_id not in self._connections:
+            status, reason = HypercallStatus.INVALID_CONNECTION_ID, "no such connection"
+        elif message_type != protocol.SYNIC_MESSAGE_TYPE:
+            status, reason = HypercallStatus.INVALID_HYPERCALL_INPUT, f"message type {message_type:#x}"
+        elif not protocol.MessageHeader.SIZE <= len(payload) <= protocol.MESSAGE_SIZE_MAX:
+            status, reason = HypercallStatus.INVALID_HYPERCALL_INPUT, f"{len(payload)} bytes"
+        else:
+            kind = int.from_bytes(payload[:4], "little")
+            if trace.recv_message.on:
+                trace.recv_message(kind, len(payload))
+            if not self._enqueue(kind, connection_id, payload):
+                status, reason = HypercallStatus.INSUFFICIENT_BUFFERS, "queue full"
+        if status and trace.hypercall_refused.on:
+            trace.hypercall_refused(connection_id, status, reason)
+        return status
+
+    def _enqueue(self, kind: int, connection_id: int, payload: bytes) -> bool:
+        with self._queue_lock:
+            if kind in _STARTS_AFRESH:
+                self._queue.clear()  # moot now, and a crashed guest must not find the door shut
+            elif len(self._queue) >= RECEIVE_QUEUE_LIMIT:
+                return False
+            self._queue.append((connection_id, payload))
+            if self._serving:
+                return True
+            self._serving = True
+        self._loop.post(self._serve)
+        return True
+
+    def _serve(self) -> None:
+        """Serve what is queued, MESSAGES_PER_STEP at most, as long as the guest reads its answers."""
+        for _ in range(MESSAGES_PER_STEP):
+            with self._queue_lock:
+                if not self._queue or self._held():
+                    self._serving = False
+                    return
+                connection_id, payload = self._queue.popleft()
+            self.server.receive(payload, connection_id)
+            self._act()
+        self._loop.post(self._serve)
+
+    def _held(self) -> bool:
+        if self._posted < POSTED_LIMIT:
+            return False
+        return int.from_bytes(self._queue[0][1][:4], "little") not in _STARTS_AFRESH
+
+    def _shared_signal(self) -> None:
+        """The shared event of guests before 2.4, which we refuse; others have no reason to signal it."""
+        if trace.signal_event.on:
+            trace.signal_event()
+
+    # Actions
+
+    def _act(self) -> None:
+        """Do what the server wants done, in order; what a device causes meanwhile comes after."""
+        if self._acting:
+            return
+        self._acting = True
+        try:
+            while self.server.actions:
+                self._do(self.server.actions.popleft())
+        finally:
+            self._acting = False
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Post(vp, payload):
+                self._post(vp, payload)
+            case DropMessages():
+                self._partition.drop_messages(protocol.SINT)
+                self._posted = 0
+                self._epoch += 1
+            case OpenRings():
+                self._open(action)
+            case Opened(served):
+                self._channels[served].opened()
+            case CloseRings(served):
+                self._close(served)
+            case _:
+                assert_never(action)
+
+    def _post(self, vp: int, payload: bytes) -> None:
+        epoch = self._epoch
+
+        def done(status: int) -> None:
+            if trace.msg_cb.on:
+                trace.msg_cb(status)
+            if status == -errno.EAGAIN or epoch != self._epoch:
+                return
+            self._posted -= 1
+            self._serve_on()
+
+        if trace.post_msg.on:
+            trace.post_msg(int.from_bytes(payload[:4], "little"), len(payload))
+        self._posted += 1
+        self._partition.post_message(vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, payload, done)
+
+    def _serve_on(self) -> None:
+        """The guest read something: serve on if that was what we waited for."""
+        with self._queue_lock:
+            if self._serving or not self._queue or self._held():
+                return
+            self._serving = True
+        self._loop.post(self._serve)
+
+    def _open(self, action: OpenRings) -> None:
+        served = action.channel
+        device = self._devices.get(served)
+        if device is None:
+            return  # removed while the guest opened it
+        try:
+            reader = RingReader(Ring(self._memory, action.send_pages))
+            writer = RingWriter(Ring(self._memory, action.receive_pages))
+        except GuestError as error:
+            self._refused(served, error)
+            self.server.open_done(served, Status.INVALID_PARAMETER)
+            return
+        channel = Channel(
+            device,
+            reader,
+            writer,
+            loop=self._loop,
+            memory=self._memory,
+            relid=served.relid,
+            version=action.version,
+            notify=lambda: self._notify(served),
+            refused=lambda error: self._refused(served, error),
+        )
+        self._channels[served] = channel
+        self._partition.connect_signal(served.connection_id, channel.signalled)
+        self.server.open_done(served, Status.SUCCESS)
+
+    def _close(self, served: ServedChannel) -> None:
+        channel = self._channels.pop(served, None)
+        if channel is None:
+            return  # it never got as far as rings
+        self._partition.disconnect_signal(served.connection_id)
+        channel.close()
+
+    def _notify(self, served: ServedChannel) -> None:
+        state = served.state
+        if not isinstance(state, Open):
+            return
+        if trace.channel_notify_guest.on:
+            trace.channel_notify_guest(served.relid)
+        if not self._partition.signal_event(state.target_vp, protocol.SINT, served.relid) and trace.event_lost.on:
+            trace.event_lost(served.relid, state.target_vp)
+
+    def _refused(self, served: ServedChannel, error: GuestError) -> None:
+        """Count and trace a rule the guest broke on a channel."""
+        self.refused[served.offer.name] += 1
+        self.refused[type(error).__name__] += 1
+        if trace.packet_refused.on:
+            trace.packet_refused(served.relid, type(error).__name__, str(error))

@@ -1,0 +1,295 @@
+"""A ring buffer: one direction of a channel, shared pages that one side writes and the other reads.
+
+Source: Linux include/linux/hyperv.h, struct hv_ring_buffer and vmpacket_descriptor; drivers/hv/ring_buffer.c.
+
+    header page                            data area, (pages - 1) x 4096 bytes
+    +0   write index    the writer's       0        read            write           size
+    +4   read index     the reader's       |.........|###############|...............|
+    +8   interrupt mask the reader's         free       packets           free
+    +12  pending size   the writer's
+    +64  feature bits   bit 0: both sides know the pending size
+
+Indices count bytes in the data area, always multiples of 8. Equal indices mean empty, so the ring is never filled to
+the last byte. A packet may wrap anywhere, even inside its header:
+
+    +0 type u16 | data offset u16 (in 8 bytes) | length u16 (in 8 bytes) | flags u16
+    +8 transaction id u64
+    +16 payload, padded to 8 bytes
+    end: u64 whose high half is the index at which the packet began
+
+The pages are the guest's and lie anywhere in its memory, and it may change any byte at any time: each index is read
+once per step, each packet byte once, and only the copies are checked and used. `RingReader` and `RingWriter` are the
+host's ends; `python -m pyvmm.vmbus.ring` fills a ring before your eyes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from struct import Struct
+
+from pyvmm.errors import GuestError
+from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
+
+WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_SIZE, FEATURE_BITS = 0, 1, 2, 3, 16  # u32 words of the header
+FEATURE_PENDING_SEND_SIZE = 1
+TRAILER_SIZE = 8
+
+_DESCRIPTOR = Struct("<HHHHQ")
+DESCRIPTOR_SIZE = _DESCRIPTOR.size
+_TRAILER = Struct("<II")
+
+
+class PacketType(IntEnum):
+    """VM_PKT_*: those that are seen on Linux's channels."""
+
+    IN_BAND = 6
+    TRANSFER_PAGES = 7
+    GPA_DIRECT = 9
+    COMPLETION = 0xB
+
+
+class PacketFlag(IntFlag):
+    COMPLETION_REQUESTED = 1
+
+
+class BrokenRing(GuestError):
+    """The ring holds indices or lengths that cannot be; nothing after that can be trusted."""
+
+
+@dataclass(slots=True)
+class Packet:
+    """One packet. `payload` is padded to 8 bytes when it comes out of a ring: the format has no exact length."""
+
+    type: int
+    flags: int
+    transaction_id: int
+    payload: bytes
+
+
+def packet_size(payload_size: int) -> int:
+    """Bytes of ring a packet takes: descriptor, padded payload, trailer."""
+    return DESCRIPTOR_SIZE + (payload_size + 7 & ~7) + TRAILER_SIZE
+
+
+class Ring:
+    """Header words and data area of a ring, over pages that lie anywhere in guest memory.
+
+    `pages`: guest physical addresses, the header page first. Raises GuestMemoryError if one is not RAM.
+    """
+
+    def __init__(self, memory: GuestMemory, pages: Sequence[int]) -> None:
+        if len(pages) < 2:
+            raise BrokenRing(f"a ring of {len(pages)} pages: needs a header and data")
+        self.size = (len(pages) - 1) * PAGE_SIZE
+        self.words = memory.view(pages[0], PAGE_SIZE).cast("I")
+        self._starts: list[int] = []  # where in the data area each piece begins
+        self._pieces: list[memoryview] = []
+        first = 1
+        for index in range(2, len(pages) + 1):  # neighbours in one region become one piece
+            adjacent = index < len(pages) and pages[index] == pages[index - 1] + PAGE_SIZE
+            if adjacent and memory.contains(pages[first], (index + 1 - first) * PAGE_SIZE):
+                continue
+            self._starts.append((first - 1) * PAGE_SIZE)
+            self._pieces.append(memory.view(pages[first], (index - first) * PAGE_SIZE))
+            first = index
+
+    def index(self, word: int) -> int:
+        """Read WRITE_INDEX or READ_INDEX, once. Raises BrokenRing if it points outside or between 8-byte units."""
+        value = self.words[word]
+        if value >= self.size or value & 7:
+            name = "write" if word == WRITE_INDEX else "read"
+            raise BrokenRing(f"{name} index {value:#x} in a ring of {self.size:#x} bytes")
+        return value
+
+    def copy_out(self, start: int, length: int) -> bytes:
+        """`length` bytes (at most `size`) of the data area from `start`, wrapping at its end."""
+        piece = bisect_right(self._starts, start) - 1
+        skip = start - self._starts[piece]
+        data = bytes(self._pieces[piece][skip : skip + length])
+        if len(data) == length:
+            return data
+        parts, missing = [data], length - len(data)
+        while missing:
+            piece = (piece + 1) % len(self._pieces)
+            parts.append(bytes(self._pieces[piece][:missing]))
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def copy_in(self, start: int, data: bytes) -> None:
+        """Store `data` (at most `size` bytes) from `start`, wrapping at the end."""
+        piece = bisect_right(self._starts, start) - 1
+        skip = start - self._starts[piece]
+        done = 0
+        while done < len(data):
+            view = self._pieces[piece]
+            step = min(len(view) - skip, len(data) - done)
+            view[skip : skip + step] = data[done : done + step]
+            done += step
+            piece, skip = (piece + 1) % len(self._pieces), 0
+
+
+class RingReader:
+    """The host's end of the ring the guest writes.
+
+    Read in batches: `mask()`, then `read` and `publish` as often as wanted, then `unmask()`, which says whether to
+    begin again.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self.size = ring.size
+        self._next = ring.index(READ_INDEX)  # ours alone from now on: the guest's changes to it are ignored
+        self._published = self._next
+
+    def available(self) -> int:
+        """Bytes that wait to be read. Raises BrokenRing."""
+        return (self._ring.index(WRITE_INDEX) - self._next) % self.size
+
+    def read(self, limit: int) -> list[Packet]:
+        """Up to `limit` packets. The guest sees their room as free only after `publish`.
+
+        Raises BrokenRing where what lies in the ring cannot be a packet, once all packets before it were returned.
+        """
+        ring, size, position = self._ring, self.size, self._next
+        left = (ring.index(WRITE_INDEX) - position) % size
+        packets: list[Packet] = []
+        while left and len(packets) < limit:
+            if left < DESCRIPTOR_SIZE + TRAILER_SIZE:
+                if packets:
+                    break
+                raise BrokenRing(f"{left} bytes at {position:#x}: less than the smallest packet")
+            kind, offset8, length8, flags, transaction_id = _DESCRIPTOR.unpack(
+                ring.copy_out(position, DESCRIPTOR_SIZE)
+            )
+            offset, length = offset8 * 8, length8 * 8
+            if offset < DESCRIPTOR_SIZE or length < offset or length + TRAILER_SIZE > left:
+                if packets:
+                    break
+                raise BrokenRing(f"packet at {position:#x}: data at {offset}, length {length}, {left} bytes there")
+            payload = ring.copy_out((position + offset) % size, length - offset) if length > offset else b""
+            packets.append(Packet(kind, flags, transaction_id, payload))
+            position = (position + length + TRAILER_SIZE) % size
+            left -= length + TRAILER_SIZE
+        self._next = position
+        return packets
+
+    def publish(self) -> bool:
+        """Tell the guest what was read. True: it waits for that much room and must be signalled."""
+        if self._next == self._published:
+            return False
+        words, size = self._ring.words, self.size
+        words[READ_INDEX] = self._published = self._next
+        # Read index before pending size. Partner: the guest stores the pending size, then looks at the read index
+        # again (Linux hv_ringbuffer_write's callers through hv_get_bytes_to_write, e.g. netvsc and hvsock).
+        memory_barrier()
+        pending = words[PENDING_SEND_SIZE]
+        # Linux asks for "more than pending" bytes. Signalling although it had them before is harmless.
+        return pending != 0 and size - (self._ring.index(WRITE_INDEX) - self._next) % size > pending
+
+    def mask(self) -> None:
+        """Ask the guest not to signal while we read anyway."""
+        self._ring.words[INTERRUPT_MASK] = 1
+
+    def unmask(self) -> bool:
+        """Ask for signals again. True: something came meanwhile and will not be signalled, so read on."""
+        self._ring.words[INTERRUPT_MASK] = 0
+        # Mask before write index. Partner: hv_signal_on_write, whose virt_mb() stands between storing the write
+        # index and reading our mask. One of the two sides must see the other's store.
+        memory_barrier()
+        return self.available() != 0
+
+
+class RingWriter:
+    """The host's end of the ring the guest reads."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self.size = ring.size
+        self._next = ring.index(WRITE_INDEX)  # ours alone: the guest's changes to it are ignored
+        self._requested = False
+
+    def _free(self) -> int:
+        """Bytes free, one of which must stay so."""
+        return self.size - (self._next - self._ring.index(READ_INDEX)) % self.size
+
+    @property
+    def guest_signals_room(self) -> bool:
+        """Whether the guest promised to look at our pending size."""
+        return bool(self._ring.words[FEATURE_BITS] & FEATURE_PENDING_SEND_SIZE)
+
+    def room(self) -> int:
+        """The largest payload that `write` would take now. Raises BrokenRing."""
+        return max(0, (self._free() - 1 - DESCRIPTOR_SIZE - TRAILER_SIZE) & ~7)
+
+    def has_room(self, payload_size: int) -> bool:
+        """Whether `write` would take such a payload now. Raises BrokenRing."""
+        return packet_size(payload_size) < self._free()
+
+    def request_room(self, payload_size: int) -> bool:
+        """Ask the guest to signal once such a payload fits. True: it fits already."""
+        self._ring.words[PENDING_SEND_SIZE] = packet_size(payload_size)
+        self._requested = True
+        # Pending size before read index. Partner: hv_pkt_iter_close, whose virt_mb() stands between storing the read
+        # index and reading our pending size.
+        memory_barrier()
+        return self.has_room(payload_size)
+
+    def clear_request(self) -> None:
+        """Room is not waited for any longer."""
+        if self._requested:
+            self._ring.words[PENDING_SEND_SIZE] = 0
+            self._requested = False
+
+    def write(self, packet: Packet) -> bool:
+        """Store one packet, for which there must be room. True: the guest must be signalled."""
+        old, payload = self._next, packet.payload
+        padded = len(payload) + 7 & ~7
+        length8 = (DESCRIPTOR_SIZE + padded) // 8
+        header = _DESCRIPTOR.pack(packet.type, DESCRIPTOR_SIZE // 8, length8, packet.flags, packet.transaction_id)
+        data = header + payload + bytes(padded - len(payload)) + _TRAILER.pack(0, old)
+        assert len(data) < self.size, "write without room"  # not _free(): the guest may have moved its index since
+        self._ring.copy_in(old, data)
+        self._next = (old + len(data)) % self.size
+        # x86 keeps stores in order: the guest sees the data before the index.
+        words = self._ring.words
+        words[WRITE_INDEX] = self._next
+        # Write index before mask and read index. Partner: hv_end_read, whose virt_mb() stands between clearing the
+        # mask and looking for more packets.
+        memory_barrier()
+        return words[INTERRUPT_MASK] == 0 and words[READ_INDEX] == old
+
+
+def _demo() -> None:
+    """Write packets into a small ring and take them out again, drawing it after each step."""
+    memory = GuestMemory.flat(1 << 20)
+    pages = [0x3000, 0x8000, 0x5000]  # scattered on purpose
+    writer, reader = RingWriter(Ring(memory, pages)), RingReader(Ring(memory, pages))
+    words = Ring(memory, pages).words
+
+    def draw(step: str) -> None:
+        scale, read, write = 64, words[READ_INDEX], words[WRITE_INDEX]
+        used = (write - read) % writer.size
+        cells = ["#" if (at * writer.size // scale - read) % writer.size < used else "." for at in range(scale)]
+        print(f"{step:<28} [{''.join(cells)}] read {read:5} write {write:5}")
+
+    draw("empty")
+    for number, size in enumerate([1000, 3000, 2000]):
+        signal = writer.write(Packet(PacketType.IN_BAND, 0, number, bytes([65 + number]) * size))
+        draw(f"wrote {size} bytes" + (", signal" if signal else ""))
+    print(f"  room for {writer.room()} more, waits for 4000: {not writer.request_room(4000)}")
+    for packet in reader.read(2):
+        print(f"  read packet {packet.transaction_id}: {len(packet.payload)} x {packet.payload[:1]!r}")
+    reader_signals = reader.publish()
+    draw("published two" + (", signal" if reader_signals else ""))
+    writer.write(Packet(PacketType.IN_BAND, 0, 3, b"D" * 4000))
+    draw("wrote 4000 bytes, wrapped")
+    print(f"  read {[packet.transaction_id for packet in reader.read(9)]}")
+    reader.publish()
+    draw("published all")
+
+
+if __name__ == "__main__":
+    _demo()

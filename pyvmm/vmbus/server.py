@@ -1,0 +1,573 @@
+"""The VMBus server: what each message of the guest means and what is answered. No I/O: actions go to a queue.
+
+Source: Linux drivers/hv/connection.c and channel_mgmt.c for the guest's side; OpenVMM vmbus_server for the host's.
+
+    connection   Disconnected --contact, version served--> Contacted --REQUEST_OFFERS--> Serving
+                 any --contact, version not served / UNLOAD / reset--> Disconnected
+    channel      Hidden --offered--> Offered --OPEN--> Opening --rings made--> Open --CLOSE--> Offered
+                                                              --no rings--> Offered
+                 Offered, Opening, Open --device removed--> Rescinded --RELID_RELEASED--> gone
+                 any --contact / UNLOAD / reset--> Hidden (Rescinded: gone)
+
+`receive` is the message entry: it never raises for what a guest sent, but counts it in `refused`. A request that has
+an answer gets one even when it is refused, because Linux waits for most of them without a time limit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from pyvmm.errors import ConfigError, GuestError, GuestProtocolError
+from pyvmm.memory import GuestMemory
+from pyvmm.vmbus import events as trace
+from pyvmm.vmbus import protocol
+from pyvmm.vmbus.device import Offer
+from pyvmm.vmbus.gpadl import Gpadl, GpadlAssembly
+from pyvmm.vmbus.protocol import MessageType, Status, Version
+
+GPADL_LIMIT = 4096
+"""Lists lent or still coming in: Linux needs one per ring and a few per network device."""
+GPADL_PAGES_LIMIT = 1280 << 8
+"""Pages lent in all, 1280 MiB: what newer Hyper-V hosts allow. Keeps a hostile guest from filling our memory."""
+
+# Connection states
+
+
+@dataclass(slots=True)
+class Disconnected:
+    """No guest has made contact, or it has left."""
+
+
+@dataclass(slots=True)
+class Contacted:
+    """A version is agreed on; the guest has not asked for the devices yet."""
+
+    version: int
+    vp: int  # where messages go
+
+
+@dataclass(slots=True)
+class Serving:
+    """The guest knows the devices and is told of new ones."""
+
+    version: int
+    vp: int
+
+
+ConnectionState = Disconnected | Contacted | Serving
+
+# Channel states
+
+
+@dataclass(slots=True)
+class Hidden:
+    """The guest has not been told."""
+
+
+@dataclass(slots=True)
+class Offered:
+    """The guest knows it and has not opened it."""
+
+
+@dataclass(slots=True)
+class Opening:
+    """The rings are being made."""
+
+    open_id: int
+    gpadl: int
+    target_vp: int
+
+
+@dataclass(slots=True)
+class Open:
+    """In use; events go to `target_vp`."""
+
+    gpadl: int
+    target_vp: int
+
+
+@dataclass(slots=True)
+class Rescinded:
+    """Taken away; the guest has not released the relid yet."""
+
+
+ChannelState = Hidden | Offered | Opening | Open | Rescinded
+
+
+@dataclass(slots=True, eq=False)
+class ServedChannel:
+    """A device's place on the bus. `relid` is 0 while it waits for its predecessor to be released."""
+
+    offer: Offer
+    device_id: int  # only for the trace, where QEMU shows a pointer
+    relid: int = 0
+    state: ChannelState = field(default_factory=Hidden)
+
+    @property
+    def connection_id(self) -> int:
+        """What the guest signals."""
+        return protocol.FIRST_SIGNAL_CONNECTION + self.relid
+
+
+# Actions, to be done in order
+
+
+@dataclass(slots=True)
+class Post:
+    """Send this message to the guest."""
+
+    vp: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class DropMessages:
+    """Forget messages that the guest has not seen yet."""
+
+
+@dataclass(slots=True)
+class OpenRings:
+    """Make the rings (their pages, header page first), then call `open_done`."""
+
+    channel: ServedChannel
+    send_pages: list[int]  # guest to host
+    receive_pages: list[int]  # host to guest
+    version: int
+
+
+@dataclass(slots=True)
+class Opened:
+    """The guest is told that the channel is open: so is the device."""
+
+    channel: ServedChannel
+
+
+@dataclass(slots=True)
+class CloseRings:
+    """The channel is gone, its rings with it."""
+
+    channel: ServedChannel
+
+
+Action = Post | DropMessages | OpenRings | Opened | CloseRings
+
+
+class Server:
+    """One guest's bus. Loop thread. After each call do what lies in `actions`, first in first out."""
+
+    def __init__(self, memory: GuestMemory, *, vp_count: int = 1, max_version: int = protocol.LATEST_VERSION) -> None:
+        self.actions: deque[Action] = deque()
+        self.refused: Counter[str] = Counter()
+        self.state: ConnectionState = Disconnected()
+        self.channels: dict[int, ServedChannel] = {}  # by relid
+        self.gpadls: dict[int, Gpadl] = {}
+        self._assembling: dict[int, GpadlAssembly] = {}
+        self._waiting: list[ServedChannel] = []  # whose instance is rescinded and not released yet
+        self._memory = memory
+        self._vp_count = vp_count
+        self._versions = frozenset(int(v) for v in Version if v <= max_version)
+
+    # The host's side
+
+    def add(self, offer: Offer, device_id: int = 0) -> ServedChannel:
+        """Offer a device: at once if the guest already asked, else when it does. Raises ConfigError on a full bus.
+
+        An instance that was just removed is offered again only after the guest has released the old relid.
+        """
+        channel = ServedChannel(offer, device_id)
+        same = [c for c in self.channels.values() if c.offer.instance == offer.instance]
+        assert all(isinstance(c.state, Rescinded) for c in same), f"{offer.name} is on the bus already"
+        if same:
+            self._waiting.append(channel)
+        else:
+            self._place(channel)
+        return channel
+
+    def remove(self, channel: ServedChannel) -> None:
+        """Take a device away, rescinding its offer if the guest knows it."""
+        if channel in self._waiting:
+            self._waiting.remove(channel)
+            return
+        if isinstance(channel.state, Hidden):
+            self._release(channel)
+        elif not isinstance(channel.state, Rescinded):
+            if trace.rescind.on:
+                trace.rescind(channel.relid, channel.offer.name)
+            self._close(channel)
+            self._enter_channel(channel, Rescinded())
+            self._post(protocol.Rescind(MessageType.RESCIND, 0, channel.relid))
+
+    def open_done(self, channel: ServedChannel, status: int) -> None:
+        """Answer to OpenRings: 0, or why there are no rings."""
+        match channel.state:
+            case Opening(open_id, gpadl, target_vp):
+                if status:
+                    self._enter_channel(channel, Offered())
+                    self._open_result(channel.relid, open_id, status)
+                else:
+                    self._enter_channel(channel, Open(gpadl, target_vp))
+                    self._open_result(channel.relid, open_id, status)
+                    self.actions.append(Opened(channel))
+            case _:
+                pass  # closed or rescinded since
+
+    def reset(self, reason: str) -> None:
+        """Back to a bus no guest has touched; devices stay and will be offered again under their old relids."""
+        if trace.reset.on:
+            trace.reset(reason)
+        self.actions.append(DropMessages())
+        self._enter(Disconnected())
+        self.gpadls.clear()
+        self._assembling.clear()
+        for channel in list(self.channels.values()):
+            self._close(channel)
+            if isinstance(channel.state, Rescinded):
+                del self.channels[channel.relid]
+            else:
+                self._enter_channel(channel, Hidden())
+        waiting, self._waiting = self._waiting, []
+        for channel in waiting:
+            self._place(channel)
+
+    # The guest's side
+
+    def receive(self, data: bytes, connection_id: int) -> None:
+        """One message that came over `connection_id`."""
+        kind = int.from_bytes(data[:4], "little")
+        if trace.process_incoming_message.on:
+            trace.process_incoming_message(kind)
+        try:
+            self._receive(protocol.parse(data), connection_id)
+        except GuestError as error:
+            name = MessageType(kind).name if kind in MessageType.__members__.values() else "UNKNOWN"
+            self.refused[name] += 1
+            if trace.message_refused.on:
+                trace.message_refused(kind, str(error))
+
+    def _receive(self, message: protocol.GuestMessage, connection_id: int) -> None:
+        if isinstance(message, protocol.InitiateContact):
+            self._initiate_contact(message, connection_id)
+            return
+        if isinstance(message, protocol.Unload):
+            self._unload()
+            return
+        if isinstance(self.state, Disconnected):
+            raise GuestProtocolError("not connected")
+        expected = self._message_connection(self.state.version)
+        if connection_id != expected:
+            raise GuestProtocolError(f"came over connection {connection_id}, agreed on {expected}")
+        match message:
+            case protocol.RequestOffers():
+                self._request_offers()
+            case protocol.OpenChannel():
+                self._open_channel(message, self.state.version)
+            case protocol.CloseChannel():
+                self._close_channel(message)
+            case protocol.GpadlHeader():
+                self._gpadl_header(message)
+            case protocol.GpadlBody():
+                self._gpadl_body(message)
+            case protocol.GpadlTeardown():
+                self._gpadl_teardown(message)
+            case protocol.RelidReleased():
+                self._relid_released(message)
+            case protocol.ModifyChannel():
+                self._modify_channel(message, self.state.version)
+            case protocol.TlConnectRequest():
+                self._tl_connect(message)
+            case _:
+                assert_never(message)
+
+    def _initiate_contact(self, message: protocol.InitiateContact, connection_id: int) -> None:
+        version = message.version
+        if trace.initiate_contact.on:
+            pages = message.monitor_page1, message.monitor_page2, message.target
+            trace.initiate_contact(version >> 16, version & 0xFFFF, message.target_vp, *pages)
+        self.reset("contact")
+        vp = message.target_vp if version >= Version.WIN8_1 else 0
+        modern = version >= Version.WIN10_5_0
+        try:
+            if version not in self._versions:
+                raise GuestProtocolError(f"version {version >> 16}.{version & 0xFFFF} is not served")
+            if vp >= self._vp_count:
+                raise GuestProtocolError(f"messages wanted on VP {vp} of {self._vp_count}")
+            if connection_id != (protocol.CONTACT_CONNECTION if modern else protocol.CONTACT_CONNECTION_OLD):
+                raise GuestProtocolError(f"version {version:#x} over connection {connection_id}")
+            if modern and message.sint != protocol.SINT:
+                raise GuestProtocolError(f"messages wanted on SINT {message.sint}, only {protocol.SINT} is served")
+        except GuestProtocolError:
+            self._version_response(version, vp if vp < self._vp_count else 0, 0, 0)
+            raise
+        self._enter(Contacted(version, vp))
+        self._version_response(version, vp, 1, self._message_connection(version) if modern else version)
+
+    def _version_response(self, version: int, vp: int, supported: int, connection_id: int) -> None:
+        if trace.version_response.on:
+            trace.version_response(version >> 16, version & 0xFFFF, supported, connection_id)
+        fields = MessageType.VERSION_RESPONSE, 0, supported, 0, 0, connection_id
+        response: protocol.VersionResponse | protocol.VersionResponseFeatures
+        if supported and version >= Version.COPPER:
+            response = protocol.VersionResponseFeatures(*fields, feature_flags=0)  # we have none of the features
+        else:
+            response = protocol.VersionResponse(*fields)
+        self.actions.append(Post(vp, response.build()))
+
+    @staticmethod
+    def _message_connection(version: int) -> int:
+        modern = version >= Version.WIN10_5_0
+        return protocol.MESSAGE_CONNECTION if modern else protocol.CONTACT_CONNECTION_OLD
+
+    def _unload(self) -> None:
+        """The guest leaves, in a hurry (kexec, crash): nothing is closed before. Linux waits for the answer."""
+        if trace.unload.on:
+            trace.unload(sum(isinstance(c.state, Open) for c in self.channels.values()), len(self.gpadls))
+        vp = 0 if isinstance(self.state, Disconnected) else self.state.vp
+        self.reset("unload")
+        self.actions.append(Post(vp, protocol.UnloadResponse(MessageType.UNLOAD_RESPONSE, 0).build()))
+
+    def _request_offers(self) -> None:
+        if not isinstance(self.state, Contacted):
+            raise GuestProtocolError("offers were requested before")
+        self._enter(Serving(self.state.version, self.state.vp))
+        for channel in self.channels.values():
+            self._offer(channel)
+        if trace.terminate_offers.on:
+            trace.terminate_offers()
+        self._post(protocol.AllOffersDelivered(MessageType.ALL_OFFERS_DELIVERED, 0))
+
+    def _open_channel(self, message: protocol.OpenChannel, version: int) -> None:
+        if trace.open_channel.on:
+            trace.open_channel(message.relid, message.ring_gpadl, message.target_vp)
+        try:
+            channel = self._known(message.relid)
+            if not isinstance(channel.state, Offered):
+                raise GuestProtocolError(f"OPEN while {channel.state}")
+            gpadl = self.gpadls.get(message.ring_gpadl)
+            if gpadl is None or gpadl.relid != message.relid or gpadl.torn_down:
+                raise GuestProtocolError(f"OPEN with gpadl {message.ring_gpadl:#x}, which is not lent for it")
+            if message.target_vp >= self._vp_count:
+                raise GuestProtocolError(f"OPEN with events to VP {message.target_vp} of {self._vp_count}")
+            pages, split = gpadl.ring_pages(), message.receive_offset
+            if not 2 <= split <= len(pages) - 2:
+                raise GuestProtocolError(f"OPEN with the receiving ring at page {split} of {len(pages)}")
+        except GuestProtocolError as error:
+            if trace.open_refused.on:
+                trace.open_refused(message.relid, str(error))
+            self._open_result(message.relid, message.open_id, Status.INVALID_PARAMETER)
+            raise
+        self._enter_channel(channel, Opening(message.open_id, gpadl.id, message.target_vp))
+        self.actions.append(OpenRings(channel, pages[:split], pages[split:], version))
+
+    def _open_result(self, relid: int, open_id: int, status: int) -> None:
+        if trace.channel_open.on:
+            trace.channel_open(relid, status)
+        self._post(protocol.OpenResult(MessageType.OPEN_RESULT, 0, relid, open_id, status))
+
+    def _close_channel(self, message: protocol.CloseChannel) -> None:
+        if trace.close_channel.on:
+            trace.close_channel(message.relid)
+        channel = self._known(message.relid)
+        match channel.state:
+            case Open() | Opening():
+                self._close(channel)
+                self._enter_channel(channel, Offered())
+            case Rescinded():
+                pass  # Linux closes what it had open when it sees the RESCIND; we closed it then
+            case state:
+                raise GuestProtocolError(f"CLOSE while {state}")
+
+    def _gpadl_header(self, message: protocol.GpadlHeader) -> None:
+        if trace.gpadl_header.on:
+            trace.gpadl_header(message.gpadl, max(0, message.range_bytes // 8 - message.range_count))
+        status = Status.INVALID_PARAMETER
+        try:
+            channel = self._known(message.relid)
+            if isinstance(channel.state, Rescinded):
+                raise GuestProtocolError(f"GPADL for the rescinded channel {message.relid}")
+            if message.gpadl in self.gpadls or message.gpadl in self._assembling:
+                raise GuestProtocolError(f"gpadl {message.gpadl:#x} exists")
+            assembly = GpadlAssembly(message.gpadl, message.relid, message.range_bytes, message.range_count)
+            if not self._affordable(assembly):
+                status = Status.QUOTA_EXCEEDED
+                raise GuestProtocolError(f"gpadl {message.gpadl:#x}: too much is lent already")
+            assembly.add(message.words)
+        except GuestProtocolError as error:
+            self._gpadl_refused(message.relid, message.gpadl, status, error)
+            raise
+        self._assembling[message.gpadl] = assembly
+        self._finish_if_complete(assembly)
+
+    def _affordable(self, new: GpadlAssembly) -> bool:
+        lent = sum(len(r.pages) for g in self.gpadls.values() for r in g.ranges)
+        coming = sum(a.range_bytes // 8 for a in self._assembling.values())
+        count = len(self.gpadls) + len(self._assembling)
+        return count < GPADL_LIMIT and lent + coming + new.range_bytes // 8 <= GPADL_PAGES_LIMIT
+
+    def _gpadl_body(self, message: protocol.GpadlBody) -> None:
+        if trace.gpadl_body.on:
+            trace.gpadl_body(message.gpadl)
+        assembly = self._assembling.get(message.gpadl)
+        if assembly is None:
+            raise GuestProtocolError(f"body of gpadl {message.gpadl:#x}, which is not being made")
+        try:
+            assembly.add(message.words)
+        except GuestProtocolError as error:
+            del self._assembling[assembly.id]
+            self._gpadl_refused(assembly.relid, assembly.id, Status.INVALID_PARAMETER, error)
+            raise
+        self._finish_if_complete(assembly)
+
+    def _finish_if_complete(self, assembly: GpadlAssembly) -> None:
+        if assembly.missing:
+            return
+        del self._assembling[assembly.id]
+        try:
+            self.gpadls[assembly.id] = assembly.finish(self._memory)
+        except GuestError as error:
+            self._gpadl_refused(assembly.relid, assembly.id, Status.INVALID_PARAMETER, error)
+            raise
+        if trace.gpadl_created.on:
+            trace.gpadl_created(assembly.id)
+        self._gpadl_result(assembly.relid, assembly.id, Status.SUCCESS)
+
+    def _gpadl_refused(self, relid: int, gpadl: int, status: int, error: GuestError) -> None:
+        if trace.gpadl_refused.on:
+            trace.gpadl_refused(gpadl, str(error))
+        self._gpadl_result(relid, gpadl, status)
+
+    def _gpadl_result(self, relid: int, gpadl: int, status: int) -> None:
+        self._post(protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, relid, gpadl, status))
+
+    def _gpadl_teardown(self, message: protocol.GpadlTeardown) -> None:
+        """Take a list back. While a channel runs on it the answer waits for the CLOSE: a refusal would hang Linux."""
+        if trace.gpadl_teardown.on:
+            trace.gpadl_teardown(message.gpadl)
+        gpadl = self.gpadls.get(message.gpadl)
+        if gpadl is None or gpadl.relid != message.relid:
+            raise GuestProtocolError(f"teardown of gpadl {message.gpadl:#x}, which channel {message.relid} has not")
+        if gpadl.torn_down:
+            raise GuestProtocolError(f"second teardown of gpadl {message.gpadl:#x}")
+        gpadl.torn_down = True
+        channel = self.channels.get(gpadl.relid)
+        if channel is not None and self._runs_on(channel, gpadl):
+            if trace.gpadl_teardown_delayed.on:
+                trace.gpadl_teardown_delayed(gpadl.id, channel.relid)
+        else:
+            self._torndown(gpadl)
+
+    @staticmethod
+    def _runs_on(channel: ServedChannel, gpadl: Gpadl) -> bool:
+        return isinstance(channel.state, Open | Opening) and channel.state.gpadl == gpadl.id
+
+    def _torndown(self, gpadl: Gpadl) -> None:
+        del self.gpadls[gpadl.id]
+        if trace.gpadl_torndown.on:
+            trace.gpadl_torndown(gpadl.id)
+        self._post(protocol.GpadlTorndown(MessageType.GPADL_TORNDOWN, 0, gpadl.id))
+
+    def _relid_released(self, message: protocol.RelidReleased) -> None:
+        if trace.relid_released.on:
+            trace.relid_released(message.relid)
+        channel = self._known(message.relid)
+        if not isinstance(channel.state, Rescinded):
+            raise GuestProtocolError(f"RELID_RELEASED while {channel.state}")
+        self._release(channel)
+
+    def _modify_channel(self, message: protocol.ModifyChannel, version: int) -> None:
+        if version < Version.WIN10_4_1:
+            raise GuestProtocolError(f"MODIFYCHANNEL in version {version:#x}")
+        channel = self.channels.get(message.relid)
+        usable = channel is not None and isinstance(channel.state, Open) and message.target_vp < self._vp_count
+        status = Status.SUCCESS if usable else Status.INVALID_PARAMETER
+        if trace.modify_channel.on:
+            trace.modify_channel(message.relid, message.target_vp, status)
+        if version >= Version.WIN10_5_3:
+            self._post(protocol.ModifyChannelResponse(MessageType.MODIFY_CHANNEL_RESPONSE, 0, message.relid, status))
+        if channel is None or not isinstance(channel.state, Open) or status:
+            raise GuestProtocolError(f"MODIFYCHANNEL {message.relid} to VP {message.target_vp}")
+        channel.state.target_vp = message.target_vp
+
+    def _tl_connect(self, message: protocol.TlConnectRequest) -> None:
+        """No hvsock service runs here. Linux has no handler for the answer; its connect() times out."""
+        result = protocol.TlConnectResult(
+            MessageType.TL_CONNECT_RESULT, 0, message.endpoint, message.service, Status.CONNECTION_REFUSED
+        )
+        self._post(result)
+
+    # Both
+
+    def _known(self, relid: int) -> ServedChannel:
+        """The channel, if the guest was told of it."""
+        channel = self.channels.get(relid)
+        if channel is None or isinstance(channel.state, Hidden):
+            raise GuestProtocolError(f"channel {relid} was not offered")
+        return channel
+
+    def _place(self, channel: ServedChannel) -> None:
+        relid = next((n for n in range(1, protocol.RELID_MAX + 1) if n not in self.channels), 0)
+        if not relid:
+            raise ConfigError(f"the VMBus is full: {protocol.RELID_MAX} devices")
+        channel.relid = relid
+        self.channels[relid] = channel
+        if isinstance(self.state, Serving):
+            self._offer(channel)
+
+    def _offer(self, channel: ServedChannel) -> None:
+        if trace.send_offer.on:
+            trace.send_offer(channel.relid, channel.device_id)
+        self._enter_channel(channel, Offered())
+        offer = channel.offer
+        self._post(
+            protocol.OfferChannel(
+                MessageType.OFFER,
+                0,
+                offer.type,
+                offer.instance,
+                bytes(16),
+                offer.flags,
+                offer.mmio_mib,
+                offer.user_defined,
+                offer.sub_channel,
+                0,
+                channel.relid,
+                monitor_id=0,
+                monitor_allocated=0,
+                dedicated=1,
+                connection_id=channel.connection_id,
+            )
+        )
+
+    def _close(self, channel: ServedChannel) -> None:
+        """End the use of the rings; a teardown that waited for it is answered."""
+        if not isinstance(channel.state, Open | Opening):
+            return
+        gpadl = self.gpadls.get(channel.state.gpadl)
+        self.actions.append(CloseRings(channel))
+        if gpadl is not None and gpadl.torn_down:
+            self._torndown(gpadl)
+
+    def _release(self, channel: ServedChannel) -> None:
+        """Forget a channel and what was lent for it; its successor's turn."""
+        relid = channel.relid
+        self.gpadls = {k: g for k, g in self.gpadls.items() if g.relid != relid}
+        self._assembling = {k: a for k, a in self._assembling.items() if a.relid != relid}
+        del self.channels[relid]
+        for successor in [c for c in self._waiting if c.offer.instance == channel.offer.instance][:1]:
+            self._waiting.remove(successor)
+            self._place(successor)
+
+    def _post(self, message: protocol.HostMessage) -> None:
+        if not isinstance(self.state, Disconnected):
+            self.actions.append(Post(self.state.vp, message.build()))
+
+    def _enter(self, state: ConnectionState) -> None:
+        if trace.connection_state.on:
+            trace.connection_state(self.state, state)
+        self.state = state
+
+    def _enter_channel(self, channel: ServedChannel, state: ChannelState) -> None:
+        if trace.channel_state.on:
+            trace.channel_state(channel.relid, channel.offer.name, channel.state, state)
+        channel.state = state

@@ -1,0 +1,13 @@
+"""Fixtures of the tests in which FakeGuest plays the guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.fake_guest import FakeGuest
+
+
+@pytest.fixture
+def guest() -> FakeGuest:
+    """A guest that has not made contact yet: one VP, 16 MiB, VMBus 5.3."""
+    return FakeGuest()
