@@ -63,7 +63,7 @@ class AcpiConfig:
     reset_value: int = 0x06
     i8042: bool = False
     rtc: bool = True
-    rtc_century: int = 0  # CMOS register that holds it, 0 for none
+    rtc_century: int = 0x32  # CMOS register that holds it, 0 for none
     com_ports: tuple[int, ...] = ()
     timer_override: bool = True
 

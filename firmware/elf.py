@@ -8,7 +8,7 @@ Read with a few `struct` calls: importing pyelftools would cost 0.1 s of every s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from struct import unpack_from
+from struct import pack_into, unpack_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.errors import ConfigError
@@ -24,6 +24,7 @@ PT_LOAD = 1
 PT_NOTE = 4
 HEADER_SIZE = 64
 PROGRAM_HEADER_SIZE = 56
+FILE_SIZE = 32  # p_filesz, in a program header
 MAX_PROGRAM_HEADERS = 64  # Linux has 5; more than this is no kernel
 MAX_NOTE_BYTES = 1 << 20
 XEN_PHYS32_ENTRY = 18  # XEN_ELFNOTE_PHYS32_ENTRY: where PVH starts, a physical address
@@ -96,6 +97,21 @@ def parse(data: Buffer, name: str = "kernel") -> Vmlinux:
         if address is not None and not any(s.gpa <= address < s.gpa + s.file_size for s in segments):
             raise ConfigError(f"{name}: its entry point {address:#x} lies in none of its segments: not a kernel")
     return Vmlinux(entry, pvh_entry, segments)
+
+
+def trim_zeros(data: bytearray, name: str = "kernel") -> None:
+    """Shorten the segments' parts in the file by the zeros at their ends: they need not be copied to fresh memory."""
+    image = parse(data, name)
+    (table,) = unpack_from("<Q", data, 32)
+    wanted = {(segment.gpa, segment.offset): segment for segment in image.segments}
+    (count,) = unpack_from("<H", data, 56)
+    for index in range(count):
+        at = table + index * PROGRAM_HEADER_SIZE
+        kind, _flags, offset, _vaddr, paddr = unpack_from("<IIQQQ", data, at)
+        segment = wanted.get((paddr, offset))
+        if kind == PT_LOAD and segment is not None:
+            used = len(data[offset : offset + segment.file_size].rstrip(b"\0"))
+            pack_into("<Q", data, at + FILE_SIZE, used)
 
 
 def _pvh_entry(notes: memoryview) -> int | None:

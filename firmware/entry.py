@@ -40,10 +40,8 @@ TASK_BUSY_32 = 11
 class Vcpu(Protocol):
     """What is needed of a vCPU (pyvmm.kvm.Vcpu): its registers, as the kernel's structures."""
 
-    def get_regs(self) -> Any: ...
-    def set_regs(self, regs: Any, /) -> None: ...
-    def get_sregs(self) -> Any: ...
-    def set_sregs(self, sregs: Any, /) -> None: ...
+    regs: Any
+    sregs: Any
 
 
 @dataclass(slots=True)
@@ -88,7 +86,7 @@ class BootState:
 
     def apply(self, vcpu: Vcpu) -> None:
         """Set the registers. The vCPU must not be running; what is not named here keeps its reset value."""
-        sregs = vcpu.get_sregs()
+        sregs = vcpu.sregs
         sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = self.cr0, self.cr3, self.cr4, self.efer
         _load(sregs.cs, self.code)
         for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
@@ -96,12 +94,12 @@ class BootState:
         _load(sregs.tr, self.task)
         sregs.gdt.base, sregs.gdt.limit = GDT_GPA, len(self.gdt()) - 1
         sregs.idt.base, sregs.idt.limit = 0, 0
-        vcpu.set_sregs(sregs)
-        regs = vcpu.get_regs()
+        vcpu.sregs = sregs
+        regs = vcpu.regs
         regs.rip, regs.rsi, regs.rbx, regs.rsp = self.rip, self.rsi, self.rbx, self.rsp
         regs.rbp = regs.rdi = 0
         regs.rflags = RFLAGS_ALWAYS
-        vcpu.set_regs(regs)
+        vcpu.regs = regs
 
 
 def _load(target: Any, state: SegmentState) -> None:

@@ -1,0 +1,47 @@
+"""The guest's programs: a static busybox, the machine's own or Debian's package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from struct import unpack_from
+
+from images.cache import cache_folder, new_folder
+from images.packages import download, find_package, run, unpack
+from pyvmm.errors import HostError
+
+PT_INTERP = 3
+SUITES = ("bookworm", "trixie", "bullseye")
+
+
+def busybox(progress: object = None) -> Path:
+    """A static busybox program, fetched into the cache if the machine has none."""
+    for place in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
+        if place.exists() and is_static(place.read_bytes()):
+            return place
+    folder = cache_folder("busybox")
+    for place in (folder / "bin/busybox", folder / "usr/bin/busybox"):
+        if place.exists():
+            return place
+    if callable(progress):
+        progress("fetching busybox-static")
+    package = find_package("busybox-static", SUITES)
+    with new_folder(folder) as new:
+        unpack(download(package), new)
+    for place in (folder / "bin/busybox", folder / "usr/bin/busybox"):
+        if place.exists():
+            return place
+    raise HostError("the package busybox-static holds no busybox where it used to be")
+
+
+def applets(program: Path) -> list[str]:
+    """The commands a busybox knows."""
+    return run(str(program), "--list").split()
+
+
+def is_static(data: bytes) -> bool:
+    """Is this an ELF program that needs no loader and libraries? The initramfs has none."""
+    if data[:5] != b"\x7fELF\x02":
+        return False
+    (table,) = unpack_from("<Q", data, 32)
+    size, count = unpack_from("<HH", data, 54)
+    return all(unpack_from("<I", data, table + i * size)[0] != PT_INTERP for i in range(count))

@@ -1,0 +1,254 @@
+"""Guest images by name: a Debian cloud kernel, unpacked, and the initramfs that goes with it.
+
+In the cache:
+
+    packages/*.deb                     as fetched
+    kernels/PACKAGE_VERSION/           vmlinuz, vmlinux, config, modules/NAME.ko, kernel.json
+    initrd/NAME-HASH.cpio              HASH over all that went into it
+    images/NAME.json                   the manifest; written last, so what it names is whole
+
+`find_image` reads the manifest and is quick. When our own init or agent has changed since, it makes the initramfs
+again, which needs no network. Only `build_image` looks for newer packages.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from images.cache import cache_folder, disk_errors, locked, new_folder, write_file
+from pyvmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from images.packages import Package
+
+MODULES = ("hv_vmbus", "hv_utils", "hv_balloon")
+"""What the guest loads, besides what these need."""
+
+DEFAULT = "debian-6.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Where an image's kernel comes from: a package name pattern, and Debian suites that have it."""
+
+    version: str
+    suites: tuple[str, ...]
+
+    @property
+    def pattern(self) -> str:
+        return rf"linux-image-{self.version.replace('.', '[.]')}[.][0-9][^ ]*-cloud-amd64"
+
+
+RECIPES = {
+    "debian-5.10": Recipe("5.10", ("bullseye",)),
+    "debian-6.1": Recipe("6.1", ("bookworm",)),
+    "debian-6.12": Recipe("6.12", ("bookworm", "trixie")),
+    "debian-7.2": Recipe("7.2", ("trixie-backports", "sid", "forky")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A guest image. Paths are meaningful only when `built`."""
+
+    name: str
+    built: bool
+    default: bool = False
+    kernel: Path = Path()  # bzImage
+    vmlinux: Path = Path()
+    initrd: Path = Path()
+    release: str = ""  # uname -r
+    package: str = ""
+    modules: tuple[str, ...] = ()
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes, by kernel, vmlinux, initrd
+
+
+Progress = Callable[[str], None]
+
+
+def _quiet(_text: str) -> None:
+    """Nobody to tell."""
+
+
+def list_images() -> list[Image]:
+    """All images there are recipes for, built or not."""
+    return [_load(name) or Image(name, False, name == DEFAULT) for name in RECIPES]
+
+
+def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _quiet) -> Image:
+    """The image, built now if it is not (and `build`). Raises ConfigError for an unknown name, HostError if stuck."""
+    _recipe(name)
+    image = _load(name)
+    if image is None:
+        if not build:
+            raise ConfigError(f"image {name} is not built; `pyvmm image build {name}` does it")
+        return build_image(name, progress)
+    if image.initrd.name != _initrd_name(image):
+        with disk_errors(f"cannot build image {name}"), locked("images"):
+            return _finish(image, progress)
+    return image
+
+
+def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = False) -> Image:
+    """Build an image from the newest package. What is there already is used again, unless `force`.
+
+    `progress` is told each step in a few words. Raises ConfigError for an unknown name or a kernel that cannot be
+    had, HostError if a program or the disk fails; nothing half-made is left.
+    """
+    recipe = _recipe(name)
+    with disk_errors(f"cannot build image {name}"), locked("images"):
+        folder = _kernel(name, recipe, progress, force)
+        facts = json.loads((folder / "kernel.json").read_text())
+        image = Image(
+            name=name,
+            built=True,
+            default=name == DEFAULT,
+            kernel=folder / "vmlinuz",
+            vmlinux=folder / "vmlinux",
+            release=facts["release"],
+            package=facts["package"],
+            modules=tuple(facts["modules"]),
+        )
+        return _finish(image, progress)
+
+
+def _recipe(name: str) -> Recipe:
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise ConfigError(f"no image is named {name!r}; there are {', '.join(RECIPES)}") from None
+
+
+def _manifest(name: str) -> Path:
+    return cache_folder("images", f"{name}.json")
+
+
+def _load(name: str) -> Image | None:
+    """The image as its manifest tells; None if there is none, or files are gone."""
+    try:
+        facts = json.loads(_manifest(name).read_text())
+        image = Image(
+            name=name,
+            built=True,
+            default=name == DEFAULT,
+            kernel=Path(facts["kernel"]),
+            vmlinux=Path(facts["vmlinux"]),
+            initrd=Path(facts["initrd"]),
+            release=facts["release"],
+            package=facts["package"],
+            modules=tuple(facts["modules"]),
+            sizes=facts["sizes"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # A size that does not fit is a file somebody cut or replaced.
+    for part, size in image.sizes.items():
+        path: Path = getattr(image, part)
+        try:
+            if path.stat().st_size != size:
+                return None
+        except OSError:
+            return None
+    return image
+
+
+def _initrd_name(image: Image) -> str:
+    from images.initramfs import recipe_hash
+
+    return f"{image.name}-{recipe_hash(image.package, *image.modules)}.cpio"
+
+
+def _finish(image: Image, progress: Progress) -> Image:
+    """Make the initramfs for an image whose kernel is there, and write the manifest."""
+    from images.busybox import applets, busybox
+    from images.initramfs import build_initramfs
+
+    progress("making the initramfs")
+    folder = image.kernel.parent / "modules"
+    modules = [(name, (folder / f"{name}.ko").read_bytes()) for name in image.modules]
+    program = busybox(progress)
+    initrd = cache_folder("initrd", _initrd_name(image))
+    write_file(initrd, build_initramfs(program.read_bytes(), applets(program), modules))
+    facts = {
+        "kernel": str(image.kernel),
+        "vmlinux": str(image.vmlinux),
+        "initrd": str(initrd),
+        "release": image.release,
+        "package": image.package,
+        "modules": list(image.modules),
+        "sizes": {
+            "kernel": image.kernel.stat().st_size,
+            "vmlinux": image.vmlinux.stat().st_size,
+            "initrd": initrd.stat().st_size,
+        },
+    }
+    write_file(_manifest(image.name), json.dumps(facts, indent=2).encode() + b"\n")
+    done = _load(image.name)
+    if done is None:
+        raise HostError(f"image {image.name} vanished while it was built; is something else cleaning the cache?")
+    return done
+
+
+def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:
+    """The folder with the newest kernel, fetched and unpacked unless it is there."""
+    from images.packages import find_package
+
+    progress("looking for the kernel package")
+    try:
+        package = find_package(recipe.pattern, recipe.suites)
+    except (ConfigError, HostError):
+        # Offline: what an earlier build left will do.
+        before = _load(name)
+        if before is None or force:
+            raise
+        return before.kernel.parent
+    folder = cache_folder("kernels", f"{package.name}_{package.version}".replace(":", "%3a"))
+    if (folder / "kernel.json").exists() and not force:
+        return folder
+    with new_folder(folder) as new, tempfile.TemporaryDirectory(prefix=".unpack.", dir=folder.parent) as scratch:
+        _unpack_kernel(package, Path(scratch), new, progress)
+    return folder
+
+
+def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progress) -> None:
+    """Fill `new` from the package, and from those it is split into since Linux 7.0."""
+    from images.modules import ModuleTree
+    from images.packages import dependency, download, unpack
+    from images.payload import unpack as unpack_kernel
+
+    parts = [package]
+    for kind in ("binary", "modules"):
+        part = dependency(package, f"linux-{kind}-.*")
+        if part is not None:
+            parts.append(part)
+    for part in parts:
+        progress(f"fetching {part.name}")
+        deb = download(part)
+        progress(f"unpacking {part.name}")
+        unpack(deb, scratch)
+    kernels = sorted(scratch.glob("boot/vmlinuz-*"))
+    trees = sorted([*scratch.glob("lib/modules/*"), *scratch.glob("usr/lib/modules/*")])
+    if not kernels or not trees:
+        raise HostError(f"{package.name} {package.version} holds no kernel and modules where they used to be")
+    release = kernels[0].name.removeprefix("vmlinuz-")
+    data = kernels[0].read_bytes()
+    (new / "vmlinuz").write_bytes(data)
+    progress("unpacking the kernel itself")
+    (new / "vmlinux").write_bytes(unpack_kernel(data, kernels[0].name))
+    for config in scratch.glob("boot/config-*"):
+        (new / "config").write_bytes(config.read_bytes())
+    (new / "modules").mkdir()
+    modules = ModuleTree(trees[0]).load_order(list(MODULES))
+    for module, contents in modules:
+        (new / "modules" / f"{module}.ko").write_bytes(contents)
+    facts = {
+        "release": release,
+        "package": f"{package.name} {package.version}",
+        "modules": [module for module, _ in modules],
+    }
+    (new / "kernel.json").write_text(json.dumps(facts, indent=2) + "\n")

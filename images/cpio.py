@@ -1,0 +1,105 @@
+"""The archive an initramfs is: cpio in the "newc" format, written the same way each time.
+
+Source: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
+
+    header (6 + 13*8 hex digits) | name, zero | pad to 4 | contents | pad to 4 | ... | TRAILER!!!
+
+Owners are root and times zero, so that the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAGIC = b"070701"
+HEADER_SIZE = 110
+TRAILER = "TRAILER!!!"
+BLOCK = 512  # the whole is padded to this, as cpio does
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One member. `data` is a file's contents or a symlink's target; `device` (major, minor) is for device nodes."""
+
+    name: str
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+class CpioWriter:
+    """Collects members; `build` gives the archive. Folders must come before what is in them, as Linux unpacks."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._names: set[str] = set()
+
+    def folder(self, name: str, mode: int = 0o755) -> None:
+        """Add a folder and those above it, unless already there."""
+        parent = name.rpartition("/")[0]
+        if parent:
+            self.folder(parent)
+        if name not in self._names:
+            self.add(Entry(name, stat.S_IFDIR | mode))
+
+    def file(self, name: str, data: bytes, mode: int = 0o644) -> None:
+        self._parent(name)
+        self.add(Entry(name, stat.S_IFREG | mode, data))
+
+    def symlink(self, name: str, target: str) -> None:
+        self._parent(name)
+        self.add(Entry(name, stat.S_IFLNK | 0o777, target.encode()))
+
+    def character_device(self, name: str, major: int, minor: int, mode: int = 0o600) -> None:
+        self._parent(name)
+        self.add(Entry(name, stat.S_IFCHR | mode, device=(major, minor)))
+
+    def add(self, entry: Entry) -> None:
+        """Add a member as given. Raises ValueError for a name already there."""
+        if entry.name in self._names:
+            raise ValueError(f"{entry.name} is already in the archive")
+        self._names.add(entry.name)
+        self._pieces += self._member(entry, len(self._names))
+
+    def build(self) -> bytes:
+        """The archive so far, closed by its trailer."""
+        whole = b"".join([*self._pieces, *self._member(Entry(TRAILER, 0), 0)])
+        return whole.ljust(-(-len(whole) // BLOCK) * BLOCK, b"\0")
+
+    def _parent(self, name: str) -> None:
+        parent = name.rpartition("/")[0]
+        if parent:
+            self.folder(parent)
+
+    @staticmethod
+    def _member(entry: Entry, inode: int) -> Iterator[bytes]:
+        name = entry.name.encode() + b"\0"
+        links = 2 if stat.S_ISDIR(entry.mode) else 1
+        major, minor = entry.device
+        numbers = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, major, minor, len(name), 0)
+        header = MAGIC + b"".join(b"%08X" % number for number in numbers)
+        for piece in (header + name, entry.data):
+            yield piece
+            yield bytes(-len(piece) % 4)
+
+
+def read_cpio(data: bytes) -> Iterator[Entry]:
+    """The members of an uncompressed archive, trailer left out. Raises ValueError if it is damaged or cut."""
+    at = 0
+    while True:
+        header = data[at : at + HEADER_SIZE]
+        if len(header) < HEADER_SIZE or header[:6] != MAGIC:
+            raise ValueError(f"no cpio header at {at}")
+        numbers = [int(header[6 + 8 * i : 14 + 8 * i], 16) for i in range(13)]
+        mode, size, major, minor, name_size = numbers[1], numbers[6], numbers[9], numbers[10], numbers[11]
+        start = at + HEADER_SIZE + name_size
+        name = data[at + HEADER_SIZE : start - 1].decode()
+        start += -start % 4
+        if start + size > len(data):
+            raise ValueError(f"{name}: {size} bytes announced, {len(data) - start} left")
+        if name == TRAILER:
+            return
+        yield Entry(name, mode, data[start : start + size], (major, minor))
+        at = start + size + -(start + size) % 4

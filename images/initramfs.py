@@ -1,0 +1,65 @@
+"""The default guest's initramfs: busybox, the Hyper-V modules and our own /init, in an uncompressed archive.
+
+Uncompressed, because unpacking on an emulated processor takes longer than copying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from images.cpio import CpioWriter
+
+RECIPE = 1  # raise when what is built from the same inputs changes
+
+FOLDERS = ("bin", "sbin", "dev", "etc/pyvmm", "proc", "root", "run", "sys", "tmp", "lib/modules")
+SBIN = ("poweroff", "reboot", "halt", "modprobe")  # programs that the kernel calls by these names
+FSTAB = """\
+proc /proc proc defaults 0 0
+sys /sys sysfs defaults 0 0
+dev /dev devtmpfs defaults 0 0
+run /run tmpfs defaults 0 0
+debug /sys/kernel/debug debugfs defaults 0 0
+trace /sys/kernel/tracing tracefs defaults 0 0
+"""
+
+
+def guest_files() -> dict[str, bytes]:
+    """What is in images/guest: init, agent, profile."""
+    folder = Path(__file__).parent / "guest"
+    return {name: (folder / name).read_bytes() for name in ("init", "agent", "profile")}
+
+
+def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str, bytes]]) -> bytes:
+    """The archive. `modules`: (name, contents) in the order /init loads them; `applets` become links to busybox."""
+    guest = guest_files()
+    archive = CpioWriter()
+    for folder in FOLDERS:
+        archive.folder(folder)
+    # The kernel opens it for /init before anything is mounted.
+    archive.character_device("dev/console", 5, 1)
+    archive.file("bin/busybox", busybox, 0o755)
+    for applet in sorted(set(applets) - {"busybox"}):
+        archive.symlink(f"bin/{applet}", "busybox")
+    for program in SBIN:
+        archive.symlink(f"sbin/{program}", "../bin/busybox")
+    archive.file("init", guest["init"], 0o755)
+    archive.file("etc/pyvmm/agent", guest["agent"], 0o755)
+    archive.file("etc/profile", guest["profile"])
+    archive.file("etc/fstab", FSTAB.encode())
+    archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
+    archive.file("etc/group", b"root:x:0:\n")
+    for name, contents in modules:
+        archive.file(f"lib/modules/{name}.ko", contents)
+    archive.file("etc/pyvmm/modules", "".join(f"{name}\n" for name, _ in modules).encode())
+    return archive.build()
+
+
+def recipe_hash(*inputs: str) -> str:
+    """Names what an initramfs would be made of: the recipe, our guest files, and `inputs` (packages, modules)."""
+    digest = hashlib.sha256(f"{RECIPE} {FSTAB} {FOLDERS} {SBIN}".encode())
+    for name, data in guest_files().items():
+        digest.update(f"\0{name}\0".encode() + data)
+    for text in inputs:
+        digest.update(b"\0" + text.encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""Kernel modules for the initramfs: which files, in which order, unpacked.
+
+Source: Linux scripts/mod/modpost.c (the section .modinfo), kmod's naming of compressed modules.
+
+What a module needs is read from the module itself: a kernel package holds no modules.dep before it is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from struct import unpack_from
+
+from pyvmm.errors import ConfigError
+
+SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+MAX_MODULE = 64 << 20
+
+
+class ModuleTree:
+    """The modules in a folder (lib/modules/RELEASE, or a kernel build tree), found by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Path] = {}
+        for path in folder.rglob("*.ko*"):
+            if path.name.endswith(SUFFIXES):
+                self._files[module_name(path)] = path
+        self._builtin: set[str] = set()
+        for listing in (folder / "modules.builtin", folder / "lib" / "modules.builtin"):
+            if listing.exists():
+                self._builtin |= {module_name(Path(line)) for line in listing.read_text().split()}
+
+    def is_builtin(self, name: str) -> bool:
+        return name in self._builtin
+
+    def load_order(self, wanted: list[str]) -> list[tuple[str, bytes]]:
+        """`wanted` and all they need, each after what it needs, as (name, contents). Built-in ones are left out.
+
+        Raises ConfigError for one that is neither there nor built in.
+        """
+        order: dict[str, bytes] = {}
+
+        def visit(name: str, needed_by: tuple[str, ...]) -> None:
+            if name in order or name in needed_by or self.is_builtin(name):
+                return
+            path = self._files.get(name)
+            if path is None:
+                by = f" (needed by {needed_by[-1]})" if needed_by else ""
+                raise ConfigError(
+                    f"{self.folder}: no module {name}{by}; is it enabled in the kernel's configuration?"
+                )
+            data = read_module(path)
+            for need in depends(data):
+                visit(need, (*needed_by, name))
+            order[name] = data
+
+        for name in wanted:
+            visit(name.replace("-", "_"), ())
+        return list(order.items())
+
+
+def module_name(path: Path) -> str:
+    """`hyperv-keyboard.ko.xz` is the module hyperv_keyboard."""
+    return path.name.split(".ko")[0].replace("-", "_")
+
+
+def read_module(path: Path) -> bytes:
+    """A module's ELF file, uncompressed: the guest should not have to."""
+    data = path.read_bytes()
+    if path.suffix == ".xz":
+        import lzma
+
+        return lzma.decompress(data)
+    if path.suffix == ".gz":
+        import gzip
+
+        return gzip.decompress(data)
+    if path.suffix == ".zst":
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    return data
+
+
+def depends(module: bytes) -> list[str]:
+    """What the module needs loaded before it. Raises ConfigError if the file is no module."""
+    for line in modinfo(module):
+        key, _, value = line.partition("=")
+        if key == "depends":
+            return [name.replace("-", "_") for name in re.split(",", value) if name]
+    return []
+
+
+def modinfo(module: bytes) -> list[str]:
+    """The strings of the section .modinfo, `key=value` each."""
+    try:
+        (sections,) = unpack_from("<Q", module, 40)
+        size, count, names_index = unpack_from("<HHH", module, 58)
+        (names,) = unpack_from("<Q", module, sections + names_index * size + 24)
+        for index in range(count):
+            at = sections + index * size
+            (label,) = unpack_from("<I", module, at)
+            if module[names + label : names + label + 9] == b".modinfo\0":
+                offset, length = unpack_from("<QQ", module, at + 24)
+                return [
+                    item.decode(errors="replace") for item in module[offset : offset + length].split(b"\0") if item
+                ]
+    except (IndexError, ValueError, OverflowError):
+        pass
+    except Exception as error:  # struct.error has no name of its own worth an import
+        raise ConfigError(f"not a kernel module: {error}") from error
+    raise ConfigError("not a kernel module: no section .modinfo")

@@ -1,0 +1,197 @@
+"""Debian packages, fetched by the machine's own apt, as root or not, and unpacked without being installed.
+
+A package is looked for in the machine's package lists first. What they lack (another Debian release's kernel) is
+looked for with lists of our own, in the cache: the suites asked for, from the mirrors the machine is configured with.
+The system's apt state is never changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.cache import cache_folder
+from pyvmm.errors import ConfigError, HostError
+
+LIST_LIFETIME = 24 * 3600.0  # seconds after which our own package lists are fetched again
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One set of package lists: the machine's, or suites of our own choice."""
+
+    label: str
+    options: tuple[str, ...] = ()
+
+
+MACHINE = Source("this machine's package lists")
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package that can be fetched, and where from."""
+
+    name: str
+    version: str
+    depends: tuple[str, ...]
+    source: Source
+
+
+def run(*command: str, cwd: Path | None = None) -> str:
+    """A program's output. Raises HostError with its last complaint if it fails or is missing."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not cwd.exists():
+            raise
+        raise HostError(f"{command[0]} is missing; guest images are made from Debian packages") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("W:")]
+        raise HostError(f"{command[0]} failed: {lines[-1] if lines else f'status {done.returncode}'}")
+    return done.stdout
+
+
+def find_package(pattern: str, suites: Sequence[str]) -> Package:
+    """The newest package whose name matches `pattern` (a regular expression), by this machine's lists or `suites`.
+
+    Raises ConfigError naming all that was tried.
+    """
+    tried = []
+    for suite in (None, *suites):
+        label = f"Debian {suite}" if suite else MACHINE.label
+        try:
+            source = private_source(suite) if suite else MACHINE
+            names = _names(pattern, source)
+            if names:
+                return _package(max(names, key=natural), source)
+            tried.append(f"{label}: none")
+        except HostError as error:
+            tried.append(f"{label}: {error}")
+    raise ConfigError(f"no package {pattern} found ({'; '.join(tried)}); check apt's sources and the network")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that takes digits for numbers: 6.1.0-9 before 6.1.0-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def download(package: Package) -> Path:
+    """The package's .deb in the cache, fetched unless already there."""
+    folder = cache_folder("packages")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{package.name}_{package.version.replace(':', '%3a')}_"
+    found = sorted(folder.glob(f"{stem}*.deb"))
+    if found:
+        return found[0]
+    partial = folder / f".{package.name}.{os.getpid()}"
+    partial.mkdir(exist_ok=True)
+    try:
+        what = f"{package.name}={package.version}"
+        # Without this apt, as root, complains that its own user may not write here.
+        run("apt-get", *package.source.options, "-q", "-o", "APT::Sandbox::User=root", "download", what, cwd=partial)
+        (deb,) = partial.glob("*.deb")
+        return deb.rename(folder / deb.name)
+    except ValueError:
+        raise HostError(f"apt-get fetched no file for {package.name}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def unpack(deb: Path, folder: Path) -> None:
+    """Unpack a .deb's files into `folder`."""
+    run("dpkg-deb", "-x", str(deb), str(folder))
+
+
+def private_source(suite: str) -> Source:
+    """Package lists of our own for `suite` (and its security updates), fetched if missing or a day old."""
+    folder = cache_folder("apt", suite)
+    options: list[str] = []
+    for key, value in {
+        "Dir::Etc::sourcelist": str(folder / "sources.list"),
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": str(folder / "lists"),
+        "Dir::Cache": str(folder),
+        "Acquire::Languages": "none",
+        "APT::Sandbox::User": "root",
+        "Debug::NoLocking": "1",
+    }.items():
+        options += ["-o", f"{key}={value}"]
+    source = Source(f"Debian {suite}", tuple(options))
+    stamp = folder / "updated"
+    try:
+        fresh = 0 <= _now() - stamp.stat().st_mtime < LIST_LIFETIME
+    except FileNotFoundError:
+        fresh = False
+    if not fresh:
+        for part in ("lists/partial", "archives/partial"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "sources.list").write_text(_sources(suite))
+        run("apt-get", *options, "-q", "update")
+        stamp.touch()
+    return source
+
+
+def _now() -> float:
+    import time
+
+    return time.time()
+
+
+def _sources(suite: str) -> str:
+    """A sources.list for `suite`, from the mirrors this machine is configured with."""
+    wanted = "$(CREATED_BY)|$(ORIGIN)|$(REPO_URI)|$(RELEASE)"
+    main = security = ""
+    for line in run("apt-get", "indextargets", "--format", wanted).splitlines():
+        kind, origin, uri, release = line.split("|", 3)
+        # The origin is known only once the machine has lists; before, go by the name of the repository.
+        if kind != "Packages" or "debian" not in f"{origin}{uri}".lower():
+            continue
+        if release.endswith("-security") or "debian-security" in uri:
+            security = security or uri
+        elif re.fullmatch(r"[a-z]+(-updates)?", release):
+            main = main or uri
+    if not main:
+        raise HostError("apt is configured with no Debian mirror")
+    signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+    lines = [f"deb {signed}{main} {suite} main"]
+    if security and "-" not in suite and suite != "sid":
+        lines.append(f"deb {signed}{security} {suite}-security main")
+    return "\n".join(lines) + "\n"
+
+
+def _names(pattern: str, source: Source) -> list[str]:
+    out = run("apt-cache", *source.options, "search", "--names-only", f"^{pattern}$")
+    names = [line.split(" ", 1)[0] for line in out.splitlines()]
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def _package(name: str, source: Source) -> Package:
+    """The candidate version's record."""
+    fields: dict[str, str] = {}
+    for line in run("apt-cache", *source.options, "show", "--no-all-versions", name).splitlines():
+        key, _, value = line.partition(": ")
+        fields.setdefault(key, value)
+    depends = tuple(re.split(r"[ |(]", part.strip())[0] for part in fields.get("Depends", "").split(","))
+    return Package(name, fields["Version"], depends, source)
+
+
+def dependency(package: Package, pattern: str) -> Package | None:
+    """The package that `package` needs whose name matches `pattern`, from the same lists; None if it needs none."""
+    for name in package.depends:
+        if re.fullmatch(pattern, name):
+            return _package(name, package.source)
+    return None
