@@ -149,7 +149,7 @@ class Session:
         self.hopeless = False  # the peer does not speak JSON: drop it
 
     def greeting(self) -> bytes:
-        """What a client hears first. It offers no capabilities: no command takes long enough to need out-of-band ones."""
+        """What a client hears first. It offers no capabilities: no command is so slow as to need out-of-band ones."""
         return encode({"QMP": {"version": VERSION, "capabilities": []}})
 
     def feed(self, data: bytes) -> None:
@@ -236,7 +236,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def encode_event(name: str, data: dict[str, Any], time: float) -> bytes:
-    """An event as every client gets it, `time` in seconds of the wall clock; QEMU leaves `data` out where there is none."""
+    """An event as every client gets it, at wall clock `time`; QEMU leaves `data` out where there is none."""
     message: dict[str, Any] = {"event": name}
     if data:
         message["data"] = data

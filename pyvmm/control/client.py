@@ -1,0 +1,147 @@
+"""The other end of the monitor's socket: a small synchronous QMP client, for the command line and for tests.
+
+with Client(path) as vm:
+    vm.execute("balloon", {"value": 256 << 20})
+    name, data = vm.wait_event({"BALLOON_CHANGE"}, timeout=10)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pyvmm.errors import HostError
+
+REPLY_LIMIT = 16 << 20
+"""Bytes of one reply, against a server that is not one."""
+
+
+class Disconnected(HostError):
+    """The machine ended, or hung up."""
+
+
+class TimedOut(HostError):
+    """No answer, or not the event waited for, in the time given."""
+
+
+class Refused(HostError):
+    """The machine answered with an error. `qmp_class` is QMP's class of it, for instance DeviceNotActive."""
+
+    def __init__(self, qmp_class: str, text: str) -> None:
+        super().__init__(text)
+        self.qmp_class = qmp_class
+
+
+class Client:
+    """A connection to the monitor at `path`, negotiated. `timeout` bounds each command, in seconds."""
+
+    def __init__(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
+        self.path = os.fspath(path)
+        self.timeout = timeout
+        self.events: deque[tuple[str, dict[str, Any]]] = deque()
+        self._input = bytearray()
+        self._socket = self._connect()
+        try:
+            greeting = self._receive(time.monotonic() + timeout)
+            if "QMP" not in greeting:
+                raise HostError(f"{self.path} does not speak QMP")
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.settimeout(self.timeout)
+        try:
+            made.connect(self.path)
+        except TimeoutError as error:
+            made.close()
+            raise TimedOut(f"{self.path}: the VM does not accept a connection") from error
+        except OSError as error:
+            made.close()
+            if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+                raise Disconnected(f"no VM listens at {self.path}") from error
+            raise HostError(f"{self.path}: {error.strerror or error}") from error
+        return made
+
+    def execute(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a command and return its reply. Raises Refused, Disconnected or TimedOut."""
+        request: dict[str, Any] = {"execute": name}
+        if arguments:
+            request["arguments"] = arguments
+        deadline = time.monotonic() + self.timeout
+        try:
+            self._socket.settimeout(self.timeout)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except TimeoutError as error:
+            raise TimedOut(f"the VM did not take {name} in {self.timeout:g} s") from error
+        except OSError as error:
+            raise Disconnected("the VM ended") from error
+        while True:
+            try:
+                message = self._receive(deadline)
+            except TimedOut as error:
+                raise TimedOut(f"the VM did not answer {name} in {self.timeout:g} s") from error
+            if "event" in message:
+                self.events.append((message["event"], message.get("data", {})))
+            elif "error" in message:
+                raise Refused(message["error"]["class"], message["error"]["desc"])
+            elif "return" in message:
+                return message["return"]
+
+    def wait_event(self, names: Collection[str], timeout: float | None = None) -> tuple[str, dict[str, Any]]:
+        """The next event of one of `names`, earlier unread ones included; others are dropped. Raises TimedOut."""
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            while self.events:
+                name, data = self.events.popleft()
+                if name in names:
+                    return name, data
+            message = self._receive(deadline)
+            if "event" in message:
+                self.events.append((message["event"], message.get("data", {})))
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        while (end := self._input.find(b"\n")) < 0:
+            if len(self._input) > REPLY_LIMIT:
+                raise HostError(f"{self.path} sent a reply without an end")
+            self._input += self._read(deadline)
+        line = bytes(self._input[:end])
+        del self._input[: end + 1]
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            raise HostError(f"{self.path} does not speak QMP")
+        return message
+
+    def _read(self, deadline: float) -> bytes:
+        left = deadline - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            data = self._socket.recv(65536)
+        except TimeoutError as error:
+            raise TimedOut("the VM did not answer in time") from error
+        except OSError as error:
+            raise Disconnected("the VM ended") from error
+        if not data:
+            raise Disconnected("the VM ended")
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

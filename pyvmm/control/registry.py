@@ -1,0 +1,216 @@
+"""Where running machines are found by name: a folder with NAME.json and NAME.sock for each.
+
+    $XDG_RUNTIME_DIR/pyvmm/      or /tmp/pyvmm-UID/, only for this user
+        vm.json                  pid, command line, socket; locked as long as the machine runs
+        vm.sock                  its monitor
+
+The lock is the truth: it goes with the process however that ends, so whatever is not locked is left over and cleaned
+away by the next one who looks. A pid alone could be somebody else's by then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.sizes import is_size
+
+DEFAULT_NAME = "vm"
+"""What a machine without a name is called; the second one is vm2."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A machine that runs, or a socket given by path (then only `socket` says something)."""
+
+    name: str
+    socket: Path
+    pid: int = 0
+    argv: list[str] = field(default_factory=list)
+    started: float = 0.0  # seconds of the wall clock
+
+
+class Registration:
+    """A name taken, until `release` or the end of the process. The monitor belongs at `socket`."""
+
+    def __init__(self, entry: Entry, file: Path, lock: int) -> None:
+        self.entry = entry
+        self._file = file
+        self._lock = lock
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def socket(self) -> Path:
+        return self.entry.socket
+
+    def release(self) -> None:
+        """Give the name back. Twice is fine."""
+        if self._lock >= 0:
+            _remove(self._file)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def runtime_folder() -> Path:
+    """The folder, made if needed. HostError if somebody else could have put things into it."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(base, "pyvmm") if base and Path(base).is_dir() else Path(f"/tmp/pyvmm-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise HostError(f"runtime folder {folder}: {error.strerror}; set XDG_RUNTIME_DIR to one you own") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise HostError(f"runtime folder {folder} is not yours alone: remove it, or set XDG_RUNTIME_DIR")
+    return folder
+
+
+def check_name(name: str) -> str:
+    """`name` itself, or ConfigError if a machine cannot be called so."""
+    if not _NAME.fullmatch(name) or name.endswith((".json", ".sock")):
+        raise ConfigError(f"{name[:60]!r} cannot name a VM: use up to 48 letters, digits, dots, dashes, underscores")
+    if is_size(name):
+        raise ConfigError(f"{name!r} cannot name a VM: it reads as a size, as in `pyvmm balloon {name}`")
+    return name
+
+
+def claim(name: str | None = None, argv: Sequence[str] = (), socket: Path | None = None) -> Registration:
+    """Take `name` (None: the first free of vm, vm2, ...) for this process. ConfigError if a running machine has it.
+
+    `socket` is where the monitor will listen; the default is the folder's NAME.sock.
+    """
+    if name is not None:
+        made = _claim(check_name(name), argv, socket)
+        if made is None:
+            taken = next((each for each in running() if each.name == name), None)
+            who = f" (pid {taken.pid})" if taken else ""
+            raise ConfigError(f"a VM named {name!r} runs already{who}: choose another --name, or `pyvmm stop {name}`")
+        return made
+    number = 1
+    while True:
+        made = _claim(DEFAULT_NAME if number == 1 else f"{DEFAULT_NAME}{number}", argv, socket)
+        if made is not None:
+            return made
+        number += 1
+
+
+def _claim(name: str, argv: Sequence[str], socket: Path | None) -> Registration | None:
+    file = runtime_folder() / f"{name}.json"
+    entry = Entry(
+        name, socket.absolute() if socket else file.with_suffix(".sock"), os.getpid(), list(argv), time.time()
+    )
+    while True:
+        try:
+            lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise HostError(f"{file}: {error.strerror}") from error
+        try:
+            if not _try_lock(lock):
+                os.close(lock)
+                return None
+            if not _same(lock, file):  # the one who had it removed the file between our open and lock
+                os.close(lock)
+                continue
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(asdict(entry) | {"socket": str(entry.socket)}).encode(), 0)
+        except OSError as error:
+            os.close(lock)
+            raise HostError(f"{file}: {error.strerror}") from error
+        return Registration(entry, file, lock)
+
+
+def running() -> list[Entry]:
+    """Machines of this user that run now, oldest first. What dead ones left is removed on the way."""
+    return sorted(_running(runtime_folder()), key=lambda each: (each.started, each.name))
+
+
+def _running(folder: Path) -> Iterator[Entry]:
+    for file in sorted(folder.glob("*.json")):
+        try:
+            lock = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if _try_lock(lock):
+                if _same(lock, file):
+                    _remove(file)
+                continue
+            entry = _parse(file.stem, os.pread(lock, 1 << 20, 0))
+        finally:
+            os.close(lock)
+        if entry is not None:
+            yield entry
+
+
+def find(which: str | os.PathLike[str] | None = None) -> Entry:
+    """The machine called `which`, or at the socket of that path, or the only one that runs. ConfigError otherwise."""
+    if which is not None:
+        text = os.fspath(which)
+        if "/" in text or text.endswith(".sock"):
+            return Entry(Path(text).stem, Path(text))
+    known = running()
+    shown = ", ".join(each.name for each in known)
+    if which is None:
+        match known:
+            case [only]:
+                return only
+            case []:
+                raise ConfigError("no VM is running: `pyvmm run` starts one")
+            case _:
+                raise ConfigError(f"{len(known)} VMs are running ({shown}): say which one")
+    for each in known:
+        if each.name == text:
+            return each
+    hint = f"running: {shown}" if known else "none is running"
+    raise ConfigError(f"no VM named {text!r} ({hint})")
+
+
+def _parse(name: str, text: bytes) -> Entry | None:
+    """The entry as written by `_claim`; None while that is under way."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+        argv = [str(each) for each in found["argv"]]
+        return Entry(name, Path(found["socket"]), int(found["pid"]), argv, float(found["started"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(file: Path) -> None:
+    """Remove an entry whose lock we hold, its socket first."""
+    file.with_suffix(".sock").unlink(missing_ok=True)
+    file.unlink(missing_ok=True)

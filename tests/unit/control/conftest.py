@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_machine import FakeMachine, serving
+
+from pyvmm.loop import Loop
+
+
+@pytest.fixture
+def machine() -> FakeMachine:
+    return FakeMachine()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "vm.sock"
+
+
+@pytest.fixture
+def loop(machine: FakeMachine, path: Path) -> Iterator[Loop]:
+    with serving(machine, path) as loop:
+        yield loop

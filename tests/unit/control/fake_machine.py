@@ -1,0 +1,122 @@
+"""A machine that only remembers what it was told, and a loop in a thread to serve its monitor from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyvmm.control.errors import no_balloon
+from pyvmm.control.server import ControlServer
+from pyvmm.errors import ConfigError
+from pyvmm.loop import Loop
+
+MIB = 1 << 20
+
+
+class FakeMachine:
+    """`Controlled`, with 512 MiB and a guest that gives back memory at once, down to 64 MiB."""
+
+    def __init__(self, name: str = "vm") -> None:
+        self.name = name
+        self.state = "running"
+        self.calls: list[str] = []
+        self.actual: int | None = 512 * MIB
+        self.report: dict[str, Any] | None = {"committed": 100 * MIB, "available": 300 * MIB}
+        self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
+        self.ended: Callable[[], None] = lambda: None
+
+    def emit(self, name: str, **data: Any) -> None:
+        for listener in self.listeners:
+            listener(name, data)
+
+    def status(self) -> str:
+        return self.state
+
+    def pause(self) -> None:
+        self.calls.append("pause")
+        self.state = "paused"
+        self.emit("STOP")
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+        self.state = "running"
+        self.emit("RESUME")
+
+    def reset(self) -> None:
+        self.calls.append("reset")
+        self.emit("RESET", guest=False, reason="host-qmp-system-reset")
+
+    def powerdown(self) -> None:
+        self.calls.append("powerdown")
+        self.emit("POWERDOWN")
+
+    def quit(self) -> None:
+        self.calls.append("quit")
+        self.emit("SHUTDOWN", guest=False, reason="host-qmp-quit")
+        self.ended()
+
+    def balloon_set(self, size: int) -> dict[str, Any]:
+        if self.actual is None:
+            raise no_balloon()
+        if size > 512 * MIB:
+            raise ConfigError("the guest has 512 MiB at most")
+        reach = max(size, 64 * MIB)
+        self.actual = reach
+        self.emit("BALLOON_CHANGE", actual=reach)
+        return {"target": size, "will-reach": reach, "reason": "" if reach == size else "the guest keeps 64 MiB"}
+
+    def balloon_actual(self) -> int:
+        if self.actual is None:
+            raise no_balloon()
+        return self.actual
+
+    def hv_balloon_report(self) -> dict[str, Any] | None:
+        return self.report
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "pid": 1,
+            "engine": "user",
+            "cpus": 2,
+            "memory": {"boot": 512 * MIB, "actual": self.actual, "target": self.actual, "resident": 200 * MIB},
+            "uptime": 12.5,
+            "balloon": {"state": "idle"},
+            "vmbus": self.info_vmbus(),
+        }
+
+    def info_vmbus(self) -> list[dict[str, Any]]:
+        return [{"relid": 1, "name": "heartbeat", "state": "open", "rings": [4096, 4096]}]
+
+    def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        self.listeners.append(listener)
+
+
+@contextmanager
+def serving(machine: FakeMachine, path: Path) -> Iterator[Loop]:
+    """The machine's monitor at `path`, served by a loop in a thread of its own. `quit` ends it."""
+    loop = Loop()
+    server = ControlServer(loop, machine, path)
+    server.start()
+
+    def end() -> None:
+        loop.stop()
+
+    machine.ended = end
+
+    def run() -> None:
+        loop.run()
+        server.close()
+        loop.close()
+
+    thread = threading.Thread(target=run, name="loop", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.stop()
+        thread.join(10)
+        assert not thread.is_alive()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_machine import MIB, FakeMachine
+
+from pyvmm.control import hmp
+from pyvmm.control.commands import COMMANDS, dispatch
+from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive
+from pyvmm.control.throttle import PERIODS, Throttle
+from pyvmm.loop import Timers
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("balloon", {}, "Parameter 'value' is missing"),
+        ("balloon", {"value": "1"}, "Invalid parameter type for 'value', expected: integer"),
+        ("balloon", {"value": True}, "Invalid parameter type for 'value', expected: integer"),
+        ("balloon", {"value": 1.0}, "Invalid parameter type for 'value', expected: integer"),
+        ("balloon", {"value": 1 << 63}, "Invalid parameter type for 'value', expected: integer"),
+        ("balloon", {"value": 0}, "Parameter 'value' expects a size"),
+        ("balloon", {"value": 1, "x": 1}, "Parameter 'x' is unexpected"),
+        ("balloon", {"value": 1 << 40}, "the guest has 512 MiB at most"),
+        ("stop", {"now": True}, "Parameter 'now' is unexpected"),
+        ("human-monitor-command", {}, "Parameter 'command-line' is missing"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_qemus_words(
+    machine: FakeMachine, name: str, arguments: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ControlError) as caught:
+        dispatch(machine, name, arguments)
+    assert str(caught.value) == text
+    assert caught.value.qmp_class == "GenericError"
+
+
+def test_an_unknown_command_is_not_found(machine: FakeMachine) -> None:
+    with pytest.raises(CommandNotFound, match="The command nope has not been found"):
+        dispatch(machine, "nope", {})
+
+
+def test_query_commands_lists_what_there_is(machine: FakeMachine) -> None:
+    assert {each["name"] for each in dispatch(machine, "query-commands", {})} == set(COMMANDS)
+
+
+def test_the_balloon_reply_says_what_will_be_reached_and_why(machine: FakeMachine) -> None:
+    assert dispatch(machine, "balloon", {"value": 10 * MIB}) == {
+        "target": 10 * MIB,
+        "will-reach": 64 * MIB,
+        "reason": "the guest keeps 64 MiB",
+    }
+
+
+def test_a_machine_without_balloon_driver_is_not_active(machine: FakeMachine) -> None:
+    machine.actual = None
+    for name, arguments in (("balloon", {"value": MIB}), ("query-balloon", {})):
+        with pytest.raises(DeviceNotActive, match="No balloon device has been activated"):
+            dispatch(machine, name, arguments)
+
+
+def test_no_status_report_yet_is_an_error(machine: FakeMachine) -> None:
+    machine.report = None
+    with pytest.raises(ControlError, match="no guest memory status report received yet"):
+        dispatch(machine, "query-hv-balloon-status-report", {})
+
+
+def test_stop_and_cont_do_nothing_twice(machine: FakeMachine) -> None:
+    for name in ("stop", "stop", "cont", "cont"):
+        assert dispatch(machine, name, {}) == {}
+    assert machine.calls == ["pause", "resume"]
+
+
+@pytest.mark.parametrize("state", ["shutdown", "internal-error", "guest-panicked"])
+def test_cont_of_a_machine_that_ended_asks_for_a_reset(machine: FakeMachine, state: str) -> None:
+    machine.state = state
+    with pytest.raises(ControlError, match="Resetting the Virtual Machine is required"):
+        dispatch(machine, "cont", {})
+
+
+@pytest.mark.parametrize(
+    ("line", "output"),
+    [
+        ("", ""),
+        ("balloon 256", ""),
+        ("balloon 256M", ""),
+        ("balloon 0.25G", ""),
+        ("balloon 1M", "balloon: will reach 64 MiB: the guest keeps 64 MiB\n"),
+        ("balloon", "usage: balloon size\n"),
+        ("balloon x", "Error: 'x' is not a size: write a number and a unit, like 512M or 1.5G\n"),
+        ("balloon 0", "Error: Parameter 'value' expects a size\n"),
+        ("info balloon", "balloon: actual=512\n"),
+        ("info status", "VM status: running\n"),
+        ("info name", "vm\n"),
+        ("info memory-devices", ""),
+        ("info nope", "unknown command: 'info nope'\n"),
+        ("nope", "unknown command: 'nope'\n"),
+        ("help nope", "unknown command: 'nope'\n"),
+    ],
+)
+def test_the_human_monitor_prints(machine: FakeMachine, line: str, output: str) -> None:
+    assert hmp.execute(machine, line) == output
+
+
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [
+        ("stop", "pause"),
+        ("system_reset", "reset"),
+        ("system_powerdown", "powerdown"),
+        ("q", "quit"),
+        ("quit", "quit"),
+    ],
+)
+def test_the_human_monitor_acts(machine: FakeMachine, line: str, call: str) -> None:
+    assert hmp.execute(machine, line) == ""
+    assert machine.calls == [call]
+
+
+def test_a_guest_that_panicked_shows_in_info_status(machine: FakeMachine) -> None:
+    machine.state = "guest-panicked"
+    assert hmp.execute(machine, "info status") == "VM status: paused (guest-panicked)\n"
+
+
+@pytest.mark.parametrize("line", ["help", "help info", "info", "help balloon", "info version"])
+def test_help_is_lines_of_text(machine: FakeMachine, line: str) -> None:
+    assert hmp.execute(machine, line).endswith("\n")
+
+
+def test_info_vmbus_and_qtree_show_each_channel(machine: FakeMachine) -> None:
+    assert hmp.execute(machine, "info vmbus") == "#1 heartbeat: open\n  rings: 4096 4096\n"
+    assert "heartbeat" in hmp.execute(machine, "info qtree")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_burst_of_balloon_changes_sends_the_first_and_the_last() -> None:
+    clock, sent = Clock(), []
+    timers = Timers(clock)
+    throttle = Throttle(timers, lambda name, data: sent.append(data["actual"]))
+    for actual in range(5):
+        throttle("BALLOON_CHANGE", {"actual": actual})
+    assert sent == [0]
+    clock.now += PERIODS["BALLOON_CHANGE"]
+    timers.run_due()
+    assert sent == [0, 4]
+
+
+def test_events_without_a_period_are_never_held() -> None:
+    sent: list[str] = []
+    throttle = Throttle(Timers(Clock()), lambda name, data: sent.append(name))
+    for _ in range(3):
+        throttle("STOP", {})
+    assert sent == ["STOP"] * 3
+
+
+def test_a_throttled_event_survives_the_end() -> None:
+    sent: list[int] = []
+    throttle = Throttle(Timers(Clock()), lambda name, data: sent.append(data["actual"]))
+    throttle("BALLOON_CHANGE", {"actual": 1})
+    throttle("BALLOON_CHANGE", {"actual": 2})
+    throttle.flush()
+    assert sent == [1, 2]

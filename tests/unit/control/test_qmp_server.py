@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_machine import MIB, FakeMachine, serving
+from qemu.qmp import EventListener, ExecuteError, QMPClient
+
+from pyvmm.control.client import Client, Disconnected, Refused, TimedOut
+from pyvmm.control.commands import COMMANDS
+from pyvmm.control.server import CLIENT_LIMIT, OUTPUT_LIMIT, ControlServer
+from pyvmm.errors import ConfigError
+from pyvmm.loop import Loop
+
+
+def connect(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.settimeout(10)
+    made.connect(str(path))
+    return made
+
+
+def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
+    machine: FakeMachine, loop: Loop, path: Path
+) -> None:
+    arguments: dict[str, dict[str, Any]] = {
+        "balloon": {"value": 256 * MIB},
+        "human-monitor-command": {"command-line": "info balloon"},
+    }
+    last = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
+    expected = {"STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "BALLOON_CHANGE"}
+
+    async def talk() -> tuple[dict[str, Any], dict[str, Any]]:
+        client, replies, events = QMPClient("test"), {}, {}
+        with client.listener() as listener:
+            await client.connect(str(path))
+            names = [each["name"] for each in await client.execute("query-commands")]
+            for name in [each for each in names if each not in last] + last:
+                if name != "qmp_capabilities":
+                    replies[name] = await client.execute(name, arguments.get(name))
+            while expected - set(events):
+                event = await asyncio.wait_for(listener.get(), 10)
+                events[event["event"]] = event
+        try:
+            await client.disconnect()
+        except EOFError:
+            pass  # the machine hung up first: it was told to quit
+        return replies, events
+
+    replies, events = asyncio.run(talk())
+    assert set(replies) | {"qmp_capabilities"} == set(COMMANDS)
+    assert replies["query-status"] == {"running": True, "status": "running"}
+    assert replies["human-monitor-command"] == "balloon: actual=256\n"
+    assert replies["query-hv-balloon-status-report"] == {"committed": 100 * MIB, "available": 300 * MIB}
+    assert events["SHUTDOWN"]["data"] == {"guest": False, "reason": "host-qmp-quit"}
+    assert events["BALLOON_CHANGE"]["data"] == {"actual": 256 * MIB}
+    assert machine.calls == ["pause", "resume", "reset", "powerdown", "quit"]
+
+
+def test_the_real_qmp_library_understands_errors(loop: Loop, path: Path) -> None:
+    async def talk() -> ExecuteError:
+        client = QMPClient("test")
+        await client.connect(str(path))
+        with pytest.raises(ExecuteError) as caught:
+            await client.execute("nope")
+        await client.disconnect()
+        return caught.value
+
+    assert asyncio.run(talk()).error_class == "CommandNotFound"
+
+
+def test_the_real_qmp_library_filters_guest_panics(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    info = {"type": "hyper-v", "arg1": 1, "arg2": 2, "arg3": 3, "arg4": 4, "arg5": 5}
+
+    async def talk() -> Any:
+        client, listener = QMPClient("test"), EventListener(names=["GUEST_PANICKED"])
+        with client.listen(listener):
+            await client.connect(str(path))
+            loop.post(lambda: machine.emit("GUEST_PANICKED", action="poweroff", info=info))
+            event = await asyncio.wait_for(listener.get(), 10)
+        await client.disconnect()
+        return event
+
+    assert asyncio.run(talk())["data"] == {"action": "poweroff", "info": info}
+
+
+def test_qmp_shell_works(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    shell = Path(sys.executable).with_name("qmp-shell")
+    if not shell.exists():
+        pytest.skip("qmp-shell is not installed")
+    done = subprocess.run(
+        [shell, path], input="query-status\nballoon value=268435456\n", capture_output=True, text=True, timeout=30
+    )
+    assert '"running": true' in done.stdout
+    assert machine.actual == 256 * MIB
+
+
+def test_the_reply_to_quit_comes_before_the_event_and_the_end(loop: Loop, path: Path) -> None:
+    with Client(path) as client:
+        assert client.execute("quit") == {}
+        assert not client.events
+        assert client.wait_event({"SHUTDOWN"}) == ("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        with pytest.raises(Disconnected):
+            client.wait_event({"STOP"})
+
+
+def test_a_server_closed_by_the_command_itself_still_replies(machine: FakeMachine, path: Path) -> None:
+    loop = Loop()
+    server = ControlServer(loop, machine, path)
+    server.start()
+    machine.ended = server.close
+    with connect(path) as client:
+        client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "quit", "id": 1}')
+        while path.exists():
+            loop.step(1)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert b'{"return": {}, "id": 1}' in received
+    assert b"SHUTDOWN" in received
+    loop.close()
+
+
+def test_stop_sends_its_event_before_its_reply(loop: Loop, path: Path) -> None:
+    with Client(path) as client:
+        client.execute("stop")
+        assert client.events[0][0] == "STOP"
+
+
+def test_two_clients_both_hear_what_one_did(loop: Loop, path: Path) -> None:
+    with Client(path) as one, Client(path) as two:
+        one.execute("stop")
+        assert one.wait_event({"STOP"}) == two.wait_event({"STOP"})
+        assert two.execute("query-status")["status"] == "paused"
+
+
+def test_a_client_that_did_not_negotiate_hears_no_events(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    with connect(path) as silent, Client(path) as client:
+        client.execute("stop")
+        client.execute("cont")
+        silent.sendall(b'{"execute": "qmp_capabilities"}')
+        received = b""
+        while received.count(b"\n") < 2:
+            received += silent.recv(4096)
+        assert b"event" not in received
+
+
+def test_a_megabyte_of_garbage_ends_only_its_own_connection(loop: Loop, path: Path) -> None:
+    with connect(path) as rude, Client(path) as client:
+        try:
+            rude.sendall(random.Random(1).randbytes(MIB))
+            rude.shutdown(socket.SHUT_WR)
+            received = b"".join(iter(lambda: rude.recv(65536), b""))
+            assert b"JSON parse error" in received
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert client.execute("query-status")["running"]
+
+
+def test_a_client_that_never_reads_is_dropped_by_its_events(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    with connect(path) as deaf, Client(path) as client:
+        deaf.sendall(b'{"execute": "qmp_capabilities"}')
+        client.execute("query-status")  # by now the other one was read too
+        size = len(json.dumps({"event": "X", "data": {"a": "x" * 1000}}))
+        for _ in range((OUTPUT_LIMIT + MIB) // size // 50):
+            loop.post(lambda: [machine.emit("X", a="x" * 1000) for _ in range(50)])
+            client.wait_event({"X"})
+            client.events.clear()
+        client.execute("query-status")
+        with pytest.raises(OSError):
+            while True:
+                deaf.sendall(b" ")  # nobody is there to take it
+
+
+def test_a_client_that_only_writes_is_not_read_any_more(loop: Loop, path: Path) -> None:
+    with connect(path) as flood, Client(path) as client:
+        flood.sendall(b'{"execute": "qmp_capabilities"}')
+        flood.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            for _ in range(2000):
+                flood.sendall(b'{"execute": "query-commands"}\n' * 100)
+        assert client.execute("query-status")["running"]
+        flood.settimeout(10)
+        assert flood.recv(4096)
+
+
+def test_many_requests_in_one_write_are_all_answered_in_order(loop: Loop, path: Path) -> None:
+    with connect(path) as client:
+        requests = b"".join(b'{"execute": "query-name", "id": %d}\n' % number for number in range(1000))
+        client.sendall(b'{"execute": "qmp_capabilities"}' + requests)
+        received = b""
+        while received.count(b"\n") < 1002:
+            received += client.recv(65536)
+    assert [json.loads(line)["id"] for line in received.splitlines()[2:]] == list(range(1000))
+
+
+def test_clients_past_the_limit_are_turned_away(loop: Loop, path: Path) -> None:
+    clients = [connect(path) for _ in range(CLIENT_LIMIT)]
+    assert all(each.recv(4096) for each in clients)
+    with connect(path) as one_more:
+        assert one_more.recv(4096) == b""
+    for each in clients:
+        each.close()
+
+
+def test_the_socket_is_the_users_alone_and_goes_away(machine: FakeMachine, path: Path) -> None:
+    with serving(machine, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+
+
+def test_a_socket_in_use_is_refused_and_left_alone(loop: Loop, path: Path) -> None:
+    other = Loop()
+    with pytest.raises(ConfigError, match="is in use"):
+        ControlServer(other, FakeMachine(), path).start()
+    other.close()
+    with Client(path) as client:
+        assert client.execute("query-status")["running"]
+
+
+def test_a_stale_socket_is_replaced(machine: FakeMachine, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with serving(machine, path), Client(path) as client:
+        assert client.execute("query-status")["running"]
+
+
+def test_a_socket_that_another_took_over_is_not_removed(machine: FakeMachine, path: Path) -> None:
+    with serving(machine, path):
+        path.unlink()
+        path.write_text("mine")
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("file", "is not a socket"), ("nowhere/vm.sock", "does not exist"), ("x" * 120, "is longer than")],
+)
+def test_paths_that_cannot_be_sockets_are_refused_in_one_line(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "file").write_text("")
+    loop = Loop()
+    with pytest.raises(ConfigError, match=text) as caught:
+        ControlServer(loop, FakeMachine(), tmp_path / name).start()
+    assert "\n" not in str(caught.value)
+    loop.close()
+
+
+def test_the_client_says_who_does_not_listen(path: Path) -> None:
+    with pytest.raises(Disconnected, match="no VM listens at"):
+        Client(path)
+
+
+def test_the_client_gives_up_on_a_server_that_says_nothing(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(path))
+        mute.listen()
+        with pytest.raises(TimedOut):
+            Client(path, timeout=0.1)
+
+
+def test_the_client_raises_what_the_machine_refused(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    machine.actual = None
+    with Client(path) as client, pytest.raises(Refused) as caught:
+        client.execute("query-balloon")
+    assert caught.value.qmp_class == "DeviceNotActive"
+
+
+def test_closing_leaves_no_descriptor_behind(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with serving(FakeMachine(), path), Client(path) as client:
+            client.execute("query-status")
+    assert len(os.listdir("/proc/self/fd")) == before

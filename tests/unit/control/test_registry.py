@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.control import registry
+from pyvmm.errors import ConfigError, HostError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "pyvmm"
+
+
+def test_names_are_handed_out_and_found_again(folder: Path) -> None:
+    with registry.claim(None, ["pyvmm", "run"]) as one, registry.claim() as two:
+        assert (one.name, two.name) == ("vm", "vm2")
+        assert [each.name for each in registry.running()] == ["vm", "vm2"]
+        found = registry.find("vm")
+        assert (found.pid, found.argv, found.socket) == (os.getpid(), ["pyvmm", "run"], folder / "vm.sock")
+    assert registry.running() == []
+    assert list(folder.iterdir()) == []
+
+
+def test_the_folder_is_the_users_alone(folder: Path) -> None:
+    registry.runtime_folder()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_others_can_write_is_refused(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(HostError, match="not yours alone"):
+        registry.runtime_folder()
+
+
+def test_a_folder_that_is_a_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    folder.symlink_to(tmp_path)
+    with pytest.raises(HostError, match="not yours alone"):
+        registry.runtime_folder()
+
+
+def test_a_name_in_use_is_refused(folder: Path) -> None:
+    with registry.claim("web"), pytest.raises(ConfigError, match=f"named 'web' runs already.*pid {os.getpid()}"):
+        registry.claim("web")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "512M", "2", ".hidden", "x" * 49, "a.sock", "ü"])
+def test_names_that_would_confuse_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a VM"):
+        registry.claim(name)
+
+
+def test_what_a_killed_machine_left_is_cleaned_and_its_name_is_free(folder: Path) -> None:
+    code = (
+        "import sys, time; from pyvmm.control import registry as r; c = r.claim('web'); c.socket.touch(); print(); \
+sys.stdout.flush(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert [each.name for each in registry.running()] == ["web"]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (folder / "web.sock").exists()
+    assert registry.running() == []
+    assert list(folder.iterdir()) == []
+    registry.claim("web").release()
+
+
+def test_half_written_entries_do_not_count(folder: Path) -> None:
+    registry.runtime_folder()
+    (folder / "bad.json").write_text("{")
+    assert registry.running() == []
+
+
+def test_find_without_a_name_wants_exactly_one() -> None:
+    with pytest.raises(ConfigError, match="no VM is running"):
+        registry.find()
+    with registry.claim("a"):
+        assert registry.find().name == "a"
+        with registry.claim("b"), pytest.raises(ConfigError, match=r"2 VMs are running \(a, b\)"):
+            registry.find()
+
+
+def test_find_takes_the_path_of_a_socket() -> None:
+    assert registry.find("/tmp/x.sock").socket == Path("/tmp/x.sock")
+
+
+def test_find_says_which_names_there_are() -> None:
+    with registry.claim("a"), pytest.raises(ConfigError, match=r"no VM named 'b' \(running: a\)"):
+        registry.find("b")
