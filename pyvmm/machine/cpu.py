@@ -1,0 +1,60 @@
+"""What each virtual CPU says of itself: KVM's CPUID, with Hyper-V's leaves for KVM's and the topology put right.
+
+Source: KVM API 4.46 (KVM_GET_SUPPORTED_CPUID); Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pyvmm.kvm import Cap, CpuidEntry, Kvm
+
+_HYPERVISOR_PRESENT = 1 << 31
+_TSC_DEADLINE = 1 << 24
+_X2APIC = 1 << 21
+_MULTI_THREADED = 1 << 28
+_INVARIANT_TSC = 1 << 8
+_SIGNIFICANT_INDEX = 1
+
+
+def host_entries(kvm: Kvm) -> list[CpuidEntry]:
+    """What this KVM can give a guest, without its own signature: Linux prefers KVM's to Hyper-V's if it sees both."""
+    entries = [e for e in kvm.supported_cpuid() if e.function >> 16 != 0x4000]
+    if kvm.check(Cap.TSC_DEADLINE_TIMER):
+        entries = [replace(e, ecx=e.ecx | _TSC_DEADLINE) if e.function == 1 else e for e in entries]
+    return entries
+
+
+def has_invariant_tsc(entries: Iterable[CpuidEntry]) -> bool:
+    """Whether the guest's TSC runs at one rate for ever."""
+    return any(e.function == 0x80000007 and e.edx & _INVARIANT_TSC for e in entries)
+
+
+def entries_for(host: Iterable[CpuidEntry], hypervisor: list[CpuidEntry], index: int, count: int) -> list[CpuidEntry]:
+    """The CPUID of vCPU `index` of `count`: one socket, a core each, APIC id = index."""
+    core_bits = (count - 1).bit_length()
+    result = []
+    for e in host:
+        match e.function:
+            case 1:
+                ebx = e.ebx & 0xFFFF | (count & 0xFF) << 16 | index << 24
+                edx = e.edx | _MULTI_THREADED if count > 1 else e.edx & ~_MULTI_THREADED
+                e = replace(e, ebx=ebx, ecx=e.ecx | _HYPERVISOR_PRESENT | _X2APIC, edx=edx)
+            case 4 if e.eax & 0x1F:
+                # Caches: threads that share it 1, cores in the package count
+                e = replace(e, eax=e.eax & 0x3FFF | (1 << core_bits) - 1 << 26)
+            case 0xB | 0x1F:
+                continue  # ours below
+            case 0x80000008:
+                e = replace(e, ecx=core_bits << 12 | count - 1)
+            case 0x8000001E:
+                e = replace(e, eax=index, ebx=index & 0xFF, ecx=0)
+        result.append(e)
+    if any(e.function == 0 and e.eax >= 0xB for e in result):
+        result += [
+            CpuidEntry(0xB, 0, _SIGNIFICANT_INDEX, 0, 1, 1 << 8, index),  # SMT level: one thread
+            CpuidEntry(0xB, 1, _SIGNIFICANT_INDEX, core_bits, count, 2 << 8 | 1, index),
+            CpuidEntry(0xB, 2, _SIGNIFICANT_INDEX, 0, 0, 2, index),
+        ]
+    return result + hypervisor

@@ -1,0 +1,34 @@
+"""Which Hyper-V engine a machine gets: KVM's own where it is whole, ours everywhere else."""
+
+from __future__ import annotations
+
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.hyperv import kernel, user
+from pyvmm.hyperv.engine import Engine
+from pyvmm.kvm import Cap, Kvm
+from pyvmm.loop import Loop
+from pyvmm.machine.config import EngineChoice
+from pyvmm.machine.hardware import routes
+from pyvmm.memory import GuestMemory
+
+
+def missing(kvm: Kvm, needed: tuple[Cap, ...]) -> list[str]:
+    """Names of the capabilities this KVM lacks."""
+    return [f"KVM_CAP_{cap.name}" for cap in needed if not kvm.check(cap)]
+
+
+def choose(
+    choice: EngineChoice, kvm: Kvm, vp_count: int, memory: GuestMemory, loop: Loop, *, invariant_tsc: bool
+) -> Engine:
+    """The engine for `choice`. Raises ConfigError if it was asked for by name and KVM cannot carry it."""
+    lacks_kernel = missing(kvm, kernel.NEEDED)
+    if choice == "kernel" and lacks_kernel:
+        raise ConfigError(f"--hyperv kernel: this KVM lacks {', '.join(lacks_kernel)}; use --hyperv user")
+    if choice == "kernel" or choice == "auto" and not lacks_kernel:
+        return kernel.KernelEngine(vp_count, memory, loop, base_routes=routes(), invariant_tsc=invariant_tsc)
+    lacks_user = missing(kvm, user.NEEDED)
+    if lacks_user:
+        raise HostError(
+            f"this KVM lacks {', '.join(lacks_user)}: no Hyper-V engine runs on it (--host emulated does)"
+        )
+    return user.UserEngine(vp_count, memory, loop, invariant_tsc=invariant_tsc)

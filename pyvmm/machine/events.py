@@ -1,0 +1,11 @@
+"""Trace events of the machine itself."""
+
+from pyvmm.trace import event
+
+state = event("machine.state", "-> {state}")
+reset = event("machine.reset", "{reason}")
+power_off = event("machine.power_off", "{reason}")
+loaded = event("machine.loaded", "kernel {kernel}, {milliseconds} ms")
+unknown_exit = event("machine.unknown_exit", "vcpu {vcpu}: {exit}")
+vcpu_exit = event("machine.vcpu_exit", "vcpu {vcpu}: {exit}")
+memory_discarded = event("machine.memory_discarded", "{size} bytes at {gpa:#x}")

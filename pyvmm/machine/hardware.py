@@ -1,0 +1,204 @@
+"""One life of the machine, from power-on to reset: the KVM VM, its vCPUs and their threads.
+
+A reset throws all of it away and makes a new one. That costs some milliseconds, and leaves nothing in the kernel that
+a list of "what to reset" could have forgotten. Memory, devices and the Hyper-V engine outlive it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from firmware.entry import BootState
+from pyvmm.errors import HostError
+from pyvmm.hyperv.engine import Engine
+from pyvmm.hyperv.hypercall import HYPERCALL_PORT
+from pyvmm.iomap import IoMap
+from pyvmm.kvm import (
+    Cap,
+    CpuidEntry,
+    Exit,
+    FailEntry,
+    HypervHcall,
+    HypervSynic,
+    InternalError,
+    IoIn,
+    IoOut,
+    IrqRoute,
+    Kvm,
+    MmioRead,
+    MmioWrite,
+    Rdmsr,
+    Shutdown,
+    SystemEvent,
+    Vcpu,
+    Vm,
+    Wrmsr,
+)
+from pyvmm.kvm.abi import IrqchipId, SystemEventType
+from pyvmm.kvm.irq import pc_routes
+from pyvmm.machine import cpu
+from pyvmm.machine import events as trace
+from pyvmm.machine.runner import VcpuThread
+from pyvmm.memory import GuestMemory
+
+_TSS_GPA = 0xFFFBD000  # three pages Intel's KVM needs for real mode, below the (absent) firmware
+_IDENTITY_MAP_GPA = 0xFFFBC000
+_COM1 = 0x3F8
+
+
+def routes() -> list[IrqRoute]:
+    """A PC's interrupt lines, with the PIT's on I/O APIC pin 2 as the MADT says."""
+    result = [r for r in pc_routes() if not (r.words[0] == IrqchipId.IOAPIC and r.gsi in (0, 2))]
+    return [*result, IrqRoute.irqchip(0, IrqchipId.IOAPIC, 2)]
+
+
+class Hardware:
+    """The running half of a machine.
+
+    `reset(reason)` and `failed(error)` are called on vCPU threads; they post to the loop.
+    """
+
+    def __init__(
+        self,
+        kvm: Kvm,
+        host_cpuid: list[CpuidEntry],
+        memory: GuestMemory,
+        engine: Engine,
+        ports: IoMap,
+        mmio: IoMap,
+        *,
+        reset: Callable[[str], None],
+        failed: Callable[[BaseException], None],
+        coalesced_serial: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self._ports = ports
+        self._mmio = mmio
+        self._reset = reset
+        self._failed = failed
+        self._coalesced = coalesced_serial
+        self._drain_lock = threading.Lock()
+        self.vm: Vm = kvm.create_vm()
+        self.threads: list[VcpuThread] = []
+        try:
+            self._build(kvm, host_cpuid, memory)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, kvm: Kvm, host_cpuid: list[CpuidEntry], memory: GuestMemory) -> None:
+        vm, engine = self.vm, self.engine
+        vm.set_identity_map_address(_IDENTITY_MAP_GPA)
+        vm.set_tss_address(_TSS_GPA)
+        for slot, region in enumerate(memory):
+            vm.set_memory(slot, region.gpa, region.size, region.address)
+        vm.create_irqchip()
+        vm.create_pit()
+        vm.set_routes(routes())
+        engine.setup_vm(vm)
+        leaves = engine.cpuid()
+        for index in range(engine.vp_count):
+            vcpu = vm.create_vcpu(index)
+            vcpu.set_cpuid(cpu.entries_for(host_cpuid, leaves, index, engine.vp_count))
+            engine.setup_vcpu(vcpu, index)
+            self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
+        if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
+            vm.coalesce(_COM1, 1, pio=True)
+        else:
+            self._coalesced = None
+
+    def boot(self, state: BootState) -> None:
+        """Set the first vCPU's registers; the others wait for its INIT."""
+        state.apply(self.threads[0].vcpu)
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def pause(self) -> None:
+        """Stop every vCPU; returns when none is in the guest."""
+        for thread in self.threads:
+            thread.ask(pause=True)
+        for thread in self.threads:
+            thread.wait_parked()
+
+    def resume(self) -> None:
+        for thread in self.threads:
+            thread.ask(pause=False)
+
+    def close(self) -> None:
+        """End the threads, reset the engine, close the VM. On the loop's thread."""
+        for thread in self.threads:
+            thread.ask(stop=True)
+        for thread in self.threads:
+            thread.join()
+        self.drain()
+        self.engine.reset()
+        self.vm.close()
+
+    def drain(self) -> None:
+        """Hand on port writes that KVM queued instead of leaving the guest."""
+        if self._coalesced is not None:
+            with self._drain_lock:
+                writes = self.vm.drain_coalesced()
+                if writes:
+                    self._coalesced(b"".join(w.data for w in writes))
+
+    def set_irq(self, gsi: int, level: bool) -> None:
+        """Drive an interrupt line, from any thread."""
+        if not self.vm.closed:
+            self.vm.set_irq_line(gsi, int(level))
+
+    def _handler(self, vcpu: Vcpu, index: int) -> Callable[[Exit], bool]:
+        """What answers the exits of one vCPU; False when it shall not run on."""
+        ports, mmio, engine = self._ports, self._mmio, self.engine
+
+        def handle(exit: Exit) -> bool:
+            if self._coalesced is not None:
+                self.drain()
+            if trace.vcpu_exit.on:
+                trace.vcpu_exit(index, exit)
+            match exit:
+                case IoOut(port=port):
+                    if port == HYPERCALL_PORT and engine.handle(vcpu, index, exit):
+                        return True
+                    size = exit.size
+                    for at in range(0, len(exit.data), size):
+                        ports.write(port, size, int.from_bytes(exit.data[at : at + size], "little"))
+                case IoIn(port=port, size=size):
+                    values = (ports.read(port, size) for _ in range(exit.count))
+                    exit.reply(b"".join(value.to_bytes(size, "little") for value in values))
+                case HypervHcall() | HypervSynic():
+                    engine.handle(vcpu, index, exit)
+                case Rdmsr() | Wrmsr():
+                    if not engine.handle(vcpu, index, exit):
+                        exit.fault()
+                case MmioRead(gpa=gpa, size=size):
+                    exit.reply(mmio.read(gpa, size).to_bytes(size, "little"))
+                case MmioWrite(gpa=gpa, data=data):
+                    mmio.write(gpa, len(data), int.from_bytes(data, "little"))
+                case Shutdown():
+                    self._reset("triple fault")
+                    return False
+                case SystemEvent(type=SystemEventType.RESET | SystemEventType.SHUTDOWN):
+                    self._reset("Hyper-V reset MSR")
+                    return False
+                case FailEntry(reason=reason):
+                    raise HostError(f"vcpu {index}: KVM cannot enter the guest, hardware reason {reason:#x}")
+                case InternalError():
+                    raise HostError(self._internal_error(vcpu, index, exit))
+                case _:
+                    if trace.unknown_exit.on:
+                        trace.unknown_exit(index, exit)
+            return True
+
+        return handle
+
+    @staticmethod
+    def _internal_error(vcpu: Vcpu, index: int, exit: InternalError) -> str:
+        where = f"vcpu {index} at rip {vcpu.regs.rip:#x}"
+        code = f", instruction {exit.instruction.hex(' ')}" if exit.instruction else ""
+        return (
+            f"{where}: KVM internal error {exit.suberror}{code}; this KVM cannot run this guest (--host emulated can)"
+        )

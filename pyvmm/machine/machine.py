@@ -1,0 +1,427 @@
+"""The machine as its users see it: made from a MachineConfig, started, driven, ended.
+
+    loop = Loop()
+    with Machine(config, loop, console=print_bytes) as machine:
+        machine.start()
+        outcome = machine.run()
+
+Everything but `console` and `agent` output is called on the loop's thread, and belongs there.
+
+    prelaunch --start--> running <--pause/resume--> paused        running --reset--> running
+    running --power off--> shutdown    running --crash--> guest-panicked    running --KVM gives up--> internal-error
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from devices.acpi_pm import PORTS as PM_PORTS
+from devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
+from devices.balloon.device import BalloonDevice
+from devices.i8042 import BASE as I8042_BASE
+from devices.i8042 import DATA as I8042_DATA
+from devices.i8042 import I8042
+from devices.i8042 import STATUS as I8042_STATUS
+from devices.ic.heartbeat import Heartbeat
+from devices.ic.shutdown import Shutdown
+from devices.ic.timesync import TimeSync
+from devices.rtc import BASE as RTC_BASE
+from devices.rtc import PORTS as RTC_PORTS
+from devices.rtc import Rtc
+from devices.serial import PORTS as SERIAL_PORTS
+from devices.serial import Serial
+from firmware.acpi import AcpiConfig
+from firmware.e820 import ram_layout
+from firmware.linux import load_linux
+from pyvmm.errors import ConfigError, HostError, PyvmmError
+from pyvmm.hyperv.crash import CrashReport
+from pyvmm.iomap import IoMap
+from pyvmm.kvm import Kvm
+from pyvmm.loop import Loop
+from pyvmm.machine import cpu, engines
+from pyvmm.machine import events as trace
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.hardware import Hardware
+from pyvmm.machine.runner import install_kick
+from pyvmm.memory import GuestMemory, HostMemory, Region
+from pyvmm.vmbus.bus import Vmbus
+
+State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
+Listener = Callable[[str, dict[str, Any]], None]
+
+_COM_PORTS = ((0x3F8, 4), (0x2F8, 3))
+_DRAIN_PERIOD = 0.1
+"""Seconds after which console output that KVM queued is shown even if the guest makes no exit."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Why a machine ended. `text` is for people: the panic's line, the error."""
+
+    kind: Literal["poweroff", "quit", "reset", "panic", "error"]
+    text: str = ""
+    crash: CrashReport | None = None
+
+
+class Machine:
+    """One virtual machine. Raises ConfigError and HostError from the constructor and `start`."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        loop: Loop,
+        *,
+        console: Callable[[bytes], None] = lambda data: None,
+        agent: Callable[[bytes], None] = lambda data: None,
+    ) -> None:
+        config.check()
+        install_kick()
+        self.config = config
+        self.loop = loop
+        self.name = config.name
+        self.outcome: Outcome | None = None
+        self.resets = 0
+        self._state: State = "prelaunch"
+        self._started = time.monotonic()
+        self._listeners: list[Listener] = []
+        self._hardware: Hardware | None = None
+        self._reset_wanted = False
+        self._kvm = Kvm(config.kvm)
+        self._backings: list[HostMemory] = []
+        self.memory = self._make_memory(config.memory)
+        self._host_cpuid = cpu.host_entries(self._kvm)
+        self.engine = engines.choose(
+            config.engine,
+            self._kvm,
+            config.cpus,
+            self.memory,
+            loop,
+            invariant_tsc=cpu.has_invariant_tsc(self._host_cpuid),
+        )
+        self.engine.on_crash = self._crashed
+        self.engine.on_reset = lambda: self.reset("Hyper-V reset MSR")
+        self.bus = Vmbus(loop, self.memory, self.engine, max_version=config.max_vmbus)
+        self._make_vmbus_devices()
+        self._make_board(console, agent)
+        self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
+
+    # Building
+
+    def _make_memory(self, size: int) -> GuestMemory:
+        memory = GuestMemory()
+        for gpa, length in ram_layout(size):
+            backing = HostMemory(length)
+            self._backings.append(backing)
+            memory.add(Region(gpa, length, backing))
+        return memory
+
+    def _make_vmbus_devices(self) -> None:
+        wanted = self.config.devices
+        self.balloon: BalloonDevice | None = None
+        self.shutdown: Shutdown | None = None
+        if "balloon" in wanted:
+            self.balloon = BalloonDevice(self.memory, keep_target=self.config.keep_target)
+            self.balloon.on_change = lambda actual: self._emit("BALLOON_CHANGE", {"actual": actual})
+            self.bus.add(self.balloon)
+        if "heartbeat" in wanted:
+            self.bus.add(Heartbeat())
+        if "shutdown" in wanted:
+            self.shutdown = Shutdown()
+            self.bus.add(self.shutdown)
+        if "timesync" in wanted:
+            self.bus.add(TimeSync())
+
+    def _make_board(self, console: Callable[[bytes], None], agent: Callable[[bytes], None]) -> None:
+        self.ports = IoMap("port")
+        self.mmio = IoMap("mmio")
+        self.serials = []
+        for (base, line), output in zip(_COM_PORTS, (console, agent), strict=True):
+            port = Serial(lambda level, line=line: self._irq(line, level), output, later=self.loop.post)
+            self.serials.append(port)
+            self.ports.claim(base, SERIAL_PORTS, port, port.lock)
+        self.acpi = AcpiConfig.for_cpus(self.config.cpus)
+        self.pm = AcpiPm(lambda level: self._irq(self.acpi.sci, level), self._powered_off)
+        self.ports.claim(self.acpi.pm_base, PM_PORTS, self.pm, self.pm.lock)
+        self._reset_port = ResetPort(lambda: self._want_reset("reset port"))
+        self.ports.claim(RESET_PORT, 1, self._reset_port, self._reset_port.lock)
+        self._keyboard = I8042(lambda: self._want_reset("keyboard controller"), self._irq)
+        for offset in (I8042_DATA, I8042_STATUS):
+            at = _Offset(self._keyboard, offset)
+            self.ports.claim(I8042_BASE + offset, 1, at, self._keyboard.lock)
+        self.rtc = Rtc()
+        self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
+
+    def _power_on(self, *, fresh: bool) -> None:
+        """Load the kernel and make the hardware that will run it."""
+        before = time.monotonic()
+        state = load_linux(
+            self.memory,
+            kernel=self.config.kernel,
+            initrd=self.config.initrd,
+            cmdline=self.config.cmdline,
+            ram_size=self.config.memory,
+            acpi=self.acpi,
+            protocol=self.config.entry,
+            fresh=fresh,
+        )
+        if trace.loaded.on:
+            trace.loaded(self.config.kernel, round((time.monotonic() - before) * 1000))
+        self._reset_wanted = False
+        self._hardware = Hardware(
+            self._kvm,
+            self._host_cpuid,
+            self.memory,
+            self.engine,
+            self.ports,
+            self.mmio,
+            reset=self._want_reset,
+            failed=lambda error: self.loop.post(self._failed, error),
+            coalesced_serial=self.serials[0].write_many,
+        )
+        self._hardware.boot(state)
+
+    # Life
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Power on: load the kernel and let the vCPUs run."""
+        self._power_on(fresh=True)
+        assert self._hardware is not None
+        self._set_state("running")
+        self._hardware.start()
+
+    def run(self) -> Outcome:
+        """Serve the machine until it ends."""
+        while self.outcome is None:
+            self.loop.run()
+        return self.outcome
+
+    def close(self) -> None:
+        """Give everything back to the host. Harmless twice."""
+        self._drain_timer.cancel()
+        hardware, self._hardware = self._hardware, None
+        if hardware is not None:
+            self.bus.reset()
+            hardware.close()
+        for port in self.serials:
+            port.flush()
+        for region in list(self.memory):
+            region.view.release()
+            self.memory.remove(region)
+        for backing in self._backings:
+            backing.close()
+        self._backings = []
+        self._kvm.close()
+
+    def reset(self, reason: str = "host") -> None:
+        """Reset the machine: RAM cleared, devices new, the kernel loaded again. Counts as the end if the
+        configuration says no reboot.
+        """
+        if self._hardware is None or self.outcome is not None:
+            return
+        if trace.reset.on:
+            trace.reset(reason)
+        self._emit(
+            "RESET",
+            {"guest": reason != "host", "reason": "guest-reset" if reason != "host" else "host-qmp-system-reset"},
+        )
+        if not self.config.reboot:
+            self._end(Outcome("reset", reason), "shutdown")
+            return
+        paused = self._state == "paused"
+        self.bus.reset()
+        self._hardware.close()
+        self._hardware = None
+        for region in self.memory:
+            self.memory.discard(region.gpa, region.size)
+        for device in (*self.serials, self.pm, self._reset_port, self._keyboard):
+            device.reset()
+        self.resets += 1
+        try:
+            self._power_on(fresh=True)
+        except PyvmmError as error:  # the kernel's file may be gone by now
+            self._failed(error)
+            return
+        hardware = self._hardware
+        assert hardware is not None
+        if paused:
+            for thread in hardware.threads:
+                thread.ask(pause=True)
+        else:
+            self._set_state("running")
+        hardware.start()
+
+    def pause(self) -> None:
+        """Stop the vCPUs; devices and timers go on."""
+        if self._hardware is not None and self._state == "running":
+            self._hardware.pause()
+            self._set_state("paused")
+            self._emit("STOP", {})
+
+    def resume(self) -> None:
+        if self._hardware is not None and self._state == "paused":
+            self._set_state("running")
+            self._hardware.resume()
+            self._emit("RESUME", {})
+
+    def powerdown(self) -> None:
+        """Ask the guest to shut down: by the shutdown service if its driver is there, else by the power button."""
+        self._emit("POWERDOWN", {})
+        if self.shutdown is None or not self.shutdown.request("poweroff"):
+            self.pm.press_power_button()
+
+    def quit(self) -> None:
+        """End the machine at once."""
+        self._emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        self._end(Outcome("quit"), "shutdown")
+
+    # What the guest and KVM bring about, from vCPU threads
+
+    def _irq(self, line: int, level: bool) -> None:
+        hardware = self._hardware
+        if hardware is not None:
+            hardware.set_irq(line, level)
+
+    def _want_reset(self, reason: str) -> None:
+        if not self._reset_wanted:
+            self._reset_wanted = True
+            self.loop.post(self.reset, reason)
+
+    def _powered_off(self) -> None:
+        self.loop.post(self._power_off)
+
+    # The same on the loop
+
+    def _power_off(self) -> None:
+        if self.outcome is None:
+            if trace.power_off.on:
+                trace.power_off("ACPI S5")
+            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+            self._end(Outcome("poweroff"), "shutdown")
+
+    def _crashed(self, report: CrashReport) -> None:
+        if self.outcome is not None:
+            return
+        self._emit(
+            "GUEST_PANICKED",
+            {
+                "action": "pause" if self.config.on_panic == "stop" else "run",
+                "info": {"type": "hyper-v", **{f"arg{n + 1}": p for n, p in enumerate(report.parameters)}},
+            },
+        )
+        if self.config.on_panic == "stop":
+            self._end(Outcome("panic", report.summary(), report), "guest-panicked")
+
+    def _failed(self, error: BaseException) -> None:
+        if self.outcome is not None:
+            return
+        if not isinstance(error, PyvmmError):
+            raise error  # our own bug: the traceback is the message
+        self._end(Outcome("error", str(error)), "internal-error")
+
+    def _end(self, outcome: Outcome, state: State) -> None:
+        self.outcome = outcome
+        self._set_state(state)
+        self._drain()
+        self.loop.stop()
+
+    def _set_state(self, state: State) -> None:
+        self._state = state
+        if trace.state.on:
+            trace.state(state)
+
+    def _drain(self) -> None:
+        if self._hardware is not None:
+            self._hardware.drain()
+
+    # What the monitor asks (pyvmm.control.commands.Controlled)
+
+    def status(self) -> str:
+        """QEMU's RunState."""
+        return self._state
+
+    def on_event(self, listener: Listener) -> None:
+        """Tell `listener(name, data)` of each event, by its QMP name."""
+        self._listeners.append(listener)
+
+    def _emit(self, name: str, data: dict[str, Any]) -> None:
+        for listener in self._listeners:
+            listener(name, data)
+
+    def balloon_set(self, size: int) -> dict[str, Any]:
+        """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`."""
+        if self.balloon is None:
+            raise ConfigError("this machine has no hv-balloon device")
+        plan = self.balloon.set_target(size)
+        return {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
+
+    def balloon_actual(self) -> int:
+        """The guest's memory as both sides know it, in bytes."""
+        return self.balloon.actual if self.balloon is not None else self.config.memory
+
+    def hv_balloon_report(self) -> dict[str, Any] | None:
+        """The guest's last status report, in bytes; None before the first."""
+        if self.balloon is None:
+            raise ConfigError("this machine has no hv-balloon device")
+        report = self.balloon.last_status
+        if report is None:
+            return None
+        return {"committed": report.committed * 4096, "available": report.available * 4096}
+
+    def info_vmbus(self) -> list[dict[str, Any]]:
+        """One entry a VMBus device."""
+        return self.bus.info()
+
+    def resident(self) -> int:
+        """Bytes of this process that the host keeps in memory."""
+        try:
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError as error:
+            raise HostError(f"/proc/self/statm: {error.strerror}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """All that `pyvmm status` shows."""
+        hardware = self._hardware
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "status": self._state,
+            "engine": self.engine.name,
+            "cpus": self.config.cpus,
+            "kernel": str(self.config.kernel),
+            "uptime": round(time.monotonic() - self._started, 1),
+            "resets": self.resets,
+            "memory": {
+                "boot": self.config.memory,
+                "actual": self.balloon_actual(),
+                "target": self.balloon.target if self.balloon is not None else None,
+                "resident": self.resident(),
+            },
+            "balloon": self.balloon.info() if self.balloon is not None else None,
+            "vmbus": self.info_vmbus(),
+            "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},
+        }
+
+
+class _Offset:
+    """One port of a device whose ports are not in a row."""
+
+    def __init__(self, device: I8042, offset: int) -> None:
+        self._device = device
+        self._offset = offset
+
+    def read(self, offset: int, size: int) -> int:
+        return self._device.read(self._offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._device.write(self._offset, size, value)

@@ -1,0 +1,118 @@
+"""The threads that run the guest: one for each vCPU, blocked in KVM_RUN with the GIL released.
+
+A thread answers what cannot wait (ports, MMIO, MSRs, hypercalls) and posts the rest to the loop. To get it out of
+the guest, set `immediate_exit` and signal it; the two together miss no moment.
+
+    Running --pause()--> Paused --resume()--> Running        any --stop()--> ended
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+from pyvmm.errors import HostError
+from pyvmm.kvm import Exit, Interrupted, Vcpu
+
+KICK = signal.SIGUSR1
+_handler_set = False
+
+
+def install_kick() -> None:
+    """Give the kick signal a handler that does nothing, so that it only interrupts. From the main thread, once."""
+    global _handler_set
+    if not _handler_set:
+        signal.signal(KICK, lambda number, frame: None)
+        _handler_set = True
+
+
+class VcpuThread:
+    """Runs one vCPU. `handle(exit) -> bool` answers an exit; False ends the thread.
+
+    `failed(error)` is called on the thread if anything is raised: the machine is broken then.
+    """
+
+    def __init__(
+        self, vcpu: Vcpu, index: int, handle: Callable[[Exit], bool], failed: Callable[[BaseException], None]
+    ) -> None:
+        self.vcpu = vcpu
+        self.index = index
+        self.exits: Counter[str] = Counter()
+        self._handle = handle
+        self._failed = failed
+        self._state = threading.Condition()
+        self._stop = False
+        self._pause = False
+        self._parked = False
+        self._thread = threading.Thread(target=self._run, name=f"vcpu{index}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def kick(self) -> None:
+        """Make the thread leave the guest soon."""
+        self.vcpu.immediate_exit = True
+        if self._thread.ident is not None and self._thread.is_alive():
+            signal.pthread_kill(self._thread.ident, KICK)
+
+    def ask(self, *, pause: bool | None = None, stop: bool = False) -> None:
+        """Request a state; `wait_parked` and `join` tell when it is reached."""
+        with self._state:
+            if pause is not None:
+                self._pause = pause
+            self._stop = self._stop or stop
+            self._state.notify_all()
+        if pause or stop:
+            self.kick()
+
+    def wait_parked(self) -> None:
+        """Wait until the thread is out of the guest (paused or ended)."""
+        while True:
+            with self._state:
+                if self._parked or not self._thread.is_alive():
+                    return
+                if self._state.wait(0.1):
+                    continue
+            self.kick()  # it may have been between two states
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        while self._thread.is_alive():
+            self._thread.join(0.1)
+            if self._thread.is_alive():
+                self.kick()
+
+    def _run(self) -> None:
+        vcpu, handle, exits = self.vcpu, self._handle, self.exits
+        try:
+            while True:
+                if self._stop or self._pause:
+                    if not self._rest():
+                        return
+                    continue
+                exit = vcpu.run()
+                exits[type(exit).__name__] += 1
+                if type(exit) is Interrupted:
+                    vcpu.immediate_exit = False
+                elif not handle(exit):
+                    return
+        except (HostError, Exception) as error:
+            self._failed(error)
+
+    def _rest(self) -> bool:
+        """Wait while paused. Whether to run on."""
+        # An exit may still be half done: KVM completes it at the next entry, so enter and leave at once.
+        self.vcpu.immediate_exit = True
+        while type(exit := self.vcpu.run()) is not Interrupted:
+            if not self._handle(exit):
+                return False
+        with self._state:
+            self._parked = True
+            self._state.notify_all()
+            while self._pause and not self._stop:
+                self._state.wait()
+            self._parked = False
+        self.vcpu.immediate_exit = False
+        return not self._stop
