@@ -31,7 +31,7 @@ class SyncRegs:
     def __init__(self, shared: mmap, vm: Vm) -> None:
         self._vm = vm
         self._view = memoryview(shared)
-        self._flags = self._view[RUN_VALID_REGS : RUN_DIRTY_REGS + 8].cast("Q")
+        self._valid_dirty = self._view[RUN_VALID_REGS : RUN_DIRTY_REGS + 8].cast("Q")
         self._area: SyncRegsArea | None = SyncRegsArea.from_buffer(shared, RUN_SYNC_REGS)
         self.regs: Regs = self._area.regs
         self.sregs: Sregs = self._area.sregs
@@ -46,7 +46,7 @@ class SyncRegs:
         missing = wanted & ~self.supported()
         if missing:
             raise HostError(f"this KVM cannot share {missing!r} through kvm_run (KVM_CAP_SYNC_REGS)")
-        self._flags[0] = wanted
+        self._flags[0] = int(wanted)
 
     @property
     def valid(self) -> SyncReg:
@@ -60,13 +60,20 @@ class SyncRegs:
 
     def mark_dirty(self, changed: SyncReg = SyncReg.REGS) -> None:
         """Have KVM take these classes from the page at the next run."""
-        self._flags[1] |= changed
+        self._flags[1] |= int(changed)
+
+    @property
+    def _flags(self) -> memoryview[int]:
+        """kvm_valid_regs and kvm_dirty_regs."""
+        if self._area is None:
+            raise HostError("the vcpu is closed")
+        return self._valid_dirty
 
     def release(self) -> None:
         """Let go of the page so that it can be unmapped. The views are copies from then on."""
         self.regs, self.sregs, self.events = Regs(), Sregs(), VcpuEvents()
         self._area = None
-        self._flags.release()
+        self._valid_dirty.release()
         self._view.release()
 
 

@@ -139,6 +139,19 @@ def test_another_thread_stops_a_spinning_guest(make_guest) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_signal_blocked_outside_can_be_let_in_while_running(make_guest) -> None:
+    guest = make_guest("EB FE")  # jmp $
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        guest.vcpu.set_signal_mask([])
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        assert guest.vcpu.run() == Interrupted()
+        assert signal.sigtimedwait([signal.SIGUSR1], 0) is not None
+        guest.vcpu.set_signal_mask(None)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_single_steps_stop_after_each_instruction(make_guest) -> None:
     guest = make_guest("90 90 F4")
     guest.need(Cap.SET_GUEST_DEBUG)
@@ -180,7 +193,7 @@ def test_long_mode_runs_and_translates(make_guest) -> None:
 def test_closed_handles_say_so(kvm: Kvm) -> None:
     with kvm.create_vm() as vm:
         vcpu = vm.create_vcpu(0)
-    for use in (vcpu.run, vm.get_clock, lambda: vcpu.regs, lambda: vcpu.immediate_exit):
+    for use in (vcpu.run, vm.get_clock, lambda: vcpu.regs, lambda: vcpu.immediate_exit, vcpu.sync.mark_dirty):
         with pytest.raises(HostError, match="is closed"):
             use()
     vcpu.close()

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pyvmm.kvm import Cap, CoalescedWrite, Interrupted, IoOut, IrqchipId, IrqRoute, KvmError, pc_routes
+from pyvmm.kvm import Cap, CoalescedWrite, Interrupted, IoOut, IrqchipId, IrqRoute, IrqWindowOpen, KvmError, pc_routes
 
 pytestmark = pytest.mark.kvm
 
@@ -56,6 +56,40 @@ def test_an_irqfd_raises_the_line_it_is_routed_to(make_guest) -> None:
     assert guest.vcpu.run() == RANG
     guest.vm.irqfd(doorbell, 24, assign=False)
     os.close(doorbell)
+
+
+def test_a_resampled_line_tells_when_the_guest_ended_the_interrupt(make_guest) -> None:
+    # Master PIC at vector 8, only line 5 unmasked; out 0x11, al; sti; hlt; out 0x12, al
+    guest = make_guest(
+        "B0 11 E6 20 B0 08 E6 21 B0 04 E6 21 B0 01 E6 21 B0 DF E6 21 31 C0 E6 11 FB F4 E6 12", irqchip=True
+    )
+    guest.need(Cap.IRQFD_RESAMPLE)
+    guest.vector(13, bytes.fromhex("E6 10 B0 20 E6 20 CF"), at=0x3000)  # out 0x10, al; EOI to the PIC; iret
+    doorbell, ended = os.eventfd(0), os.eventfd(0, os.EFD_NONBLOCK)
+    guest.vm.irqfd(doorbell, 5, resample_fd=ended)
+    assert guest.vcpu.run() == IoOut(0x11, 1, 1, b"\0")
+    os.eventfd_write(doorbell, 1)
+    assert guest.vcpu.run() == RANG
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(ended)
+    assert isinstance(guest.vcpu.run(), IoOut)
+    assert os.eventfd_read(ended) == 1
+    guest.vm.irqfd(doorbell, 5, resample_fd=ended, assign=False)
+    os.close(doorbell)
+    os.close(ended)
+
+
+def test_without_irqchip_the_host_injects_when_the_window_opens(make_guest) -> None:
+    guest = make_guest("E6 11 FB 90 90 EB FE")  # out 0x11, al; sti; nop; nop; jmp $
+    guest.vector(VECTOR, HANDLER, at=0x3000)
+    assert guest.vcpu.run() == IoOut(0x11, 1, 1, b"\0")
+    assert not guest.vcpu.ready_for_interrupt
+    guest.vcpu.request_interrupt_window = True
+    assert guest.vcpu.run() == IrqWindowOpen()
+    assert guest.vcpu.ready_for_interrupt
+    guest.vcpu.request_interrupt_window = False
+    guest.vcpu.interrupt(VECTOR)
+    assert guest.vcpu.run() == RANG
 
 
 def test_an_nmi_uses_vector_two(make_guest) -> None:

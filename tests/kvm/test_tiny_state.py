@@ -77,7 +77,9 @@ def test_the_dirty_log_shows_the_page_written(make_guest) -> None:
     guest.vm.set_memory(0, 0, len(guest.ram), guest.address, log_dirty=True)
     guest.vm.dirty_log(0)
     guest.until_halt()
-    assert int.from_bytes(guest.vm.dirty_log(0), "little") == 1 << 5
+    written = int.from_bytes(guest.vm.dirty_log(0), "little")
+    assert written >> 5 == 1  # no page above; the code's page may be marked too (seen with nested SVM)
+    assert int.from_bytes(guest.vm.dirty_log(0), "little") == 0
     with pytest.raises(HostError, match="no memory slot 3"):
         guest.vm.dirty_log(3)
 
