@@ -222,7 +222,7 @@ def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progres
     from images.payload import unpack as unpack_kernel
 
     parts = [package]
-    for kind in ("binary", "modules"):
+    for kind in ("base", "binary", "modules"):
         part = dependency(package, f"linux-{kind}-.*")
         if part is not None:
             parts.append(part)
@@ -231,23 +231,22 @@ def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progres
         deb = download(part)
         progress(f"unpacking {part.name}")
         unpack(deb, scratch)
-    kernels = sorted(scratch.glob("boot/vmlinuz-*"))
     trees = sorted([*scratch.glob("lib/modules/*"), *scratch.glob("usr/lib/modules/*")])
-    if not kernels or not trees:
+    kernels = sorted([*scratch.glob("boot/vmlinuz-*"), *(tree / "vmlinuz" for tree in trees)], key=Path.exists)
+    if not trees or not kernels or not kernels[-1].exists():
         raise HostError(f"{package.name} {package.version} holds no kernel and modules where they used to be")
-    release = kernels[0].name.removeprefix("vmlinuz-")
-    data = kernels[0].read_bytes()
+    data = kernels[-1].read_bytes()
     (new / "vmlinuz").write_bytes(data)
     progress("unpacking the kernel itself")
-    (new / "vmlinux").write_bytes(unpack_kernel(data, kernels[0].name))
-    for config in scratch.glob("boot/config-*"):
+    (new / "vmlinux").write_bytes(unpack_kernel(data, package.name))
+    for config in (*scratch.glob("boot/config-*"), *trees[0].glob("config")):
         (new / "config").write_bytes(config.read_bytes())
     (new / "modules").mkdir()
     modules = ModuleTree(trees[0]).load_order(list(MODULES))
     for module, contents in modules:
         (new / "modules" / f"{module}.ko").write_bytes(contents)
     facts = {
-        "release": release,
+        "release": trees[0].name,
         "package": f"{package.name} {package.version}",
         "modules": [module for module, _ in modules],
     }
