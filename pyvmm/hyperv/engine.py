@@ -1,12 +1,13 @@
 """What both engines share: the SynIC, hypercalls, signals, crash registers, and their place beside the machine.
 
-An engine is made for one KVM VM and dies with it: a machine reset makes a new VM and a new engine, so that no state
-of either can survive. Who calls what:
+A machine reset makes a new KVM VM, so that no state of the old one can survive in the kernel; the engine goes back to
+power-on and is set up for the new one. Who calls what:
 
     machine (before the vCPUs exist)   setup_vm
     machine (each vCPU)                cpuid, setup_vcpu
-    vCPU threads                       handle(vcpu, exit) -> bool
+    vCPU threads                       handle(vcpu, vp, exit) -> bool
     loop                               the Partition methods
+    machine (no vCPU runs any more)    reset
 """
 
 from __future__ import annotations
@@ -75,9 +76,13 @@ class Engine(ABC):
     def interrupt(self, vp: int, sint: int) -> None:
         """Raise the vector the guest put into `sint`, unless masked."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give back what the engine took from the host. The VM is closed by its owner."""
+    def reset(self) -> None:
+        """Back to power-on, and give back what was taken from the host. The VM is closed by its owner, after this.
+
+        The listener and the callbacks stay; signal connections belong to the bus, which has ended them before.
+        """
+        self.synic.reset()
+        self.crash = CrashRegisters()
 
     # Partition
 

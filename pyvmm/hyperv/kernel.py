@@ -66,8 +66,6 @@ class KernelEngine(Engine):
 
     def setup_vm(self, vm: Vm) -> None:
         self._vm = vm
-        routes = [IrqRoute.hv_sint(FIRST_SINT_GSI + vp, vp, VMBUS_SINT) for vp in range(self.vp_count)]
-        vm.set_routes(self._base_routes + routes)
         vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(MsrExitReason.FILTER))
         vm.set_msr_filter([MsrRange.deny(Msr.CRASH_P0, Msr.CRASH_CTL - Msr.CRASH_P0 + 1)])
 
@@ -77,6 +75,10 @@ class KernelEngine(Engine):
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
         assert self._vm is not None
         vcpu.enable_cap(Cap.HYPERV_SYNIC2)
+        # Only now: while it takes a routing table KVM notes which line a SINT's EOM belongs to, and it skips VPs whose
+        # SynIC is not active yet. Interrupts would still arrive, but no EOM would ever be reported.
+        routes = [IrqRoute.hv_sint(FIRST_SINT_GSI + each, each, VMBUS_SINT) for each in range(vp + 1)]
+        self._vm.set_routes(self._base_routes + routes)
         sint, eom, unused = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3))
         self._sint_fds.append(sint)
         self._eom_fds += [eom, unused]
@@ -87,7 +89,8 @@ class KernelEngine(Engine):
         self._vm.irqfd(unused, gsi, resample_fd=eom)
         self.loop.post(self.loop.add_reader, eom, lambda: self._eom(vp, eom))
 
-    def close(self) -> None:
+    def reset(self) -> None:
+        super().reset()
         for fd in self._eom_fds:
             self.loop.remove_reader(fd)
         for fd in self._signal_fds.values():

@@ -44,15 +44,18 @@ class UserEngine(Engine):
     def __init__(self, vp_count: int, memory: GuestMemory, loop: Loop, *, invariant_tsc: bool = False) -> None:
         super().__init__(vp_count, memory, loop, masks_known=True)
         self.clock = ReferenceClock()
-        self.guest_os_id = 0
-        self.hypercall_page = PageMsr(0)
-        self.reference_tsc = PageMsr(0)
-        self.tsc_invariant_control = 0
-        self.vp_assist = [0] * vp_count
         self._offer = cpuid.Offer()
         if invariant_tsc:
             self._offer.access |= Access.TSC_INVARIANT
         self._vm: Vm | None = None
+        self._power_on()
+
+    def _power_on(self) -> None:
+        self.guest_os_id = 0
+        self.hypercall_page = PageMsr(0)
+        self.reference_tsc = PageMsr(0)
+        self.tsc_invariant_control = 0
+        self.vp_assist = [0] * self.vp_count
 
     def setup_vm(self, vm: Vm) -> None:
         self._vm = vm
@@ -65,8 +68,11 @@ class UserEngine(Engine):
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
         """Nothing: KVM knows nothing of this engine."""
 
-    def close(self) -> None:
+    def reset(self) -> None:
+        super().reset()
         self._vm = None
+        self._power_on()
+        self.clock.restart()
 
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
         match exit:
