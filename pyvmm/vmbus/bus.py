@@ -24,7 +24,8 @@ from pyvmm.vmbus.channel import Channel, Scheduler
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
-from pyvmm.vmbus.server import (
+from pyvmm.vmbus.server import Server
+from pyvmm.vmbus.states import (
     Action,
     CloseRings,
     Disconnected,
@@ -34,7 +35,6 @@ from pyvmm.vmbus.server import (
     OpenRings,
     Post,
     ServedChannel,
-    Server,
 )
 
 RECEIVE_QUEUE_LIMIT = 64
@@ -60,7 +60,8 @@ class Vmbus:
         max_version: int = protocol.LATEST_VERSION,
     ) -> None:
         self.server = Server(memory, vp_count=partition.vp_count, max_version=max_version)
-        self.refused: Counter[str] = Counter()  # what guests did wrong, per kind
+        self.refused: Counter[str] = self.server.refused
+        """Rules the guest broke: per message type, error class and device name."""
         self._loop = loop
         self._memory = memory
         self._partition = partition

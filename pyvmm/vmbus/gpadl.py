@@ -17,10 +17,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pyvmm.errors import GuestProtocolError
+from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.memory import PAGE_SIZE, GuestMemory
+from pyvmm.vmbus.protocol import GpadlBody, GpadlHeader, Status
 
 WORD_SIZE = 8
+GPADL_LIMIT = 4096
+"""Lists lent or still coming in: Linux needs one per ring and a few per network device."""
+GPADL_PAGES_LIMIT = 1280 << 8
+"""Pages lent in all, 1280 MiB: what newer Hyper-V hosts allow. Keeps a hostile guest from filling our memory."""
 
 
 @dataclass(slots=True)
@@ -86,7 +91,7 @@ class GpadlAssembly:
             or self.range_bytes < 2 * WORD_SIZE * self.range_count
             or not self.range_count
         ):
-            raise GuestProtocolError(f"gpadl {self.id:#x}: {self.range_count} ranges in {self.range_bytes} bytes")
+            raise GuestProtocolError(f"{self.range_count} ranges in {self.range_bytes} bytes")
 
     @property
     def missing(self) -> int:
@@ -96,7 +101,7 @@ class GpadlAssembly:
     def add(self, words: tuple[int, ...]) -> None:
         """Take the words of one message. Raises GuestProtocolError for more than are missing, or none."""
         if not words or len(words) > self.missing:
-            raise GuestProtocolError(f"gpadl {self.id:#x}: {len(words)} words come, {self.missing} are missing")
+            raise GuestProtocolError(f"{len(words)} words come, {self.missing} are missing")
         self.words += words
 
     def finish(self, memory: GuestMemory) -> Gpadl:
@@ -113,14 +118,88 @@ class GpadlAssembly:
             count = -(-(offset + length) // PAGE_SIZE)
             frames = self.words[position + 1 : position + 1 + count]
             if not length or offset >= PAGE_SIZE or len(frames) < count:
-                raise GuestProtocolError(f"gpadl {self.id:#x}: {length} bytes from {offset} in {len(frames)} pages")
+                raise GuestProtocolError(f"{length} bytes from {offset} in {len(frames)} pages")
             ranges.append(GpaRange(length, offset, [_page(memory, frame) for frame in frames]))
             position += 1 + count
         if position != len(self.words):
-            raise GuestProtocolError(f"gpadl {self.id:#x}: {len(self.words) - position} words too many")
+            raise GuestProtocolError(f"{len(self.words) - position} words too many")
         return Gpadl(self.id, self.relid, ranges)
 
 
 def _page(memory: GuestMemory, frame: int) -> int:
     memory.find(frame * PAGE_SIZE, PAGE_SIZE)
     return frame * PAGE_SIZE
+
+
+class GpadlRefused(GuestProtocolError):
+    """A list that is not taken; the guest is answered with `status`."""
+
+    def __init__(self, relid: int, gpadl: int, status: int, reason: str) -> None:
+        super().__init__(f"gpadl {gpadl:#x}: {reason}")
+        self.relid = relid
+        self.gpadl = gpadl
+        self.status = status
+
+
+class GpadlTable:
+    """All lists of one guest, complete or still coming in, within GPADL_LIMIT and GPADL_PAGES_LIMIT."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.lists: dict[int, Gpadl] = {}  # complete, by id
+        self._coming: dict[int, GpadlAssembly] = {}
+        self._memory = memory
+
+    def begin(self, message: GpadlHeader) -> Gpadl | None:
+        """Start a list; the list if it is complete already. Raises GpadlRefused."""
+        relid, gpadl = message.relid, message.gpadl
+        if gpadl in self.lists or gpadl in self._coming:
+            raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, "exists already")
+        lent = sum(len(r.pages) for g in self.lists.values() for r in g.ranges)
+        coming = sum(a.range_bytes // WORD_SIZE for a in self._coming.values())
+        if len(self.lists) + len(self._coming) >= GPADL_LIMIT:
+            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{GPADL_LIMIT} are lent already")
+        if lent + coming + message.range_bytes // WORD_SIZE > GPADL_PAGES_LIMIT:
+            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{lent} pages are lent already")
+        try:
+            assembly = GpadlAssembly(gpadl, relid, message.range_bytes, message.range_count)
+        except GuestProtocolError as error:
+            raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, str(error)) from error
+        self._coming[gpadl] = assembly
+        return self._add(assembly, message.words)
+
+    def extend(self, message: GpadlBody) -> Gpadl | None:
+        """Go on with a list; the list if it is complete now. Raises GpadlRefused, or GuestProtocolError if there is
+        no such list."""
+        assembly = self._coming.get(message.gpadl)
+        if assembly is None:
+            raise GuestProtocolError(f"body of gpadl {message.gpadl:#x}, which is not being made")
+        return self._add(assembly, message.words)
+
+    def _add(self, assembly: GpadlAssembly, words: tuple[int, ...]) -> Gpadl | None:
+        try:
+            assembly.add(words)
+            if assembly.missing:
+                return None
+            gpadl = assembly.finish(self._memory)
+        except GuestError as error:
+            del self._coming[assembly.id]
+            raise GpadlRefused(assembly.relid, assembly.id, Status.INVALID_PARAMETER, str(error)) from error
+        del self._coming[assembly.id]
+        self.lists[gpadl.id] = gpadl
+        return gpadl
+
+    def get(self, gpadl: int, relid: int) -> Gpadl:
+        """The complete list `gpadl` of the channel `relid`. Raises GuestProtocolError if there is none."""
+        found = self.lists.get(gpadl)
+        if found is None or found.relid != relid:
+            raise GuestProtocolError(f"gpadl {gpadl:#x} is not lent for channel {relid}")
+        return found
+
+    def forget(self, relid: int) -> None:
+        """Drop everything of one channel."""
+        self.lists = {k: g for k, g in self.lists.items() if g.relid != relid}
+        self._coming = {k: a for k, a in self._coming.items() if a.relid != relid}
+
+    def clear(self) -> None:
+        self.lists.clear()
+        self._coming.clear()

@@ -16,7 +16,6 @@ an answer gets one even when it is refused, because Linux waits for most of them
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from pyvmm.errors import ConfigError, GuestError, GuestProtocolError
@@ -24,134 +23,27 @@ from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.device import Offer
-from pyvmm.vmbus.gpadl import Gpadl, GpadlAssembly
+from pyvmm.vmbus.gpadl import WORD_SIZE, Gpadl, GpadlRefused, GpadlTable
 from pyvmm.vmbus.protocol import MessageType, Status, Version
-
-GPADL_LIMIT = 4096
-"""Lists lent or still coming in: Linux needs one per ring and a few per network device."""
-GPADL_PAGES_LIMIT = 1280 << 8
-"""Pages lent in all, 1280 MiB: what newer Hyper-V hosts allow. Keeps a hostile guest from filling our memory."""
-
-# Connection states
-
-
-@dataclass(slots=True)
-class Disconnected:
-    """No guest has made contact, or it has left."""
-
-
-@dataclass(slots=True)
-class Contacted:
-    """A version is agreed on; the guest has not asked for the devices yet."""
-
-    version: int
-    vp: int  # where messages go
-
-
-@dataclass(slots=True)
-class Serving:
-    """The guest knows the devices and is told of new ones."""
-
-    version: int
-    vp: int
-
-
-ConnectionState = Disconnected | Contacted | Serving
-
-# Channel states
-
-
-@dataclass(slots=True)
-class Hidden:
-    """The guest has not been told."""
-
-
-@dataclass(slots=True)
-class Offered:
-    """The guest knows it and has not opened it."""
-
-
-@dataclass(slots=True)
-class Opening:
-    """The rings are being made."""
-
-    open_id: int
-    gpadl: int
-    target_vp: int
-
-
-@dataclass(slots=True)
-class Open:
-    """In use; events go to `target_vp`."""
-
-    gpadl: int
-    target_vp: int
-
-
-@dataclass(slots=True)
-class Rescinded:
-    """Taken away; the guest has not released the relid yet."""
-
-
-ChannelState = Hidden | Offered | Opening | Open | Rescinded
-
-
-@dataclass(slots=True, eq=False)
-class ServedChannel:
-    """A device's place on the bus. `relid` is 0 while it waits for its predecessor to be released."""
-
-    offer: Offer
-    device_id: int  # only for the trace, where QEMU shows a pointer
-    relid: int = 0
-    state: ChannelState = field(default_factory=Hidden)
-
-    @property
-    def connection_id(self) -> int:
-        """What the guest signals."""
-        return protocol.FIRST_SIGNAL_CONNECTION + self.relid
-
-
-# Actions, to be done in order
-
-
-@dataclass(slots=True)
-class Post:
-    """Send this message to the guest."""
-
-    vp: int
-    payload: bytes
-
-
-@dataclass(slots=True)
-class DropMessages:
-    """Forget messages that the guest has not seen yet."""
-
-
-@dataclass(slots=True)
-class OpenRings:
-    """Make the rings (their pages, header page first), then call `open_done`."""
-
-    channel: ServedChannel
-    send_pages: list[int]  # guest to host
-    receive_pages: list[int]  # host to guest
-    version: int
-
-
-@dataclass(slots=True)
-class Opened:
-    """The guest is told that the channel is open: so is the device."""
-
-    channel: ServedChannel
-
-
-@dataclass(slots=True)
-class CloseRings:
-    """The channel is gone, its rings with it."""
-
-    channel: ServedChannel
-
-
-Action = Post | DropMessages | OpenRings | Opened | CloseRings
+from pyvmm.vmbus.states import (
+    Action,
+    ChannelState,
+    CloseRings,
+    ConnectionState,
+    Contacted,
+    Disconnected,
+    DropMessages,
+    Hidden,
+    Offered,
+    Open,
+    Opened,
+    Opening,
+    OpenRings,
+    Post,
+    Rescinded,
+    ServedChannel,
+    Serving,
+)
 
 
 class Server:
@@ -162,10 +54,8 @@ class Server:
         self.refused: Counter[str] = Counter()
         self.state: ConnectionState = Disconnected()
         self.channels: dict[int, ServedChannel] = {}  # by relid
-        self.gpadls: dict[int, Gpadl] = {}
-        self._assembling: dict[int, GpadlAssembly] = {}
+        self.gpadls = GpadlTable(memory)
         self._waiting: list[ServedChannel] = []  # whose instance is rescinded and not released yet
-        self._memory = memory
         self._vp_count = vp_count
         self._versions = frozenset(int(v) for v in Version if v <= max_version)
 
@@ -177,7 +67,7 @@ class Server:
         An instance that was just removed is offered again only after the guest has released the old relid.
         """
         channel = ServedChannel(offer, device_id)
-        same = [c for c in self.channels.values() if c.offer.instance == offer.instance]
+        same = [c for c in (*self.channels.values(), *self._waiting) if c.offer.instance == offer.instance]
         assert all(isinstance(c.state, Rescinded) for c in same), f"{offer.name} is on the bus already"
         if same:
             self._waiting.append(channel)
@@ -220,7 +110,6 @@ class Server:
         self.actions.append(DropMessages())
         self._enter(Disconnected())
         self.gpadls.clear()
-        self._assembling.clear()
         for channel in list(self.channels.values()):
             self._close(channel)
             if isinstance(channel.state, Rescinded):
@@ -322,7 +211,7 @@ class Server:
     def _unload(self) -> None:
         """The guest leaves, in a hurry (kexec, crash): nothing is closed before. Linux waits for the answer."""
         if trace.unload.on:
-            trace.unload(sum(isinstance(c.state, Open) for c in self.channels.values()), len(self.gpadls))
+            trace.unload(sum(isinstance(c.state, Open) for c in self.channels.values()), len(self.gpadls.lists))
         vp = 0 if isinstance(self.state, Disconnected) else self.state.vp
         self.reset("unload")
         self.actions.append(Post(vp, protocol.UnloadResponse(MessageType.UNLOAD_RESPONSE, 0).build()))
@@ -344,9 +233,7 @@ class Server:
             channel = self._known(message.relid)
             if not isinstance(channel.state, Offered):
                 raise GuestProtocolError(f"OPEN while {channel.state}")
-            gpadl = self.gpadls.get(message.ring_gpadl)
-            if gpadl is None or gpadl.relid != message.relid or gpadl.torn_down:
-                raise GuestProtocolError(f"OPEN with gpadl {message.ring_gpadl:#x}, which is not lent for it")
+            gpadl = self.gpadls.get(message.ring_gpadl, message.relid)
             if message.target_vp >= self._vp_count:
                 raise GuestProtocolError(f"OPEN with events to VP {message.target_vp} of {self._vp_count}")
             pages, split = gpadl.ring_pages(), message.receive_offset
@@ -380,73 +267,45 @@ class Server:
 
     def _gpadl_header(self, message: protocol.GpadlHeader) -> None:
         if trace.gpadl_header.on:
-            trace.gpadl_header(message.gpadl, max(0, message.range_bytes // 8 - message.range_count))
-        status = Status.INVALID_PARAMETER
+            trace.gpadl_header(message.gpadl, max(0, message.range_bytes // WORD_SIZE - message.range_count))
         try:
-            channel = self._known(message.relid)
-            if isinstance(channel.state, Rescinded):
-                raise GuestProtocolError(f"GPADL for the rescinded channel {message.relid}")
-            if message.gpadl in self.gpadls or message.gpadl in self._assembling:
-                raise GuestProtocolError(f"gpadl {message.gpadl:#x} exists")
-            assembly = GpadlAssembly(message.gpadl, message.relid, message.range_bytes, message.range_count)
-            if not self._affordable(assembly):
-                status = Status.QUOTA_EXCEEDED
-                raise GuestProtocolError(f"gpadl {message.gpadl:#x}: too much is lent already")
-            assembly.add(message.words)
-        except GuestProtocolError as error:
-            self._gpadl_refused(message.relid, message.gpadl, status, error)
+            channel = self.channels.get(message.relid)
+            if channel is None or isinstance(channel.state, Hidden | Rescinded):
+                reason = f"channel {message.relid} is not there"
+                raise GpadlRefused(message.relid, message.gpadl, Status.INVALID_PARAMETER, reason)
+            made = self.gpadls.begin(message)
+        except GpadlRefused as error:
+            self._gpadl_refused(error)
             raise
-        self._assembling[message.gpadl] = assembly
-        self._finish_if_complete(assembly)
-
-    def _affordable(self, new: GpadlAssembly) -> bool:
-        lent = sum(len(r.pages) for g in self.gpadls.values() for r in g.ranges)
-        coming = sum(a.range_bytes // 8 for a in self._assembling.values())
-        count = len(self.gpadls) + len(self._assembling)
-        return count < GPADL_LIMIT and lent + coming + new.range_bytes // 8 <= GPADL_PAGES_LIMIT
+        if made is not None:
+            self._gpadl_created(made)
 
     def _gpadl_body(self, message: protocol.GpadlBody) -> None:
         if trace.gpadl_body.on:
             trace.gpadl_body(message.gpadl)
-        assembly = self._assembling.get(message.gpadl)
-        if assembly is None:
-            raise GuestProtocolError(f"body of gpadl {message.gpadl:#x}, which is not being made")
         try:
-            assembly.add(message.words)
-        except GuestProtocolError as error:
-            del self._assembling[assembly.id]
-            self._gpadl_refused(assembly.relid, assembly.id, Status.INVALID_PARAMETER, error)
+            made = self.gpadls.extend(message)
+        except GpadlRefused as error:
+            self._gpadl_refused(error)
             raise
-        self._finish_if_complete(assembly)
+        if made is not None:
+            self._gpadl_created(made)
 
-    def _finish_if_complete(self, assembly: GpadlAssembly) -> None:
-        if assembly.missing:
-            return
-        del self._assembling[assembly.id]
-        try:
-            self.gpadls[assembly.id] = assembly.finish(self._memory)
-        except GuestError as error:
-            self._gpadl_refused(assembly.relid, assembly.id, Status.INVALID_PARAMETER, error)
-            raise
+    def _gpadl_created(self, gpadl: Gpadl) -> None:
         if trace.gpadl_created.on:
-            trace.gpadl_created(assembly.id)
-        self._gpadl_result(assembly.relid, assembly.id, Status.SUCCESS)
+            trace.gpadl_created(gpadl.id)
+        self._post(protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, gpadl.relid, gpadl.id, Status.SUCCESS))
 
-    def _gpadl_refused(self, relid: int, gpadl: int, status: int, error: GuestError) -> None:
+    def _gpadl_refused(self, error: GpadlRefused) -> None:
         if trace.gpadl_refused.on:
-            trace.gpadl_refused(gpadl, str(error))
-        self._gpadl_result(relid, gpadl, status)
-
-    def _gpadl_result(self, relid: int, gpadl: int, status: int) -> None:
-        self._post(protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, relid, gpadl, status))
+            trace.gpadl_refused(error.gpadl, str(error))
+        self._post(protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, error.relid, error.gpadl, error.status))
 
     def _gpadl_teardown(self, message: protocol.GpadlTeardown) -> None:
         """Take a list back. While a channel runs on it the answer waits for the CLOSE: a refusal would hang Linux."""
         if trace.gpadl_teardown.on:
             trace.gpadl_teardown(message.gpadl)
-        gpadl = self.gpadls.get(message.gpadl)
-        if gpadl is None or gpadl.relid != message.relid:
-            raise GuestProtocolError(f"teardown of gpadl {message.gpadl:#x}, which channel {message.relid} has not")
+        gpadl = self.gpadls.get(message.gpadl, message.relid)
         if gpadl.torn_down:
             raise GuestProtocolError(f"second teardown of gpadl {message.gpadl:#x}")
         gpadl.torn_down = True
@@ -462,7 +321,7 @@ class Server:
         return isinstance(channel.state, Open | Opening) and channel.state.gpadl == gpadl.id
 
     def _torndown(self, gpadl: Gpadl) -> None:
-        del self.gpadls[gpadl.id]
+        del self.gpadls.lists[gpadl.id]
         if trace.gpadl_torndown.on:
             trace.gpadl_torndown(gpadl.id)
         self._post(protocol.GpadlTorndown(MessageType.GPADL_TORNDOWN, 0, gpadl.id))
@@ -543,7 +402,7 @@ class Server:
         """End the use of the rings; a teardown that waited for it is answered."""
         if not isinstance(channel.state, Open | Opening):
             return
-        gpadl = self.gpadls.get(channel.state.gpadl)
+        gpadl = self.gpadls.lists.get(channel.state.gpadl)
         self.actions.append(CloseRings(channel))
         if gpadl is not None and gpadl.torn_down:
             self._torndown(gpadl)
@@ -551,8 +410,7 @@ class Server:
     def _release(self, channel: ServedChannel) -> None:
         """Forget a channel and what was lent for it; its successor's turn."""
         relid = channel.relid
-        self.gpadls = {k: g for k, g in self.gpadls.items() if g.relid != relid}
-        self._assembling = {k: a for k, a in self._assembling.items() if a.relid != relid}
+        self.gpadls.forget(relid)
         del self.channels[relid]
         for successor in [c for c in self._waiting if c.offer.instance == channel.offer.instance][:1]:
             self._waiting.remove(successor)

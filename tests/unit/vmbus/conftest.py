@@ -1,18 +1,8 @@
-"""Fixtures of the VMBus unit tests."""
+"""Lets the tests import `tests.support` when run as plain `pytest`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests.support`, when run as plain `pytest`
-
-from tests.support.fake_guest import FakeGuest
-
-
-@pytest.fixture
-def guest() -> FakeGuest:
-    """A guest that has not made contact yet: one VP, 16 MiB, VMBus 5.3."""
-    return FakeGuest()
+sys.path.insert(0, str(Path(__file__).parents[3]))

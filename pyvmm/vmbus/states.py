@@ -1,0 +1,132 @@
+"""States of the connection and of each channel, and what the server wants done: the vocabulary of `server`.
+
+A state holds the data that means something only then. The transitions are drawn in `pyvmm.vmbus.server`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyvmm.vmbus import protocol
+from pyvmm.vmbus.device import Offer
+
+# Connection states
+
+
+@dataclass(slots=True)
+class Disconnected:
+    """No guest has made contact, or it has left."""
+
+
+@dataclass(slots=True)
+class Contacted:
+    """A version is agreed on; the guest has not asked for the devices yet."""
+
+    version: int
+    vp: int  # where messages go
+
+
+@dataclass(slots=True)
+class Serving:
+    """The guest knows the devices and is told of new ones."""
+
+    version: int
+    vp: int
+
+
+ConnectionState = Disconnected | Contacted | Serving
+
+# Channel states
+
+
+@dataclass(slots=True)
+class Hidden:
+    """The guest has not been told."""
+
+
+@dataclass(slots=True)
+class Offered:
+    """The guest knows it and has not opened it."""
+
+
+@dataclass(slots=True)
+class Opening:
+    """The rings are being made."""
+
+    open_id: int
+    gpadl: int
+    target_vp: int
+
+
+@dataclass(slots=True)
+class Open:
+    """In use; events go to `target_vp`."""
+
+    gpadl: int
+    target_vp: int
+
+
+@dataclass(slots=True)
+class Rescinded:
+    """Taken away; the guest has not released the relid yet."""
+
+
+ChannelState = Hidden | Offered | Opening | Open | Rescinded
+
+
+@dataclass(slots=True, eq=False)
+class ServedChannel:
+    """A device's place on the bus. `relid` is 0 while it waits for its predecessor to be released."""
+
+    offer: Offer
+    device_id: int  # only for the trace, where QEMU shows a pointer
+    relid: int = 0
+    state: ChannelState = field(default_factory=Hidden)
+
+    @property
+    def connection_id(self) -> int:
+        """What the guest signals."""
+        return protocol.FIRST_SIGNAL_CONNECTION + self.relid
+
+
+# Actions, to be done in order
+
+
+@dataclass(slots=True)
+class Post:
+    """Send this message to the guest."""
+
+    vp: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class DropMessages:
+    """Forget messages that the guest has not seen yet."""
+
+
+@dataclass(slots=True)
+class OpenRings:
+    """Make the rings (their pages, header page first), then call `open_done`."""
+
+    channel: ServedChannel
+    send_pages: list[int]  # guest to host
+    receive_pages: list[int]  # host to guest
+    version: int
+
+
+@dataclass(slots=True)
+class Opened:
+    """The guest is told that the channel is open: so is the device."""
+
+    channel: ServedChannel
+
+
+@dataclass(slots=True)
+class CloseRings:
+    """The channel is gone, its rings with it."""
+
+    channel: ServedChannel
+
+
+Action = Post | DropMessages | OpenRings | Opened | CloseRings
