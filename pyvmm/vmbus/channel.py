@@ -191,6 +191,8 @@ class Channel:
         """Take up to PACKETS_PER_STEP packets; go on in the loop's next step if there may be more."""
         if not self.was_opened or not self._is_open or self.broken or self._continuing:
             return
+        if len(self._queue) >= REPLY_QUEUE_LIMIT:
+            return  # _flush comes back to it
         try:
             self._reader.mask()
             packets = self._reader.read(PACKETS_PER_STEP)

@@ -49,7 +49,10 @@ class VmbusDevice:
         """The guest's driver opened the channel; it is usable from now until `closed`."""
 
     def received(self, payload: bytes) -> None:
-        """One in-band packet. A GuestError raised here is traced and counted, and the channel goes on."""
+        """One in-band packet, padded to a multiple of 8 bytes: a ring keeps no exact lengths.
+
+        A GuestError raised here is traced and counted, and the channel goes on.
+        """
 
     def closed(self) -> None:
         """The channel is gone: closed by the guest, rescinded, or the whole bus started afresh. Its timers are

@@ -113,7 +113,7 @@ class FakeDriver:
         if not self.is_ic:
             return packet.payload
         self.last_ic = packet.payload[:28]
-        size = unpack_from("<H", packet.payload, 20)[0]
+        size = unpack_from("<H", packet.payload, 18)[0]
         return packet.payload[28 : 28 + size]
 
     def take(self, kind: type[T], count: int = 1) -> list[T]:
@@ -134,7 +134,7 @@ class FakeDriver:
         if not self.is_ic:
             return self.send(data)
         pipe_flags, _, framework, kind, version, _ = unpack_from("<IIIHIH", self.last_ic)
-        transaction = self.last_ic[26]
+        transaction = self.last_ic[24]
         head = pack("<IHIHIBBH", framework, kind, version, len(data), status, transaction, 1 | 4, 0)
         return self.send(pack("<II", pipe_flags, len(head) + len(data)) + head + data)
 
