@@ -165,15 +165,10 @@ def _initrd_name(image: Image) -> str:
 
 def _finish(image: Image, progress: Progress) -> Image:
     """Make the initramfs for an image whose kernel is there, and write the manifest."""
-    from images.busybox import applets, busybox
-    from images.initramfs import build_initramfs
-
-    progress("making the initramfs")
     folder = image.kernel.parent / "modules"
     modules = [(name, (folder / f"{name}.ko").read_bytes()) for name in image.modules]
-    program = busybox(progress)
     initrd = cache_folder("initrd", _initrd_name(image))
-    write_file(initrd, build_initramfs(program.read_bytes(), applets(program), modules))
+    _make_initrd(initrd, modules, progress)
     facts = {
         "kernel": str(image.kernel),
         "vmlinux": str(image.vmlinux),
@@ -192,6 +187,32 @@ def _finish(image: Image, progress: Progress) -> Image:
     if done is None:
         raise HostError(f"image {image.name} vanished while it was built; is something else cleaning the cache?")
     return done
+
+
+def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progress) -> None:
+    from images.busybox import applets, busybox
+    from images.initramfs import build_initramfs
+
+    progress("making the initramfs")
+    program = busybox(progress)
+    write_file(target, build_initramfs(program.read_bytes(), applets(program), modules))
+
+
+def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress = _quiet) -> Path:
+    """The default guest's initramfs with other `modules` (kdir.KernelTree.load_order), made unless it is there.
+
+    `label` becomes part of the file's name. Raises HostError if it cannot be made.
+    """
+    import hashlib
+
+    from images.initramfs import recipe_hash
+
+    contents = [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in modules]
+    target = cache_folder("initrd", f"{label.replace('/', '_')}-{recipe_hash(*contents)}.cpio")
+    if not target.exists():
+        with disk_errors(f"cannot make an initramfs for {label}"), locked("images"):
+            _make_initrd(target, modules, progress)
+    return target
 
 
 def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:

@@ -7,29 +7,37 @@ What a module needs is read from the module itself: a kernel package holds no mo
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from struct import error as StructError
 from struct import unpack_from
 
 from pyvmm.errors import ConfigError
 
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
-MAX_MODULE = 64 << 20
 
 
 class ModuleTree:
     """The modules in a folder (lib/modules/RELEASE, or a kernel build tree), found by name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listing: Path | None = None) -> None:
+        """`listing` (a build tree's modules.order) spares a walk through tens of thousands of files."""
         self.folder = folder
         self._files: dict[str, Path] = {}
-        for path in folder.rglob("*.ko*"):
-            if path.name.endswith(SUFFIXES):
-                self._files[module_name(path)] = path
+        if listing is not None and listing.is_file():
+            # Up to Linux 6.2 it says kernel/drivers/... .ko, later drivers/... .o.
+            lines = [line.removeprefix("kernel/") for line in listing.read_text().split()]
+            paths = [folder / (line[:-2] + ".ko" if line.endswith(".o") else line) for line in lines]
+        else:
+            paths = [path for path in folder.rglob("*.ko*") if path.name.endswith(SUFFIXES)]
+        for path in paths:
+            self._files[module_name(path)] = path
         self._builtin: set[str] = set()
-        for listing in (folder / "modules.builtin", folder / "lib" / "modules.builtin"):
-            if listing.exists():
-                self._builtin |= {module_name(Path(line)) for line in listing.read_text().split()}
+        builtin = folder / "modules.builtin"
+        if builtin.exists():
+            self._builtin = {module_name(Path(line)) for line in builtin.read_text().split()}
+
+    def has(self, name: str) -> bool:
+        return name in self._files
 
     def is_builtin(self, name: str) -> bool:
         return name in self._builtin
@@ -50,7 +58,10 @@ class ModuleTree:
                 raise ConfigError(
                     f"{self.folder}: no module {name}{by}; is it enabled in the kernel's configuration?"
                 )
-            data = read_module(path)
+            try:
+                data = read_module(path)
+            except OSError as error:
+                raise ConfigError(f"{path}: cannot read it: {error.strerror}") from error
             for need in depends(data):
                 visit(need, (*needed_by, name))
             order[name] = data
@@ -62,7 +73,7 @@ class ModuleTree:
 
 def module_name(path: Path) -> str:
     """`hyperv-keyboard.ko.xz` is the module hyperv_keyboard."""
-    return path.name.split(".ko")[0].replace("-", "_")
+    return path.name.partition(".")[0].replace("-", "_")
 
 
 def read_module(path: Path) -> bytes:
@@ -88,7 +99,7 @@ def depends(module: bytes) -> list[str]:
     for line in modinfo(module):
         key, _, value = line.partition("=")
         if key == "depends":
-            return [name.replace("-", "_") for name in re.split(",", value) if name]
+            return [name.replace("-", "_") for name in value.split(",") if name]
     return []
 
 
@@ -103,11 +114,8 @@ def modinfo(module: bytes) -> list[str]:
             (label,) = unpack_from("<I", module, at)
             if module[names + label : names + label + 9] == b".modinfo\0":
                 offset, length = unpack_from("<QQ", module, at + 24)
-                return [
-                    item.decode(errors="replace") for item in module[offset : offset + length].split(b"\0") if item
-                ]
-    except (IndexError, ValueError, OverflowError):
-        pass
-    except Exception as error:  # struct.error has no name of its own worth an import
+                items = module[offset : offset + length].split(b"\0")
+                return [item.decode(errors="replace") for item in items if item]
+    except (StructError, OverflowError) as error:
         raise ConfigError(f"not a kernel module: {error}") from error
     raise ConfigError("not a kernel module: no section .modinfo")

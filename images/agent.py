@@ -1,0 +1,198 @@
+"""The host's side of the guest agent: commands out, their output and status back, over the second serial port.
+
+The guest's side is the shell script images/guest/agent. Lines of ASCII, each ended by a newline; the host chooses
+ids, counting from 1; several commands may run at once.
+
+    host                                    guest
+                                        <-  ready 1 RELEASE              at its start: protocol version, uname -r
+    run ID SECONDS BASE64(command)      ->                               SECONDS 0: no limit
+                                        <-  out ID BASE64(bytes)         as they come, any number
+                                        <-  err ID BASE64(bytes)
+                                        <-  exit ID STATUS               0-255; 124 after SECONDS, 128+n for signal n
+    kill ID SIGNAL                      ->                               the command and all it started
+                                        <-  error TEXT                   a request it did not understand
+
+What the guest says is not to be trusted: lines and ids are checked, and a bad line costs an event, nothing more.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from dataclasses import dataclass
+from typing import Literal
+
+from pyvmm.errors import ConfigError, GuestProtocolError
+
+VERSION = 1
+MAX_LINE = 128 << 10  # the agent's longest: 48 KiB in base64, and a few words
+MAX_COMMAND = 32 << 10  # bytes; the guest's serial port holds no more than 64 KiB, base64, that nobody has read yet
+MAX_RELEASE = 128
+MAX_TEXT = 200  # of what the guest said, in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The agent started; commands sent before are lost."""
+
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what a command wrote."""
+
+    id: int
+    stream: Literal["out", "err"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A command ended, and all its output has come before."""
+
+    id: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The guest started anew while the command ran: its status will never come."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The agent did not understand a request."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled:
+    """The guest said something that the protocol has no place for. Dropped; the next line counts again."""
+
+    error: GuestProtocolError
+
+
+Event = Ready | Output | Exited | Lost | Refused | Garbled
+
+
+class AgentClient:
+    """Waiting --ready--> Ready; a further ready (the guest rebooted) stays Ready and loses all commands.
+
+    Does no I/O: `feed` takes what the serial port gave, requests come back as bytes to be sent.
+    """
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.running: set[int] = set()
+        self._next = 1
+        self._line = bytearray()
+        self._skipping = False  # inside a line that was too long
+
+    def run(self, command: str, seconds: int = 0) -> tuple[int, bytes]:
+        """A command's id, and the request to send once the agent is ready. Raises ConfigError if it is too long."""
+        text = command.encode()
+        if len(text) > MAX_COMMAND:
+            raise ConfigError(f"the command is {len(text)} bytes long, the agent takes {MAX_COMMAND}; shorten it")
+        if b"\0" in text:
+            raise ConfigError("the command holds a zero byte; remove it")
+        number = self._next
+        self._next += 1
+        self.running.add(number)
+        return number, b"run %d %d %s\n" % (number, max(0, seconds), b64encode(text))
+
+    def kill(self, number: int, signal: str = "TERM") -> bytes:
+        """The request to send `signal` (a name without SIG, or a number) to a command."""
+        if not signal.isalnum() or not signal.isascii():
+            raise ConfigError(f"no signal is named {signal!r}")
+        return f"kill {number} {signal}\n".encode()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """What the next bytes from the guest mean, in order."""
+        events: list[Event] = []
+        *ends, rest = data.split(b"\n")
+        for piece in ends:
+            if self._append(piece, events):
+                self._finish_line(events)
+            self._line.clear()
+            self._skipping = False
+        self._append(rest, events)
+        return events
+
+    def _append(self, piece: bytes, events: list[Event]) -> bool:
+        """Add to the current line; False if it is being skipped."""
+        if not self._skipping:
+            if len(self._line) + len(piece) <= MAX_LINE:
+                self._line += piece
+                return True
+            self._skipping = True
+            self._line.clear()
+            events.append(Garbled(GuestProtocolError(f"agent: a line of more than {MAX_LINE} bytes")))
+        return False
+
+    def _finish_line(self, events: list[Event]) -> None:
+        line = bytes(self._line).rstrip(b"\r")
+        if not line:
+            return
+        try:
+            events += self._parse(line)
+        except GuestProtocolError as error:
+            events.append(Garbled(error))
+
+    def _parse(self, line: bytes) -> list[Event]:
+        word, _, rest = line.partition(b" ")
+        match word:
+            case b"ready":
+                return self._started(rest)
+            case b"out" | b"err":
+                number, text = self._command(line, rest)
+                try:
+                    data = a2b_base64(text, strict_mode=True)
+                except Base64Error as error:
+                    raise GuestProtocolError(f"agent: output that is not base64: {error}") from None
+                return [Output(number, "out" if word == b"out" else "err", data)]
+            case b"exit":
+                number, text = self._command(line, rest)
+                status = _number(text, line)
+                if status > 255:
+                    raise GuestProtocolError(f"agent: command {number} ended with status {status}")
+                self.running.discard(number)
+                return [Exited(number, status)]
+            case b"error":
+                return [Refused(_show(rest))]
+        raise GuestProtocolError(f"agent: {_show(line)}")
+
+    def _started(self, rest: bytes) -> list[Event]:
+        version, _, release = rest.partition(b" ")
+        if version != b"%d" % VERSION:
+            raise GuestProtocolError(f"agent: speaks version {_show(version)}, not {VERSION}; build the image again")
+        lost: list[Event] = []
+        if self.ready:
+            lost += [Lost(number) for number in sorted(self.running)]
+            self.running.clear()
+        self.ready = True
+        return [*lost, Ready(_show(release[:MAX_RELEASE]))]
+
+    def _command(self, line: bytes, rest: bytes) -> tuple[int, bytes]:
+        """The id, which must be a running command's, and what follows it."""
+        text, _, rest = rest.partition(b" ")
+        number = _number(text, line)
+        if number not in self.running:
+            raise GuestProtocolError(f"agent: speaks of command {number}, which is not running")
+        return number, rest
+
+
+def _number(text: bytes, line: bytes) -> int:
+    if not (0 < len(text) <= 10 and text.isdigit()):
+        raise GuestProtocolError(f"agent: no number where one belongs: {_show(line)}")
+    return int(text)
+
+
+def _show(text: bytes) -> str:
+    """What the guest wrote, safe for a terminal."""
+    shown = text[:MAX_TEXT].decode("ascii", "replace")
+    return "".join(c if c.isprintable() else "?" for c in shown)

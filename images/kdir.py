@@ -1,0 +1,52 @@
+"""A kernel build tree: the kernel, its release, its configuration and modules, as `make` left them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.kernel_config import missing_options
+from images.modules import ModuleTree
+from pyvmm.errors import ConfigError
+
+BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTree:
+    """What pyvmm uses of a build tree."""
+
+    folder: Path
+    kernel: Path  # vmlinux if it is there, else the bzImage
+    bzimage: Path | None
+    vmlinux: Path | None
+    release: str
+    missing: tuple[str, ...]  # options that its .config lacks for pyvmm
+
+    def load_order(self, wanted: list[str]) -> list[tuple[str, bytes]]:
+        """Modules of the tree in load order; those neither built in nor built are left out."""
+        tree = ModuleTree(self.folder, listing=self.folder / "modules.order")
+        present = [name for name in wanted if tree.is_builtin(name) or tree.has(name)]
+        return tree.load_order(present)
+
+
+def open_kdir(folder: Path) -> KernelTree:
+    """Look at a build tree. Raises ConfigError if it holds no x86 kernel."""
+    if not folder.is_dir():
+        raise ConfigError(f"--kdir {folder}: not a folder")
+    vmlinux = folder / "vmlinux"
+    bzimage = next((folder / path for path in BZIMAGE if (folder / path).is_file()), None)
+    if not vmlinux.is_file() and bzimage is None:
+        hint = "run make there" if (folder / "Kbuild").exists() or (folder / ".config").exists() else "no kernel tree"
+        raise ConfigError(f"--kdir {folder}: neither vmlinux nor arch/x86/boot/bzImage; {hint}")
+    kernel = vmlinux if vmlinux.is_file() else bzimage
+    assert kernel is not None
+    try:
+        release = (folder / "include/config/kernel.release").read_text().strip()
+    except OSError:
+        release = ""
+    try:
+        missing = tuple(missing_options((folder / ".config").read_text()))
+    except OSError:
+        missing = ()
+    return KernelTree(folder, kernel, bzimage, vmlinux if vmlinux.is_file() else None, release, missing)

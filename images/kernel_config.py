@@ -1,0 +1,28 @@
+"""What a kernel's configuration lacks for pyvmm, by the fragment kernel.config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FRAGMENT = Path(__file__).parent / "kernel.config"
+
+
+def options(config_text: str) -> dict[str, str]:
+    """CONFIG_ names and values of a .config; those not set are left out."""
+    found = {}
+    for line in config_text.splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals and name.startswith("CONFIG_"):
+            found[name] = value
+    return found
+
+
+def missing_options(config_text: str) -> list[str]:
+    """The fragment's lines that `config_text` does not meet, `CONFIG_HYPERV_BALLOON=m`. Built in serves for m."""
+    have = options(config_text)
+    missing = []
+    for name, wanted in options(FRAGMENT.read_text()).items():
+        value = have.get(name, "n")
+        if not (value == wanted or (wanted == "m" and value == "y")):
+            missing.append(f"{name}={wanted}")
+    return missing
