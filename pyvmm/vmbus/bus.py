@@ -110,7 +110,8 @@ class Vmbus:
 
     def channel(self, device: VmbusDevice) -> Channel | None:
         """The device's channel while the guest has it open."""
-        return self._channels.get(self._served[device])
+        served = self._served.get(device)
+        return None if served is None else self._channels.get(served)
 
     @property
     def version(self) -> int | None:
@@ -219,8 +220,8 @@ class Vmbus:
 
     def _do(self, action: Action) -> None:
         match action:
-            case Post(vp, payload):
-                self._post(vp, payload)
+            case Post():
+                self._post(action)
             case DropMessages():
                 self._partition.drop_messages(protocol.SINT)
                 self._posted = 0
@@ -234,8 +235,8 @@ class Vmbus:
             case _:
                 assert_never(action)
 
-    def _post(self, vp: int, payload: bytes) -> None:
-        epoch = self._epoch
+    def _post(self, action: Post) -> None:
+        epoch, payload = self._epoch, action.payload
 
         def done(status: int) -> None:
             if trace.msg_cb.on:
@@ -245,10 +246,12 @@ class Vmbus:
             self._posted -= 1
             self._serve_on()
 
+        if action.event is not None and action.event.on:
+            action.event(*action.values)
         if trace.post_msg.on:
             trace.post_msg(int.from_bytes(payload[:4], "little"), len(payload))
         self._posted += 1
-        self._partition.post_message(vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, payload, done)
+        self._partition.post_message(action.vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, payload, done)
 
     def _serve_on(self) -> None:
         """The guest read something: serve on if that was what we waited for."""

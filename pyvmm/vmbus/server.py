@@ -20,6 +20,7 @@ from typing import assert_never
 
 from pyvmm.errors import ConfigError, GuestError, GuestProtocolError
 from pyvmm.memory import GuestMemory
+from pyvmm.trace import Event
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.device import Offer
@@ -222,9 +223,7 @@ class Server:
         self._enter(Serving(self.state.version, self.state.vp))
         for channel in self.channels.values():
             self._offer(channel)
-        if trace.terminate_offers.on:
-            trace.terminate_offers()
-        self._post(protocol.AllOffersDelivered(MessageType.ALL_OFFERS_DELIVERED, 0))
+        self._post(protocol.AllOffersDelivered(MessageType.ALL_OFFERS_DELIVERED, 0), trace.terminate_offers)
 
     def _open_channel(self, message: protocol.OpenChannel, version: int) -> None:
         if trace.open_channel.on:
@@ -248,9 +247,8 @@ class Server:
         self.actions.append(OpenRings(channel, pages[:split], pages[split:], version))
 
     def _open_result(self, relid: int, open_id: int, status: int) -> None:
-        if trace.channel_open.on:
-            trace.channel_open(relid, status)
-        self._post(protocol.OpenResult(MessageType.OPEN_RESULT, 0, relid, open_id, status))
+        result = protocol.OpenResult(MessageType.OPEN_RESULT, 0, relid, open_id, status)
+        self._post(result, trace.channel_open, relid, status)
 
     def _close_channel(self, message: protocol.CloseChannel) -> None:
         if trace.close_channel.on:
@@ -292,9 +290,8 @@ class Server:
             self._gpadl_created(made)
 
     def _gpadl_created(self, gpadl: Gpadl) -> None:
-        if trace.gpadl_created.on:
-            trace.gpadl_created(gpadl.id)
-        self._post(protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, gpadl.relid, gpadl.id, Status.SUCCESS))
+        result = protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, gpadl.relid, gpadl.id, Status.SUCCESS)
+        self._post(result, trace.gpadl_created, gpadl.id)
 
     def _gpadl_refused(self, error: GpadlRefused) -> None:
         if trace.gpadl_refused.on:
@@ -322,9 +319,7 @@ class Server:
 
     def _torndown(self, gpadl: Gpadl) -> None:
         del self.gpadls.lists[gpadl.id]
-        if trace.gpadl_torndown.on:
-            trace.gpadl_torndown(gpadl.id)
-        self._post(protocol.GpadlTorndown(MessageType.GPADL_TORNDOWN, 0, gpadl.id))
+        self._post(protocol.GpadlTorndown(MessageType.GPADL_TORNDOWN, 0, gpadl.id), trace.gpadl_torndown, gpadl.id)
 
     def _relid_released(self, message: protocol.RelidReleased) -> None:
         if trace.relid_released.on:
@@ -374,8 +369,6 @@ class Server:
             self._offer(channel)
 
     def _offer(self, channel: ServedChannel) -> None:
-        if trace.send_offer.on:
-            trace.send_offer(channel.relid, channel.device_id)
         self._enter_channel(channel, Offered())
         offer = channel.offer
         self._post(
@@ -395,7 +388,10 @@ class Server:
                 monitor_allocated=0,
                 dedicated=1,
                 connection_id=channel.connection_id,
-            )
+            ),
+            trace.send_offer,
+            channel.relid,
+            channel.device_id,
         )
 
     def _close(self, channel: ServedChannel) -> None:
@@ -416,9 +412,9 @@ class Server:
             self._waiting.remove(successor)
             self._place(successor)
 
-    def _post(self, message: protocol.HostMessage) -> None:
+    def _post(self, message: protocol.HostMessage, event: Event | None = None, *values: int) -> None:
         if not isinstance(self.state, Disconnected):
-            self.actions.append(Post(self.state.vp, message.build()))
+            self.actions.append(Post(self.state.vp, message.build(), event, values))
 
     def _enter(self, state: ConnectionState) -> None:
         if trace.connection_state.on:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pyvmm.trace import Event
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.device import Offer
 
@@ -94,10 +95,12 @@ class ServedChannel:
 
 @dataclass(slots=True)
 class Post:
-    """Send this message to the guest."""
+    """Send this message to the guest; `event` with `values` is traced when that happens, as QEMU does."""
 
     vp: int
     payload: bytes
+    event: Event | None = None
+    values: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
