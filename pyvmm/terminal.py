@@ -1,0 +1,366 @@
+"""The user's terminal as the guest's console: raw mode that always ends, the Ctrl-A keys, the monitor's prompt.
+
+    keyboard --> ConsoleInput --> the guest's serial port
+                     |  Ctrl-A c
+                     +----------> MonitorPrompt --> a line for the human monitor
+
+The keys are those of QEMU's `-nographic`. Everything but `raw_terminal` is pure: bytes in, bytes and calls out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+ESCAPE = 0x01  # Ctrl-A
+
+KEYS_HELP = (
+    "Ctrl-A h  list these keys\n"
+    "Ctrl-A x  end the machine\n"
+    "Ctrl-A c  switch between the guest's console and the monitor\n"
+    "Ctrl-A a  send a Ctrl-A to the guest (Ctrl-A Ctrl-A too)\n"
+)
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+
+class _Raw:
+    """One terminal in raw mode, with what it was before."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.before = termios.tcgetattr(fd)
+        self.owner = os.getpid()
+
+    def enter(self) -> None:
+        mode = termios.tcgetattr(self.fd)
+        mode[0] &= ~(
+            termios.BRKINT
+            | termios.ICRNL
+            | termios.IGNBRK
+            | termios.IGNCR
+            | termios.INLCR
+            | termios.INPCK
+            | termios.ISTRIP
+            | termios.IXON
+            | termios.PARMRK
+        )
+        # OPOST stays, as in QEMU: a host message's "\n" in between still starts a new line.
+        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        mode[6][termios.VMIN] = 1
+        mode[6][termios.VTIME] = 0
+        termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
+
+    def leave(self) -> None:
+        """Back to what it was. Does nothing in a forked child: the terminal is its parent's."""
+        if os.getpid() != self.owner:
+            return
+        with contextlib.suppress(termios.error, OSError):  # hung up: nothing left to restore
+            # a background job that changes the terminal is stopped by SIGTTOU
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            try:
+                termios.tcsetattr(self.fd, termios.TCSADRAIN, self.before)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def raw_terminal(fd: int) -> Iterator[None]:
+    """Put the terminal `fd` in raw mode for the block; nothing happens if it is no terminal.
+
+    It is restored when the block ends, however it ends, at interpreter exit, and before the process dies of a signal
+    or is stopped by one. Handlers that were installed before are called after the restoring. Only the main thread can
+    watch signals; elsewhere the rest holds.
+    """
+    if not os.isatty(fd):
+        yield
+        return
+    raw = _Raw(fd)
+    atexit.register(raw.leave)
+    try:
+        with _signals(raw):
+            raw.enter()
+            yield
+    finally:
+        raw.leave()
+        atexit.unregister(raw.leave)
+
+
+@contextlib.contextmanager
+def _signals(raw: _Raw) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def ending(number: int, frame: FrameType | None) -> None:
+        raw.leave()
+        previous = before.get(number)
+        if callable(previous):
+            previous(number, frame)
+        elif previous != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def stopping(number: int, frame: FrameType | None) -> None:
+        raw.leave()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        raw.enter()  # continued
+
+    for ends in _ENDING:
+        before[int(ends)] = signal.signal(ends, ending)
+    before[int(signal.SIGTSTP)] = signal.signal(signal.SIGTSTP, stopping)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """Bytes for whoever has the console."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Ctrl-A x."""
+
+
+@dataclass(frozen=True, slots=True)
+class Toggle:
+    """Ctrl-A c."""
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """Ctrl-A h, Ctrl-A ?."""
+
+
+Key = Typed | End | Toggle | Help
+
+
+class ConsoleKeys:
+    """Plain --Ctrl-A--> Escaped --any key--> Plain. After Ctrl-A an unknown key is sent as it is, alone."""
+
+    def __init__(self) -> None:
+        self._escaped = False
+
+    def feed(self, data: bytes) -> list[Key]:
+        """What the typed bytes ask for, in order; bytes between two keys come as one `Typed`."""
+        keys: list[Key] = []
+        plain = bytearray()
+        for byte in data:
+            if not self._escaped:
+                if byte == ESCAPE:
+                    self._escaped = True
+                else:
+                    plain.append(byte)
+                continue
+            self._escaped = False
+            key = _KEYS.get(byte)
+            if key is None:
+                plain.append(byte)
+                continue
+            if plain:
+                keys.append(Typed(bytes(plain)))
+                plain.clear()
+            keys.append(key)
+        if plain:
+            keys.append(Typed(bytes(plain)))
+        return keys
+
+
+_KEYS: dict[int, Key] = {
+    ord("x"): End(),
+    ord("c"): Toggle(),
+    ord("h"): Help(),
+    ord("?"): Help(),
+    ord("a"): Typed(bytes([ESCAPE])),
+    ESCAPE: Typed(bytes([ESCAPE])),
+}
+
+
+LINE_LIMIT = 1024
+"""Characters in a line of the prompt; more are not taken."""
+
+HISTORY_LIMIT = 100
+
+
+class MonitorPrompt:
+    """A line editor over a raw terminal: `feed` takes keys and returns what to show. `execute` runs a line.
+
+    Enter runs the line, Backspace and Ctrl-W take back a character and a word, Ctrl-U and Ctrl-C the line, Tab
+    completes a command, the up and down arrows walk through earlier lines.
+    """
+
+    PROMPT = "(pyvmm) "
+
+    def __init__(self, execute: Callable[[str], str], words: Callable[[], list[str]] = list) -> None:
+        self._execute = execute
+        self._words = words
+        self._line = ""
+        self._pending = b""  # an escape sequence or a UTF-8 character that is not whole yet
+        self._history: list[str] = []
+        self._back = 0  # how far up in the history
+        self._after_return = False
+
+    def start(self) -> bytes:
+        """What to show when the monitor takes the console over."""
+        self._line, self._pending, self._back = "", b"", 0
+        return b"\r\n" + self.PROMPT.encode()
+
+    def feed(self, data: bytes) -> bytes:
+        """The keys' effect on the screen, lines ending in CR LF."""
+        self._pending += data
+        shown = ""
+        while self._pending and (key := self._take()) is not None:
+            shown += self._press(key)
+        return shown.encode()
+
+    def _take(self) -> str | None:
+        """One key: a character or an escape sequence; None until it is whole."""
+        first = self._pending[0]
+        if first == 0x1B:
+            return self._take_sequence()
+        length = 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+        if len(self._pending) < length:
+            return None
+        raw, self._pending = self._pending[:length], self._pending[length:]
+        return raw.decode("utf-8", "replace")
+
+    def _take_sequence(self) -> str | None:
+        """ESC, ESC [ parameters letter, ESC O letter; anything else is ESC alone."""
+        data = self._pending
+        if len(data) == 1:
+            self._pending = b""
+            return "\x1b"
+        if data[1] not in b"[O":
+            self._pending = data[1:]
+            return "\x1b"
+        for at in range(2, len(data)):
+            if 0x40 <= data[at] <= 0x7E:
+                self._pending = data[at + 1 :]
+                return "\x1b[" + chr(data[at])
+        if len(data) > 32:  # no terminal sends that
+            self._pending = b""
+            return "\x1b"
+        return None
+
+    def _press(self, key: str) -> str:
+        after_return, self._after_return = self._after_return, key == "\r"
+        match key:
+            case "\r":
+                return self._enter()
+            case "\n":
+                return "" if after_return else self._enter()
+            case "\x7f" | "\b":
+                return self._erase(1)
+            case "\x15":
+                return self._erase(len(self._line))
+            case "\x17":
+                stripped = self._line.rstrip()
+                return self._erase(len(self._line) - (stripped.rfind(" ") + 1))
+            case "\x03":
+                self._line, self._back = "", 0
+                return "^C\r\n" + self.PROMPT
+            case "\t":
+                return self._complete()
+            case "\x1b[A":
+                return self._recall(self._back + 1)
+            case "\x1b[B":
+                return self._recall(self._back - 1)
+            case _ if len(key) == 1 and key.isprintable() and len(self._line) < LINE_LIMIT:
+                self._line += key
+                return key
+        return ""
+
+    def _enter(self) -> str:
+        line, self._line, self._back = self._line.strip(), "", 0
+        if line:
+            if self._history[-1:] != [line]:
+                self._history = [*self._history, line][-HISTORY_LIMIT:]
+            output = self._execute(line)
+        else:
+            output = ""
+        return "\r\n" + output.replace("\r\n", "\n").replace("\n", "\r\n") + self.PROMPT
+
+    def _erase(self, count: int) -> str:
+        count = min(count, len(self._line))
+        self._line = self._line[: len(self._line) - count]
+        return "\b \b" * count
+
+    def _recall(self, back: int) -> str:
+        if not 0 <= back <= len(self._history):
+            return ""
+        self._back = back
+        shown = self._erase(len(self._line))
+        self._line = self._history[-back] if back else ""
+        return shown + self._line
+
+    def _complete(self) -> str:
+        fits = [word for word in self._words() if word.startswith(self._line)]
+        if not fits:
+            return ""
+        common = _common_start(fits)
+        if len(fits) == 1:
+            common += " "
+        if common != self._line:
+            added, self._line = common[len(self._line) :], common
+            return added
+        return "\r\n" + "  ".join(fits) + "\r\n" + self.PROMPT + self._line
+
+
+def _common_start(words: list[str]) -> str:
+    low, high = min(words), max(words)
+    at = next((i for i, letter in enumerate(low) if i >= len(high) or letter != high[i]), len(low))
+    return low[:at]
+
+
+class ConsoleInput:
+    """Guest --Ctrl-A c--> Monitor --Ctrl-A c--> Guest: decides who gets what is typed.
+
+    `send` takes bytes for the guest, `show` bytes for the terminal, `end` ends the machine. While `monitor` is true
+    the guest's output may well go on; it only gets no input.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[bytes], Any],
+        show: Callable[[bytes], Any],
+        end: Callable[[], Any],
+        prompt: MonitorPrompt | None = None,
+    ) -> None:
+        self._send = send
+        self._show = show
+        self._end = end
+        self._prompt = prompt
+        self._keys = ConsoleKeys()
+        self.monitor = False
+
+    def feed(self, data: bytes) -> None:
+        """Work off what was typed."""
+        for key in self._keys.feed(data):
+            match key:
+                case Typed(text) if self.monitor and self._prompt is not None:
+                    self._show(self._prompt.feed(text))
+                case Typed(text):
+                    self._send(text)
+                case End():
+                    self._end()
+                case Help():
+                    self._show(b"\r\n" + KEYS_HELP.replace("\n", "\r\n").encode())
+                case Toggle() if self._prompt is not None:
+                    self.monitor = not self.monitor
+                    self._show(self._prompt.start() if self.monitor else b"\r\n")
