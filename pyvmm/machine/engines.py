@@ -24,7 +24,7 @@ def choose(
     lacks_kernel = missing(kvm, kernel.NEEDED)
     if choice == "kernel" and lacks_kernel:
         raise ConfigError(f"--hyperv kernel: this KVM lacks {', '.join(lacks_kernel)}; use --hyperv user")
-    if choice == "kernel" or choice == "auto" and not lacks_kernel:
+    if choice == "kernel" or (choice == "auto" and not lacks_kernel):
         return kernel.KernelEngine(vp_count, memory, loop, base_routes=routes(), invariant_tsc=invariant_tsc)
     lacks_user = missing(kvm, user.NEEDED)
     if lacks_user:

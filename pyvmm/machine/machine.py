@@ -5,7 +5,8 @@
         machine.start()
         outcome = machine.run()
 
-Everything but `console` and `agent` output is called on the loop's thread, and belongs there.
+Everything is called on the loop's thread, and belongs there; `console` may be called from a vCPU's when the guest
+writes faster than the loop turns.
 
     prelaunch --start--> running <--pause/resume--> paused        running --reset--> running
     running --power off--> shutdown    running --crash--> guest-panicked    running --KVM gives up--> internal-error
@@ -17,7 +18,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
+
+from devices.ic.heartbeat import Heartbeat
+from devices.ic.shutdown import Shutdown
+from devices.ic.timesync import TimeSync
 
 from devices.acpi_pm import PORTS as PM_PORTS
 from devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
@@ -26,9 +32,6 @@ from devices.i8042 import BASE as I8042_BASE
 from devices.i8042 import DATA as I8042_DATA
 from devices.i8042 import I8042
 from devices.i8042 import STATUS as I8042_STATUS
-from devices.ic.heartbeat import Heartbeat
-from devices.ic.shutdown import Shutdown
-from devices.ic.timesync import TimeSync
 from devices.rtc import BASE as RTC_BASE
 from devices.rtc import PORTS as RTC_PORTS
 from devices.rtc import Rtc
@@ -44,10 +47,11 @@ from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop
 from pyvmm.machine import cpu, engines
 from pyvmm.machine import events as trace
+from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.runner import install_kick
-from pyvmm.memory import GuestMemory, HostMemory, Region
+from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 from pyvmm.vmbus.bus import Vmbus
 
 State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
@@ -76,7 +80,6 @@ class Machine:
         loop: Loop,
         *,
         console: Callable[[bytes], None] = lambda data: None,
-        agent: Callable[[bytes], None] = lambda data: None,
     ) -> None:
         config.check()
         install_kick()
@@ -106,7 +109,7 @@ class Machine:
         self.engine.on_reset = lambda: self.reset("Hyper-V reset MSR")
         self.bus = Vmbus(loop, self.memory, self.engine, max_version=config.max_vmbus)
         self._make_vmbus_devices()
-        self._make_board(console, agent)
+        self._make_board(console)
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
 
     # Building
@@ -124,8 +127,10 @@ class Machine:
         self.balloon: BalloonDevice | None = None
         self.shutdown: Shutdown | None = None
         if "balloon" in wanted:
-            self.balloon = BalloonDevice(self.memory, keep_target=self.config.keep_target)
-            self.balloon.on_change = lambda actual: self._emit("BALLOON_CHANGE", {"actual": actual})
+            ram = [(region.gpa, region.size) for region in self.memory]
+            self.balloon = BalloonDevice(ram, self._discard, keep_target=self.config.keep_target)
+            self.balloon.on_change.append(lambda actual: self._emit("BALLOON_CHANGE", {"actual": actual}))
+            self.balloon.on_status.append(self._status_report)
             self.bus.add(self.balloon)
         if "heartbeat" in wanted:
             self.bus.add(Heartbeat())
@@ -135,12 +140,23 @@ class Machine:
         if "timesync" in wanted:
             self.bus.add(TimeSync())
 
-    def _make_board(self, console: Callable[[bytes], None], agent: Callable[[bytes], None]) -> None:
+    def _discard(self, gpa: int, size: int) -> None:
+        """Give ballooned pages back to the host."""
+        done = self.memory.discard(gpa, size)
+        if trace.memory_discarded.on:
+            trace.memory_discarded(done, gpa)
+
+    def _status_report(self, available: int, committed: int) -> None:
+        self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
+
+    def _make_board(self, console: Callable[[bytes], None]) -> None:
+        self.agent = GuestAgent(lambda data: self.serials[1].receive(data))
+        to_agent = partial(self.loop.post, self.agent.received)  # a full batch comes on a vCPU's thread
         self.ports = IoMap("port")
         self.mmio = IoMap("mmio")
         self.serials = []
-        for (base, line), output in zip(_COM_PORTS, (console, agent), strict=True):
-            port = Serial(lambda level, line=line: self._irq(line, level), output, later=self.loop.post)
+        for (base, line), output in zip(_COM_PORTS, (console, to_agent), strict=True):
+            port = Serial(partial(self._irq, line), output, later=self.loop.post)
             self.serials.append(port)
             self.ports.claim(base, SERIAL_PORTS, port, port.lock)
         self.acpi = AcpiConfig.for_cpus(self.config.cpus)
@@ -243,8 +259,13 @@ class Machine:
         self._hardware = None
         for region in self.memory:
             self.memory.discard(region.gpa, region.size)
-        for device in (*self.serials, self.pm, self._reset_port, self._keyboard):
-            device.reset()
+        for port in self.serials:
+            port.flush()
+            port.reset()
+        self.pm.reset()
+        self._reset_port.reset()
+        self._keyboard.reset()
+        self.agent.reset()
         self.resets += 1
         try:
             self._power_on(fresh=True)
@@ -375,7 +396,7 @@ class Machine:
         report = self.balloon.last_status
         if report is None:
             return None
-        return {"committed": report.committed * 4096, "available": report.available * 4096}
+        return {"committed": report.committed_pages * PAGE_SIZE, "available": report.available_pages * PAGE_SIZE}
 
     def info_vmbus(self) -> list[dict[str, Any]]:
         """One entry a VMBus device."""

@@ -1,0 +1,229 @@
+"""`pyvmm run`: from options to a running guest, here or in the emulated host."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyvmm.errors import ConfigError
+from pyvmm.sizes import parse_size
+
+if TYPE_CHECKING:
+    from images.catalog import Image
+
+BASE_CMDLINE = "console=ttyS0 quiet pci=off i8042.noaux i8042.nokbd"
+"""What every guest of ours is told: where its console is, and what is not there to be looked for."""
+
+
+class SizeType(click.ParamType[int]):
+    """512M, 2G, 0x20000000."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Image names, for the shell."""
+    from images.catalog import list_images
+
+    return [image.name for image in list_images() if image.name.startswith(incomplete)]
+
+
+def say(text: str) -> None:
+    """One line of progress, for people."""
+    if sys.stderr.isatty() or "PYVMM_INSIDE_HOST" not in os.environ:
+        print(f"pyvmm: {text}", file=sys.stderr, flush=True)
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage or an ELF vmlinux.")
+@click.option("--kdir", type=click.Path(path_type=Path), help="A kernel build tree: its vmlinux and modules.")
+@click.option("--initrd", type=click.Path(path_type=Path), help="Any initramfs, with --kernel or --kdir.")
+@click.option("--image", shell_complete=complete_image, help="One of our images; `pyvmm image list` shows them.")
+@click.option("--append", default="", metavar="ARGS", help="More for the kernel's command line.")
+@click.option("--memory", "-m", type=SizeType(), default="512M", show_default=True, help="RAM at boot.")
+@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
+@click.option(
+    "--hyperv",
+    type=click.Choice(["auto", "kernel", "user"]),
+    default="auto",
+    show_default=True,
+    help="Who plays Hyper-V: KVM itself, or pyvmm in Python.",
+)
+@click.option(
+    "--host",
+    type=click.Choice(["auto", "local", "emulated"]),
+    default="auto",
+    show_default=True,
+    help="Run on this machine's KVM, or in a Linux with KVM that QEMU emulates.",
+)
+@click.option(
+    "--entry",
+    type=click.Choice(["auto", "64", "pvh"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is entered.",
+)
+@click.option("--console", default=None, metavar="stdio|FILE|pty|none", help="Where the guest's console goes.")
+@click.option("--name", default=None, help="What `pyvmm status`, `balloon` and `stop` shall call it.")
+@click.option("--qmp", type=click.Path(path_type=Path), help="Serve QMP on this Unix socket too.")
+@click.option("--trace", multiple=True, metavar="PATTERN", help="Show trace events, e.g. 'vmbus_*'. Repeatable.")
+@click.option("--trace-file", type=click.Path(path_type=Path), help="Keep the trace as JSON lines in a file.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="End with status 124 after SECONDS.")
+@click.option("--no-reboot", is_flag=True, help="End when the guest resets.")
+@click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
+@click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    kernel: Path | None,
+    kdir: Path | None,
+    initrd: Path | None,
+    image: str | None,
+    append: str,
+    memory: int,
+    cpus: int,
+    hyperv: str,
+    host: str,
+    entry: str,
+    console: str | None,
+    name: str | None,
+    qmp: Path | None,
+    trace: tuple[str, ...],
+    trace_file: Path | None,
+    timeout: float | None,
+    no_reboot: bool,
+    on_panic: str,
+    control_socket: Path | None,
+    command: tuple[str, ...],
+) -> None:
+    """Boot a guest that finds itself on Hyper-V.
+
+    Without options: the default guest, to a shell. COMMAND runs in the default guest, and its exit status becomes
+    pyvmm's.
+
+    \b
+    pyvmm run
+    pyvmm run -m 1G --cpus 2 --trace 'hv_balloon_*'
+    pyvmm run --image debian-6.12 -- uname -a
+    pyvmm run --kernel bzImage --initrd root.cpio --append 'debug'
+
+    \b
+    Ctrl-A x ends the guest, Ctrl-A c reaches the monitor (`balloon 256M`, `info balloon`, `quit`),
+    Ctrl-A h lists the keys.
+
+    \b
+    Exit status: 0 power-off, 255 panic, 124 time limit, 1 host trouble, 2 usage; COMMAND's own with COMMAND.
+    """
+    from pyvmm.machine.config import MachineConfig
+
+    pieces = [BASE_CMDLINE]
+    if kernel is not None or kdir is not None:
+        if command:
+            raise ConfigError(
+                "COMMAND needs one of our images: leave --kernel and --kdir out, or boot to your own init"
+            )
+        kernel_path, initrd_path = _own_kernel(kernel, kdir, initrd)
+    else:
+        if initrd is not None:
+            raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
+        found = _image(image)
+        kernel_path, initrd_path = found.vmlinux, found.initrd
+        if command:
+            pieces.append("pyvmm.agent")
+    if append:
+        pieces.append(append)
+    config = MachineConfig(
+        kernel=kernel_path,
+        initrd=initrd_path,
+        cmdline=" ".join(pieces),
+        memory=memory,
+        cpus=cpus,
+        engine=hyperv,  # type: ignore[arg-type]
+        entry=entry,  # type: ignore[arg-type]
+        on_panic=on_panic,  # type: ignore[arg-type]
+        reboot=not no_reboot,
+        name=name or "vm",
+    )
+    config.check()
+
+    from pyvmm.cli.where import inside, run_emulated, wants_emulated
+    from pyvmm.control import registry
+
+    if inside():
+        ctx.exit(_session(config, console, command, timeout, _present(control_socket, qmp), trace, trace_file))
+    emulated = wants_emulated(host)
+    with registry.claim(name, sys.argv) as registration:
+        sockets = _present(registration.socket, qmp)
+        config.name = registration.name
+        if emulated:
+            extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
+            ctx.exit(run_emulated(["run", *extra, *_arguments()], config.memory, sockets))
+        ctx.exit(_session(config, console, command, timeout, sockets, trace, trace_file))
+
+
+def _arguments() -> list[str]:
+    """What the user gave after `run`; the emulated host runs the same command line."""
+    arguments = sys.argv[1:]
+    return arguments[arguments.index("run") + 1 :] if "run" in arguments else []
+
+
+def _present(*paths: Path | None) -> list[Path]:
+    return [path for path in paths if path is not None]
+
+
+def _session(
+    config: object,
+    console: str | None,
+    command: tuple[str, ...],
+    timeout: float | None,
+    sockets: list[Path],
+    trace: tuple[str, ...],
+    trace_file: Path | None,
+) -> int:
+    from pyvmm.cli.session import Session, run_session
+
+    return run_session(
+        Session(
+            config,  # type: ignore[arg-type]
+            console=console or ("none" if command else "stdio"),
+            command=shlex.join(command) if len(command) > 1 else command[0] if command else None,
+            timeout=timeout,
+            sockets=sockets,
+            trace=list(trace),
+            trace_file=trace_file,
+        )
+    )
+
+
+def _own_kernel(kernel: Path | None, kdir: Path | None, initrd: Path | None) -> tuple[Path, Path | None]:
+    if kdir is None:
+        assert kernel is not None
+        return kernel, initrd
+    from images.kdir import open_kdir
+
+    tree = open_kdir(kdir)
+    if tree.missing:
+        say(f"{kdir}: its .config lacks {', '.join(tree.missing)}")
+    return kernel or tree.kernel, initrd
+
+
+def _image(name: str | None) -> Image:
+    from images import catalog
+
+    progress: Callable[[str], None] = say
+    return catalog.find_image(name or catalog.DEFAULT, progress=progress)

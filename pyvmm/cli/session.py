@@ -1,0 +1,168 @@
+"""One machine from the command line, from start to exit status: console, monitors, traces, signals, time limit.
+
+Runs where KVM is: on this machine, or inside the emulated host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyvmm import trace
+from pyvmm.cli.consoles import Console, open_console
+from pyvmm.control.server import ControlServer
+from pyvmm.errors import ConfigError
+from pyvmm.host.inside import socket_path
+from pyvmm.loop import Loop
+from pyvmm.machine import Machine, MachineConfig, Outcome
+
+STATUS_PANIC = 255
+STATUS_ERROR = 1
+STATUS_TIMEOUT = 124
+SWITCH_INTERVAL = 0.001
+"""Seconds a busy Python thread may keep the GIL while a vCPU waits for it."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What `pyvmm run` was asked for, all of it resolved."""
+
+    config: MachineConfig
+    console: str = "stdio"
+    command: str | None = None
+    timeout: float | None = None
+    sockets: list[Path] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    trace_file: Path | None = None
+
+
+def run_session(session: Session) -> int:
+    """Run the machine to its end; the exit status. ConfigError and HostError are the caller's to print."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_traces(session))
+        loop = Loop()
+        console = stack.enter_context(open_console(session.console))
+        machine = stack.enter_context(Machine(session.config, loop, console=console.write))
+        for path in session.sockets:
+            server = ControlServer(loop, machine, socket_path(path))
+            server.start()
+            stack.callback(server.close)
+        run = _Run(session, machine, console)
+        stack.enter_context(run.signals())
+        # What start-up made lives as long as the machine; a collection that walks it would hold up the guest.
+        gc.collect()
+        gc.freeze()
+        return run.run()
+
+
+@contextlib.contextmanager
+def _traces(session: Session) -> Iterator[None]:
+    sinks: list[trace.Sink] = []
+    patterns = session.trace or (["*"] if session.trace_file else [])
+    file = None
+    if session.trace_file is not None:
+        try:
+            file = open(session.trace_file, "w", encoding="utf-8")  # noqa: SIM115: closed below
+        except OSError as error:
+            raise ConfigError(f"trace file {session.trace_file}: {error.strerror}") from error
+        sinks.append(trace.JsonSink(file))
+    elif patterns:
+        sinks.append(trace.TextSink())
+    for pattern in patterns:
+        trace.check_pattern(pattern)
+        for sink in sinks:
+            trace.subscribe(pattern, sink)
+    try:
+        yield
+    finally:
+        for sink in sinks:
+            trace.unsubscribe(sink)
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:
+                print(f"pyvmm: trace file {session.trace_file}: {error.strerror}; its end is lost", file=sys.stderr)
+
+
+class _Run:
+    """The machine while it runs."""
+
+    def __init__(self, session: Session, machine: Machine, console: Console) -> None:
+        self._session = session
+        self._machine = machine
+        self._console = console
+        self._status: int | None = None
+
+    def run(self) -> int:
+        machine, session = self._machine, self._session
+        machine.start()
+        self._console.attach(machine)
+        if session.timeout is not None:
+            machine.loop.after(session.timeout, self._timed_out)
+        if session.command is not None:
+            machine.agent.execute(session.command, self._output, self._command_done)
+        outcome = machine.run()
+        machine.close()  # the last console output comes before what we say
+        self._console.close()
+        return self._status if self._status is not None else self._report(outcome)
+
+    def _report(self, outcome: Outcome) -> int:
+        match outcome.kind:
+            case "panic":
+                _say(f"guest panicked: {outcome.text}")
+                if outcome.crash is not None and outcome.crash.text and self._session.console != "stdio":
+                    print(outcome.crash.text, file=sys.stderr)
+                return STATUS_PANIC
+            case "error":
+                _say(outcome.text)
+                return STATUS_ERROR
+            case _ if self._session.command is not None:
+                _say("the guest ended before the command did")
+                return STATUS_PANIC
+        return 0
+
+    def _output(self, stream: str, data: bytes) -> None:
+        fd = 1 if stream == "out" else 2
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError:  # nobody reads any more
+            self._end(128 + signal.SIGPIPE)
+
+    def _command_done(self, status: int | None) -> None:
+        if status is None:
+            _say("the guest restarted before the command ended")
+        self._end(STATUS_PANIC if status is None else status)
+
+    def _timed_out(self) -> None:
+        _say(f"time limit of {self._session.timeout:g} s reached, machine ended")
+        self._end(STATUS_TIMEOUT)
+
+    def _end(self, status: int) -> None:
+        if self._status is None:
+            self._status = status
+        self._machine.quit()
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show."""
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, lambda n, frame: self._machine.loop.post(self._end, 128 + n))
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(f"pyvmm: {text}", file=sys.stderr)

@@ -1,0 +1,96 @@
+"""Commands in the guest: joins the agent's protocol (images/agent.py) to the machine's second serial port.
+
+A command asked for before the agent is ready waits for it. All on the loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from images.agent import AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
+from pyvmm.trace import event
+
+ready = event("agent.ready", "kernel {release}")
+sent = event("agent.command", "#{id} {command}")
+exited = event("agent.exited", "#{id} status {status}")
+refused = event("agent.refused", "{text}")
+
+
+@dataclass(slots=True)
+class _Command:
+    text: str
+    seconds: int
+    output: Callable[[str, bytes], None]
+    done: Callable[[int | None], None]
+
+
+class GuestAgent:
+    """`send(data)` queues bytes for the guest's port; `received(data)` takes what the guest sent."""
+
+    def __init__(self, send: Callable[[bytes], int]) -> None:
+        self.release = ""
+        self._send = send
+        self._client = AgentClient()
+        self._waiting: deque[_Command] = deque()
+        self._running: dict[int, _Command] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the guest's agent runs."""
+        return self._client.ready
+
+    def execute(
+        self,
+        command: str,
+        output: Callable[[str, bytes], None],
+        done: Callable[[int | None], None],
+        *,
+        seconds: int = 0,
+    ) -> None:
+        """Run a shell command in the guest. `output("out" | "err", data)` as it writes, then `done(status)`;
+        None if the guest started anew before the command ended. Raises ConfigError if it is too long.
+        """
+        self._waiting.append(_Command(command, seconds, output, done))
+        self._submit()
+
+    def received(self, data: bytes) -> None:
+        """What the guest wrote to its second serial port."""
+        for happened in self._client.feed(data):
+            match happened:
+                case Ready(release):
+                    self.release = release
+                    if ready.on:
+                        ready(release)
+                    self._submit()
+                case Output(number, stream, piece):
+                    self._running[number].output(stream, piece)
+                case Exited(number, status):
+                    if exited.on:
+                        exited(number, status)
+                    self._running.pop(number).done(status)
+                case Lost(number):
+                    self._running.pop(number).done(None)
+                case Refused(text):
+                    if refused.on:
+                        refused(text)
+                case Garbled(error):
+                    if refused.on:
+                        refused(str(error))
+
+    def reset(self) -> None:
+        """The machine was reset: what ran in the guest is lost; what waited still waits, for the new guest."""
+        running, self._running = self._running, {}
+        self._client = AgentClient()
+        for command in running.values():
+            command.done(None)
+
+    def _submit(self) -> None:
+        while self._client.ready and self._waiting:
+            command = self._waiting.popleft()
+            number, request = self._client.run(command.text, command.seconds)
+            self._running[number] = command
+            if sent.on:
+                sent(number, command.text)
+            self._send(request)
