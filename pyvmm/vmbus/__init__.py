@@ -49,9 +49,9 @@ come at any time (a crash kernel, a reset): everything before it is void.
                        |..........|#######################|....................|
                                    packet packet packet
 
-Each index has one owner: the writer moves `write`, the reader moves `read`. A writer rings the doorbell only when the
-ring was empty before and the reader's interrupt mask is 0; a reader masks, drains, unmasks and looks again. The looking
-again, and a full memory barrier on either side, is what makes this safe:
+Each index has one owner: the writer moves `write`, the reader moves `read`. A writer rings the doorbell only when
+the ring was empty before and the reader's interrupt mask is 0; a reader masks, drains, unmasks and looks again. The
+looking again, and a full memory barrier on either side, is what makes this safe:
 
     writer                                      reader
       store packet, store write index             store mask = 0
@@ -62,8 +62,8 @@ again, and a full memory barrier on either side, is what makes this safe:
 Whatever the order, one of the two sees the other's store. A full ring works the same way round: the writer stores how
 much room it needs (the pending size), and the reader rings when it has made that much.
 
-**Devices** (`device`, `channel`) see little of it: `opened`, `received`, `closed`, `reset`, and a `Channel` to send on
-and to keep timers with. `bus` ties all of it together; its `Vmbus` is what a machine has.
+**Devices** (`device`, `channel`) see little of it: `opened`, `received`, `closed`, `reset`, and a `Channel` to send
+on and to keep timers with. `bus` ties all of it together; its `Vmbus` is what a machine has.
 
 Reading order: protocol, states, server, gpadl, ring (run it: `python -m pyvmm.vmbus.ring`), device, channel, bus; and
 tests/support/fake_guest.py, which is the other side.

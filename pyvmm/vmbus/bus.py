@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter, deque
+from functools import partial
 from typing import Any, assert_never
 
 from pyvmm.errors import GuestError
@@ -40,7 +41,7 @@ from pyvmm.vmbus.states import (
 RECEIVE_QUEUE_LIMIT = 64
 """Messages taken from the guest and not served yet. A longer queue is answered with "insufficient buffers", and Linux
 tries again after a while; QEMU holds 16."""
-POSTED_LIMIT = 64
+OUTBOX_LIMIT = 64
 """Messages to the guest that are not in its slot yet. Above it nothing more of the guest is served, so that one which
 asks and never reads costs us no more than this."""
 MESSAGES_PER_STEP = 16
@@ -72,7 +73,9 @@ class Vmbus:
         self._queue_lock = threading.Lock()  # the queue and _serving, shared with vCPU threads
         self._serving = False
         self._acting = False
-        self._posted = 0
+        self._outbox: deque[Post] = deque()
+        self._in_flight = False  # one message at a time is with the partition, as in QEMU: its queue is bounded too
+        self._posting = False
         self._epoch = 0  # counts DropMessages, to tell late answers for dropped messages
         self._connections = {protocol.CONTACT_CONNECTION_OLD}
         if max_version >= Version.WIN10_5_0:
@@ -196,7 +199,7 @@ class Vmbus:
         self._loop.post(self._serve)
 
     def _held(self) -> bool:
-        if self._posted < POSTED_LIMIT:
+        if len(self._outbox) < OUTBOX_LIMIT:
             return False
         return int.from_bytes(self._queue[0][1][:4], "little") not in _STARTS_AFRESH
 
@@ -221,10 +224,12 @@ class Vmbus:
     def _do(self, action: Action) -> None:
         match action:
             case Post():
-                self._post(action)
+                self._outbox.append(action)
+                self._post()
             case DropMessages():
                 self._partition.drop_messages(protocol.SINT)
-                self._posted = 0
+                self._outbox.clear()
+                self._in_flight = False
                 self._epoch += 1
             case OpenRings():
                 self._open(action)
@@ -235,23 +240,37 @@ class Vmbus:
             case _:
                 assert_never(action)
 
-    def _post(self, action: Post) -> None:
-        epoch, payload = self._epoch, action.payload
+    def _post(self) -> None:
+        """Hand the partition the next message, once the one before lies in the slot."""
+        if self._posting:
+            return
+        self._posting = True
+        try:
+            while self._outbox and not self._in_flight:
+                self._hand_over(self._outbox.popleft())
+        finally:
+            self._posting = False
 
-        def done(status: int) -> None:
-            if trace.msg_cb.on:
-                trace.msg_cb(status)
-            if status == -errno.EAGAIN or epoch != self._epoch:
-                return
-            self._posted -= 1
-            self._serve_on()
-
-        if action.event is not None and action.event.on:
-            action.event(*action.values)
+    def _hand_over(self, message: Post) -> None:
+        if message.event is not None and message.event.on:
+            message.event(*message.values)
         if trace.post_msg.on:
-            trace.post_msg(int.from_bytes(payload[:4], "little"), len(payload))
-        self._posted += 1
-        self._partition.post_message(action.vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, payload, done)
+            trace.post_msg(int.from_bytes(message.payload[:4], "little"), len(message.payload))
+        self._in_flight = True
+        done = partial(self._posted, self._epoch)
+        self._partition.post_message(message.vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, message.payload, done)
+
+    def _posted(self, epoch: int, status: int) -> None:
+        """The partition tells what became of a message."""
+        if trace.msg_cb.on:
+            trace.msg_cb(status)
+        if status == -errno.EAGAIN or epoch != self._epoch:
+            return  # still queued, or given up since
+        if status:
+            self.refused["POST"] += 1
+        self._in_flight = False
+        self._post()
+        self._serve_on()
 
     def _serve_on(self) -> None:
         """The guest read something: serve on if that was what we waited for."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
+from collections.abc import Callable
 from itertools import pairwise
 from uuid import UUID
 
@@ -415,13 +417,25 @@ def test_guest_that_does_not_read_its_messages_is_not_served(guest: FakeGuest, d
     for _ in range(300):
         statuses.append(guest.post(request))
         guest.loop.run()
-    waiting = sum(len(q) for q in guest.partition.queues.values())
-    assert waiting <= bus_module.POSTED_LIMIT + 1 and statuses[-1] == 0x13
+    assert statuses.count(0) <= bus_module.OUTBOX_LIMIT + bus_module.RECEIVE_QUEUE_LIMIT + 2
+    assert statuses[-1] == 0x13
     for _ in range(300):
         guest.partition.free_slots()
         guest.loop.run()
     assert len(guest.inbox) == statuses.count(0)
     guest.connect().open(device)
+
+
+def test_message_the_partition_drops_is_counted_and_the_next_goes_out(guest: FakeGuest) -> None:
+    def dropped(vp: int, sint: int, type: int, payload: bytes, done: Callable[[int], None]) -> None:
+        done(-errno.EINVAL)
+
+    guest.partition.post_message = dropped  # type: ignore[method-assign]
+    guest.post(p.InitiateContact(14, 0, 0x50003, 0, 2, 0, 0), 4)
+    guest.loop.run()
+    assert guest.bus.refused["POST"] == 1
+    del guest.partition.post_message  # type: ignore[misc]
+    assert guest.contact().supported
 
 
 def test_unload_is_served_though_the_slots_are_full(guest: FakeGuest, device: Recorder) -> None:
