@@ -1,0 +1,191 @@
+"""The hv-balloon device: the machine and its books joined to a channel, and what the monitor calls.
+
+Source: Linux drivers/hv/hv_balloon.c; QEMU hw/hyperv/hv-balloon.c for the GUID and the monitor's side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+from uuid import UUID
+
+from devices.balloon.ledger import PAGE_SHIFT, PAGE_SIZE, Discard, Ledger
+from devices.balloon.machine import BalloonMachine, Changed, Tuning
+from devices.balloon.plan import ResizeOutcome, ResizePlan
+from devices.balloon.protocol import StatusReport, parse_guest_message
+from devices.balloon.ranges import PageRange
+from pyvmm.vmbus.channel import Channel
+from pyvmm.vmbus.device import Offer, VmbusDevice
+
+
+class BalloonDevice(VmbusDevice):
+    """hv-balloon. All calls belong to the loop's thread; sizes are bytes.
+
+    `ram` are the (gpa, size) stretches of boot RAM, whole pages; `discard(gpa, size)` gives some of it back to the
+    host (`GuestMemory.discard`). Append to `on_change` (actual), `on_finish` (how an attempt ended) and `on_status`
+    (available, committed) to be told.
+    """
+
+    OFFER: ClassVar[Offer] = Offer(
+        "hv-balloon",
+        type=UUID("525074dc-8985-46e2-8057-a307dc18a502"),
+        instance=UUID("c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"),
+    )
+    CHECK_PERIOD: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        ram: Iterable[tuple[int, int]],
+        discard: Discard,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        keep_target: bool = True,
+        tuning: Tuning | None = None,
+    ) -> None:
+        boot = sorted(PageRange(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT) for gpa, size in ram)
+        self.machine = BalloonMachine(Ledger(boot, discard), clock=clock, tuning=tuning)
+        self.keep_target = keep_target
+        self.on_change: list[Callable[[int], object]] = []
+        self.on_finish: list[Callable[[ResizeOutcome], object]] = []
+        self.on_status: list[Callable[[int, int], object]] = []
+        self._channel: Channel | None = None
+        self._waiting_for_room = False
+
+    # The channel's side
+
+    def opened(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting_for_room = False
+        self.machine.opened()
+        channel.every(self.CHECK_PERIOD, self._check)
+
+    def received(self, payload: bytes) -> None:
+        message = parse_guest_message(payload)
+        try:
+            self.machine.receive(message)
+        finally:
+            self._pump()
+
+    def closed(self) -> None:
+        self._channel = None
+        self.machine.closed()
+        self._tell()
+
+    def reset(self) -> None:
+        """Machine reset: boot size and fresh books. With `keep_target` the next driver gets the last target."""
+        self.machine.power_on(keep_target=self.keep_target)
+        self._tell()
+
+    def restarted(self) -> None:
+        """A new kernel runs without a machine reset (kexec, crash kernel): it takes all boot RAM for its own.
+
+        Giving back what its predecessor let go of would free pages under its feet, so the books are emptied. Call it
+        when the guest makes contact anew after an UNLOAD. A driver that was only unbound and bound again closes its
+        channel and no more: those pages stay out, and can be given back to it.
+        """
+        self.machine.forget_pages("the guest made contact anew")
+        self._tell()
+
+    def _check(self) -> None:
+        self.machine.check_time()
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what the machine has, as far as there is room, then tell the listeners."""
+        channel = self._channel
+        while channel is not None and (size := self.machine.next_size):
+            if channel.room() < size:
+                if not self._waiting_for_room:
+                    self._waiting_for_room = True
+                    channel.when_room(size, self._room_came)
+                break
+            channel.send(self.machine.next_message())
+        self._tell()
+
+    def _room_came(self) -> None:
+        self._waiting_for_room = False
+        self._pump()
+
+    def _tell(self) -> None:
+        happened = self.machine.happened
+        while happened:
+            match happened.popleft():
+                case Changed(actual):
+                    for changed in self.on_change:
+                        changed(actual)
+                case ResizeOutcome() as outcome:
+                    for finished in self.on_finish:
+                        finished(outcome)
+                case StatusReport() as report:
+                    for status in self.on_status:
+                        status(report.available_pages * PAGE_SIZE, report.committed_pages * PAGE_SIZE)
+
+    # The monitor's side
+
+    def set_target(self, size: int) -> ResizePlan:
+        """Resize the guest to `size` bytes, starting now or as soon as its driver is there.
+
+        The plan tells what will be reached and why; `on_finish` what was. Raises ConfigError for a size below a page.
+        """
+        plan = self.machine.set_target(size)
+        self._pump()
+        return plan
+
+    @property
+    def actual(self) -> int:
+        """query-balloon: RAM without what the guest let go of and the host took back."""
+        return self.machine.ledger.actual_pages * PAGE_SIZE
+
+    @property
+    def target(self) -> int | None:
+        """The last target set."""
+        return None if self.machine.target is None else self.machine.target * PAGE_SIZE
+
+    @property
+    def state_name(self) -> str:
+        return type(self.machine.state).__name__
+
+    @property
+    def ready(self) -> bool:
+        """Whether a driver has finished negotiating."""
+        return self.machine.caps is not None
+
+    @property
+    def last_status(self) -> StatusReport | None:
+        """The driver's last report, in pages; None when the channel is closed or none came yet."""
+        return self.machine.status
+
+    @property
+    def last_outcome(self) -> ResizeOutcome | None:
+        """How the last finished attempt ended."""
+        return self.machine.outcome
+
+    def info(self) -> dict[str, Any]:
+        """Everything about the device, for `info balloon` and bug reports. Sizes in bytes."""
+        machine, ledger = self.machine, self.machine.ledger
+        status, caps, outcome = machine.status, machine.caps, machine.outcome
+        return {
+            "state": self.state_name,
+            "version": str(machine.version) if machine.version is not None else None,
+            "capabilities": None
+            if caps is None
+            else {
+                "balloon": bool(caps.balloon),
+                "hot-add": bool(caps.hot_add),
+                "alignment": 1 << 20 + caps.alignment_log2_mib,
+            },
+            "boot": ledger.boot_pages * PAGE_SIZE,
+            "actual": self.actual,
+            "target": self.target,
+            "removed-guest": ledger.removed_guest.pages * PAGE_SIZE,
+            "removed-both": ledger.removed_both.pages * PAGE_SIZE,
+            "available": None if status is None else status.available_pages * PAGE_SIZE,
+            "committed": None if status is None else status.committed_pages * PAGE_SIZE,
+            "last-result": None if outcome is None else outcome.reason or "reached",
+            "refused-pages": {
+                "outside": ledger.counters.outside,
+                "known": ledger.counters.known,
+                "repeated": ledger.counters.repeated,
+            },
+        }

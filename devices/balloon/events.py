@@ -1,0 +1,42 @@
+"""Trace events of the balloon. `hv_balloon_*` are QEMU's (names, arguments, formats), `balloon.*` are ours.
+
+Source: QEMU hw/hyperv/trace-events (10.0). One difference: an unballoon message of ours carries many ranges, so its
+`count` is the sum and its `start` the first.
+"""
+
+from __future__ import annotations
+
+from pyvmm.trace import event
+
+# QEMU's
+state_change = event("hv_balloon_state_change", "-> {tostr}")
+incoming_version = event("hv_balloon_incoming_version", "incoming proto version {major}.{minor}")
+incoming_caps = event("hv_balloon_incoming_caps", "incoming caps 0x{caps:x}")
+outgoing_unballoon = event(
+    "hv_balloon_outgoing_unballoon", "posting unballoon {trans_id} for {count} @ 0x{start:x}, remaining {rempages}"
+)
+incoming_unballoon = event("hv_balloon_incoming_unballoon", "incoming unballoon response {trans_id}")
+outgoing_balloon = event(
+    "hv_balloon_outgoing_balloon", "posting balloon {trans_id} for {count}, remaining {rempages}"
+)
+incoming_balloon = event(
+    "hv_balloon_incoming_balloon", "incoming balloon response {trans_id}, ranges {range_count}, more {more_pages}"
+)
+remove_response = event(
+    "hv_balloon_remove_response", "processing remove response range {count} @ 0x{start:x}, both {both}"
+)
+remove_response_remainder = event(
+    "hv_balloon_remove_response_remainder", "remove response remaining range {count} @ 0x{start:x}, both {both}"
+)
+
+# Ours
+status_report = event("balloon.status_report", "available {available} committed {committed} pages")
+target_set = event("balloon.target_set", "{target} pages, now {current}: {reason}")
+finished = event("balloon.finished", "target {target} pages, at {current}: {reason}")
+pages_refused = event("balloon.pages_refused", "{outside} outside RAM, {known} already out, {repeated} repeated")
+discard_failed = event("balloon.discard_failed", "{count} pages @ 0x{start:x}: {reason}")
+late_answer = event("balloon.late_answer", "type {type}")
+too_many_pages = event("balloon.too_many_pages", "asked {asked}, got {got}")
+timed_out = event("balloon.timed_out", "in {state}")
+info_sent = event("balloon.info_sent", "maximum {pages} pages")
+forgotten = event("balloon.forgotten", "{pages} pages: {reason}")

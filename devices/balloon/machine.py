@@ -1,0 +1,404 @@
+"""The host's side of the Dynamic Memory protocol as a state machine: guest messages and targets in, messages out.
+
+Source: QEMU hw/hyperv/hv-balloon.c for the shape of the states; Linux drivers/hv/hv_balloon.c for the other side.
+
+    Closed --opened--> AwaitVersion --version taken--> AwaitCaps --caps--> Idle      (closed: from any to Closed)
+
+             target below          room in the ring         `more`: once again
+    Idle -----------------> BalloonPosting ----> BalloonWaiting <--+
+      ^                                              |  +---response
+      |<---------------------------------------------+ last response, or no progress for REQUEST_TIMEOUT
+      |
+      |      target above, pages out   room: a message each      last message
+    Idle ----------------------------> UnballoonPosting <--+  ----------> UnballoonWaiting
+      ^                                      +-------------+                     |
+      |<-------------------------------------------------------------------------+ response, or no progress
+
+At Idle the target is compared with what the guest has, and the next piece asked for, until they are equal or the
+guest stops: that is one attempt. A new target begins a new attempt, as soon as the outstanding request is answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devices.balloon import events as trace
+from devices.balloon.ledger import PAGE_SIZE, Ledger
+from devices.balloon.plan import ResizeOutcome, ResizePlan, lowest_reachable
+from devices.balloon.protocol import (
+    RANGE_PAGES_LIMIT,
+    RANGES_AT,
+    RANGES_LIMIT,
+    VERSIONS,
+    BalloonRequest,
+    BalloonResponse,
+    Capabilities,
+    CapabilitiesReport,
+    CapabilitiesResponse,
+    GuestMessage,
+    Info,
+    MessageType,
+    StatusReport,
+    UnballoonRequest,
+    UnballoonResponse,
+    Version,
+    VersionRequest,
+    VersionResponse,
+)
+from devices.balloon.ranges import PageRange
+from devices.balloon.states import (
+    AwaitCaps,
+    AwaitVersion,
+    BalloonPosting,
+    BalloonWaiting,
+    Closed,
+    Idle,
+    State,
+    UnballoonPosting,
+    UnballoonWaiting,
+)
+from pyvmm.errors import ConfigError, GuestProtocolError
+
+REPLY_LIMIT = 16
+"""Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
+
+NEEDS_HOT_ADD = "memory beyond the boot size needs hot-add, which this machine does not have"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a user may turn. Pages are 4 KiB, times seconds.
+
+    Small pieces keep the guest's zeroed pages from piling up on the host before they are discarded, move the figure
+    smoothly, and let a new target take over soon; each costs one round trip.
+    """
+
+    balloon_piece: int = 128 << 8  # 128 MiB
+    unballoon_piece: int = 1024 << 8  # 1 GiB
+    unballoon_ranges: int = 16 * RANGES_LIMIT  # so fragmented memory comes back in bounded pieces too
+    request_timeout: float = 30.0
+    newest_version: Version = VERSIONS[0]
+    send_info: bool = True
+    wants_status: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The guest has more or less memory than before."""
+
+    actual: int  # bytes
+
+
+Happening = Changed | ResizeOutcome | StatusReport
+
+
+class BalloonMachine:
+    """No I/O: `receive`, `set_target`, `opened`, `closed`, `power_on` and `check_time` go in; `next_message` and
+    `happened` come out, and discards through the ledger."""
+
+    def __init__(self, ledger: Ledger, *, clock: Callable[[], float], tuning: Tuning | None = None) -> None:
+        self.ledger = ledger
+        self.tuning = tuning or Tuning()
+        self.clock = clock
+        self.state: State = Closed()
+        self.version: Version | None = None
+        self.caps: Capabilities | None = None
+        self.status: StatusReport | None = None
+        self.target: int | None = None  # pages
+        self.outcome: ResizeOutcome | None = None  # of the last attempt that ended
+        self.happened: deque[Happening] = deque()
+        self._attempting = False
+        self._attempt = 0
+        self._replies: deque[bytes] = deque()
+        self._trans_id = 0
+        self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
+
+    # What happens to the device
+
+    def opened(self) -> None:
+        """The driver opened the channel."""
+        self._forget_driver()
+        self._enter(AwaitVersion())
+
+    def closed(self) -> None:
+        """The channel is gone. What was promised to the guest is the guest's; what was not yet sent stays out."""
+        self._forget_driver()
+        self._enter(Closed())
+
+    def _forget_driver(self) -> None:
+        self.version = self.caps = self.status = None
+        self._replies.clear()
+        self._owed_balloons = self._owed_unballoons = 0
+
+    def forget_pages(self, reason: str) -> None:
+        """The guest's kernel may have all of its boot RAM again: nothing is out any more that we could rely on."""
+        if trace.forgotten.on:
+            trace.forgotten(self.ledger.removed_pages, reason)
+        changed = self.ledger.removed_pages > 0
+        self.ledger.reset()
+        if changed:
+            self._note_change()
+
+    def power_on(self, *, keep_target: bool) -> None:
+        """The machine was reset, after `closed`: boot size, fresh books; the target waits for the next driver."""
+        self.forget_pages("machine reset")
+        self.outcome = None
+        if not keep_target:
+            self.target = None
+
+    # Targets
+
+    def set_target(self, size: int) -> ResizePlan:
+        """Make the guest's memory `size` bytes, from the next moment on. Raises ConfigError for none or less.
+
+        Setting the same target again tries again.
+        """
+        if size < PAGE_SIZE:
+            raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
+        self.target = size // PAGE_SIZE
+        plan = self.plan(self.target)
+        if trace.target_set.on:
+            trace.target_set(self.target, self.ledger.current_pages, plan.reason)
+        self._attempting = True
+        self._attempt += 1
+        match self.state:
+            case BalloonPosting() | UnballoonPosting(started=False):
+                self._enter(Idle())
+            case UnballoonPosting() as state:
+                state.unsent, state.left = [], 0  # an empty message without `more` ends what was begun
+        self._advance()
+        return plan
+
+    def plan(self, target: int) -> ResizePlan:
+        """What a target of so many pages will come to, as far as it can be known now."""
+        ledger = self.ledger
+        reachable, reason = target, ""
+        if target > ledger.boot_pages:
+            reachable, reason = ledger.boot_pages, NEEDS_HOT_ADD
+        if self.caps is None:
+            waiting = "the guest's balloon driver is not there yet; the target is kept for it"
+            reason = f"{reason}; {waiting}" if reason else waiting
+        elif not self.caps.balloon and target < ledger.current_pages:
+            reachable, reason = ledger.current_pages, "the guest's driver cannot balloon"
+        elif target < ledger.current_pages and self.status is not None:
+            lowest = lowest_reachable(ledger.current_pages, self.status.available_pages)
+            if target < lowest:
+                reachable = lowest
+                reason = f"the guest keeps a floor of memory: it is expected to stop near {lowest >> 8} MiB"
+        return ResizePlan(target * PAGE_SIZE, reachable * PAGE_SIZE, reason)
+
+    # Messages in
+
+    def receive(self, message: GuestMessage) -> None:
+        """One message of the guest. Raises GuestProtocolError for one that nobody asked for."""
+        match message, self.state:
+            case StatusReport(), _:
+                self._take_status(message)
+            case VersionRequest(), AwaitVersion():
+                self._take_version(message)
+            case CapabilitiesReport(), AwaitCaps():
+                self._take_caps(message)
+            case BalloonResponse(), BalloonWaiting() as state:
+                self._take_pages(message, state)
+            case BalloonResponse(), _ if self._owed_balloons:
+                self._late(MessageType.BALLOON_RESPONSE)
+                self._book(message)
+                if not message.more:
+                    self._owed_balloons -= 1
+                self._advance()
+            case UnballoonResponse(), UnballoonWaiting():
+                if trace.incoming_unballoon.on:
+                    trace.incoming_unballoon(message.trans_id)
+                self._end_request()
+            case UnballoonResponse(), _ if self._owed_unballoons:
+                self._late(MessageType.UNBALLOON_RESPONSE)
+                self._owed_unballoons -= 1
+            case _:
+                name = type(message).__name__
+                raise GuestProtocolError(f"balloon: {name} in state {type(self.state).__name__}")
+
+    def _take_status(self, report: StatusReport) -> None:
+        if trace.status_report.on:
+            trace.status_report(report.available_pages, report.committed_pages)
+        self.status = report
+        self.happened.append(report)
+
+    def _take_version(self, request: VersionRequest) -> None:
+        offered = Version(request.version)
+        if trace.incoming_version.on:
+            trace.incoming_version(offered.major, offered.minor)
+        accepted = offered in VERSIONS and offered <= self.tuning.newest_version
+        self._reply(VersionResponse.of(request.trans_id, accepted).build())
+        if accepted:
+            self.version = offered
+            self._enter(AwaitCaps())
+
+    def _take_caps(self, report: CapabilitiesReport) -> None:
+        if trace.incoming_caps.on:
+            trace.incoming_caps(report.caps & 0xFFFFFFFF)
+        self.caps = Capabilities(report.caps)
+        suppress = not self.tuning.wants_status
+        self._reply(CapabilitiesResponse.of(report.trans_id, suppress_reports=suppress).build())
+        if self.tuning.send_info:
+            if trace.info_sent.on:
+                trace.info_sent(self.ledger.boot_pages)
+            self._reply(Info.of(self._trans_id, self.ledger.boot_pages).build())
+        self._enter(Idle())
+        self._attempting = self.target is not None
+        self._advance()
+
+    def _take_pages(self, response: BalloonResponse, state: BalloonWaiting) -> None:
+        booked = self._book(response)
+        state.got += booked
+        if booked:
+            state.deadline = self._deadline()  # only pages are progress, or a guest could hold the request for ever
+        if response.more:
+            return
+        if state.got > state.asked and trace.too_many_pages.on:
+            trace.too_many_pages(state.asked, state.got)
+        if state.got < state.asked and state.attempt == self._attempt:
+            short = "nothing" if not state.got else f"{state.got >> 8} of {state.asked >> 8} MiB"
+            self._end_attempt(f"the guest gave {short}: it keeps the rest (its floor)")
+        self._end_request()
+
+    def _book(self, response: BalloonResponse) -> int:
+        if trace.incoming_balloon.on:
+            trace.incoming_balloon(response.trans_id, len(response.ranges), int(response.more))
+        booked = self.ledger.book(response.ranges).booked
+        if booked:
+            self._note_change()
+        return booked
+
+    def _late(self, kind: MessageType) -> None:
+        if trace.late_answer.on:
+            trace.late_answer(int(kind))
+
+    def _reply(self, message: bytes) -> None:
+        if len(self._replies) >= REPLY_LIMIT:
+            raise GuestProtocolError(f"balloon: {REPLY_LIMIT} answers wait for a guest that does not read")
+        self._replies.append(message)
+
+    # Messages out
+
+    @property
+    def next_size(self) -> int:
+        """Bytes of room that the next message needs; 0 if there is none to send."""
+        if self._replies:
+            return len(self._replies[0])
+        match self.state:
+            case BalloonPosting():
+                return BalloonRequest.SIZE
+            case UnballoonPosting(unsent=unsent):
+                return RANGES_AT + 8 * min(len(unsent), RANGES_LIMIT)
+        return 0
+
+    def next_message(self) -> bytes:
+        """The message of `next_size` bytes, now being sent. What follows from its being sent happens here."""
+        if self._replies:
+            return self._replies.popleft()
+        match self.state:
+            case BalloonPosting(pages):
+                self._trace_posting("S_BALLOON_POSTING")
+                if trace.outgoing_balloon.on:
+                    trace.outgoing_balloon(self._trans_id, pages, self.ledger.current_pages - (self.target or 0))
+                self._enter(BalloonWaiting(pages, 0, self._attempt, self._deadline()))
+                return BalloonRequest.of(self._trans_id, pages).build()
+            case UnballoonPosting() as state:
+                return self._next_unballoon(state)
+        raise AssertionError("nothing to send")
+
+    def _next_unballoon(self, state: UnballoonPosting) -> bytes:
+        self._trace_posting("S_UNBALLOON_POSTING")
+        ranges = state.unsent[-RANGES_LIMIT:]
+        del state.unsent[-RANGES_LIMIT:]
+        pages = sum(r.pages for r in ranges)
+        self.ledger.give_back(ranges)
+        state.left -= pages
+        state.started = True
+        state.deadline = self._deadline()
+        if trace.outgoing_unballoon.on:
+            trace.outgoing_unballoon(self._trans_id, pages, ranges[0].start if ranges else 0, state.left)
+        message = UnballoonRequest(self._trans_id, bool(state.unsent), list(ranges)).build()
+        if pages:
+            self._note_change()
+        if not state.unsent:
+            self._enter(UnballoonWaiting(self._deadline()))
+        return message
+
+    # Time
+
+    def check_time(self) -> None:
+        """Give up a request without progress. The device calls this about once a second."""
+        state = self.state
+        if not isinstance(state, BalloonPosting | BalloonWaiting | UnballoonPosting | UnballoonWaiting):
+            return
+        if self.clock() < state.deadline:
+            return
+        if trace.timed_out.on:
+            trace.timed_out(type(state).__name__)
+        match state:
+            case BalloonWaiting():
+                self._owed_balloons += 1
+            case UnballoonWaiting():
+                self._owed_unballoons += 1
+        self._end_attempt(f"the guest did not answer for {self.tuning.request_timeout:g} s")
+        self._end_request()
+
+    def _deadline(self) -> float:
+        return self.clock() + self.tuning.request_timeout
+
+    # The next step
+
+    def _advance(self) -> None:
+        """At Idle: ask for the next piece of what the target needs, or end the attempt."""
+        if not self._attempting or self.target is None or not isinstance(self.state, Idle) or self.caps is None:
+            return
+        surplus = self.ledger.current_pages - self.target
+        if surplus == 0:
+            self._end_attempt("")
+        elif surplus > 0 and not self.caps.balloon:
+            self._end_attempt("the guest's driver cannot balloon")
+        elif surplus > 0:
+            self._enter(BalloonPosting(min(surplus, self.tuning.balloon_piece), self._deadline()))
+        elif self.ledger.removed_pages:
+            ranges = self.ledger.choose(min(-surplus, self.tuning.unballoon_piece), self.tuning.unballoon_ranges)
+            unsent = [part for r in reversed(ranges) for part in _sendable(r)]
+            pages = sum(r.pages for r in unsent)
+            self._enter(UnballoonPosting(unsent, pages, started=False, deadline=self._deadline()))
+        else:
+            self._end_attempt(NEEDS_HOT_ADD)
+
+    def _end_request(self) -> None:
+        self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF
+        self._enter(Idle())
+        self._advance()
+
+    def _end_attempt(self, reason: str) -> None:
+        assert self.target is not None
+        self._attempting = False
+        if trace.finished.on:
+            trace.finished(self.target, self.ledger.current_pages, reason)
+        self.outcome = ResizeOutcome(self.target * PAGE_SIZE, self.ledger.actual_pages * PAGE_SIZE, reason)
+        self.happened.append(self.outcome)
+
+    def _note_change(self) -> None:
+        self.happened.append(Changed(self.ledger.actual_pages * PAGE_SIZE))
+
+    def _enter(self, state: State) -> None:
+        if trace.state_change.on and state.NAME != self.state.NAME:
+            trace.state_change(state.NAME)
+        self.state = state
+
+    def _trace_posting(self, name: str) -> None:
+        if trace.state_change.on:
+            trace.state_change(name)
+
+
+def _sendable(each: PageRange) -> list[PageRange]:
+    """`each` in parts that a message's range can hold."""
+    if each.pages <= RANGE_PAGES_LIMIT:
+        return [each]
+    starts = range(each.start, each.end, RANGE_PAGES_LIMIT)
+    return [PageRange(start, min(RANGE_PAGES_LIMIT, each.end - start)) for start in starts]

@@ -1,0 +1,345 @@
+"""The messages of the Dynamic Memory protocol: fixed structures, two of them followed by page ranges.
+
+Source: Linux drivers/hv/hv_balloon.c, struct dm_* and union dm_mem_page_range.
+
+Every message opens with `Header`. Pages are 4 KiB. G: the guest sends it, H: the host does.
+
+    G VERSION_REQUEST  H VERSION_RESPONSE     G STATUS_REPORT (once a second)
+    G CAPABILITIES     H CAPABILITIES_RESPONSE     H INFO
+    H BALLOON_REQUEST     G BALLOON_RESPONSE (one or more, `more` set on all but the last)
+    H UNBALLOON_REQUEST (one or more, likewise)     G UNBALLOON_RESPONSE (one)
+    H HOT_ADD_REQUEST     G HOT_ADD_RESPONSE
+
+Transaction ids tell nothing: Linux counts its own and never repeats the host's. An answer is known by its type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import pack, unpack_from
+
+from pyvmm.bits import Bits, bit, bits
+from pyvmm.errors import GuestProtocolError, WireError
+from pyvmm.wire import Buffer, Wire, u16, u32, u64, wire
+
+MESSAGE_LIMIT = 4096
+"""Bytes of the longest message: Linux's receive buffer."""
+PAGE_COUNT_SHIFT = 40
+_START_MASK = (1 << PAGE_COUNT_SHIFT) - 1
+RANGE_PAGES_LIMIT = (1 << 24) - 1
+RANGES_AT = 16  # offset of the ranges in both messages that have them
+RANGES_LIMIT = (MESSAGE_LIMIT - RANGES_AT) // 8
+ALL_PAGES = (1 << 64) - 1
+
+
+class MessageType(IntEnum):
+    """enum dm_message_type."""
+
+    ERROR = 0
+    VERSION_REQUEST = 1
+    VERSION_RESPONSE = 2
+    CAPABILITIES = 3
+    CAPABILITIES_RESPONSE = 4
+    STATUS_REPORT = 5
+    BALLOON_REQUEST = 6
+    BALLOON_RESPONSE = 7
+    UNBALLOON_REQUEST = 8
+    UNBALLOON_RESPONSE = 9
+    HOT_ADD_REQUEST = 10
+    HOT_ADD_RESPONSE = 11
+    INFO = 12
+
+
+class Version(Bits):
+    """Protocol version as sent. Linux's names 1.0, 2.0 and 3.0 are 0.3, 1.0 and 2.0 here."""
+
+    __slots__ = ()
+    minor = bits(0, 16)
+    major = bits(16, 16)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+WIN7, WIN8, WIN10 = Version(0x00000003), Version(0x00010000), Version(0x00020000)
+VERSIONS = (WIN10, WIN8, WIN7)
+
+
+class Capabilities(Bits):
+    """union dm_caps."""
+
+    __slots__ = ()
+    balloon = bit(0)
+    hot_add = bit(1)
+    alignment_log2_mib = bits(2, 4)
+    hot_remove = bit(6)
+
+
+@wire
+class Header(Wire):
+    """struct dm_header. `size` counts the header too."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+
+
+@wire
+class VersionRequest(Wire):
+    """struct dm_version_request."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    version: u32
+    is_last: u32  # bit 0: the guest has no other version to offer
+
+
+@wire
+class VersionResponse(Wire):
+    """struct dm_version_response."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    is_accepted: u64  # bit 0
+
+    @classmethod
+    def of(cls, trans_id: int, accepted: bool) -> VersionResponse:
+        return cls(MessageType.VERSION_RESPONSE, cls.SIZE, trans_id, int(accepted))
+
+
+@wire
+class CapabilitiesReport(Wire):
+    """struct dm_capabilities. Linux says 0 minimum pages and all ones for the highest page."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    caps: u64
+    min_page_count: u64
+    max_page_number: u64
+
+
+ACCEPTED, HOT_REMOVE, SUPPRESS_PRESSURE_REPORTS = 1, 2, 4
+
+
+@wire
+class CapabilitiesResponse(Wire):
+    """struct dm_capabilities_resp_msg. Linux ignores the request to suppress pressure reports."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    flags: u64
+
+    @classmethod
+    def of(cls, trans_id: int, *, suppress_reports: bool) -> CapabilitiesResponse:
+        flags = ACCEPTED | (SUPPRESS_PRESSURE_REPORTS if suppress_reports else 0)
+        return cls(MessageType.CAPABILITIES_RESPONSE, cls.SIZE, trans_id, flags)
+
+
+@wire
+class StatusReport(Wire):
+    """struct dm_status. Linux fills the first two."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    available_pages: u64
+    committed_pages: u64
+    page_file_size: u64
+    zero_free_pages: u64
+    page_file_writes: u32
+    io_difference: u32
+
+
+@wire
+class BalloonRequest(Wire):
+    """struct dm_balloon."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    pages: u32
+    reserved: u32
+
+    @classmethod
+    def of(cls, trans_id: int, pages: int) -> BalloonRequest:
+        return cls(MessageType.BALLOON_REQUEST, cls.SIZE, trans_id, pages, 0)
+
+
+@dataclass(slots=True)
+class BalloonResponse:
+    """struct dm_balloon_response: pages the guest let go of, as (start, pages). `more` responses follow."""
+
+    trans_id: int
+    more: bool
+    ranges: list[tuple[int, int]]
+
+    @classmethod
+    def parse(cls, data: Buffer) -> BalloonResponse:
+        """Read a whole message. Raises WireError if the announced ranges do not fit in it."""
+        if len(data) < RANGES_AT:
+            raise WireError(f"BalloonResponse: {len(data)} bytes, needs {RANGES_AT}")
+        trans_id, _, word = unpack_from("<III", data, 4)
+        return cls(trans_id, bool(word & 1), _parse_ranges(data, word >> 1, "BalloonResponse"))
+
+    def build(self) -> bytes:
+        return _build(MessageType.BALLOON_RESPONSE, self.trans_id, 0, self.more | len(self.ranges) << 1, self.ranges)
+
+
+@dataclass(slots=True)
+class UnballoonRequest:
+    """struct dm_unballoon_request: pages that are the guest's again. It answers after the one without `more`."""
+
+    trans_id: int
+    more: bool
+    ranges: list[tuple[int, int]]
+
+    @classmethod
+    def parse(cls, data: Buffer) -> UnballoonRequest:
+        """Read a whole message; what a guest does with it."""
+        if len(data) < RANGES_AT:
+            raise WireError(f"UnballoonRequest: {len(data)} bytes, needs {RANGES_AT}")
+        trans_id, more, count = unpack_from("<III", data, 4)
+        return cls(trans_id, bool(more & 1), _parse_ranges(data, count, "UnballoonRequest"))
+
+    def build(self) -> bytes:
+        return _build(MessageType.UNBALLOON_REQUEST, self.trans_id, int(self.more), len(self.ranges), self.ranges)
+
+
+@wire
+class UnballoonResponse(Wire):
+    """struct dm_unballoon_response."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+
+
+@dataclass(slots=True)
+class HotAddRequest:
+    """struct dm_hot_add, with the region of struct dm_hot_add_with_region when there is one.
+
+    Linux tells the forms apart by their size: 16 bytes have no region. (start, pages) each.
+    """
+
+    trans_id: int
+    range: tuple[int, int]
+    region: tuple[int, int] | None = None
+
+    @classmethod
+    def parse(cls, data: Buffer) -> HotAddRequest:
+        if len(data) not in (16, 24):
+            raise WireError(f"HotAddRequest: {len(data)} bytes, needs 16 or 24")
+        words = unpack_from(f"<{len(data) // 8 - 1}Q", data, 8)
+        ranges = [(w & _START_MASK, w >> PAGE_COUNT_SHIFT) for w in words]
+        return cls(unpack_from("<I", data, 4)[0], ranges[0], ranges[1] if len(ranges) > 1 else None)
+
+    def build(self) -> bytes:
+        ranges = [self.range] if self.region is None else [self.range, self.region]
+        head = pack("<HHI", MessageType.HOT_ADD_REQUEST, 8 + 8 * len(ranges), self.trans_id)
+        return head + _pack_ranges(ranges)
+
+
+@wire
+class HotAddResponse(Wire):
+    """struct dm_hot_add_response. result 1 with 0 pages: refused for good; 0 with 0: try again later."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    pages: u32
+    result: u32
+
+
+INFO_MAX_PAGES = 0
+
+
+@wire
+class Info(Wire):
+    """struct dm_info_msg with struct dm_info_header: what the guest may grow to. Linux logs it."""
+
+    type: u16
+    size: u16
+    trans_id: u32
+    reserved: u32
+    info_size: u32
+    info_type: u32
+    data_size: u32
+    pages: u64
+
+    @classmethod
+    def of(cls, trans_id: int, pages: int) -> Info:
+        return cls(MessageType.INFO, cls.SIZE, trans_id, 0, 16, INFO_MAX_PAGES, 8, pages)
+
+
+GuestMessage = (
+    VersionRequest | CapabilitiesReport | StatusReport | BalloonResponse | UnballoonResponse | HotAddResponse
+)
+
+
+def parse_guest_message(payload: Buffer) -> GuestMessage:
+    """The message in one packet from the guest; bytes after its announced size are padding.
+
+    Raises WireError if it is shorter than it says, GuestProtocolError for a type that no guest sends.
+    """
+    header = Header.parse(payload)
+    if not Header.SIZE <= header.size <= len(payload):
+        raise WireError(f"balloon message type {header.type}: says {header.size} bytes, has {len(payload)}")
+    body = payload[: header.size]
+    match header.type:
+        case MessageType.STATUS_REPORT:
+            return StatusReport.parse(body)
+        case MessageType.BALLOON_RESPONSE:
+            return BalloonResponse.parse(body)
+        case MessageType.UNBALLOON_RESPONSE:
+            return UnballoonResponse.parse(body)
+        case MessageType.HOT_ADD_RESPONSE:
+            return HotAddResponse.parse(body)
+        case MessageType.VERSION_REQUEST:
+            return VersionRequest.parse(body)
+        case MessageType.CAPABILITIES:
+            return CapabilitiesReport.parse(body)
+    raise GuestProtocolError(f"balloon message of unknown type {header.type}, {header.size} bytes")
+
+
+HostMessage = VersionResponse | CapabilitiesResponse | BalloonRequest | UnballoonRequest | HotAddRequest | Info
+
+
+def parse_host_message(payload: Buffer) -> HostMessage:
+    """The message in one packet from the host: for tests, which play the guest, and for reading captures."""
+    header = Header.parse(payload)
+    body = payload[: header.size]
+    match header.type:
+        case MessageType.VERSION_RESPONSE:
+            return VersionResponse.parse(body)
+        case MessageType.CAPABILITIES_RESPONSE:
+            return CapabilitiesResponse.parse(body)
+        case MessageType.BALLOON_REQUEST:
+            return BalloonRequest.parse(body)
+        case MessageType.UNBALLOON_REQUEST:
+            return UnballoonRequest.parse(body)
+        case MessageType.HOT_ADD_REQUEST:
+            return HotAddRequest.parse(body)
+        case MessageType.INFO:
+            return Info.parse(body)
+    raise WireError(f"balloon message of unknown type {header.type} from the host")
+
+
+def _parse_ranges(data: Buffer, count: int, name: str) -> list[tuple[int, int]]:
+    if count > (len(data) - RANGES_AT) // 8:
+        raise WireError(f"{name}: {count} ranges in {len(data)} bytes")
+    words = unpack_from(f"<{count}Q", data, RANGES_AT)
+    return [(word & _START_MASK, word >> PAGE_COUNT_SHIFT) for word in words]
+
+
+def _pack_ranges(ranges: list[tuple[int, int]]) -> bytes:
+    return pack(f"<{len(ranges)}Q", *[start | pages << PAGE_COUNT_SHIFT for start, pages in ranges])
+
+
+def _build(kind: MessageType, trans_id: int, first: int, second: int, ranges: list[tuple[int, int]]) -> bytes:
+    size = RANGES_AT + 8 * len(ranges)
+    return pack("<HHIII", kind, size, trans_id, first, second) + _pack_ranges(ranges)

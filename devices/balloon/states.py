@@ -1,0 +1,80 @@
+"""The states of the balloon machine. Each owns what means something only then; `NAME` is QEMU's word for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from devices.balloon.ranges import PageRange
+
+
+@dataclass(slots=True)
+class Closed:
+    """No driver: not booted yet, or unbound."""
+
+    NAME: ClassVar[str] = "S_POST_RESET_CLOSED"
+
+
+@dataclass(slots=True)
+class AwaitVersion:
+    """The channel is open; the driver offers versions, newest first, until one is taken."""
+
+    NAME: ClassVar[str] = "S_VERSION"
+
+
+@dataclass(slots=True)
+class AwaitCaps:
+    """A version is agreed; the driver says what it can do."""
+
+    NAME: ClassVar[str] = "S_CAPS"
+
+
+@dataclass(slots=True)
+class Idle:
+    """Nothing asked of the guest."""
+
+    NAME: ClassVar[str] = "S_IDLE"
+
+
+@dataclass(slots=True)
+class BalloonPosting:
+    """A request for `pages` waits for room in the ring."""
+
+    NAME: ClassVar[str] = "S_BALLOON_RB_WAIT"
+    pages: int
+    deadline: float
+
+
+@dataclass(slots=True)
+class BalloonWaiting:
+    """The request is out; the guest answers in one or more responses."""
+
+    NAME: ClassVar[str] = "S_BALLOON_REPLY_WAIT"
+    asked: int
+    got: int  # pages that really came
+    attempt: int  # the attempt it was made for; a newer one may have begun meanwhile
+    deadline: float
+
+
+@dataclass(slots=True)
+class UnballoonPosting:
+    """Ranges on their way back, in as many messages as they need; `unsent` are on the books yet, next ones last."""
+
+    NAME: ClassVar[str] = "S_UNBALLOON_RB_WAIT"
+    unsent: list[PageRange]
+    left: int  # pages in `unsent`
+    started: bool  # a message is out, so one without `more` must follow
+    deadline: float
+
+
+@dataclass(slots=True)
+class UnballoonWaiting:
+    """All ranges are the guest's; it says so when it has freed them."""
+
+    NAME: ClassVar[str] = "S_UNBALLOON_REPLY_WAIT"
+    deadline: float
+
+
+State = (
+    Closed | AwaitVersion | AwaitCaps | Idle | BalloonPosting | BalloonWaiting | UnballoonPosting | UnballoonWaiting
+)
