@@ -150,6 +150,8 @@ class AgentClient:
                 return self._started(rest)
             case b"out" | b"err":
                 number, text = self._command(line, rest)
+                if not text:
+                    raise GuestProtocolError(f"agent: output without any: {_show(line)}")
                 try:
                     data = a2b_base64(text, strict_mode=True)
                 except Base64Error as error:

@@ -1,0 +1,241 @@
+"""Building, finding and keeping images, with packages made up here: no network, no apt."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from sample_modules import module
+
+from images import busybox, cache, catalog, packages
+from images.catalog import build_image, find_image, list_images
+from images.cpio import read_cpio
+from pyvmm.errors import ConfigError, HostError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "firmware"))
+import sample_kernels as kernels
+
+RELEASE = "6.1.0-99-cloud-amd64"
+
+
+class Debian:
+    """Stands in for apt: one kernel package, its version, and whether the network is up."""
+
+    def __init__(self) -> None:
+        self.version = "6.1.1-1"
+        self.online = True
+        self.downloads = 0
+        self.kernel = kernels.bzimage(gzip.compress(kernels.vmlinux()))
+
+    def find(self, pattern: str, suites: tuple[str, ...]) -> packages.Package:
+        if not self.online:
+            raise ConfigError(f"no package {pattern} found")
+        return packages.Package(f"linux-image-{RELEASE}", self.version, (), packages.MACHINE)
+
+    def download(self, package: packages.Package) -> Path:
+        self.downloads += 1
+        return Path(f"{package.name}_{package.version}.deb")
+
+    def unpack(self, deb: Path, folder: Path) -> None:
+        hv = folder / f"lib/modules/{RELEASE}/kernel/drivers/hv"
+        hv.mkdir(parents=True)
+        (folder / "boot").mkdir()
+        (folder / f"boot/vmlinuz-{RELEASE}").write_bytes(self.kernel)
+        (folder / f"boot/config-{RELEASE}").write_text("CONFIG_HYPERV=m\n")
+        (hv / "hv_vmbus.ko").write_bytes(module("hv_vmbus"))
+        for name in ("hv_utils", "hv_balloon"):
+            (hv / f"{name}.ko").write_bytes(module(name, "hv_vmbus"))
+
+
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Debian:
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
+    program = tmp_path / "busybox"
+    program.write_bytes(b"\x7fELF the program")
+    debian = Debian()
+    monkeypatch.setattr(packages, "find_package", debian.find)
+    monkeypatch.setattr(packages, "download", debian.download)
+    monkeypatch.setattr(packages, "unpack", debian.unpack)
+    monkeypatch.setattr(busybox, "busybox", lambda _progress: program)
+    monkeypatch.setattr(busybox, "applets", lambda _program: ["busybox", "ls", "sh"])
+    return debian
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders that should be gone."""
+    return [str(path) for path in folder.rglob(".*")]
+
+
+def test_built_image_is_whole(debian: Debian, tmp_path: Path) -> None:
+    steps: list[str] = []
+    image = build_image("debian-6.1", steps.append)
+    assert image.built
+    assert image.release == RELEASE
+    assert image.kernel.read_bytes() == debian.kernel
+    assert image.vmlinux.read_bytes()[:4] == b"\x7fELF"
+    assert image.modules == ("hv_vmbus", "hv_utils", "hv_balloon")
+    assert image.sizes["initrd"] == image.initrd.stat().st_size
+    assert steps
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_initramfs_holds_init_agent_and_modules_in_load_order(debian: Debian) -> None:
+    members = {entry.name: entry for entry in read_cpio(build_image().initrd.read_bytes())}
+    assert members["etc/pyvmm/modules"].data == b"hv_vmbus\nhv_utils\nhv_balloon\n"
+    assert members["lib/modules/hv_balloon.ko"].data == module("hv_balloon", "hv_vmbus")
+    assert members["init"].mode & 0o777 == 0o755
+    assert members["init"].data.index(b"pyvmm: init") < members["init"].data.index(b"\nmount")
+    assert members["bin/sh"].data == b"busybox"
+    assert members["dev/console"].device == (5, 1)
+    assert "etc/pyvmm/agent" in members
+
+
+def test_found_image_is_not_built_again(debian: Debian) -> None:
+    built = build_image()
+    debian.online = False
+    assert find_image() == built
+    assert debian.downloads == 1
+
+
+def test_missing_image_is_built_when_looked_for(debian: Debian) -> None:
+    assert find_image("debian-6.12").built
+    with pytest.raises(ConfigError, match=r"pyvmm image build debian-7\.2"):
+        find_image("debian-7.2", build=False)
+
+
+def test_list_tells_which_are_built(debian: Debian) -> None:
+    build_image()
+    assert [(image.name, image.built, image.default) for image in list_images()] == [
+        ("debian-5.10", False, False),
+        ("debian-6.1", True, True),
+        ("debian-6.12", False, False),
+        ("debian-7.2", False, False),
+    ]
+
+
+def test_unknown_image_lists_the_known(debian: Debian) -> None:
+    for function in (find_image, build_image):
+        with pytest.raises(ConfigError, match=r"'debian-1'; there are debian-5\.10, debian-6\.1, "):
+            function("debian-1")
+
+
+def test_changed_init_makes_a_new_initramfs_without_the_network(
+    debian: Debian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from images import initramfs
+
+    before = build_image()
+    files = initramfs.guest_files()
+    monkeypatch.setattr(initramfs, "guest_files", lambda: {**files, "init": b"#!/bin/sh\nnew\n"})
+    debian.online = False
+    after = find_image()
+    assert after.initrd != before.initrd
+    assert after.vmlinux == before.vmlinux
+    assert before.initrd.exists(), "a running machine may have it mapped"
+
+
+def test_newer_package_is_taken_by_build(debian: Debian) -> None:
+    before = build_image()
+    debian.version = "6.1.2-1"
+    after = build_image()
+    assert (before.package, after.package) == (f"linux-image-{RELEASE} 6.1.1-1", f"linux-image-{RELEASE} 6.1.2-1")
+    assert after.kernel != before.kernel
+    assert debian.downloads == 2
+
+
+def test_build_offline_uses_what_is_there_unless_forced(debian: Debian) -> None:
+    built = build_image()
+    debian.online = False
+    assert build_image() == built
+    with pytest.raises(ConfigError, match="no package"):
+        build_image(force=True)
+
+
+def test_forced_build_replaces_the_kernel(debian: Debian, tmp_path: Path) -> None:
+    build_image().vmlinux.write_bytes(b"spoilt")
+    assert build_image(force=True).vmlinux.read_bytes()[:4] == b"\x7fELF"
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_cut_file_or_manifest_makes_the_image_unbuilt(debian: Debian) -> None:
+    image = build_image()
+    image.initrd.write_bytes(b"cut")
+    assert not list_images()[1].built
+    manifest = cache.cache_folder("images", "debian-6.1.json")
+    for text in ("", "[]", "{}", json.dumps({"kernel": 1})):
+        manifest.write_text(text)
+        assert not list_images()[1].built
+    assert find_image().built
+
+
+@pytest.mark.parametrize("part", ["vmlinuz", "vmlinux", "hv_utils.ko", "kernel.json", ".cpio", "debian-6.1.json"])
+def test_full_disk_is_one_line_and_leaves_nothing(
+    debian: Debian, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    whole = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if path.name == part and "unpack" not in str(path):
+            whole(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(path, data)
+
+    def replace(source: str, target: Path) -> None:
+        if str(target).endswith(part):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(source, target)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "write_text", lambda path, text: write_bytes(path, text.encode()))
+    monkeypatch.setattr(cache.os, "replace", replace)
+    with pytest.raises(HostError, match=r"cannot build image debian-6.1: no space left") as caught:
+        build_image()
+    assert "\n" not in str(caught.value)
+    assert leftovers(tmp_path / "cache") == []
+    assert not list_images()[1].built
+    monkeypatch.undo()
+
+
+def test_damaged_kernel_leaves_nothing(debian: Debian, tmp_path: Path) -> None:
+    debian.kernel = debian.kernel[:-100]
+    with pytest.raises(ConfigError, match="truncated"):
+        build_image()
+    assert leftovers(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache/kernels").iterdir())
+
+
+def test_cache_that_cannot_be_written_is_one_line(debian: Debian, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the way")
+    with pytest.raises(HostError, match="cannot build image"):
+        build_image()
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", "/a")
+    assert cache.cache_folder("b") == Path("/a/b")
+    monkeypatch.delenv("PYVMM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache.cache_folder() == Path("/x/pyvmm")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache.cache_folder() == Path("/home/someone/.cache/pyvmm")
+
+
+def test_other_modules_get_an_initramfs_of_their_own(debian: Debian) -> None:
+    first = catalog.initrd_for("my/tree", [("hv_vmbus", b"one")])
+    assert first == catalog.initrd_for("my/tree", [("hv_vmbus", b"one")])
+    assert first != catalog.initrd_for("my/tree", [("hv_vmbus", b"two")])
+    assert struct.unpack("6s", first.read_bytes()[:6]) == (b"070701",)
+
+
+def test_static_program_is_told_from_a_dynamic_one() -> None:
+    assert busybox.is_static(kernels.elf([(0x400000, b"x", 1)], entry=0x400000))
+    assert not busybox.is_static(Path(shutil.which("bash") or "/bin/sh").read_bytes())
+    assert not busybox.is_static(b"#!/bin/sh\n")
