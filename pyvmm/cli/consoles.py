@@ -106,7 +106,7 @@ class FileConsole(Console):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = open(path, "wb", buffering=0)  # noqa: SIM115: closed by close()
+            self._file = open(path, "wb", buffering=0)
         except OSError as error:
             raise ConfigError(f"console {path}: {error.strerror}") from error
         self._path = path

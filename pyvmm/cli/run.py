@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
 from pyvmm.sizes import parse_size
 
@@ -40,12 +38,6 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     from images.catalog import list_images
 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
-
-
-def say(text: str) -> None:
-    """One line of progress, for people."""
-    if sys.stderr.isatty() or "PYVMM_INSIDE_HOST" not in os.environ:
-        print(f"pyvmm: {text}", file=sys.stderr, flush=True)
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -141,7 +133,7 @@ def run(
     else:
         if initrd is not None:
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
-        found = _image(image)
+        found = guest_image(image)
         kernel_path, initrd_path = found.vmlinux, found.initrd
         if command:
             pieces.append("pyvmm.agent")
@@ -157,57 +149,26 @@ def run(
         entry=entry,  # type: ignore[arg-type]
         on_panic=on_panic,  # type: ignore[arg-type]
         reboot=not no_reboot,
-        name=name or "vm",
     )
     config.check()
 
-    from pyvmm.cli.where import inside, run_emulated, wants_emulated
-    from pyvmm.control import registry
+    def here(name: str, sockets: list[Path]) -> int:
+        from pyvmm.cli.session import Session, run_session
 
-    if inside():
-        ctx.exit(_session(config, console, command, timeout, _present(control_socket, qmp), trace, trace_file))
-    emulated = wants_emulated(host)
-    with registry.claim(name, sys.argv) as registration:
-        sockets = _present(registration.socket, qmp)
-        config.name = registration.name
-        if emulated:
-            extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-            ctx.exit(run_emulated(["run", *extra, *_arguments()], config.memory, sockets))
-        ctx.exit(_session(config, console, command, timeout, sockets, trace, trace_file))
-
-
-def _arguments() -> list[str]:
-    """What the user gave after `run`; the emulated host runs the same command line."""
-    arguments = sys.argv[1:]
-    return arguments[arguments.index("run") + 1 :] if "run" in arguments else []
-
-
-def _present(*paths: Path | None) -> list[Path]:
-    return [path for path in paths if path is not None]
-
-
-def _session(
-    config: object,
-    console: str | None,
-    command: tuple[str, ...],
-    timeout: float | None,
-    sockets: list[Path],
-    trace: tuple[str, ...],
-    trace_file: Path | None,
-) -> int:
-    from pyvmm.cli.session import Session, run_session
-
-    return run_session(
-        Session(
-            config,  # type: ignore[arg-type]
-            console=console or ("none" if command else "stdio"),
-            command=shlex.join(command) if len(command) > 1 else command[0] if command else None,
-            timeout=timeout,
-            sockets=sockets,
-            trace=list(trace),
-            trace_file=trace_file,
+        config.name = name
+        return run_session(
+            Session(
+                config,
+                console=console or ("none" if command else "stdio"),
+                command=shlex.join(command) if len(command) > 1 else command[0] if command else None,
+                timeout=timeout,
+                sockets=sockets,
+                trace=list(trace),
+                trace_file=trace_file,
+            )
         )
-    )
+
+    ctx.exit(run_somewhere("run", here, host=host, name=name, memory=memory, qmp=qmp, control_socket=control_socket))
 
 
 def _own_kernel(kernel: Path | None, kdir: Path | None, initrd: Path | None) -> tuple[Path, Path | None]:
@@ -222,8 +183,8 @@ def _own_kernel(kernel: Path | None, kdir: Path | None, initrd: Path | None) -> 
     return kernel or tree.kernel, initrd
 
 
-def _image(name: str | None) -> Image:
+def guest_image(name: str | None) -> Image:
+    """One of our images, built if it is not there yet."""
     from images import catalog
 
-    progress: Callable[[str], None] = say
-    return catalog.find_image(name or catalog.DEFAULT, progress=progress)
+    return catalog.find_image(name or catalog.DEFAULT, progress=say)

@@ -69,7 +69,7 @@ def _traces(session: Session) -> Iterator[None]:
     file = None
     if session.trace_file is not None:
         try:
-            file = open(session.trace_file, "w", encoding="utf-8")  # noqa: SIM115: closed below
+            file = open(session.trace_file, "w", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"trace file {session.trace_file}: {error.strerror}") from error
         sinks.append(trace.JsonSink(file))
@@ -111,22 +111,12 @@ class _Run:
         outcome = machine.run()
         machine.close()  # the last console output comes before what we say
         self._console.close()
-        return self._status if self._status is not None else self._report(outcome)
-
-    def _report(self, outcome: Outcome) -> int:
-        match outcome.kind:
-            case "panic":
-                _say(f"guest panicked: {outcome.text}")
-                if outcome.crash is not None and outcome.crash.text and self._session.console != "stdio":
-                    print(outcome.crash.text, file=sys.stderr)
-                return STATUS_PANIC
-            case "error":
-                _say(outcome.text)
-                return STATUS_ERROR
-            case _ if self._session.command is not None:
-                _say("the guest ended before the command did")
-                return STATUS_PANIC
-        return 0
+        if self._status is not None:
+            return self._status
+        if session.command is not None and outcome.kind in ("poweroff", "reset"):
+            _say("the guest ended before the command did")
+            return STATUS_PANIC
+        return report(outcome, show_text=session.console != "stdio")
 
     def _output(self, stream: str, data: bytes) -> None:
         fd = 1 if stream == "out" else 2
@@ -162,6 +152,20 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def report(outcome: Outcome, *, show_text: bool = True) -> int:
+    """Tell the user how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else."""
+    match outcome.kind:
+        case "panic":
+            _say(f"guest panicked: {outcome.text}")
+            if show_text and outcome.crash is not None and outcome.crash.text:
+                print(outcome.crash.text, file=sys.stderr)
+            return STATUS_PANIC
+        case "error":
+            _say(outcome.text)
+            return STATUS_ERROR
+    return 0
 
 
 def _say(text: str) -> None:

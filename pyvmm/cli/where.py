@@ -9,7 +9,33 @@ from pathlib import Path
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import inside
 
-__all__ = ["inside", "run_emulated", "wants_emulated"]
+
+def run_somewhere(
+    command: str,
+    here: Callable[[str, list[Path]], int],
+    *,
+    host: str,
+    name: str | None,
+    memory: int,
+    qmp: Path | None = None,
+    control_socket: Path | None = None,
+) -> int:
+    """Claim a name and run `here(name, sockets)`, or the user's whole command line in the emulated host.
+
+    `sockets` are where monitors shall listen. `control_socket` is set by the outer side for the inner one, where the
+    name is claimed already. Returns the exit status; raises ConfigError and HostError.
+    """
+    if inside():
+        return here(name or "vm", _present(control_socket, qmp))
+    emulated = wants_emulated(host)
+    from pyvmm.control import registry
+
+    with registry.claim(name, sys.argv) as registration:
+        sockets = _present(registration.socket, qmp)
+        if not emulated:
+            return here(registration.name, sockets)
+        extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
+        return run_emulated([command, *extra, *_arguments(command)], memory, sockets)
 
 
 def wants_emulated(host: str) -> bool:
@@ -23,7 +49,7 @@ def wants_emulated(host: str) -> bool:
         return False
     if host == "local":
         raise ConfigError(f"--host local: {found.reason}; `pyvmm doctor` says more")
-    say(f"{found.reason}: using the emulated host (slower; --host local insists)")
+    say(f"{found.reason}: using the emulated host")
     return True
 
 
@@ -31,12 +57,20 @@ def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path])
     """Run `pyvmm ARGUMENTS` in the emulated host; its exit status."""
     from pyvmm.host.commands import run_in_host
 
-    return run_in_host(["pyvmm", *arguments], memory_mib=memory >> 20, forward_sockets=sockets, progress=say)
+    status: int = run_in_host(arguments, memory_mib=memory >> 20, forward_sockets=sockets, progress=say)
+    return status
+
+
+def _arguments(command: str) -> list[str]:
+    """What the user gave after the command's name."""
+    arguments = sys.argv[1:]
+    return arguments[arguments.index(command) + 1 :] if command in arguments else []
+
+
+def _present(*paths: Path | None) -> list[Path]:
+    return [path for path in paths if path is not None]
 
 
 def say(text: str) -> None:
-    """One line on stderr, for people."""
+    """One line of progress on stderr, for people."""
     print(f"pyvmm: {text}", file=sys.stderr, flush=True)
-
-
-Progress = Callable[[str], None]

@@ -1,0 +1,165 @@
+"""`pyvmm balloon`: how much memory a guest has, and how much it shall have."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyvmm.cli.main import STATUS_ERROR, STATUS_TIMEOUT
+from pyvmm.cli.output import print_json
+from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.sizes import format_size, is_size, parse_size
+
+if TYPE_CHECKING:
+    from pyvmm.control.client import Client
+
+POLL = 0.25
+"""Seconds between two looks at the guest while waiting; events tell of most changes before that."""
+
+SETTLED = 3
+"""Looks in a row at a balloon that does nothing, after which it is at its end."""
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[NAME] [SIZE]", shell_complete=complete_machine)
+@machine_options
+@click.option("--wait", "-w", is_flag=True, help="Wait until the guest is there, or will not get there.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to --wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def balloon(
+    words: tuple[str, ...], name: str | None, socket: Path | None, wait: bool, timeout: float, as_json: bool
+) -> int:
+    """Show how much memory a guest has, or ask it to live in SIZE.
+
+    A plain number is MiB; k, M, G and T work, fractions too. NAME is needed only if several machines run.
+
+    \b
+    pyvmm balloon                 how much the guest has
+    pyvmm balloon 256M            let it shrink (or grow) to 256 MiB
+    pyvmm balloon web 1.5G -w     the machine called web, and wait for it
+
+    \b
+    With --wait: status 0 if SIZE was reached, 1 if the guest stays elsewhere, 124 after --timeout.
+    """
+    given, size = _split(words)
+    entry = find(given, name, socket)
+    with connect(entry) as client:
+        if size is None:
+            return _show(client, as_json)
+        reply = client.execute("balloon", {"value": size})
+        if wait:
+            return _wait(client, size, reply, timeout, as_json)
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"{entry.name}: {_promise(size, reply)}")
+    return 0
+
+
+def _split(words: tuple[str, ...]) -> tuple[str | None, int | None]:
+    """A machine's name and a size. No machine can be called by a size, so one word is clear as well."""
+    match words:
+        case ():
+            return None, None
+        case (word,) if is_size(word) or word[:1] in "-.0123456789":
+            return None, parse_size(word)
+        case (word,):
+            return word, None
+        case (word, size):
+            return word, parse_size(size)
+        case _:
+            raise click.UsageError("at most a NAME and a SIZE")
+
+
+def _promise(size: int, reply: dict[str, Any]) -> str:
+    reach, reason = reply.get("will-reach", size), reply.get("reason")
+    text = f"target {format_size(size)}"
+    if reach != size:
+        text += f", will reach {format_size(reach)}"
+    return f"{text}: {reason}" if reason else text
+
+
+def _show(client: Client, as_json: bool) -> int:
+    actual = client.execute("query-balloon")["actual"]
+    about = client.execute("x-status")
+    memory, state = about.get("memory") or {}, about.get("balloon") or {}
+    if as_json:
+        print_json({"actual": actual, "memory": memory, "balloon": state})
+        return 0
+    text = format_size(actual)
+    if memory.get("boot"):
+        text += f" of {format_size(memory['boot'])}"
+    target = memory.get("target")
+    if target is not None and target != actual:
+        text += f", target {format_size(target)}"
+    if memory.get("resident"):
+        text += f"; {format_size(memory['resident'])} resident on the host"
+    click.echo(f"{about.get('name') or 'guest'}: {text}")
+    return 0
+
+
+def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_json: bool) -> int:
+    from pyvmm.control.client import TimedOut
+
+    deadline = time.monotonic() + timeout
+    goal = reply.get("will-reach", size)
+    begin = actual = client.execute("query-balloon")["actual"]
+    still, result = 0, "reached"
+    progress = _Progress(begin, goal)
+    while actual != goal:
+        state = client.execute("x-status").get("balloon") or {}
+        still = still + 1 if state.get("state") == "Idle" else 0
+        if still >= SETTLED:
+            result = state.get("last-result") or "stopped"
+            break
+        left = deadline - time.monotonic()
+        if left <= 0:
+            result = "timeout"
+            break
+        try:
+            _, data = client.wait_event({"BALLOON_CHANGE"}, min(POLL, left))
+            actual = data["actual"]
+            still = 0
+        except TimedOut:
+            actual = client.execute("query-balloon")["actual"]
+        progress.show(actual)
+    progress.end()
+    if actual == goal:
+        result = "reached" if goal == size else reply.get("reason") or "will-reach"
+    if as_json:
+        print_json(reply | {"actual": actual, "result": result})
+    elif actual == size:
+        click.echo(f"reached {format_size(actual)}")
+    elif result == "timeout":
+        click.echo(f"at {format_size(actual)} after {timeout:g} s, target {format_size(size)}")
+    else:
+        click.echo(f"stays at {format_size(actual)}, target {format_size(size)}: {result}")
+    if actual == size:
+        return 0
+    return STATUS_TIMEOUT if result == "timeout" else STATUS_ERROR
+
+
+class _Progress:
+    """A bar on stderr, where that is a terminal."""
+
+    WIDTH = 30
+
+    def __init__(self, begin: int, goal: int) -> None:
+        self._begin, self._goal = begin, goal
+        self._on = sys.stderr.isatty()
+
+    def show(self, actual: int) -> None:
+        if not self._on:
+            return
+        way = abs(self._goal - self._begin) or 1
+        part = min(1.0, abs(actual - self._begin) / way)
+        bar = "#" * int(part * self.WIDTH)
+        click.echo(f"\r[{bar:<{self.WIDTH}}] {format_size(actual):>10}", nl=False, err=True)
+
+    def end(self) -> None:
+        if self._on:
+            click.echo("\r\x1b[K", nl=False, err=True)

@@ -1,0 +1,111 @@
+"""`pyvmm image`: the guest images, and building them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyvmm.cli import output
+from pyvmm.sizes import format_size
+
+if TYPE_CHECKING:
+    from images.catalog import Image
+
+
+def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Image names, for the shell."""
+    from images.catalog import RECIPES
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
+@click.group()
+def image() -> None:
+    """Guest images: Debian kernels with a small initramfs, made on this computer and kept in the cache.
+
+    \b
+    pyvmm image list
+    pyvmm image build debian-6.12
+    pyvmm run --image debian-6.12
+    """
+
+
+@image.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """Show which images there are and which are built."""
+    from images.catalog import list_images
+
+    found = list_images()
+    if as_json:
+        output.print_json([_facts(each) for each in found])
+        return
+    rows = []
+    for each in found:
+        state = "built" if each.built else "not built"
+        name = f"{each.name} (default)" if each.default else each.name
+        rows.append((name, state, each.release, format_size(sum(each.sizes.values())) if each.built else ""))
+    output.table(("NAME", "STATE", "KERNEL", "SIZE"), rows)
+
+
+@image.command()
+@click.argument("name", required=False, shell_complete=complete_image)
+@click.option("--force", is_flag=True, help="Build it again even if it is there.")
+@click.option("--all", "everything", is_flag=True, help="Build every image.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def build(name: str | None, force: bool, everything: bool, as_json: bool) -> None:
+    """Build an image (the default one without NAME) from Debian's newest kernel package of its version."""
+    from images import catalog
+
+    if everything and name is not None:
+        raise click.UsageError("either NAME or --all")
+    names = list(catalog.RECIPES) if everything else [name or catalog.DEFAULT]
+    built = [catalog.build_image(each, lambda text, each=each: _say(each, text), force) for each in names]  # type: ignore[misc]
+    if as_json:
+        output.print_json([_facts(each) for each in built])
+        return
+    for each in built:
+        click.echo(f"{each.name}: kernel {each.release}, {format_size(sum(each.sizes.values()))}")
+
+
+@image.command()
+@click.argument("name", required=False, shell_complete=complete_image)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str | None, as_json: bool) -> None:
+    """Show where an image's files are and what is in it."""
+    from images import catalog
+
+    found = catalog.find_image(name or catalog.DEFAULT, build=False)
+    if as_json:
+        output.print_json(_facts(found))
+        return
+    click.echo(click.style(found.name, bold=True) + (" (default)" if found.default else ""))
+
+    def file(part: str) -> str:
+        size = f"  ({format_size(found.sizes[part])})" if part in found.sizes else ""
+        return f"{getattr(found, part)}{size}"
+
+    output.fields(
+        [
+            ("release", found.release),
+            ("package", found.package),
+            ("kernel", file("kernel")),
+            ("vmlinux", file("vmlinux")),
+            ("initrd", file("initrd")),
+            ("modules", " ".join(found.modules)),
+        ]
+    )
+
+
+def _facts(image: Image) -> dict[str, Any]:
+    facts = asdict(image)
+    if not image.built:
+        for part in ("kernel", "vmlinux", "initrd"):
+            del facts[part]
+    return facts
+
+
+def _say(name: str, text: str) -> None:
+    click.echo(f"{name}: {text}", err=True)

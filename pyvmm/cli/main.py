@@ -1,0 +1,184 @@
+"""`pyvmm`: finds the subcommand, and turns errors into one line and a status.
+
+Imports nothing but click at module level: `pyvmm --help` and shell completion should feel instant. Each subcommand is
+imported when it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from pyvmm import __version__
+from pyvmm.errors import PyvmmError
+
+STATUS_ERROR = 1
+STATUS_USAGE = 2
+STATUS_TIMEOUT = 124
+STATUS_INTERRUPTED = 130
+STATUS_PIPE = 141
+
+_SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Guests": {
+        "run": ("pyvmm.cli.run:run", "Boot a guest; run a command in one."),
+        "tour": ("pyvmm.cli.tour:tour", "Boot the default guest and show what ballooning does."),
+    },
+    "Running machines": {
+        "balloon": ("pyvmm.cli.balloon:balloon", "Show or set how much memory a guest has."),
+        "status": ("pyvmm.cli.status:status", "Show all about a running machine."),
+        "ps": ("pyvmm.cli.status:ps", "List the running machines."),
+        "stop": ("pyvmm.cli.stop:stop", "Power a machine off, or end it."),
+    },
+    "This computer": {
+        "doctor": ("pyvmm.cli.doctor:doctor", "What this computer can do, and what would make it do more."),
+        "image": ("pyvmm.cli.image:image", "List, build and show guest images."),
+        "host": ("pyvmm.cli.host:host", "Keep an emulated host running, for computers without KVM."),
+        "completion": ("pyvmm.cli.completion:completion", "Print what makes your shell complete pyvmm's words."),
+    },
+}
+
+COMMANDS = {name: where for section in _SECTIONS.values() for name, (where, _) in section.items()}
+
+EPILOG = """\b
+Examples:
+  pyvmm run                            a shell in the default guest; Ctrl-A x ends it
+  pyvmm run -m 1G --cpus 2 -- nproc    one command in a guest
+  pyvmm run --kernel bzImage --initrd root.cpio --trace 'vmbus_*'
+  pyvmm balloon 256M                   the running guest shrinks to 256 MiB
+  pyvmm status                         its memory, VMBus channels, counters
+  pyvmm doctor                         why something does not work here
+
+\b
+Exit status: 0 done, 1 this computer or the request is at fault, 2 usage, 124 time limit,
+130 Ctrl-C, 255 the guest died. PYVMM_DEBUG=1 shows where an error comes from.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name, one at a time; its own help imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        where = COMMANDS.get(cmd_name)
+        if where is None:
+            return None
+        module, _, attribute = where.partition(":")
+        found: click.Command = getattr(import_module(module), attribute)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], COMMANDS, 1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"no command is named {args[0][:40]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(10), text) for name, (_, text) in section.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        commands = [
+            CompletionItem(name, help=text)
+            for section in _SECTIONS.values()
+            for name, (_, text) in section.items()
+            if name.startswith(incomplete)
+        ]
+        return commands or click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+    subcommand_metavar="COMMAND ...",
+)
+@click.version_option(__version__, prog_name="pyvmm", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Virtual machines on KVM, in Python: Linux guests find themselves on Hyper-V, with VMBus and hv-balloon.
+
+    `pyvmm COMMAND --help` tells more about each.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. A command returns its status, or None for 0.
+
+    Errors that a user can cause become one line on stderr. Anything else is our bug and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if "_PYVMM_COMPLETE" in os.environ:
+            cli.main(arguments, prog_name="pyvmm")  # prints candidates and exits
+        with cli.make_context("pyvmm", arguments) as context:
+            result = cli.invoke(context)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as exit:
+        return exit.exit_code
+    except BrokenPipeError:  # `pyvmm ps | head -1`; but a socket of ours is HostError before it gets here
+        _drop_output()
+        return STATUS_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        print(file=sys.stderr)  # the terminal's ^C stands there
+        return STATUS_INTERRUPTED
+    except (click.ClickException, PyvmmError, OSError, RecursionError, MemoryError) as error:
+        if os.environ.get("PYVMM_DEBUG"):
+            raise
+        return _complain(error)
+
+
+def _complain(error: Exception) -> int:
+    """One line about `error` on stderr; the status it ends with."""
+    status = STATUS_ERROR
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.format_message())
+            return STATUS_USAGE
+        case click.UsageError():
+            where = error.ctx.command_path if error.ctx is not None else "pyvmm"
+            text = f"{error.format_message().rstrip('.')} (`{where} --help` tells how)"
+            status = STATUS_USAGE
+        case click.ClickException():
+            text = error.format_message()
+        case OSError():
+            what = f"{error.filename}: " if error.filename is not None else ""
+            text = f"{what}{error.strerror or error}"
+        case MemoryError():
+            text = "this computer has not enough memory for that"
+        case _:
+            text = str(error)
+    line = " ".join(text.split()) or type(error).__name__
+    try:
+        click.echo(f"{click.style('pyvmm:', fg='red', bold=True)} {line}", err=True)
+    except OSError:
+        pass  # nobody listens; the status says it
+    return status
+
+
+def _drop_output() -> None:
+    """Nobody reads our output: keep the interpreter from complaining about it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

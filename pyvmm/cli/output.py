@@ -1,0 +1,55 @@
+"""What the commands print: tables, fields, marks, JSON. Colours only where a terminal shows them (click sees to it)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import click
+
+Mark = Literal["ok", "missing", "note"]
+
+_MARKS: dict[Mark, tuple[str, str]] = {"ok": ("ok", "green"), "missing": ("--", "red"), "note": ("??", "yellow")}
+
+
+def print_json(value: Any) -> None:
+    """`value` for programs."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as they must be, the header in bold."""
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for number, line in enumerate(lines):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(click.style(text, bold=True) if number == 0 else text)
+
+
+def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
+    """Lines of `name   text`; empty texts are left out."""
+    shown = [(name, text) for name, text in pairs if text]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, text in shown:
+        click.echo(f"{indent}{click.style(name.ljust(width), dim=True)}  {text}")
+
+
+def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:
+    """A line of `pyvmm doctor`, and one with what to do about it."""
+    word, colour = _MARKS[mark]
+    click.echo(f"{click.style(word, fg=colour, bold=True)}  {title.ljust(16)}  {text}".rstrip())
+    if fix:
+        click.echo(f"    {' ' * 16}  {click.style('->', fg=colour)} {fix}")
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 3 min`, `4 days 2 h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole // 60 % 60} min"
+    return f"{whole // 86400} days {whole // 3600 % 24} h"

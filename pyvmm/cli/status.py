@@ -1,0 +1,131 @@
+"""`pyvmm status` and `pyvmm ps`: what runs, and how it is."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyvmm.cli import output
+from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.sizes import format_size
+
+if TYPE_CHECKING:
+    from pyvmm.control.registry import Entry
+
+QUICK = 2.0
+"""Seconds `ps` waits for a machine's answer."""
+
+
+@click.command()
+@click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
+@machine_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every counter.")
+def status(given: str | None, name: str | None, socket: Path | None, as_json: bool) -> None:
+    """Show all about a running machine: its memory, its balloon, its VMBus channels.
+
+    \b
+    pyvmm status
+    pyvmm status web --json
+    """
+    with connect(find(given, name, socket)) as client:
+        about = client.execute("x-status")
+    if as_json:
+        output.print_json(about)
+        return
+    head = f"{about.get('name') or 'machine'}: {about.get('status', 'unknown')}"
+    if "uptime" in about:
+        head += f" for {output.duration(about['uptime'])}"
+    click.echo(click.style(head, bold=True))
+    output.fields(_fields(about))
+
+
+def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
+    known = {"name", "status", "uptime", "memory", "balloon", "vmbus", "exits", "resets"}
+    pairs = [(key, str(each)) for key, each in about.items() if key not in known and isinstance(each, (str, int))]
+    if about.get("resets"):
+        pairs.append(("resets", str(about["resets"])))
+    pairs.append(("memory", memory_text(about.get("memory") or {})))
+    pairs.append(("balloon", _balloon_text(about.get("balloon"))))
+    for number, channel in enumerate(about.get("vmbus") or []):
+        traffic = ""
+        if "packets-in" in channel:
+            traffic = f", {channel['packets-in']} packets in, {channel.get('packets-out', 0)} out"
+        text = f"#{channel.get('relid', '?')} {channel.get('name', '?')}: {channel.get('state', '?')}{traffic}"
+        pairs.append(("vmbus" if number == 0 else "", text))
+    exits = {key: sum(counts.values()) for key, counts in (about.get("exits") or {}).items()}
+    pairs.append(("exits", ", ".join(f"{key} {count}" for key, count in exits.items())))
+    return pairs
+
+
+def memory_text(memory: dict[str, Any]) -> str:
+    """`256 MiB of 512 MiB (target ...), 300 MiB resident on the host`, from what is known."""
+    actual, boot = memory.get("actual"), memory.get("boot")
+    if actual is None and boot is None:
+        return ""
+    text = format_size(actual if actual is not None else boot)
+    if boot is not None and actual not in (None, boot):
+        text += f" of {format_size(boot)}"
+    target = memory.get("target")
+    if target is not None and target != actual:
+        text += f" (target {format_size(target)})"
+    if memory.get("resident"):
+        text += f", {format_size(memory['resident'])} resident on the host"
+    return text
+
+
+def _balloon_text(balloon: dict[str, Any] | None) -> str:
+    if not balloon:
+        return "no hv-balloon device"
+    parts = [str(balloon.get("state", "")).lower()]
+    if balloon.get("version"):
+        parts.append(f"protocol {balloon['version']}")
+    for key, word in (("available", "available in the guest"), ("committed", "committed")):
+        if balloon.get(key) is not None:
+            parts.append(f"{format_size(balloon[key])} {word}")
+    if balloon.get("last-result"):
+        parts.append(f"last resize: {balloon['last-result']}")
+    return ", ".join(part for part in parts if part)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ps(as_json: bool) -> None:
+    """List the running machines of this user."""
+    from pyvmm.control.registry import running
+
+    found = [(entry, _ask(entry)) for entry in running()]
+    if as_json:
+        rows = [asdict(entry) | {"socket": str(entry.socket), "status": about} for entry, about in found]
+        output.print_json(rows)
+        return
+    if not found:
+        click.echo("no VM is running")
+        return
+    output.table(("NAME", "PID", "STATUS", "MEMORY", "UPTIME", "COMMAND"), [_row(*each) for each in found])
+
+
+def _ask(entry: Entry) -> dict[str, Any] | None:
+    """The machine's own words; None if it does not answer, as while it starts or ends."""
+    from pyvmm.errors import HostError
+
+    try:
+        with connect(entry, QUICK) as client:
+            reply: dict[str, Any] = client.execute("x-status")
+            return reply
+    except HostError:
+        return None
+
+
+def _row(entry: Entry, about: dict[str, Any] | None) -> tuple[str, ...]:
+    command = shlex.join(entry.argv)
+    command = command if len(command) <= 50 else command[:49] + "…"
+    if about is None:
+        return entry.name, str(entry.pid), "not answering", "", "", command
+    actual = (about.get("memory") or {}).get("actual")
+    memory = format_size(actual) if actual is not None else ""
+    uptime = output.duration(about.get("uptime", 0))
+    return entry.name, str(entry.pid), str(about.get("status", "?")), memory, uptime, command

@@ -1,0 +1,69 @@
+"""`pyvmm stop`: power a machine off as its button would, or end it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyvmm.cli.main import STATUS_TIMEOUT
+from pyvmm.cli.output import print_json
+from pyvmm.cli.target import complete_machine, connect, find, machine_options
+
+if TYPE_CHECKING:
+    from pyvmm.control.client import Client
+
+
+@click.command()
+@click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
+@machine_options
+@click.option("--force", "-f", is_flag=True, help="End the machine at once: the guest hears nothing of it.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stop(given: str | None, name: str | None, socket: Path | None, force: bool, timeout: float, as_json: bool) -> int:
+    """Ask a guest to power itself off, and wait until its machine has ended.
+
+    \b
+    pyvmm stop
+    pyvmm stop web --timeout 10 || pyvmm stop web --force
+
+    \b
+    Status 124 if the machine still runs after --timeout.
+    """
+    entry = find(given, name, socket)
+    with connect(entry) as client:
+        begin = time.monotonic()
+        _tell(client, "quit" if force else "system_powerdown")
+        ended = _wait(client, begin + timeout)
+    seconds = time.monotonic() - begin
+    if as_json:
+        print_json({"name": entry.name, "ended": ended, "seconds": round(seconds, 3)})
+    elif ended:
+        click.echo(f"{entry.name}: ended after {seconds:.1f} s")
+    else:
+        click.echo(f"{entry.name}: still running after {timeout:g} s; `pyvmm stop {entry.name} --force` ends it")
+    return 0 if ended else STATUS_TIMEOUT
+
+
+def _tell(client: Client, command: str) -> None:
+    from pyvmm.control.client import Disconnected
+
+    try:
+        client.execute(command)
+    except Disconnected:
+        pass  # gone before it could answer: as asked
+
+
+def _wait(client: Client, deadline: float) -> bool:
+    """Whether the machine hung up before the deadline."""
+    from pyvmm.control.client import Disconnected, TimedOut
+
+    try:
+        client.wait_event((), max(0.0, deadline - time.monotonic()))
+    except Disconnected:
+        return True
+    except TimedOut:
+        return False
+    raise AssertionError("no event has no name")

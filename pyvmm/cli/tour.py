@@ -1,0 +1,251 @@
+"""`pyvmm tour`: the main job before the user's eyes: boot, what Linux sees, memory out and back, a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.cli.run import BASE_CMDLINE, SizeType, complete_image, guest_image
+from pyvmm.cli.where import run_somewhere
+from pyvmm.errors import ConfigError
+from pyvmm.sizes import format_size
+
+MIB = 1 << 20
+RESIZE_LIMIT = 30.0  # seconds for one resize
+BOOT_LIMIT = 90.0
+FILL_SHARE = 0.4  # of the guest's memory
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """Run this in the guest; the step gets what it wrote."""
+
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Set the balloon to this many bytes; the step goes on when the guest has answered."""
+
+    size: int
+
+
+Step = Guest | Resize
+Script = Generator[Step, str, None]
+
+
+@click.command()
+@click.option("--image", shell_complete=complete_image, help="Which guest; `pyvmm image list` shows them.")
+@click.option("--memory", "-m", type=SizeType(), default="512M", show_default=True, help="RAM at boot.")
+@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--hyperv", type=click.Choice(["auto", "kernel", "user"]), default="auto", show_default=True)
+@click.option("--host", type=click.Choice(["auto", "local", "emulated"]), default="auto", show_default=True)
+@click.option("--name", default=None, help="What `pyvmm status` and the others shall call it.")
+@click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
+@click.option("--shell/--no-shell", default=None, help="End in the guest's shell. Default: if there is a terminal.")
+@click.pass_context
+def tour(
+    ctx: click.Context,
+    image: str | None,
+    memory: int,
+    cpus: int,
+    hyperv: str,
+    host: str,
+    name: str | None,
+    control_socket: Path | None,
+    shell: bool | None,
+) -> None:
+    """Show the main job: Linux on Hyper-V, resized by hv-balloon.
+
+    Boots the default guest, shows what it sees of Hyper-V, takes half of its memory out and gives it back with the
+    guest's and the host's figures at each step, then hands you its shell (or powers it off where there is no
+    terminal).
+    """
+    from pyvmm.machine.config import MachineConfig
+
+    found = guest_image(image)
+    config = MachineConfig(
+        kernel=found.vmlinux,
+        initrd=found.initrd,
+        cmdline=BASE_CMDLINE,
+        memory=memory,
+        cpus=cpus,
+        engine=hyperv,  # type: ignore[arg-type]
+    )
+    config.check()
+    if memory < 256 * MIB:
+        raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
+
+    def here(taken: str, sockets: list[Path]) -> int:
+        config.name = taken
+        wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
+        return _run(config, sockets, wanted)
+
+    ctx.exit(run_somewhere("tour", here, host=host, name=name, memory=memory, control_socket=control_socket))
+
+
+def _run(config: Any, sockets: list[Path], shell: bool) -> int:
+    from pyvmm.cli.consoles import Console, StdioConsole
+    from pyvmm.cli.session import SWITCH_INTERVAL, report
+    from pyvmm.control.server import ControlServer
+    from pyvmm.host.inside import socket_path
+    from pyvmm.loop import Loop
+    from pyvmm.machine import Machine
+
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with contextlib.ExitStack() as stack:
+        console: list[Console] = [Console()]
+        loop = Loop()
+        machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
+        for path in sockets:
+            server = ControlServer(loop, machine, socket_path(path))
+            server.start()
+            stack.callback(server.close)
+        guide = _Guide(machine, shell)
+
+        def finished() -> None:
+            if shell:
+                console[0] = stack.enter_context(StdioConsole())
+                console[0].attach(machine)
+                machine.serials[0].receive(b"\n")  # the shell's prompt went by unseen
+            else:
+                machine.powerdown()
+
+        guide.finished = finished
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda n, frame: loop.post(guide.interrupted, 128 + n))
+        machine.start()
+        guide.start()
+        outcome = machine.run()
+        machine.close()
+        console[0].close()
+        return guide.status if guide.status is not None else report(outcome)
+
+
+class _Guide:
+    """Walks through the script: a step's answer starts the next one."""
+
+    def __init__(self, machine: Any, shell: bool) -> None:
+        self._machine = machine
+        self._shell = shell
+        self._started = time.monotonic()
+        self._script = self._steps()
+        self._text = bytearray()
+        self._timer: Any = None
+        self.finished: Callable[[], None] = lambda: None
+        self.status: int | None = None
+        machine.balloon.on_finish.append(self._resized)
+        self._resizing = False
+
+    def start(self) -> None:
+        self._title(f"Booting Linux ({self._machine.config.cpus} vCPU, {self._memory()})")
+        self._limit(BOOT_LIMIT, "the guest did not come up")
+        self._advance(None)
+
+    def interrupted(self, status: int) -> None:
+        self.status = status
+        self._machine.quit()
+
+    def _steps(self) -> Script:
+        boot = yield Guest("uname -r; nproc")
+        release, cpus = boot.split()[:2]
+        seconds = time.monotonic() - self._started
+        self._line(f"Linux {release} with {cpus} CPU is up after {seconds:.1f} s, engine {self._machine.engine.name}")
+
+        self._title("What Linux sees")
+        log = yield Guest(
+            "dmesg | grep -E 'Hypervisor detected|Vmbus version|Using Dynamic Memory|Switched to clocks'"
+        )
+        for line in log.splitlines():
+            self._line(line)
+        self._title("Devices on the VMBus")
+        for device in self._machine.info_vmbus():
+            self._line(f"#{device['relid']:<3} {device['name']:<12} {device['state']:<8} {device['guid']}")
+
+        self._title("Memory")
+        self._row("", "guest MemTotal", "guest MemFree", "host resident")
+        yield from self._measure("after boot")
+        boot_size = self._machine.config.memory
+        fill = int(boot_size * FILL_SHARE) // MIB
+        yield Guest(f"dd if=/dev/zero of=/tmp/fill bs=1M count={fill} 2>/dev/null; rm /tmp/fill")
+        yield from self._measure(f"{fill} MiB used and freed")
+        for size, label in ((boot_size // 2, "balloon {}"), (boot_size, "balloon {}")):
+            before = time.monotonic()
+            yield Resize(size)
+            took = time.monotonic() - before
+            yield from self._measure(f"{label.format(format_size(size))} ({took:.2f} s)")
+        self._title("The guest's shell: Ctrl-A x ends, Ctrl-A h lists the keys" if self._shell else "Powering off")
+
+    def _measure(self, label: str) -> Script:
+        text = yield Guest("cat /proc/meminfo")
+        figures = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in text.splitlines() if ":" in line}
+        resident = self._machine.resident() // MIB
+        self._row(label, f"{figures['MemTotal']} MiB", f"{figures['MemFree']} MiB", f"{resident} MiB")
+
+    def _advance(self, answer: str | None) -> None:
+        try:
+            step = next(self._script) if answer is None else self._script.send(answer)
+        except StopIteration:
+            self._limit(None, "")
+            self.finished()
+            return
+        match step:
+            case Guest(command):
+                self._text.clear()
+                self._machine.agent.execute(command, self._output, self._command_done)
+            case Resize(size):
+                self._resizing = True
+                self._machine.balloon_set(size)
+        if answer is not None:
+            self._limit(RESIZE_LIMIT, f"no answer to {step}")
+
+    def _output(self, stream: str, data: bytes) -> None:
+        self._text += data
+
+    def _command_done(self, status: int | None) -> None:
+        if status is None:
+            self._fail("the guest restarted during the tour")
+        else:
+            self._advance(self._text.decode("utf-8", "replace"))
+
+    def _resized(self, outcome: Any) -> None:
+        if self._resizing:
+            self._resizing = False
+            if outcome.reason:
+                self._line(f"reached {format_size(outcome.actual)}: {outcome.reason}")
+            self._advance("")
+
+    def _limit(self, seconds: float | None, text: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self._machine.loop.after(seconds, lambda: self._fail(text))
+
+    def _fail(self, text: str) -> None:
+        print(f"pyvmm: {text}", file=sys.stderr)
+        self.status = 1
+        self._machine.quit()
+
+    def _memory(self) -> str:
+        return format_size(self._machine.config.memory)
+
+    @staticmethod
+    def _title(text: str) -> None:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(f"\n\x1b[1;36m{text}\x1b[0m" if colour else f"\n{text}", flush=True)
+
+    @staticmethod
+    def _line(text: str) -> None:
+        print(f"  {text}", flush=True)
+
+    @staticmethod
+    def _row(label: str, *cells: str) -> None:
+        print(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
