@@ -129,7 +129,7 @@ class Agent:
         if tty:
             terminal, slave = os.openpty()
             set_window_size(terminal, *request["window"])
-            theirs.update({descriptor: slave for descriptor in tty})
+            theirs.update(dict.fromkeys(tty, slave))
         for descriptor in {STDIN, STDOUT, STDERR} - set(tty):
             reader, writer = os.pipe2(os.O_CLOEXEC)
             theirs[descriptor], ours[descriptor] = (reader, writer) if descriptor == STDIN else (writer, reader)

@@ -124,7 +124,7 @@ class Qemu:
                     stdout=errors,
                     stderr=errors,
                     pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), *inherit],
-                    preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 (started before there are threads)
+                    preexec_fn=lambda: die_with(parent),
                 )
         except OSError as error:
             agent_ours.close()

@@ -1,0 +1,178 @@
+"""What this machine's KVM can do: whether Linux can run on it, and what would make it able.
+
+Some KVMs (those of certain nested or emulating hypervisors) answer every ioctl and yet interpret kernel-mode code, an
+instruction at a time: Linux takes hours there, or stumbles over an instruction the interpreter lacks. No capability
+tells, so a tiny guest of kernel-mode code is timed. The verdict is kept for as long as this kernel runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pyvmm.errors import HostError
+from pyvmm.host.kit import cache_folder
+
+PROBE_VERSION = 1  # raise it when the verdict may differ
+# A processor that runs the loop itself does thousands of millions of these a second, TCG under us a hundred or more;
+# the interpreting KVM this was written on does two or three million.
+INTERPRETED_BELOW = 50e6  # instructions per second
+FIRST_LOOPS = 20_000  # a warm-up that even an interpreter does in some tens of milliseconds
+TIMED_LOOPS = 1_000_000
+# mov ecx, [0x1000]; again: dec ecx; jnz again; hlt - in flat 32-bit protected mode
+LOOP = bytes.fromhex("8b0d001000004975fdf4")
+NEEDED = (
+    "USER_MEMORY", "IRQCHIP", "PIT2", "SET_TSS_ADDR", "EXT_CPUID", "MP_STATE", "VCPU_EVENTS", "XSAVE", "IRQFD",
+    "IOEVENTFD", "IRQ_ROUTING", "SIGNAL_MSI", "IMMEDIATE_EXIT", "GET_TSC_KHZ", "X86_USER_SPACE_MSR",
+    "X86_MSR_FILTER",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+    fix: str = ""  # what would make it ok
+    needed: bool = True  # without it the local KVM is of no use
+
+
+@dataclass(slots=True)
+class Probe:
+    """All that was found. `usable`: Linux guests can run on the local KVM."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing needed is missing."""
+        return all(finding.ok for finding in self.findings if finding.needed)
+
+    @property
+    def reason(self) -> str:
+        """Why it is not usable, in a few words; empty if it is."""
+        return next((f"{f.what}: {f.detail}" for f in self.findings if f.needed and not f.ok), "")
+
+
+def probe(*, fresh: bool = False, path: str = "/dev/kvm") -> Probe:
+    """Look at the local KVM, or repeat what was found since this kernel booted. Never raises for what it finds."""
+    kept = _kept_verdict(path)
+    if not fresh:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return Probe([Finding(**finding) for finding in json.loads(kept.read_text())])
+    found = _look(path)
+    if found.findings[0].ok:  # a missing device or permission may be mended any minute
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps([asdict(finding) for finding in found.findings]))
+            partial.replace(kept)
+    return found
+
+
+def _kept_verdict(path: str) -> Path:
+    boot = "unknown"
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    device = "none"
+    with contextlib.suppress(OSError):
+        entry = os.stat(path)
+        access = os.access(path, os.R_OK | os.W_OK)
+        device = f"{entry.st_dev:x}-{entry.st_ino:x}-{entry.st_rdev:x}-{int(access)}"
+    return cache_folder() / "host" / f"probe-{PROBE_VERSION}-{boot}-{device}.json"
+
+
+def _look(path: str) -> Probe:
+    from pyvmm.kvm.caps import Cap
+    from pyvmm.kvm.system import Kvm
+
+    found = Probe()
+    try:
+        kvm = Kvm(path)
+    except HostError as error:
+        detail, _, fix = str(error).partition("; ")
+        found.findings.append(Finding(path, False, detail, fix))
+        return found
+    with kvm:
+        found.findings.append(Finding(path, True, f"API version {kvm.api_version}"))
+        try:
+            missing = [name for name in NEEDED if not kvm.check(Cap[name])]
+            found.findings.append(
+                Finding(
+                    "KVM capabilities",
+                    not missing,
+                    f"lacks {', '.join(missing)}" if missing else f"all {len(NEEDED)} that are needed",
+                    "a newer kernel (5.10 or later)" if missing else "",
+                )
+            )
+            kernel_engine = bool(kvm.check(Cap.HYPERV_SYNIC2) and kvm.check(Cap.HYPERV_EVENTFD))
+            found.findings.append(
+                Finding(
+                    "Hyper-V support in KVM",
+                    kernel_engine,
+                    "present" if kernel_engine else "absent: pyvmm's own engine is used",
+                    "" if kernel_engine else "a kernel with CONFIG_KVM_HYPERV=y",
+                    needed=False,
+                )
+            )
+            found.findings.append(_speed(kvm))
+        except HostError as error:
+            found.findings.append(Finding("a tiny guest", False, str(error), "--host emulated"))
+    return found
+
+
+def _speed(kvm: object) -> Finding:
+    rate = instructions_per_second(kvm)
+    what = "kernel-mode code"
+    if rate < INTERPRETED_BELOW:
+        detail = f"this KVM interprets it ({rate / 1e6:.1f} million instructions a second)"
+        return Finding(what, False, detail, "a machine with hardware virtualization; or --host emulated")
+    return Finding(what, True, f"runs on the processor ({rate / 1e6:.0f} million instructions a second)")
+
+
+def instructions_per_second(kvm: object) -> float:
+    """How fast a guest's ring 0 loop goes. Raises HostError if the guest does not get to its end."""
+    from pyvmm.kvm import structs
+    from pyvmm.kvm.exits import Hlt
+    from pyvmm.kvm.system import Kvm
+
+    assert isinstance(kvm, Kvm)
+    memory = mmap.mmap(-1, 0x4000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    memory[: len(LOOP)] = LOOP
+    with kvm.create_vm() as vm:
+        vm.set_tss_address(0xFFFB_D000)
+        vm.set_memory(0, 0, 0x4000, address)
+        with vm.create_vcpu(0) as vcpu:
+            sregs = vcpu.sregs
+            for name in ("cs", "ds", "es", "fs", "gs", "ss"):
+                segment = getattr(sregs, name)
+                segment.base, segment.limit, segment.selector = 0, 0xFFFF_FFFF, 8 if name == "cs" else 16
+                segment.type = 11 if name == "cs" else 3
+                segment.present, segment.dpl, segment.db, segment.s, segment.g = 1, 0, 1, 1, 1
+                setattr(sregs, name, segment)
+            sregs.cr0 |= 1
+            vcpu.sregs = sregs
+
+            def timed(loops: int) -> float:
+                memory[0x1000:0x1004] = loops.to_bytes(4, "little")
+                vcpu.regs = structs.Regs(rip=0, rflags=2)
+                before = time.perf_counter()
+                ended = vcpu.run()
+                seconds = time.perf_counter() - before
+                if not isinstance(ended, Hlt):
+                    raise HostError(f"a loop in a tiny guest ended in {ended}")
+                return 2 * loops / seconds
+
+            timed(FIRST_LOOPS)  # pages in what it touches
+            rate = timed(FIRST_LOOPS)
+            # Short and fast may just be the noise of one entry: only the fast are worth a longer look.
+            return rate if rate < INTERPRETED_BELOW / 10 else timed(TIMED_LOOPS)
