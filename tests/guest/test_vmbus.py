@@ -231,6 +231,70 @@ def test_guest_that_asks_and_never_reads_is_not_read_either(guest: FakeGuest, de
     assert driver.outgoing.used() == 0
 
 
+def test_reading_goes_on_when_the_replies_of_a_polled_guest_are_out(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device, ring_pages=2)
+    driver.incoming.set(64, 0)
+    sent = 0
+    while device.channel.queued < channel_module.REPLY_QUEUE_LIMIT:
+        if driver.outgoing.put(b"echo" + bytes(400)) is not None:
+            sent += 1
+        else:
+            driver.signal()
+            guest.loop.run()
+    while driver.outgoing.put(b"echo" + bytes(400)) is not None:
+        sent += 1
+    taken = 0
+    for _ in range(1000):
+        taken += driver.incoming.take() is not None
+        guest.advance(seconds=0.02)
+    assert taken == sent == len(device.payloads)
+
+
+def test_order_is_kept_when_replies_go_out_inside_a_batch(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device)
+
+    def received(payload: bytes) -> None:
+        device.payloads.append(payload)
+        if len(device.payloads) > 30:
+            while driver.incoming.take():
+                pass
+        for _ in range(3):
+            device.channel.send(bytes(1000))
+
+    device.received = received  # type: ignore[method-assign]
+    numbers = [number.to_bytes(8, "little") for number in range(100)]
+    for number in numbers:
+        driver.outgoing.put(number)
+    driver.signal()
+    guest.loop.run()
+    assert device.payloads[:64] == numbers[:64]
+
+
+def test_packet_written_before_the_device_knows_is_delivered(guest: FakeGuest, device: Recorder) -> None:
+    listen = guest.partition.on_message
+
+    def on_message(vp: int, payload: bytes) -> None:
+        listen(vp, payload)
+        if payload[0] == p.MessageType.OPEN_RESULT:
+            assert device.calls == []
+            guest.driver.outgoing.put(b"12345678")
+            guest.driver.signal()
+            assert device.payloads == []
+
+    guest.partition.on_message = on_message
+    guest.open(device)
+    assert (device.calls, device.payloads) == (["opened"], [b"12345678"])
+
+
+def test_guest_that_waits_for_room_is_signalled(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device, ring_pages=2)
+    while driver.outgoing.put(bytes(1000)) is not None:
+        pass
+    driver.outgoing.set(PENDING, 1024)
+    driver.signal()
+    assert driver.signals == 1
+
+
 def test_when_room_waits_for_room(guest: FakeGuest, device: Recorder) -> None:
     driver = guest.open(device, ring_pages=2)
     called: list[int] = []
@@ -436,6 +500,23 @@ def test_message_the_partition_drops_is_counted_and_the_next_goes_out(guest: Fak
     assert guest.bus.refused["POST"] == 1
     del guest.partition.post_message  # type: ignore[misc]
     assert guest.contact().supported
+
+
+def test_late_word_on_a_dropped_message_is_ignored(guest: FakeGuest) -> None:
+    posted: list[tuple[int, Callable[[int], None]]] = []
+
+    def keep(vp: int, sint: int, type: int, payload: bytes, done: Callable[[int], None]) -> None:
+        posted.append((payload[0], done))
+
+    guest.partition.post_message = keep  # type: ignore[method-assign]
+    contact = p.InitiateContact(14, 0, 0x50003, 0, 2, 0, 0)
+    guest.request(contact, 4)
+    guest.request(contact, 4)
+    guest.request(p.RequestOffers(3, 0), 5)
+    posted[0][1](0)
+    assert [kind for kind, _ in posted] == [15, 15]
+    posted[1][1](0)
+    assert [kind for kind, _ in posted] == [15, 15, 4]
 
 
 def test_unload_is_served_though_the_slots_are_full(guest: FakeGuest, device: Recorder) -> None:

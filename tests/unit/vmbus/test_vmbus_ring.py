@@ -109,6 +109,7 @@ def test_ring_is_never_filled_to_the_last_byte() -> None:
     pair = Pair(PAGES[:2])
     writer = pair.writer
     assert writer.room() == 4096 - 24 - 8
+    assert not writer.has_room(4096 - 24)
     writer.write(in_band(bytes(writer.room())))
     assert writer.room() == 0
     assert not writer.has_room(0)
