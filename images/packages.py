@@ -7,6 +7,7 @@ The system's apt state is never changed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -30,6 +31,9 @@ class Source:
     options: tuple[str, ...] = ()
 
 
+DISK_FULL = ("No space left on device", "enough free space", "Disk quota exceeded")
+"""What tar, dpkg-deb and apt say then."""
+
 MACHINE = Source("this machine's package lists")
 
 
@@ -44,7 +48,10 @@ class Package:
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    """A program's output. Raises HostError with its last complaint if it fails or is missing."""
+    """A program's output. Raises HostError with its last complaint if it fails or is missing.
+
+    A full disk is an OSError, as if we had written ourselves.
+    """
     try:
         done = subprocess.run(
             command,
@@ -60,6 +67,8 @@ def run(*command: str, cwd: Path | None = None) -> str:
             raise
         raise HostError(f"{command[0]} is missing; guest images are made from Debian packages") from error
     if done.returncode:
+        if any(words in done.stderr for words in DISK_FULL):
+            raise OSError(errno.ENOSPC, f"{command[0]}: {os.strerror(errno.ENOSPC)}")
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("W:")]
         raise HostError(f"{command[0]} failed: {lines[-1] if lines else f'status {done.returncode}'}")
     return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,12 @@ def test_failing_program_is_one_line_with_its_last_complaint() -> None:
     with pytest.raises(HostError, match="sh failed: E: no space") as caught:
         run("sh", "-c", "echo noise >&2; echo 'E: no space' >&2; echo 'W: aside' >&2; exit 100")
     assert "\n" not in str(caught.value)
+
+
+def test_full_disk_of_a_program_is_an_os_error() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        run("sh", "-c", "echo 'tar: x: Cannot write: No space left on device' >&2; echo 'E: failed' >&2; exit 2")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_missing_program_is_one_line() -> None:
