@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.main import STATUS_ERROR, STATUS_TIMEOUT
+from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.sizes import format_size, is_size, parse_size
@@ -140,7 +140,7 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
         click.echo(f"stays at {format_size(actual)}, target {format_size(size)}: {result}")
     if actual == size:
         return 0
-    return STATUS_TIMEOUT if result == "timeout" else STATUS_ERROR
+    return exit_status.TIMEOUT if result == "timeout" else exit_status.ERROR
 
 
 class _Progress:

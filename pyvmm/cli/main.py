@@ -14,13 +14,8 @@ from importlib import import_module
 import click
 
 from pyvmm import __version__
+from pyvmm.cli import exit_status
 from pyvmm.errors import PyvmmError
-
-STATUS_ERROR = 1
-STATUS_USAGE = 2
-STATUS_TIMEOUT = 124
-STATUS_INTERRUPTED = 130
-STATUS_PIPE = 141
 
 _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Guests": {
@@ -131,10 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit.exit_code
     except BrokenPipeError:  # `pyvmm ps | head -1`; but a socket of ours is HostError before it gets here
         _drop_output()
-        return STATUS_PIPE
+        return exit_status.PIPE
     except (KeyboardInterrupt, click.Abort):
         print(file=sys.stderr)  # the terminal's ^C stands there
-        return STATUS_INTERRUPTED
+        return exit_status.INTERRUPTED
     except (click.ClickException, PyvmmError, OSError, RecursionError, MemoryError) as error:
         if os.environ.get("PYVMM_DEBUG"):
             raise
@@ -143,15 +138,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: Exception) -> int:
     """One line about `error` on stderr; the status it ends with."""
-    status = STATUS_ERROR
+    status = exit_status.ERROR
     match error:
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message())
-            return STATUS_USAGE
+            return exit_status.USAGE
         case click.UsageError():
             where = error.ctx.command_path if error.ctx is not None else "pyvmm"
             text = f"{error.format_message().rstrip('.')} (`{where} --help` tells how)"
-            status = STATUS_USAGE
+            status = exit_status.USAGE
         case click.ClickException():
             text = error.format_message()
         case OSError():

@@ -1,4 +1,4 @@
-"""What the commands print: tables, fields, marks, JSON. Colours only where a terminal shows them (click sees to it)."""
+"""What the commands print: tables, fields, marks, JSON. Colours only on a terminal: click sees to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import click
+
+TITLE_WIDTH = 22
 
 Mark = Literal["ok", "missing", "note"]
 
@@ -38,9 +40,9 @@ def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
 def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:
     """A line of `pyvmm doctor`, and one with what to do about it."""
     word, colour = _MARKS[mark]
-    click.echo(f"{click.style(word, fg=colour, bold=True)}  {title.ljust(16)}  {text}".rstrip())
+    click.echo(f"{click.style(word, fg=colour, bold=True)}  {title.ljust(TITLE_WIDTH)}  {text}".rstrip())
     if fix:
-        click.echo(f"    {' ' * 16}  {click.style('->', fg=colour)} {fix}")
+        click.echo(f"    {' ' * TITLE_WIDTH}  {click.style('->', fg=colour)} {fix}")
 
 
 def duration(seconds: float) -> str:

@@ -64,9 +64,10 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
 def memory_text(memory: dict[str, Any]) -> str:
     """`256 MiB of 512 MiB (target ...), 300 MiB resident on the host`, from what is known."""
     actual, boot = memory.get("actual"), memory.get("boot")
-    if actual is None and boot is None:
+    shown = boot if actual is None else actual
+    if shown is None:
         return ""
-    text = format_size(actual if actual is not None else boot)
+    text = format_size(shown)
     if boot is not None and actual not in (None, boot):
         text += f" of {format_size(boot)}"
     target = memory.get("target")

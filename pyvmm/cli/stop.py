@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.cli.main import STATUS_TIMEOUT
+from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 
@@ -44,7 +44,7 @@ def stop(given: str | None, name: str | None, socket: Path | None, force: bool, 
         click.echo(f"{entry.name}: ended after {seconds:.1f} s")
     else:
         click.echo(f"{entry.name}: still running after {timeout:g} s; `pyvmm stop {entry.name} --force` ends it")
-    return 0 if ended else STATUS_TIMEOUT
+    return 0 if ended else exit_status.TIMEOUT
 
 
 def _tell(client: Client, command: str) -> None:

@@ -1,0 +1,168 @@
+"""`pyvmm doctor`: what this computer can do, what it lacks, and what would help."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from pyvmm.cli import exit_status, output
+from pyvmm.sizes import format_size
+
+DISK_WANTED = 1 << 30
+"""Bytes free in the cache folder: two kernels, their packages, and a saved emulated host."""
+
+MEMORY_WANTED = 1 << 30
+"""Bytes available: a default guest of 512 MiB, in the emulated host if need be."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """One thing looked at. Without what is `needed` no guest runs."""
+
+    group: str
+    what: str
+    ok: bool
+    detail: str
+    fix: str = ""
+    needed: bool = True
+
+
+@click.command()
+@click.option("--fresh", is_flag=True, help="Time the local KVM again instead of using the kept result.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(fresh: bool, as_json: bool) -> int:
+    """Show what this computer can do, and what would make it able to do more.
+
+    \b
+    ok  is there     --  is missing     ??  would be nice to have
+    Status 0 if guests can run here, on its own KVM or in the emulated host; 1 if not.
+    """
+    findings = [*_python(), *_kvm(fresh), *_emulated(), *_images(), *_room()]
+    where = _where(findings)
+    if as_json:
+        output.print_json({"guests": where, "findings": [asdict(each) for each in findings]})
+        return 0 if where != "nowhere" else exit_status.ERROR
+    group = ""
+    for each in findings:
+        if each.group != group:
+            group = each.group
+            click.echo(click.style(group, bold=True))
+        output.finding("ok" if each.ok else "missing" if each.needed else "note", each.what, each.detail, each.fix)
+    click.echo(click.style(_VERDICTS[where], bold=True))
+    return 0 if where != "nowhere" else exit_status.ERROR
+
+
+_VERDICTS = {
+    "local": "Guests run here, on this computer's own KVM.",
+    "emulated": "Guests run here, in the emulated host: slower, but otherwise alike.",
+    "nowhere": "Guests cannot run here yet: see the lines marked --.",
+}
+
+
+def _where(findings: list[Finding]) -> str:
+    """Where guests would run: local, emulated or nowhere."""
+    lacking = {each.group for each in findings if each.needed and not each.ok}
+    if "Software" in lacking:
+        return "nowhere"
+    if "KVM" not in lacking:
+        return "local"
+    return "emulated" if "Emulated host" not in lacking else "nowhere"
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    enough = sys.version_info >= (3, 11)
+    fix = "" if enough else "apt-get install python3.11, and make the environment anew with it"
+    yield Finding("Software", "Python", enough, f"{version} at {sys.executable}", fix)
+    machine = platform.machine()
+    yield Finding(
+        "Software", "processor", machine == "x86_64", machine, "" if machine == "x86_64" else "an x86-64 one"
+    )
+
+
+def _kvm(fresh: bool) -> Iterator[Finding]:
+    from pyvmm.host.probe import probe
+
+    found = probe(fresh=fresh)
+    for each in found.findings:
+        fix = each.fix
+        if each.what == "/dev/kvm" and not each.ok and not _virtualization():
+            fix = "virtualization in the firmware setup (VT-x, AMD-V), or nested virtualization where this runs"
+        yield Finding("KVM", each.what, each.ok, each.detail, fix, each.needed)
+
+
+def _virtualization() -> bool:
+    """Whether the processor tells of VMX or SVM."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "vmx" in words or "svm" in words
+
+
+def _emulated() -> Iterator[Finding]:
+    from pyvmm.errors import HostError
+    from pyvmm.host.qemu import find_qemu, version
+
+    try:
+        program = find_qemu()
+        yield Finding("Emulated host", "QEMU", True, version(program).removeprefix("QEMU emulator "))
+    except HostError as error:
+        yield Finding("Emulated host", "QEMU", False, str(error), "apt-get install qemu-system-x86")
+
+
+def _images() -> Iterator[Finding]:
+    for program, purpose in (("apt-get", "fetches kernels"), ("dpkg-deb", "unpacks them")):
+        path = shutil.which(program)
+        detail = path or f"not found ({purpose})"
+        fix = "" if path else "Debian or Ubuntu; elsewhere bring your own kernel with --kernel and --initrd"
+        yield Finding("Images", program, path is not None, detail, fix, needed=False)
+    from images.catalog import DEFAULT, list_images
+
+    built = [each.name for each in list_images() if each.built]
+    fix = "" if DEFAULT in built else f"pyvmm image build {DEFAULT} (`pyvmm run` does it by itself)"
+    yield Finding("Images", "guest images", DEFAULT in built, ", ".join(built) or "none built yet", fix, needed=False)
+
+
+def _room() -> Iterator[Finding]:
+    from images.cache import cache_folder
+    from pyvmm.control.registry import runtime_folder
+    from pyvmm.errors import HostError
+
+    cache = cache_folder()
+    there = _first_that_exists(cache)
+    writable = os.access(there, os.W_OK | os.X_OK)
+    fix = "" if writable else "PYVMM_CACHE set to a folder you can write"
+    detail = str(cache) if writable else f"{cache}: no permission to write"
+    yield Finding("Room", "cache folder", writable, detail, fix)
+    free = shutil.disk_usage(there).free
+    fix = "" if free >= DISK_WANTED else f"free {format_size(DISK_WANTED)}, or PYVMM_CACHE set to a folder elsewhere"
+    yield Finding("Room", "disk space", free >= DISK_WANTED, f"{format_size(free)} free", fix, needed=False)
+    available = _available_memory()
+    if available is not None:
+        enough = available >= MEMORY_WANTED
+        fix = "" if enough else "fewer programs, or smaller guests: pyvmm run -m 128M"
+        yield Finding("Room", "memory", enough, f"{format_size(available)} available", fix, needed=False)
+    try:
+        yield Finding("Room", "runtime folder", True, str(runtime_folder()))
+    except HostError as error:
+        yield Finding("Room", "runtime folder", False, str(error))
+
+
+def _first_that_exists(folder: Path) -> Path:
+    return next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
+
+
+def _available_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,0 +1,10 @@
+"""The statuses `pyvmm` ends with, besides those of a command in the guest."""
+
+from __future__ import annotations
+
+ERROR = 1
+USAGE = 2
+TIMEOUT = 124
+INTERRUPTED = 130  # as a shell shows SIGINT
+PIPE = 141  # as a shell shows SIGPIPE
+GUEST_DIED = 255

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
+
+from fake_machine import FakeMachine, serving
+
+from pyvmm.cli.main import main
+from pyvmm.control import registry
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("PYVMM_DEBUG", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def machine() -> Iterator[FakeMachine]:
+    """A machine called web, running."""
+    made = FakeMachine("web")
+    with registry.claim("web", ["pyvmm", "run"]) as registration, serving(made, registration.socket):
+        yield made
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def pyvmm(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run(*arguments: str) -> Result:
+        status = main(list(arguments))
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+
+    return run

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+from fake_machine import MIB, FakeMachine, serving
+
+from pyvmm.cli import doctor, output
+from pyvmm.control import registry
+from pyvmm.errors import HostError
+
+
+def test_balloon_shows_the_memory(machine: FakeMachine, pyvmm: Run) -> None:
+    assert pyvmm("balloon").out == "web: 512 MiB of 512 MiB; 200 MiB resident on the host\n"
+
+
+@pytest.mark.parametrize("words", [["256M"], ["256"], ["web", "256M"], ["--name", "web", "0.25G"]])
+def test_balloon_sets_the_size(machine: FakeMachine, pyvmm: Run, words: list[str]) -> None:
+    assert pyvmm("balloon", *words).out == "web: target 256 MiB\n"
+    assert machine.actual == 256 * MIB
+
+
+def test_balloon_takes_a_socket(machine: FakeMachine, pyvmm: Run) -> None:
+    assert pyvmm("balloon", "--socket", str(registry.find("web").socket), "256M").status == 0
+
+
+def test_balloon_says_what_will_be_reached(machine: FakeMachine, pyvmm: Run) -> None:
+    assert pyvmm("balloon", "1M").out == "web: target 1 MiB, will reach 64 MiB: the guest keeps 64 MiB\n"
+
+
+def test_balloon_wait_reaches_the_size(machine: FakeMachine, pyvmm: Run) -> None:
+    assert pyvmm("balloon", "256M", "--wait") == (0, "reached 256 MiB\n", "")
+
+
+def test_balloon_wait_fails_where_the_guest_stays_elsewhere(machine: FakeMachine, pyvmm: Run) -> None:
+    found = pyvmm("balloon", "1M", "--wait")
+    assert (found.status, found.out) == (1, "stays at 64 MiB, target 1 MiB: the guest keeps 64 MiB\n")
+
+
+def test_balloon_wait_ends_when_the_balloon_does_nothing_more(
+    machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = {"state": "Idle", "last-result": "the guest has no more to give"}
+    monkeypatch.setattr(machine, "balloon_set", lambda size: {"target": size, "will-reach": size, "reason": ""})
+    monkeypatch.setattr(machine, "describe", lambda: {"balloon": idle})
+    found = pyvmm("balloon", "256M", "--wait")
+    assert (found.status, found.out) == (1, "stays at 512 MiB, target 256 MiB: the guest has no more to give\n")
+
+
+def test_balloon_wait_gives_up(machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "balloon_set", lambda size: {"target": size, "will-reach": size, "reason": ""})
+    found = pyvmm("balloon", "256M", "--wait", "--timeout", "0.1", "--json")
+    assert found.status == 124
+    assert json.loads(found.out)["result"] == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (["balloon", "5X"], 1, "pyvmm: size '5X' has an unknown unit 'X': use k, M, G or T"),
+        (["balloon", "1T"], 1, "pyvmm: the guest has 512 MiB at most"),
+        (["balloon", "nope", "1M"], 1, "pyvmm: no VM named 'nope' (running: web)"),
+        (["balloon", "a", "b", "c"], 2, "pyvmm: at most a NAME and a SIZE (`pyvmm balloon --help` tells how)"),
+        (["status", "nope"], 1, "pyvmm: no VM named 'nope' (running: web)"),
+        (["status", "web", "--name", "web"], 2, "pyvmm: name the machine once"),
+        (["status", "--socket", "/nowhere.sock"], 1, "pyvmm: no VM listens at /nowhere.sock"),
+        (["stop", "--timeout", "x"], 2, "pyvmm: Invalid value for '--timeout': 'x' is not a valid float range"),
+        (["stop", "--forze"], 2, "pyvmm: No such option"),
+        (["stat"], 2, "pyvmm: no command is named 'stat', did you mean 'status'?"),
+        (["image", "show", "nope"], 1, "pyvmm: no image is named 'nope'"),
+        (["image", "build", "nope"], 1, "pyvmm: no image is named 'nope'"),
+        (["image", "nope"], 2, "pyvmm: No such command 'nope'"),
+        (["completion", "csh"], 2, "pyvmm: Invalid value for"),
+        (["run", "--cpus", "x"], 2, "pyvmm: Invalid value for '--cpus'"),
+        (["run", "--memory", "x"], 2, "pyvmm: Invalid value for '--memory'"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    machine: FakeMachine, pyvmm: Run, arguments: list[str], status: int, line: str
+) -> None:
+    found = pyvmm(*arguments)
+    assert (found.status, found.out) == (status, "")
+    assert found.err.startswith(line), found.err
+    assert found.err.count("\n") == 1
+
+
+def test_no_machine_is_told_in_one_line(pyvmm: Run) -> None:
+    for command in ("balloon", "status", "stop"):
+        assert pyvmm(command) == (1, "", "pyvmm: no VM is running: `pyvmm run` starts one\n")
+
+
+def test_two_machines_need_a_name(machine: FakeMachine, pyvmm: Run) -> None:
+    with registry.claim("db"):
+        assert "2 VMs are running" in pyvmm("balloon", "256M").err
+
+
+def test_debug_shows_the_traceback(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_DEBUG", "1")
+    with pytest.raises(Exception, match="no VM is running"):
+        pyvmm("status")
+
+
+def test_status_shows_memory_and_channels(machine: FakeMachine, pyvmm: Run) -> None:
+    out = pyvmm("status").out
+    assert out.startswith("web: running for 12 s\n")
+    for part in ("512 MiB, 200 MiB resident on the host", "#1 heartbeat: open", "engine", "idle"):
+        assert part in out
+
+
+def test_status_json_is_what_the_machine_says(machine: FakeMachine, pyvmm: Run) -> None:
+    assert json.loads(pyvmm("status", "--json").out)["vmbus"] == machine.info_vmbus()
+
+
+def test_ps_lists_machines_even_those_that_do_not_answer(machine: FakeMachine, pyvmm: Run) -> None:
+    with registry.claim("mute"):
+        lines = pyvmm("ps").out.splitlines()
+        assert [line.split()[0] for line in lines] == ["NAME", "web", "mute"]
+        assert "not answering" in lines[2]
+        assert [each["name"] for each in json.loads(pyvmm("ps", "--json").out)] == ["web", "mute"]
+
+
+def test_ps_of_nothing(pyvmm: Run) -> None:
+    assert pyvmm("ps").out == "no VM is running\n"
+    assert json.loads(pyvmm("ps", "--json").out) == []
+
+
+def test_stop_asks_the_guest_and_waits(machine: FakeMachine, pyvmm: Run) -> None:
+    found = pyvmm("stop", "--timeout", "0.1")
+    assert (found.status, machine.calls) == (124, ["powerdown"])
+    assert "--force" in found.out
+
+
+def test_stop_notices_the_end(machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "powerdown", lambda: machine.ended())
+    assert pyvmm("stop").status == 0
+
+
+def test_stop_force_quits(machine: FakeMachine, pyvmm: Run) -> None:
+    found = pyvmm("stop", "web", "--force", "--json")
+    assert json.loads(found.out)["ended"] is True
+    assert machine.calls == ["quit"]
+
+
+def test_image_list_names_all_recipes(pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
+    assert "debian-6.1 (default)  not built" in pyvmm("image", "list").out
+    found = json.loads(pyvmm("image", "list", "--json").out)
+    assert {"name": "debian-6.1", "built": False, "default": True}.items() <= next(
+        each for each in found if each["default"]
+    ).items()
+
+
+def test_image_show_of_one_not_built_names_the_next_step(
+    pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
+    found = pyvmm("image", "show")
+    assert (found.status, found.err.count("\n")) == (1, 1)
+    assert "pyvmm image build" in found.err
+
+
+def finding(group: str, ok: bool, needed: bool = True) -> doctor.Finding:
+    return doctor.Finding(group, "x", ok, "", needed=needed)
+
+
+@pytest.mark.parametrize(
+    ("kvm", "emulated", "where"),
+    [(True, True, "local"), (True, False, "local"), (False, True, "emulated"), (False, False, "nowhere")],
+)
+def test_doctor_says_where_guests_run(kvm: bool, emulated: bool, where: str) -> None:
+    found = [finding("Software", True), finding("KVM", kvm), finding("KVM", False, needed=False)]
+    assert doctor._where([*found, finding("Emulated host", emulated)]) == where
+
+
+def test_doctor_without_anything_tells_how_to_get_it(
+    pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyvmm.host import probe, qemu
+
+    def no_qemu() -> str:
+        raise HostError("qemu-system-x86_64: not found")
+
+    nothing: Any = probe.Probe([probe.Finding("/dev/kvm", False, "does not exist", "modprobe kvm")])
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe, "probe", lambda **_: nothing)
+    monkeypatch.setattr(qemu, "find_qemu", no_qemu)
+    found = pyvmm("doctor")
+    assert found.status == 1
+    assert "-> apt-get install qemu-system-x86" in found.out
+    assert "Guests cannot run here yet" in found.out
+    assert json.loads(pyvmm("doctor", "--json").out)["guests"] == "nowhere"
+
+
+def test_durations_are_short() -> None:
+    assert [output.duration(s) for s in (5.9, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 days 1 h"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(pyvmm: Run, shell: str) -> None:
+    assert "_PYVMM_COMPLETE" in pyvmm("completion", shell).out
+
+
+def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    from pyvmm.cli.main import main
+
+    monkeypatch.setenv("_PYVMM_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) if words.endswith(" ") else len(words.split()) - 1))
+    with pytest.raises(SystemExit):
+        main([])
+    return [line.partition(",")[2] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "candidates"),
+    [
+        ("pyvmm sta", ["status"]),
+        ("pyvmm balloon ", ["web"]),
+        ("pyvmm status w", ["web"]),
+        ("pyvmm stop --name ", ["web"]),
+        ("pyvmm image show debian-7", ["debian-7.2"]),
+        ("pyvmm run --image debian-5", ["debian-5.10"]),
+    ],
+)
+def test_words_are_completed(
+    machine: FakeMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    candidates: list[str],
+) -> None:
+    assert complete(words, monkeypatch, capsys) == candidates
+
+
+def test_a_machine_that_ends_meanwhile_is_one_line(
+    runtime: Path, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = FakeMachine("dying")
+    with registry.claim("dying") as registration, serving(made, registration.socket):
+        monkeypatch.setattr(made, "describe", lambda: made.ended() or {})
+        found = pyvmm("balloon")
+        assert found.err in ("pyvmm: the VM ended\n", "")
