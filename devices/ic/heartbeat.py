@@ -1,0 +1,85 @@
+"""Heartbeat: sends a number every two seconds; the guest sends back that number plus one. Is it alive?
+
+Source: Linux drivers/hv/hv_util.c, heartbeat_onchannelcallback().
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+from uuid import UUID
+
+from devices.ic import events as trace
+from devices.ic.link import IcLink, IcReply, Negotiated
+from devices.ic.protocol import HeartbeatBody, IcType
+from pyvmm.errors import GuestProtocolError
+from pyvmm.vmbus.channel import Channel
+from pyvmm.vmbus.device import Offer, VmbusDevice
+
+
+class Health(Enum):
+    """What the heartbeat says of the guest."""
+
+    NO_CONTACT = "no contact"  # no driver, or it has not answered yet
+    OK = "ok"
+    LOST = "lost"  # it answered once, and stopped
+
+
+class Heartbeat(VmbusDevice):
+    """`health`, `beats` (answers) and `sequence` (the last answer) are for the monitor."""
+
+    OFFER: ClassVar[Offer] = Offer(
+        "heartbeat",
+        type=UUID("57164f39-9115-4e78-ab55-382f3bd5422d"),
+        instance=UUID("fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"),
+    )
+    PERIOD: ClassVar[float] = 2.0  # seconds, what Hyper-V does
+    LOST_AFTER: ClassVar[float] = 10.0
+    """Seconds without an answer. A vCPU that the host starves for so long is lost to its users too."""
+    OUTSTANDING_LIMIT: ClassVar[int] = 16
+    """Beats sent into silence. The driver has only to answer; if it wakes up, these few tell."""
+
+    def __init__(self) -> None:
+        self.sequence = self.beats = 0
+        self.health = Health.NO_CONTACT
+        self._link: IcLink | None = None
+        self._last_answer = 0.0
+
+    def opened(self, channel: Channel) -> None:
+        self.sequence = self.beats = 0
+        self.health = Health.NO_CONTACT
+        self._link = IcLink(channel, versions=[(3, 0), (1, 0)])
+        self._link.negotiate()
+
+    def received(self, payload: bytes) -> None:
+        assert self._link is not None
+        match self._link.read(payload):
+            case Negotiated():
+                self._link.channel.every(self.PERIOD, self._beat)
+            case IcReply(IcType.HEARTBEAT, body):
+                self._answered(HeartbeatBody.parse(body).sequence)
+            case other:
+                raise GuestProtocolError(f"heartbeat: unexpected {other}")
+
+    def _answered(self, sequence: int) -> None:
+        assert self._link is not None
+        self.sequence = sequence
+        self.beats += 1
+        self._last_answer = self._link.channel.clock()
+        if self.health is Health.LOST and trace.heartbeat_back.on:
+            trace.heartbeat_back(sequence)
+        self.health = Health.OK
+
+    def _beat(self) -> None:
+        assert self._link is not None
+        silence = self._link.channel.clock() - self._last_answer
+        if self.health is Health.OK and silence >= self.LOST_AFTER:
+            self.health = Health.LOST
+            if trace.heartbeat_lost.on:
+                trace.heartbeat_lost(silence)
+        if self._link.outstanding < self.OUTSTANDING_LIMIT:
+            self._link.request(IcType.HEARTBEAT, HeartbeatBody(self.sequence).build())
+
+    def closed(self) -> None:
+        self._link = None
+        self.health = Health.NO_CONTACT

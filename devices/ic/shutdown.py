@@ -1,0 +1,87 @@
+"""Shutdown: asks the guest to power off or restart in good order, as its own `poweroff` or `reboot` would.
+
+Source: Linux drivers/hv/hv_util.c, shutdown_onchannelcallback(): it answers first, then runs the orderly command; a
+flag it does not know is answered with FAILED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import ClassVar
+from uuid import UUID
+
+from devices.ic import events as trace
+from devices.ic.link import IcLink, IcReply, Negotiated
+from devices.ic.protocol import IcType, ShutdownBody, ShutdownFlag
+from pyvmm.errors import GuestProtocolError
+from pyvmm.vmbus.channel import Channel
+from pyvmm.vmbus.device import Offer, VmbusDevice
+
+Answered = Callable[[int], object]
+
+
+class ShutdownKind(Enum):
+    """What the guest is asked to do."""
+
+    POWER_OFF = ShutdownFlag.POWER_OFF | ShutdownFlag.FORCE
+    RESTART = ShutdownFlag.RESTART | ShutdownFlag.FORCE
+
+
+class Shutdown(VmbusDevice):
+    """`request()` is what system_powerdown uses while the guest's driver is there (`ready`)."""
+
+    OFFER: ClassVar[Offer] = Offer(
+        "shutdown",
+        type=UUID("0e0b6031-5213-4934-818b-38d90ced39db"),
+        instance=UUID("b6650ff7-33bc-4840-8048-e0676786f393"),
+        signal_each=True,
+    )
+    REASON: ClassVar[int] = 0x80040000  # SHTDN_REASON_FLAG_PLANNED and "other"; Linux only prints it
+    TIMEOUT: ClassVar[int] = 300  # seconds the guest may take, for its own information
+
+    def __init__(self) -> None:
+        self.status: int | None = None  # of the last answer
+        self._link: IcLink | None = None
+        self._asked: list[tuple[ShutdownKind, Answered]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether the guest's driver is there and understands us."""
+        return self._link is not None and self._link.ready
+
+    def request(self, kind: ShutdownKind, answered: Answered = lambda status: None) -> bool:
+        """Ask the guest; `answered(status)` is called with its answer, 0 for "on its way".
+
+        False if there is nobody to ask, or one request is out already.
+        """
+        if self._link is None or self._asked:
+            return False
+        body = ShutdownBody(self.REASON, self.TIMEOUT, kind.value).build()
+        if not self._link.request(IcType.SHUTDOWN, body):
+            return False
+        self._asked.append((kind, answered))
+        return True
+
+    def opened(self, channel: Channel) -> None:
+        self.status = None
+        self._link = IcLink(channel, versions=[(3, 2), (3, 1), (3, 0), (1, 0)])
+        self._link.negotiate()
+
+    def received(self, payload: bytes) -> None:
+        assert self._link is not None
+        match self._link.read(payload):
+            case Negotiated():
+                pass
+            case IcReply(IcType.SHUTDOWN, _, status):
+                kind, answered = self._asked.pop()
+                self.status = status
+                if trace.shutdown_answered.on:
+                    trace.shutdown_answered(kind.name, status)
+                answered(status)
+            case other:
+                raise GuestProtocolError(f"shutdown: unexpected {other}")
+
+    def closed(self) -> None:
+        self._link = None
+        self._asked.clear()

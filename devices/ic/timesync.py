@@ -1,0 +1,91 @@
+"""Time synchronisation: tells the guest the host's time, to be set at once when it starts, as samples from then on.
+
+Source: Linux drivers/hv/hv_util.c, timesync_onchannelcallback(): SYNC steps the clock, SAMPLE feeds the PTP clock
+/dev/ptp_hyperv and nothing else. Version 4 pairs the time with the reference counter, so that the guest can tell how
+old it has become on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import ClassVar
+from uuid import UUID
+
+from devices.ic import events as trace
+from devices.ic.link import IcLink, IcReply, Negotiated
+from devices.ic.protocol import IcType, TimeBody, TimeFlag, TimeReferenceBody, Version
+from pyvmm.errors import GuestProtocolError
+from pyvmm.vmbus.channel import Channel
+from pyvmm.vmbus.device import Offer, VmbusDevice
+
+UNIX_EPOCH_100NS = 116_444_736_000_000_000
+"""1970 in units of 100 ns since 1601."""
+
+
+class TimeSync(VmbusDevice):
+    """`clock_ns()` is the host's time since 1970; `reference_time()` the partition's counter in units of 100 ns.
+
+    Without a reference counter version 4 is not offered. `sync()` steps the guest's clock, after a pause for example.
+    """
+
+    OFFER: ClassVar[Offer] = Offer(
+        "timesync",
+        type=UUID("9527e630-d0ae-497b-adce-e80ab0175caf"),
+        instance=UUID("2dd1ce17-079e-403c-b352-a1921ee207ee"),
+    )
+    PERIOD: ClassVar[float] = 5.0  # seconds between samples, what Hyper-V does
+    OUTSTANDING_LIMIT: ClassVar[int] = 4
+    """Samples not answered yet; a guest that stopped needs no more of them."""
+
+    def __init__(
+        self, *, clock_ns: Callable[[], int] = time.time_ns, reference_time: Callable[[], int] | None = None
+    ) -> None:
+        self.samples = self.answers = 0
+        self._clock_ns = clock_ns
+        self._reference_time = reference_time
+        self._link: IcLink | None = None
+
+    def opened(self, channel: Channel) -> None:
+        self.samples = self.answers = 0
+        versions: list[Version] = [(3, 0), (1, 0)]
+        if self._reference_time is not None:
+            versions.insert(0, (4, 0))
+        self._link = IcLink(channel, versions)
+        self._link.negotiate()
+
+    def received(self, payload: bytes) -> None:
+        assert self._link is not None
+        match self._link.read(payload):
+            case Negotiated():
+                self.sync()
+                self._link.channel.every(self.PERIOD, self._sample)
+            case IcReply(IcType.TIME_SYNC):
+                self.answers += 1
+            case other:
+                raise GuestProtocolError(f"timesync: unexpected {other}")
+
+    def closed(self) -> None:
+        self._link = None
+
+    def sync(self) -> bool:
+        """Make the guest set its clock now. False if it cannot be told."""
+        return self._send(TimeFlag.SYNC)
+
+    def _sample(self) -> None:
+        if self._link is not None and self._link.outstanding < self.OUTSTANDING_LIMIT:
+            self._send(TimeFlag.SAMPLE)
+
+    def _send(self, flags: TimeFlag) -> bool:
+        if self._link is None:
+            return False
+        now = self._clock_ns() // 100 + UNIX_EPOCH_100NS
+        body = TimeBody(now, 0, 0, flags).build()
+        if self._reference_time is not None and (self._link.version or (0, 0)) >= (4, 0):
+            body = TimeReferenceBody(now, self._reference_time(), flags, 0, 0).build()
+        if not self._link.request(IcType.TIME_SYNC, body):
+            return False
+        self.samples += 1
+        if trace.time_sent.on:
+            trace.time_sent(now, int(flags))
+        return True
