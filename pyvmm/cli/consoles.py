@@ -13,10 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pyvmm.control import hmp
 from pyvmm.errors import ConfigError
 from pyvmm.machine import Machine
-from pyvmm.terminal import ConsoleInput, MonitorPrompt, raw_terminal
 
 _READ_SIZE = 4096
 
@@ -65,6 +63,9 @@ class StdioConsole(Console):
                     self._machine.loop.post(self._machine.quit)
 
     def attach(self, machine: Machine) -> None:
+        from pyvmm.control import hmp
+        from pyvmm.terminal import ConsoleInput, MonitorPrompt, raw_terminal
+
         self._machine = machine
         prompt = MonitorPrompt(lambda line: hmp.execute(machine, line), hmp.names)
         self._input = ConsoleInput(machine.serials[0].receive, self.write, machine.quit, prompt)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from pyvmm import trace
 from pyvmm.cli.consoles import Console, open_console
-from pyvmm.control.server import ControlServer
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import socket_path
 from pyvmm.loop import Loop
@@ -50,12 +49,11 @@ def run_session(session: Session) -> int:
         loop = Loop()
         console = stack.enter_context(open_console(session.console))
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
-        for path in session.sockets:
-            server = ControlServer(loop, machine, socket_path(path))
-            server.start()
-            stack.callback(server.close)
         run = _Run(session, machine, console)
         stack.enter_context(run.signals())
+        machine.start()
+        # From here on the guest boots beside us.
+        serve(session.sockets, loop, machine, stack)
         # What start-up made lives as long as the machine; a collection that walks it would hold up the guest.
         gc.collect()
         gc.freeze()
@@ -91,6 +89,16 @@ def _traces(session: Session) -> Iterator[None]:
                 print(f"pyvmm: trace file {session.trace_file}: {error.strerror}; its end is lost", file=sys.stderr)
 
 
+def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.ExitStack) -> None:
+    """Monitors on `sockets`, until `stack` ends. Raises ConfigError for one in use."""
+    from pyvmm.control.server import ControlServer
+
+    for path in sockets:
+        server = ControlServer(loop, machine, socket_path(path))
+        server.start()
+        stack.callback(server.close)
+
+
 class _Run:
     """The machine while it runs."""
 
@@ -102,7 +110,6 @@ class _Run:
 
     def run(self) -> int:
         machine, session = self._machine, self._session
-        machine.start()
         self._console.attach(machine)
         if session.timeout is not None:
             machine.loop.after(session.timeout, self._timed_out)

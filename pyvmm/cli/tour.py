@@ -95,9 +95,7 @@ def tour(
 
 def _run(config: Any, sockets: list[Path], shell: bool) -> int:
     from pyvmm.cli.consoles import Console, StdioConsole
-    from pyvmm.cli.session import SWITCH_INTERVAL, report
-    from pyvmm.control.server import ControlServer
-    from pyvmm.host.inside import socket_path
+    from pyvmm.cli.session import SWITCH_INTERVAL, report, serve
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine
 
@@ -106,10 +104,8 @@ def _run(config: Any, sockets: list[Path], shell: bool) -> int:
         console: list[Console] = [Console()]
         loop = Loop()
         machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
-        for path in sockets:
-            server = ControlServer(loop, machine, socket_path(path))
-            server.start()
-            stack.callback(server.close)
+        machine.start()
+        serve(sockets, loop, machine, stack)
         guide = _Guide(machine, shell)
 
         def finished() -> None:
@@ -123,7 +119,6 @@ def _run(config: Any, sockets: list[Path], shell: bool) -> int:
         guide.finished = finished
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda n, frame: loop.post(guide.interrupted, 128 + n))
-        machine.start()
         guide.start()
         outcome = machine.run()
         machine.close()

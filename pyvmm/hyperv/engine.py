@@ -96,7 +96,7 @@ class Engine(ABC):
         return self.synic.signal(vp, sint, flag)
 
     def listen(self, listener: MessageListener) -> None:
-        self.hypercalls.listener = listener
+        self.hypercalls.listen(listener)
 
     def connect_signal(self, connection_id: int, callback: Notify) -> None:
         self._signals[connection_id] = _Signal(callback)

@@ -8,6 +8,7 @@ Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event().
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from pyvmm.errors import GuestError
@@ -28,6 +29,9 @@ CONNECTION_MASK = 0xFFFFFF
 HYPERCALL_PORT = 0xEC
 """The I/O port of the user engine's hypercall page. Nothing on a PC answers there."""
 
+LISTENER_WAIT = 30.0
+"""Seconds a vCPU may wait for VMBus at its very first post. In use it is there long before."""
+
 _ENDBR64 = bytes.fromhex("f3 0f 1e fa")
 _OUT_AL = 0xE6
 _RET = 0xC3
@@ -42,11 +46,6 @@ def page_code(port: int = HYPERCALL_PORT) -> bytes:
     return (_ENDBR64 + bytes([_OUT_AL, port, _RET])).ljust(PAGE_SIZE, b"\xcc")
 
 
-def no_listener(connection_id: int, message_type: int, payload: bytes) -> int:
-    """What answers HvPostMessage before VMBus is there."""
-    return HypercallStatus.INVALID_CONNECTION_ID
-
-
 class Hypercalls:
     """Decodes and answers calls, on the vCPU thread that made them.
 
@@ -55,8 +54,18 @@ class Hypercalls:
 
     def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
         self.memory = memory
-        self.listener: MessageListener = no_listener
         self._signal = signal
+        self._listener: MessageListener | None = None
+        self._listening = threading.Event()
+
+    def listen(self, listener: MessageListener) -> None:
+        """Pass HvPostMessage on to `listener`.
+
+        A vCPU that posts before there is one waits for it: VMBus is built while the guest boots, and a guest told
+        "no such connection" at its first contact would try an older version.
+        """
+        self._listener = listener
+        self._listening.set()
 
     def call(self, control: int, input1: int, input2: int) -> int:
         """The result for RAX. `input1`: RDX; `input2`: R8. Never raises: bad input has a status."""
@@ -93,7 +102,10 @@ class Hypercalls:
         if head.payload_size > MAX_PAYLOAD:
             return HypercallStatus.INVALID_HYPERCALL_INPUT
         payload = data[size : size + head.payload_size]
-        return self.listener(head.connection_id & CONNECTION_MASK, head.message_type, payload)
+        self._listening.wait(LISTENER_WAIT)
+        if self._listener is None:
+            return HypercallStatus.INVALID_CONNECTION_ID
+        return self._listener(head.connection_id & CONNECTION_MASK, head.message_type, payload)
 
     def _event(self, event: SignalEventInput) -> int:
         if event.flag_number:

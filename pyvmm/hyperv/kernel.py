@@ -75,8 +75,8 @@ class KernelEngine(Engine):
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
         assert self._vm is not None
         vcpu.enable_cap(Cap.HYPERV_SYNIC2)
-        # Only now: while it takes a routing table KVM notes which line a SINT's EOM belongs to, and it skips VPs whose
-        # SynIC is not active yet. Interrupts would still arrive, but no EOM would ever be reported.
+        # Only now: while it takes a routing table KVM notes which line a SINT's EOM belongs to, and it skips VPs
+        # whose SynIC is not active yet. Interrupts would still arrive, but no EOM would ever be reported.
         routes = [IrqRoute.hv_sint(FIRST_SINT_GSI + each, each, VMBUS_SINT) for each in range(vp + 1)]
         self._vm.set_routes(self._base_routes + routes)
         sint, eom, unused = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3))

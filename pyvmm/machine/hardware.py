@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import groupby
+from operator import attrgetter
 
 from firmware.entry import BootState
 from pyvmm.errors import HostError
@@ -39,12 +41,12 @@ from pyvmm.kvm.abi import IrqchipId, SystemEventType
 from pyvmm.kvm.irq import pc_routes
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
+from pyvmm.machine.board import COM_PORTS
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.memory import GuestMemory
 
 _TSS_GPA = 0xFFFBD000  # three pages Intel's KVM needs for real mode, below the (absent) firmware
 _IDENTITY_MAP_GPA = 0xFFFBC000
-_COM1 = 0x3F8
 
 
 def routes() -> list[IrqRoute]:
@@ -70,14 +72,14 @@ class Hardware:
         *,
         reset: Callable[[str], None],
         failed: Callable[[BaseException], None],
-        coalesced_serial: Callable[[bytes], None] | None = None,
+        coalesced: Callable[[int, bytes], None] | None = None,
     ) -> None:
         self.engine = engine
         self._ports = ports
         self._mmio = mmio
         self._reset = reset
         self._failed = failed
-        self._coalesced = coalesced_serial
+        self._coalesced = coalesced
         self._drain_lock = threading.Lock()
         self.vm: Vm = kvm.create_vm()
         self.threads: list[VcpuThread] = []
@@ -104,7 +106,8 @@ class Hardware:
             engine.setup_vcpu(vcpu, index)
             self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
-            vm.coalesce(_COM1, 1, pio=True)
+            for port, _ in COM_PORTS:
+                vm.coalesce(port, 1, pio=True)
         else:
             self._coalesced = None
 
@@ -142,8 +145,8 @@ class Hardware:
         if self._coalesced is not None:
             with self._drain_lock:
                 writes = self.vm.drain_coalesced()
-                if writes:
-                    self._coalesced(b"".join(w.data for w in writes))
+                for port, run in groupby(writes, key=attrgetter("addr")):
+                    self._coalesced(port, b"".join(write.data for write in run))
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """Drive an interrupt line, from any thread."""

@@ -19,45 +19,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from devices.ic.heartbeat import Heartbeat
-from devices.ic.shutdown import Shutdown
-from devices.ic.timesync import TimeSync
-
-from devices.acpi_pm import PORTS as PM_PORTS
-from devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
-from devices.balloon.device import BalloonDevice
-from devices.i8042 import BASE as I8042_BASE
-from devices.i8042 import DATA as I8042_DATA
-from devices.i8042 import I8042
-from devices.i8042 import STATUS as I8042_STATUS
-from devices.rtc import BASE as RTC_BASE
-from devices.rtc import PORTS as RTC_PORTS
-from devices.rtc import Rtc
-from devices.serial import PORTS as SERIAL_PORTS
-from devices.serial import Serial
-from firmware.acpi import AcpiConfig
 from firmware.e820 import ram_layout
 from firmware.linux import load_linux
 from pyvmm.errors import ConfigError, HostError, PyvmmError
 from pyvmm.hyperv.crash import CrashReport
-from pyvmm.iomap import IoMap
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop
 from pyvmm.machine import cpu, engines
 from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
+from pyvmm.machine.board import Board
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.runner import install_kick
 from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
-from pyvmm.vmbus.bus import Vmbus
+
+if TYPE_CHECKING:
+    from devices.balloon.device import BalloonDevice
+    from devices.serial import Serial
+    from pyvmm.machine.services import Services
+    from pyvmm.vmbus.bus import Vmbus
 
 State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
 Listener = Callable[[str, dict[str, Any]], None]
 
-_COM_PORTS = ((0x3F8, 4), (0x2F8, 3))
 _DRAIN_PERIOD = 0.1
 """Seconds after which console output that KVM queued is shown even if the guest makes no exit."""
 
@@ -107,9 +94,17 @@ class Machine:
         )
         self.engine.on_crash = self._crashed
         self.engine.on_reset = lambda: self.reset("Hyper-V reset MSR")
-        self.bus = Vmbus(loop, self.memory, self.engine, max_version=config.max_vmbus)
-        self._make_vmbus_devices()
-        self._make_board(console)
+        self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data))
+        self.board = Board(
+            config.cpus,
+            loop,
+            irq=self._irq,
+            reset=self._want_reset,
+            power_off=self._powered_off,
+            console=console,
+            agent=partial(loop.post, self.agent.received),
+        )
+        self._services: Services | None = None
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
 
     # Building
@@ -122,23 +117,31 @@ class Machine:
             memory.add(Region(gpa, length, backing))
         return memory
 
-    def _make_vmbus_devices(self) -> None:
-        wanted = self.config.devices
-        self.balloon: BalloonDevice | None = None
-        self.shutdown: Shutdown | None = None
-        if "balloon" in wanted:
-            ram = [(region.gpa, region.size) for region in self.memory]
-            self.balloon = BalloonDevice(ram, self._discard, keep_target=self.config.keep_target)
-            self.balloon.on_change.append(lambda actual: self._emit("BALLOON_CHANGE", {"actual": actual}))
-            self.balloon.on_status.append(self._status_report)
-            self.bus.add(self.balloon)
-        if "heartbeat" in wanted:
-            self.bus.add(Heartbeat())
-        if "shutdown" in wanted:
-            self.shutdown = Shutdown()
-            self.bus.add(self.shutdown)
-        if "timesync" in wanted:
-            self.bus.add(TimeSync())
+    @property
+    def services(self) -> Services:
+        """The VMBus and its devices. Made by `start`, or before if somebody asks."""
+        if self._services is None:
+            from pyvmm.machine.services import Services
+
+            self._services = Services(self.config, self.loop, self.memory, self.engine, self._discard)
+            balloon = self._services.balloon
+            if balloon is not None:
+                balloon.on_change.append(lambda actual: self._emit("BALLOON_CHANGE", {"actual": actual}))
+                balloon.on_status.append(self._status_report)
+        return self._services
+
+    @property
+    def bus(self) -> Vmbus:
+        return self.services.bus
+
+    @property
+    def balloon(self) -> BalloonDevice | None:
+        return self.services.balloon
+
+    @property
+    def serials(self) -> list[Serial]:
+        """ttyS0, the console, and ttyS1, the agent's."""
+        return self.board.serials
 
     def _discard(self, gpa: int, size: int) -> None:
         """Give ballooned pages back to the host."""
@@ -149,28 +152,6 @@ class Machine:
     def _status_report(self, available: int, committed: int) -> None:
         self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
 
-    def _make_board(self, console: Callable[[bytes], None]) -> None:
-        self.agent = GuestAgent(lambda data: self.serials[1].receive(data))
-        to_agent = partial(self.loop.post, self.agent.received)  # a full batch comes on a vCPU's thread
-        self.ports = IoMap("port")
-        self.mmio = IoMap("mmio")
-        self.serials = []
-        for (base, line), output in zip(_COM_PORTS, (console, to_agent), strict=True):
-            port = Serial(partial(self._irq, line), output, later=self.loop.post)
-            self.serials.append(port)
-            self.ports.claim(base, SERIAL_PORTS, port, port.lock)
-        self.acpi = AcpiConfig.for_cpus(self.config.cpus)
-        self.pm = AcpiPm(lambda level: self._irq(self.acpi.sci, level), self._powered_off)
-        self.ports.claim(self.acpi.pm_base, PM_PORTS, self.pm, self.pm.lock)
-        self._reset_port = ResetPort(lambda: self._want_reset("reset port"))
-        self.ports.claim(RESET_PORT, 1, self._reset_port, self._reset_port.lock)
-        self._keyboard = I8042(lambda: self._want_reset("keyboard controller"), self._irq)
-        for offset in (I8042_DATA, I8042_STATUS):
-            at = _Offset(self._keyboard, offset)
-            self.ports.claim(I8042_BASE + offset, 1, at, self._keyboard.lock)
-        self.rtc = Rtc()
-        self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
-
     def _power_on(self, *, fresh: bool) -> None:
         """Load the kernel and make the hardware that will run it."""
         before = time.monotonic()
@@ -180,7 +161,7 @@ class Machine:
             initrd=self.config.initrd,
             cmdline=self.config.cmdline,
             ram_size=self.config.memory,
-            acpi=self.acpi,
+            acpi=self.board.acpi,
             protocol=self.config.entry,
             fresh=fresh,
         )
@@ -192,11 +173,11 @@ class Machine:
             self._host_cpuid,
             self.memory,
             self.engine,
-            self.ports,
-            self.mmio,
+            self.board.ports,
+            self.board.mmio,
             reset=self._want_reset,
             failed=lambda error: self.loop.post(self._failed, error),
-            coalesced_serial=self.serials[0].write_many,
+            coalesced=self.board.coalesced,
         )
         self._hardware.boot(state)
 
@@ -214,6 +195,7 @@ class Machine:
         assert self._hardware is not None
         self._set_state("running")
         self._hardware.start()
+        _ = self.services  # while the guest boots
 
     def run(self) -> Outcome:
         """Serve the machine until it ends."""
@@ -226,10 +208,10 @@ class Machine:
         self._drain_timer.cancel()
         hardware, self._hardware = self._hardware, None
         if hardware is not None:
-            self.bus.reset()
+            if self._services is not None:
+                self._services.bus.reset()
             hardware.close()
-        for port in self.serials:
-            port.flush()
+        self.board.flush()
         for region in list(self.memory):
             region.view.release()
             self.memory.remove(region)
@@ -259,12 +241,7 @@ class Machine:
         self._hardware = None
         for region in self.memory:
             self.memory.discard(region.gpa, region.size)
-        for port in self.serials:
-            port.flush()
-            port.reset()
-        self.pm.reset()
-        self._reset_port.reset()
-        self._keyboard.reset()
+        self.board.reset()
         self.agent.reset()
         self.resets += 1
         try:
@@ -297,8 +274,9 @@ class Machine:
     def powerdown(self) -> None:
         """Ask the guest to shut down: by the shutdown service if its driver is there, else by the power button."""
         self._emit("POWERDOWN", {})
-        if self.shutdown is None or not self.shutdown.request("poweroff"):
-            self.pm.press_power_button()
+        shutdown = self.services.shutdown
+        if shutdown is None or not shutdown.request("poweroff"):
+            self.board.pm.press_power_button()
 
     def quit(self) -> None:
         """End the machine at once."""
@@ -432,17 +410,3 @@ class Machine:
             "vmbus": self.info_vmbus(),
             "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},
         }
-
-
-class _Offset:
-    """One port of a device whose ports are not in a row."""
-
-    def __init__(self, device: I8042, offset: int) -> None:
-        self._device = device
-        self._offset = offset
-
-    def read(self, offset: int, size: int) -> int:
-        return self._device.read(self._offset, size)
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self._device.write(self._offset, size, value)
