@@ -31,7 +31,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "This computer": {
         "doctor": ("pyvmm.cli.doctor:doctor", "What this computer can do, and what would make it do more."),
         "image": ("pyvmm.cli.image:image", "List, build and show guest images."),
-        "host": ("pyvmm.cli.host:host", "Keep an emulated host running, for computers without KVM."),
+        "host": ("pyvmm.cli.host:host", "The emulated host, for computers without KVM: prepare, exec, status."),
         "completion": ("pyvmm.cli.completion:completion", "Print what makes your shell complete pyvmm's words."),
     },
 }

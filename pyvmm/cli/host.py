@@ -1,0 +1,119 @@
+"""`pyvmm host`: the emulated host by itself, for a look inside and for making it ready ahead of time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.cli import output
+from pyvmm.sizes import format_size
+
+
+@click.group()
+def host() -> None:
+    """The emulated host: a small Linux with KVM in QEMU, where guests run if this computer's KVM will not do.
+
+    `pyvmm run` starts one by itself. It is booted once and its state kept, so that later starts take a second.
+
+    \b
+    pyvmm host prepare                  boot it and keep its state now rather than at the first run
+    pyvmm host exec -- uname -a         a command in one
+    pyvmm host exec -- bash             a shell in one, with this computer's files
+    """
+
+
+def _say(text: str) -> None:
+    click.echo(f"pyvmm: {text}", err=True)
+
+
+_MEMORY = click.option(
+    "--guest-memory",
+    "-m",
+    default="512M",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory of the guests it must hold.",
+)
+
+
+def _memory(guest_memory: str) -> int:
+    """The host's own memory in MiB, for guests of that size."""
+    from pyvmm.host.emulated import memory_for
+    from pyvmm.sizes import parse_size
+
+    return memory_for(parse_size(guest_memory) >> 20)
+
+
+@host.command("exec", context_settings={"ignore_unknown_options": True})
+@_MEMORY
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
+    """Run COMMAND in an emulated host of its own and end with COMMAND's status.
+
+    The files are this computer's, read-only; /tmp is empty, and what is written there goes with the host.
+    """
+    from pyvmm.host.commands import shell_status
+    from pyvmm.host.emulated import EmulatedHost
+
+    with EmulatedHost.start(memory_mib=_memory(guest_memory), progress=_say) as started:
+        return shell_status(started.run(list(command)))
+
+
+@host.command()
+@_MEMORY
+def prepare(guest_memory: str) -> None:
+    """Fetch what the emulated host needs, boot it and keep its state; say how long a start takes."""
+    from pyvmm.host.emulated import EmulatedHost
+
+    memory = _memory(guest_memory)
+    with EmulatedHost.start(memory_mib=memory, progress=_say):
+        pass
+    begin = time.monotonic()
+    with EmulatedHost.start(memory_mib=memory, progress=_say):
+        seconds = time.monotonic() - begin
+    click.echo(f"ready: starts in {seconds:.1f} s")
+
+
+@host.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> None:
+    """Show what is kept for starting emulated hosts: which QEMU, how many saved ones, and the disk they take."""
+    from images.cache import cache_folder
+    from pyvmm.errors import HostError
+    from pyvmm.host.qemu import find_qemu, version
+
+    folder = cache_folder("host")
+    kept = sorted(each for each in folder.glob("snapshot-*") if (each / "state").exists())
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        "saved": [each.name for each in kept],
+        "disk": sum(_disk_usage(each) for each in folder.rglob("*")),
+    }
+    try:
+        facts["qemu"] = version(find_qemu())
+    except HostError as error:
+        facts["qemu"] = None
+        facts["problem"] = str(error)
+    if as_json:
+        output.print_json(facts)
+        return
+    output.fields(
+        [
+            ("QEMU", facts["qemu"] or facts["problem"]),
+            ("saved hosts", f"{len(kept)}" if kept else "none yet: `pyvmm host prepare` makes one"),
+            ("disk", f"{format_size(facts['disk'])} in {folder}"),
+        ],
+        indent="",
+    )
+
+
+def _disk_usage(path: Path) -> int:
+    """Bytes on the disk: a saved host's memory file is mostly holes."""
+    try:
+        found = path.lstat()
+    except OSError:  # another process tidies up
+        return 0
+    return found.st_blocks * 512
