@@ -7,7 +7,7 @@ flag it does not know is answered with FAILED.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from typing import ClassVar
 from uuid import UUID
 
@@ -21,11 +21,17 @@ from pyvmm.vmbus.device import Offer, VmbusDevice
 Answered = Callable[[int], object]
 
 
-class ShutdownKind(Enum):
-    """What the guest is asked to do."""
+class ShutdownKind(StrEnum):
+    """What the guest is asked to do. Without waiting for programs that refuse to end."""
 
-    POWER_OFF = ShutdownFlag.POWER_OFF | ShutdownFlag.FORCE
-    RESTART = ShutdownFlag.RESTART | ShutdownFlag.FORCE
+    POWER_OFF = "poweroff"
+    RESTART = "restart"
+
+
+_FLAGS = {
+    ShutdownKind.POWER_OFF: ShutdownFlag.POWER_OFF | ShutdownFlag.FORCE,
+    ShutdownKind.RESTART: ShutdownFlag.RESTART | ShutdownFlag.FORCE,
+}
 
 
 class Shutdown(VmbusDevice):
@@ -50,14 +56,15 @@ class Shutdown(VmbusDevice):
         """Whether the guest's driver is there and understands us."""
         return self._link is not None and self._link.ready
 
-    def request(self, kind: ShutdownKind, answered: Answered = lambda status: None) -> bool:
+    def request(self, kind: ShutdownKind | str, answered: Answered = lambda status: None) -> bool:
         """Ask the guest; `answered(status)` is called with its answer, 0 for "on its way".
 
         False if there is nobody to ask, or one request is out already.
         """
+        kind = ShutdownKind(kind)
         if self._link is None or self._asked:
             return False
-        body = ShutdownBody(self.REASON, self.TIMEOUT, kind.value).build()
+        body = ShutdownBody(self.REASON, self.TIMEOUT, _FLAGS[kind]).build()
         if not self._link.request(IcType.SHUTDOWN, body):
             return False
         self._asked.append((kind, answered))
@@ -77,7 +84,7 @@ class Shutdown(VmbusDevice):
                 kind, answered = self._asked.pop()
                 self.status = status
                 if trace.shutdown_answered.on:
-                    trace.shutdown_answered(kind.name, status)
+                    trace.shutdown_answered(kind.value, status)
                 answered(status)
             case other:
                 raise GuestProtocolError(f"shutdown: unexpected {other}")

@@ -1,13 +1,8 @@
-"""Lets these tests import `tests.support`, when run as plain `pytest`."""
+"""Property tests have no deadline here: a busy machine is not a failure."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
-
 from hypothesis import settings
 
-settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
+settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
