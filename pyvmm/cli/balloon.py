@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 POLL = 0.25
 """Seconds between two looks at the guest while waiting; events tell of most changes before that."""
 
+PAGE = 4096
+
 SETTLED = 3
 """Looks in a row at a balloon that does nothing, after which it is at its end."""
 
@@ -107,6 +109,8 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
 
     deadline = time.monotonic() + timeout
     goal = reply.get("will-reach", size)
+    if 0 <= size - goal < PAGE:
+        size = goal  # a guest's memory comes in whole pages
     begin = actual = client.execute("query-balloon")["actual"]
     still, result = 0, "reached"
     progress = _Progress(begin, goal)

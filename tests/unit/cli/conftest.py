@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 
+from command_line import Result, Run
 from fake_machine import FakeMachine, serving
 
 from pyvmm.cli.main import main
@@ -28,15 +28,6 @@ def machine() -> Iterator[FakeMachine]:
     made = FakeMachine("web")
     with registry.claim("web", ["pyvmm", "run"]) as registration, serving(made, registration.socket):
         yield made
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture

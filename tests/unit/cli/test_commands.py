@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli import doctor, output

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("rich", "asyncio", "images", "devices", "firmware", "pyvmm.machine", "pyvmm.kvm", "pyvmm.host.kit", "subprocess")
+HEAVY = (
+    "rich",
+    "asyncio",
+    "images",
+    "devices",
+    "firmware",
+    "pyvmm.machine",
+    "pyvmm.kvm",
+    "pyvmm.host.kit",
+    "subprocess",
+)
 
 
 def python(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
