@@ -1,7 +1,8 @@
 """The emulated host's first process once its root is mounted: starts commands for the outer side.
 
-Runs with the machine's own Python, from the machine's own files. Descriptor 3 is the port to the outer side; when
-that is closed, or at POWEROFF, the emulated host ends, so no command outlives the one who asked for it.
+Runs with the machine's own Python, from copies of the machine's own files (see preload.py). Descriptor 3 is the port
+to the outer side; when that is closed, or at POWEROFF, the emulated host ends, so no command outlives the one who
+asked for it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
+from pyvmm.host import rootfs
 from pyvmm.host.endpoint import Disconnected, Endpoint
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind, ProtocolError
+from pyvmm.host.zygote import Zygote
 
 PORT = 3
 GRACE = 5.0  # seconds between the hang-up and the kill of a command nobody waits for
@@ -59,7 +62,8 @@ class Connecting:
 class Agent:
     """Serves one port."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, zygote: Zygote) -> None:
+        self.zygote = zygote
         self.endpoint = Endpoint(port)
         self.commands: dict[int, Command] = {}
         self.sockets: dict[int, socket.socket] = {}
@@ -137,7 +141,7 @@ class Agent:
         pid = os.fork()
         if pid == 0:
             os.close(failure_reader)
-            _become(request, theirs, bool(tty), failure_writer)
+            self.zygote.become(request, theirs, failure_writer)
         os.close(failure_writer)
         for descriptor in set(theirs.values()):
             os.close(descriptor)
@@ -250,61 +254,33 @@ def set_window_size(terminal: int, rows: int, columns: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def _become(request: dict[str, Any], descriptors: dict[int, int], tty: bool, failure: int) -> NoReturn:
-    """In the child: turn into the command. Reports why not on `failure`, which a successful exec closes."""
-    argv: list[str] = request["argv"]
-    name = request["cwd"]
-    try:
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        high = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10) for target, source in descriptors.items()}
-        for target, source in high.items():
-            os.dup2(source, target)
-        if tty:
-            on_terminal = next(t for t in (0, 1, 2) if os.isatty(t))
-            fcntl.ioctl(on_terminal, termios.TIOCSCTTY, 0)
-        os.chdir(name)
-        name = argv[0]
-        os.set_inheritable(PORT, False)
-        os.execvpe(argv[0], argv, request["env"])
-    except OSError as error:
-        os.write(failure, f"{error.errno} {name}".encode())
-    finally:
-        os._exit(127)
-
-
-def _reseed() -> None:
-    """Make the kernel take fresh random numbers: a restored host would repeat its twin's."""
-    rndreseedcrng = 0x5207
-    descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(descriptor, rndreseedcrng)
-    except OSError:
-        pass
-    os.close(descriptor)
-
-
 def _power_off() -> NoReturn:
     os.sync()
-    ctypes.CDLL(None).reboot(0x4321FEDC)
+    ctypes.CDLL(None).reboot(0x4321FEDC)  # LINUX_REBOOT_CMD_POWER_OFF
     os._exit(1)
 
 
 def main() -> NoReturn:
-    """Process 1."""
+    """Process 1: get ready, wait (and be saved while waiting), go on."""
     try:
-        _reseed()
         os.set_inheritable(PORT, False)
-        Agent(PORT).serve()
+        zygote = Zygote.load()
+        os.write(PORT, b"ready\n")
+        line = b""
+        while not line.endswith(b"\n"):
+            part = os.read(PORT, 1)
+            if not part:
+                raise Disconnected
+            line += part
+        go, now, seed = line.split()
+        if go != b"go":
+            raise ProtocolError(f"unexpected {line!r}")
+        rootfs.become_alive(float(now), bytes.fromhex(seed.decode()))
+        rootfs.change_root()
+        Agent(PORT, zygote).serve()
     except Disconnected:
         pass
     except BaseException as error:
         print(f"pyvmm-host: agent: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         _power_off()
-
-
-if __name__ == "__main__":
-    main()

@@ -16,15 +16,17 @@ import termios
 import tty as tty_modes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from pyvmm.errors import HostError
 from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
+from pyvmm.host.inside import VARIABLE, inner_socket
+from pyvmm.host.preload import sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
 
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-INSIDE = "PYVMM_INSIDE_HOST"  # set for a command that runs in an emulated host
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class Signals:
     def kept(self, endpoint: Endpoint) -> Iterator[None]:
         """Wake `endpoint` at each signal."""
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        before: dict[int, object] = {}
+        before: dict[signal.Signals, object] = {}
         try:
             wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         except ValueError:  # not the main thread: whoever is, decides
@@ -130,14 +132,12 @@ class CommandRun:
 
     def run(self) -> int:
         """The command's status: its exit code, or minus the signal that killed it."""
-        from pyvmm.host.inside import inner_socket
-
         try:
             for path in self.request.forward_sockets:
                 absolute = Path(os.path.abspath(path))
                 forward = Forward(absolute, inner_socket(absolute))
                 self.forwards.append(forward)
-                self.endpoint.watch(forward.listener.fileno(), lambda f=forward: self._accept(f))  # type: ignore[misc]
+                self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
             with self.signals.kept(self.endpoint):
                 self._start()
                 keyboard = self.terminal if STDIN in self.on_terminal else None
@@ -154,7 +154,7 @@ class CommandRun:
     def _start(self) -> None:
         request = self.request
         env = dict(os.environ if request.env is None else request.env)
-        env[INSIDE] = "1"
+        env[VARIABLE] = "1"
         size = os.get_terminal_size(self.terminal) if self.terminal is not None else os.terminal_size((80, 24))
         start = {
             "argv": list(request.argv),
@@ -162,6 +162,7 @@ class CommandRun:
             "cwd": request.cwd or os.getcwd(),
             "tty": self.on_terminal,
             "window": [size.lines, size.columns],
+            "sources": sources_digest(),
         }
         self.endpoint.send(Frame(Kind.START, self.stream, payload=json.dumps(start).encode()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,6 @@ from pyvmm.host.qemu import Hardware, Qemu
 SIZES_MIB = (1536, 2560, 4608, 8704, 16896, 33280)  # few sizes, so that snapshots serve again: a guest's plus 512
 OWN_MIB = 512  # what the host's kernel, Python and page tables need themselves
 AGENT_LIMIT = 60.0  # seconds from the word to go on to the agent's HELLO
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def memory_for(guest_mib: int) -> int:
@@ -77,13 +75,12 @@ class EmulatedHost:
         raise AssertionError("not reached")
 
     def _go(self) -> None:
-        python = os.path.abspath(sys.executable)
-        line = f"go\t{time.time():.3f}\t{python}\t{REPOSITORY}\t{os.urandom(32).hex()}\n"
+        line = f"go {time.time():.3f} {os.urandom(32).hex()}\n"
         until = time.monotonic() + AGENT_LIMIT
         try:
             os.write(self._machine.port, line.encode())
             while time.monotonic() < until:
-                for frame in self.endpoint.step(until - time.monotonic()):
+                for frame in self.endpoint.step(max(0.0, until - time.monotonic())):
                     if frame.kind is Kind.HELLO:
                         return
         except (Disconnected, OSError) as error:

@@ -75,7 +75,7 @@ class Endpoint:
         """Drop all channels of `stream`, without calling anybody."""
         for table in (self._sources, self._sinks):
             for key in [key for key in table if key[0] == stream]:
-                del table[key]  # type: ignore[attr-defined]
+                del table[key]
 
     def drain(self, stream: int) -> None:
         """The command of `stream` has ended: send what its descriptors hold now and end them."""

@@ -16,8 +16,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from images.cache import cache_folder
 from pyvmm.errors import HostError
-from pyvmm.host.kit import cache_folder
 
 PROBE_VERSION = 1  # raise it when the verdict may differ
 # A processor that runs the loop itself does thousands of millions of these a second, TCG under us a hundred or more;

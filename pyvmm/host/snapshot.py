@@ -15,13 +15,13 @@ import hashlib
 import os
 import shlex
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
+from images.cache import cache_folder, disk_errors, locked, new_folder
 from pyvmm.errors import HostError
 from pyvmm.host import qemu
-from pyvmm.host.kit import Kit, Progress, cache_folder, locked
+from pyvmm.host.kit import Kit, Progress
 from pyvmm.host.qemu import Hardware, Qemu
 
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
@@ -46,19 +46,12 @@ def _memory(path: Path, hardware: Hardware, share: str) -> list[str]:
 
 def make(folder: Path, kit: Kit, hardware: Hardware, progress: Progress) -> None:
     """Boot a host and save it as `folder`, unless another process just did. Raises HostError."""
-    with locked(folder.parent / "snapshot.lock"):
+    with disk_errors("saving the emulated host"), locked("host-snapshot"):
         if (folder / "state").exists():
             return
         progress("booting the emulated host for the first time (kept for later starts)")
-        try:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as name:
-                made = Path(name) / "snapshot"
-                made.mkdir()
-                _boot_and_save(made, kit, hardware)
-                shutil.rmtree(folder, ignore_errors=True)
-                made.rename(folder)
-        except OSError as error:
-            raise HostError(f"emulated host: saving it in {folder.parent}: {error.strerror}") from error
+        with new_folder(folder) as made:
+            _boot_and_save(made, kit, hardware)
         _forget_old(folder)
 
 

@@ -1,0 +1,212 @@
+"""What the saved host holds ready of Python: an interpreter in which everything a command imports is imported.
+
+Under emulation starting Python takes a second and importing what `pyvmm` needs several. So the files for that are in
+the initramfs, under the very paths they have on the machine; the agent imports them before its state is saved, and a
+`python -m MODULE` is then a fork of it, ready in some ten milliseconds.
+
+Files of other packages are *stable*: a change of one makes a new kit and a new snapshot. pyvmm's own change all the
+time where somebody works on it: if the digest of the sources is another than that of the imported ones, the fork
+forgets pyvmm's modules and imports them anew from the machine's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import marshal
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.cpio import CpioWriter, Entry
+from pyvmm.errors import HostError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OWN_PACKAGES = ("pyvmm", "devices", "firmware", "images")
+# Ours, but part of the running agent: a change makes a new kit.
+AGENT_MODULES = ("agent.py", "endpoint.py", "protocol.py", "preload.py", "rootfs.py", "zygote.py")
+
+_COLLECT = """
+import importlib, json, os, pkgutil, sys
+wanted = ["pyvmm.host.agent"]
+for package in {packages!r}:
+    try:
+        top = importlib.import_module(package)
+    except ImportError:
+        continue
+    wanted.append(package)
+    for module in pkgutil.walk_packages(top.__path__, package + ".", onerror=lambda name: None):
+        if not module.name.endswith("__main__"):
+            wanted.append(module.name)
+import encodings.ascii, encodings.latin_1, encodings.idna, runpy, traceback, linecache, tokenize, codecs, _strptime
+done = ["runpy", "traceback", "linecache", "tokenize", "_strptime"]
+for name in wanted:
+    try:
+        importlib.import_module(name)
+    except Exception:
+        continue
+    done.append(name)
+files = [[m.__file__, m.__spec__.cached if m.__spec__ else None] for m in list(sys.modules.values())
+         if getattr(m, "__file__", None)]
+maps = sorted(dict.fromkeys(line.split(None, 5)[5].strip() for line in open("/proc/self/maps") if "r-xp" in line
+              and len(line.split(None, 5)) == 6))
+print(json.dumps(dict(modules=done, files=files, maps=[m for m in maps if m.startswith("/")],
+                      prefix=[sys.prefix, sys.base_prefix], path=sys.path)))
+"""
+
+
+@dataclass(slots=True)
+class Preload:
+    """Modules to import inside, and the files that takes."""
+
+    modules: list[str]
+    files: dict[str, str | None]  # a module's file -> where its byte code is
+    others: list[str]  # programs, libraries, configuration
+
+
+def sources_digest() -> str:
+    """Names the state of pyvmm's own sources."""
+    return _digest(_own_sources())
+
+
+def stable_digest(files: Iterable[str]) -> str:
+    """Names the state of `files`."""
+    return _digest(Path(file) for file in files)
+
+
+def _own_sources() -> Iterator[Path]:
+    for package in OWN_PACKAGES:
+        for folder, folders, names in os.walk(REPOSITORY / package):
+            folders[:] = sorted(name for name in folders if name != "__pycache__")
+            yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        try:
+            entry = os.stat(file)
+            total.update(f"{file}\0{entry.st_size}\0{entry.st_mtime_ns}\n".encode())
+        except OSError:
+            total.update(f"{file}\0gone\n".encode())
+    return total.hexdigest()[:32]
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is one of pyvmm's sources that may change without a new kit."""
+    path = Path(file)
+    if path.parent == REPOSITORY / "pyvmm" / "host" and path.name in AGENT_MODULES:
+        return False
+    return any(path.is_relative_to(REPOSITORY / package) for package in OWN_PACKAGES)
+
+
+def collect() -> Preload:
+    """Ask a fresh interpreter what it needs to import everything."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env["PYTHONPATH"] = str(REPOSITORY)
+    script = _COLLECT.format(packages=OWN_PACKAGES)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=env, cwd="/", capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise HostError(f"emulated host: {sys.executable} cannot import pyvmm: {lines[-1]}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    files = {file: cached for file, cached in answer["files"] if os.path.isabs(file) and os.path.exists(file)}
+    others = [os.path.abspath(sys.executable), *answer["maps"]]
+    for library in answer["maps"]:
+        others += _names_of(library)
+    for file in ("/etc/ld.so.cache", "/lib64/ld-linux-x86-64.so.2", "/etc/localtime", "/etc/passwd", "/etc/group"):
+        others.append(file)
+    for prefix in answer["prefix"]:
+        others.append(f"{prefix}/pyvenv.cfg")
+    for folder in answer["path"]:
+        if os.path.isdir(folder):
+            others += [entry.path for entry in os.scandir(folder) if entry.name.endswith((".pth", ".egg-link"))]
+    return Preload(answer["modules"], files, [name for name in dict.fromkeys(others) if os.path.exists(name)])
+
+
+def _names_of(library: str) -> list[str]:
+    """Symbolic links beside a library that lead to it: programs ask for it by those."""
+    folder, name = os.path.split(library)
+    if ".so" not in name:
+        return []
+    stem = name.partition(".so")[0]
+    with os.scandir(folder) as entries:
+        return [e.path for e in entries if e.name.startswith(stem) and e.is_symlink()
+                and os.path.realpath(e.path) == library]  # fmt: skip
+
+
+class Tree:
+    """Files of the machine in an initramfs, under their own paths, symbolic links on the way included."""
+
+    def __init__(self, archive: CpioWriter) -> None:
+        self._archive = archive
+        self._known: set[str] = set()
+
+    def add(self, path: str, data: bytes | None = None) -> None:
+        """Add the file at `path`, with other contents if `data` is given."""
+        name = self._place(path)
+        if name is not None:
+            mode = os.stat(name).st_mode if data is None or os.path.exists(name) else 0o644
+            content = Path(name).read_bytes() if data is None else data
+            self._archive.add(Entry(name[1:], stat.S_IFREG | stat.S_IMODE(mode), content))
+
+    def _place(self, path: str) -> str | None:
+        """Make the folders and links that lead to `path`; where it then goes, or None if it is there."""
+        done = ""
+        parts = [part for part in path.split("/") if part]
+        while parts:
+            part = parts.pop(0)
+            if part == "..":
+                done = done.rpartition("/")[0]
+                continue
+            here = f"{done}/{part}"
+            if os.path.islink(here):
+                target = os.readlink(here)
+                if here not in self._known:
+                    self._known.add(here)
+                    self._archive.symlink(here[1:], target)
+                parts[:0] = [piece for piece in target.split("/") if piece and piece != "."]
+                if target.startswith("/"):
+                    done = ""
+                continue
+            done = here
+            if parts and here not in self._known:
+                self._known.add(here)
+                self._archive.folder(here[1:])
+        if done in self._known:
+            return None
+        self._known.add(done)
+        return done
+
+
+def add_to(archive: CpioWriter, preload: Preload) -> None:
+    """Put the files into an initramfs, with byte code that is not checked against file times (all zero there)."""
+    tree = Tree(archive)
+    for other in preload.others:
+        tree.add(other)
+    for file, cached in preload.files.items():
+        tree.add(file)
+        if cached and file.endswith(".py"):
+            tree.add(cached, _byte_code(file, cached))
+
+
+def _byte_code(file: str, cached: str) -> bytes:
+    source = Path(file).read_bytes()
+    head = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source)
+    try:
+        kept = Path(cached).read_bytes()
+        entry = os.stat(file)
+        times = (int(entry.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little")
+        times += (entry.st_size & 0xFFFFFFFF).to_bytes(4, "little")
+        if kept[:16] == importlib.util.MAGIC_NUMBER + bytes(4) + times:
+            return head + kept[16:]
+    except OSError:
+        pass
+    return head + marshal.dumps(compile(source, file, "exec", dont_inherit=True))
