@@ -78,11 +78,11 @@ class BalloonDevice(VmbusDevice):
         self._tell()
 
     def restarted(self) -> None:
-        """A new kernel runs without a machine reset (kexec, crash kernel): it takes all boot RAM for its own.
+        """Maybe a new kernel runs without a machine reset (kexec, crash kernel): it takes all boot RAM for its own.
 
-        Giving back what its predecessor let go of would free pages under its feet, so the books are emptied. Call it
-        when the guest makes contact anew after an UNLOAD. A driver that was only unbound and bound again closes its
-        channel and no more: those pages stay out, and can be given back to it.
+        Giving back what its predecessor let go of would free pages under its feet, so the books are emptied. The same
+        kernel with hv_vmbus loaded again looks no different; it has lost those pages until it reboots. A driver that
+        was only unbound and bound again makes no contact: its pages stay out, and can be given back to it.
         """
         self.machine.forget_pages("the guest made contact anew")
         self._tell()

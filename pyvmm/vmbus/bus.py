@@ -35,6 +35,7 @@ from pyvmm.vmbus.states import (
     Opened,
     OpenRings,
     Post,
+    Restarted,
     ServedChannel,
 )
 
@@ -231,6 +232,9 @@ class Vmbus:
                 self._outbox.clear()
                 self._in_flight = False
                 self._epoch += 1
+            case Restarted():
+                for device in self._served:
+                    device.restarted()
             case OpenRings():
                 self._open(action)
             case Opened(served):

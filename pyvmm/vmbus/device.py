@@ -58,5 +58,9 @@ class VmbusDevice:
         """The channel is gone: closed by the guest, rescinded, or the whole bus started afresh. Its timers are
         cancelled and what it still had to send is dropped. Comes once for each `opened`."""
 
+    def restarted(self) -> None:
+        """A guest's kernel made contact with the bus, for the first time or anew (module loaded again, kexec, crash
+        kernel): nothing is agreed any more. No channel is open."""
+
     def reset(self) -> None:
         """The machine was reset: back to the state at power-on. Comes after `closed` if a channel was open."""

@@ -42,6 +42,7 @@ from pyvmm.vmbus.states import (
     OpenRings,
     Post,
     Rescinded,
+    Restarted,
     ServedChannel,
     Serving,
 )
@@ -191,6 +192,7 @@ class Server:
             self._version_response(version, vp if vp < self._vp_count else 0, 0, 0)
             raise
         self._enter(Contacted(version, vp))
+        self.actions.append(Restarted())  # before the answer: the guest may open channels as soon as it has that
         self._version_response(version, vp, 1, self._message_connection(version) if modern else version)
 
     def _version_response(self, version: int, vp: int, supported: int, connection_id: int) -> None:

@@ -132,4 +132,9 @@ class CloseRings:
     channel: ServedChannel
 
 
-Action = Post | DropMessages | OpenRings | Opened | CloseRings
+@dataclass(slots=True)
+class Restarted:
+    """A guest made contact: whatever kernel it is, it knows nothing of what its predecessor agreed on."""
+
+
+Action = Post | DropMessages | Restarted | OpenRings | Opened | CloseRings

@@ -144,7 +144,6 @@ def test_after_a_new_contact_old_pages_are_never_given_back(
     device.set_target(RAM - (1 << 20))
     serve(driver, linux)
     guest.unload()
-    device.restarted()
     assert device.actual == RAM
     device.set_target(RAM)
     kexeced = BalloonGuest(PAGES - FREE, first=FREE)

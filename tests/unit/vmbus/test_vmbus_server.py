@@ -25,6 +25,7 @@ from pyvmm.vmbus.states import (
     OpenRings,
     Post,
     Rescinded,
+    Restarted,
     Serving,
 )
 from tests.support.fake_guest import gpadl_messages
@@ -110,8 +111,8 @@ def harness() -> Harness:
 
 @pytest.mark.parametrize("version", [v for v in Version if v <= p.LATEST_VERSION])
 def test_served_version_is_accepted(harness: Harness, version: int) -> None:
-    drop, post = harness.contact(version)
-    assert isinstance(drop, DropMessages) and isinstance(post, Post)
+    drop, restarted, post = harness.contact(version)
+    assert isinstance(drop, DropMessages) and isinstance(restarted, Restarted) and isinstance(post, Post)
     response = p.VersionResponse.parse(post.payload)
     assert (response.supported, response.connection_id) == (1, 5 if version >= 0x50000 else version)
     assert harness.server.state == Contacted(version, 0)
@@ -157,7 +158,7 @@ def test_contact_that_cannot_be_obeyed_is_refused_on_vp_0(harness: Harness, how:
 def test_new_contact_drops_everything() -> None:
     harness = Harness().opened()
     made = harness.contact()
-    assert [type(a) for a in made] == [DropMessages, CloseRings, Post]
+    assert [type(a) for a in made] == [DropMessages, CloseRings, Restarted, Post]
     assert not harness.server.gpadls.lists
     assert isinstance(harness.server.channels[1].state, Hidden)
 
@@ -405,7 +406,7 @@ def test_impossible_modify_is_answered_with_failure(relid: int, vp: int) -> None
 def test_unload_closes_all_and_is_answered_last() -> None:
     harness = Harness().opened()
     made = harness.say(p.Unload(16, 0))
-    assert [type(a) for a in made] == [DropMessages, CloseRings, Post]
+    assert [type(a) for a in made] == [DropMessages, CloseRings, Restarted, Post]
     assert types(made) == [MessageType.UNLOAD_RESPONSE]
     assert harness.server.state == Disconnected()
 
