@@ -143,7 +143,7 @@ def test_after_a_new_contact_old_pages_are_never_given_back(
     driver = bind(guest, device, linux)
     device.set_target(RAM - (1 << 20))
     serve(driver, linux)
-    guest.unload()
+    guest.unload().connect()
     assert device.actual == RAM
     device.set_target(RAM)
     kexeced = BalloonGuest(PAGES - FREE, first=FREE)

@@ -406,7 +406,7 @@ def test_impossible_modify_is_answered_with_failure(relid: int, vp: int) -> None
 def test_unload_closes_all_and_is_answered_last() -> None:
     harness = Harness().opened()
     made = harness.say(p.Unload(16, 0))
-    assert [type(a) for a in made] == [DropMessages, CloseRings, Restarted, Post]
+    assert [type(a) for a in made] == [DropMessages, CloseRings, Post]
     assert types(made) == [MessageType.UNLOAD_RESPONSE]
     assert harness.server.state == Disconnected()
 
