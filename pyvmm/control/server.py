@@ -126,9 +126,6 @@ class ControlServer:
 
         self._loop.after(1.0, again)
 
-    def _dispatch(self, name: str, arguments: dict[str, Any]) -> Any:
-        return dispatch(self._machine, name, arguments)
-
     def _happened(self, name: str, data: dict[str, Any]) -> None:
         if self._socket is None:
             return
@@ -156,7 +153,7 @@ class _Client:
 
     def __init__(self, server: ControlServer, connection: socket.socket, number: int) -> None:
         self.number = number
-        self.session = Session(server._dispatch)
+        self.session = Session(self._dispatch)
         self._server = server
         self._loop = server._loop
         self._socket = connection
@@ -168,6 +165,11 @@ class _Client:
     def start(self) -> None:
         self._loop.add_reader(self._socket.fileno(), self._readable)
         self.send(self.session.greeting())
+
+    def _dispatch(self, name: str, arguments: dict[str, Any]) -> Any:
+        if trace.command.on:
+            trace.command(self.number, {"execute": name, "arguments": arguments})
+        return dispatch(self._server._machine, name, arguments)
 
     def _readable(self) -> None:
         try:

@@ -15,6 +15,7 @@ import pytest
 from fake_machine import MIB, FakeMachine, serving
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
+from pyvmm import trace
 from pyvmm.control.client import Client, Disconnected, Refused, TimedOut
 from pyvmm.control.commands import COMMANDS
 from pyvmm.control.server import CLIENT_LIMIT, OUTPUT_LIMIT, ControlServer
@@ -278,3 +279,21 @@ def test_closing_leaves_no_descriptor_behind(path: Path) -> None:
         with serving(FakeMachine(), path), Client(path) as client:
             client.execute("query-status")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_conversation_can_be_read_from_the_trace(loop: Loop, path: Path) -> None:
+    tail = trace.TailSink()
+    trace.subscribe("*", tail)
+    try:
+        with Client(path) as client:
+            client.execute("stop")
+    finally:
+        trace.unsubscribe(tail)
+    names = [record.event.name for record in tail.records]
+    begin = names.index("handle_qmp_command")
+    assert names[begin : begin + 4] == [
+        "handle_qmp_command",
+        "monitor_protocol_event_emit",
+        "monitor_qmp_respond",
+        "monitor_qmp_respond",
+    ]
