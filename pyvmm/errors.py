@@ -35,3 +35,7 @@ class HostError(PyvmmError):
 
 class ConfigError(PyvmmError):
     """The user asked for the impossible. The text is one line and names the next step."""
+
+
+class NotActiveError(ConfigError):
+    """The request is for a device that the machine does not have, or that nobody in the guest drives."""

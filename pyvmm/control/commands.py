@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pyvmm.control import hmp
-from pyvmm.control.errors import CommandNotFound, ControlError
+from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive
 from pyvmm.control.protocol import VERSION
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import ConfigError, HostError, NotActiveError
 
 Reply = Any
 
@@ -39,7 +39,7 @@ class Controlled(Protocol):
         """Ask the guest to live in `size` bytes: `{"target", "will-reach", "reason"}`. Raises like `dispatch`."""
 
     def balloon_actual(self) -> int:
-        """Bytes the guest has now. Raises ControlError where no guest driver runs."""
+        """Bytes the guest has now. Raises NotActiveError if the machine has no balloon."""
 
     def hv_balloon_report(self) -> dict[str, Any] | None:
         """The guest's last status report: `committed`, `available`, bytes. None before the first."""
@@ -114,6 +114,8 @@ def dispatch(machine: Controlled, name: str, arguments: Mapping[str, Any]) -> Re
         raise CommandNotFound(f"The command {name} has not been found")
     try:
         return found.call(machine, arguments)
+    except NotActiveError as error:
+        raise DeviceNotActive(str(error)) from error
     except (ConfigError, HostError) as error:
         raise ControlError(str(error)) from error
 

@@ -32,8 +32,3 @@ class DeviceNotFound(ControlError):
     """The command names a device the machine does not have."""
 
     qmp_class = "DeviceNotFound"
-
-
-def no_balloon() -> DeviceNotActive:
-    """What QEMU says to `balloon` and `query-balloon` on a machine without a balloon."""
-    return DeviceNotActive("No balloon device has been activated")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from firmware.e820 import ram_layout
 from firmware.linux import load_linux
-from pyvmm.errors import ConfigError, HostError, PyvmmError
+from pyvmm.errors import HostError, NotActiveError, PyvmmError
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop
@@ -358,20 +358,21 @@ class Machine:
 
     def balloon_set(self, size: int) -> dict[str, Any]:
         """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`."""
-        if self.balloon is None:
-            raise ConfigError("this machine has no hv-balloon device")
-        plan = self.balloon.set_target(size)
+        plan = self._active_balloon().set_target(size)
         return {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
+
+    def _active_balloon(self) -> BalloonDevice:
+        if self.balloon is None:
+            raise NotActiveError("No balloon device has been activated")  # QEMU's words
+        return self.balloon
 
     def balloon_actual(self) -> int:
         """The guest's memory as both sides know it, in bytes."""
-        return self.balloon.actual if self.balloon is not None else self.config.memory
+        return self._active_balloon().actual
 
     def hv_balloon_report(self) -> dict[str, Any] | None:
         """The guest's last status report, in bytes; None before the first."""
-        if self.balloon is None:
-            raise ConfigError("this machine has no hv-balloon device")
-        report = self.balloon.last_status
+        report = self._active_balloon().last_status
         if report is None:
             return None
         return {"committed": report.committed_pages * PAGE_SIZE, "available": report.available_pages * PAGE_SIZE}
@@ -402,7 +403,7 @@ class Machine:
             "resets": self.resets,
             "memory": {
                 "boot": self.config.memory,
-                "actual": self.balloon_actual(),
+                "actual": self.balloon.actual if self.balloon is not None else self.config.memory,
                 "target": self.balloon.target if self.balloon is not None else None,
                 "resident": self.resident(),
             },

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyvmm.control.errors import no_balloon
 from pyvmm.control.server import ControlServer
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, NotActiveError
 from pyvmm.loop import Loop
 
 MIB = 1 << 20
@@ -60,7 +59,7 @@ class FakeMachine:
 
     def balloon_set(self, size: int) -> dict[str, Any]:
         if self.actual is None:
-            raise no_balloon()
+            raise NotActiveError("No balloon device has been activated")
         if size > 512 * MIB:
             raise ConfigError("the guest has 512 MiB at most")
         reach = max(size, 64 * MIB)
@@ -70,7 +69,7 @@ class FakeMachine:
 
     def balloon_actual(self) -> int:
         if self.actual is None:
-            raise no_balloon()
+            raise NotActiveError("No balloon device has been activated")
         return self.actual
 
     def hv_balloon_report(self) -> dict[str, Any] | None:
