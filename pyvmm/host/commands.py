@@ -1,13 +1,25 @@
-"""What the command line does with emulated hosts."""
+"""What the command line does with emulated hosts: run in one, keep one up, refresh what is kept of them."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
+from pyvmm.host import daemon
+from pyvmm.host.client import Request, run_command
+from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
+from pyvmm.host.endpoint import Endpoint
 from pyvmm.host.kit import Progress
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def run_in_host(
@@ -15,16 +27,82 @@ def run_in_host(
     *,
     memory_mib: int = 512,
     forward_sockets: Sequence[str | Path] = (),
-    progress: Progress = lambda line: None,
+    progress: Progress = _silent,
 ) -> int:
-    """Run `pyvmm ARGUMENTS` in an emulated host for a guest of `memory_mib`. Returns the exit status."""
-    from pyvmm.host.emulated import EmulatedHost, memory_for
+    """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status."""
+    argv = [sys.executable, "-m", "pyvmm.cli.main", *arguments]
+    needed = memory_for(memory_mib)
+    return execute(argv, memory_mib=needed, forward_sockets=forward_sockets, progress=progress)
 
-    argv = [os.path.abspath(sys.executable), "-m", "pyvmm.cli.main", *arguments]
-    with EmulatedHost.start(memory_mib=memory_for(memory_mib), progress=progress) as host:
-        return shell_status(host.run(argv, forward_sockets=forward_sockets))
+
+def execute(
+    argv: Sequence[str],
+    *,
+    memory_mib: int | None = None,
+    forward_sockets: Sequence[str | Path] = (),
+    progress: Progress = _silent,
+) -> int:
+    """Run a command in the host that is kept up, if one is and has the memory, else in one of its own."""
+    request = Request(argv, forward_sockets=list(forward_sockets))
+    with ending_on_signals():
+        connection = daemon.connect(memory_mib or 0)
+        if connection is not None:
+            with connection:
+                return shell_status(run_command(Endpoint(connection.fileno()), request))
+        with EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress) as host:
+            return shell_status(host.run(argv, forward_sockets=forward_sockets))
+
+
+def start(*, memory_mib: int | None = None, idle_seconds: int | None = None, progress: Progress = _silent) -> str:
+    """Keep a host up for later commands. Returns a line for the user."""
+    return daemon.start(memory_mib or SIZES_MIB[1], idle_seconds or daemon.IDLE_SECONDS, progress)
+
+
+def stop() -> str:
+    """End the host that is kept up."""
+    return daemon.stop()
+
+
+def status() -> str:
+    """One line about the host that is kept up."""
+    return daemon.status()
+
+
+def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> None:
+    """Make kernel, Python and saved state anew: newer packages, pyvmm's sources as they are now."""
+    from images.cache import cache_folder
+
+    shutil.rmtree(cache_folder("host"), ignore_errors=True)
+    EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress).stop()
 
 
 def shell_status(status: int) -> int:
     """A status as the shell gives it: 128 + N for a command that signal N killed."""
     return status if status >= 0 else 128 - status
+
+
+class Ended(SystemExit):
+    """A signal asked us to end: unwinds everything on the way."""
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind (and so end QEMU and give the terminal back) instead of killing outright."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def runtime_folder() -> Path:
+    """See daemon.runtime_folder."""
+    return daemon.runtime_folder()

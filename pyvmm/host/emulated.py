@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,9 +33,8 @@ def memory_for(guest_mib: int) -> int:
 class EmulatedHost:
     """A Linux with KVM under QEMU, sharing this machine's files."""
 
-    def __init__(self, machine: Qemu, folder: Path) -> None:
+    def __init__(self, machine: Qemu) -> None:
         self._machine = machine
-        self._folder = folder
         self.endpoint = Endpoint(machine.port)
         self._stream = 1
 
@@ -53,11 +51,10 @@ class EmulatedHost:
         for attempt in range(2):
             if not (ready / "state").exists():
                 snapshot.make(ready, ingredients, hardware, progress)
-            folder = Path(tempfile.mkdtemp(prefix="pyvmm-host-"))
             try:
-                machine = snapshot.restore(ready, ingredients, hardware, folder / "console.log")
-                host = cls(machine, folder)
+                machine = snapshot.restore(ready, ingredients, hardware)
                 try:
+                    host = cls(machine)
                     host._go()
                 except BaseException:
                     machine.kill()
@@ -68,10 +65,6 @@ class EmulatedHost:
                     raise
                 progress("the kept host does not start: booting it anew")
                 shutil.rmtree(ready, ignore_errors=True)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
         raise AssertionError("not reached")
 
     def _go(self) -> None:
@@ -114,7 +107,6 @@ class EmulatedHost:
             pass
         finally:
             self._machine.kill()
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> EmulatedHost:
         return self

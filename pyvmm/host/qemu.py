@@ -21,7 +21,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import HostError
@@ -58,7 +57,7 @@ def version(program: str) -> str:
     return text.splitlines()[0] if text else "unknown"
 
 
-def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: Path) -> list[str]:
+def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: int) -> list[str]:
     """QEMU's arguments. A saved state fits only a QEMU called alike."""
     return [
         program,
@@ -67,17 +66,13 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
         *("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,+svm,+npt"),
         *("-smp", str(hardware.cpus), "-m", f"{hardware.memory_mib}M"),
         *("-kernel", str(kit.kernel), "-initrd", str(kit.initramfs), "-append", KERNEL_OPTIONS),
-        *("-chardev", f"file,id=console,path={_comma(log)}", "-serial", "chardev:console"),
+        *("-chardev", f"file,id=console,path=/proc/self/fd/{log}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci,max_ports=2"),
         *("-device", "virtserialport,chardev=agent,name=pyvmm.agent,nr=1"),
         *("-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
     ]
-
-
-def _comma(path: Path) -> str:
-    return str(path).replace(",", ",,")
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,55 +90,58 @@ def die_with(parent: int) -> None:
 class Qemu:
     """A running QEMU: its process, its QMP connection, and the agent's port."""
 
-    def __init__(
-        self, argv: Sequence[str], process: subprocess.Popen[bytes], port: int, qmp: socket.socket, log: Path
-    ) -> None:
-        self.argv = argv
+    def __init__(self, process: subprocess.Popen[bytes], port: int, qmp: socket.socket, logs: list[int]) -> None:
         self.process = process
         self.port = port  # our end of the agent's port
         self._qmp = qmp
         self._replies = bytearray()
-        self._log = log
+        self._logs = logs  # what QEMU, and what its kernel said; memory, so nothing is left behind
 
     @classmethod
-    def launch(
-        cls, kit: Kit, hardware: Hardware, log: Path, more: Sequence[str] = (), inherit: Sequence[int] = ()
-    ) -> Qemu:
-        """Start QEMU with `more` arguments; `inherit` are descriptors those name."""
+    def launch(cls, kit: Kit, hardware: Hardware, more: Sequence[str] = ()) -> Qemu:
+        """Start QEMU with `more` arguments. Call it from a thread that lives as long as QEMU shall."""
         program = find_qemu()
         agent_ours, agent_theirs = socket.socketpair()
         qmp_ours, qmp_theirs = socket.socketpair()
-        argv = command_line(program, kit, hardware, agent_theirs.fileno(), qmp_theirs.fileno(), log)
-        argv += more
+        errors, console = os.memfd_create("qemu-errors"), os.memfd_create("host-console")
+        argv = command_line(program, kit, hardware, agent_theirs.fileno(), qmp_theirs.fileno(), console)
         parent = os.getpid()
         try:
-            with open(log.with_suffix(".qemu"), "wb") as errors:
-                process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=errors,
-                    stderr=errors,
-                    pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), *inherit],
-                    preexec_fn=lambda: die_with(parent),
-                )
+            process = subprocess.Popen(
+                [*argv, *more],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), console],
+                preexec_fn=lambda: die_with(parent),
+            )
         except OSError as error:
-            agent_ours.close()
-            qmp_ours.close()
+            for end in (agent_ours, qmp_ours):
+                end.close()
+            for log in (errors, console):
+                os.close(log)
             raise HostError(f"{program}: {error.strerror}") from error
         finally:
             agent_theirs.close()
             qmp_theirs.close()
-        return cls(argv, process, agent_ours.detach(), qmp_ours, log)
+        return cls(process, agent_ours.detach(), qmp_ours, [errors, console])
+
+    def said(self) -> str:
+        """What QEMU and the kernel in it wrote so far."""
+        texts = [os.pread(log, 1 << 20, 0).decode(errors="replace") for log in self._logs]
+        return "".join(texts)
 
     def why_ended(self) -> str:
         """One line about why QEMU or the kernel in it gave up."""
-        for path in (self._log.with_suffix(".qemu"), self._log):
-            with contextlib.suppress(OSError):
-                lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-                telling = [line for line in lines if re.search(r"panic|pyvmm-host|qemu-system", line)]
-                if lines:
-                    return re.sub(r"\s+", " ", (telling or lines)[-1].strip())[:300]
-        return "no message"
+        lines = [re.sub(r"\s+", " ", line.strip()) for line in self.said().splitlines() if line.strip()]
+        telling = [line for line in lines if re.search(r"panic - |pyvmm-host: |qemu-system", line)]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self.process.wait(0.2)
+            if status == -signal.SIGBUS:
+                return "no space left for its memory; free some, or set PYVMM_CACHE to a folder elsewhere"
+            if status < 0:
+                lines.append(f"killed by {signal.Signals(-status).name}")
+        return (telling or lines or ["it said nothing"])[-1][:300]
 
     def kill(self) -> None:
         """End QEMU now and reap it."""
@@ -153,6 +151,8 @@ class Qemu:
         with contextlib.suppress(OSError):
             os.close(self.port)
         self._qmp.close()
+        while self._logs:
+            os.close(self._logs.pop())
 
     # QMP
 

@@ -11,6 +11,7 @@ in the file), and `state`, all else, as a QEMU migration stream of a few hundred
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shlex
@@ -25,6 +26,7 @@ from pyvmm.host.kit import Kit, Progress
 from pyvmm.host.qemu import Hardware, Qemu
 
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
+NEEDED_BYTES = 400 << 20  # a snapshot takes about half of this
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 KEPT = 4  # snapshots of other memory sizes or versions kept before the oldest go
 
@@ -33,7 +35,7 @@ def folder_for(kit: Kit, hardware: Hardware) -> Path:
     """Where the snapshot for this very kit, hardware and QEMU lives."""
     program = qemu.find_qemu()
     entry = os.stat(program)
-    line = qemu.command_line("qemu", kit, hardware, 0, 0, Path("log"))
+    line = qemu.command_line("qemu", kit, hardware, 0, 0, 0)
     key = repr((kit.digest, line, os.path.realpath(program), entry.st_size, entry.st_mtime_ns))
     return cache_folder() / "host" / f"snapshot-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
@@ -50,14 +52,19 @@ def make(folder: Path, kit: Kit, hardware: Hardware, progress: Progress) -> None
         if (folder / "state").exists():
             return
         progress("booting the emulated host for the first time (kept for later starts)")
+        for left in folder.parent.glob(".snapshot-*"):  # of a maker that was killed: we hold the lock
+            shutil.rmtree(left, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < NEEDED_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
         with new_folder(folder) as made:
             _boot_and_save(made, kit, hardware)
         _forget_old(folder)
 
 
 def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
-    log = made / "console.log"
-    machine = Qemu.launch(kit, hardware, log, _memory(made / "memory", hardware, "on"))
+    machine = Qemu.launch(kit, hardware, _memory(made / "memory", hardware, "on"))
     try:
         machine.greet()
         wait_ready(machine, time.monotonic() + BOOT_LIMIT)
@@ -86,12 +93,12 @@ def wait_ready(machine: Qemu, until: float) -> None:
         line = (line + part)[-64:]
 
 
-def restore(folder: Path, kit: Kit, hardware: Hardware, log: Path) -> Qemu:
+def restore(folder: Path, kit: Kit, hardware: Hardware) -> Qemu:
     """A QEMU that goes on where the snapshot stopped."""
     more = _memory(folder / "memory", hardware, "off")
     with contextlib.suppress(OSError):
         os.utime(folder)
-    machine = Qemu.launch(kit, hardware, log, [*more, "-incoming", "defer"])
+    machine = Qemu.launch(kit, hardware, [*more, "-incoming", "defer"])
     try:
         machine.greet()
         machine.execute("migrate-set-capabilities", capabilities=[IGNORE_SHARED])

@@ -1,0 +1,311 @@
+"""A host kept up between commands: a process that owns QEMU and serves commands over a Unix socket.
+
+Every client speaks the agent's own protocol to the daemon, which only renumbers the streams. Flow control is between
+the two ends, so what waits here is bounded by the windows of the channels. One thread, poll(2).
+
+    client A  --START 1-->          --START 7-->
+                           daemon                  agent
+    client B  --START 1-->          --START 8-->
+
+It ends when asked to, when QEMU ends, or after IDLE_SECONDS without a client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from pyvmm.errors import HostError, PyvmmError
+from pyvmm.host.emulated import EmulatedHost
+from pyvmm.host.kit import Progress
+from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError
+
+IDLE_SECONDS = 30 * 60
+START_LIMIT = 240.0  # seconds, a first boot included
+_LAST = (Kind.EXIT, Kind.REFUSED)
+
+
+def runtime_folder() -> Path:
+    """Where this user's sockets of running things are; made, for the user alone. Raises HostError."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(base) / "pyvmm" if base else Path(f"/tmp/pyvmm-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        entry = folder.stat()
+    except OSError as error:
+        raise HostError(f"{folder}: {error.strerror}") from error
+    if entry.st_uid != os.getuid() or entry.st_mode & 0o077:
+        raise HostError(f"{folder} is open to other users: remove it, or set XDG_RUNTIME_DIR")
+    return folder
+
+
+def _socket_path() -> Path:
+    return runtime_folder() / "host.sock"
+
+
+def _information() -> dict[str, int] | None:
+    """What the daemon that runs wrote about itself."""
+    try:
+        told: dict[str, int] = json.loads((runtime_folder() / "host.json").read_text())
+        os.kill(told["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return told
+
+
+def connect(memory_mib: int = 0) -> socket.socket | None:
+    """A connection to the daemon, or None if there is none with that much memory."""
+    told = _information()
+    if told is None or told.get("memory_mib", 0) < memory_mib:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(str(_socket_path()))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def start(memory_mib: int, idle_seconds: int, progress: Progress) -> str:
+    """Start the daemon unless one runs, and wait until it serves."""
+    if connection := connect():
+        connection.close()
+        return status()
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        _daemon(writer, memory_mib, idle_seconds)
+    os.close(writer)
+    said = ""
+    until = time.monotonic() + START_LIMIT
+    with open(reader, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+            part = pipe.read(4096)
+            if not part:
+                break
+            said += part.decode(errors="replace")
+            while "\n" in said:
+                line, _, said = said.partition("\n")
+                if line == "ready":
+                    return status()
+                if line.startswith("failed "):
+                    raise HostError(line.removeprefix("failed "))
+                progress(line)
+    raise HostError("the emulated host did not start")
+
+
+def stop() -> str:
+    """Ask the daemon to end, and wait for it."""
+    told = _information()
+    connection = connect()
+    if told is None or connection is None:
+        return "no emulated host is kept up"
+    with connection:
+        connection.sendall(Frame(Kind.POWEROFF).build())
+        connection.settimeout(20)
+        with contextlib.suppress(OSError):
+            while connection.recv(4096):
+                pass
+    return "the emulated host has ended"
+
+
+def status() -> str:
+    """One line."""
+    told = _information()
+    if told is None:
+        return "no emulated host is kept up"
+    return f"an emulated host is up: pid {told['pid']}, {told['memory_mib']} MiB, ends when idle {told['idle']} s"
+
+
+def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
+    """In the forked child: leave the terminal, start the host, serve."""
+    status = 1
+    try:
+        os.setsid()
+        nothing = os.open("/dev/null", os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        os.chdir("/")
+
+        def end(number: int, frame: FrameType | None) -> None:
+            raise SystemExit(128 + number)
+
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, end)
+        _keep_host(report, memory_mib, idle_seconds)
+        status = 0
+    except PyvmmError as error:
+        with contextlib.suppress(OSError):
+            os.write(report, f"failed {error}\n".encode())
+    except SystemExit:
+        pass
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(report, f"failed {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
+    folder = runtime_folder()
+    lock = os.open(folder / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise HostError("another emulated host is just starting") from error
+    path = _socket_path()
+    with EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host:
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(32)
+            told = {"pid": os.getpid(), "memory_mib": memory_mib, "idle": idle_seconds}
+            (folder / "host.json").write_text(json.dumps(told))
+            try:
+                _tell(report, "ready")
+                os.close(report)
+                Router(host, listener, idle_seconds).serve()
+            finally:
+                path.unlink(missing_ok=True)
+                (folder / "host.json").unlink(missing_ok=True)
+
+
+def _tell(report: int, line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(report, line.encode() + b"\n")
+
+
+class _Peer:
+    """A client, or the agent: a descriptor with frames in and bytes out."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.decoder = Decoder()
+        self.out = bytearray()
+        self.streams: dict[int, int] = {}  # the client's numbers -> the agent's
+        os.set_blocking(descriptor, False)
+
+    def read(self) -> list[Frame]:
+        """Raises EOFError when it is gone."""
+        try:
+            data = os.read(self.descriptor, 1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        return list(self.decoder.feed(data))
+
+    def write(self) -> None:
+        """Send what waits. Raises EOFError when it is gone."""
+        try:
+            del self.out[: os.write(self.descriptor, memoryview(self.out)[: 1 << 16])]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise EOFError from error
+
+
+class Router:
+    """Carries frames between clients and the agent."""
+
+    def __init__(self, host: EmulatedHost, listener: socket.socket, idle_seconds: float) -> None:
+        self._listener = listener
+        self._idle_seconds = idle_seconds
+        self._agent = _Peer(host.endpoint.port)
+        self._clients: dict[int, tuple[socket.socket, _Peer]] = {}
+        self._owners: dict[int, tuple[_Peer, int]] = {}  # the agent's numbers -> client, its number
+        self._last = 0
+        self._ending = False
+
+    def serve(self) -> None:
+        """Until asked to end, the agent's end, or idleness."""
+        while not self._ending:
+            poll = select.poll()
+            poll.register(self._listener, select.POLLIN)
+            for peer in (self._agent, *(peer for _, peer in self._clients.values())):
+                poll.register(peer.descriptor, select.POLLIN | (select.POLLOUT if peer.out else 0))
+            ready = poll.poll(None if self._clients else int(self._idle_seconds * 1000))
+            if not ready and not self._clients:
+                return
+            for descriptor, events in ready:
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor == self._agent.descriptor:
+                    try:
+                        self._serve_agent(events)
+                    except EOFError:
+                        return
+                elif descriptor in self._clients:
+                    try:
+                        self._serve_client(self._clients[descriptor][1], events)
+                    except (EOFError, ProtocolError):
+                        self._lose(descriptor)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            *_, user, _ = struct.unpack(
+                "iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iii"))
+            )
+            if user != os.getuid():
+                connection.close()
+                return
+            self._clients[connection.fileno()] = connection, _Peer(connection.fileno())
+
+    def _serve_client(self, client: _Peer, events: int) -> None:
+        if events & select.POLLOUT:
+            client.write()
+        if not events & ~select.POLLOUT:
+            return
+        for frame in client.read():
+            if frame.kind is Kind.POWEROFF:
+                self._ending = True
+                return
+            if frame.kind in (Kind.START, Kind.CONNECT):
+                self._last += 1
+                client.streams[frame.stream] = self._last
+                self._owners[self._last] = client, frame.stream
+            if (number := client.streams.get(frame.stream)) is not None:
+                frame.stream = number
+                self._agent.out += frame.build()
+                if frame.kind is Kind.CLOSE:
+                    self._forget(number)
+
+    def _serve_agent(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._agent.write()
+        if not events & ~select.POLLOUT:
+            return
+        for frame in self._agent.read():
+            owner = self._owners.get(frame.stream)
+            if owner is None:
+                continue
+            client, frame.stream = owner[0], owner[1]
+            client.out += frame.build()
+            if frame.kind in _LAST:
+                self._forget(client.streams[frame.stream])
+
+    def _forget(self, number: int) -> None:
+        client, theirs = self._owners.pop(number)
+        client.streams.pop(theirs, None)
+
+    def _lose(self, descriptor: int) -> None:
+        connection, client = self._clients.pop(descriptor)
+        connection.close()
+        for number in list(client.streams.values()):
+            self._agent.out += Frame(Kind.CLOSE, number).build()
+            self._forget(number)
