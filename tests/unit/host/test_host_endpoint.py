@@ -1,0 +1,135 @@
+"""Two ends of a port in one process: what goes in at one comes out at the other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.host.endpoint import Disconnected, Endpoint
+from pyvmm.host.protocol import WINDOW, Frame, Kind
+
+
+class Ends:
+    """A pair of endpoints, stepped in turn."""
+
+    def __init__(self) -> None:
+        self.sockets = socket.socketpair()
+        self.near, self.far = (Endpoint(end.fileno()) for end in self.sockets)
+        self.frames: list[Frame] = []
+
+    def turn(self, times: int = 8) -> None:
+        for _ in range(times):
+            self.near.step(0)
+            self.frames += self.far.step(0)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    pair = Ends()
+    yield pair
+    for end in pair.sockets:
+        end.close()
+
+
+@pytest.fixture
+def pipes() -> Iterator[tuple[int, int, int, int]]:
+    descriptors = (*os.pipe(), *os.pipe())
+    yield descriptors
+    for descriptor in descriptors:
+        try:
+            os.close(descriptor)
+        except OSError:
+            pass
+
+
+Pipes = tuple[int, int, int, int]
+
+
+def test_bytes_and_their_end_are_carried(ends: Ends, pipes: Pipes) -> None:
+    source, feed, drain, sink = pipes
+    ended: list[str] = []
+    ends.near.source(1, 0, source, lambda: ended.append("source"))
+    ends.far.sink(1, 0, sink, lambda: ended.append("sink"))
+    os.write(feed, b"hello")
+    os.close(feed)
+    ends.turn()
+    assert (os.read(drain, 100), ended) == (b"hello", ["source", "sink"])
+
+
+def test_a_reader_that_waits_stops_the_sender_at_the_window(ends: Ends, pipes: Pipes) -> None:
+    source, feed, _drain, sink = pipes
+    os.set_blocking(feed, False)
+    os.set_blocking(sink, False)
+    ends.near.source(1, 0, source, lambda: None)
+    ends.far.sink(1, 0, sink, lambda: None)
+    sent = 0
+    for _ in range(100):
+        try:
+            sent += os.write(feed, bytes(1 << 16))
+        except BlockingIOError:
+            pass
+        ends.turn(2)
+    assert sent < WINDOW + 4 * (1 << 16)
+
+
+def test_a_channel_goes_on_when_its_reader_does(ends: Ends, pipes: Pipes) -> None:
+    source, feed, drain, sink = pipes
+    os.set_blocking(feed, False)
+    ends.near.source(1, 0, source, lambda: None)
+    ends.far.sink(1, 0, sink, lambda: None)
+    sent = got = 0
+    while got < 2 * WINDOW:
+        if sent < 2 * WINDOW:
+            try:
+                sent += os.write(feed, bytes(4096))
+            except BlockingIOError:
+                pass
+        ends.turn(1)
+        if got < sent and ends_have(drain):
+            got += len(os.read(drain, 1 << 16))
+    assert got == sent
+
+
+def ends_have(descriptor: int) -> bool:
+    import select
+
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+def test_what_nobody_reads_is_swallowed_and_credited(ends: Ends, pipes: Pipes) -> None:
+    source, feed, drain, sink = pipes
+    os.close(drain)
+    ended: list[str] = []
+    ends.near.source(1, 0, source, lambda: None)
+    ends.far.sink(1, 0, sink, lambda: ended.append("broken"))
+    for _ in range(2 * WINDOW // (1 << 15)):
+        os.write(feed, bytes(1 << 15))
+        ends.turn(4)
+    assert ended == ["broken"]
+
+
+def test_draining_ends_a_source_that_others_hold_open(ends: Ends, pipes: Pipes) -> None:
+    source, feed, drain, sink = pipes
+    ends.near.source(1, 0, source, lambda: None)
+    ends.far.sink(1, 0, sink, lambda: None)
+    os.write(feed, b"last words")
+    ends.near.drain(1)
+    ends.turn()
+    assert not ends.near.has_sources(1)
+    assert os.read(drain, 100) == b"last words"
+
+
+def test_data_of_a_forgotten_stream_is_ignored(ends: Ends) -> None:
+    ends.near.send(Frame(Kind.DATA, 9, 1, b"late"))
+    ends.near.send(Frame(Kind.SIGNAL, 9, 0, b"\0\0\0\0"))
+    ends.turn()
+    assert [frame.kind for frame in ends.frames] == [Kind.SIGNAL]
+
+
+def test_the_other_end_going_away_is_noticed(ends: Ends) -> None:
+    ends.sockets[1].close()
+    with pytest.raises(Disconnected):
+        ends.near.step(0)
