@@ -63,6 +63,10 @@ def run_session(session: Session) -> int:
 @contextlib.contextmanager
 def _traces(session: Session) -> Iterator[None]:
     sinks: list[trace.Sink] = []
+    if session.trace or session.trace_file:
+        # Events are declared where they happen, and much of that is imported only once the guest runs.
+        import pyvmm.control.server
+        import pyvmm.machine.services  # noqa: F401
     patterns = session.trace or (["*"] if session.trace_file else [])
     file = None
     if session.trace_file is not None:

@@ -99,6 +99,7 @@ def _run(config: Any, sockets: list[Path], shell: bool) -> int:
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine
 
+    started = time.monotonic()
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
         console: list[Console] = [Console()]
@@ -106,7 +107,7 @@ def _run(config: Any, sockets: list[Path], shell: bool) -> int:
         machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
         machine.start()
         serve(sockets, loop, machine, stack)
-        guide = _Guide(machine, shell)
+        guide = _Guide(machine, shell, started)
 
         def finished() -> None:
             if shell:
@@ -129,10 +130,10 @@ def _run(config: Any, sockets: list[Path], shell: bool) -> int:
 class _Guide:
     """Walks through the script: a step's answer starts the next one."""
 
-    def __init__(self, machine: Any, shell: bool) -> None:
+    def __init__(self, machine: Any, shell: bool, started: float) -> None:
         self._machine = machine
         self._shell = shell
-        self._started = time.monotonic()
+        self._started = started
         self._script = self._steps()
         self._text = bytearray()
         self._timer: Any = None

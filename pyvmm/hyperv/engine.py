@@ -76,6 +76,10 @@ class Engine(ABC):
     def interrupt(self, vp: int, sint: int) -> None:
         """Raise the vector the guest put into `sint`, unless masked."""
 
+    @abstractmethod
+    def reference_time(self) -> int:
+        """The partition's reference counter, in 100 ns."""
+
     def reset(self) -> None:
         """Back to power-on, and give back what was taken from the host. The VM is closed by its owner, after this.
 

@@ -100,6 +100,10 @@ class KernelEngine(Engine):
         self._sint_fds, self._eom_fds, self._signal_fds = [], [], {}
         self._vm = None
 
+    def reference_time(self) -> int:
+        # KVM derives its Hyper-V counter from the VM's clock (arch/x86/kvm/hyperv.c, get_time_ref_counter).
+        return 0 if self._vm is None else int(self._vm.get_clock().clock) // 100
+
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
         match exit:
             case HypervHcall(input=control, params=(first, second)):

@@ -74,6 +74,9 @@ class UserEngine(Engine):
         self._power_on()
         self.clock.restart()
 
+    def reference_time(self) -> int:
+        return self.clock.ticks()
+
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
         match exit:
             case Rdmsr(index=msr) if FIRST_MSR <= msr < FIRST_MSR + MSR_RANGE:

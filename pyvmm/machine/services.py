@@ -13,7 +13,7 @@ from devices.balloon.device import BalloonDevice
 from devices.ic.heartbeat import Heartbeat
 from devices.ic.shutdown import Shutdown
 from devices.ic.timesync import TimeSync
-from pyvmm.hyperv.partition import Partition
+from pyvmm.hyperv.engine import Engine
 from pyvmm.loop import Loop
 from pyvmm.machine.config import MachineConfig
 from pyvmm.memory import GuestMemory
@@ -28,10 +28,10 @@ class Services:
         config: MachineConfig,
         loop: Loop,
         memory: GuestMemory,
-        partition: Partition,
+        engine: Engine,
         discard: Callable[[int, int], object],
     ) -> None:
-        self.bus = Vmbus(loop, memory, partition, max_version=config.max_vmbus)
+        self.bus = Vmbus(loop, memory, engine, max_version=config.max_vmbus)
         self.balloon: BalloonDevice | None = None
         self.heartbeat: Heartbeat | None = None
         self.shutdown: Shutdown | None = None
@@ -47,5 +47,5 @@ class Services:
             self.shutdown = Shutdown()
             self.bus.add(self.shutdown)
         if "timesync" in config.devices:
-            self.timesync = TimeSync()
+            self.timesync = TimeSync(reference_time=engine.reference_time)
             self.bus.add(self.timesync)
