@@ -11,6 +11,7 @@ another structure.
 from __future__ import annotations
 
 import mmap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -56,6 +57,45 @@ def load_linux(
     False for loading again after a reset. Raises ConfigError, one line with the next step, if the files or sizes
     will not do. Guest memory may be partly written then.
     """
+    plan = _plan(kernel, initrd, cmdline, ram_size, protocol)
+    loader, rsdp, e820 = plan.loader, 0, e820_map(ram_size)
+    loader.write(memory, fresh)
+    if plan.initrd:
+        memory.write(plan.initrd_gpa, plan.initrd)
+    memory.write(entry.CMDLINE_GPA, plan.cmdline + b"\0")
+    if acpi is not None:
+        tables = build_acpi(acpi, ACPI_AREA, ACPI_AREA_SIZE)
+        memory.write(ACPI_AREA, tables.data)
+        rsdp = tables.rsdp_gpa
+    _write_parameters(memory, loader, e820, plan.initrd_gpa, len(plan.initrd), rsdp)
+    state = loader.state
+    memory.write(entry.GDT_GPA, state.gdt())
+    return state
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Files read and found good, and where they go."""
+
+    loader: _Bzimage | _Vmlinux
+    initrd: memoryview
+    initrd_gpa: int
+    cmdline: bytes
+
+
+def check_linux(
+    *,
+    kernel: Path | bytes,
+    initrd: Path | bytes | None = None,
+    cmdline: str = "",
+    ram_size: int,
+    protocol: Entry = "auto",
+) -> None:
+    """Raise the ConfigError that `load_linux` would, before anything is made or started."""
+    _plan(kernel, initrd, cmdline, ram_size, protocol)
+
+
+def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_size: int, protocol: Entry) -> _Plan:
     name = str(kernel) if isinstance(kernel, Path) else "kernel"
     kernel_data = _contents(kernel, name)
     initrd_name = str(initrd) if isinstance(initrd, Path) else "initrd"
@@ -64,8 +104,6 @@ def load_linux(
     if b"\0" in text:
         raise ConfigError("the kernel command line holds a zero byte; remove it")
 
-    rsdp = 0
-    e820 = e820_map(ram_size)
     loader: _Bzimage | _Vmlinux
     if bytes(kernel_data[:4]) == elf.ELF_MAGIC:
         loader = _Vmlinux(kernel_data, name, protocol)
@@ -84,18 +122,7 @@ def load_linux(
         )
     initrd_gpa = _place_initrd(loader, len(initrd_data), ram_size, name, initrd_name)
 
-    loader.write(memory, fresh)
-    if initrd_data:
-        memory.write(initrd_gpa, initrd_data)
-    memory.write(entry.CMDLINE_GPA, text + b"\0")
-    if acpi is not None:
-        tables = build_acpi(acpi, ACPI_AREA, ACPI_AREA_SIZE)
-        memory.write(ACPI_AREA, tables.data)
-        rsdp = tables.rsdp_gpa
-    _write_parameters(memory, loader, e820, initrd_gpa, len(initrd_data), rsdp)
-    state = loader.state
-    memory.write(entry.GDT_GPA, state.gdt())
-    return state
+    return _Plan(loader, initrd_data, initrd_gpa, text)
 
 
 def _write_parameters(

@@ -121,6 +121,7 @@ def run(
     \b
     Exit status: 0 power-off, 255 panic, 124 time limit, 1 host trouble, 2 usage; COMMAND's own with COMMAND.
     """
+    from firmware.linux import check_linux
     from pyvmm.machine.config import MachineConfig
 
     pieces = [BASE_CMDLINE]
@@ -151,6 +152,9 @@ def run(
         reboot=not no_reboot,
     )
     config.check()
+    check_linux(
+        kernel=kernel_path, initrd=initrd_path, cmdline=config.cmdline, ram_size=memory, protocol=config.entry
+    )
 
     def here(name: str, sockets: list[Path]) -> int:
         from pyvmm.cli.session import Session, run_session

@@ -12,7 +12,7 @@ import sample_kernels as kernels
 from firmware import entry
 from firmware.acpi import AcpiConfig
 from firmware.e820 import ACPI_AREA, E820Type
-from firmware.linux import load_linux
+from firmware.linux import check_linux, load_linux
 from pyvmm.errors import ConfigError
 from pyvmm.memory import GuestMemory
 
@@ -170,3 +170,8 @@ def test_long_command_line_is_refused(memory: GuestMemory) -> None:
 def test_pvh_without_an_entry_is_refused(memory: GuestMemory) -> None:
     with pytest.raises(ConfigError, match="CONFIG_PVH=y"):
         load_linux(memory, kernel=kernels.vmlinux(pvh=False), ram_size=RAM, protocol="pvh")
+
+
+def test_check_says_what_loading_would_without_memory() -> None:
+    with pytest.raises(ConfigError, match="not a Linux kernel"):
+        check_linux(kernel=b"hello", ram_size=64 << 20)
