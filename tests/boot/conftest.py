@@ -1,0 +1,100 @@
+"""Boot tests run where Linux runs: on this machine's KVM, or through `tests.support.boot_door` in the emulated host.
+
+Where neither can, they are skipped with what is missing; with CI=true or PYVMM_REQUIRE_BOOT=1 they fail instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests.support`, when run as plain `pytest`
+
+from tests.support import boot_door
+from tests.support.booted import Booted
+
+FOLDER = Path(__file__).parent
+OUTSIDE = {"test_emulated_host.py"}  # these start emulated hosts of their own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker("boot")
+
+
+def _goes_in(item: pytest.Item) -> bool:
+    return FOLDER in item.path.parents and item.path.name not in OUTSIDE
+
+
+class Door:
+    """Decides once, at the first boot test, where all of them run."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self.here = boot_door.runs_here()
+        self.missing = boot_door.what_is_missing(emulated=not self.here)
+        self.inner: boot_door.InnerPytest | None = None
+        if not self.here and not self.missing:
+            nodeids = [item.nodeid for item in session.items if _goes_in(item)]
+            self.inner = boot_door.InnerPytest(nodeids)
+
+
+_door = pytest.StashKey[Door]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Run a boot test elsewhere, or let pytest run it."""
+    if not _goes_in(item):
+        return None
+    stash = item.session.stash
+    if _door not in stash:
+        stash[_door] = Door(item.session)
+    door = stash[_door]
+    if door.here and not door.missing:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _reports(item, door):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _reports(item: pytest.Item, door: Door) -> Any:
+    if door.inner is None:
+        if boot_door.required():
+            yield _report(item, "setup", "failed", f"Linux must boot here (CI), but: {door.missing}")
+        else:
+            path, line, _ = item.location
+            yield _report(item, "setup", "skipped", (path, line or 0, f"Skipped: {door.missing}"))
+        yield _report(item, "teardown", "passed", None)
+        return
+    try:
+        for data in door.inner.reports(item.nodeid):
+            yield item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+    except boot_door.Died as error:
+        yield _report(item, "call", "failed", str(error))
+
+
+def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any) -> pytest.TestReport:
+    keywords = {name: 1 for name in item.keywords}
+    return pytest.TestReport(item.nodeid, item.location, keywords, outcome, longrepr, when)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    door = session.stash.get(_door, None)
+    if door is not None and door.inner is not None:
+        door.inner.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failure shows the guests that were running: console and trace."""
+    report = yield
+    if report.failed:
+        for guest in Booted.running:
+            report.sections += guest.sections()
+    return report

@@ -1,0 +1,160 @@
+"""The door through which boot tests run where Linux can run: here, or in one pytest inside the emulated host.
+
+Starting Python and importing pytest takes seconds under emulation, so the selected tests share one inner process:
+
+    outer pytest (tests/boot/conftest.py)            emulated host
+    first boot test: start  ----------------------->  pytest -p tests.support.boot_reports NODEID...
+    each boot test: wait for its reports  <---------  a JSON line a report, in a file both sides see
+    last boot test: end     ----------------------->  (ends by itself)
+
+The reports are pytest's own, so that -k, -x, -q, failures and durations look as if the tests had run here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from pyvmm.errors import PyvmmError
+from pyvmm.host.inside import inside
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORTS_VARIABLE = "PYVMM_BOOT_REPORTS"
+IMAGES = ("debian-6.1", "debian-6.12")
+START_LIMIT = 180.0  # seconds: the host's kernel made, booted, pytest imported
+TEST_LIMIT = 240.0  # seconds for one test; its own waits are shorter and say more
+ALL_LIMIT = 1500.0  # seconds for all of them
+LOG_TAIL = 60  # lines
+POLL = 0.05
+
+
+def required() -> bool:
+    """Whether a boot test that cannot run is a failure: a skip must not turn CI green."""
+    return os.environ.get("CI") == "true" or os.environ.get("PYVMM_REQUIRE_BOOT") == "1"
+
+
+def runs_here() -> bool:
+    """Whether Linux guests run on this process's own KVM."""
+    if inside():
+        return True
+    from pyvmm.host.probe import probe
+
+    return probe().usable
+
+
+def what_is_missing(*, emulated: bool) -> str:
+    """Why no boot test can run; empty if they can. Builds the guest images if they are not there."""
+    if emulated:
+        if shutil.which("qemu-system-x86_64") is None:
+            return "qemu-system-x86_64 is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
+    from images.catalog import find_image
+
+    for name in IMAGES:
+        try:
+            find_image(name)
+        except PyvmmError as error:
+            return f"guest image {name}: {error}"
+    return ""
+
+
+class Died(Exception):
+    """The inner pytest is gone; the text says how, with the end of its output."""
+
+
+class InnerPytest:
+    """One pytest in an emulated host, for the given tests. Ends with `close`."""
+
+    def __init__(self, nodeids: Sequence[str], options: Sequence[str] = ()) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pyvmm-boot-tests-"))
+        self._reports_path = self.folder / "reports"
+        self._reports_path.touch()
+        self._reports: IO[str] = self._reports_path.open()
+        self._partial = ""
+        self._log_path = self.folder / "log"
+        self._waiting: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._finished: set[str] = set()
+        self._begun = False
+        self._started = time.monotonic()
+        self._dead = ""
+        environment = os.environ | {REPORTS_VARIABLE: str(self._reports_path)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling takes seconds there, each time
+        inner = [sys.executable, "-m", "pytest", "-p", "tests.support.boot_reports", "-p", "no:cacheprovider"]
+        inner += ["-q", "--rootdir", str(ROOT), *options, *nodeids]
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pyvmm.host", "exec", "--", *inner],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is this side's; it ends the host by `close`
+            )
+
+    def reports(self, nodeid: str) -> Iterator[dict[str, Any]]:
+        """A test's reports as they come, until it is finished. Raises Died."""
+        until = time.monotonic() + TEST_LIMIT
+        while True:
+            if self._dead:
+                raise Died(self._dead)
+            ended = self._process.poll() is not None  # before reading: what was written last is read then
+            self._read()
+            queue = self._waiting[nodeid]
+            while queue:
+                yield queue.pop(0)
+            if nodeid in self._finished:
+                return
+            if ended:
+                self._die(f"the pytest in the emulated host ended with status {self._process.returncode}")
+            elif not self._begun and time.monotonic() > self._started + START_LIMIT:
+                self._die(f"no test began within {START_LIMIT:.0f} s")
+            elif time.monotonic() > self._started + ALL_LIMIT:
+                self._die(f"the boot tests took more than {ALL_LIMIT:.0f} s together")
+            elif self._begun and time.monotonic() > until:
+                self._die(f"no end of the test within {TEST_LIMIT:.0f} s")
+            else:
+                if not self._begun:
+                    until = time.monotonic() + TEST_LIMIT
+                time.sleep(POLL)
+
+    def _read(self) -> None:
+        *lines, self._partial = (self._partial + self._reports.read()).split("\n")
+        for line in lines:
+            entry = json.loads(line)
+            self._begun = True
+            if entry["kind"] == "finished":
+                self._finished.add(entry["nodeid"])
+            elif entry["kind"] == "report":
+                self._waiting[entry["nodeid"]].append(entry["report"])
+
+    def _die(self, why: str) -> None:
+        self._stop()
+        text = self._log_path.read_text(errors="replace").splitlines()[-LOG_TAIL:]
+        self._dead = "\n".join([why, "its output ends:", *text])
+
+    def _stop(self) -> None:
+        """End the host's process group: pyvmm.host first by request, then whatever is left of it."""
+        for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+
+    def close(self) -> None:
+        """End the host, if it still runs, and remove the files."""
+        self._stop()
+        self._reports.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
