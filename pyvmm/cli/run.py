@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +11,14 @@ from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
 from pyvmm.sizes import parse_size
 
-if TYPE_CHECKING:
-    from images.catalog import Image
 
-BASE_CMDLINE = "console=ttyS0 quiet pci=off i8042.noaux i8042.nokbd"
-"""What every guest of ours is told: where its console is, and what is not there to be looked for."""
+def __getattr__(name: str) -> str:
+    """BASE_CMDLINE moved to pyvmm.machine.build, which is too heavy to import for `pyvmm run --help`."""
+    if name != "BASE_CMDLINE":
+        raise AttributeError(name)
+    from pyvmm.machine.build import BASE_CMDLINE
+
+    return BASE_CMDLINE
 
 
 class SizeType(click.ParamType[int]):
@@ -121,39 +123,22 @@ def run(
     \b
     Exit status: 0 power-off, 255 panic, 124 time limit, 1 host trouble, 2 usage; COMMAND's own with COMMAND.
     """
-    from firmware.linux import check_linux
-    from pyvmm.machine.config import MachineConfig
+    from pyvmm.machine.build import build_config
 
-    pieces = [BASE_CMDLINE]
-    if kernel is not None or kdir is not None:
-        if command:
-            raise ConfigError(
-                "COMMAND needs one of our images: leave --kernel and --kdir out, or boot to your own init"
-            )
-        kernel_path, initrd_path = _own_kernel(kernel, kdir, initrd)
-    else:
-        if initrd is not None:
-            raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
-        found = guest_image(image)
-        kernel_path, initrd_path = found.vmlinux, found.initrd
-        if command:
-            pieces.append("pyvmm.agent")
-    if append:
-        pieces.append(append)
-    config = MachineConfig(
-        kernel=kernel_path,
-        initrd=initrd_path,
-        cmdline=" ".join(pieces),
+    config = build_config(
+        kernel=kernel,
+        kdir=kdir,
+        initrd=initrd,
+        image=image,
+        append=append,
+        agent_only=bool(command),
+        progress=say,
         memory=memory,
         cpus=cpus,
-        engine=hyperv,  # type: ignore[arg-type]
-        entry=entry,  # type: ignore[arg-type]
-        on_panic=on_panic,  # type: ignore[arg-type]
+        engine=hyperv,
+        entry=entry,
+        on_panic=on_panic,
         reboot=not no_reboot,
-    )
-    config.check()
-    check_linux(
-        kernel=kernel_path, initrd=initrd_path, cmdline=config.cmdline, ram_size=memory, protocol=config.entry
     )
 
     def here(name: str, sockets: list[Path]) -> int:
@@ -173,22 +158,3 @@ def run(
         )
 
     ctx.exit(run_somewhere("run", here, host=host, name=name, memory=memory, qmp=qmp, control_socket=control_socket))
-
-
-def _own_kernel(kernel: Path | None, kdir: Path | None, initrd: Path | None) -> tuple[Path, Path | None]:
-    if kdir is None:
-        assert kernel is not None
-        return kernel, initrd
-    from images.kdir import open_kdir
-
-    tree = open_kdir(kdir)
-    if tree.missing:
-        say(f"{kdir}: its .config lacks {', '.join(tree.missing)}")
-    return kernel or tree.kernel, initrd
-
-
-def guest_image(name: str | None) -> Image:
-    """One of our images, built if it is not there yet."""
-    from images import catalog
-
-    return catalog.find_image(name or catalog.DEFAULT, progress=say)

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from pyvmm.cli.run import BASE_CMDLINE, SizeType, complete_image, guest_image
-from pyvmm.cli.where import run_somewhere
+from pyvmm.cli.run import SizeType, complete_image
+from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
 from pyvmm.sizes import format_size
 
@@ -70,18 +70,9 @@ def tour(
     guest's and the host's figures at each step, then hands you its shell (or powers it off where there is no
     terminal).
     """
-    from pyvmm.machine.config import MachineConfig
+    from pyvmm.machine.build import build_config
 
-    found = guest_image(image)
-    config = MachineConfig(
-        kernel=found.vmlinux,
-        initrd=found.initrd,
-        cmdline=BASE_CMDLINE,
-        memory=memory,
-        cpus=cpus,
-        engine=hyperv,  # type: ignore[arg-type]
-    )
-    config.check()
+    config = build_config(image=image, progress=say, memory=memory, cpus=cpus, engine=hyperv)
     if memory < 256 * MIB:
         raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
 
