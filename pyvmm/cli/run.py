@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
+from pyvmm.cli.config_file import ConfiguredCommand, command_line, render
 from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
 from pyvmm.sizes import parse_size
@@ -42,7 +42,9 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(cls=ConfiguredCommand)
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Take options from a TOML file.")
+@click.option("--print-config", is_flag=True, help="Print the options as such a file, and end.")
 @click.option("--kernel", type=click.Path(path_type=Path), help="A bzImage or an ELF vmlinux.")
 @click.option("--kdir", type=click.Path(path_type=Path), help="A kernel build tree: its vmlinux and modules.")
 @click.option("--initrd", type=click.Path(path_type=Path), help="Any initramfs, with --kernel or --kdir.")
@@ -84,6 +86,8 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.pass_context
 def run(
     ctx: click.Context,
+    config: Path | None,
+    print_config: bool,
     kernel: Path | None,
     kdir: Path | None,
     initrd: Path | None,
@@ -108,13 +112,15 @@ def run(
     """Boot a guest that finds itself on Hyper-V.
 
     Without options: the default guest, to a shell. COMMAND runs in the default guest, and its exit status becomes
-    pyvmm's.
+    pyvmm's; it has no input. A first word that ends in .toml is a file of options: --config.
 
     \b
     pyvmm run
     pyvmm run -m 1G --cpus 2 --trace 'hv_balloon_*'
     pyvmm run --image debian-6.12 -- uname -a
     pyvmm run --kernel bzImage --initrd root.cpio --append 'debug'
+    pyvmm run vm.toml -m 2G                         the command line goes before the file
+    pyvmm run -m 2G --print-config > vm.toml
 
     \b
     Ctrl-A x ends the guest, Ctrl-A c reaches the monitor (`balloon 256M`, `info balloon`, `quit`),
@@ -123,9 +129,12 @@ def run(
     \b
     Exit status: 0 power-off, 255 panic, 124 time limit, 1 host trouble, 2 usage; COMMAND's own with COMMAND.
     """
+    if print_config:
+        click.echo(render(ctx.command, ctx.params), nl=False)
+        return
     from pyvmm.machine.build import build_config
 
-    config = build_config(
+    machine_config = build_config(
         kernel=kernel,
         kdir=kdir,
         initrd=initrd,
@@ -144,12 +153,12 @@ def run(
     def here(name: str, sockets: list[Path]) -> int:
         from pyvmm.cli.session import Session, run_session
 
-        config.name = name
+        machine_config.name = name
         return run_session(
             Session(
-                config,
+                machine_config,
                 console=console or ("none" if command else "stdio"),
-                command=shlex.join(command) if len(command) > 1 else command[0] if command else None,
+                command=command_line(command),
                 timeout=timeout,
                 sockets=sockets,
                 trace=list(trace),
