@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 from uuid import UUID
 
+from devices.balloon.hot_add import Window
 from devices.balloon.ledger import PAGE_SHIFT, PAGE_SIZE, Discard, Ledger
 from devices.balloon.machine import BalloonMachine, Changed, Tuning
 from devices.balloon.plan import ResizeOutcome, ResizePlan
@@ -23,7 +24,9 @@ class BalloonDevice(VmbusDevice):
     """hv-balloon. All calls belong to the loop's thread; sizes are bytes.
 
     `ram` are the (gpa, size) stretches of boot RAM, whole pages; `discard(gpa, size)` gives some of it back to the
-    host (`GuestMemory.discard`). Append to `on_change` (actual), `on_finish` (how an attempt ended) and `on_status`
+    host (`GuestMemory.discard`), in multiples of `granule` bytes. `window` is where the guest may grow.
+
+    Append to `on_change` (actual), `on_finish` (how an attempt ended) and `on_status`
     (available, committed) to be told.
     """
 
@@ -42,9 +45,12 @@ class BalloonDevice(VmbusDevice):
         clock: Callable[[], float] = time.monotonic,
         keep_target: bool = True,
         tuning: Tuning | None = None,
+        window: Window | None = None,
+        granule: int = PAGE_SIZE,
     ) -> None:
         boot = sorted(PageRange(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT) for gpa, size in ram)
-        self.machine = BalloonMachine(Ledger(boot, discard), clock=clock, tuning=tuning)
+        ledger = Ledger(boot, discard, window, granule >> PAGE_SHIFT)
+        self.machine = BalloonMachine(ledger, clock=clock, tuning=tuning)
         self.keep_target = keep_target
         self.on_change: list[Callable[[int], object]] = []
         self.on_finish: list[Callable[[ResizeOutcome], object]] = []
@@ -176,10 +182,12 @@ class BalloonDevice(VmbusDevice):
                 "alignment": 1 << 20 + caps.alignment_log2_mib,
             },
             "boot": ledger.boot_pages * PAGE_SIZE,
+            "max": ledger.most_pages * PAGE_SIZE,
+            "hot-add": None if ledger.our is None else self._hot_add_info(),
             "actual": self.actual,
             "target": self.target,
-            "removed-guest": ledger.removed_guest.pages * PAGE_SIZE,
-            "removed-both": ledger.removed_both.pages * PAGE_SIZE,
+            "removed-guest": ledger.removed_guest_pages * PAGE_SIZE,
+            "removed-both": ledger.removed_both_pages * PAGE_SIZE,
             "available": None if status is None else status.available_pages * PAGE_SIZE,
             "committed": None if status is None else status.committed_pages * PAGE_SIZE,
             "last-result": None if outcome is None else outcome.reason or "reached",
@@ -188,4 +196,19 @@ class BalloonDevice(VmbusDevice):
                 "known": ledger.counters.known,
                 "repeated": ledger.counters.repeated,
             },
+        }
+
+    def _hot_add_info(self) -> dict[str, Any]:
+        """Our range. Sizes in bytes; `offline` is a guess, the guest does not tell."""
+        our, growth = self.machine.ledger.our, self.machine.growth
+        assert our is not None
+        return {
+            "address": our.window.start * PAGE_SIZE,
+            "size": our.window.pages * PAGE_SIZE,
+            "added": our.ram.pages * PAGE_SIZE,
+            "in-doubt": our.doubtful.pages * PAGE_SIZE,
+            "lost": our.lost_pages * PAGE_SIZE,
+            "offline": growth.offline_pages * PAGE_SIZE,
+            "removed": self.machine.ledger.added.removed_pages * PAGE_SIZE,
+            "refused": growth.why_not() if self.ready else None,
         }

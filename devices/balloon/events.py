@@ -22,11 +22,21 @@ outgoing_balloon = event(
 incoming_balloon = event(
     "hv_balloon_incoming_balloon", "incoming balloon response {trans_id}, ranges {range_count}, more {more_pages}"
 )
+outgoing_hot_add = event("hv_balloon_outgoing_hot_add", "posting hot add {trans_id} for {count} @ 0x{start:x}")
+incoming_hot_add = event(
+    "hv_balloon_incoming_hot_add", "incoming hot add response {trans_id}, result {result}, count {count}"
+)
+our_range_add = event("hv_balloon_our_range_add", "adding our range {count} @ 0x{start:x}")
 remove_response = event(
     "hv_balloon_remove_response", "processing remove response range {count} @ 0x{start:x}, both {both}"
 )
 remove_response_remainder = event(
     "hv_balloon_remove_response_remainder", "remove response remaining range {count} @ 0x{start:x}, both {both}"
+)
+remove_response_common = event(
+    "hv_balloon_remove_response_common",
+    "response common range {countcommon} @ 0x{startcommon:x} from range {countrange} @ 0x{startrange:x}"
+    " with our {counthpr} @ 0x{starthpr:x}, removed {removed}, both {both}",
 )
 
 # Ours
@@ -40,3 +50,6 @@ too_many_pages = event("balloon.too_many_pages", "asked {asked}, got {got}")
 timed_out = event("balloon.timed_out", "in {state}")
 info_sent = event("balloon.info_sent", "maximum {pages} pages")
 forgotten = event("balloon.forgotten", "{pages} pages: {reason}")
+hot_add_short = event("balloon.hot_add_short", "asked {asked}, got {got}, result {result}")
+hot_add_offline = event("balloon.hot_add_offline", "{pages} pages, {seconds} s for the answer")
+map_failed = event("balloon.map_failed", "{count} pages @ 0x{start:x}: {reason}")

@@ -4,9 +4,11 @@
             ^                                            |                                       |
             +--------------------------- host gives it back (unballoon) -------------------------+
 
-`removed_guest` keeps what the host could not discard (huge pages as backing, or an error): gone for the guest, yet
+`removed_guest` keeps what the host could not discard (part of a huge page, or an error): gone for the guest, yet
 still costing the host. `removed_both` is the ordinary case and what `actual` counts. A page is in one of them at
 most, both lie within RAM, and neither ever takes a page twice: what a guest says beyond that is counted and refused.
+
+Boot RAM and hot-added memory have books of their own, for the latter are dropped as a whole at a machine reset.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from devices.balloon import events as trace
+from devices.balloon.hot_add import OurRange, Window
 from devices.balloon.ranges import PageRange, PageRanges, clipped
 from pyvmm.errors import HostError
 
@@ -55,42 +58,147 @@ class Counters:
 
 
 @dataclass(slots=True)
-class Ledger:
-    """The books of one guest. `boot` are the stretches of its boot RAM, in pages, sorted."""
+class Books:
+    """One kind of RAM and what of it is out. `granule`: pages that the host can only discard together."""
 
-    boot: list[PageRange]
-    discard: Discard
-    ram: PageRanges = field(init=False)
+    ram: PageRanges
+    granule: int = 1
     removed_guest: PageRanges = field(default_factory=PageRanges)
     removed_both: PageRanges = field(default_factory=PageRanges)
-    counters: Counters = field(default_factory=Counters)
 
-    def __post_init__(self) -> None:
-        self.ram = PageRanges(self.boot)
+    @property
+    def removed_pages(self) -> int:
+        return self.removed_guest.pages + self.removed_both.pages
 
-    def reset(self) -> None:
-        """Fresh books: the guest has all of its boot RAM."""
+    def clear(self) -> None:
+        """The guest has all of its RAM."""
         self.removed_guest.clear()
         self.removed_both.clear()
 
+    def absorb(self, given: PageRanges) -> tuple[int, int, PageRanges]:
+        """Take what of `given` is RAM and not out: pages in RAM, pages taken, and those to discard now."""
+        taken, inside = self.removed_both.absorb(given, self.ram, self.removed_guest)
+        if self.granule == 1 or not taken:
+            return inside, taken.pages, taken
+        # Only whole granules can be discarded: the rest waits until its neighbours come out too.
+        self.removed_both.subtract(taken)
+        self.removed_guest.update(taken)
+        whole = self._granules(taken) & self.removed_guest
+        ready = PageRanges(span for span in self._spans(taken) if (whole & PageRanges([span])).pages == span.pages)
+        self.removed_guest.subtract(ready)
+        self.removed_both.update(ready)
+        return inside, taken.pages, ready
+
+    def keep(self, failed: PageRanges) -> None:
+        """These could not be discarded."""
+        self.removed_both.subtract(failed)
+        self.removed_guest.update(failed)
+
+    def give_back(self, pages: PageRanges) -> int:
+        """Cross out what of `pages` is out; how many were."""
+        gone = self.removed_both.subtract(pages)
+        if gone and self.granule > 1:
+            # A granule the guest has a page of is whole on the host again.
+            self.keep(self._granules(pages) & self.removed_both)
+        if gone < pages.pages:
+            gone += self.removed_guest.subtract(pages)
+        return gone
+
+    def _spans(self, pages: PageRanges) -> list[PageRange]:
+        """The granules that `pages` touch."""
+        size = self.granule
+        first = {g for start, count in pages for g in range(start // size, (start + count - 1) // size + 1)}
+        return [PageRange(g * size, size) for g in sorted(first)]
+
+    def _granules(self, pages: PageRanges) -> PageRanges:
+        return PageRanges(self._spans(pages))
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The books of one guest. `boot_ranges` are the stretches of its boot RAM, in pages, sorted; `window` is where
+    it may grow."""
+
+    boot_ranges: list[PageRange]
+    discard: Discard
+    window: Window | None = None
+    granule: int = 1
+    boot: Books = field(init=False)
+    our: OurRange | None = field(init=False)
+    added: Books = field(init=False)
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        self.boot = Books(PageRanges(self.boot_ranges), self.granule)
+        self.our = OurRange(self.window) if self.window is not None else None
+        self.added = Books(self.our.ram if self.our is not None else PageRanges(), self.granule)
+
+    def reset(self) -> None:
+        """Machine reset: the guest has all of its boot RAM and nothing else."""
+        self.boot.clear()
+        self.added.clear()
+        if self.our is not None:
+            self.our.reset()
+
+    def distrust(self) -> None:
+        """Maybe a new kernel: it has all of its boot RAM, and whether anything else, will show."""
+        self.boot.clear()
+        self.added.clear()
+        if self.our is not None:
+            self.our.distrust()
+
     @property
     def boot_pages(self) -> int:
-        return self.ram.pages
+        return self.boot.ram.pages
+
+    @property
+    def added_pages(self) -> int:
+        """Pages beyond boot RAM that are the guest's, ballooned ones among them."""
+        return self.added.ram.pages
+
+    @property
+    def ram_pages(self) -> int:
+        return self.boot.ram.pages + self.added.ram.pages
+
+    @property
+    def most_pages(self) -> int:
+        """What the guest may grow to."""
+        return self.boot.ram.pages + (self.our.window.pages if self.our is not None else 0)
 
     @property
     def removed_pages(self) -> int:
         """Pages the guest does not have."""
-        return self.removed_guest.pages + self.removed_both.pages
+        return self.boot.removed_pages + self.added.removed_pages
+
+    @property
+    def removed_guest(self) -> PageRanges:
+        """Pages the guest does not have and the host could not discard, of both kinds of RAM."""
+        boot, added = self.boot.removed_guest, self.added.removed_guest
+        return boot | added if added else boot
+
+    @property
+    def removed_both(self) -> PageRanges:
+        """Pages that neither has, of both kinds of RAM."""
+        boot, added = self.boot.removed_both, self.added.removed_both
+        return boot | added if added else boot
+
+    @property
+    def removed_guest_pages(self) -> int:
+        return self.boot.removed_guest.pages + self.added.removed_guest.pages
+
+    @property
+    def removed_both_pages(self) -> int:
+        return self.boot.removed_both.pages + self.added.removed_both.pages
 
     @property
     def current_pages(self) -> int:
         """Pages the guest has: what a target is compared with."""
-        return self.ram.pages - self.removed_pages
+        return self.ram_pages - self.removed_pages
 
     @property
     def actual_pages(self) -> int:
         """Pages the guest costs the host at most: what query-balloon tells."""
-        return self.ram.pages - self.removed_both.pages
+        return self.ram_pages - self.removed_both_pages
 
     def book(self, ranges: list[tuple[int, int]]) -> Booking:
         """The guest let go of `ranges`: discard and keep what is RAM and was not out before.
@@ -101,11 +209,17 @@ class Ledger:
         beyond = 0
         claimed: Iterable[tuple[int, int]] = ranges
         if announced > PLAIN_CLAIM_PAGES:
-            claimed, beyond = clipped(ranges, self.boot)
-        done = self.removed_both.absorb(claimed, self.ram, self.removed_guest)
-        outside = done.outside + beyond
-        booking = Booking(done.new.pages, outside, done.known, announced - done.given - beyond)
-        self._discard(done.new)
+            claimed, beyond = clipped(ranges, self._bounds())
+        named = PageRanges(claimed)
+        inside, booked, ready = self.boot.absorb(named)
+        self._discard(self.boot, ready)
+        if self.our is not None and inside < named.pages:
+            self.our.settle(named)
+            more, also, ready = self.added.absorb(named)
+            self._discard(self.added, ready)
+            inside, booked = inside + more, booked + also
+        outside = named.pages - inside + beyond
+        booking = Booking(booked, outside, inside - booked, announced - named.pages - beyond)
         if booking.refused:
             self.counters.outside += outside
             self.counters.known += booking.known
@@ -114,7 +228,14 @@ class Ledger:
                 trace.pages_refused(outside, booking.known, booking.repeated)
         return booking
 
-    def _discard(self, pages: PageRanges) -> None:
+    def _bounds(self) -> list[PageRange]:
+        """Where RAM may be at all."""
+        if self.our is None:
+            return self.boot_ranges
+        start = self.our.window.start
+        return [*self.boot_ranges, PageRange(start, self.our.next - start)]
+
+    def _discard(self, books: Books, pages: PageRanges) -> None:
         kept = []
         for start, count in pages:
             both = 1
@@ -128,29 +249,36 @@ class Ledger:
                     trace.discard_failed(count, start, str(error))
             if trace.remove_response.on:
                 trace.remove_response(count, start, both)
-            if trace.remove_response_remainder.on:
-                trace.remove_response_remainder(count, start, both)
+            if books is self.boot:
+                if trace.remove_response_remainder.on:
+                    trace.remove_response_remainder(count, start, both)
+            elif trace.remove_response_common.on and self.our is not None:
+                first = self.our.window.start
+                trace.remove_response_common(count, start, count, start, self.our.next - first, first, count, both)
         if kept:
             failed = PageRanges(kept)
             self.counters.undiscarded += failed.pages
-            self.removed_both.subtract(failed)
-            self.removed_guest.update(failed)
+            books.keep(failed)
 
     def choose(self, pages: int, max_ranges: int) -> list[PageRange]:
         """Which `pages` to give back next: about `max_ranges` ranges at most. They stay on the books.
 
-        From the highest address down, those first that the host could not discard: they cost nothing to return.
+        Boot RAM first, as QEMU does: what devices with short addresses need is there. From the highest address down,
+        those first that the host could not discard: they cost nothing to return.
         """
-        chosen = self.removed_guest.top(pages, max_ranges)
-        ranges = list(chosen)
-        if chosen.pages < pages and len(ranges) < max_ranges:
-            ranges += self.removed_both.top(pages - chosen.pages, max_ranges - len(ranges))
+        ranges: list[PageRange] = []
+        for books in (self.boot, self.added):
+            for removed in (books.removed_guest, books.removed_both):
+                if removed and pages > 0 and len(ranges) < max_ranges:
+                    chosen = removed.top(pages, max_ranges - len(ranges))
+                    ranges += chosen
+                    pages -= chosen.pages
         return ranges
 
     def give_back(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Pages that are the guest's from now on. It frees them unchecked, so they must be out: each exactly once."""
         pages = PageRanges(ranges)
-        gone = self.removed_both.subtract(pages)
+        gone = self.boot.give_back(pages)
         if gone < pages.pages:
-            gone += self.removed_guest.subtract(pages)
+            gone += self.added.give_back(pages)
         assert gone == pages.pages, f"{pages.pages - gone} pages given back that were not out"

@@ -14,6 +14,12 @@ Source: QEMU hw/hyperv/hv-balloon.c for the shape of the states; Linux drivers/h
       ^                                      +-------------+                     |
       |<-------------------------------------------------------------------------+ response, or no progress
 
+             target above, no pages out                room
+    Idle ---------------------------> HotAddPosting ----> HotAddWaiting
+      ^     (a piece made RAM first)        ^ later: once more |  |
+      |                                     +-- HotAddPausing <+  | not now
+      |<----------------------------------------------------------+ taken, refused, or silence
+
 At Idle the target is compared with what the guest has, and the next piece asked for, until they are equal or the
 guest stops: that is one attempt. A new target begins a new attempt, as soon as the outstanding request is answered.
 """
@@ -25,8 +31,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devices.balloon import events as trace
+from devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
+from devices.balloon.hot_add import Grant
 from devices.balloon.ledger import PAGE_SIZE, Ledger
-from devices.balloon.plan import ResizeOutcome, ResizePlan, lowest_reachable
+from devices.balloon.plan import CANNOT_BALLOON, ResizeOutcome, ResizePlan, foresee
 from devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
     RANGES_AT,
@@ -38,6 +46,8 @@ from devices.balloon.protocol import (
     CapabilitiesReport,
     CapabilitiesResponse,
     GuestMessage,
+    HotAddRequest,
+    HotAddResponse,
     Info,
     MessageType,
     StatusReport,
@@ -54,17 +64,18 @@ from devices.balloon.states import (
     BalloonPosting,
     BalloonWaiting,
     Closed,
+    HotAddPausing,
+    HotAddPosting,
+    HotAddWaiting,
     Idle,
     State,
     UnballoonPosting,
     UnballoonWaiting,
 )
-from pyvmm.errors import ConfigError, GuestProtocolError
+from pyvmm.errors import ConfigError, GuestProtocolError, HostError
 
 REPLY_LIMIT = 16
 """Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
-
-NEEDS_HOT_ADD = "memory beyond the boot size needs hot-add, which this machine does not have"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,10 @@ class Tuning:
     balloon_piece: int = 128 << 8  # 128 MiB
     unballoon_piece: int = 1024 << 8  # 1 GiB
     unballoon_ranges: int = 16 * RANGES_LIMIT  # so fragmented memory comes back in bounded pieces too
+    hot_add_piece: int = 128 << 8  # 128 MiB, or a block of the guest if that is larger
+    hot_add_whole_blocks: bool = False  # never give part of a block; for guests that cannot take one
+    hot_add_tries: int = 3  # for a guest that says "not now"
+    hot_add_pause: float = 1.0  # before each further try
     request_timeout: float = 30.0
     newest_version: Version = VERSIONS[0]
     send_info: bool = True
@@ -114,6 +129,11 @@ class BalloonMachine:
         self._replies: deque[bytes] = deque()
         self._trans_id = 0
         self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
+        self.growth = self._new_growth()
+
+    def _new_growth(self) -> Growth:
+        piece, whole = self.tuning.hot_add_piece, self.tuning.hot_add_whole_blocks
+        return Growth(self.ledger, piece=piece, whole_blocks=whole)
 
     # What happens to the device
 
@@ -124,29 +144,43 @@ class BalloonMachine:
 
     def closed(self) -> None:
         """The channel is gone. What was promised to the guest is the guest's; what was not yet sent stays out."""
+        our = self.ledger.our
+        if our is not None:
+            if isinstance(self.state, HotAddWaiting):
+                our.unanswered(self.state.grant)
+            our.driver_gone()
         self._forget_driver()
         self._enter(Closed())
 
     def _forget_driver(self) -> None:
         self.version = self.caps = self.status = None
+        self.growth = self._new_growth()
         self._replies.clear()
         self._owed_balloons = self._owed_unballoons = 0
 
     def forget_pages(self, reason: str) -> None:
-        """The guest's kernel may have all of its boot RAM again: nothing is out any more that we could rely on."""
-        if trace.forgotten.on:
-            trace.forgotten(self.ledger.removed_pages, reason)
-        changed = self.ledger.removed_pages > 0
-        self.ledger.reset()
-        if changed:
-            self._note_change()
+        """The guest's kernel may be another: nothing is out any more, nor added, that we could rely on."""
+        before = self._before_forgetting(reason)
+        self.ledger.distrust()
+        self._note_change_since(before)
 
     def power_on(self, *, keep_target: bool) -> None:
         """The machine was reset, after `closed`: boot size, fresh books; the target waits for the next driver."""
-        self.forget_pages("machine reset")
+        before = self._before_forgetting("machine reset")
+        self.ledger.reset()
+        self._note_change_since(before)
         self.outcome = None
         if not keep_target:
             self.target = None
+
+    def _before_forgetting(self, reason: str) -> tuple[int, int]:
+        if trace.forgotten.on:
+            trace.forgotten(self.ledger.removed_pages, reason)
+        return self.ledger.current_pages, self.ledger.actual_pages
+
+    def _note_change_since(self, before: tuple[int, int]) -> None:
+        if (self.ledger.current_pages, self.ledger.actual_pages) != before:
+            self._note_change()
 
     # Targets
 
@@ -158,36 +192,19 @@ class BalloonMachine:
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
         self.target = size // PAGE_SIZE
-        plan = self.plan(self.target)
+        plan = foresee(size, self.growth, self.caps, self.status)
         if trace.target_set.on:
             trace.target_set(self.target, self.ledger.current_pages, plan.reason)
         self._attempting = True
         self._attempt += 1
+        self.outcome = None
         match self.state:
-            case BalloonPosting() | UnballoonPosting(started=False):
+            case BalloonPosting() | UnballoonPosting(started=False) | HotAddPosting() | HotAddPausing():
                 self._enter(Idle())
             case UnballoonPosting() as state:
                 state.unsent, state.left = [], 0  # an empty message without `more` ends what was begun
         self._advance()
         return plan
-
-    def plan(self, target: int) -> ResizePlan:
-        """What a target of so many pages will come to, as far as it can be known now."""
-        ledger = self.ledger
-        reachable, reason = target, ""
-        if target > ledger.boot_pages:
-            reachable, reason = ledger.boot_pages, NEEDS_HOT_ADD
-        if self.caps is None:
-            waiting = "the guest's balloon driver is not there yet; the target is kept for it"
-            reason = f"{reason}; {waiting}" if reason else waiting
-        elif not self.caps.balloon and target < ledger.current_pages:
-            reachable, reason = ledger.current_pages, "the guest's driver cannot balloon"
-        elif target < ledger.current_pages and self.status is not None:
-            lowest = lowest_reachable(ledger.current_pages, self.status.available_pages)
-            if target < lowest:
-                reachable = lowest
-                reason = f"the guest keeps a floor of memory: it is expected to stop near {lowest >> 8} MiB"
-        return ResizePlan(target * PAGE_SIZE, reachable * PAGE_SIZE, reason)
 
     # Messages in
 
@@ -215,6 +232,13 @@ class BalloonMachine:
             case UnballoonResponse(), _ if self._owed_unballoons:
                 self._late(MessageType.UNBALLOON_RESPONSE)
                 self._owed_unballoons -= 1
+            case HotAddResponse(), HotAddWaiting() as state:
+                self._take_added(message, state)
+            case HotAddResponse(), _ if self.growth.owed and self.ledger.our is not None:
+                self._late(MessageType.HOT_ADD_RESPONSE)
+                if self.ledger.our.answered_late(self.growth.owed.popleft(), message.pages):
+                    self._note_change()
+                self._advance()
             case _:
                 name = type(message).__name__
                 raise GuestProtocolError(f"balloon: {name} in state {type(self.state).__name__}")
@@ -223,6 +247,7 @@ class BalloonMachine:
         if trace.status_report.on:
             trace.status_report(report.available_pages, report.committed_pages)
         self.status = report
+        self.growth.take_status(report)
         self.happened.append(report)
 
     def _take_version(self, request: VersionRequest) -> None:
@@ -239,12 +264,13 @@ class BalloonMachine:
         if trace.incoming_caps.on:
             trace.incoming_caps(report.caps & 0xFFFFFFFF)
         self.caps = Capabilities(report.caps)
+        self.growth.meet(hot_add=bool(self.caps.hot_add), alignment_log2_mib=self.caps.alignment_log2_mib)
         suppress = not self.tuning.wants_status
         self._reply(CapabilitiesResponse.of(report.trans_id, suppress_reports=suppress).build())
         if self.tuning.send_info:
             if trace.info_sent.on:
-                trace.info_sent(self.ledger.boot_pages)
-            self._reply(Info.of(self._trans_id, self.ledger.boot_pages).build())
+                trace.info_sent(self.ledger.most_pages)
+            self._reply(Info.of(self._trans_id, self.ledger.most_pages).build())
         self._enter(Idle())
         self._attempting = self.target is not None
         self._advance()
@@ -271,6 +297,32 @@ class BalloonMachine:
             self._note_change()
         return booked
 
+    def _take_added(self, response: HotAddResponse, state: HotAddWaiting) -> None:
+        if trace.incoming_hot_add.on:
+            trace.incoming_hot_add(response.trans_id, response.result, response.pages)
+        our, grant = self.ledger.our, state.grant
+        assert our is not None
+        pages = our.given(grant, response.pages, self.growth.alignment)
+        if pages:
+            self._note_change()
+        if response.pages != grant.pages and trace.hot_add_short.on:
+            trace.hot_add_short(grant.pages, response.pages, response.result)
+        current = state.attempt == self._attempt
+        if pages:
+            offline = self.growth.taken(grant, pages, self.clock() - state.asked_at, self.status)
+            if offline and current:
+                self._end_attempt(LEFT_OFFLINE)
+        elif response.result:
+            our.refused(grant)
+            self.growth.refused = GUEST_REFUSED
+        elif current and state.tries < self.tuning.hot_add_tries:
+            self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF
+            self._enter(HotAddPausing(state.tries + 1, self.clock() + self.tuning.hot_add_pause))
+            return
+        elif current:
+            self._end_attempt(GUEST_COULD_NOT)
+        self._end_request()
+
     def _late(self, kind: MessageType) -> None:
         if trace.late_answer.on:
             trace.late_answer(int(kind))
@@ -292,6 +344,8 @@ class BalloonMachine:
                 return BalloonRequest.SIZE
             case UnballoonPosting(unsent=unsent):
                 return RANGES_AT + 8 * min(len(unsent), RANGES_LIMIT)
+            case HotAddPosting(grant):
+                return len(self._hot_add(grant).build())
         return 0
 
     def next_message(self) -> bytes:
@@ -307,7 +361,18 @@ class BalloonMachine:
                 return BalloonRequest.of(self._trans_id, pages).build()
             case UnballoonPosting() as state:
                 return self._next_unballoon(state)
+            case HotAddPosting(grant, tries):
+                self._trace_posting("S_HOT_ADD_POSTING")
+                if trace.outgoing_hot_add.on:
+                    trace.outgoing_hot_add(self._trans_id, grant.pages, grant.start)
+                now = self.clock()
+                deadline = now + self.growth.time_limit(grant, self.tuning.request_timeout)
+                self._enter(HotAddWaiting(grant, tries, self._attempt, now, deadline))
+                return self._hot_add(grant).build()
         raise AssertionError("nothing to send")
+
+    def _hot_add(self, grant: Grant) -> HotAddRequest:
+        return self.growth.request(grant, self._trans_id, self.version)
 
     def _next_unballoon(self, state: UnballoonPosting) -> bytes:
         self._trace_posting("S_UNBALLOON_POSTING")
@@ -332,9 +397,11 @@ class BalloonMachine:
     def check_time(self) -> None:
         """Give up a request without progress. The device calls this about once a second."""
         state = self.state
-        if not isinstance(state, BalloonPosting | BalloonWaiting | UnballoonPosting | UnballoonWaiting):
+        if isinstance(state, Closed | AwaitVersion | AwaitCaps | Idle) or self.clock() < state.deadline:
             return
-        if self.clock() < state.deadline:
+        if isinstance(state, HotAddPausing):
+            self._enter(Idle())
+            self._advance(tries=state.tries)
             return
         if trace.timed_out.on:
             trace.timed_out(type(state).__name__)
@@ -343,7 +410,11 @@ class BalloonMachine:
                 self._owed_balloons += 1
             case UnballoonWaiting():
                 self._owed_unballoons += 1
-        self._end_attempt(f"the guest did not answer for {self.tuning.request_timeout:g} s")
+            case HotAddWaiting(grant) if self.ledger.our is not None:
+                self.ledger.our.unanswered(grant)
+                self.growth.owed.append(grant)
+        waited = state.deadline - state.asked_at if isinstance(state, HotAddWaiting) else self.tuning.request_timeout
+        self._end_attempt(f"the guest did not answer for {waited:g} s")
         self._end_request()
 
     def _deadline(self) -> float:
@@ -351,7 +422,7 @@ class BalloonMachine:
 
     # The next step
 
-    def _advance(self) -> None:
+    def _advance(self, *, tries: int = 1) -> None:
         """At Idle: ask for the next piece of what the target needs, or end the attempt."""
         if not self._attempting or self.target is None or not isinstance(self.state, Idle) or self.caps is None:
             return
@@ -359,7 +430,7 @@ class BalloonMachine:
         if surplus == 0:
             self._end_attempt("")
         elif surplus > 0 and not self.caps.balloon:
-            self._end_attempt("the guest's driver cannot balloon")
+            self._end_attempt(CANNOT_BALLOON)
         elif surplus > 0:
             self._enter(BalloonPosting(min(surplus, self.tuning.balloon_piece), self._deadline()))
         elif self.ledger.removed_pages:
@@ -367,8 +438,22 @@ class BalloonMachine:
             unsent = [part for r in reversed(ranges) for part in _sendable(r)]
             pages = sum(r.pages for r in unsent)
             self._enter(UnballoonPosting(unsent, pages, started=False, deadline=self._deadline()))
+        elif reason := self.growth.why_not():
+            self._end_attempt(reason)
         else:
-            self._end_attempt(NEEDS_HOT_ADD)
+            self._begin_hot_add(-surplus, tries)
+
+    def _begin_hot_add(self, wanted: int, tries: int) -> None:
+        self._trace_posting("S_HOT_ADD_SETUP")
+        try:
+            grant = self.growth.next_grant(wanted)
+        except HostError as error:
+            self._end_attempt(f"the host has no memory for it: {error}")
+            return
+        if grant is None:
+            self._end_attempt(self.growth.why_no_more())
+        else:
+            self._enter(HotAddPosting(grant, tries, self._deadline()))
 
     def _end_request(self) -> None:
         self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF

@@ -6,6 +6,13 @@ Source: Linux drivers/hv/hv_balloon.c, compute_balloon_floor(), for how much it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from devices.balloon.ledger import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from devices.balloon.growth import Growth
+    from devices.balloon.protocol import Capabilities, StatusReport
 
 PAGES_PER_MIB = 256
 _FLOOR = ((128, 8, 2), (512, 40, 4), (2048, 104, 8), (8192, 232, 16))
@@ -58,3 +65,40 @@ def lowest_reachable(current_pages: int, available_pages: int) -> int:
         else:
             low = middle + 1
     return low
+
+
+ROUNDED = "a guest's memory comes in pages of 4 KiB"
+NO_DRIVER = "the guest's balloon driver is not there yet; the target is kept for it"
+CANNOT_BALLOON = "the guest's driver cannot balloon"
+
+
+def foresee(size: int, growth: Growth, caps: Capabilities | None, status: StatusReport | None) -> ResizePlan:
+    """What a target of `size` bytes will come to, as far as it can be known now."""
+    ledger = growth.ledger
+    target = reachable = size // PAGE_SIZE
+    reasons = [ROUNDED] if size % PAGE_SIZE else []
+    if target > ledger.ram_pages:
+        reachable = min(target, growth.reachable_pages())
+        if growth.whole_blocks:
+            wanted = (reachable - ledger.ram_pages) // growth.alignment * growth.alignment
+            reachable = ledger.ram_pages + wanted
+        if reachable < target:
+            blocks = growth.whole_blocks and target < growth.reachable_pages()
+            reasons.append(
+                growth.why_not()
+                or (f"the guest takes memory in blocks of {growth.alignment >> 8} MiB" if blocks else "")
+                or f"{reachable >> 8} MiB are the most this guest can have"
+            )
+        if growth.offline_pages:
+            reasons.append(f"the guest left {growth.offline_pages >> 8} MiB of what it was given offline")
+    elif caps is not None and not caps.balloon and target < ledger.current_pages:
+        reachable = ledger.current_pages
+        reasons.append(CANNOT_BALLOON)
+    elif target < ledger.current_pages and status is not None:
+        lowest = lowest_reachable(ledger.current_pages, status.available_pages)
+        if target < lowest:
+            reachable = lowest
+            reasons.append(f"the guest keeps a floor of memory: it is expected to stop near {lowest >> 8} MiB")
+    if caps is None:
+        reasons.append(NO_DRIVER)
+    return ResizePlan(size, reachable * PAGE_SIZE, "; ".join(reasons))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from devices.balloon.hot_add import Grant
 from devices.balloon.ranges import PageRange
 
 
@@ -75,6 +76,47 @@ class UnballoonWaiting:
     deadline: float
 
 
+@dataclass(slots=True)
+class HotAddPosting:
+    """A request to take more memory waits for room in the ring; the memory is there."""
+
+    NAME: ClassVar[str] = "S_HOT_ADD_RB_WAIT"
+    grant: Grant
+    tries: int  # for this grant's place, this one included
+    deadline: float
+
+
+@dataclass(slots=True)
+class HotAddWaiting:
+    """The guest makes the memory its own, block by block."""
+
+    NAME: ClassVar[str] = "S_HOT_ADD_REPLY_WAIT"
+    grant: Grant
+    tries: int
+    attempt: int  # the attempt it was made for
+    asked_at: float
+    deadline: float
+
+
+@dataclass(slots=True)
+class HotAddPausing:
+    """The guest could not, just now; it is asked again at `deadline`."""
+
+    NAME: ClassVar[str] = "S_HOT_ADD_SETUP"
+    tries: int
+    deadline: float
+
+
 State = (
-    Closed | AwaitVersion | AwaitCaps | Idle | BalloonPosting | BalloonWaiting | UnballoonPosting | UnballoonWaiting
+    Closed
+    | AwaitVersion
+    | AwaitCaps
+    | Idle
+    | BalloonPosting
+    | BalloonWaiting
+    | UnballoonPosting
+    | UnballoonWaiting
+    | HotAddPosting
+    | HotAddWaiting
+    | HotAddPausing
 )

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.balloon import protocol as p
+from devices.balloon.growth import NEEDS_HOT_ADD
 from devices.balloon.ledger import Ledger
-from devices.balloon.machine import NEEDS_HOT_ADD, BalloonMachine, Changed, Tuning
+from devices.balloon.machine import BalloonMachine, Changed, Tuning
 from devices.balloon.plan import ResizeOutcome, linux_floor, lowest_reachable
 from devices.balloon.ranges import PageRange
 from devices.balloon.states import (

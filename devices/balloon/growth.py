@@ -1,0 +1,134 @@
+"""Growing past the boot size with the driver that is bound now: what it is asked next, and why no more.
+
+Source: Linux drivers/hv/hv_balloon.c, hot_add_req() and hv_mem_hot_add().
+
+What a guest answers, and what follows:
+
+    pages = asked        taken                           pages < asked        so far; the rest is asked for again
+    pages 0, result 0    not now: asked again, later     pages 0, result 1    never, as long as this driver is bound
+
+Nothing tells the host whether the guest brought the memory online. But Linux waits up to 5 s for that in each block,
+and counts what is offline as committed in its status reports: an answer that takes so long is taken as memory left
+offline, and a report whose committed pages are what they were before takes that back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from devices.balloon import events as trace
+from devices.balloon.hot_add import Grant
+from devices.balloon.ledger import Ledger
+from devices.balloon.protocol import RANGE_PAGES_LIMIT, WIN7, HotAddRequest, StatusReport, Version
+from pyvmm.errors import HostError
+
+ONLINE_WAIT = 5.0
+"""Seconds that Linux waits for each block to come online."""
+OFFLINE_AFTER = 4.5
+"""Seconds a block after which an answer means that Linux waited in vain."""
+
+NEEDS_HOT_ADD = "memory beyond the boot size needs hot-add, which this machine does not have"
+GUEST_CANNOT = "the guest's driver takes no memory beyond what it booted with"
+GUEST_REFUSED = "the guest refused more memory for good (hot_add=0, no memory hotplug, or an address it knows)"
+GUEST_COULD_NOT = "the guest could not add memory just now: it may lack memory for its own tables"
+UNANSWERED = "the guest has not answered an earlier request to add memory"
+LEFT_OFFLINE = (
+    "the guest has the memory but left it offline; memhp_default_state=online on its kernel's command line helps"
+)
+
+
+class Growth:
+    """Hot-add with one driver. `piece` pages a request, or a block of the guest if that is larger."""
+
+    def __init__(self, ledger: Ledger, *, piece: int, whole_blocks: bool) -> None:
+        self.ledger = ledger
+        self.piece = piece
+        self.whole_blocks = whole_blocks
+        self.possible = True
+        self.alignment = 128 << 8
+        self.refused = ""  # why this driver will never take more
+        self.offline_pages = 0  # believed to be
+        self.owed: deque[Grant] = deque()  # given up on, answers may still come
+        self._usual_committed: int | None = None
+
+    def meet(self, *, hot_add: bool, alignment_log2_mib: int) -> None:
+        """The driver told what it can do."""
+        self.possible = hot_add
+        self.alignment = 1 << 8 + alignment_log2_mib
+
+    def why_not(self) -> str:
+        """Why nothing can be asked for; empty if it can."""
+        if self.ledger.our is None:
+            return NEEDS_HOT_ADD
+        if not self.possible:
+            return GUEST_CANNOT
+        return self.refused or (UNANSWERED if self.owed else "")
+
+    def why_no_more(self) -> str:
+        """Why there is no next grant."""
+        our = self.ledger.our
+        assert our is not None
+        if our.given_pages >= our.window.pages:
+            return f"{self.ledger.most_pages >> 8} MiB are the most this machine may have"
+        if self.whole_blocks or our.next >= our.window.end - self.alignment:
+            return f"the guest takes memory in blocks of {self.alignment >> 8} MiB, and no further block fits"
+        return "no address space is left for more memory until the machine is reset"
+
+    def reachable_pages(self) -> int:
+        """The most the guest can have, as far as one knows."""
+        our = self.ledger.our
+        more = 0
+        if our is not None and not self.why_not():
+            more = our.reachable(self.alignment, whole_blocks=self.whole_blocks)
+        return self.ledger.ram_pages + more
+
+    def next_grant(self, wanted: int) -> Grant | None:
+        """What to give the guest next, made RAM already. Raises HostError if the host has no memory for it."""
+        our = self.ledger.our
+        assert our is not None
+        piece = min(max(self.piece, self.alignment), RANGE_PAGES_LIMIT // self.alignment * self.alignment)
+        grant = our.grant(wanted, self.alignment, piece, whole_blocks=self.whole_blocks)
+        if grant is None:
+            return None
+        if our.next == our.window.start and trace.our_range_add.on:
+            trace.our_range_add(our.window.pages, our.window.start)
+        covers = grant.covers
+        try:
+            our.window.provide(covers.start, covers.pages)
+        except HostError as error:
+            if trace.map_failed.on:
+                trace.map_failed(covers.pages, covers.start, str(error))
+            raise
+        return grant
+
+    def request(self, grant: Grant, trans_id: int, version: Version | None) -> HotAddRequest:
+        """The message for a grant.
+
+        Without a region Linux goes on within one it has, or makes whole blocks: all there is in the oldest version.
+        """
+        region = None if version == WIN7 else grant.region
+        return HotAddRequest(trans_id, (grant.start, grant.pages), region)
+
+    def time_limit(self, grant: Grant, request_timeout: float) -> float:
+        """Seconds a guest may take that waits in vain for each block to come online."""
+        return request_timeout + ONLINE_WAIT * (grant.covers.pages / self.alignment)
+
+    def taken(self, grant: Grant, pages: int, took: float, status: StatusReport | None) -> bool:
+        """The guest took `pages`, and that long for it. Whether they seem to stay offline."""
+        if grant.region is None or took < OFFLINE_AFTER * max(1, pages // self.alignment):
+            return False
+        if not self.offline_pages and status is not None:
+            self._usual_committed = status.committed_pages
+        self.offline_pages += pages
+        if trace.hot_add_offline.on:
+            trace.hot_add_offline(pages, round(took, 1))
+        return True
+
+    def take_status(self, report: StatusReport) -> None:
+        """See whether what seemed offline has come online since."""
+        if (
+            self.offline_pages
+            and self._usual_committed is not None
+            and report.committed_pages < self._usual_committed + self.offline_pages // 2
+        ):
+            self.offline_pages = 0

@@ -1,0 +1,167 @@
+"""Our range: memory beyond the boot size. How much of it the guest has, and what it is given next.
+
+Source: Linux drivers/hv/hv_balloon.c, hot_add_req(), handle_pg_range(); QEMU hw/hyperv/hv-balloon.c, our range.
+
+    window.start                      next      block_end               window.end
+      |  given, confirmed (`ram`)      |  rest of a  |  never given        |
+      |  or in doubt (`doubtful`)      |  block      |                     |
+
+It is given from the bottom up, never the same page twice: a guest that is offered an address it knows refuses
+everything from then on. A guest makes memory in blocks (its alignment), but needs not have all of the last block: the
+rest of that one is given later, as long as the same driver is bound, for it forgets when it goes.
+
+In doubt is what was asked for without an answer, and everything after the guest made contact anew: it may have it, so
+it is not offered again before the machine is reset; it counts once the guest names a page of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from devices.balloon.ranges import PageRange, PageRanges
+
+
+class Window(Protocol):
+    """Address space above all else in the guest, and the memory behind it. Pages of 4 KiB."""
+
+    start: int
+    end: int  # of the address space: as many whole blocks as are needed for `pages`
+    pages: int  # that may be given in all
+
+    def provide(self, start: int, pages: int) -> None:
+        """Make these pages RAM, before the guest is told of them. Raises HostError."""
+
+    def withdraw(self) -> None:
+        """None of it is RAM any more; its contents are gone. For a machine reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one request gives: `pages` from `start`. `region` are the blocks that the guest shall make for it; None
+    where it goes on within one that it has made."""
+
+    start: int
+    pages: int
+    region: PageRange | None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.pages
+
+    @property
+    def covers(self) -> PageRange:
+        """All that must be RAM before the guest hears of it."""
+        return self.region or PageRange(self.start, self.pages)
+
+
+@dataclass(slots=True)
+class OurRange:
+    """The books of the window: whose each of its pages is."""
+
+    window: Window
+    ram: PageRanges = field(default_factory=PageRanges)
+    doubtful: PageRanges = field(default_factory=PageRanges)
+    next: int = field(init=False)  # the first page never asked for
+    block_end: int = field(init=False)  # where the guest's last block ends; `next` if it is used up
+
+    def __post_init__(self) -> None:
+        self.next = self.block_end = self.window.start
+
+    def reset(self) -> None:
+        """Machine reset: the guest has none of it."""
+        self.ram.clear()
+        self.doubtful.clear()
+        self.window.withdraw()
+        self.next = self.block_end = self.window.start
+
+    def driver_gone(self) -> None:
+        """The driver was unbound: Linux keeps the memory, and forgets that part of a block was not given yet."""
+        self.next = self.block_end = max(self.next, self.block_end)
+
+    def distrust(self) -> None:
+        """Maybe another kernel runs (new contact): it may know all of this or nothing."""
+        self.driver_gone()
+        self.doubtful.update(self.ram)
+        self.ram.clear()
+
+    @property
+    def given_pages(self) -> int:
+        """Pages that are the guest's, or may be."""
+        return self.ram.pages + self.doubtful.pages
+
+    @property
+    def left_pages(self) -> int:
+        """Pages that may yet be given, before the guest's blocks are looked at."""
+        return min(self.window.pages - self.given_pages, self.window.end - self.next)
+
+    @property
+    def lost_pages(self) -> int:
+        """Pages passed over: alignment, refused blocks, blocks cut short by a driver that left."""
+        return self.next - self.window.start - self.given_pages
+
+    def reachable(self, alignment: int, *, whole_blocks: bool) -> int:
+        """Pages that can yet be given to a guest with such blocks."""
+        in_block = min(self.block_end - self.next, self.left_pages) if not whole_blocks else 0
+        start = _up(max(self.next, self.block_end), alignment)
+        blocks = max(0, self.window.end - start) // alignment * alignment
+        more = max(0, min(blocks, self.window.pages - self.given_pages - in_block))
+        return in_block + (_down(more, alignment) if whole_blocks else more)
+
+    def grant(self, wanted: int, alignment: int, piece: int, *, whole_blocks: bool) -> Grant | None:
+        """The next request on the way to `wanted` more pages; None if nothing (more) can be given.
+
+        At most `piece` pages, or a block if that is larger.
+        """
+        wanted = min(wanted, self.window.pages - self.given_pages)
+        if self.next < self.block_end and not whole_blocks:
+            pages = min(wanted, self.block_end - self.next)
+            return Grant(self.next, pages, None) if pages > 0 else None
+        start = _up(max(self.next, self.block_end), alignment)
+        room = max(0, self.window.end - start) // alignment * alignment
+        pages = min(wanted, room, max(_down(piece, alignment), alignment))
+        if whole_blocks:
+            pages = _down(pages, alignment)
+        return Grant(start, pages, PageRange(start, _up(pages, alignment))) if pages > 0 else None
+
+    def given(self, grant: Grant, pages: int, alignment: int) -> int:
+        """The guest has taken the first `pages` of `grant`; how many of them count (all, unless it claims more)."""
+        pages = min(pages, grant.pages)
+        if pages:
+            self.ram.insert([(grant.start, pages)])
+            self.next = grant.start + pages
+            self.block_end = max(self.block_end if grant.region is None else 0, _up(self.next, alignment))
+        return pages
+
+    def refused(self, grant: Grant) -> None:
+        """The guest will not have it, for good: it may know the address. Never offer it again."""
+        self.next = self.block_end = max(grant.covers.end, self.block_end)
+
+    def unanswered(self, grant: Grant) -> None:
+        """Nobody knows whether the guest has it."""
+        self.doubtful.insert([(grant.start, grant.pages)])
+        self.next = self.block_end = max(grant.covers.end, self.block_end)
+
+    def answered_late(self, grant: Grant, pages: int) -> int:
+        """The answer for what had been in doubt. How many pages became the guest's."""
+        pages = min(pages, grant.pages)
+        asked = PageRanges([(grant.start, grant.pages)])
+        if not self.doubtful.subtract(asked):
+            return 0  # settled meanwhile
+        return self.ram.insert([(grant.start, pages)])
+
+    def settle(self, named: PageRanges) -> int:
+        """The guest names pages: what of them was in doubt it has, with all that lies next to them. Pages settled."""
+        if not self.doubtful or self.doubtful.isdisjoint(named):
+            return 0
+        proven = PageRanges(r for r in self.doubtful if not named.isdisjoint(PageRanges([r])))
+        self.doubtful.subtract(proven)
+        return self.ram.update(proven)
+
+
+def _up(pages: int, alignment: int) -> int:
+    return -(-pages // alignment) * alignment
+
+
+def _down(pages: int, alignment: int) -> int:
+    return pages // alignment * alignment
