@@ -6,12 +6,12 @@
         trace.opened(relid, gpadl, vp)
 
 Names and fields are QEMU's where QEMU has the event (so that the logs of both compare), ours otherwise as
-`package.what_happened`. A sink is any callable that takes a `Record`; it runs in the thread that traced.
+`package.what_happened`. A sink is any callable that takes a `Record`; it runs in the thread that traced, a vCPU's
+often, so one that does more than keep the record belongs behind a queue (`pyvmm.tracing.writer`).
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -109,6 +109,17 @@ def events() -> list[Event]:
     return sorted(_events.values(), key=lambda e: e.name)
 
 
+def find(name: str) -> Event | None:
+    """The event declared under `name`."""
+    return _events.get(name)
+
+
+def matching(patterns: Iterable[str]) -> list[Event]:
+    """The events declared so far that one of `patterns` matches, by name."""
+    wanted = list(patterns)
+    return [each for each in events() if any(fnmatchcase(each.name, pattern) for pattern in wanted)]
+
+
 def check_pattern(pattern: str) -> str:
     """`pattern` itself, or ConfigError if no declared event matches it."""
     if not any(fnmatchcase(name, pattern) for name in _events):
@@ -127,16 +138,6 @@ class TextSink:
         self._stream.write(f"{record.time - self._start:.6f} {record.text()}\r\n")
 
 
-class JsonSink:
-    """JSON lines: time, event, thread and the event's own fields."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __call__(self, record: Record) -> None:
-        self._stream.write(json.dumps(record.as_dict(), default=str) + "\n")
-
-
 class TailSink:
     """The last `size` records, for a failing test or a crash report."""
 
@@ -148,3 +149,8 @@ class TailSink:
 
     def lines(self) -> Iterable[str]:
         return [f"{r.time:.6f} {r.text()}" for r in list(self.records)]
+
+
+started = event("trace.started", "{machine} at {wall_clock}")
+dropped = event("trace.dropped", "{count} events lost: {reason}")
+"""What a sink says of itself: every sink with a queue records how many events found it full."""

@@ -77,7 +77,12 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.option("--name", default=None, help="What `pyvmm status`, `balloon` and `stop` shall call it.")
 @click.option("--qmp", type=click.Path(path_type=Path), help="Serve QMP on this Unix socket too.")
 @click.option("--trace", multiple=True, metavar="PATTERN", help="Show trace events, e.g. 'vmbus_*'. Repeatable.")
-@click.option("--trace-file", type=click.Path(path_type=Path), help="Keep the trace as JSON lines in a file.")
+@click.option("--trace-file", type=click.Path(path_type=Path), help="Keep the trace in a file: JSON lines.")
+@click.option(
+    "--trace-format",
+    type=click.Choice(["text", "json", "chrome"]),
+    help="How; default by the file's ending: .txt text, .json chrome (for Perfetto), else JSON lines.",
+)
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="End with status 124 after SECONDS.")
 @click.option("--no-reboot", is_flag=True, help="End when the guest resets.")
 @click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
@@ -103,6 +108,7 @@ def run(
     qmp: Path | None,
     trace: tuple[str, ...],
     trace_file: Path | None,
+    trace_format: str | None,
     timeout: float | None,
     no_reboot: bool,
     on_panic: str,
@@ -163,6 +169,7 @@ def run(
                 sockets=sockets,
                 trace=list(trace),
                 trace_file=trace_file,
+                trace_format=trace_format,
             )
         )
 

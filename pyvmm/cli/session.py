@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyvmm import trace
 from pyvmm.cli.consoles import Console, open_console
-from pyvmm.errors import ConfigError
+from pyvmm.cli.trace_sinks import traces
 from pyvmm.host.inside import socket_path
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
@@ -39,13 +38,16 @@ class Session:
     sockets: list[Path] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     trace_file: Path | None = None
+    trace_format: str | None = None
 
 
 def run_session(session: Session) -> int:
     """Run the machine to its end; the exit status. ConfigError and HostError are the caller's to print."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_traces(session))
+        stack.enter_context(
+            traces(session.trace, session.trace_file, session.trace_format, machine=session.config.name)
+        )
         loop = Loop()
         console = stack.enter_context(open_console(session.console))
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
@@ -58,39 +60,6 @@ def run_session(session: Session) -> int:
         gc.collect()
         gc.freeze()
         return run.run()
-
-
-@contextlib.contextmanager
-def _traces(session: Session) -> Iterator[None]:
-    sinks: list[trace.Sink] = []
-    if session.trace or session.trace_file:
-        # Events are declared where they happen, and much of that is imported only once the guest runs.
-        import pyvmm.control.server
-        import pyvmm.machine.services  # noqa: F401
-    patterns = session.trace or (["*"] if session.trace_file else [])
-    file = None
-    if session.trace_file is not None:
-        try:
-            file = open(session.trace_file, "w", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"trace file {session.trace_file}: {error.strerror}") from error
-        sinks.append(trace.JsonSink(file))
-    elif patterns:
-        sinks.append(trace.TextSink())
-    for pattern in patterns:
-        trace.check_pattern(pattern)
-        for sink in sinks:
-            trace.subscribe(pattern, sink)
-    try:
-        yield
-    finally:
-        for sink in sinks:
-            trace.unsubscribe(sink)
-        if file is not None:
-            try:
-                file.close()
-            except OSError as error:
-                print(f"pyvmm: trace file {session.trace_file}: {error.strerror}; its end is lost", file=sys.stderr)
 
 
 def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.ExitStack) -> None:

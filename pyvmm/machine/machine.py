@@ -32,6 +32,7 @@ from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.board import Board
 from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.runner import install_kick
 from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
@@ -47,6 +48,9 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 _DRAIN_PERIOD = 0.1
 """Seconds after which console output that KVM queued is shown even if the guest makes no exit."""
+
+_MEMORY_PERIOD = 0.5
+"""Seconds between two points of the memory's time line, in traces that have it."""
 
 
 @dataclass(slots=True)
@@ -79,6 +83,8 @@ class Machine:
         self._started = time.monotonic()
         self._listeners: list[Listener] = []
         self._hardware: Hardware | None = None
+        self._console_output = console
+        self._console_tail = ConsoleTail()
         self._reset_wanted = False
         self._kvm = Kvm(config.kvm)
         self._backings: list[HostMemory] = []
@@ -101,11 +107,12 @@ class Machine:
             irq=self._irq,
             reset=self._want_reset,
             power_off=self._powered_off,
-            console=console,
+            console=self._console,
             agent=partial(loop.post, self.agent.received),
         )
         self._services: Services | None = None
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
+        self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
 
     # Building
 
@@ -126,7 +133,7 @@ class Machine:
             self._services = Services(self.config, self.loop, self.memory, self.engine, self._discard)
             balloon = self._services.balloon
             if balloon is not None:
-                balloon.on_change.append(lambda actual: self._emit("BALLOON_CHANGE", {"actual": actual}))
+                balloon.on_change.append(self._balloon_changed)
                 balloon.on_status.append(self._status_report)
         return self._services
 
@@ -148,6 +155,10 @@ class Machine:
         done = self.memory.discard(gpa, size)
         if trace.memory_discarded.on:
             trace.memory_discarded(done, gpa)
+
+    def _balloon_changed(self, actual: int) -> None:
+        self._trace_memory()
+        self._emit("BALLOON_CHANGE", {"actual": actual})
 
     def _status_report(self, available: int, committed: int) -> None:
         self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
@@ -206,6 +217,7 @@ class Machine:
     def close(self) -> None:
         """Give everything back to the host. Harmless twice."""
         self._drain_timer.cancel()
+        self._memory_timer.cancel()
         hardware, self._hardware = self._hardware, None
         if hardware is not None:
             if self._services is not None:
@@ -236,6 +248,7 @@ class Machine:
             self._end(Outcome("reset", reason), "shutdown")
             return
         paused = self._state == "paused"
+        self._trace_exits()
         self.bus.reset()
         self._hardware.close()
         self._hardware = None
@@ -331,6 +344,7 @@ class Machine:
         self.outcome = outcome
         self._set_state(state)
         self._drain()
+        self._trace_exits()
         self.loop.stop()
 
     def _set_state(self, state: State) -> None:
@@ -341,6 +355,22 @@ class Machine:
     def _drain(self) -> None:
         if self._hardware is not None:
             self._hardware.drain()
+
+    def _console(self, data: bytes) -> None:
+        self._console_tail(data)
+        self._console_output(data)
+
+    def _trace_memory(self) -> None:
+        if trace.memory.on and self._services is not None:
+            memory = self._memory_figures()
+            trace.memory(memory["actual"], memory["target"], memory["resident"])
+
+    def _trace_exits(self) -> None:
+        """What one life of the vCPUs came to, for traces that leave out the exits themselves."""
+        if trace.exit_count.on and self._hardware is not None:
+            for thread in self._hardware.threads:
+                for exit, count in sorted(thread.exits.items()):
+                    trace.exit_count(thread.index, count, exit)
 
     # What the monitor asks (pyvmm.control.commands.Controlled)
 
@@ -389,6 +419,18 @@ class Machine:
         except OSError as error:
             raise HostError(f"/proc/self/statm: {error.strerror}") from error
 
+    def console_since(self, offset: int) -> tuple[int, bytes]:
+        """The guest's console output from byte `offset` of all on, as far as it is kept; the number of its first."""
+        return self._console_tail.since(offset)
+
+    def _memory_figures(self) -> dict[str, Any]:
+        return {
+            "boot": self.config.memory,
+            "actual": self.balloon.actual if self.balloon is not None else self.config.memory,
+            "target": self.balloon.target if self.balloon is not None else None,
+            "resident": self.resident(),
+        }
+
     def describe(self) -> dict[str, Any]:
         """All that `pyvmm status` shows."""
         hardware = self._hardware
@@ -401,12 +443,7 @@ class Machine:
             "kernel": str(self.config.kernel),
             "uptime": round(time.monotonic() - self._started, 1),
             "resets": self.resets,
-            "memory": {
-                "boot": self.config.memory,
-                "actual": self.balloon.actual if self.balloon is not None else self.config.memory,
-                "target": self.balloon.target if self.balloon is not None else None,
-                "resident": self.resident(),
-            },
+            "memory": self._memory_figures(),
             "balloon": self.balloon.info() if self.balloon is not None else None,
             "vmbus": self.info_vmbus(),
             "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, assert_never
 
@@ -140,6 +141,8 @@ class Vmbus:
                     "target-vp": served.state.target_vp,
                     "ring-in": channel.reader.size,
                     "ring-out": channel.writer.size,
+                    "ring-in-used": _used(channel.reader.available, channel.reader.size),
+                    "ring-out-used": _used(channel.writer.used, channel.writer.size),
                     "packets-in": channel.packets_in,
                     "packets-out": channel.packets_out,
                     "signals-in": channel.signals_in,
@@ -333,3 +336,11 @@ class Vmbus:
         self.refused[type(error).__name__] += 1
         if trace.packet_refused.on:
             trace.packet_refused(served.relid, type(error).__name__, str(error))
+
+
+def _used(look: Callable[[], int], size: int) -> int:
+    """Bytes waiting in a ring, all of it if the guest broke its indices."""
+    try:
+        return look()
+    except GuestError:
+        return size

@@ -215,6 +215,10 @@ class RingWriter:
         """Bytes free, one of which must stay so."""
         return self.size - (self._next - self._ring.index(READ_INDEX)) % self.size
 
+    def used(self) -> int:
+        """Bytes that the guest has not read yet. Raises BrokenRing."""
+        return self.size - self._free()
+
     @property
     def guest_signals_room(self) -> bool:
         """Whether the guest promised to look at our pending size."""

@@ -1,0 +1,127 @@
+"""Chrome's trace event format, which https://ui.perfetto.dev and chrome://tracing show.
+
+Source: "Trace Event Format" (the JSON Array Format: an array whose closing bracket may be missing).
+
+A process is a group of tracks (threads, channels, devices), a thread in it one track. States become spans that last
+until the next state, requests to the guest spans that end with its answer, memory figures counters, and the rest
+instants with the event's fields as arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyvmm.trace import Record
+from pyvmm.tracing.tracks import Track, track_of
+
+_GROUPS = {"threads": 1, "channels": 2, "devices": 3}
+_MEMORY_FIELDS = ("actual", "target", "resident", "available", "committed")
+_MIB = 1 << 20
+
+_STATES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "hv_balloon_state_change": lambda fields: str(fields.get("tostr", "?")),
+    "machine.state": lambda fields: str(fields.get("state", "?")),
+    "vmbus.channel_state": lambda fields: str(fields.get("new", "?")).partition("(")[0],
+}
+"""Events that end one state and begin another, on a track of their own: `name` of the state from the fields."""
+
+_BEGIN = {
+    "hv_balloon_outgoing_balloon": "balloon request",
+    "hv_balloon_outgoing_unballoon": "unballoon request",
+    "hv_balloon_outgoing_hot_add": "hot-add request",
+}
+_END = {
+    "hv_balloon_incoming_balloon": "balloon request",
+    "hv_balloon_incoming_unballoon": "unballoon request",
+    "hv_balloon_incoming_hot_add": "hot-add request",
+}
+
+
+class ChromeEncoder:
+    """Records, or events read from a file, to elements of the array. Times are microseconds since the first event."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[Track, int] = {}
+        self._states: dict[Track, str] = {}
+        self._requests: dict[str, int] = {}  # open ones by kind: their span's id
+        self._next_id = 1
+        self._start: float | None = None
+        self._last = 0.0
+        self._written = False
+
+    def head(self) -> str:
+        return "[\n"
+
+    def encode(self, record: Record) -> str:
+        return self.event(
+            record.time,
+            record.event.name,
+            record.thread,
+            dict(zip(record.event.fields, record.values, strict=False)),
+        )
+
+    def event(self, time: float, name: str, thread: str, fields: Mapping[str, Any]) -> str:
+        """The elements for one event, with the commas between them."""
+        if self._start is None:
+            self._start = time
+        self._last = stamp = round((time - self._start) * 1e6, 1)
+        made: list[dict[str, Any]] = []
+        track = track_of(name, thread, fields)
+        base = self._place(track, made) | {"ts": stamp}
+        if name in _STATES:
+            self._change(track, _STATES[name](fields), stamp, made)
+        elif name == "machine.memory":
+            counted = {key: fields[key] / _MIB for key in _MEMORY_FIELDS if isinstance(fields.get(key), int)}
+            made.append(base | {"name": "memory, MiB", "ph": "C", "args": counted})
+            return self._join(made)
+        elif name in _BEGIN:
+            self._requests[_BEGIN[name]] = self._next_id
+            made.append(
+                base | {"name": _BEGIN[name], "cat": "request", "ph": "b", "id": self._next_id, "args": fields}
+            )
+            self._next_id += 1
+        elif name in _END and not fields.get("more_pages") and _END[name] in self._requests:
+            number = self._requests.pop(_END[name])
+            made.append(base | {"name": _END[name], "cat": "request", "ph": "e", "id": number, "args": fields})
+        made.append(base | {"name": name, "cat": track.group, "ph": "i", "s": "t", "args": fields})
+        return self._join(made)
+
+    def tail(self) -> str:
+        """Ends the spans that are open, and the array."""
+        made: list[dict[str, Any]] = []
+        for track, state in self._states.items():
+            made.append(self._place(track, made) | {"name": state, "ph": "E", "ts": self._last})
+        return self._join(made) + "\n]\n"
+
+    def _change(self, track: Track, state: str, stamp: float, made: list[dict[str, Any]]) -> None:
+        """End the state that was, begin the new one; the spans have a track beside the instants'."""
+        beside = Track(track.group, f"{track.name}: state")
+        place = self._place(beside, made) | {"ts": stamp}
+        if beside in self._states:
+            made.append(place | {"name": self._states[beside], "ph": "E"})
+        self._states[beside] = state
+        made.append(place | {"name": state, "cat": "state", "ph": "B"})
+
+    def _place(self, track: Track, made: list[dict[str, Any]]) -> dict[str, Any]:
+        """`pid` and `tid`; new ones are named first."""
+        pid = _GROUPS[track.group]
+        if track not in self._tracks:
+            if not any(known.group == track.group for known in self._tracks):
+                made.append({"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": track.group}})
+                made.append(
+                    {"name": "process_sort_index", "ph": "M", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
+                )
+            self._tracks[track] = len(self._tracks) + 1
+            where = {"ph": "M", "pid": pid, "tid": self._tracks[track]}
+            made.append(where | {"name": "thread_name", "args": {"name": track.name}})
+        return {"pid": pid, "tid": self._tracks[track]}
+
+    def _join(self, made: list[dict[str, Any]]) -> str:
+        text = "".join(
+            ("" if not number and not self._written else ",\n") + json.dumps(each, default=str)
+            for number, each in enumerate(made)
+        )
+        self._written = self._written or bool(made)
+        return text

@@ -1,0 +1,170 @@
+"""Trace files read again: our JSON lines, our text, and the log that QEMU writes with `-d trace:PATTERN -D FILE`.
+
+Source: QEMU docs/devel/tracing.rst and scripts/tracetool/backend/log.py, for the forms of its lines:
+
+    vmbus_open_channel channel #1 gpadl #925200 target vp 0
+    4711@1700000000.123456:vmbus_open_channel channel #1 gpadl #925200 target vp 0
+
+Text is turned back into fields by the template of the event that we declare under that name; where there is none, or
+it does not fit, the message stays whole as the field `text`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from pyvmm import trace
+from pyvmm.errors import ConfigError
+
+_LINE = re.compile(
+    r"(?:(?P<pid>\d+)@(?P<qemu_time>\d+\.\d+):|(?P<time>\d+\.\d+) )?"
+    r"(?P<name>[A-Za-z][A-Za-z0-9]*[._][A-Za-z0-9_.]+)(?: (?P<message>.*))?"
+)
+_SNIFF = 200
+"""Lines without an event after which a file is taken for something else."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One event of a file. `time` in seconds from some beginning; 0 where the file tells none."""
+
+    time: float
+    name: str
+    thread: str
+    fields: dict[str, Any]
+
+    def number(self, name: str, default: int = 0) -> int:
+        """A field as a number, `default` if it is none: files are anybody's."""
+        value = self.fields.get(name)
+        return value if isinstance(value, int) else default
+
+    def text(self, name: str) -> str:
+        """A field as text, empty if it is not there."""
+        value = self.fields.get(name)
+        return "" if value is None else str(value)
+
+    def message(self) -> str:
+        """The fields as the event's declaration formats them, `name=value` where there is none."""
+        event = trace.find(self.name)
+        if event is not None and set(event.fields) <= self.fields.keys():
+            try:
+                return event.template.format(**self.fields)
+            except (ValueError, TypeError, LookupError):
+                pass
+        if self.fields.keys() == {"text"}:
+            return self.text("text")
+        return " ".join(f"{key}={value}" for key, value in self.fields.items())
+
+
+@dataclass(slots=True)
+class Trace:
+    """A file's events in the order of their times, and how many lines were none."""
+
+    path: Path
+    entries: list[Entry] = field(default_factory=list)
+    skipped: int = 0
+
+    @property
+    def start(self) -> float:
+        return self.entries[0].time if self.entries else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From the first to the last event."""
+        return self.entries[-1].time - self.start if self.entries else 0.0
+
+    @property
+    def dropped(self) -> int:
+        """Events the writer says it lost."""
+        return sum(entry.number("count") for entry in self.entries if entry.name == trace.dropped.name)
+
+
+def read_trace(path: Path) -> Trace:
+    """The events in `path`. ConfigError if it cannot be read or holds none."""
+    found = Trace(path)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file):
+                if number == 0 and line.lstrip()[:1] == "[":
+                    raise ConfigError(
+                        f"{path} is in Chrome's trace format: record as .jsonl, convert that when needed"
+                    )
+                entry = parse_line(line)
+                if entry is not None:
+                    found.entries.append(entry)
+                elif line.strip():
+                    found.skipped += 1
+                    if not found.entries and found.skipped > _SNIFF:
+                        break
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if not found.entries:
+        raise ConfigError(f"{path} holds no trace events: `pyvmm run --trace-file {path}` makes such files")
+    found.entries.sort(key=lambda entry: entry.time)  # threads queue in their own order
+    return found
+
+
+def parse_line(line: str) -> Entry | None:
+    """One line of any of the formats; None if it is no event."""
+    return _from_json(line) if line.startswith("{") else _from_text(line)
+
+
+def _from_json(line: str) -> Entry | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None  # the last line of a machine that was killed
+    return from_object(found)
+
+
+def from_object(found: Mapping[str, Any]) -> Entry | None:
+    """An event as JSON lines and X_TRACE carry it."""
+    fields = dict(found)
+    time, name, thread = (fields.pop(key, None) for key in ("time", "event", "thread"))
+    if not isinstance(time, (int, float)) or not isinstance(name, str):
+        return None
+    return Entry(float(time), name, str(thread or ""), fields)
+
+
+def _from_text(line: str) -> Entry | None:
+    match = _LINE.fullmatch(line.strip())
+    if match is None:
+        return None
+    time = float(match["qemu_time"] or match["time"] or 0)
+    return Entry(time, match["name"], "", _fields(match["name"], match["message"] or ""))
+
+
+def _fields(name: str, message: str) -> dict[str, Any]:
+    event = trace.find(name)
+    if event is not None:
+        pattern, bases = _pattern(event.template)
+        if match := pattern.fullmatch(message):
+            return {key: _value(text, bases[key]) for key, text in match.groupdict().items()}
+    return {"text": message} if message else {}
+
+
+def _value(text: str, base: int) -> Any:
+    try:
+        return int(text, base)
+    except ValueError:
+        return text
+
+
+@cache
+def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
+    """The template as a regular expression, and the number base of each field (0: as its prefix says)."""
+    parts: list[str] = []
+    bases: dict[str, int] = {}
+    for literal, name, spec, _ in Formatter().parse(template):
+        parts.append(re.escape(literal))
+        if name:
+            parts.append(f"(?P<{name}>.*?)")
+            bases[name] = 16 if (spec or "").lower() == "x" else 0
+    return re.compile("".join(parts), re.DOTALL), bases

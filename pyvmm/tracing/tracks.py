@@ -1,0 +1,43 @@
+"""Where an event belongs when a trace is drawn: to a vCPU's thread, to a channel, to a device.
+
+An event that names a channel belongs to it, whichever thread it happened on; one of a device's package belongs to the
+device; the rest to their thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Track(NamedTuple):
+    """A line of the picture. `group` is `threads`, `channels` or `devices`."""
+
+    group: str
+    name: str
+
+
+_DEVICES = {"hv_balloon": "hv-balloon", "balloon": "hv-balloon", "i8042": "i8042", "acpi": "ACPI", "rtc": "RTC"}
+_NAMED_DEVICES = ("ic", "serial")
+"""Packages of several devices, which have a field `name`."""
+
+
+def package(event: str) -> str:
+    """`balloon` of `balloon.finished`, `hv_balloon` of `hv_balloon_state_change`, `vmbus` of `vmbus_post_msg`."""
+    if "." in event:
+        return event.partition(".")[0]
+    if event.startswith("hv_balloon_"):
+        return "hv_balloon"
+    return event.partition("_")[0]
+
+
+def track_of(event: str, thread: str, fields: Mapping[str, Any]) -> Track:
+    """The track of an event by its name, thread and fields."""
+    if "chan_id" in fields:
+        return Track("channels", f"channel #{fields['chan_id']}")
+    origin = package(event)
+    if origin in _DEVICES:
+        return Track("devices", _DEVICES[origin])
+    if origin in _NAMED_DEVICES:
+        return Track("devices", str(fields.get("name", origin)))
+    return Track("threads", "loop" if thread == "MainThread" else thread)
