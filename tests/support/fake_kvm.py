@@ -1,0 +1,81 @@
+"""Loop, VM and vCPU for engines and runners to talk to, without a KVM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyvmm.kvm.structs import Regs
+
+
+class FakeLoop:
+    """Keeps posted work until `run`; counts readers."""
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.readers: dict[int, Callable[[], Any]] = {}
+
+    def post(self, callback: Callable[..., Any], *args: Any) -> None:
+        self.posted.append((callback, args))
+
+    def add_reader(self, fd: int, callback: Callable[[], Any]) -> None:
+        self.readers[fd] = callback
+
+    def remove_reader(self, fd: int) -> None:
+        self.readers.pop(fd, None)
+
+    def run(self) -> None:
+        """Everything posted, and what that posts."""
+        while self.posted:
+            callback, args = self.posted.pop(0)
+            callback(*args)
+
+
+class FakeVm:
+    """Remembers what the engines ask of KVM."""
+
+    def __init__(self) -> None:
+        self.msis: list[tuple[int, int]] = []
+        self.caps: list[tuple[Any, ...]] = []
+        self.filter: list[Any] = []
+        self.routes: list[Any] = []
+        self.irqfds: list[tuple[int, int, int | None]] = []
+        self.eventfds: dict[int, int] = {}
+
+    def signal_msi(self, address: int, data: int) -> bool:
+        self.msis.append((address, data))
+        return True
+
+    def enable_cap(self, *args: Any) -> None:
+        self.caps.append(args)
+
+    def set_msr_filter(self, ranges: list[Any]) -> None:
+        self.filter = ranges
+
+    def set_routes(self, routes: list[Any]) -> None:
+        self.routes = list(routes)
+
+    def irqfd(self, fd: int, gsi: int, *, resample_fd: int | None = None) -> None:
+        self.irqfds.append((fd, gsi, resample_fd))
+
+    def hyperv_eventfd(self, connection_id: int, fd: int, *, remove: bool = False) -> None:
+        if remove:
+            del self.eventfds[connection_id]
+        else:
+            self.eventfds[connection_id] = fd
+
+
+class FakeVcpu:
+    """Registers and a TSC that stands still."""
+
+    def __init__(self) -> None:
+        self.regs = Regs()
+        self.tsc_khz = 2_000_000
+        self.tsc = 1000
+        self.caps: list[Any] = []
+
+    def get_msrs(self, indices: list[int]) -> dict[int, int]:
+        return dict.fromkeys(indices, self.tsc)
+
+    def enable_cap(self, cap: Any, *args: int) -> None:
+        self.caps.append(cap)

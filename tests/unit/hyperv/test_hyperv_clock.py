@@ -1,0 +1,64 @@
+"""The reference counter and the page that computes it."""
+
+from __future__ import annotations
+
+from struct import unpack
+
+import pytest
+
+from pyvmm.hyperv.clock import ReferenceClock, tsc_scale
+
+
+class Now:
+    """Nanoseconds that move when told."""
+
+    def __init__(self) -> None:
+        self.ns = 5_000_000_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+def read(page: bytes, tsc: int) -> int:
+    """What a guest computes from the page."""
+    _, _, scale, offset = unpack("<IIQQ", page)
+    return ((tsc * scale >> 64) + offset) % (1 << 64)
+
+
+@pytest.mark.parametrize("hertz", [1_000_000_000, 2_294_608_000, 2_000_000_000, 4_999_999_999, 20_000_000])
+def test_the_page_tells_what_the_counter_tells(hertz: int) -> None:
+    now = Now()
+    clock = ReferenceClock(now)
+    now.ns += 3_000_000_000
+    page = clock.page(tsc := 123_456_789_012, hertz)
+    assert abs(read(page, tsc) - clock.ticks()) <= 1
+    seconds = 3600
+    now.ns += seconds * 1_000_000_000
+    assert abs(read(page, tsc + seconds * hertz) - clock.ticks()) <= 2
+
+
+def test_the_counter_starts_at_zero_and_counts_100_ns() -> None:
+    now = Now()
+    clock = ReferenceClock(now)
+    assert clock.ticks() == 0
+    now.ns += 1000
+    assert clock.ticks() == 10
+    clock.restart()
+    assert clock.ticks() == 0
+
+
+def test_a_tsc_older_than_the_partition_gives_a_negative_offset_that_wraps() -> None:
+    page = ReferenceClock(Now()).page(10**15, 2_000_000_000)
+    assert read(page, 10**15) in (0, (1 << 64) - 1)
+
+
+def test_each_page_has_a_new_sequence_that_is_never_invalid() -> None:
+    clock = ReferenceClock(Now())
+    first, second = (unpack("<I", clock.page(0, 10**9)[:4])[0] for _ in range(2))
+    assert (first, second) == (1, 2)
+    clock._sequence = 0xFFFFFFFE
+    assert unpack("<I", clock.page(0, 10**9)[:4])[0] == 1
+
+
+def test_the_scale_is_a_fraction_of_two_to_the_64() -> None:
+    assert tsc_scale(20_000_000) == 1 << 63

@@ -1,0 +1,239 @@
+"""The user engine: each synthetic MSR read, written and refused, hypercalls by port, interrupts by MSI."""
+
+from __future__ import annotations
+
+import mmap
+from struct import unpack
+
+import pytest
+
+from pyvmm.hyperv.hypercall import HYPERCALL_PORT, page_code
+from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallStatus, Msr
+from pyvmm.hyperv.user import UserEngine
+from pyvmm.kvm import IoOut, Rdmsr, Wrmsr
+from pyvmm.kvm.abi import RUN_EXIT
+from pyvmm.memory import GuestMemory
+from tests.support.fake_kvm import FakeLoop, FakeVcpu, FakeVm
+
+GP = "#GP"
+
+
+class Guest:
+    """Reads and writes MSRs as vCPU 0 (or `vp`) does."""
+
+    def __init__(self, memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu) -> None:
+        self.memory, self.loop, self.vm, self.vcpu = memory, loop, vm, vcpu
+        self.engine = UserEngine(2, memory, loop)  # type: ignore[arg-type]
+        self.engine.setup_vm(vm)  # type: ignore[arg-type]
+        self.page = mmap.mmap(-1, 4096)
+
+    def rdmsr(self, msr: int, vp: int = 0) -> int | str:
+        self.page[RUN_EXIT] = 0
+        assert self.engine.handle(self.vcpu, vp, Rdmsr(msr, 0, self.page))  # type: ignore[arg-type]
+        return GP if self.page[RUN_EXIT] else unpack("<Q", self.page[RUN_EXIT + 16 : RUN_EXIT + 24])[0]
+
+    def wrmsr(self, msr: int, value: int, vp: int = 0) -> str:
+        self.page[RUN_EXIT] = 0
+        assert self.engine.handle(self.vcpu, vp, Wrmsr(msr, value, 0, self.page))  # type: ignore[arg-type]
+        self.loop.run()
+        return GP if self.page[RUN_EXIT] else ""
+
+    def call(self, control: int, first: int = 0) -> int:
+        self.vcpu.regs.rcx, self.vcpu.regs.rdx, self.vcpu.regs.rip = control, first, 0x1234
+        self.vcpu.regs.rax = 0xDEAD
+        assert self.engine.handle(self.vcpu, 0, IoOut(HYPERCALL_PORT, 1, 1, b"\0"))  # type: ignore[arg-type]
+        assert self.vcpu.regs.rip == 0x1234
+        return self.vcpu.regs.rax
+
+
+@pytest.fixture
+def guest(memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu) -> Guest:
+    return Guest(memory, loop, vm, vcpu)
+
+
+def test_kvm_is_told_to_leave_the_whole_range_to_us(guest: Guest) -> None:
+    (denied,) = guest.vm.filter
+    assert (denied.base, denied.count) == (FIRST_MSR, MSR_RANGE)
+    assert not any(denied.bitmap)
+
+
+@pytest.mark.parametrize(
+    ("msr", "value"),
+    [
+        (Msr.GUEST_OS_ID, 0x8100000000000000),
+        (Msr.REFERENCE_TSC, 0x3001),
+        (Msr.VP_ASSIST_PAGE, 0x4001),
+        (Msr.SCONTROL, 0),
+        (Msr.SIEFP, 0x5001),
+        (Msr.SIMP, 0x6001),
+        (Msr.SINT0, 0xF3),
+        (Msr.SINT15, 0x100FF),
+        (Msr.CRASH_P0, 7),
+        (Msr.CRASH_P4, 1 << 63),
+    ],
+)
+def test_registers_read_back(guest: Guest, msr: Msr, value: int) -> None:
+    assert guest.wrmsr(msr, value) == ""
+    assert guest.rdmsr(msr) == value
+
+
+@pytest.mark.parametrize(
+    ("msr", "value"),
+    [(Msr.VP_INDEX, 1), (Msr.SVERSION, 1), (Msr.EOM, 0), (Msr.RESET, 0), (Msr.TSC_FREQUENCY, 2_000_000_000),
+     (Msr.APIC_FREQUENCY, 1_000_000_000), (Msr.SCONTROL, 1), (Msr.SINT0, 0x10000), (Msr.HYPERCALL, 0)],
+)  # fmt: skip
+def test_power_on_values(guest: Guest, msr: Msr, value: int) -> None:
+    assert guest.rdmsr(msr, vp=1) == value
+
+
+@pytest.mark.parametrize(
+    "msr", [Msr.VP_INDEX, Msr.TIME_REF_COUNT, Msr.TSC_FREQUENCY, Msr.APIC_FREQUENCY, Msr.SVERSION]
+)
+def test_read_only_registers_fault_when_written(guest: Guest, msr: Msr) -> None:
+    assert guest.wrmsr(msr, 1) == GP
+
+
+@pytest.mark.parametrize("msr", [0x40000010, 0x400000B0, 0x40000118, 0x40000FFF, 0x40001080])
+def test_what_is_not_there_faults(guest: Guest, msr: int) -> None:
+    assert guest.rdmsr(msr) == GP
+    assert guest.wrmsr(msr, 0) == GP
+
+
+def test_the_tsc_invariance_control_is_there_where_it_is_offered(
+    memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu
+) -> None:
+    guest = Guest(memory, loop, vm, vcpu)
+    guest.engine = UserEngine(1, memory, loop, invariant_tsc=True)  # type: ignore[arg-type]
+    assert guest.wrmsr(Msr.TSC_INVARIANT_CONTROL, 1) == ""
+    assert guest.rdmsr(Msr.TSC_INVARIANT_CONTROL) == 1
+
+
+@pytest.mark.parametrize("msr", [Msr.HYPERCALL, Msr.REFERENCE_TSC, Msr.SIMP, Msr.SIEFP])
+def test_a_page_outside_ram_faults_and_changes_nothing(guest: Guest, msr: Msr) -> None:
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    assert guest.wrmsr(msr, 1 << 40 | 1) == GP
+    assert guest.rdmsr(msr) == 0
+
+
+def test_vps_have_synics_of_their_own(guest: Guest) -> None:
+    guest.wrmsr(Msr.SIMP, 0x6001, vp=1)
+    assert guest.rdmsr(Msr.SIMP, vp=0) == 0
+
+
+def test_the_hypercall_page_comes_once_the_guest_has_said_who_it_is(guest: Guest) -> None:
+    guest.wrmsr(Msr.HYPERCALL, 0x3001)
+    assert guest.rdmsr(Msr.HYPERCALL) == 0x3000
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    guest.wrmsr(Msr.HYPERCALL, 0x3001)
+    assert guest.memory.read(0x3000, 4096) == page_code()
+    guest.wrmsr(Msr.GUEST_OS_ID, 0)
+    assert guest.rdmsr(Msr.HYPERCALL) == 0
+
+
+def test_a_locked_hypercall_page_stays_until_reset(guest: Guest) -> None:
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    guest.wrmsr(Msr.HYPERCALL, 0x3003)
+    guest.wrmsr(Msr.HYPERCALL, 0x5001)
+    assert guest.rdmsr(Msr.HYPERCALL) == 0x3003
+    guest.engine.reset()
+    assert guest.rdmsr(Msr.HYPERCALL) == 0
+
+
+def test_a_call_through_the_page_answers_in_rax(guest: Guest) -> None:
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    guest.wrmsr(Msr.HYPERCALL, 0x3001)
+    assert guest.call(0x5D | 1 << 16, 77) == HypercallStatus.INVALID_CONNECTION_ID
+    signals: list[int] = []
+    guest.engine.connect_signal(77, lambda: signals.append(1))
+    assert guest.call(0x5D | 1 << 16, 77) == HypercallStatus.SUCCESS
+    assert guest.call(0x5D | 1 << 16, 77) == HypercallStatus.SUCCESS
+    guest.loop.run()
+    assert signals == [1]  # two that came before the loop turned are one
+
+
+def test_a_signal_disconnected_while_under_way_is_not_delivered(guest: Guest) -> None:
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    guest.wrmsr(Msr.HYPERCALL, 0x3001)
+    signals: list[int] = []
+    guest.engine.connect_signal(77, lambda: signals.append(1))
+    guest.call(0x5D | 1 << 16, 77)
+    guest.engine.disconnect_signal(77)
+    guest.engine.connect_signal(77, lambda: signals.append(2))
+    guest.loop.run()
+    assert not signals
+
+
+def test_without_the_page_the_port_does_nothing(guest: Guest) -> None:
+    assert guest.call(0x5D | 1 << 16, 77) == 0xDEAD
+
+
+def test_a_message_interrupts_with_the_guest_s_vector_on_the_right_cpu(guest: Guest) -> None:
+    guest.wrmsr(Msr.SIMP, 0x6001, vp=1)
+    guest.wrmsr(Msr.SINT0 + 2, 0xF3, vp=1)
+    done: list[int] = []
+    guest.engine.post_message(1, 2, 1, b"x", done.append)
+    assert done == [0]
+    assert guest.vm.msis == [(0xFEE01000, 0xF3)]
+
+
+@pytest.mark.parametrize("msr_value", [(Msr.SINT0 + 2, 0xF3), (Msr.SCONTROL, 1), (Msr.SIMP, 0x6001)])
+def test_a_waiting_message_comes_with_the_last_register_it_needs(guest: Guest, msr_value: tuple[int, int]) -> None:
+    guest.wrmsr(Msr.SCONTROL, 0)
+    for msr, value in ((Msr.SINT0 + 2, 0xF3), (Msr.SCONTROL, 1), (Msr.SIMP, 0x6001)):
+        if (msr, value) != msr_value:
+            guest.wrmsr(msr, value)
+    done: list[int] = []
+    guest.engine.post_message(0, 2, 1, b"x", done.append)
+    assert done[-1] != 0
+    guest.wrmsr(*msr_value)
+    assert done[-1] == 0
+
+
+def test_eom_brings_the_next_message(guest: Guest) -> None:
+    guest.wrmsr(Msr.SIMP, 0x6001)
+    guest.wrmsr(Msr.SINT0 + 2, 0xF3)
+    for payload in (b"a", b"b"):
+        guest.engine.post_message(0, 2, 1, payload, lambda status: None)
+    guest.memory.write(0x6200, bytes(4))
+    guest.wrmsr(Msr.EOM, 0)
+    assert guest.memory.read(0x6210, 1) == b"b"
+
+
+def test_a_vector_below_16_is_refused_unless_masked(guest: Guest) -> None:
+    assert guest.wrmsr(Msr.SINT0, 15) == GP
+    assert guest.wrmsr(Msr.SINT0, 0x1000F) == ""
+
+
+def test_the_reference_page_tells_the_counter(guest: Guest) -> None:
+    guest.vcpu.tsc = 10**12
+    assert guest.wrmsr(Msr.REFERENCE_TSC, 0x7001) == ""
+    sequence, _, scale, offset = unpack("<IIQQ", guest.memory.read(0x7000, 24))
+    assert sequence
+    time = ((10**12 * scale >> 64) + offset) % (1 << 64)
+    counter = guest.rdmsr(Msr.TIME_REF_COUNT)
+    assert isinstance(counter, int)
+    assert 0 <= counter - time < 10_000_000
+
+
+def test_the_reset_register_resets(guest: Guest) -> None:
+    resets: list[int] = []
+    guest.engine.on_reset = lambda: resets.append(1)
+    guest.wrmsr(Msr.RESET, 0)
+    assert not resets
+    guest.wrmsr(Msr.RESET, 1)
+    assert resets == [1]
+
+
+def test_a_crash_is_reported_on_the_loop(guest: Guest) -> None:
+    reports: list[str] = []
+    guest.engine.on_crash = lambda report: reports.append(report.text)
+    guest.memory.write(0x8000, b"Kernel panic")
+    for n, value in enumerate((0, 0, 0, 0x8000, 12)):
+        guest.wrmsr(Msr.CRASH_P0 + n, value)
+    guest.wrmsr(Msr.CRASH_CTL, 3 << 62)
+    assert reports == ["Kernel panic"]
+
+
+def test_other_exits_are_not_the_engine_s(guest: Guest) -> None:
+    assert not guest.engine.handle(guest.vcpu, 0, IoOut(0x80, 1, 1, b"\0"))  # type: ignore[arg-type]
+    assert not guest.engine.handle(guest.vcpu, 0, Rdmsr(0x1B, 0, guest.page))  # type: ignore[arg-type]

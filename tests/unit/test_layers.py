@@ -1,0 +1,117 @@
+"""The order of the layers: imports go down only, and without a circle. /docs/architecture.md draws them."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("pyvmm", "devices", "firmware", "images")
+LONG_FILE = 450  # lines; a file past some 400 usually holds two ideas
+
+# From the top; what stands in one row does not import its neighbours.
+LAYERS: list[set[str]] = [
+    {"pyvmm.cli"},
+    {"pyvmm.control", "pyvmm.host"},
+    {"pyvmm.machine"},
+    {"images"},  # unpacks kernels with firmware's reader
+    {"devices", "firmware"},
+    {"pyvmm.vmbus"},
+    {"pyvmm.hyperv"},
+    {"pyvmm.kvm"},
+    {"pyvmm"},  # its single modules
+]
+STARTERS = {"pyvmm.__main__": "pyvmm.cli"}  # `python -m pyvmm` is the command line, wherever it lies
+
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a source file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def layer_of(module: str) -> tuple[int, str]:
+    """(row, package) of a module of ours."""
+    module = STARTERS.get(module, module)
+    for row, packages in enumerate(LAYERS):
+        for package in packages:
+            if module == package or module.startswith(package + "."):
+                return row, package
+    raise AssertionError(f"{module}: in no layer")
+
+
+def imports(path: Path, *, top_only: bool = False) -> set[str]:
+    """Our modules that a file imports; with `top_only` just those imported when it is."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+
+    def visit(node: ast.AST) -> None:
+        match node:
+            case ast.Import(names=names):
+                found.update(alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                found.update(f"{module}.{a.name}" if f"{module}.{a.name}" in MODULES else module for a in names)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() if top_only:
+                return
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")) if top_only:
+                return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return {name for name in found if name in MODULES}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down_only(module: str) -> None:
+    row, package = layer_of(module)
+    for imported in imports(MODULES[module]):
+        other_row, other_package = layer_of(imported)
+        assert other_package == package or other_row > row, f"{module} imports {imported}, which is not below it"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {module: imports(path, top_only=True) - {module} for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def walk(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for imported in sorted(graph[module]):
+                # A package's __init__ naming its own parts, and a part importing a sister through it, is no circle.
+                if not module.startswith(imported + ".") and not imported.startswith(module + "."):
+                    walk(imported, (*way, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, ())
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_says_what_it_is(module: str) -> None:
+    path = MODULES[module]
+    if path.read_text().strip():
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{module} has no docstring"
+
+
+def test_devices_import_neither_kvm_nor_the_machine() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("devices"):
+            bad = [i for i in imports(path) if i.startswith(("pyvmm.kvm", "pyvmm.machine"))]
+            assert not bad, f"{module} imports {bad}"
+
+
+def test_files_stay_short_enough_to_hold_one_idea() -> None:
+    """A warning, not a failure: somebody should look."""
+    for path in FILES:
+        lines = len(path.read_text().splitlines())
+        if lines > LONG_FILE:
+            warnings.warn(f"{path.relative_to(ROOT)} has {lines} lines: two ideas?", stacklevel=1)
