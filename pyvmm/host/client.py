@@ -164,6 +164,7 @@ class CommandRun:
             "window": [size.lines, size.columns],
             "sources": sources_digest(),
         }
+        self._connect_outputs()
         self.endpoint.send(Frame(Kind.START, self.stream, payload=json.dumps(start).encode()))
 
     def _serve(self) -> int:
@@ -174,24 +175,23 @@ class CommandRun:
                     continue
                 match frame.kind:
                     case Kind.STARTED:
-                        self._connect_descriptors()
+                        self.endpoint.source(self.stream, STDIN, self.outer[STDIN], lambda: None)
                     case Kind.REFUSED:
                         raise HostError(frame.payload.decode(errors="replace"))
                     case Kind.EXIT:
-                        while self.endpoint.has_sinks(self.stream):
+                        while self.endpoint.unwritten(self.stream):
                             self.endpoint.step(0.1)
                         return frame.number
             while self.signals.caught:
                 self._pass_on(self.signals.caught.pop(0))
 
-    def _connect_descriptors(self) -> None:
-        stream, endpoint = self.stream, self.endpoint
-        endpoint.source(stream, STDIN, self.outer[STDIN], lambda: None)
+    def _connect_outputs(self) -> None:
+        """Before START: what a quick command says comes in one piece with the news that it has started."""
         if self.terminal is not None:
-            endpoint.sink(stream, TERMINAL, self.terminal, lambda: None)
+            self.endpoint.sink(self.stream, TERMINAL, self.terminal, lambda: None)
         for channel in (STDOUT, STDERR):
             if channel not in self.on_terminal:
-                endpoint.sink(stream, channel, self.outer[channel], lambda: None)
+                self.endpoint.sink(self.stream, channel, self.outer[channel], lambda: None)
 
     def _pass_on(self, number: int) -> None:
         if number == signal.SIGWINCH:
@@ -212,6 +212,7 @@ class CommandRun:
         connection.setblocking(False)
         stream, self._next = self._next, self._next + 1
         self.connections[stream] = connection
+        self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._drop(stream))
         self.endpoint.send(Frame(Kind.CONNECT, stream, payload=os.fsencode(forward.inner)))
 
     def _handle_connection(self, frame: Frame) -> None:
@@ -222,13 +223,9 @@ class CommandRun:
             case Kind.STARTED:
                 stream = frame.stream
                 # A client that is done talking leaves its side half open; one that is gone is noticed on writing.
-                self.endpoint.source(stream, 0, connection.fileno(), lambda: self._half(stream))
-                self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._drop(stream))
+                self.endpoint.source(stream, 0, connection.fileno(), lambda: None)
             case Kind.REFUSED | Kind.CLOSE:
                 self._drop(frame.stream)
-
-    def _half(self, stream: int) -> None:
-        pass
 
     def _drop(self, stream: int) -> None:
         if connection := self.connections.pop(stream, None):

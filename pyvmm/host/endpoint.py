@@ -87,9 +87,9 @@ class Endpoint:
         """Whether something of `stream` may still be sent."""
         return any(number == stream for number, _ in self._sources)
 
-    def has_sinks(self, stream: int) -> bool:
-        """Whether something of `stream` may still be written."""
-        return any(number == stream for number, _ in self._sinks)
+    def unwritten(self, stream: int) -> bool:
+        """Whether something came for `stream` that is not written yet."""
+        return any(key[0] == stream and sink.window.pending for key, sink in self._sinks.items())
 
     def send(self, frame: Frame) -> None:
         """Queue a frame."""

@@ -72,6 +72,8 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
         *("-device", "virtserialport,chardev=agent,name=pyvmm.agent,nr=1"),
         *("-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+        *("-fsdev", "local,id=usr,path=/usr,security_model=none,multidevs=remap,readonly=on"),
+        *("-device", "virtio-9p-pci,fsdev=usr,mount_tag=usr"),
     ]
 
 

@@ -19,13 +19,14 @@ import time
 from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_MS_MOVE = 8192
+_MS_RDONLY, _MS_MOVE = 1, 8192
 _RNDRESEEDCRNG = 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
-# cache=mmap caches nothing but mapped pages: the developer saves a file outside, the next command inside reads it.
-# cache=loose never looks again, and saves little now that Python comes from the initramfs.
-NINEP = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
+# cache=mmap caches nothing but mapped pages, so that what the developer saves outside is what the next command inside
+# reads. Only the system's own programs and libraries are cached for good (cache=loose never looks again): they change
+# when packages are installed, and reading them anew for each command takes longer than the command.
+NINEP = "trans=virtio,version=9p2000.L,msize=512000,cache="
 
 
 def become_alive(now: float, seed: bytes) -> None:
@@ -40,7 +41,8 @@ def become_alive(now: float, seed: bytes) -> None:
 
 def change_root() -> None:
     """Make the machine's root ours. Raises OSError."""
-    mount("root", "/new", "9p", NINEP)
+    mount("root", "/new", "9p", NINEP + "mmap")
+    mount("usr", "/new/usr", "9p", NINEP + "loose", flags=_MS_RDONLY)
     for folder in ("dev", "proc", "sys"):
         mount(f"/{folder}", f"/new/{folder}", "", flags=_MS_MOVE)
     mount("run", "/new/run", "tmpfs", "mode=755")

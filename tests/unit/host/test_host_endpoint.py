@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyvmm.errors import HostError
+from pyvmm.host.client import Request, run_command
 from pyvmm.host.endpoint import Disconnected, Endpoint
 from pyvmm.host.protocol import WINDOW, Frame, Kind
 
@@ -133,3 +135,41 @@ def test_the_other_end_going_away_is_noticed(ends: Ends) -> None:
     ends.sockets[1].close()
     with pytest.raises(Disconnected):
         ends.near.step(0)
+
+
+class FakeAgent:
+    """The inner end, answering each frame as told, all in one piece."""
+
+    def __init__(self, end: socket.socket, answers: list[Frame]) -> None:
+        end.sendall(b"".join(frame.build() for frame in answers))
+
+
+def test_a_quick_commands_output_may_come_with_the_news_of_its_start(pipes: Pipes) -> None:
+    """Once lost, with the wait for its end: seen as a host that hung every fiftieth command."""
+    source, feed, drain, sink = pipes
+    os.close(feed)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        FakeAgent(
+            theirs,
+            [
+                Frame(Kind.STARTED, 1),
+                Frame(Kind.DATA, 1, 1, b"out"),
+                Frame(Kind.END, 1, 1),
+                Frame(Kind.END, 1, 2),
+                Frame.of_number(Kind.EXIT, 1, 3),
+            ],
+        )
+        request = Request(["x"], stdin=source, stdout=sink, stderr=sink, env={}, cwd="/")
+        assert run_command(Endpoint(ours.fileno()), request) == 3
+    assert os.read(drain, 100) == b"out"
+
+
+def test_a_command_that_cannot_start_is_a_host_error(pipes: Pipes) -> None:
+    source, _, _, sink = pipes
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        FakeAgent(theirs, [Frame(Kind.REFUSED, 1, 0, b"x: no such thing")])
+        request = Request(["x"], stdin=source, stdout=sink, stderr=sink, env={}, cwd="/")
+        with pytest.raises(HostError, match="no such thing"):
+            run_command(Endpoint(ours.fileno()), request)
