@@ -23,7 +23,7 @@ __all__ = ["PAGE_SIZE", "GuestMemory", "HostMemory", "Region", "memory_barrier"]
 
 PAGE_SIZE = 4096
 HUGE_SIZE = 2 << 20
-_MADV_DONTNEED, _MADV_REMOVE, _MADV_HUGEPAGE = 4, 9, 14
+_MADV_DONTNEED, _MADV_REMOVE, _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 4, 9, 14, 23
 _MAP_NORESERVE = 0x4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,17 +31,21 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class HostMemory:
-    """A mapping of this process that backs guest RAM; anonymous and private, or a shared file.
+    """A mapping of this process that backs guest RAM; anonymous and private, or a shared file from `file_offset` on.
 
-    `address` is 2 MiB aligned, so that the host can use huge pages for it. Raises HostError if the host refuses.
+    `address` is 2 MiB aligned, so that the host can use huge pages for it; a shared one is aligned to `page_size`,
+    which is what can be discarded at least. Raises HostError if the host refuses.
     """
 
-    def __init__(self, size: int, *, fd: int = -1, huge: bool = True) -> None:
+    def __init__(
+        self, size: int, *, fd: int = -1, file_offset: int = 0, page_size: int = PAGE_SIZE, huge: bool = True
+    ) -> None:
         self.size = size
         self.shared = fd >= 0
+        self.page_size = page_size
         try:
             if self.shared:
-                self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
+                self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, offset=file_offset)
                 skip = 0
             else:
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -55,13 +59,27 @@ class HostMemory:
             _libc.madvise(self.address, size, _MADV_HUGEPAGE)  # a hint: kernels without THP say EINVAL
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the pages back to the host; they read as zeros from now on. Raises HostError if it refuses."""
+        """Give the pages back to the host; they read as zeros from now on. Raises HostError if it refuses.
+
+        Pages of the backing (`page_size`) that are only partly named are kept.
+        """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise AssertionError(f"discard {length} at {offset} of {self.size}")
-        advice = _MADV_REMOVE if self.shared else _MADV_DONTNEED
+        if self.page_size > PAGE_SIZE:
+            end = (offset + length) // self.page_size * self.page_size
+            offset = -(-offset // self.page_size) * self.page_size
+            length = max(0, end - offset)
+        if length:
+            self._advise(offset, length, _MADV_REMOVE if self.shared else _MADV_DONTNEED)
+
+    def populate(self, offset: int, length: int) -> None:
+        """Have the host find the memory now. Raises HostError if it has not so much; Linux knows this since 5.14."""
+        self._advise(offset, length, _MADV_POPULATE_WRITE)
+
+    def _advise(self, offset: int, length: int, advice: int) -> None:
         if _libc.madvise(self.address + offset, length, advice):
             code = ctypes.get_errno()
-            raise HostError(f"madvise({length >> 10} KiB): {os.strerror(code)}")
+            raise HostError(f"madvise({length >> 10} KiB, {advice}): {os.strerror(code)}")
 
     def close(self) -> None:
         """Unmap, unless somebody still holds a view of it."""

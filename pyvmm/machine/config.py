@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pyvmm.backend import ANONYMOUS, Backend
 from pyvmm.errors import ConfigError
 
 EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]
+BalloonVersion = Literal["1.0", "2.0", "3.0"]
 PanicPolicy = Literal["stop", "keep"]
 
 MIB = 1 << 20
 MAX_CPUS = 255  # VP index = APIC id; more needs x2APIC ids in MSIs
+MAX_SLOTS = 400  # some KVMs have 509 in all
 MAX_MEMORY = 1 << 40  # what the guest's 40 physical address bits of the oldest CPUs reach
 
 
@@ -36,8 +39,15 @@ class MachineConfig:
     on_panic: PanicPolicy = "stop"
     reboot: bool = True  # False: a reset ends the machine
     keep_target: bool = True  # the balloon's target is applied again after a reset
+    page_reporting: bool = True  # the guest's free pages go back to the host by themselves
     kvm: str = "/dev/kvm"
     max_vmbus: int = 0x00050003
+    max_memory: int | None = None  # what the balloon may grow the guest to; None: the boot size
+    mem_backend: Backend = ANONYMOUS
+    slots: int | None = None  # KVM memory slots for hot-added memory; None: by size
+    balloon_version: BalloonVersion = "3.0"  # the newest Dynamic Memory protocol spoken
+    balloon_piece: int = 128 * MIB  # memory asked for at a time
+    status_report: bool = True  # the guest's memory pressure is told as events
     devices: frozenset[str] = field(
         default_factory=lambda: frozenset({"balloon", "heartbeat", "shutdown", "timesync"})
     )
@@ -54,6 +64,31 @@ class MachineConfig:
             raise ConfigError(f"{self.memory >> 10} KiB of memory: a PC needs at least 1 MiB, Linux some 64 MiB")
         if self.memory > MAX_MEMORY:
             raise ConfigError(f"{self.memory >> 30} GiB of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
+        self._check_growth()
         for path, what in ((self.kernel, "kernel"), (self.initrd, "initrd")):
             if path is not None and not path.is_file():
                 raise ConfigError(f"{what} {path}: no such file")
+
+    @property
+    def most_memory(self) -> int:
+        """The largest size the guest may have."""
+        return self.memory if self.max_memory is None else self.max_memory
+
+    def _check_growth(self) -> None:
+        if self.most_memory < self.memory:
+            raise ConfigError(
+                f"at most {self.most_memory >> 20} MiB of memory: less than the {self.memory >> 20} MiB at boot"
+            )
+        if self.most_memory > MAX_MEMORY:
+            raise ConfigError(f"max={self.most_memory >> 30}G of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
+        if self.most_memory % 4096:
+            raise ConfigError(f"at most {self.most_memory} bytes of memory: not a multiple of 4 KiB")
+        if self.most_memory > self.memory and "balloon" not in self.devices:
+            raise ConfigError("memory to grow by needs the balloon device")
+        if self.memory % self.mem_backend.page_size:
+            pages = f"{self.mem_backend.page_size >> 20} MiB huge pages"
+            raise ConfigError(f"{self.memory >> 20} MiB of memory: not a multiple of the backend's {pages}")
+        if self.slots is not None and not 1 <= self.slots <= MAX_SLOTS:
+            raise ConfigError(f"{self.slots} memory slots: 1 to {MAX_SLOTS}")
+        if not 4096 <= self.balloon_piece <= 32 << 30:
+            raise ConfigError(f"pieces of {self.balloon_piece} bytes: 4 KiB to 32 GiB")

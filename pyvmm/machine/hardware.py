@@ -43,7 +43,7 @@ from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
 from pyvmm.machine.board import COM_PORTS
 from pyvmm.machine.runner import VcpuThread
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import GuestMemory, Region
 
 _TSS_GPA = 0xFFFBD000  # three pages Intel's KVM needs for real mode, below the (absent) firmware
 _IDENTITY_MAP_GPA = 0xFFFBC000
@@ -111,6 +111,14 @@ class Hardware:
         else:
             self._coalesced = None
 
+    def map_memory(self, slot: int, region: Region) -> None:
+        """Let the guest have `region`, while it runs. Raises HostError."""
+        self.vm.set_memory(slot, region.gpa, region.size, region.address)
+
+    def unmap_memory(self, slot: int) -> None:
+        """Take a slot away again. The vCPUs must not run."""
+        self.vm.set_memory(slot, 0, 0, 0)
+
     def boot(self, state: BootState) -> None:
         """Set the first vCPU's registers; the others wait for its INIT."""
         state.apply(self.threads[0].vcpu)
@@ -130,12 +138,16 @@ class Hardware:
         for thread in self.threads:
             thread.ask(pause=False)
 
-    def close(self) -> None:
-        """End the threads, reset the engine, close the VM. On the loop's thread."""
+    def halt(self) -> None:
+        """End the threads: the guest is no more. On the loop's thread."""
         for thread in self.threads:
             thread.ask(stop=True)
         for thread in self.threads:
             thread.join()
+
+    def close(self) -> None:
+        """End the threads, reset the engine, close the VM. On the loop's thread."""
+        self.halt()
         self.drain()
         self.engine.reset()
         self.vm.close()

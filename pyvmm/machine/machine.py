@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -27,13 +28,14 @@ from pyvmm.errors import HostError, NotActiveError, PyvmmError
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop
-from pyvmm.machine import cpu, engines
+from pyvmm.machine import cpu, engines, hotplug
 from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.board import Board
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
+from pyvmm.machine.hotplug import HotAddWindow
 from pyvmm.machine.runner import install_kick
 from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 
@@ -88,8 +90,10 @@ class Machine:
         self._reset_wanted = False
         self._kvm = Kvm(config.kvm)
         self._backings: list[HostMemory] = []
-        self.memory = self._make_memory(config.memory)
         self._host_cpuid = cpu.host_entries(self._kvm)
+        self.memory = GuestMemory()
+        self.window: HotAddWindow | None = None
+        self._make_memory()
         self.engine = engines.choose(
             config.engine,
             self._kvm,
@@ -116,13 +120,40 @@ class Machine:
 
     # Building
 
-    def _make_memory(self, size: int) -> GuestMemory:
-        memory = GuestMemory()
-        for gpa, length in ram_layout(size):
-            backing = HostMemory(length)
-            self._backings.append(backing)
-            memory.add(Region(gpa, length, backing))
-        return memory
+    def _make_memory(self) -> None:
+        """Boot RAM, and address space for what may be hot-added."""
+        config, backend = self.config, self.config.mem_backend
+        growth, space, gpa = config.most_memory - config.memory, 0, 0
+        if growth:
+            space = hotplug.window_size(config.memory, growth, backend.page_size)
+            ram_end = sum(ram_layout(config.memory)[-1])
+            gpa = hotplug.place(ram_end, space, hotplug.physical_limit(self._host_cpuid))
+        with closing(backend.open(config.memory + space)) as pool:
+            for start, length in ram_layout(config.memory):
+                backing = pool.take(length)
+                self._backings.append(backing)
+                self.memory.add(Region(start, length, backing))
+            if growth:
+                backing = pool.take(space, populate=False)
+                self._backings.append(backing)
+                self.window = HotAddWindow(
+                    self.memory,
+                    backing,
+                    gpa,
+                    growth,
+                    slots=config.slots,
+                    prealloc=backend.prealloc,
+                    map=self._map_slot,
+                    unmap=self._unmap_slot,
+                )
+
+    def _map_slot(self, slot: int, region: Region) -> None:
+        assert self._hardware is not None, "memory is added only to a running guest"
+        self._hardware.map_memory(slot, region)
+
+    def _unmap_slot(self, slot: int) -> None:
+        if self._hardware is not None:
+            self._hardware.unmap_memory(slot)
 
     @property
     def services(self) -> Services:
@@ -130,7 +161,9 @@ class Machine:
         if self._services is None:
             from pyvmm.machine.services import Services
 
-            self._services = Services(self.config, self.loop, self.memory, self.engine, self._discard)
+            self._services = Services(
+                self.config, self.loop, self.memory, self.engine, self._discard, window=self.window
+            )
             balloon = self._services.balloon
             if balloon is not None:
                 balloon.on_change.append(self._balloon_changed)
@@ -249,6 +282,7 @@ class Machine:
             return
         paused = self._state == "paused"
         self._trace_exits()
+        self._hardware.halt()  # before memory is taken from under the guest's feet
         self.bus.reset()
         self._hardware.close()
         self._hardware = None

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from devices.balloon.device import BalloonDevice
+from devices.balloon.hot_add import Window
+from devices.balloon.ledger import PAGE_SHIFT
+from devices.balloon.machine import Tuning
+from devices.balloon.protocol import WIN7, WIN8, WIN10
 from devices.ic.heartbeat import Heartbeat
 from devices.ic.shutdown import Shutdown
 from devices.ic.timesync import TimeSync
@@ -18,6 +22,17 @@ from pyvmm.loop import Loop
 from pyvmm.machine.config import MachineConfig
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus.bus import Vmbus
+
+_BALLOON_VERSIONS = {"1.0": WIN7, "2.0": WIN8, "3.0": WIN10}
+
+
+def _tuning(config: MachineConfig) -> Tuning:
+    return Tuning(
+        balloon_piece=config.balloon_piece >> PAGE_SHIFT,
+        hot_add_piece=config.balloon_piece >> PAGE_SHIFT,
+        newest_version=_BALLOON_VERSIONS[config.balloon_version],
+        wants_status=config.status_report,
+    )
 
 
 class Services:
@@ -30,6 +45,7 @@ class Services:
         memory: GuestMemory,
         engine: Engine,
         discard: Callable[[int, int], object],
+        window: Window | None = None,
     ) -> None:
         self.bus = Vmbus(loop, memory, engine, max_version=config.max_vmbus)
         self.balloon: BalloonDevice | None = None
@@ -38,7 +54,14 @@ class Services:
         self.timesync: TimeSync | None = None
         if "balloon" in config.devices:
             ram = [(region.gpa, region.size) for region in memory]
-            self.balloon = BalloonDevice(ram, discard, keep_target=config.keep_target)
+            self.balloon = BalloonDevice(
+                ram,
+                discard,
+                keep_target=config.keep_target,
+                tuning=_tuning(config),
+                window=window,
+                granule=config.mem_backend.page_size,
+            )
             self.bus.add(self.balloon)
         if "heartbeat" in config.devices:
             self.heartbeat = Heartbeat()
