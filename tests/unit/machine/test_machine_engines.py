@@ -1,0 +1,64 @@
+"""Which engine a machine gets on which KVM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.hyperv import kernel, user
+from pyvmm.kvm import Cap
+from pyvmm.machine.engines import choose, missing
+from pyvmm.memory import GuestMemory
+from tests.support.fake_kvm import FakeLoop
+
+
+class FakeKvm:
+    """A KVM with these capabilities."""
+
+    def __init__(self, *caps: Cap) -> None:
+        self.caps = set(caps)
+
+    def check(self, cap: Cap) -> int:
+        return int(cap in self.caps)
+
+    def supported_hv_cpuid(self) -> list[Any]:
+        return []
+
+
+BOTH = FakeKvm(*kernel.NEEDED, *user.NEEDED)
+ONLY_USER = FakeKvm(*user.NEEDED)
+NEITHER = FakeKvm()
+
+
+def chosen(choice: Any, kvm: FakeKvm) -> str:
+    return choose(choice, kvm, 1, GuestMemory.flat(0x1000), FakeLoop(), invariant_tsc=False).name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("choice", "kvm", "engine"),
+    [("auto", BOTH, "kernel"), ("auto", ONLY_USER, "user"), ("kernel", BOTH, "kernel"), ("user", BOTH, "user"),
+     ("user", ONLY_USER, "user")],
+)  # fmt: skip
+def test_auto_takes_the_kernel_s_where_it_is_whole(choice: str, kvm: FakeKvm, engine: str) -> None:
+    assert chosen(choice, kvm) == engine
+
+
+def test_half_a_kernel_engine_is_none() -> None:
+    assert chosen("auto", FakeKvm(*user.NEEDED, *kernel.NEEDED[1:])) == "user"
+
+
+def test_an_engine_asked_for_by_name_says_what_it_lacks() -> None:
+    with pytest.raises(ConfigError, match=r"KVM_CAP_HYPERV_SYNIC2.*--hyperv user"):
+        chosen("kernel", ONLY_USER)
+
+
+@pytest.mark.parametrize("choice", ["auto", "user"])
+def test_a_kvm_that_can_carry_neither_is_the_host_s_fault(choice: str) -> None:
+    with pytest.raises(HostError, match="KVM_CAP_SIGNAL_MSI"):
+        chosen(choice, NEITHER)
+
+
+def test_missing_names_capabilities_as_the_kernel_does() -> None:
+    assert missing(NEITHER, (Cap.HYPERV,)) == ["KVM_CAP_HYPERV"]  # type: ignore[arg-type]
