@@ -80,7 +80,7 @@ def _reports(item: pytest.Item, door: Door) -> Any:
 
 
 def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any) -> pytest.TestReport:
-    keywords = {name: 1 for name in item.keywords}
+    keywords = dict.fromkeys(item.keywords, 1)
     return pytest.TestReport(item.nodeid, item.location, keywords, outcome, longrepr, when)
 
 

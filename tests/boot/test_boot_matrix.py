@@ -1,7 +1,7 @@
 """Stock Debian guests on both engines, with one and two vCPUs: what they see, and memory out and back.
 
 Each combination boots once; its tests run in the order of this file and leave the guest as they found it, but for
-the last, which powers it off.
+the last two, which reboot it and power it off.
 """
 
 from __future__ import annotations
@@ -18,14 +18,119 @@ MATRIX = [
     for engine in ("kernel", "user")
     for cpus in (1, 2)
 ]
+BOOT = 512 * MIB
+SMALL = 256 * MIB
+PATTERN = 32  # MiB of data that must survive
+DIRTIED = 160  # MiB written and freed again, on each of two tmpfs (one holds half of RAM at most)
+LEAST_FALL = 96 * MIB  # of the host's resident memory: what was dirtied, less what the guest may keep
+BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
+DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
 
 
 @pytest.fixture(scope="module", params=MATRIX)
 def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
     image, engine, cpus = request.param
-    with Booted(image, engine=engine, cpus=cpus) as booted:
+    with Booted(image, engine=engine, cpus=cpus, memory=BOOT) as booted:
         yield booted
 
 
-def test_linux_detects_hyper_v(guest: Booted) -> None:
-    assert "Hypervisor detected: Microsoft Hyper-V" in guest.dmesg()
+def test_linux_finds_hyper_v_and_its_bus_and_balloon(guest: Booted) -> None:
+    guest.wait_balloon_ready()
+    log = guest.log("Hypervisor detected|Vmbus version|Dynamic Memory protocol")
+    assert "Hypervisor detected: Microsoft Hyper-V" in log
+    assert "Vmbus version:5.3" in log
+    assert "Using Dynamic Memory protocol version 2.0" in log
+
+
+def test_the_asked_for_engine_runs_with_all_cpus(guest: Booted) -> None:
+    assert guest.machine.engine.name == guest.config.engine
+    assert int(guest.sh("nproc")) == guest.config.cpus
+
+
+def test_the_clock_is_hyper_v_s_page(guest: Booted) -> None:
+    clocks = "/sys/devices/system/clocksource/clocksource0"
+    current, available = guest.sh(f"cat {clocks}/current_clocksource {clocks}/available_clocksource").splitlines()
+    assert "hyperv_clocksource_tsc_page" in available.split()
+    assert current in ("hyperv_clocksource_tsc_page", "tsc")  # tsc where the host says that it is invariant
+
+
+def test_every_offered_device_is_on_the_bus_and_has_its_driver(guest: Booted) -> None:
+    offered = {device["guid"] for device in guest.machine.info_vmbus()}
+    assert set(guest.sh("ls /sys/bus/vmbus/devices").split()) == offered
+    guest.until(
+        lambda: all(device["state"] == "open" for device in guest.machine.info_vmbus()), 30, "all channels open"
+    )
+
+
+def test_memory_goes_out_and_back_and_both_sides_agree_to_the_page(guest: Booted) -> None:
+    before = guest.meminfo()
+    out = guest.resize(SMALL)
+    during = guest.meminfo()
+    taken = BOOT - out.actual
+    assert out.reached, out.reason
+    assert out.actual == SMALL
+    assert (before["MemTotal"] - during["MemTotal"]) << 10 == taken
+    assert abs((before["MemFree"] - during["MemFree"] << 10) - taken) < 24 * MIB
+    info = guest.machine.balloon.info()
+    assert (info["actual"], info["removed-guest"], info["removed-both"]) == (SMALL, 0, taken)
+    assert not any(info["refused-pages"].values()), info["refused-pages"]
+    back = guest.resize(BOOT)
+    after = guest.meminfo()
+    assert back.actual == BOOT
+    assert after["MemTotal"] == before["MemTotal"]
+    assert abs(after["MemFree"] - before["MemFree"]) << 10 < 24 * MIB
+
+
+def test_ballooned_memory_leaves_the_host_and_data_survives(guest: Booted) -> None:
+    # urandom would take half a minute under emulation; the log and the modules are as good against a mixed-up page
+    guest.sh(
+        f"cd /tmp; (cat /lib/modules/*.ko; cat /bin/busybox) >seed; while [ $(stat -c %s p 2>/dev/null || echo 0) "
+        f"-lt {PATTERN * MIB} ]; do cat seed >>p; done; md5sum p >sum; "
+        f"for f in /tmp/fill /run/fill; do dd if=/dev/zero of=$f bs=1M count={DIRTIED} 2>/dev/null; done; "
+        f"rm seed"
+    )
+    full = guest.machine.resident()  # before the guest may report free pages
+    guest.sh("rm /tmp/fill /run/fill")
+    assert guest.resize(SMALL).reached
+    thin = guest.machine.resident()
+    assert full - thin > LEAST_FALL
+    assert guest.resize(BOOT).reached
+    guest.sh("cd /tmp; md5sum -c sum; rm p sum")
+
+
+def test_the_balloon_works_from_every_cpu(guest: Booted) -> None:
+    """Writing the channel's `cpu` makes Linux send MODIFYCHANNEL."""
+    for vp in (*range(guest.config.cpus), 0):
+        guest.sh(f"for f in /sys/bus/vmbus/devices/{BALLOON_ID}/channels/*/cpu; do echo {vp} >$f; done")
+        guest.until(lambda vp=vp: guest.vmbus("hv-balloon")["target-vp"] == vp, 20, f"channel on VP {vp}")
+        assert guest.resize(BOOT - 32 * MIB).reached
+        assert guest.resize(BOOT).reached
+
+
+def test_the_driver_can_be_unbound_and_bound_again(guest: Booted) -> None:
+    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
+    guest.until(lambda: not guest.machine.balloon.ready, 20, "closed channel")
+    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
+    guest.wait_balloon_ready()
+    total = guest.memory_total()
+    assert guest.resize(BOOT - 64 * MIB).reached
+    assert guest.memory_total() == total - 64 * MIB
+    assert guest.resize(BOOT).reached
+
+
+def test_the_balloon_keeps_its_target_over_three_reboots(guest: Booted) -> None:
+    target = BOOT - 128 * MIB
+    total = guest.memory_total()
+    assert guest.resize(target).reached
+    for _ in range(3):
+        known = len(guest.outcomes)
+        with guest.expect_reset():
+            guest.send("reboot -f")
+        guest.until(lambda known=known: len(guest.outcomes) > known, 30, "target applied again")
+        assert guest.outcomes[-1].actual == target, guest.outcomes[-1]
+        assert guest.memory_total() == total - 128 * MIB
+
+
+def test_a_powerdown_request_ends_in_power_off(guest: Booted) -> None:
+    guest.machine.powerdown()
+    assert guest.wait_end().kind == "poweroff"

@@ -35,8 +35,11 @@ IMAGES = ("debian-6.1", "debian-6.12")
 START_LIMIT = 180.0  # seconds: the host's kernel made, booted, pytest imported
 TEST_LIMIT = 240.0  # seconds for one test; its own waits are shorter and say more
 ALL_LIMIT = 1500.0  # seconds for all of them
+DUMP_AFTER = 200  # seconds after which a test's stacks go to the log
 LOG_TAIL = 60  # lines
 POLL = 0.05
+
+IN_HOST = (sys.executable, "-m", "pyvmm.host", "exec", "--")
 
 
 def required() -> bool:
@@ -55,9 +58,8 @@ def runs_here() -> bool:
 
 def what_is_missing(*, emulated: bool) -> str:
     """Why no boot test can run; empty if they can. Builds the guest images if they are not there."""
-    if emulated:
-        if shutil.which("qemu-system-x86_64") is None:
-            return "qemu-system-x86_64 is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
+    if emulated and shutil.which("qemu-system-x86_64") is None:
+        return "qemu-system-x86_64 is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
     from images.catalog import find_image
 
     for name in IMAGES:
@@ -75,7 +77,7 @@ class Died(Exception):
 class InnerPytest:
     """One pytest in an emulated host, for the given tests. Ends with `close`."""
 
-    def __init__(self, nodeids: Sequence[str], options: Sequence[str] = ()) -> None:
+    def __init__(self, nodeids: Sequence[str], launcher: Sequence[str] = IN_HOST) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pyvmm-boot-tests-"))
         self._reports_path = self.folder / "reports"
         self._reports_path.touch()
@@ -90,10 +92,10 @@ class InnerPytest:
         environment = os.environ | {REPORTS_VARIABLE: str(self._reports_path)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling takes seconds there, each time
         inner = [sys.executable, "-m", "pytest", "-p", "tests.support.boot_reports", "-p", "no:cacheprovider"]
-        inner += ["-q", "--rootdir", str(ROOT), *options, *nodeids]
+        inner += ["-q", "--rootdir", str(ROOT), "-o", f"faulthandler_timeout={DUMP_AFTER}", *nodeids]
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pyvmm.host", "exec", "--", *inner],
+                [*launcher, *inner],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

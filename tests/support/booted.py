@@ -51,6 +51,7 @@ class Booted:
         image: str = "debian-6.1",
         *,
         append: str = "",
+        console: str = "console=ttyS0",
         kernel: Path | None = None,
         initrd: Path | None = None,
         wait: bool = True,
@@ -61,7 +62,7 @@ class Booted:
         self.config = MachineConfig(
             kernel=kernel or found.vmlinux,
             initrd=initrd or found.initrd,
-            cmdline=f"{BASE_CMDLINE} pyvmm.agent {append}".strip(),
+            cmdline=" ".join([BASE_CMDLINE.replace("console=ttyS0", console), "pyvmm.agent", append]),
             **options,
         )
         self.console = bytearray()
@@ -187,9 +188,13 @@ class Booted:
         pairs = (line.split(":", 1) for line in self.sh("cat /proc/meminfo").splitlines() if ":" in line)
         return {name: int(rest.split()[0]) for name, rest in pairs}
 
-    def dmesg(self) -> str:
-        """The guest kernel's log."""
-        return self.sh("dmesg")
+    def log(self, pattern: str) -> str:
+        """Lines of the guest kernel's log. All of it would take seconds: each byte of the agent's port is an exit."""
+        return self.sh(f"dmesg | grep -E '{pattern}'", check=False)
+
+    def memory_total(self) -> int:
+        """MemTotal in bytes."""
+        return 1024 * int(self.sh("grep MemTotal /proc/meminfo").split()[1])
 
     def vmbus(self, name: str) -> dict[str, Any]:
         """What the host knows of one VMBus device."""

@@ -1,0 +1,72 @@
+"""What a guest's bus and the machine go through besides booting: drivers removed, older versions, a crash."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.booted import MIB, Booted
+
+ENGINES = pytest.mark.parametrize("engine", ["kernel", "user"])
+
+
+@ENGINES
+def test_the_bus_driver_can_be_removed_and_loaded_again(engine: str) -> None:
+    # hv_balloon has no module exit and would pin hv_vmbus
+    with Booted(engine=engine, append="module_blacklist=hv_balloon") as guest:
+        services = ("heartbeat", "shutdown", "timesync")
+
+        def all_open() -> bool:
+            return all(guest.vmbus(name)["state"] == "open" for name in services)
+
+        guest.until(all_open, 30, "services open")
+        guest.sh("rmmod hv_utils; rmmod hv_vmbus")
+        guest.until(lambda: guest.machine.bus.version is None, 20, "disconnected bus")
+        assert not any(guest.vmbus(name)["state"] == "open" for name in services)
+        guest.sh("insmod /lib/modules/hv_vmbus.ko; insmod /lib/modules/hv_utils.ko")
+        guest.until(all_open, 30, "services open again")
+
+
+@ENGINES
+def test_a_crash_ends_the_machine_with_the_panic_s_text_and_no_console(engine: str) -> None:
+    with Booted(engine=engine, console="") as guest:
+        guest.send("echo c >/proc/sysrq-trigger")
+        outcome = guest.wait_end()
+        assert outcome.kind == "panic"
+        assert "sysrq triggered crash" in outcome.text
+        assert outcome.crash is not None
+        assert "Call Trace" in outcome.crash.text
+        assert guest.console_text == ""
+        assert ("GUEST_PANICKED") in [name for name, _ in guest.events]
+
+
+def test_an_older_bus_version_is_agreed_on_and_the_balloon_works() -> None:
+    """Linux before 5.3's connection ids asks on another connection, without a message one."""
+    with Booted(engine="user", max_vmbus=0x00040000) as guest:
+        guest.wait_balloon_ready()
+        assert "Vmbus version:4.0" in guest.log("Vmbus version")
+        assert guest.resize(448 * MIB).reached
+        assert guest.resize(512 * MIB).reached
+
+
+def test_a_reset_by_the_host_in_the_middle_of_a_resize_starts_anew() -> None:
+    with Booted(engine="user", cpus=2) as guest:
+        guest.wait_balloon_ready()
+        guest.machine.balloon_set(256 * MIB)
+        guest.until(lambda: guest.machine.balloon.actual < 512 * MIB, 20, "first pages out")
+        known = len(guest.outcomes)
+        with guest.expect_reset():
+            guest.machine.reset()
+        guest.until(lambda: len(guest.outcomes) > known and guest.outcomes[-1].reached, 40, "target applied again")
+        assert guest.machine.balloon.actual == 256 * MIB
+
+
+def test_a_paused_guest_stands_still_and_goes_on() -> None:
+    with Booted(engine="kernel", cpus=2) as guest:
+        guest.machine.pause()
+        done: list[int | None] = []
+        guest.machine.agent.execute("true", lambda stream, data: None, done.append)
+        guest.run_for(1.0)
+        assert not done
+        guest.machine.resume()
+        guest.until(lambda: done, 30, "end of a command given while paused")
+        assert done == [0]
