@@ -15,10 +15,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from pyvmm.hyperv import events as trace
+from pyvmm.hyperv.cpuid import Offer
 from pyvmm.hyperv.crash import CrashRegisters, CrashReport
+from pyvmm.hyperv.extended import Discard, ExtendedCalls
 from pyvmm.hyperv.hypercall import Hypercalls
 from pyvmm.hyperv.partition import MessageListener
 from pyvmm.hyperv.synic import Synic
+from pyvmm.hyperv.tlfs import Privilege
 from pyvmm.kvm import CpuidEntry, Exit, Vcpu, Vm
 from pyvmm.loop import Loop
 from pyvmm.memory import GuestMemory
@@ -52,9 +56,15 @@ class Engine(ABC):
         self.synic = Synic(vp_count, memory, self.interrupt, masks_known=masks_known)
         self.hypercalls = Hypercalls(memory, self._signalled)
         self.crash = CrashRegisters()
+        self.offer = Offer()
         self.on_crash: Callable[[CrashReport], None] = lambda report: None
         self.on_reset: Notify = lambda: None
         self._signals: dict[int, _Signal] = {}
+
+    def report_free_pages(self, discard: Discard) -> None:
+        """Offer the guest to tell of its free pages, which go to `discard` on vCPU threads. Before `cpuid`."""
+        self.offer.privileges |= Privilege.EXTENDED_HYPERCALLS
+        self.hypercalls.extended = ExtendedCalls(self.memory, discard)
 
     @abstractmethod
     def setup_vm(self, vm: Vm) -> None:
@@ -120,6 +130,16 @@ class Engine(ABC):
     def _run_signal(self, connection_id: int, signal: _Signal) -> None:
         if self._signals.get(connection_id) is signal:  # else disconnected while the post was under way
             signal.run()
+
+    def _call_by_port(self, vcpu: Vcpu, vp: int) -> None:
+        """Answer a call that left the guest by the hypercall page's OUT."""
+        regs = vcpu.regs
+        result = self.hypercalls.call(regs.rcx, regs.rdx, regs.r8)
+        if trace.hypercall.on:
+            trace.hypercall(vp, regs.rcx & 0xFFFF, regs.rcx, result)
+        regs.rax = result
+        # RIP goes back as it came: KVM may still have to step over the OUT, and does so only if RIP is unchanged.
+        vcpu.regs = regs
 
     def _write_crash(self, msr: int, value: int) -> None:
         with self.synic.lock:

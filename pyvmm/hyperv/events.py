@@ -14,3 +14,8 @@ event_lost = event("hyperv.event_lost", "vp {vp} sint {sint} flag {flag}: SynIC 
 eom = event("hyperv.eom", "vp {vp}")
 synic_page = event("hyperv.synic_page", "vp {vp} {page} <- {value:#x}")
 crash = event("hyperv.crash", "P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}, {text_bytes} bytes of text")
+cold_discard = event(
+    "hyperv.cold_discard", "{entries} entries as {ranges} ranges, {size} bytes discarded, {done} reps -> {status:#x}"
+)
+cold_discard_failed = event("hyperv.cold_discard_failed", "{size} bytes at {gpa:#x}: {reason}")
+hypercall_page = event("hyperv.hypercall_page", "vp {vp} {gpa:#x}: extended calls leave by port {port:#x}")

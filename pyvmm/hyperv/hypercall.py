@@ -1,6 +1,6 @@
 """Hypercalls: the control word, the page of code that makes them, and the two calls that VMBus needs.
 
-Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event().
+Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event(). Calls above 0x8000: `extended`.
 
     call [hypercall page]   RCX control word, RDX and R8 input and output gpa (or, fast, 16 bytes of input)
                             RAX status, and in bits 32..43 the repetitions done
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from pyvmm.errors import GuestError
+from pyvmm.hyperv.extended import FIRST_EXTENDED, ExtendedCalls
 from pyvmm.hyperv.partition import MessageListener
 from pyvmm.hyperv.tlfs import (
     MAX_PAYLOAD,
@@ -35,6 +36,9 @@ LISTENER_WAIT = 30.0
 _ENDBR64 = bytes.fromhex("f3 0f 1e fa")
 _OUT_AL = 0xE6
 _RET = 0xC3
+_TEST_CX_CX = bytes.fromhex("66 85 c9")
+_JS = 0x78
+_CALL_INSTRUCTIONS = (bytes.fromhex("0f 01 c1"), bytes.fromhex("0f 01 d9"))  # vmcall, vmmcall
 
 
 def page_code(port: int = HYPERCALL_PORT) -> bytes:
@@ -46,6 +50,24 @@ def page_code(port: int = HYPERCALL_PORT) -> bytes:
     return (_ENDBR64 + bytes([_OUT_AL, port, _RET])).ljust(PAGE_SIZE, b"\xcc")
 
 
+def page_code_beside_kvm(kvm_page: bytes, port: int = HYPERCALL_PORT) -> bytes | None:
+    """A hypercall page for a KVM that answers extended calls itself with "no such call".
+
+    KVM's own call instruction for calls below 0x8000, ours for the others:
+
+        endbr64; test cx, cx; js 1f; vmmcall; ret; 1: out port, al; ret
+
+    CX holds the call's code. None if `kvm_page`, as KVM wrote it, is something else than its call instruction and a
+    return: then that has to stay.
+    """
+    instruction = kvm_page[:3]
+    if instruction not in _CALL_INSTRUCTIONS or kvm_page[3] != _RET:
+        return None
+    below = instruction + bytes([_RET])
+    above = bytes([_OUT_AL, port, _RET])
+    return (_ENDBR64 + _TEST_CX_CX + bytes([_JS, len(below)]) + below + above).ljust(PAGE_SIZE, b"\xcc")
+
+
 class Hypercalls:
     """Decodes and answers calls, on the vCPU thread that made them.
 
@@ -54,6 +76,7 @@ class Hypercalls:
 
     def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
         self.memory = memory
+        self.extended: ExtendedCalls | None = None
         self._signal = signal
         self._listener: MessageListener | None = None
         self._listening = threading.Event()
@@ -86,6 +109,8 @@ class Hypercalls:
                     return HypercallStatus.INVALID_ALIGNMENT
                 case HypercallCode.SIGNAL_EVENT:
                     return self._event(SignalEventInput.parse(self.memory.read(input1, SignalEventInput.SIZE)))
+                case code if code > FIRST_EXTENDED and self.extended is not None:
+                    return self.extended.call(word, input1, input2)
                 case _:
                     return HypercallStatus.INVALID_HYPERCALL_CODE
         except GuestError:

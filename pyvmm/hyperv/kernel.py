@@ -8,21 +8,36 @@ Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/
     irqfd on a SINT route      raises the vector in the guest's SINT register, unless masked
     resample irqfd, same line  KVM writes to it at each EOM; no exit tells of EOM otherwise
     MSR filter                 the crash registers: KVM keeps them but knows no panic text
+    hypercall page             code of ours, where KVM does not pass on extended calls (Linux before 6.3)
 """
 
 from __future__ import annotations
 
 import os
 
-from pyvmm.errors import GuestMemoryError
-from pyvmm.hyperv import cpuid
+from pyvmm.errors import GuestMemoryError, HostError
+from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.engine import Engine, Notify
-from pyvmm.hyperv.tlfs import VMBUS_SINT, Access, Msr
-from pyvmm.kvm import Cap, CpuidEntry, Exit, HypervHcall, HypervSynic, IrqRoute, MsrRange, Rdmsr, Vcpu, Vm, Wrmsr
+from pyvmm.hyperv.tlfs import VMBUS_SINT, Access, Msr, PageMsr, Privilege
+from pyvmm.kvm import (
+    Cap,
+    CpuidEntry,
+    Exit,
+    HypervHcall,
+    HypervSynic,
+    IoOut,
+    IrqRoute,
+    Kvm,
+    MsrRange,
+    Rdmsr,
+    Vcpu,
+    Vm,
+    Wrmsr,
+)
 from pyvmm.kvm.abi import MsrExitReason
 from pyvmm.loop import Loop
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import PAGE_SIZE, GuestMemory
 
 NEEDED = (
     Cap.HYPERV,
@@ -40,8 +55,27 @@ FIRST_SINT_GSI = 24
 """GSIs above the I/O APIC's pins: one a VP, for its VMBus SINT."""
 
 
+_FEATURES_LEAF = 0x40000003
+
+
+def passes_extended_calls(kvm: Kvm) -> bool:
+    """Whether this KVM hands calls from 0x8001 on to user space.
+
+    Linux 6.3 and later do, and list the privilege among those they support; older ones answer "no such call".
+    """
+    if not kvm.check(Cap.SYS_HYPERV_CPUID):
+        return False
+    leaves = {entry.function: entry for entry in kvm.supported_hv_cpuid()}
+    features = leaves.get(_FEATURES_LEAF)
+    return features is not None and bool(features.ebx & Privilege.EXTENDED_HYPERCALLS)
+
+
 class KernelEngine(Engine):
-    """Hyper-V in KVM. `base_routes` are the PC's own interrupt routes, which setting ours would drop."""
+    """Hyper-V in KVM. `base_routes` are the PC's own interrupt routes, which setting ours would drop.
+
+    `extended_calls_exit`: see `passes_extended_calls`. If they do not, the guest's hypercall page gets code of ours
+    (`hypercall.page_code_beside_kvm`) as soon as KVM has written its own.
+    """
 
     name = "kernel"
 
@@ -53,12 +87,13 @@ class KernelEngine(Engine):
         *,
         base_routes: list[IrqRoute],
         invariant_tsc: bool = False,
+        extended_calls_exit: bool = False,
     ) -> None:
         super().__init__(vp_count, memory, loop, masks_known=False)
         self._base_routes = base_routes
-        self._offer = cpuid.Offer()
+        self._extended_calls_exit = extended_calls_exit
         if invariant_tsc:
-            self._offer.access |= Access.TSC_INVARIANT
+            self.offer.access |= Access.TSC_INVARIANT
         self._vm: Vm | None = None
         self._sint_fds: list[int] = []
         self._eom_fds: list[int] = []
@@ -67,10 +102,13 @@ class KernelEngine(Engine):
     def setup_vm(self, vm: Vm) -> None:
         self._vm = vm
         vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(MsrExitReason.FILTER))
-        vm.set_msr_filter([MsrRange.deny(Msr.CRASH_P0, Msr.CRASH_CTL - Msr.CRASH_P0 + 1)])
+        ours = [MsrRange.deny(Msr.CRASH_P0, Msr.CRASH_CTL - Msr.CRASH_P0 + 1)]
+        if self.hypercalls.extended is not None and not self._extended_calls_exit:
+            ours.append(MsrRange.deny(Msr.HYPERCALL, read=False))
+        vm.set_msr_filter(ours)
 
     def cpuid(self) -> list[CpuidEntry]:
-        return cpuid.leaves(self._offer, self.vp_count)
+        return cpuid.leaves(self.offer, self.vp_count)
 
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
         assert self._vm is not None
@@ -122,7 +160,33 @@ class KernelEngine(Engine):
                 self._write_crash(msr, value)
                 exit.ok()
                 return True
+            case Wrmsr(index=Msr.HYPERCALL, value=value):
+                if self._set_hypercall_page(vcpu, vp, value):
+                    exit.ok()
+                else:
+                    exit.fault()
+                return True
+            case IoOut(port=hypercall.HYPERCALL_PORT):
+                self._call_by_port(vcpu, vp)
+                return True
         return False
+
+    def _set_hypercall_page(self, vcpu: Vcpu, vp: int, value: int) -> bool:
+        """Let KVM take the register and write its page, then write ours over it. False if KVM refused the value."""
+        try:
+            vcpu.set_msrs({Msr.HYPERCALL: value})
+            page = PageMsr(vcpu.get_msrs([Msr.HYPERCALL])[Msr.HYPERCALL])
+            if page.enable:
+                code = hypercall.page_code_beside_kvm(self.memory.read(page.gpa, PAGE_SIZE))
+                if code is not None:
+                    self.memory.write(page.gpa, code)
+                    if trace.hypercall_page.on:
+                        trace.hypercall_page(vp, page.gpa, hypercall.HYPERCALL_PORT)
+        except (HostError, GuestMemoryError) as error:
+            if trace.msr_refused.on:
+                trace.msr_refused(vp, "write", Msr.HYPERCALL, str(error))
+            return False
+        return True
 
     def _synic_changed(self, vp: int, exit: HypervSynic) -> None:
         with self.synic.lock:

@@ -87,6 +87,7 @@ class Privilege(IntFlag):
 
     POST_MESSAGES = 1 << 4
     SIGNAL_EVENTS = 1 << 5
+    EXTENDED_HYPERCALLS = 1 << 20
 
 
 class Feature(IntFlag):
@@ -119,10 +120,24 @@ class HypercallStatus(IntEnum):
 
 
 class HypercallCode(IntEnum):
-    """HVCALL_*: the two that VMBus needs."""
+    """HVCALL_*: the two that VMBus needs, and HV_EXT_CALL_*."""
 
     POST_MESSAGE = 0x5C
     SIGNAL_EVENT = 0x5D
+    EXT_QUERY_CAPABILITIES = 0x8001
+    EXT_MEMORY_HEAT_HINT = 0x8003
+
+
+class ExtendedCapability(IntFlag):
+    """HV_EXT_CAPABILITY_*: the answer to EXT_QUERY_CAPABILITIES."""
+
+    MEMORY_COLD_DISCARD_HINT = 1 << 8
+
+
+class HeatHint(IntEnum):
+    """HV_EXTMEM_HEAT_HINT_*: kinds of hints."""
+
+    COLD_DISCARD = 2
 
 
 class HypercallControl(Bits):

@@ -44,9 +44,8 @@ class UserEngine(Engine):
     def __init__(self, vp_count: int, memory: GuestMemory, loop: Loop, *, invariant_tsc: bool = False) -> None:
         super().__init__(vp_count, memory, loop, masks_known=True)
         self.clock = ReferenceClock()
-        self._offer = cpuid.Offer()
         if invariant_tsc:
-            self._offer.access |= Access.TSC_INVARIANT
+            self.offer.access |= Access.TSC_INVARIANT
         self._vm: Vm | None = None
         self._power_on()
 
@@ -63,7 +62,7 @@ class UserEngine(Engine):
         vm.set_msr_filter([MsrRange.deny(FIRST_MSR, MSR_RANGE)])
 
     def cpuid(self) -> list[CpuidEntry]:
-        return cpuid.leaves(self._offer, self.vp_count)
+        return cpuid.leaves(self.offer, self.vp_count)
 
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
         """Nothing: KVM knows nothing of this engine."""
@@ -104,7 +103,8 @@ class UserEngine(Engine):
                     exit.ok()
                 return True
             case IoOut(port=hypercall.HYPERCALL_PORT):
-                self._call(vcpu, vp)
+                if self.hypercall_page.enable:
+                    self._call_by_port(vcpu, vp)
                 return True
         return False
 
@@ -113,16 +113,6 @@ class UserEngine(Engine):
         if not value.masked and self._vm is not None:
             # The APIC id of a VP is its index (machine/cpu.py numbers them so).
             self._vm.signal_msi(_MSI_BASE | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
-
-    def _call(self, vcpu: Vcpu, vp: int) -> None:
-        regs = vcpu.regs
-        if self.hypercall_page.enable:
-            status = self.hypercalls.call(regs.rcx, regs.rdx, regs.r8)
-            if trace.hypercall.on:
-                trace.hypercall(vp, regs.rcx & 0xFFFF, regs.rcx, status)
-            regs.rax = status
-            # RIP goes back as it came: KVM may still have to step over the OUT, and does so only if RIP is unchanged.
-            vcpu.regs = regs
 
     def _read(self, vcpu: Vcpu, vp: int, msr: int) -> int:
         state = self.synic.vps[vp]
@@ -155,7 +145,7 @@ class UserEngine(Engine):
                 return state.simp
             case Msr.EOM:
                 return 0
-            case Msr.TSC_INVARIANT_CONTROL if self._offer.access & Access.TSC_INVARIANT:
+            case Msr.TSC_INVARIANT_CONTROL if self.offer.access & Access.TSC_INVARIANT:
                 return self.tsc_invariant_control
             case _ if Msr.SINT0 <= msr <= Msr.SINT15:
                 return state.sints[msr - Msr.SINT0]
@@ -197,7 +187,7 @@ class UserEngine(Engine):
                 if trace.eom.on:
                     trace.eom(vp)
                 self.loop.post(self.synic.retry, vp)
-            case Msr.TSC_INVARIANT_CONTROL if self._offer.access & Access.TSC_INVARIANT:
+            case Msr.TSC_INVARIANT_CONTROL if self.offer.access & Access.TSC_INVARIANT:
                 self.tsc_invariant_control = value & 1
             case _ if Msr.SINT0 <= msr <= Msr.SINT15:
                 self._set_sint(vp, msr - Msr.SINT0, SintValue(value))

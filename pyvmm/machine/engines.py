@@ -25,7 +25,14 @@ def choose(
     if choice == "kernel" and lacks_kernel:
         raise ConfigError(f"--hyperv kernel: this KVM lacks {', '.join(lacks_kernel)}; use --hyperv user")
     if choice == "kernel" or (choice == "auto" and not lacks_kernel):
-        return kernel.KernelEngine(vp_count, memory, loop, base_routes=routes(), invariant_tsc=invariant_tsc)
+        return kernel.KernelEngine(
+            vp_count,
+            memory,
+            loop,
+            base_routes=routes(),
+            invariant_tsc=invariant_tsc,
+            extended_calls_exit=kernel.passes_extended_calls(kvm),
+        )
     lacks_user = missing(kvm, user.NEEDED)
     if lacks_user:
         raise HostError(
