@@ -69,8 +69,25 @@ class Event:
         return self.template.format(**dict(zip(self.fields, values, strict=False)))
 
 
+class Pattern:
+    """Which events are meant: shell wildcards with commas between them, those after a `!` not: `vmbus_*,!*_msg`."""
+
+    __slots__ = ("excluded", "wanted")
+
+    def __init__(self, text: str) -> None:
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        self.excluded = [word[1:] for word in words if word.startswith("!")]
+        self.wanted = [word for word in words if not word.startswith("!")] or (["*"] if words else [])
+
+    def matches(self, name: str) -> bool:
+        """Whether the event called `name` is meant."""
+        return any(fnmatchcase(name, word) for word in self.wanted) and not any(
+            fnmatchcase(name, word) for word in self.excluded
+        )
+
+
 _events: dict[str, Event] = {}
-_subscriptions: list[tuple[str, Sink]] = []
+_subscriptions: list[tuple[Pattern, Sink]] = []
 _lock = threading.Lock()
 
 
@@ -84,14 +101,14 @@ def event(name: str, template: str = "") -> Event:
 
 
 def _connect(target: Event) -> None:
-    target._sinks = tuple(dict.fromkeys(s for p, s in _subscriptions if fnmatchcase(target.name, p)))
+    target._sinks = tuple(dict.fromkeys(s for p, s in _subscriptions if p.matches(target.name)))
     target.on = bool(target._sinks)
 
 
 def subscribe(pattern: str, sink: Sink) -> None:
-    """Send every event whose name matches `pattern` (shell wildcards) to `sink`, events declared later too."""
+    """Send every event that `pattern` means (see `Pattern`) to `sink`, events declared later too."""
     with _lock:
-        _subscriptions.append((pattern, sink))
+        _subscriptions.append((Pattern(pattern), sink))
         for each in _events.values():
             _connect(each)
 
@@ -114,16 +131,20 @@ def find(name: str) -> Event | None:
     return _events.get(name)
 
 
-def matching(patterns: Iterable[str]) -> list[Event]:
-    """The events declared so far that one of `patterns` matches, by name."""
-    wanted = list(patterns)
-    return [each for each in events() if any(fnmatchcase(each.name, pattern) for pattern in wanted)]
+def matching(pattern: str) -> list[Event]:
+    """The events declared so far that `pattern` means, by name."""
+    wanted = Pattern(pattern)
+    return [each for each in events() if wanted.matches(each.name)]
 
 
 def check_pattern(pattern: str) -> str:
-    """`pattern` itself, or ConfigError if no declared event matches it."""
-    if not any(fnmatchcase(name, pattern) for name in _events):
-        raise ConfigError(f"no trace event matches {pattern!r}: `pyvmm trace --list` shows them")
+    """`pattern` itself, or ConfigError if a word of it matches no declared event."""
+    parsed = Pattern(pattern)
+    for word in parsed.wanted:
+        if not any(fnmatchcase(name, word) for name in _events):
+            raise ConfigError(f"no trace event matches {word[:60]!r}: `pyvmm trace --list` shows them")
+    if not matching(pattern):
+        raise ConfigError(f"{pattern[:60]!r} leaves no trace event: `pyvmm trace --list` shows them")
     return pattern
 
 

@@ -27,6 +27,13 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("pyvmm.cli.status:status", "Show all about a running machine."),
         "ps": ("pyvmm.cli.status:ps", "List the running machines."),
         "stop": ("pyvmm.cli.stop:stop", "Power a machine off, or end it."),
+        "kill": ("pyvmm.cli.end:kill", "End a machine at once, even one that does not answer."),
+        "wait": ("pyvmm.cli.end:wait", "Wait for a machine's end, an event, a driver."),
+    },
+    "Looking closer": {
+        "log": ("pyvmm.cli.log:log", "Show the end of a guest's console."),
+        "devices": ("pyvmm.cli.devices:devices", "List a machine's VMBus devices and their channels."),
+        "trace": ("pyvmm.cli.trace:trace", "Follow a machine's trace events; list, compare, convert traces."),
     },
     "This computer": {
         "doctor": ("pyvmm.cli.doctor:doctor", "What this computer can do, and what would make it do more."),

@@ -44,6 +44,7 @@ class ChromeEncoder:
 
     def __init__(self) -> None:
         self._tracks: dict[Track, int] = {}
+        self._named: set[Track] = set()
         self._states: dict[Track, str] = {}
         self._requests: dict[str, int] = {}  # open ones by kind: their span's id
         self._next_id = 1
@@ -70,6 +71,8 @@ class ChromeEncoder:
         made: list[dict[str, Any]] = []
         track = track_of(name, thread, fields)
         base = self._place(track, made) | {"ts": stamp}
+        if name == "vmbus.channel_state":
+            self._name_channel(track, f"{track.name} {fields.get('name', '')}", made)
         if name in _STATES:
             self._change(track, _STATES[name](fields), stamp, made)
         elif name == "machine.memory":
@@ -103,6 +106,12 @@ class ChromeEncoder:
             made.append(place | {"name": self._states[beside], "ph": "E"})
         self._states[beside] = state
         made.append(place | {"name": state, "cat": "state", "ph": "B"})
+
+    def _name_channel(self, track: Track, name: str, made: list[dict[str, Any]]) -> None:
+        """Only this event tells which device is behind a channel."""
+        if track not in self._named:
+            self._named.add(track)
+            made.append(self._place(track, made) | {"ph": "M", "name": "thread_name", "args": {"name": name}})
 
     def _place(self, track: Track, made: list[dict[str, Any]]) -> dict[str, Any]:
         """`pid` and `tid`; new ones are named first."""

@@ -37,6 +37,9 @@ IGNORED = frozenset(
 )
 """Fields that differ from run to run."""
 
+NOISE = ("trace.*", "machine.vcpu_exit", "machine.exit_count", "machine.memory", "serial.irq", "monitor_*")
+"""Events that no two runs have alike, left out unless asked for."""
+
 LIMIT = 30_000
 """Events of a trace that are lined up. The work grows with the square in the worst case."""
 
@@ -95,8 +98,10 @@ def compare(
     ignore: Collection[str] = (),
     everything: bool = False,
 ) -> Difference:
-    """Line up two traces. `patterns`: only events so named; `ignore`: more fields that do not count; `everything`:
-    events that one side never has too. ConfigError if there are more than LIMIT events.
+    """Line up two traces. ConfigError if there are more than LIMIT events.
+
+    `patterns`: only events so named, else all but NOISE; `ignore`: more fields that do not count; `everything`: also
+    events that one side never has.
     """
     first = [entry for entry in a if _wanted(entry, patterns)]
     second = [entry for entry in b if _wanted(entry, patterns)]
@@ -117,7 +122,7 @@ def compare(
 
 def _wanted(entry: Entry, patterns: Collection[str]) -> bool:
     if not patterns:
-        return not entry.name.startswith("trace.")
+        return not any(fnmatchcase(entry.name, pattern) for pattern in NOISE)
     return any(fnmatchcase(entry.name, pattern) for pattern in patterns)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -50,12 +50,14 @@ class Entry:
         value = self.fields.get(name)
         return "" if value is None else str(value)
 
-    def message(self) -> str:
-        """The fields as the event's declaration formats them, `name=value` where there is none."""
-        event = trace.find(self.name)
-        if event is not None and set(event.fields) <= self.fields.keys():
+    def message(self, template: str | None = None) -> str:
+        """The fields as the event's declaration, or `template`, formats them; `name=value` if that does not do."""
+        if template is None:
+            event = trace.find(self.name)
+            template = None if event is None else event.template
+        if template is not None:
             try:
-                return event.template.format(**self.fields)
+                return template.format(**self.fields)
             except (ValueError, TypeError, LookupError):
                 pass
         if self.fields.keys() == {"text"}:
@@ -145,7 +147,7 @@ def _fields(name: str, message: str) -> dict[str, Any]:
     event = trace.find(name)
     if event is not None:
         pattern, bases = _pattern(event.template)
-        if match := pattern.fullmatch(message):
+        if match := pattern.fullmatch(message) or pattern.fullmatch(message + " "):  # a line's end is not kept
             return {key: _value(text, bases[key]) for key, text in match.groupdict().items()}
     return {"text": message} if message else {}
 
@@ -168,3 +170,22 @@ def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
             parts.append(f"(?P<{name}>.*?)")
             bases[name] = 16 if (spec or "").lower() == "x" else 0
     return re.compile("".join(parts), re.DOTALL), bases
+
+
+def rewrite(found: Trace, format: str) -> Iterator[str]:
+    """The trace as text, JSON lines or Chrome's format, piece by piece."""
+    if format == "chrome":
+        from pyvmm.tracing.chrome import ChromeEncoder
+
+        chrome = ChromeEncoder()
+        yield chrome.head()
+        for entry in found.entries:
+            yield chrome.event(entry.time, entry.name, entry.thread, entry.fields)
+        yield chrome.tail()
+        return
+    for entry in found.entries:
+        if format == "json":
+            head = {"time": entry.time, "event": entry.name, "thread": entry.thread}
+            yield json.dumps(head | entry.fields) + "\n"
+        else:
+            yield f"{entry.time - found.start:.6f} {entry.name} {entry.message()}".rstrip() + "\n"

@@ -17,6 +17,7 @@ LAYERS: list[set[str]] = [
     {"pyvmm.cli"},
     {"pyvmm.control", "pyvmm.host"},
     {"pyvmm.machine"},
+    {"pyvmm.tracing"},  # reads traces of all that is below
     {"images"},  # unpacks kernels with firmware's reader
     {"devices", "firmware"},
     {"pyvmm.vmbus"},

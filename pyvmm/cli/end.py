@@ -1,0 +1,210 @@
+"""`pyvmm wait` and `pyvmm kill`: a machine's end, awaited or brought about."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyvmm.cli import exit_status
+from pyvmm.cli.output import print_json
+from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from pyvmm.control.client import Client
+    from pyvmm.control.registry import Entry
+
+POLL = 0.2
+"""Seconds between two looks at a machine whose channel is waited for."""
+
+QUICK = 2.0
+"""Seconds a machine has to answer, and to end, before a stronger means is taken."""
+
+
+@click.command()
+@click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
+@machine_options
+@click.option("--event", metavar="NAME", help="For this QMP event (BALLOON_CHANGE, RESET, ...) instead of the end.")
+@click.option("--channel", metavar="NAME", help="Until the guest's driver has opened this device: hv-balloon.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Give up after SECONDS, with status 124.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def wait(
+    given: str | None,
+    name: str | None,
+    socket: Path | None,
+    event: str | None,
+    channel: str | None,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    """Wait until a machine ends, or something happens in it.
+
+    \b
+    pyvmm wait                                   its end, and say how it came
+    pyvmm wait web --channel hv-balloon          until it can be resized
+    pyvmm wait web --event BALLOON_CHANGE --json
+    pyvmm wait web --timeout 60 || pyvmm kill web
+
+    \b
+    Status: 0 as awaited, 124 not before --timeout, 255 the guest panicked, 1 the machine ended while something
+    else was awaited.
+    """
+    if event is not None and channel is not None:
+        raise click.UsageError("wait for an --event or for a --channel, not both")
+    entry = find(given, name, socket)
+    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    from pyvmm.control.client import Disconnected, TimedOut
+
+    with connect(entry) as client:
+        try:
+            if channel is not None:
+                found = _wait_channel(client, channel, deadline)
+            else:
+                found = _wait_event(client, event, deadline)
+        except TimedOut:
+            found = {"result": "timeout"}
+        except Disconnected:
+            found = {"result": "ended"}
+    if as_json:
+        print_json({"name": entry.name} | found)
+    else:
+        click.echo(f"{entry.name}: {_words(found, event, channel, timeout)}")
+    return _status(found, ends=event is None and channel is None)
+
+
+def _words(found: dict[str, Any], event: str | None, channel: str | None, timeout: float | None) -> str:
+    match found["result"]:
+        case "timeout":
+            what = f"no {event}" if event else f"{channel} is not open" if channel else "still running"
+            return f"{what} after {timeout:g} s"
+        case "event":
+            return " ".join([found["event"], *(f"{key}={value}" for key, value in found["data"].items())])
+        case "open":
+            return f"{channel} is open"
+        case result:
+            return f"{result} ({found['reason']})" if found.get("reason") else result
+
+
+def _status(found: dict[str, Any], *, ends: bool) -> int:
+    match found["result"]:
+        case "timeout":
+            return exit_status.TIMEOUT
+        case "panicked":
+            return exit_status.GUEST_DIED
+        case "ended":
+            return 0 if ends else exit_status.ERROR
+        case _:
+            return 0
+
+
+def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str, Any]:
+    """The event, or how the machine ended. Raises TimedOut."""
+    from pyvmm.control.client import Disconnected
+
+    last: dict[str, Any] = {"result": "ended"}
+    names = {"SHUTDOWN", "GUEST_PANICKED", *([wanted] if wanted else [])}
+    while True:
+        try:
+            name, data = client.wait_event(names, min(3600.0, max(0.0, deadline - time.monotonic())))
+        except Disconnected:
+            return last
+        except HostError:
+            if time.monotonic() >= deadline:
+                raise
+            continue
+        if name == wanted:
+            return {"result": "event", "event": name, "data": data}
+        if name == "GUEST_PANICKED":
+            last = {"result": "panicked", "data": data}
+        elif last["result"] == "ended":
+            last["reason"] = data.get("reason", "")
+
+
+def _wait_channel(client: Client, name: str, deadline: float) -> dict[str, Any]:
+    """When the channel is open. Raises TimedOut, Disconnected; ConfigError if there is no such device."""
+    from pyvmm.control.client import TimedOut
+
+    while True:
+        channels = client.execute("x-query-vmbus")
+        rows = [each for each in channels if each.get("name") == name]
+        if channels and not rows:
+            known = ", ".join(str(each.get("name")) for each in channels)
+            raise ConfigError(f"the machine has no VMBus device named {name!r}: it has {known}")
+        if any(each.get("state") == "open" for each in rows):
+            return {"result": "open", "channel": name}
+        if time.monotonic() >= deadline:
+            raise TimedOut("not open")
+        time.sleep(POLL)
+
+
+@click.command()
+@click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
+@machine_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def kill(given: str | None, name: str | None, socket: Path | None, as_json: bool) -> int:
+    """End a machine at once, even if it does not answer. The guest hears nothing of it.
+
+    First its monitor is asked, then its process gets SIGTERM, then SIGKILL; each has two seconds.
+    `pyvmm stop` lets the guest power itself off.
+    """
+    entry = find(given, name, socket)
+    means = end(entry)
+    if as_json:
+        print_json({"name": entry.name, "pid": entry.pid, "ended-by": means})
+    elif means is None:
+        click.echo(f"{entry.name}: process {entry.pid} does not end")
+    else:
+        click.echo(f"{entry.name}: ended" + ("" if means == "quit" else f" by {means}: it did not answer"))
+    return exit_status.ERROR if means is None else 0
+
+
+def end(entry: Entry) -> str | None:
+    """End the machine; what did it: `quit`, `SIGTERM` or `SIGKILL`. None if nothing does."""
+    if _quit(entry):
+        return "quit"
+    if not entry.pid:
+        raise HostError(
+            f"{entry.socket} does not answer, and whose it is, is not known: `pyvmm kill NAME` can do more"
+        )
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(entry.pid, number)
+        if _gone(entry, time.monotonic() + QUICK):
+            return number.name
+    return None
+
+
+def _quit(entry: Entry) -> bool:
+    """Whether its own monitor ended it."""
+    from pyvmm.control.client import Disconnected, TimedOut
+
+    try:
+        with connect(entry, QUICK) as client:
+            try:
+                client.execute("quit")
+                client.wait_event((), QUICK)
+            except Disconnected:
+                pass
+    except TimedOut:
+        return False
+    except Disconnected:  # nobody listens: it starts or ends just now
+        return not entry.pid or _gone(entry, time.monotonic() + QUICK)
+    return not entry.pid or _gone(entry, time.monotonic() + QUICK)
+
+
+def _gone(entry: Entry, deadline: float, clock: Callable[[], float] = time.monotonic) -> bool:
+    """Whether the process that holds the name has let go of it by `deadline`."""
+    from pyvmm.control.registry import running
+
+    while any(each.name == entry.name and each.pid == entry.pid for each in running()):
+        if clock() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
