@@ -188,8 +188,12 @@ class Booted:
         pairs = (line.split(":", 1) for line in self.sh("cat /proc/meminfo").splitlines() if ":" in line)
         return {name: int(rest.split()[0]) for name, rest in pairs}
 
+    def dmesg(self) -> str:
+        """All of the guest kernel's log: takes seconds, see `log`."""
+        return self.sh("dmesg")
+
     def log(self, pattern: str) -> str:
-        """Lines of the guest kernel's log. All of it would take seconds: each byte of the agent's port is an exit."""
+        """Lines of the guest kernel's log. Each byte of the agent's port is an exit, so ask for few."""
         return self.sh(f"dmesg | grep -E '{pattern}'", check=False)
 
     def memory_total(self) -> int:
