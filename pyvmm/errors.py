@@ -39,3 +39,7 @@ class ConfigError(PyvmmError):
 
 class NotActiveError(ConfigError):
     """The request is for a device that the machine does not have, or that nobody in the guest drives."""
+
+
+class NotFoundError(ConfigError):
+    """The request names a device that there is not."""

@@ -1,123 +1,28 @@
 """What can be asked of a running machine through QMP.
 
-Source: QEMU qapi/{control,misc,machine,run-state}.json for names, arguments and replies; qapi visitors for the texts
-of argument errors. A command is a function of the machine and of its checked arguments:
-
-    @command("balloon", value=int)
-    def balloon(machine: Controlled, value: int) -> Any: ...
+Source: QEMU qapi/{control,misc,machine,run-state}.json for names, arguments and replies. `devices`, `schema` and
+`guest` declare more; importing this module declares them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-from pyvmm.control import hmp
-from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive
+from pyvmm.control import devices, guest, hmp, schema
+from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
-from pyvmm.errors import ConfigError, HostError, NotActiveError
+from pyvmm.control.table import COMMANDS, Argument, Command, Controlled, Reply, command, dispatch
 
-Reply = Any
-
-
-class Controlled(Protocol):
-    """The machine, as the monitor sees it. Every call comes from the loop's thread."""
-
-    name: str
-
-    def status(self) -> str:
-        """QEMU's RunState: running, paused, shutdown, guest-panicked, prelaunch, internal-error."""
-
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def reset(self) -> None: ...
-    def powerdown(self) -> None: ...
-    def quit(self) -> None: ...
-
-    def balloon_set(self, size: int) -> dict[str, Any]:
-        """Ask the guest to live in `size` bytes: `{"target", "will-reach", "reason"}`. Raises like `dispatch`."""
-
-    def balloon_actual(self) -> int:
-        """Bytes the guest has now. Raises NotActiveError if the machine has no balloon."""
-
-    def hv_balloon_report(self) -> dict[str, Any] | None:
-        """The guest's last status report: `committed`, `available`, bytes. None before the first."""
-
-    def describe(self) -> dict[str, Any]:
-        """Everything `pyvmm status` shows, ready for JSON."""
-
-    def info_vmbus(self) -> list[dict[str, Any]]:
-        """A dict for each channel of the VMBus."""
-
-    def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
-        """Call `listener(name, data)` for each QMP event, on the loop's thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One member of `arguments`. `type` is int, str or bool."""
-
-    type: type
-    optional: bool = False
-
-    def check(self, name: str, value: object) -> Any:
-        """`value` itself, or ControlError in QEMU's words."""
-        fits = type(value) is self.type and not (self.type is int and not -(1 << 63) <= value < 1 << 63)  # type: ignore[operator]
-        if not fits:
-            word = {int: "integer", str: "string", bool: "boolean"}[self.type]
-            raise ControlError(f"Invalid parameter type for '{name}', expected: {word}")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One entry of `query-commands`."""
-
-    name: str
-    run: Callable[..., Reply]
-    arguments: Mapping[str, Argument]
-
-    def call(self, machine: Controlled, given: Mapping[str, Any]) -> Reply:
-        """Check `given` and run. Raises ControlError."""
-        checked: dict[str, Any] = {}
-        for name, argument in self.arguments.items():
-            if name in given:
-                checked[name.replace("-", "_")] = argument.check(name, given[name])
-            elif not argument.optional:
-                raise ControlError(f"Parameter '{name}' is missing")
-        for name in given:
-            if name not in self.arguments:
-                raise ControlError(f"Parameter '{name}' is unexpected")
-        return self.run(machine, **checked)
-
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(name: str, **arguments: type | Argument) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
-    """Register a command. `_` in the names of arguments stands for QMP's `-`."""
-
-    def register(run: Callable[..., Reply]) -> Callable[..., Reply]:
-        assert name not in COMMANDS, f"QMP command {name} declared twice"
-        made = {k.replace("_", "-"): v if isinstance(v, Argument) else Argument(v) for k, v in arguments.items()}
-        COMMANDS[name] = Command(name, run, made)
-        return run
-
-    return register
-
-
-def dispatch(machine: Controlled, name: str, arguments: Mapping[str, Any]) -> Reply:
-    """Run the command called `name` and return its reply. Raises ControlError, nothing else a client could cause."""
-    found = COMMANDS.get(name)
-    if found is None:
-        raise CommandNotFound(f"The command {name} has not been found")
-    try:
-        return found.call(machine, arguments)
-    except NotActiveError as error:
-        raise DeviceNotActive(str(error)) from error
-    except (ConfigError, HostError) as error:
-        raise ControlError(str(error)) from error
+__all__ = [
+    "COMMANDS",
+    "Argument",
+    "Command",
+    "Controlled",
+    "Reply",
+    "command",
+    "devices",
+    "dispatch",
+    "guest",
+    "schema",
+]
 
 
 @command("qmp_capabilities")

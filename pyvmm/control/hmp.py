@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.protocol import VERSION
+from pyvmm.control.table import Controlled
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import format_size, parse_size
 
-if TYPE_CHECKING:
-    from pyvmm.control.commands import Controlled
-
-Run = Callable[["Controlled", list[str]], str]
+Run = Callable[[Controlled, list[str]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +127,25 @@ def _quit(machine: Controlled, words: list[str]) -> str:
     return _qmp(machine, "quit")
 
 
-def _qmp(machine: Controlled, name: str) -> str:
+@_line(LINES, "device_add", "put a device on the VMBus again", "driver[,id=name]", (1, 1))
+def _device_add(machine: Controlled, words: list[str]) -> str:
+    driver, *options = words[0].split(",")
+    given: dict[str, str] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        given[name] = value
+    return _qmp(machine, "device_add", given | {"driver": driver})
+
+
+@_line(LINES, "device_del", "take a device off the VMBus", "id", (1, 1))
+def _device_del(machine: Controlled, words: list[str]) -> str:
+    return _qmp(machine, "device_del", {"id": words[0]})
+
+
+def _qmp(machine: Controlled, name: str, arguments: dict[str, Any] | None = None) -> str:
     from pyvmm.control.commands import dispatch  # it imports this module, for human-monitor-command
 
-    dispatch(machine, name, {})
+    dispatch(machine, name, arguments or {})
     return ""
 
 
@@ -181,17 +194,55 @@ def _channel(channel: dict[str, Any]) -> str:
     return f"#{relid} {name}: {state}\n" + _tree(rest, "  ")
 
 
-@_line(INFO, "memory-devices", "memory that was added while the machine ran")
+@_line(INFO, "memory-devices", "devices that bring memory to the running machine")
 def _info_memory_devices(machine: Controlled, words: list[str]) -> str:
     lines = []
-    for device in machine.describe().get("memory-devices") or []:
-        rest = dict(device)
-        lines.append(f'Memory device [{rest.pop("type", "?")}]: "{rest.pop("id", "")}"\n' + _tree(rest, "  "))
+    for device in machine.info_memory_devices():
+        data = device["data"]
+        lines.append(f'Memory device [{device["type"]}]: "{data.get("id", "")}"\n')
+        if "memaddr" in data:
+            lines.append(f"  memaddr: {data['memaddr']:#x}\n")
+        lines.append(f"  max-size: {data['max-size']}\n")
+        if "memdev" in data:
+            lines.append(f"  memdev: {data['memdev']}\n")
     return "".join(lines)
 
 
-@_line(INFO, "qtree", "the machine as a tree: processors, memory, VMBus and its devices")
+@_line(INFO, "memory_size_summary", "memory at boot, and plugged in since")
+def _info_memory_size_summary(machine: Controlled, words: list[str]) -> str:
+    base, plugged = machine.info_memory_size()
+    return f"base memory: {base}\nplugged memory: {plugged}\n"
+
+
+@_line(INFO, "cpus", "the virtual CPUs and the host's threads they are")
+def _info_cpus(machine: Controlled, words: list[str]) -> str:
+    mark = ["*", *" " * 255]
+    return "".join(f"{mark[n]} CPU #{n}: thread_id={each}\n" for n, each in enumerate(machine.info_cpus()))
+
+
+@_line(INFO, "chardev", "where the serial ports lead")
+def _info_chardev(machine: Controlled, words: list[str]) -> str:
+    return "".join(f"{label}: filename={place}\n" for label, place in machine.info_consoles())
+
+
+@_line(INFO, "kvm", "whether KVM runs the machine")
+def _info_kvm(machine: Controlled, words: list[str]) -> str:
+    return "kvm support: enabled\n"
+
+
+@_line(INFO, "qtree", "the machine's devices as a tree")
 def _info_qtree(machine: Controlled, words: list[str]) -> str:
+    channels = {each.get("name"): each for each in machine.info_vmbus()}
+    lines = ["bus: main-system-bus\n", "  type System\n", '  dev: vmbus-bridge, id ""\n', "    bus: vmbus\n"]
+    lines.append("      type vmbus\n")
+    for device in machine.info_devices():
+        lines.append(f'      dev: {device["driver"]}, id "{device["id"]}"\n')
+        lines += [f"        {key} = {value}\n" for key, value in (channels.get(device["driver"]) or {}).items()]
+    return "".join(lines)
+
+
+@_line(INFO, "machine", "all that the machine says of itself")
+def _info_machine(machine: Controlled, words: list[str]) -> str:
     return _tree(machine.describe())
 
 

@@ -43,12 +43,43 @@ VERSION: dict[str, Any] = {
 }
 
 Dispatch = Callable[[str, dict[str, Any]], Any]
-"""Runs a command by name with its arguments and returns the reply; raises ControlError."""
+"""Runs a command by name with its arguments and returns the reply, or a Later; raises ControlError."""
 
-_BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
-_END_OF_STRING = re.compile(rb'["\\\x00-\x1f]')
+_BRACKET_OR_QUOTE = re.compile(rb"[\"'{}\[\]]")
+_END_OF_STRING = {
+    b'"': re.compile(rb'["\\\x00-\x1f]'),
+    b"'": re.compile(rb"['\\\x00-\x1f]"),  # QEMU takes strings in single quotes too
+}
+_STRING = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*\'""", re.DOTALL)
+_ESCAPE_OR_QUOTE = re.compile(r'\\.|"', re.DOTALL)
 _RESTART = re.compile(rb"[\n\xff]")
 _BLANK = b" \t\r\n\xff"  # 0xff: a client may send it to reset the parser, QEMU's guest agent protocol does
+
+
+class Later:
+    """A reply that is not there yet. `resolve` or `refuse` once; `then(tell)` is called with what it came to."""
+
+    def __init__(self) -> None:
+        self._result: tuple[Any, ControlError | None] | None = None
+        self._tell: Callable[[Any, ControlError | None], None] | None = None
+
+    def resolve(self, reply: Any) -> None:
+        self._settle(reply, None)
+
+    def refuse(self, error: ControlError) -> None:
+        self._settle(None, error)
+
+    def then(self, tell: Callable[[Any, ControlError | None], None]) -> None:
+        """Call `tell(reply, error)`, at once if it is known already."""
+        self._tell = tell
+        if self._result is not None:
+            tell(*self._result)
+
+    def _settle(self, reply: Any, error: ControlError | None) -> None:
+        assert self._result is None
+        self._result = reply, error
+        if self._tell is not None:
+            self._tell(reply, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +96,7 @@ class Splitter:
         self._data = bytearray()
         self._scanned = 0
         self._depth = 0
-        self._in_string = False
+        self._quote = b""  # of the string that it is in
         self._skipping = False
 
     def feed(self, data: bytes) -> None:
@@ -84,16 +115,16 @@ class Splitter:
         while match := self._next_mark():
             mark, at = match[0], match.end()
             self._scanned = at
-            if self._in_string:
-                if mark == b'"':
-                    self._in_string = False
+            if self._quote:
+                if mark == self._quote:
+                    self._quote = b""
                 elif mark == b"\\":
                     self._scanned = at + 1  # whatever follows is part of the string
                 else:
                     self._scanned = at - 1
                     return self._malformed("control character in a string")
-            elif mark == b'"':
-                self._in_string = True
+            elif mark in (b'"', b"'"):
+                self._quote = mark
             elif mark in b"{[":
                 self._depth += 1
                 if self._depth > NESTING_LIMIT:
@@ -109,7 +140,7 @@ class Splitter:
         return None
 
     def _next_mark(self) -> re.Match[bytes] | None:
-        pattern = _END_OF_STRING if self._in_string else _BRACKET_OR_QUOTE
+        pattern = _END_OF_STRING[self._quote] if self._quote else _BRACKET_OR_QUOTE
         match = pattern.search(self._data, self._scanned)
         if match is None:
             self._scanned = max(self._scanned, len(self._data))
@@ -124,7 +155,7 @@ class Splitter:
     def _malformed(self, reason: str) -> Malformed:
         """Forget the broken text; what follows counts again from the next newline that was not looked at yet."""
         del self._data[: self._scanned]
-        self._scanned, self._depth, self._in_string, self._skipping = 0, 0, False, True
+        self._scanned, self._depth, self._quote, self._skipping = 0, 0, b"", True
         self._skip()
         return Malformed(reason)
 
@@ -146,6 +177,7 @@ class Session:
         self._input = Splitter()
         self._malformed = 0
         self.commanding = False
+        self.waiting = False  # a command's reply is still to come; the next one waits for it
         self.hopeless = False  # the peer does not speak JSON: drop it
 
     def greeting(self) -> bytes:
@@ -156,32 +188,50 @@ class Session:
         """Take input; `step` until it returns None answers it."""
         self._input.feed(data)
 
-    def step(self) -> bytes | None:
-        """Answer one message of the input; None when there is no whole one."""
+    def step(self, answered: Callable[[bytes], None]) -> bool:
+        """Take one message of the input; False when there is no whole one, or the reply to the last is still out.
+
+        `answered` is called with the reply, within this call or, for a command that takes its time, later.
+        """
+        if self.waiting:
+            return False
         match self._input.take():
             case None:
-                return None
+                return False
             case Malformed(reason):
                 self._malformed += 1
                 self.hopeless = self._malformed >= MALFORMED_LIMIT
-                return encode(_error(ControlError(f"JSON parse error, {reason}")))
+                answered(encode(_error(ControlError(f"JSON parse error, {reason}"))))
             case bytes(text):
-                return encode(self._answer(text))
+                self._answer(text, lambda message: answered(encode(message)))
+        return True
 
-    def _answer(self, text: bytes) -> dict[str, Any]:
+    def _answer(self, text: bytes, answered: Callable[[dict[str, Any]], None]) -> None:
         try:
             request = decode(text)
         except ValueError as error:
             self._malformed += 1
             self.hopeless = self._malformed >= MALFORMED_LIMIT
-            return _error(ControlError(f"JSON parse error, {error}"))
+            answered(_error(ControlError(f"JSON parse error, {error}")))
+            return
         self._malformed = 0
         tag = {"id": request["id"]} if isinstance(request, dict) and "id" in request else {}
         try:
             name, arguments = check_request(request)
-            return {"return": self._execute(name, arguments)} | tag
+            reply = self._execute(name, arguments)
         except ControlError as error:
-            return _error(error) | tag
+            answered(_error(error) | tag)
+            return
+        if not isinstance(reply, Later):
+            answered({"return": reply} | tag)
+            return
+
+        def settled(reply: Any, error: ControlError | None) -> None:
+            self.waiting = False
+            answered(({"return": reply} if error is None else _error(error)) | tag)
+
+        self.waiting = True
+        reply.then(settled)
 
     def _execute(self, name: str, arguments: dict[str, Any]) -> Any:
         if name == "qmp_capabilities":
@@ -246,10 +296,13 @@ def encode_event(name: str, data: dict[str, Any], time: float) -> bytes:
 
 
 def decode(text: bytes) -> Any:
-    """JSON, strictly: no NaN, nothing infinite, no key twice. Raises ValueError with a short reason."""
+    """JSON and QEMU's single quotes, strictly: no NaN, nothing infinite, no key twice. Raises ValueError, shortly."""
     try:
         return json.loads(
-            text.decode("utf-8"), parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_no_duplicates
+            _plain_quotes(text.decode("utf-8")),
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=_no_duplicates,
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at {error.pos}") from error
@@ -257,6 +310,18 @@ def decode(text: bytes) -> Any:
         raise ValueError("invalid UTF-8 sequence in string") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def _plain_quotes(text: str) -> str:
+    """JSON for QEMU's extension of it: strings in single quotes, and `\\'` in either kind."""
+    return _STRING.sub(_plain_string, text) if "'" in text else text
+
+
+def _plain_string(match: re.Match[str]) -> str:
+    def plain(part: re.Match[str]) -> str:
+        return {"\\'": "'", '"': '\\"'}.get(part[0], part[0])
+
+    return '"' + _ESCAPE_OR_QUOTE.sub(plain, match[0][1:-1]) + '"'
 
 
 def _refuse(word: str) -> NoReturn:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.control import events as trace
+from pyvmm.control import observe
 from pyvmm.control.commands import Controlled, dispatch
 from pyvmm.control.protocol import Session, encode_event
 from pyvmm.control.throttle import Throttle
@@ -159,6 +160,7 @@ class _Client:
         self._socket = connection
         self._output = bytearray()
         self._open = True
+        self._stream: observe.TraceStream | None = None
         self._working = False  # a turn is posted: there may be whole requests left in the session
         connection.setblocking(False)
 
@@ -169,7 +171,23 @@ class _Client:
     def _dispatch(self, name: str, arguments: dict[str, Any]) -> Any:
         if trace.command.on:
             trace.command(self.number, {"execute": name, "arguments": arguments})
-        return dispatch(self._server._machine, name, arguments)
+        return dispatch(self._server._machine, name, arguments, self)
+
+    def subscribe(self, pattern: str | None) -> None:
+        """Send trace events to this client, in place of what it had subscribed to; None for none."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+        if pattern is not None:
+            self._stream = observe.TraceStream(self._loop, pattern, self._takes_more, self._send_quietly)
+
+    def _takes_more(self) -> bool:
+        return self._open and len(self._output) <= OUTPUT_PAUSE
+
+    def _send_quietly(self, message: bytes) -> None:
+        """Send without an event: one for each event would never end."""
+        self._output += message
+        self._flush()
 
     def _readable(self) -> None:
         try:
@@ -194,7 +212,8 @@ class _Client:
             if len(self._output) > OUTPUT_PAUSE:
                 break
             if not self._answer():
-                self._loop.add_reader(self._socket.fileno(), self._readable)
+                if not self.session.waiting:
+                    self._loop.add_reader(self._socket.fileno(), self._readable)
                 return
         if self._open:
             self._loop.remove_reader(self._socket.fileno())
@@ -205,20 +224,31 @@ class _Client:
     def _answer(self) -> bool:
         """Take one request; False when there is none."""
         server = self._server
+        replies: list[bytes] = []
         server._answering = True
         try:
-            reply = self.session.step()
+            taken = self.session.step(lambda reply: replies.append(reply) if server._answering else self._late(reply))
         finally:
             server._answering = False
-        if reply is None:
+        if not taken:
             return False
-        self.send(reply)
+        if self.session.waiting:
+            self._loop.remove_reader(self._socket.fileno())
+        for reply in replies:
+            self.send(reply)
         server._emit_held()
         if server._closing:
             server.close()
         if self.session.hopeless:
             self.drop("does not speak QMP")
         return True
+
+    def _late(self, reply: bytes) -> None:
+        """The reply to a command that took its time; requests that came meanwhile are next."""
+        self.send(reply)
+        if self._open and not self._working and len(self._output) <= OUTPUT_PAUSE:
+            self._working = True
+            self._loop.post(self._work)
 
     def send(self, message: bytes) -> None:
         if not self._open:
@@ -252,6 +282,7 @@ class _Client:
         if not self._open:
             return
         self._open = False
+        self.subscribe(None)
         if trace.disconnected.on:
             trace.disconnected(self.number, reason)
         self._server._clients.remove(self)

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from images.agent import AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
+from images.agent import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
+from pyvmm.errors import ConfigError
 from pyvmm.trace import event
 
 ready = event("agent.ready", "kernel {release}")
@@ -18,7 +19,19 @@ exited = event("agent.exited", "#{id} status {status}")
 refused = event("agent.refused", "{text}")
 
 
-@dataclass(slots=True)
+def check_command(command: str) -> None:
+    """Raise ConfigError for a command that cannot be sent; one that waits must not fail when its turn comes."""
+    try:
+        size = len(command.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError("the command is no text: it has half a surrogate pair in it") from error
+    if size > MAX_COMMAND:
+        raise ConfigError(f"the command is {size} bytes long, the agent takes {MAX_COMMAND}; shorten it")
+    if "\0" in command:
+        raise ConfigError("the command holds a zero byte; remove it")
+
+
+@dataclass(slots=True, eq=False)
 class _Command:
     text: str
     seconds: int
@@ -48,12 +61,25 @@ class GuestAgent:
         done: Callable[[int | None], None],
         *,
         seconds: int = 0,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Run a shell command in the guest. `output("out" | "err", data)` as it writes, then `done(status)`;
         None if the guest started anew before the command ended. Raises ConfigError if it is too long.
+
+        What it returns cancels: a command that waits is not sent, one that runs is killed, and nothing is called.
         """
-        self._waiting.append(_Command(command, seconds, output, done))
+        check_command(command)
+        wanted = _Command(command, seconds, output, done)
+        self._waiting.append(wanted)
         self._submit()
+        return lambda: self._cancel(wanted)
+
+    def _cancel(self, command: _Command) -> None:
+        command.output, command.done = lambda stream, data: None, lambda status: None
+        if command in self._waiting:
+            self._waiting.remove(command)
+        for number, each in self._running.items():
+            if each is command:
+                self._send(self._client.kill(number, "KILL"))
 
     def received(self, data: bytes) -> None:
         """What the guest wrote to its second serial port."""

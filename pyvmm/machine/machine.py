@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -36,12 +36,14 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.hotplug import HotAddWindow
+from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
 from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from devices.serial import Serial
+    from pyvmm.machine.plugging import Plugging
     from pyvmm.machine.services import Services
     from pyvmm.vmbus.bus import Vmbus
 
@@ -102,6 +104,8 @@ class Machine:
             loop,
             invariant_tsc=cpu.has_invariant_tsc(self._host_cpuid),
         )
+        if config.page_reporting:
+            self.engine.report_free_pages(FreePages(self.memory).discard)
         self.engine.on_crash = self._crashed
         self.engine.on_reset = lambda: self.reset("Hyper-V reset MSR")
         self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data))
@@ -115,6 +119,8 @@ class Machine:
             agent=partial(loop.post, self.agent.received),
         )
         self._services: Services | None = None
+        self._plugging: Plugging | None = None
+        self.console_place = "null"  # where the console leads, for query-chardev
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
 
@@ -159,20 +165,31 @@ class Machine:
     def services(self) -> Services:
         """The VMBus and its devices. Made by `start`, or before if somebody asks."""
         if self._services is None:
+            from pyvmm.machine.inventory import SizeWatch
+            from pyvmm.machine.plugging import Plugging
             from pyvmm.machine.services import Services
 
             self._services = Services(
                 self.config, self.loop, self.memory, self.engine, self._discard, window=self.window
             )
+            self._plugging = Plugging(self._services, self._emit, lambda: self.resets)
             balloon = self._services.balloon
             if balloon is not None:
                 balloon.on_change.append(self._balloon_changed)
+                balloon.on_change.append(SizeWatch(balloon, self._plugging, self._emit))
                 balloon.on_status.append(self._status_report)
         return self._services
 
     @property
     def bus(self) -> Vmbus:
         return self.services.bus
+
+    @property
+    def plugging(self) -> Plugging:
+        """Devices coming and going on the VMBus."""
+        _ = self.services
+        assert self._plugging is not None
+        return self._plugging
 
     @property
     def balloon(self) -> BalloonDevice | None:
@@ -273,10 +290,8 @@ class Machine:
             return
         if trace.reset.on:
             trace.reset(reason)
-        self._emit(
-            "RESET",
-            {"guest": reason != "host", "reason": "guest-reset" if reason != "host" else "host-qmp-system-reset"},
-        )
+        cause = {"guest": reason != "host", "reason": "guest-reset" if reason != "host" else "host-qmp-system-reset"}
+        self._emit("RESET" if self.config.reboot else "SHUTDOWN", cause)
         if not self.config.reboot:
             self._end(Outcome("reset", reason), "shutdown")
             return
@@ -325,10 +340,11 @@ class Machine:
         if shutdown is None or not shutdown.request("poweroff"):
             self.board.pm.press_power_button()
 
-    def quit(self) -> None:
-        """End the machine at once."""
-        self._emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
-        self._end(Outcome("quit"), "shutdown")
+    def quit(self, cause: str = "host-qmp-quit") -> None:
+        """End the machine at once; `cause` is QEMU's ShutdownCause."""
+        if self.outcome is None:
+            self._emit("SHUTDOWN", {"guest": False, "reason": cause})
+            self._end(Outcome("quit"), "shutdown")
 
     # What the guest and KVM bring about, from vCPU threads
 
@@ -360,11 +376,13 @@ class Machine:
         self._emit(
             "GUEST_PANICKED",
             {
-                "action": "pause" if self.config.on_panic == "stop" else "run",
+                "action": "poweroff" if self.config.on_panic == "stop" else "run",
                 "info": {"type": "hyper-v", **{f"arg{n + 1}": p for n, p in enumerate(report.parameters)}},
+                "x-text": report.text or report.summary(),
             },
         )
         if self.config.on_panic == "stop":
+            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self._end(Outcome("panic", report.summary(), report), "guest-panicked")
 
     def _failed(self, error: BaseException) -> None:
@@ -372,6 +390,7 @@ class Machine:
             return
         if not isinstance(error, PyvmmError):
             raise error  # our own bug: the traceback is the message
+        self._emit("SHUTDOWN", {"guest": False, "reason": "host-error"})
         self._end(Outcome("error", str(error)), "internal-error")
 
     def _end(self, outcome: Outcome, state: State) -> None:
@@ -445,6 +464,45 @@ class Machine:
         """One entry a VMBus device."""
         return self.bus.info()
 
+    def info_cpus(self) -> list[int]:
+        """The host's thread id of each vCPU; 0 if it does not run."""
+        threads = self._hardware.threads if self._hardware is not None else []
+        return [each.native_id for each in threads]
+
+    def info_devices(self) -> list[dict[str, str]]:
+        """`driver`, `id` and `path` of each VMBus device."""
+        return self.plugging.info()
+
+    def info_memory_devices(self) -> list[dict[str, Any]]:
+        """QEMU's MemoryDeviceInfo of each device that brings memory."""
+        from pyvmm.machine.inventory import memory_devices
+
+        return memory_devices(self.plugging, self.window)
+
+    def info_memory_size(self) -> tuple[int, int]:
+        """Bytes of RAM at boot, and hot-added since."""
+        from pyvmm.machine.inventory import plugged_memory
+
+        return self.config.memory, plugged_memory(self.balloon)
+
+    def info_consoles(self) -> list[tuple[str, str]]:
+        """Label and place of each serial port's other end."""
+        return [("serial0", self.console_place), ("serial1", "agent")]
+
+    def add_device(self, driver: str, id: str = "") -> None:
+        """Put a VMBus device back on the bus. Raises ConfigError."""
+        self.plugging.add(driver, id)
+
+    def remove_device(self, id: str) -> None:
+        """Take a VMBus device off the bus, by id or path. Raises ConfigError."""
+        self.plugging.remove(id)
+
+    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
+        """Run a shell command in the guest and collect what it writes. Raises ConfigError."""
+        from pyvmm.machine.execute import execute
+
+        execute(self.agent, self.loop, command, seconds, done)
+
     def resident(self) -> int:
         """Bytes of this process that the host keeps in memory."""
         try:
@@ -452,6 +510,11 @@ class Machine:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except OSError as error:
             raise HostError(f"/proc/self/statm: {error.strerror}") from error
+
+    def page_reporting(self) -> dict[str, Any] | None:
+        """What the guest's free page reports came to, sizes in bytes; None if it is off."""
+        extended = self.engine.hypercalls.extended
+        return None if extended is None else asdict(extended.counters)
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
         """The guest's console output from byte `offset` of all on, as far as it is kept; the number of its first."""
@@ -477,8 +540,10 @@ class Machine:
             "kernel": str(self.config.kernel),
             "uptime": round(time.monotonic() - self._started, 1),
             "resets": self.resets,
+            "agent": {"ready": self.agent.ready, "release": self.agent.release},
             "memory": self._memory_figures(),
             "balloon": self.balloon.info() if self.balloon is not None else None,
+            "page-reporting": self.page_reporting(),
             "vmbus": self.info_vmbus(),
             "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},
         }

@@ -48,6 +48,11 @@ class VcpuThread:
         self._parked = False
         self._thread = threading.Thread(target=self._run, name=f"vcpu{index}", daemon=True)
 
+    @property
+    def native_id(self) -> int:
+        """The host's id of the thread, as in /proc/PID/task; 0 if it does not run."""
+        return self._thread.native_id or 0 if self._thread.is_alive() else 0
+
     def start(self) -> None:
         self._thread.start()
 

@@ -32,10 +32,12 @@ from pyvmm.vmbus.states import (
     CloseRings,
     Disconnected,
     DropMessages,
+    Gone,
     Open,
     Opened,
     OpenRings,
     Post,
+    Rescinded,
     Restarted,
     ServedChannel,
 )
@@ -71,6 +73,9 @@ class Vmbus:
         self._served: dict[VmbusDevice, ServedChannel] = {}
         self._devices: dict[ServedChannel, VmbusDevice] = {}
         self._channels: dict[ServedChannel, Channel] = {}
+        self._leaving: dict[ServedChannel, Callable[[], object]] = {}
+        self.contacts = 0
+        """How often a guest's kernel made contact."""
         self._queue: deque[tuple[int, bytes]] = deque()
         self._queue_lock = threading.Lock()  # the queue and _serving, shared with vCPU threads
         self._serving = False
@@ -94,12 +99,18 @@ class Vmbus:
         self._devices[served] = device
         self._act()
 
-    def remove(self, device: VmbusDevice) -> None:
-        """Take a device off the bus. It is told `closed` if its channel was open."""
+    def remove(self, device: VmbusDevice, gone: Callable[[], object] = lambda: None) -> None:
+        """Take a device off the bus. It is told `closed` if its channel was open; `gone()` is called once the guest
+        has let go of it, which may be never.
+        """
         served = self._served.pop(device)
         self.server.remove(served)
+        if isinstance(served.state, Rescinded):
+            self._leaving[served] = gone
         self._act()
         del self._devices[served]
+        if not isinstance(served.state, Rescinded):
+            gone()
 
     def reset(self) -> None:
         """Machine reset: the guest's channels, lists and messages are gone; devices are at power-on again."""
@@ -236,6 +247,7 @@ class Vmbus:
                 self._in_flight = False
                 self._epoch += 1
             case Restarted():
+                self.contacts += 1
                 for device in self._served:
                     device.restarted()
             case OpenRings():
@@ -244,6 +256,8 @@ class Vmbus:
                 self._channels[served].opened()
             case CloseRings(served):
                 self._close(served)
+            case Gone(served):
+                self._leaving.pop(served, lambda: None)()
             case _:
                 assert_never(action)
 

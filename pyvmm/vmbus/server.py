@@ -34,6 +34,7 @@ from pyvmm.vmbus.states import (
     Contacted,
     Disconnected,
     DropMessages,
+    Gone,
     Hidden,
     Offered,
     Open,
@@ -116,6 +117,7 @@ class Server:
             self._close(channel)
             if isinstance(channel.state, Rescinded):
                 del self.channels[channel.relid]
+                self.actions.append(Gone(channel))
             else:
                 self._enter_channel(channel, Hidden())
         waiting, self._waiting = self._waiting, []
@@ -330,6 +332,7 @@ class Server:
         if not isinstance(channel.state, Rescinded):
             raise GuestProtocolError(f"RELID_RELEASED while {channel.state}")
         self._release(channel)
+        self.actions.append(Gone(channel))
 
     def _modify_channel(self, message: protocol.ModifyChannel, version: int) -> None:
         if version < Version.WIN10_4_1:

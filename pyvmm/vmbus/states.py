@@ -137,4 +137,11 @@ class Restarted:
     """A guest made contact: whatever kernel it is, it knows nothing of what its predecessor agreed on."""
 
 
-Action = Post | DropMessages | Restarted | OpenRings | Opened | CloseRings
+@dataclass(slots=True)
+class Gone:
+    """The guest has let go of a channel that was taken away, or forgot the whole bus."""
+
+    channel: ServedChannel
+
+
+Action = Post | DropMessages | Restarted | OpenRings | Opened | CloseRings | Gone

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.control.server import ControlServer
-from pyvmm.errors import ConfigError, NotActiveError
+from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.loop import Loop
 
 MIB = 1 << 20
@@ -24,8 +24,11 @@ class FakeMachine:
         self.calls: list[str] = []
         self.actual: int | None = 512 * MIB
         self.report: dict[str, Any] | None = {"committed": 100 * MIB, "available": 300 * MIB}
+        self.console = b""
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
         self.ended: Callable[[], None] = lambda: None
+        self.finish: Callable[[], None] = lambda: None
+        self.devices = ["hv-balloon", "heartbeat"]
 
     def emit(self, name: str, **data: Any) -> None:
         for listener in self.listeners:
@@ -89,6 +92,48 @@ class FakeMachine:
 
     def info_vmbus(self) -> list[dict[str, Any]]:
         return [{"relid": 1, "name": "heartbeat", "state": "open", "rings": [4096, 4096]}]
+
+    def console_since(self, offset: int) -> tuple[int, bytes]:
+        first = min(offset, len(self.console))
+        return first, self.console[first:]
+
+    def info_cpus(self) -> list[int]:
+        return [101, 102]
+
+    def info_devices(self) -> list[dict[str, str]]:
+        return [{"driver": each, "id": each, "path": f"/machine/peripheral/{each}"} for each in self.devices]
+
+    def info_memory_devices(self) -> list[dict[str, Any]]:
+        data = {"id": "hv-balloon", "memaddr": 4 << 30, "max-size": 256 * MIB, "memdev": "/objects/hot-add"}
+        return [{"type": "hv-balloon", "data": data}]
+
+    def info_memory_size(self) -> tuple[int, int]:
+        return 512 * MIB, 128 * MIB
+
+    def info_consoles(self) -> list[tuple[str, str]]:
+        return [("serial0", "stdio"), ("serial1", "agent")]
+
+    def add_device(self, driver: str, id: str) -> None:
+        if driver != "heartbeat":
+            raise ConfigError(f"'{driver}' is not a valid device model name")
+        self.devices.append(id or driver)
+
+    def remove_device(self, id: str) -> None:
+        if id not in self.devices:
+            raise NotFoundError(f"Device '{id}' not found")
+        self.devices.remove(id)
+        self.emit("DEVICE_DELETED", device=id, path=f"/machine/peripheral/{id}")
+
+    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
+        """`hang` never ends, `later` ends when the test calls `finish`, the rest at once."""
+        self.calls.append(f"execute {command}")
+        result = {"status": 3, "stdout": command.encode(), "stderr": b"\xff", "truncated": False}
+        if command == "fail":
+            done(HostError("the guest restarted before the command ended"))
+        elif command == "later":
+            self.finish = lambda: done(result)
+        elif command != "hang":
+            done(result)
 
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         self.listeners.append(listener)

@@ -7,7 +7,8 @@ from fake_machine import MIB, FakeMachine
 
 from pyvmm.control import hmp
 from pyvmm.control.commands import COMMANDS, dispatch
-from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive
+from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
+from pyvmm.control.schema import schema
 from pyvmm.control.throttle import PERIODS, Throttle
 from pyvmm.loop import Timers
 
@@ -25,6 +26,13 @@ from pyvmm.loop import Timers
         ("balloon", {"value": 1 << 40}, "the guest has 512 MiB at most"),
         ("stop", {"now": True}, "Parameter 'now' is unexpected"),
         ("human-monitor-command", {}, "Parameter 'command-line' is missing"),
+        ("device_add", {}, "Parameter 'driver' is missing"),
+        ("device_add", {"driver": "e1000"}, "'e1000' is not a valid device model name"),
+        ("device_add", {"driver": "heartbeat", "bus": "pci.0"}, "Bus 'pci.0' not found"),
+        ("device_add", {"driver": "heartbeat", "mac": "1"}, "Property 'heartbeat.mac' not found"),
+        ("device_del", {"id": 1}, "Invalid parameter type for 'id', expected: string"),
+        ("x-execute", {"command": ""}, "Parameter 'command' expects a shell command"),
+        ("x-execute", {"command": "x", "timeout": 0}, "Parameter 'timeout' expects 1 to 86400 seconds"),
     ],
 )
 def test_wrong_arguments_are_refused_in_qemus_words(
@@ -51,6 +59,58 @@ def test_the_balloon_reply_says_what_will_be_reached_and_why(machine: FakeMachin
         "will-reach": 64 * MIB,
         "reason": "the guest keeps 64 MiB",
     }
+
+
+def test_a_device_that_is_not_there_is_not_found(machine: FakeMachine) -> None:
+    with pytest.raises(DeviceNotFound, match="Device 'nope' not found"):
+        dispatch(machine, "device_del", {"id": "nope"})
+
+
+def test_processors_and_memory_are_listed_as_qemu_does(machine: FakeMachine) -> None:
+    cpus = dispatch(machine, "query-cpus-fast", {})
+    assert [(each["cpu-index"], each["thread-id"], each["target"]) for each in cpus] == [
+        (0, 101, "x86_64"),
+        (1, 102, "x86_64"),
+    ]
+    assert dispatch(machine, "query-memory-size-summary", {}) == {
+        "base-memory": 512 * MIB,
+        "plugged-memory": 128 * MIB,
+    }
+    [device] = dispatch(machine, "query-memory-devices", {})
+    assert device["type"] == "hv-balloon" and device["data"]["max-size"] == 256 * MIB
+
+
+def test_query_events_is_gone_as_in_qemu(machine: FakeMachine) -> None:
+    with pytest.raises(CommandNotFound):
+        dispatch(machine, "query-events", {})
+
+
+def test_the_schema_is_closed_and_names_every_command() -> None:
+    found = schema()
+    by_name = {each["name"]: each for each in found}
+    assert len(by_name) == len(found)
+    assert {name for name, each in by_name.items() if each["meta-type"] == "command"} == set(COMMANDS)
+    for each in found:
+        for used in [each.get("arg-type"), each.get("ret-type"), each.get("element-type")]:
+            assert used is None or used in by_name, each
+        for member in each["members"] if each["meta-type"] == "object" else []:
+            assert member["type"] in by_name, (each, member)
+
+
+def test_the_schema_tells_optional_arguments(machine: FakeMachine) -> None:
+    by_name = {each["name"]: each for each in dispatch(machine, "query-qmp-schema", {})}
+    members = by_name[by_name["device_add"]["arg-type"]]["members"]
+    assert members == [
+        {"name": "driver", "type": "str"},
+        {"name": "bus", "type": "str", "default": None},
+        {"name": "id", "type": "str", "default": None},
+    ]
+    assert by_name["RESET"]["meta-type"] == "event"
+
+
+def test_the_tree_names_each_device(machine: FakeMachine) -> None:
+    tree = hmp.execute(machine, "info qtree")
+    assert 'dev: heartbeat, id "heartbeat"\n        relid = 1\n' in tree
 
 
 def test_a_machine_without_balloon_driver_is_not_active(machine: FakeMachine) -> None:
@@ -93,7 +153,20 @@ def test_cont_of_a_machine_that_ended_asks_for_a_reset(machine: FakeMachine, sta
         ("info balloon", "balloon: actual=512\n"),
         ("info status", "VM status: running\n"),
         ("info name", "vm\n"),
-        ("info memory-devices", ""),
+        (
+            "info memory-devices",
+            'Memory device [hv-balloon]: "hv-balloon"\n  memaddr: 0x100000000\n  max-size: 268435456\n'
+            "  memdev: /objects/hot-add\n",
+        ),
+        ("info memory_size_summary", "base memory: 536870912\nplugged memory: 134217728\n"),
+        ("info cpus", "* CPU #0: thread_id=101\n  CPU #1: thread_id=102\n"),
+        ("info chardev", "serial0: filename=stdio\nserial1: filename=agent\n"),
+        ("info kvm", "kvm support: enabled\n"),
+        ("device_del heartbeat", ""),
+        ("device_del nope", "Error: Device 'nope' not found\n"),
+        ("device_add heartbeat,id=again", ""),
+        ("device_add heartbeat,mac=1", "Error: Property 'heartbeat.mac' not found\n"),
+        ("device_add", "usage: device_add driver[,id=name]\n"),
         ("info nope", "unknown command: 'info nope'\n"),
         ("nope", "unknown command: 'nope'\n"),
         ("help nope", "unknown command: 'nope'\n"),

@@ -11,6 +11,7 @@ from pyvmm.control.protocol import (
     MALFORMED_LIMIT,
     MESSAGE_LIMIT,
     NESTING_LIMIT,
+    Later,
     Malformed,
     Session,
     Splitter,
@@ -28,10 +29,10 @@ def echo(name: str, arguments: dict[str, Any]) -> Any:
 
 def answers(session: Session, data: bytes) -> list[Any]:
     session.feed(data)
-    made = []
-    while (reply := session.step()) is not None:
-        made.append(json.loads(reply))
-    return made
+    made: list[bytes] = []
+    while session.step(made.append):
+        pass
+    return [json.loads(reply) for reply in made]
 
 
 def commanding() -> Session:
@@ -108,7 +109,7 @@ def test_requests_of_the_wrong_form_are_refused_in_qemus_words(request_: bytes, 
     [
         b"hello\n",
         b"{]\n",
-        b"{'execute': 'echo'}\n",
+        b"{'execute': 'echo}\n",
         b'{"execute": NaN}\n',
         b'{"execute": "echo", "id": 1e999}\n',
         b'{"execute": "echo", "execute": "echo"}\n',
@@ -167,3 +168,40 @@ def test_an_event_without_data_has_no_data_member() -> None:
         "event": "STOP",
         "timestamp": {"seconds": 12, "microseconds": 345},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (b"{'execute': 'echo', 'arguments': {'a': 1}}", {"a": 1}),
+        (rb"""{'execute': 'echo', "arguments": {'it\'s': 'say "hi" \\ {['}}""", {"it's": 'say "hi" \\ {['}),
+        (rb"""{"execute": "echo", "arguments": {"it's": "don\'t"}}""", {"it's": "don't"}),
+    ],
+)
+def test_strings_may_have_single_quotes_as_in_qemu(text: bytes, meant: dict[str, Any]) -> None:
+    assert answers(commanding(), text) == [{"return": meant}]
+
+
+def test_a_reply_that_takes_its_time_holds_back_the_next() -> None:
+    later = Later()
+    session = Session(lambda name, arguments: later if name == "slow" else name)
+    replies: list[bytes] = []
+    session.feed(b'{"execute": "qmp_capabilities"} {"execute": "slow", "id": 1} {"execute": "next"}')
+    while session.step(replies.append):
+        pass
+    assert session.waiting and len(replies) == 1
+    later.resolve("done")
+    while session.step(replies.append):
+        pass
+    assert [json.loads(each) for each in replies[1:]] == [{"return": "done", "id": 1}, {"return": "next"}]
+
+
+def test_a_reply_that_takes_its_time_may_be_an_error() -> None:
+    later = Later()
+    session = Session(lambda name, arguments: later)
+    replies: list[bytes] = []
+    session.feed(b'{"execute": "qmp_capabilities"} {"execute": "slow"}')
+    while session.step(replies.append):
+        pass
+    later.refuse(ControlError("hung"))
+    assert json.loads(replies[1])["error"] == {"class": "GenericError", "desc": "hung"}

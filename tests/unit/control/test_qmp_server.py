@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,12 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
     arguments: dict[str, dict[str, Any]] = {
         "balloon": {"value": 256 * MIB},
         "human-monitor-command": {"command-line": "info balloon"},
+        "x-execute": {"command": "true"},
+        "device_add": {"driver": "heartbeat", "id": "again"},
+        "device_del": {"id": "heartbeat"},
     }
     last = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
-    expected = {"STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "BALLOON_CHANGE"}
+    expected = {"DEVICE_DELETED", "STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "BALLOON_CHANGE"}
 
     async def talk() -> tuple[dict[str, Any], dict[str, Any]]:
         client, replies, events = QMPClient("test"), {}, {}
@@ -64,7 +68,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
     assert replies["query-hv-balloon-status-report"] == {"committed": 100 * MIB, "available": 300 * MIB}
     assert events["SHUTDOWN"]["data"] == {"guest": False, "reason": "host-qmp-quit"}
     assert events["BALLOON_CHANGE"]["data"] == {"actual": 256 * MIB}
-    assert machine.calls == ["pause", "resume", "reset", "powerdown", "quit"]
+    assert machine.calls == ["execute true", "pause", "resume", "reset", "powerdown", "quit"]
 
 
 def test_the_real_qmp_library_understands_errors(loop: Loop, path: Path) -> None:
@@ -297,3 +301,36 @@ def test_the_conversation_can_be_read_from_the_trace(loop: Loop, path: Path) -> 
         "monitor_qmp_respond",
         "monitor_qmp_respond",
     ]
+
+
+def test_a_command_in_the_guest_holds_up_its_client_and_nobody_else(
+    machine: FakeMachine, loop: Loop, path: Path
+) -> None:
+    with Client(path) as waiting, Client(path) as other:
+        waiting._socket.sendall(b'{"execute": "x-execute", "arguments": {"command": "later"}, "id": 1}')
+        waiting._socket.sendall(b'{"execute": "query-name", "id": 2}')
+        while "execute later" not in machine.calls:
+            assert other.execute("query-status")["running"]
+        loop.post(lambda: machine.finish())
+        first, second = (waiting._receive(time.monotonic() + 10) for _ in range(2))
+    assert first == {
+        "return": {"status": 3, "stdout": "bGF0ZXI=", "stderr": "/w==", "truncated": False},
+        "id": 1,
+    }
+    assert second == {"return": {"name": "vm"}, "id": 2}
+
+
+def test_a_client_may_leave_before_its_command_has_ended(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    with Client(path, timeout=0.2) as client, pytest.raises(TimedOut):
+        client.execute("x-execute", {"command": "later"})
+    with Client(path) as other:
+        loop.post(lambda: machine.finish())
+        assert other.execute("query-status")["running"]
+
+
+def test_the_machine_may_end_while_a_command_runs(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    with Client(path) as client, Client(path) as other:
+        client._socket.sendall(b'{"execute": "x-execute", "arguments": {"command": "hang"}}')
+        other.execute("quit")
+        with pytest.raises(Disconnected):
+            client.wait_event({"STOP"})

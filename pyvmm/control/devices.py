@@ -1,0 +1,70 @@
+"""QMP's commands about what the machine is made of: processors, memory, devices, serial lines.
+
+Source: QEMU qapi/{machine,qdev,char}.json; system/qdev-monitor.c, hw/core/machine-qmp-cmds.c for replies and errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.table import Argument, Controlled, Reply, command
+
+
+@command("query-cpus-fast")
+def query_cpus_fast(machine: Controlled) -> Reply:
+    return [
+        {
+            "cpu-index": index,
+            "qom-path": f"/machine/unattached/device[{index}]",
+            "thread-id": thread,
+            "props": {"socket-id": 0, "core-id": index, "thread-id": 0},
+            "target": "x86_64",
+        }
+        for index, thread in enumerate(machine.info_cpus())
+    ]
+
+
+@command("query-memory-size-summary")
+def query_memory_size_summary(machine: Controlled) -> Reply:
+    base, plugged = machine.info_memory_size()
+    return {"base-memory": base, "plugged-memory": plugged}
+
+
+@command("query-memory-devices")
+def query_memory_devices(machine: Controlled) -> Reply:
+    return machine.info_memory_devices()
+
+
+@command("query-chardev")
+def query_chardev(machine: Controlled) -> Reply:
+    """The serial ports' other ends. A monitor's socket is no character device here."""
+    return [{"label": label, "filename": place, "frontend-open": True} for label, place in machine.info_consoles()]
+
+
+@command("query-kvm")
+def query_kvm(machine: Controlled) -> Reply:
+    return {"enabled": True, "present": True}
+
+
+@command("query-target")
+def query_target(machine: Controlled) -> Reply:
+    return {"arch": "x86_64"}
+
+
+@command("device_add", open=True, driver=str, bus=Argument(str, optional=True), id=Argument(str, optional=True))
+def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = "") -> Reply:
+    """Put a device on the VMBus (again)."""
+    if bus != "vmbus":
+        raise ControlError(f"Bus '{bus}' not found")
+    for name in more:
+        raise ControlError(f"Property '{driver}.{name}' not found")
+    machine.add_device(driver, id)
+    return {}
+
+
+@command("device_del", id=str)
+def device_del(machine: Controlled, id: str) -> Reply:
+    """Take a device off the VMBus. DEVICE_DELETED follows when the guest has let go of it."""
+    machine.remove_device(id)
+    return {}

@@ -1,0 +1,40 @@
+"""Commands in the guest, for programs that drive a machine: `x-execute`. Not in QEMU, which leaves that to its agent.
+
+Source: QEMU qga/qapi-schema.json, guest-exec, for the form of the output.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.protocol import Later
+from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.errors import HostError
+
+DEFAULT_SECONDS = 60
+LONGEST = 24 * 3600
+
+
+@command("x-execute", command=str, timeout=Argument(int, optional=True))
+def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -> Reply:
+    """Run `command` in the guest's shell, for `timeout` seconds at most; waits for a guest that still boots.
+
+    Replies when it has ended: `status` (124 after the timeout), `stdout` and `stderr` in base64, and `truncated` if
+    there was more of them. This client's next commands wait meanwhile, as they would for any command.
+    """
+    if not command:
+        raise ControlError("Parameter 'command' expects a shell command")
+    if not 0 < timeout <= LONGEST:
+        raise ControlError(f"Parameter 'timeout' expects 1 to {LONGEST} seconds")
+    later = Later()
+
+    def done(result: dict[str, Any] | HostError) -> None:
+        if isinstance(result, HostError):
+            later.refuse(ControlError(str(result)))
+        else:
+            later.resolve(result | {key: b64encode(result[key]).decode() for key in ("stdout", "stderr")})
+
+    machine.execute(command, timeout, done)
+    return later

@@ -1,0 +1,156 @@
+"""The table of commands: how one is declared, how its arguments are checked, and what it may ask of a machine.
+
+Source: QEMU qapi visitors for the texts of argument errors. A command is a function of the machine and of its checked
+arguments; the modules beside this one (`commands`, `devices`, `schema`, ...) declare them:
+
+    @command("balloon", value=int)
+    def balloon(machine: Controlled, value: int) -> Reply: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
+from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
+
+Reply = Any
+
+
+class Controlled(Protocol):
+    """The machine, as the monitor sees it. Every call comes from the loop's thread."""
+
+    name: str
+
+    def status(self) -> str:
+        """QEMU's RunState: running, paused, shutdown, guest-panicked, prelaunch, internal-error."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def reset(self) -> None: ...
+    def powerdown(self) -> None: ...
+    def quit(self) -> None: ...
+
+    def balloon_set(self, size: int) -> dict[str, Any]:
+        """Ask the guest to live in `size` bytes: `{"target", "will-reach", "reason"}`. Raises like `dispatch`."""
+
+    def balloon_actual(self) -> int:
+        """Bytes the guest has now. Raises NotActiveError if the machine has no balloon."""
+
+    def hv_balloon_report(self) -> dict[str, Any] | None:
+        """The guest's last status report: `committed`, `available`, bytes. None before the first."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything `pyvmm status` shows, ready for JSON."""
+
+    def info_vmbus(self) -> list[dict[str, Any]]:
+        """A dict for each channel of the VMBus."""
+
+    def info_cpus(self) -> list[int]:
+        """The thread id of each vCPU on the host, 0 if it does not run."""
+
+    def info_devices(self) -> list[dict[str, str]]:
+        """Devices on the VMBus: `driver`, `id` ("" if it has none), `path`."""
+
+    def info_memory_devices(self) -> list[dict[str, Any]]:
+        """QEMU's MemoryDeviceInfo: `type` and `data` of each device that brings memory."""
+
+    def info_memory_size(self) -> tuple[int, int]:
+        """Bytes of RAM at boot, and of what was plugged in since."""
+
+    def info_consoles(self) -> list[tuple[str, str]]:
+        """Label and place of each serial port's other end."""
+
+    def add_device(self, driver: str, id: str) -> None:
+        """Put a VMBus device back. Raises ConfigError."""
+
+    def remove_device(self, id: str) -> None:
+        """Take a VMBus device away by id or path; DEVICE_DELETED tells when the guest let go of it."""
+
+    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
+        """Run a shell command in the guest: `status`, `stdout`, `stderr` (bytes), `truncated`."""
+
+    def console_since(self, offset: int) -> tuple[int, bytes]:
+        """Console output from byte `offset` on, as far as it is kept, and the number of its first byte."""
+
+    def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        """Call `listener(name, data)` for each QMP event, on the loop's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One member of `arguments`. `type` is int, str or bool."""
+
+    type: type
+    optional: bool = False
+
+    def check(self, name: str, value: object) -> Any:
+        """`value` itself, or ControlError in QEMU's words."""
+        fits = type(value) is self.type and not (self.type is int and not -(1 << 63) <= value < 1 << 63)  # type: ignore[operator]
+        if not fits:
+            word = {int: "integer", str: "string", bool: "boolean"}[self.type]
+            raise ControlError(f"Invalid parameter type for '{name}', expected: {word}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One entry of `query-commands`."""
+
+    name: str
+    run: Callable[..., Reply]
+    arguments: Mapping[str, Argument]
+    open: bool = False  # takes other arguments too, as device_add does: they come as `more`
+    of_client: bool = False  # gets the client it came from too
+
+    def call(self, machine: Controlled, given: Mapping[str, Any], client: object = None) -> Reply:
+        """Check `given` and run. Raises ControlError."""
+        checked: dict[str, Any] = {}
+        for name, argument in self.arguments.items():
+            if name in given:
+                checked[name.replace("-", "_")] = argument.check(name, given[name])
+            elif not argument.optional:
+                raise ControlError(f"Parameter '{name}' is missing")
+        for name in given:
+            if name not in self.arguments and not self.open:
+                raise ControlError(f"Parameter '{name}' is unexpected")
+        if self.open:
+            checked["more"] = {name: value for name, value in given.items() if name not in self.arguments}
+        return self.run(machine, client, **checked) if self.of_client else self.run(machine, **checked)
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    name: str, *, open: bool = False, of_client: bool = False, **arguments: type | Argument
+) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
+    """Declare a command. `_` in the names of arguments stands for QMP's `-`. `of_client`: it gets the client too."""
+
+    def register(run: Callable[..., Reply]) -> Callable[..., Reply]:
+        assert name not in COMMANDS, f"QMP command {name} declared twice"
+        made = {k.replace("_", "-"): v if isinstance(v, Argument) else Argument(v) for k, v in arguments.items()}
+        COMMANDS[name] = Command(name, run, made, open, of_client)
+        return run
+
+    return register
+
+
+def dispatch(machine: Controlled, name: str, arguments: Mapping[str, Any], client: object = None) -> Reply:
+    """Run the command called `name` and return its reply. Raises ControlError, nothing else a client could cause.
+
+    `client` is the connection it came over, for commands that are about that.
+    """
+    found = COMMANDS.get(name)
+    if found is None:
+        raise CommandNotFound(f"The command {name} has not been found")
+    try:
+        return found.call(machine, arguments, client)
+    except NotActiveError as error:
+        raise DeviceNotActive(str(error)) from error
+    except NotFoundError as error:
+        raise DeviceNotFound(str(error)) from error
+    except (ConfigError, HostError) as error:
+        raise ControlError(str(error)) from error

@@ -1,0 +1,56 @@
+"""One command in the guest, collected: what `x-execute` and the Python API run through the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyvmm.errors import HostError
+from pyvmm.loop import Loop
+from pyvmm.machine.agent import GuestAgent
+
+OUTPUT_LIMIT = 256 << 10
+"""Bytes kept of each stream: the reply must fit into what a monitor's client may have waiting."""
+
+GRACE = 5
+"""Seconds more than the command's own, after which the guest counts as hung: its agent kills commands in time."""
+
+Done = Callable[[dict[str, Any] | HostError], None]
+
+
+def execute(agent: GuestAgent, loop: Loop, command: str, seconds: int, done: Done) -> None:
+    """Run `command`; `done` gets `status`, `stdout`, `stderr` (bytes) and `truncated`, or a HostError, once."""
+    streams = {"out": bytearray(), "err": bytearray()}
+    truncated = False
+
+    def output(stream: str, data: bytes) -> None:
+        nonlocal truncated
+        kept = streams[stream]
+        truncated |= len(kept) + len(data) > OUTPUT_LIMIT
+        kept += data[: OUTPUT_LIMIT - len(kept)]
+
+    def ended(status: int | None) -> None:
+        timer.cancel()
+        if status is None:
+            done(HostError("the guest restarted before the command ended"))
+            return
+        out, err = bytes(streams["out"]), bytes(streams["err"])
+        done({"status": status, "stdout": out, "stderr": err, "truncated": truncated})
+
+    def hung() -> None:
+        cancel()
+        if agent.ready:
+            done(HostError(f"the guest did not end the command within {seconds} s"))
+        else:
+            done(
+                HostError(
+                    f"no agent answers in the guest after {seconds} s: does it boot, and from one of our images?"
+                )
+            )
+
+    timer = loop.after(seconds + GRACE, hung)
+    try:
+        cancel = agent.execute(command, output, ended, seconds=seconds)
+    except BaseException:
+        timer.cancel()
+        raise

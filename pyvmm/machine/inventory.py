@@ -1,0 +1,56 @@
+"""What a machine is made of, as the monitor lists it.
+
+Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyperv/hv-balloon.c for what they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from devices.balloon.device import BalloonDevice
+    from pyvmm.machine.hotplug import HotAddWindow
+    from pyvmm.machine.plugging import Plugging
+
+BALLOON = "hv-balloon"
+
+
+def plugged_memory(balloon: BalloonDevice | None) -> int:
+    """Bytes hot-added to the guest by now."""
+    return 0 if balloon is None else balloon.machine.ledger.added_pages * PAGE_SIZE
+
+
+def memory_devices(plugging: Plugging, window: HotAddWindow | None) -> list[dict[str, Any]]:
+    """MemoryDeviceInfo of the balloon, which is the only device here that brings memory."""
+    found: list[dict[str, Any]] = []
+    for each in plugging.info():
+        if each["driver"] == BALLOON:
+            data: dict[str, Any] = {"id": each["id"]} if each["id"] else {}
+            if window is not None:
+                data |= {"memaddr": window.gpa, "memdev": "/objects/hot-add"}
+            found.append(
+                {"type": BALLOON, "data": data | {"max-size": 0 if window is None else window.pages * PAGE_SIZE}}
+            )
+    return found
+
+
+class SizeWatch:
+    """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has brought more memory, or a reset took it away."""
+
+    def __init__(
+        self, balloon: BalloonDevice, plugging: Plugging, emit: Callable[[str, dict[str, Any]], None]
+    ) -> None:
+        self._balloon, self._plugging, self._emit = balloon, plugging, emit
+        self._size = plugged_memory(balloon)
+
+    def __call__(self, actual: int) -> None:
+        size = plugged_memory(self._balloon)
+        if size != self._size:
+            self._size = size
+            for each in self._plugging.info():
+                if each["driver"] == BALLOON:
+                    id = {"id": each["id"]} if each["id"] else {}
+                    self._emit("MEMORY_DEVICE_SIZE_CHANGE", id | {"size": size, "qom-path": each["path"]})
