@@ -34,6 +34,8 @@ Progress = Callable[[str], None]
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd nested=0")
 KERNELS = r"linux-image-6\.1\.0-[0-9]+-amd64"  # one kernel everywhere: the one all this was tried on
 SUITES = ("bookworm",)
+QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new kit for every save costs more
+KEPT = 4  # kits of other checkouts or interpreters kept before the oldest go
 VERSION = 2  # raise it when this file makes something different from the same ingredients
 
 
@@ -64,6 +66,7 @@ def prepare(progress: Progress = lambda line: None) -> Kit:
             if kit is None:
                 progress("making the emulated host's kernel and initramfs (once)")
                 _make(folder, _base(progress))
+                forget_old(folder, "kit-*", KEPT)
                 kit = _fresh(folder)
     if kit is None:
         raise HostError("emulated host: files of its Python change while it is made; try again")
@@ -75,6 +78,8 @@ def _fresh(folder: Path) -> Kit | None:
     try:
         told = json.loads((folder / "kit.json").read_text())
         if preload.stable_digest(told["files"]) != told["stable"]:
+            return None
+        if preload.sources_digest() != told["sources"] and preload.sources_quiet_for() > QUIET_SECONDS:
             return None
         initramfs = folder / "initramfs.cpio"
         return Kit(Path(told["kernel"]), initramfs, told["digest"], told["python"], told["sources"])
@@ -146,3 +151,11 @@ def build_initramfs(base: Path, python: preload.Preload, sources: str) -> bytes:
     archive.file("host/preload.json", json.dumps(told).encode())
     archive.file("host/python", f"{sys.executable}\t{preload.REPOSITORY}\n".encode())
     return archive.build()
+
+
+def forget_old(kept: Path, pattern: str, count: int) -> None:
+    """Delete all but the `count` newest folders beside `kept` that match; call it with their lock held."""
+    others = [path for path in kept.parent.glob(pattern) if path != kept]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[count - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)

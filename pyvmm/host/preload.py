@@ -19,6 +19,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,11 @@ class Preload:
 def sources_digest() -> str:
     """Names the state of pyvmm's own sources."""
     return _digest(_own_sources())
+
+
+def sources_quiet_for() -> float:
+    """Seconds since one of pyvmm's own sources was last edited."""
+    return time.time() - max(os.stat(file).st_mtime for file in _own_sources())
 
 
 def stable_digest(files: Iterable[str]) -> str:

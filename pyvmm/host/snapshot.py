@@ -22,7 +22,7 @@ from pathlib import Path
 from images.cache import cache_folder, disk_errors, locked, new_folder
 from pyvmm.errors import HostError
 from pyvmm.host import qemu
-from pyvmm.host.kit import Kit, Progress
+from pyvmm.host.kit import Kit, Progress, forget_old
 from pyvmm.host.qemu import Hardware, Qemu
 
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
@@ -60,7 +60,7 @@ def make(folder: Path, kit: Kit, hardware: Hardware, progress: Progress) -> None
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
         with new_folder(folder) as made:
             _boot_and_save(made, kit, hardware)
-        _forget_old(folder)
+        forget_old(folder, "snapshot-*", KEPT)
 
 
 def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
@@ -109,10 +109,3 @@ def restore(folder: Path, kit: Kit, hardware: Hardware) -> Qemu:
         machine.kill()
         raise
     return machine
-
-
-def _forget_old(kept: Path) -> None:
-    others = [path for path in kept.parent.glob("snapshot-*") if path != kept]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in others[KEPT - 1 :]:
-        shutil.rmtree(path, ignore_errors=True)
