@@ -7,6 +7,7 @@ nobody writes MiB in hexadecimal.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 from pyvmm.errors import ConfigError
@@ -69,3 +70,64 @@ def format_size(size: int) -> str:
             number = f"{size / unit:.1f}".removesuffix(".0")
             return f"{sign}{number} {name}"
     return f"{sign}{size} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySpec:
+    """A guest's memory as the user wants it: bytes, and the buffer in percent."""
+
+    boot: int
+    max: int | None = None
+    min: int | None = None
+    buffer: int | None = None
+
+    @property
+    def most(self) -> int:
+        """The largest size the guest may have."""
+        return self.boot if self.max is None else self.max
+
+    def __str__(self) -> str:
+        text = exact_size(self.boot)
+        for name, value in (("min", self.min), ("max", self.max)):
+            if value is not None:
+                text += f",{name}={exact_size(value)}"
+        return text if self.buffer is None else f"{text},buffer={self.buffer}%"
+
+
+_BUFFER = re.compile(r"([0-9]{1,4})%?")
+BUFFER_LIMIT = 2000
+"""Percent; Hyper-V's own limit."""
+
+
+def parse_memory(text: str) -> MemorySpec:
+    """`SIZE[,max=SIZE][,min=SIZE][,buffer=N%]` in any order after the first. Raises ConfigError."""
+    first, *rest = text.split(",")
+    boot = parse_size(first)
+    values: dict[str, int] = {}
+    for part in rest:
+        name, equals, value = part.strip().partition("=")
+        if not equals or name not in ("max", "min", "buffer"):
+            raise ConfigError(f"memory option {part!r}: write SIZE[,max=SIZE][,min=SIZE][,buffer=N%]")
+        if name in values:
+            raise ConfigError(f"memory option {name}= is there twice")
+        if name == "buffer":
+            match = _BUFFER.fullmatch(value.strip())
+            if match is None or not 0 < int(match[1]) <= BUFFER_LIMIT:
+                raise ConfigError(f"memory buffer {value!r}: 1% to {BUFFER_LIMIT}%")
+            values[name] = int(match[1])
+        else:
+            values[name] = parse_size(value)
+    spec = MemorySpec(boot, values.get("max"), values.get("min"), values.get("buffer"))
+    if spec.most < boot:
+        raise ConfigError(f"memory max={format_size(spec.most)} is less than the {format_size(boot)} at boot")
+    if spec.min is not None and spec.min > boot:
+        raise ConfigError(f"memory min={format_size(spec.min)} is more than the {format_size(boot)} at boot")
+    return spec
+
+
+def exact_size(size: int) -> str:
+    """`size` so that `parse_size` reads the same again: `1536M`, `4097b`."""
+    for shift, unit in ((30, "G"), (20, "M"), (10, "k")):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size}b"

@@ -168,7 +168,7 @@ def render(command: click.Command, params: dict[str, Any]) -> str:
     for key, param in keys(command).items():
         assert param.name is not None
         value = params.get(param.name)
-        if value is None or value in ((), "") or (value is False and key != "command"):
+        if value is None or value in ((), "") or (value is False and param.default is not True):
             help = " ".join((getattr(param, "help", None) or "What the guest runs.").split())
             lines.append(f"# {key}: {help}")
         else:

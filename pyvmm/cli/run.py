@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pyvmm.cli.config_file import ConfiguredCommand, command_line, render
+from pyvmm.cli.memory_options import memory_fields, memory_options
 from pyvmm.cli.where import run_somewhere, say
-from pyvmm.errors import ConfigError
-from pyvmm.sizes import parse_size
 
 
 def __getattr__(name: str) -> str:
@@ -19,20 +19,6 @@ def __getattr__(name: str) -> str:
     from pyvmm.machine.build import BASE_CMDLINE
 
     return BASE_CMDLINE
-
-
-class SizeType(click.ParamType[int]):
-    """512M, 2G, 0x20000000."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(str(value))
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -50,7 +36,7 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.option("--initrd", type=click.Path(path_type=Path), help="Any initramfs, with --kernel or --kdir.")
 @click.option("--image", shell_complete=complete_image, help="One of our images; `pyvmm image list` shows them.")
 @click.option("--append", default="", metavar="ARGS", help="More for the kernel's command line.")
-@click.option("--memory", "-m", type=SizeType(), default="512M", show_default=True, help="RAM at boot.")
+@memory_options
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
 @click.option(
     "--hyperv",
@@ -72,6 +58,13 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     default="auto",
     show_default=True,
     help="How the kernel is entered.",
+)
+@click.option(
+    "--max-vmbus",
+    type=click.Choice(["2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3"]),
+    default="5.3",
+    show_default=True,
+    help="The newest VMBus protocol to speak.",
 )
 @click.option("--console", default=None, metavar="stdio|FILE|pty|none", help="Where the guest's console goes.")
 @click.option("--name", default=None, help="What `pyvmm status`, `balloon` and `stop` shall call it.")
@@ -98,11 +91,11 @@ def run(
     initrd: Path | None,
     image: str | None,
     append: str,
-    memory: int,
     cpus: int,
     hyperv: str,
     host: str,
     entry: str,
+    max_vmbus: str,
     console: str | None,
     name: str | None,
     qmp: Path | None,
@@ -114,6 +107,7 @@ def run(
     on_panic: str,
     control_socket: Path | None,
     command: tuple[str, ...],
+    **memory: Any,
 ) -> None:
     """Boot a guest that finds itself on Hyper-V.
 
@@ -140,6 +134,7 @@ def run(
         return
     from pyvmm.machine.build import build_config
 
+    major, minor = max_vmbus.split(".")
     machine_config = build_config(
         kernel=kernel,
         kdir=kdir,
@@ -148,12 +143,13 @@ def run(
         append=append,
         agent_only=bool(command),
         progress=say,
-        memory=memory,
         cpus=cpus,
         engine=hyperv,
         entry=entry,
+        max_vmbus=int(major) << 16 | int(minor),
         on_panic=on_panic,
         reboot=not no_reboot,
+        **memory_fields(**memory),
     )
 
     def here(name: str, sockets: list[Path]) -> int:
@@ -173,4 +169,14 @@ def run(
             )
         )
 
-    ctx.exit(run_somewhere("run", here, host=host, name=name, memory=memory, qmp=qmp, control_socket=control_socket))
+    ctx.exit(
+        run_somewhere(
+            "run",
+            here,
+            host=host,
+            name=name,
+            memory=machine_config.most_memory,
+            qmp=qmp,
+            control_socket=control_socket,
+        )
+    )

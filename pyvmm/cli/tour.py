@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from pyvmm.cli.run import SizeType, complete_image
+from pyvmm.cli.memory_options import SizeType
+from pyvmm.cli.run import complete_image
 from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
 from pyvmm.sizes import format_size
