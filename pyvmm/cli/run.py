@@ -84,6 +84,7 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     config: Path | None,
     print_config: bool,
     kernel: Path | None,
