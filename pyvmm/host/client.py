@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import termios
+import time
 import tty as tty_modes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from pyvmm.host.inside import VARIABLE, inner_socket
 from pyvmm.host.preload import sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
 
+GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -124,6 +126,8 @@ class CommandRun:
         self.forwards: list[Forward] = []
         self.connections: dict[int, socket.socket] = {}
         self._next = stream + 1
+        self._ended = False
+        self._give_up_at: float | None = None  # set once we were told to end
         outer = {STDIN: request.stdin, STDOUT: request.stdout, STDERR: request.stderr}
         wants = os.isatty(request.stdin) if request.tty is None else request.tty
         self.on_terminal = [n for n, descriptor in outer.items() if wants and os.isatty(descriptor)]
@@ -150,6 +154,8 @@ class CommandRun:
             for stream in list(self.connections):
                 self._drop(stream)
             self.endpoint.forget(self.stream)
+            if not self._ended:
+                self.endpoint.send(Frame(Kind.CLOSE, self.stream))
 
     def _start(self) -> None:
         request = self.request
@@ -169,7 +175,8 @@ class CommandRun:
 
     def _serve(self) -> int:
         while True:
-            for frame in self.endpoint.step():
+            patience = None if self._give_up_at is None else max(0.0, self._give_up_at - time.monotonic())
+            for frame in self.endpoint.step(patience):
                 if frame.stream != self.stream:
                     self._handle_connection(frame)
                     continue
@@ -177,13 +184,17 @@ class CommandRun:
                     case Kind.STARTED:
                         self.endpoint.source(self.stream, STDIN, self.outer[STDIN], lambda: None)
                     case Kind.REFUSED:
+                        self._ended = True
                         raise HostError(frame.payload.decode(errors="replace"))
                     case Kind.EXIT:
+                        self._ended = True
                         while self.endpoint.unwritten(self.stream):
                             self.endpoint.step(0.1)
                         return frame.number
             while self.signals.caught:
                 self._pass_on(self.signals.caught.pop(0))
+            if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
+                raise HostError(f"the command in the emulated host did not end in {GRACE:.0f} s; it was killed")
 
     def _connect_outputs(self) -> None:
         """Before START: what a quick command says comes in one piece with the news that it has started."""
@@ -201,6 +212,8 @@ class CommandRun:
                 self.endpoint.send(Frame(Kind.RESIZE, self.stream, payload=payload))
         else:
             self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
+            if number in (signal.SIGTERM, signal.SIGHUP) and self._give_up_at is None:
+                self._give_up_at = time.monotonic() + GRACE
 
     # Forwarded sockets
 
