@@ -4,7 +4,7 @@
 # make lint   ruff and mypy
 # make clean  remove what was made here (the cache in ~/.cache/pyvmm stays)
 #
-# Each step of the set-up leaves a stamp in .setup; a second run finds it and is quick.
+# Each step of the set-up leaves a stamp (.setup/*, .venv/.ready); a second run finds it and is quick.
 
 SHELL := /bin/bash
 VENV := .venv
@@ -20,15 +20,15 @@ TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-too
 .PHONY: run test setup lint clean
 .DELETE_ON_ERROR:
 
-run: $(STAMPS)/python $(STAMPS)/run-packages
+run: $(VENV)/.ready $(STAMPS)/run-packages
 	$(VENV)/bin/pyvmm tour
 
 test: setup
 	$(VENV)/bin/python -m pytest $(TESTS)
 
-setup: $(STAMPS)/python $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images
+setup: $(VENV)/.ready $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images
 
-lint: $(STAMPS)/python
+lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -40,7 +40,7 @@ clean:
 $(STAMPS):
 	mkdir -p $@
 
-$(STAMPS)/python: pyproject.toml .ci/make-venv | $(STAMPS)
+$(VENV)/.ready: pyproject.toml .ci/make-venv
 	.ci/make-venv $(PYTHON) $(VENV)
 	touch $@
 
@@ -54,5 +54,5 @@ $(STAMPS)/test-packages: .ci/install-missing | $(STAMPS)
 
 # No stamp of its own: the cache may be cleaned any time, and a look at what is there takes half a second.
 .PHONY: $(STAMPS)/images
-$(STAMPS)/images: $(STAMPS)/python $(STAMPS)/run-packages
+$(STAMPS)/images: $(VENV)/.ready $(STAMPS)/run-packages
 	@$(VENV)/bin/python .ci/ensure-images $(IMAGES)

@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker("boot")
+    items.sort(key=_goes_in)  # last: once the shared host runs, nothing else should start one beside it
 
 
 def _goes_in(item: pytest.Item) -> bool:
