@@ -20,6 +20,7 @@ def host() -> None:
 
     \b
     pyvmm host prepare                  boot it and keep its state now rather than at the first run
+    pyvmm host start                    keep one up: later commands share it
     pyvmm host exec -- uname -a         a command in one
     pyvmm host exec -- bash             a shell in one, with this computer's files
     """
@@ -51,15 +52,34 @@ def _memory(guest_memory: str) -> int:
 @_MEMORY
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
-    """Run COMMAND in an emulated host of its own and end with COMMAND's status.
+    """Run COMMAND in an emulated host and end with COMMAND's status.
 
-    The files are this computer's, read-only; /tmp is empty, and what is written there goes with the host.
+    In the one that `pyvmm host start` keeps up, or else in one of its own. The files are this computer's, writable;
+    /proc, /sys, /dev and /run are the host's.
     """
-    from pyvmm.host.commands import shell_status
-    from pyvmm.host.emulated import EmulatedHost
+    from pyvmm.host.commands import execute, shell_status
 
-    with EmulatedHost.start(memory_mib=_memory(guest_memory), progress=_say) as started:
-        return shell_status(started.run(list(command)))
+    return shell_status(execute(list(command), memory_mib=_memory(guest_memory), progress=_say))
+
+
+@host.command()
+@_MEMORY
+@click.option(
+    "--idle", type=click.IntRange(min=1), default=1800, show_default=True, help="Seconds without a command."
+)
+def start(guest_memory: str, idle: int) -> None:
+    """Keep a host up: later commands that need one share it, until it has been idle for a while."""
+    from pyvmm.host import commands
+
+    click.echo(commands.start(memory_mib=_memory(guest_memory), idle_seconds=idle, progress=_say))
+
+
+@host.command()
+def stop() -> None:
+    """End the host that is kept up."""
+    from pyvmm.host import commands
+
+    click.echo(commands.stop())
 
 
 @host.command()
@@ -80,14 +100,18 @@ def prepare(guest_memory: str) -> None:
 @host.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
-    """Show what is kept for starting emulated hosts: which QEMU, how many saved ones, and the disk they take."""
+    """Show what is kept for starting emulated hosts: which QEMU, how many saved ones, the disk they take; and if one
+    is up.
+    """
     from images.cache import cache_folder
     from pyvmm.errors import HostError
+    from pyvmm.host import commands
     from pyvmm.host.qemu import find_qemu, version
 
     folder = cache_folder("host")
     kept = sorted(each for each in folder.glob("snapshot-*") if (each / "state").exists())
     facts: dict[str, Any] = {
+        "kept-up": commands.status(),
         "folder": str(folder),
         "saved": [each.name for each in kept],
         "disk": sum(_disk_usage(each) for each in folder.rglob("*")),
@@ -102,6 +126,7 @@ def status(as_json: bool) -> None:
         return
     output.fields(
         [
+            ("kept up", facts["kept-up"]),
             ("QEMU", facts["qemu"] or facts["problem"]),
             ("saved hosts", f"{len(kept)}" if kept else "none yet: `pyvmm host prepare` makes one"),
             ("disk", f"{format_size(facts['disk'])} in {folder}"),
