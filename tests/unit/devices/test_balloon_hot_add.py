@@ -1,0 +1,537 @@
+"""Growing past the boot size, played against a guest that adds memory line by line as Linux does."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devices.balloon import protocol as p
+from devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
+from devices.balloon.hot_add import OurRange
+from devices.balloon.ledger import Ledger
+from devices.balloon.machine import BalloonMachine, Tuning
+from devices.balloon.plan import ROUNDED, ResizeOutcome
+from devices.balloon.ranges import PageRange, PageRanges
+from devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
+from pyvmm.errors import GuestProtocolError, HostError
+from tests.support.balloon_guest import BalloonGuest
+
+PAGE = 4096
+BOOT = 4096  # pages: 16 MiB
+BLOCK = 256  # pages: the smallest alignment a guest can ask for
+START = 1 << 20
+LIMIT = 10 * BLOCK + 50
+END = START + 11 * BLOCK
+
+
+class FakeWindow:
+    """Remembers what is RAM."""
+
+    def __init__(self, start: int = START, end: int = END, pages: int = LIMIT) -> None:
+        self.start, self.end, self.pages = start, end, pages
+        self.ram = PageRanges()
+        self.withdrawn = 0
+        self.broken = ""
+
+    def provide(self, start: int, pages: int) -> None:
+        assert self.start <= start and start + pages <= self.end
+        if self.broken:
+            raise HostError(self.broken)
+        self.ram.insert([(start, pages)])
+
+    def withdraw(self) -> None:
+        self.withdrawn += 1
+        self.ram.clear()
+
+
+class Play:
+    """A machine with room to grow, and a guest."""
+
+    def __init__(self, window: FakeWindow | None = None, **tuning: object) -> None:
+        self.now = 0.0
+        self.window = window or FakeWindow()
+        self.discarded: list[tuple[int, int]] = []
+        ledger = Ledger([PageRange(0, BOOT)], self._discard, self.window)
+        options = {"balloon_piece": 4 * BLOCK, "hot_add_piece": 2 * BLOCK, "send_info": False} | tuning
+        self.machine = BalloonMachine(ledger, clock=lambda: self.now, tuning=Tuning(**options))  # type: ignore[arg-type]
+        self.ledger = ledger
+        self.guest = BalloonGuest(BOOT, unit=16)
+        self.guest.block = BLOCK
+        self.sent: list[p.HostMessage] = []
+
+    def _discard(self, gpa: int, size: int) -> None:
+        self.discarded.append((gpa >> 12, size >> 12))
+
+    @property
+    def our(self) -> OurRange:
+        assert self.ledger.our is not None
+        return self.ledger.our
+
+    def boot(self) -> Play:
+        self.machine.opened()
+        self.say(self.guest.version())
+        return self.run()
+
+    def say(self, payload: bytes) -> None:
+        self.machine.receive(p.parse_guest_message(payload))
+
+    def host_turn(self, limit: int = 10_000) -> list[p.HostMessage]:
+        """The machine sends what it has; all it offers must be RAM by then."""
+        sent = []
+        while self.machine.next_size and len(sent) < limit:
+            size = self.machine.next_size
+            message = self.machine.next_message()
+            assert len(message) == size
+            sent.append(p.parse_host_message(message))
+            if isinstance(sent[-1], p.HotAddRequest):
+                start, pages = sent[-1].region or sent[-1].range
+                asked = PageRanges([(start, pages)])
+                assert (asked & self.window.ram) == asked, "offered before it was there"
+        self.sent += sent
+        return sent
+
+    def run(self) -> Play:
+        while messages := self.host_turn():
+            for message in messages:
+                for answer in self.guest.answers(message):
+                    self.say(answer)
+        return self
+
+    def grow(self, pages: int) -> Play:
+        """To so many pages more than at boot."""
+        self.machine.set_target((BOOT + pages) * PAGE)
+        return self.run()
+
+    def rebind(self) -> Play:
+        self.machine.closed()
+        self.guest.rebind()
+        return self.boot()
+
+    def hot_adds(self) -> list[p.HotAddRequest]:
+        return [m for m in self.sent if isinstance(m, p.HotAddRequest)]
+
+    def outcome(self) -> ResizeOutcome:
+        assert self.machine.outcome is not None
+        return self.machine.outcome
+
+
+def answer(pages: int, result: int) -> bytes:
+    return p.HotAddResponse(p.MessageType.HOT_ADD_RESPONSE, 16, 1, pages, result).build()
+
+
+@pytest.fixture
+def play() -> Play:
+    return Play().boot()
+
+
+@pytest.mark.parametrize("pages", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 7, LIMIT])
+def test_growth_is_exact_to_the_page(play: Play, pages: int) -> None:
+    plan = play.machine.set_target((BOOT + pages) * PAGE)
+    assert (plan.will_reach, plan.reason) == ((BOOT + pages) * PAGE, "")
+    play.run()
+    assert play.outcome().reached
+    assert play.ledger.current_pages == len(play.guest.free) == BOOT + pages
+    assert all(m.range[1] <= 2 * BLOCK for m in play.hot_adds()), "in pieces"
+
+
+def test_a_request_names_whole_blocks_and_the_part_of_them_that_is_given(play: Play) -> None:
+    play.grow(2 * BLOCK + 7)
+    first, second = play.hot_adds()
+    assert (first.range, first.region) == ((START, 2 * BLOCK), (START, 2 * BLOCK))
+    assert (second.range, second.region) == ((START + 2 * BLOCK, 7), (START + 2 * BLOCK, BLOCK))
+
+
+def test_the_rest_of_a_block_is_given_without_making_it_again(play: Play) -> None:
+    play.grow(7).sent.clear()
+    play.grow(2 * BLOCK)
+    first, second = play.hot_adds()
+    assert (first.range, first.region) == ((START + 7, BLOCK - 7), None)
+    assert second.range == second.region == (START + BLOCK, BLOCK)
+
+
+def test_ballooned_pages_go_back_before_memory_is_added(play: Play) -> None:
+    play.machine.set_target((BOOT - 100) * PAGE)
+    play.run().sent.clear()
+    play.grow(BLOCK)
+    assert [type(m) for m in play.sent] == [p.UnballoonRequest, p.HotAddRequest]
+
+
+def test_shrinking_below_the_boot_size_after_growth_and_back_again(play: Play) -> None:
+    play.grow(3 * BLOCK)
+    play.machine.set_target(BOOT // 2 * PAGE)
+    play.run()
+    assert play.ledger.current_pages == len(play.guest.free) == BOOT // 2
+    play.guest.free.clear()
+    play.guest.free |= (set(range(BOOT)) | play.guest.hot_added) - play.guest.out
+    play.grow(3 * BLOCK)
+    assert play.guest.out == set()
+    assert len(play.hot_adds()) == 2, "nothing was added again"
+
+
+def test_pages_of_added_memory_are_discarded_and_come_back(play: Play) -> None:
+    play.grow(BLOCK)
+    play.guest.free -= set(range(BOOT))
+    play.machine.set_target((BOOT + BLOCK - 16) * PAGE)
+    play.run()
+    assert play.discarded == [(START, 16)]
+    assert play.ledger.added.removed_pages == 16
+    play.grow(BLOCK)
+    assert play.guest.out == set()
+
+
+def test_what_was_not_given_is_never_discarded(play: Play) -> None:
+    play.grow(BLOCK)
+    play.machine.set_target(BOOT * PAGE)
+    play.host_turn()
+    play.say(p.BalloonResponse(1, False, [(START + BLOCK - 8, 16), (END, 5)]).build())
+    assert play.discarded == [(START + BLOCK - 8, 8)]
+    assert play.ledger.counters.outside == 13
+
+
+def test_a_guest_that_takes_whole_blocks_only_is_told_so() -> None:
+    play = Play(hot_add_whole_blocks=True).boot()
+    plan = play.machine.set_target((BOOT + BLOCK + 3) * PAGE)
+    assert plan.will_reach == (BOOT + BLOCK) * PAGE
+    assert "blocks of 1 MiB" in plan.reason
+    play.run()
+    assert play.ledger.current_pages == BOOT + BLOCK
+    assert "blocks of 1 MiB" in play.outcome().reason
+
+
+def test_more_than_there_is_ends_at_what_there_is(play: Play) -> None:
+    plan = play.machine.set_target((BOOT + LIMIT + 1) * PAGE)
+    assert plan.will_reach == (BOOT + LIMIT) * PAGE
+    assert "most" in plan.reason
+    play.run()
+    assert play.ledger.current_pages == BOOT + LIMIT
+    assert "the most this machine may have" in play.outcome().reason
+
+
+def test_a_partial_answer_is_followed_by_a_request_for_the_rest(play: Play) -> None:
+    play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
+    (request,) = play.host_turn()
+    play.guest.blocks_left = 1
+    for reply in play.guest.answers(request):
+        play.say(reply)
+    assert play.ledger.added_pages == BLOCK
+    play.guest.blocks_left = 9
+    play.run()
+    assert play.ledger.current_pages == len(play.guest.free) == BOOT + 2 * BLOCK
+
+
+def test_not_now_is_tried_again_after_a_while(play: Play) -> None:
+    play.guest.out_of_memory = 1
+    play.grow(BLOCK)
+    assert isinstance(play.machine.state, HotAddPausing)
+    play.machine.check_time()
+    assert play.host_turn() == []
+    play.now += 1
+    play.machine.check_time()
+    play.run()
+    assert play.outcome().reached
+    assert len(play.guest.free) == BOOT + BLOCK
+
+
+def test_not_now_three_times_ends_the_attempt_and_the_next_one_tries_again(play: Play) -> None:
+    play.guest.out_of_memory = 3
+    play.grow(BLOCK)
+    for _ in range(5):
+        play.now += 1
+        play.machine.check_time()
+        play.run()
+    assert len(play.hot_adds()) == 3
+    assert play.outcome().reason == GUEST_COULD_NOT
+    assert play.grow(BLOCK).outcome().reached
+
+
+def test_a_new_target_ends_the_pause(play: Play) -> None:
+    play.guest.out_of_memory = 1
+    play.grow(BLOCK)
+    play.machine.set_target((BOOT - 10) * PAGE)
+    play.run()
+    assert play.outcome().reached
+
+
+def test_a_guest_without_hot_add_is_not_asked() -> None:
+    play = Play()
+    play.machine.opened()
+    play.say(play.guest.version())
+    play.say(play.guest.caps(1))
+    plan = play.machine.set_target((BOOT + 1) * PAGE)
+    play.host_turn()
+    assert (plan.will_reach, plan.reason) == (BOOT * PAGE, GUEST_CANNOT)
+    assert (play.hot_adds(), play.outcome().reason) == ([], GUEST_CANNOT)
+
+
+def test_a_refusal_holds_until_the_driver_is_bound_again(play: Play) -> None:
+    play.guest.hot_adds_refused = True
+    play.grow(BLOCK)
+    assert play.outcome().reason == GUEST_REFUSED
+    assert play.machine.set_target((BOOT + BLOCK) * PAGE).reason == GUEST_REFUSED
+    assert len(play.run().hot_adds()) == 1
+    play.rebind()
+    assert play.ledger.current_pages == BOOT + BLOCK
+
+
+def test_an_address_the_guest_knows_is_refused_and_passed_over_later(play: Play) -> None:
+    play.guest.known = {START}
+    play.grow(BLOCK)
+    assert play.outcome().reason == GUEST_REFUSED
+    play.rebind()
+    assert play.outcome().reached
+    assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK)
+
+
+def test_a_driver_bound_again_keeps_its_memory_and_is_never_offered_it(play: Play) -> None:
+    play.grow(BLOCK + 7)
+    play.rebind()
+    assert play.ledger.current_pages == BOOT + BLOCK + 7
+    play.grow(3 * BLOCK)
+    assert play.outcome().reached
+    assert play.hot_adds()[-1].range[0] == START + 2 * BLOCK, "the rest of the block is lost until a reset"
+    assert play.our.lost_pages == BLOCK - 7
+    assert len(play.guest.free) == BOOT + 3 * BLOCK
+
+
+def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_proves_it(play: Play) -> None:
+    play.machine.set_target((BOOT + BLOCK) * PAGE)
+    (request,) = play.host_turn()
+    list(play.guest.answers(request))  # taken, but the answer is lost
+    play.rebind()
+    assert play.outcome().reached
+    assert play.ledger.added_pages == BLOCK
+    assert play.our.doubtful.pages == BLOCK
+    assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK)
+    play.machine.set_target((BOOT - 16) * PAGE)
+    play.host_turn()
+    play.say(p.BalloonResponse(1, False, [(START, 16)]).build())
+    assert (play.our.doubtful.pages, play.ledger.added_pages) == (0, 2 * BLOCK)
+    assert play.ledger.added.removed_pages == 16
+
+
+def test_an_answer_that_comes_late_counts_and_nothing_is_asked_before(play: Play) -> None:
+    play.machine.set_target((BOOT + BLOCK) * PAGE)
+    (request,) = play.host_turn()
+    play.now += 34
+    play.machine.check_time()
+    assert isinstance(play.machine.state, HotAddWaiting), "5 s a block are Linux's own"
+    play.now += 2
+    play.machine.check_time()
+    assert isinstance(play.machine.state, Idle)
+    assert "did not answer for 35 s" in play.outcome().reason
+    assert play.machine.set_target((BOOT + BLOCK) * PAGE).reason == UNANSWERED
+    assert play.host_turn() == []
+    for reply in play.guest.answers(request):
+        play.say(reply)
+    assert play.ledger.added_pages == BLOCK
+    play.grow(2 * BLOCK)
+    assert play.outcome().reached
+    with pytest.raises(GuestProtocolError):
+        play.say(answer(1, 1))
+
+
+def test_after_a_new_contact_all_is_in_doubt_and_never_offered_again(play: Play) -> None:
+    play.grow(BLOCK)
+    play.machine.closed()
+    play.machine.forget_pages("new contact")
+    assert (play.ledger.current_pages, play.our.doubtful.pages) == (BOOT, BLOCK)
+    play.guest.rebind()
+    play.boot()
+    assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK), "the target is kept"
+    assert play.window.withdrawn == 0
+
+
+def test_a_machine_reset_takes_it_all_away_and_gives_it_again(play: Play) -> None:
+    play.grow(BLOCK + 7)
+    play.machine.closed()
+    play.machine.power_on(keep_target=True)
+    assert (play.ledger.actual_pages, play.window.withdrawn) == (BOOT, 1)
+    play.guest = BalloonGuest(BOOT)
+    play.guest.block = BLOCK
+    play.sent.clear()
+    play.boot()
+    assert play.hot_adds()[0].range == (START, BLOCK + 7)
+    assert play.ledger.current_pages == len(play.guest.free) == BOOT + BLOCK + 7
+
+
+def test_memory_left_offline_is_told_from_the_time_it_takes(play: Play) -> None:
+    play.machine.set_target((BOOT + 4 * BLOCK) * PAGE)
+    (request,) = play.host_turn()
+    play.say(play.guest.status(committed=1000))
+    play.now += 10  # two blocks, 5 s each
+    for reply in play.guest.answers(request):
+        play.say(reply)
+    assert play.outcome().reason == LEFT_OFFLINE
+    assert play.host_turn() == [], "not waited for again"
+    assert play.ledger.added_pages == play.machine.growth.offline_pages == 2 * BLOCK
+    assert "left 2 MiB" in play.machine.set_target((BOOT + 4 * BLOCK) * PAGE).reason
+    play.say(play.guest.status(committed=1000 + 2 * BLOCK))
+    assert play.machine.growth.offline_pages == 2 * BLOCK
+    play.say(play.guest.status(committed=1100))
+    assert play.machine.growth.offline_pages == 0, "somebody brought it online"
+
+
+def test_the_oldest_protocol_has_no_regions() -> None:
+    play = Play(newest_version=p.WIN7)
+    play.machine.opened()
+    for version in (0x20000, 0x10000, 3):
+        play.say(play.guest.version(version))
+    play.run()
+    play.grow(BLOCK + 7)
+    assert [m.region for m in play.hot_adds()] == [None]
+    assert len(play.guest.free) == BOOT + BLOCK + 7
+
+
+def test_a_host_without_memory_for_it_ends_the_attempt_with_its_words(play: Play) -> None:
+    play.window.broken = "KVM has no slot left"
+    play.grow(BLOCK)
+    assert "KVM has no slot left" in play.outcome().reason
+    assert (play.hot_adds(), isinstance(play.machine.state, Idle)) == ([], True)
+
+
+def test_a_guest_with_larger_blocks_starts_at_one_of_them() -> None:
+    play = Play(FakeWindow(START + BLOCK, START + 16 * BLOCK, 12 * BLOCK))
+    play.guest.block = 4 * BLOCK
+    play.boot()
+    plan = play.machine.set_target((BOOT + 12 * BLOCK) * PAGE)
+    assert plan.will_reach == (BOOT + 12 * BLOCK) * PAGE
+    play.run()
+    assert play.hot_adds()[0].range == (START + 4 * BLOCK, 4 * BLOCK), "at least a block"
+    assert play.ledger.current_pages == BOOT + 12 * BLOCK
+
+
+def test_a_guest_that_claims_more_than_it_was_given_gets_what_it_was_given(play: Play) -> None:
+    play.machine.set_target((BOOT + BLOCK) * PAGE)
+    play.host_turn()
+    play.say(answer(0xFFFFFFFF, 1))
+    assert play.ledger.added_pages == BLOCK
+    assert play.outcome().reached
+
+
+def test_the_guest_is_told_the_most_it_may_have() -> None:
+    play = Play(send_info=True).boot()
+    assert isinstance(play.sent[-1], p.Info)
+    assert play.sent[-1].pages == BOOT + LIMIT
+
+
+def test_a_target_that_is_no_whole_page_is_rounded_and_said() -> None:
+    play = Play().boot()
+    plan = play.machine.set_target(BOOT * PAGE - 1)
+    assert (plan.target, plan.will_reach, plan.reason) == (BOOT * PAGE - 1, (BOOT - 1) * PAGE, ROUNDED)
+
+
+def test_a_new_target_forgets_the_last_result(play: Play) -> None:
+    play.grow(BLOCK)
+    play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
+    assert play.machine.outcome is None
+
+
+def test_a_target_set_before_a_hot_add_is_sent_takes_its_place(play: Play) -> None:
+    play.machine.set_target((BOOT + BLOCK) * PAGE)
+    assert isinstance(play.machine.state, HotAddPosting)
+    play.machine.set_target(BOOT * PAGE)
+    assert (play.host_turn(), play.outcome().reached) == ([], True)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("target"), st.integers(1, BOOT + LIMIT + 500)),
+        st.tuples(st.just("host"), st.integers(1, 3)),
+        st.tuples(st.just("answer"), st.integers(0, 3)),
+        st.tuples(st.just("lie"), st.tuples(st.integers(0, 3 * BLOCK), st.integers(0, 1))),
+        st.tuples(st.just("claim"), st.tuples(st.integers(START - 300, END + 300), st.integers(0, 400))),
+        st.tuples(st.just("fail"), st.integers(0, 2)),
+        st.tuples(st.just("wait"), st.integers(1, 50)),
+        st.tuples(st.just("rebind"), st.none()),
+        st.tuples(st.just("contact"), st.none()),
+        st.tuples(st.just("reset"), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps)
+def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str, object]]) -> None:
+    """Any operations in any order; the guest answers rightly, late, wrongly or not at all. BalloonGuest objects to
+    memory added twice and to pages given back that are not out."""
+    play = Play().boot()
+    waiting = deque[p.HostMessage]()
+    offered = PageRanges()  # since the last reset
+    for what, value in steps:
+        try:
+            match what, value:
+                case "target", int(pages):
+                    play.machine.set_target(pages * PAGE)
+                case "host", int(limit):
+                    for message in play.host_turn(limit):
+                        waiting.append(message)
+                        if isinstance(message, p.HotAddRequest):
+                            given_now = PageRanges([message.range])
+                            # again only where the guest said that it did not take it
+                            known = PageRanges([(page, 1) for page in play.guest.hot_added])
+                            assert given_now.isdisjoint(play.ledger.added.ram)
+                            assert given_now.isdisjoint(play.our.doubtful)
+                            assert given_now.isdisjoint(known & offered)
+                            offered.update(given_now)
+                case "answer", int(count):
+                    for _ in range(min(count, len(waiting))):
+                        for reply in play.guest.answers(waiting.popleft()):
+                            play.say(reply)
+                case "lie", (int(pages), int(result)) if not isinstance(play.machine.state, HotAddWaiting):
+                    play.say(answer(pages, result))
+                case "claim", (int(start), int(count)) if not play.guest.out:
+                    play.say(p.BalloonResponse(1, False, [(start, count)]).build())
+                    play.guest.out |= {q for r in play.ledger.added.removed_both for q in range(r.start, r.end)}
+                    play.guest.free -= play.guest.out
+                case "fail", int(count):
+                    play.guest.out_of_memory = count
+                case "wait", int(seconds):
+                    play.now += seconds
+                    play.machine.check_time()
+                case "rebind", None:
+                    waiting.clear()
+                    play.machine.closed()
+                    play.guest.rebind()
+                    play.machine.opened()
+                    play.say(play.guest.version())
+                    waiting.extend(play.host_turn())
+                case "contact", None:
+                    waiting.clear()
+                    play.machine.closed()
+                    play.machine.forget_pages("contact")
+                    play.guest.rebind()
+                    play.guest.free |= play.guest.out
+                    play.guest.out.clear()
+                    play.machine.opened()
+                    play.say(play.guest.version())
+                case "reset", None:
+                    waiting.clear()
+                    play.machine.closed()
+                    play.machine.power_on(keep_target=True)
+                    play.guest = BalloonGuest(BOOT, unit=16)
+                    play.guest.block = BLOCK
+                    offered.clear()
+                    play.machine.opened()
+                    play.say(play.guest.version())
+        except GuestProtocolError:
+            pass
+        ledger, our = play.ledger, play.our
+        assert our.ram.isdisjoint(our.doubtful)
+        assert our.given_pages <= play.window.pages
+        assert our.lost_pages >= 0
+        assert START <= our.next <= our.block_end or our.next == our.block_end
+        assert ((our.ram | our.doubtful) & play.window.ram) == our.ram | our.doubtful, "given, and not RAM"
+        for books in (ledger.boot, ledger.added):
+            assert books.removed_guest.isdisjoint(books.removed_both)
+            removed = books.removed_guest | books.removed_both
+            assert (removed & books.ram) == removed
+        assert ledger.current_pages + ledger.removed_pages == BOOT + our.ram.pages
+        ram = ledger.boot.ram | our.ram
+        for start, count in play.discarded:
+            named = PageRanges([(start, count)])
+            assert (named & ram) == named or what == "reset", "discarded what is not the guest's"
+        play.discarded.clear()
