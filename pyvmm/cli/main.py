@@ -34,6 +34,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "log": ("pyvmm.cli.log:log", "Show the end of a guest's console."),
         "devices": ("pyvmm.cli.devices:devices", "List a machine's VMBus devices and their channels."),
         "trace": ("pyvmm.cli.trace:trace", "Follow a machine's trace events; list, compare, convert traces."),
+        "report": ("pyvmm.cli.report:report", "Draw a recorded trace: one HTML page, CSV."),
     },
     "This computer": {
         "doctor": ("pyvmm.cli.doctor:doctor", "What this computer can do, and what would make it do more."),

@@ -1,0 +1,104 @@
+"""How long answers took: pairs of events, matched in order or by an id they share."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from statistics import median
+
+from pyvmm.tracing.read import Entry, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """From an event to its answer. `key` names fields that both share (begin's : end's where they differ), `when` a
+    field of the answer that must have a value for it to be the last one.
+    """
+
+    title: str
+    begin: str
+    end: str
+    key: tuple[str, ...] = ()
+    when: tuple[str, int] | None = None
+    begin_when: tuple[str, int] | None = None
+
+
+PAIRS = (
+    Pair(
+        "message from the guest: posted to taken", "vmbus_recv_message", "vmbus_process_incoming_message",
+        ("type:message_type",),
+    ),
+    Pair("message to the guest: posted to in its slot", "vmbus_post_msg", "vmbus_msg_cb", when=("status", 0)),
+    Pair("contact to version response", "vmbus_initiate_contact", "vmbus.version_response"),
+    Pair(
+        "offers asked for to all delivered", "vmbus_process_incoming_message", "vmbus_terminate_offers",
+        begin_when=("message_type", 3),
+    ),
+    Pair("GPADL header to created", "vmbus_gpadl_header", "vmbus_gpadl_created", ("gpadl_id",)),
+    Pair("open to open result", "vmbus_open_channel", "vmbus_channel_open", ("chan_id",)),
+    Pair("service request to reply", "ic.requested", "ic.replied", ("name", "transaction")),
+    Pair(
+        "balloon request to last response", "hv_balloon_outgoing_balloon", "hv_balloon_incoming_balloon",
+        when=("more_pages", 0),
+    ),
+    Pair("unballoon request to response", "hv_balloon_outgoing_unballoon", "hv_balloon_incoming_unballoon"),
+    Pair("hot-add request to response", "hv_balloon_outgoing_hot_add", "hv_balloon_incoming_hot_add"),
+    Pair("resize: target set to finished", "balloon.target_set", "balloon.finished"),
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Latency:
+    """The answers of one kind: (when it began, seconds it took)."""
+
+    title: str
+    samples: list[tuple[float, float]] = field(default_factory=list)
+    unanswered: int = 0
+
+    @property
+    def seconds(self) -> list[float]:
+        """Sorted."""
+        return sorted(took for _, took in self.samples)
+
+    def quantile(self, part: float) -> float:
+        """The sample that `part` of all do not exceed."""
+        ordered = self.seconds
+        return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+
+def latencies(trace: Trace) -> list[Latency]:
+    """Those kinds that the trace has answers of."""
+    begins: dict[str, list[int]] = defaultdict(list)
+    ends: dict[str, list[int]] = defaultdict(list)
+    for number, pair in enumerate(PAIRS):
+        begins[pair.begin].append(number)
+        ends[pair.end].append(number)
+    found = [Latency(pair.title) for pair in PAIRS]
+    open_: list[dict[Hashable, deque[float]]] = [defaultdict(deque) for _ in PAIRS]
+    for entry in trace.entries:
+        for number in ends.get(entry.name, ()):
+            pair = PAIRS[number]
+            waiting = open_[number][_key(pair, entry, 1)]
+            if waiting and _holds(pair.when, entry):
+                began = waiting.popleft()
+                found[number].samples.append((began - trace.start, entry.time - began))
+        for number in begins.get(entry.name, ()):
+            if _holds(PAIRS[number].begin_when, entry):
+                open_[number][_key(PAIRS[number], entry, 0)].append(entry.time)
+    for number, latency in enumerate(found):
+        latency.unanswered = sum(map(len, open_[number].values()))
+    return [latency for latency in found if latency.samples]
+
+
+def _key(pair: Pair, entry: Entry, side: int) -> Hashable:
+    names = [name.split(":")[side if ":" in name else 0] for name in pair.key]
+    return tuple(str(entry.fields.get(name)) for name in names)
+
+
+def _holds(condition: tuple[str, int] | None, entry: Entry) -> bool:
+    return condition is None or entry.number(condition[0], -1) == condition[1]

@@ -1,0 +1,124 @@
+"""What a trace tells, in the terms of the machine: memory over time, conversations, exits."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pyvmm.tracing.read import Entry, Trace
+from pyvmm.tracing.report.conversation import Sequence, balloon_sequences, vmbus_sequences
+
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """Bytes at a time (seconds since the trace's start); None where the event does not tell."""
+
+    time: float
+    actual: int | None = None
+    target: int | None = None
+    resident: int | None = None
+    available: int | None = None
+    committed: int | None = None
+
+
+Figure = Literal["actual", "target", "resident", "available", "committed"]
+FIGURES: tuple[Figure, ...] = ("actual", "target", "resident", "available", "committed")
+
+
+@dataclass(slots=True)
+class Story:
+    """All that the page shows, times in seconds since the trace's start."""
+
+    machine: str
+    wall_clock: str
+    seconds: float
+    skipped: int
+    dropped: int
+    memory: list[MemoryPoint]
+    handshakes: list[Sequence]
+    transactions: list[Sequence]
+    exits: dict[str, Counter[str]]  # by vCPU
+    counts: Counter[str]
+    marks: list[tuple[float, str]] = field(default_factory=list)  # resets, panics and the like
+
+    @property
+    def exits_by_kind(self) -> Counter[str]:
+        """Over all vCPUs."""
+        return sum(self.exits.values(), Counter[str]())
+
+
+def tell(trace: Trace) -> Story:
+    """The story of a trace."""
+    start = trace.start
+    machine = wall_clock = ""
+    for entry in trace.entries:
+        if entry.name == "trace.started":
+            machine, wall_clock = entry.text("machine"), entry.text("wall_clock")
+            break
+    return Story(
+        machine=machine,
+        wall_clock=wall_clock,
+        seconds=trace.seconds,
+        skipped=trace.skipped,
+        dropped=trace.dropped,
+        memory=[point for entry in trace.entries if (point := _memory_point(entry, start)) is not None],
+        handshakes=vmbus_sequences(trace),
+        transactions=balloon_sequences(trace),
+        exits=_exits(trace.entries),
+        counts=Counter(entry.name for entry in trace.entries),
+        marks=[(entry.time - start, mark) for entry in trace.entries if (mark := _mark(entry))],
+    )
+
+
+def _memory_point(entry: Entry, start: float) -> MemoryPoint | None:
+    time = entry.time - start
+    fields = entry.fields
+
+    def pages(name: str) -> int | None:
+        return fields[name] * PAGE if isinstance(fields.get(name), int) else None
+
+    def plain(name: str) -> int | None:
+        value = fields.get(name)
+        return value if isinstance(value, int) else None
+
+    match entry.name:
+        case "machine.memory":
+            return MemoryPoint(time, plain("actual"), plain("target"), plain("resident"))
+        case "balloon.target_set" | "balloon.finished":
+            return MemoryPoint(time, pages("current"), pages("target"))
+        case "balloon.status_report":
+            return MemoryPoint(time, available=pages("available"), committed=pages("committed"))
+        case "monitor_protocol_event_emit" if fields.get("name") == "BALLOON_CHANGE":
+            data = fields.get("data")
+            actual = data.get("actual") if isinstance(data, dict) else None
+            return MemoryPoint(time, actual) if isinstance(actual, int) else None
+    return None
+
+
+def _mark(entry: Entry) -> str:
+    match entry.name:
+        case "machine.reset":
+            return "reset"
+        case "hyperv.crash":
+            return "panic"
+        case "machine.power_off":
+            return "power off"
+        case "agent.ready":
+            return "guest ready"
+    return ""
+
+
+def _exits(entries: list[Entry]) -> dict[str, Counter[str]]:
+    """Exits by vCPU and kind: from the sums at the end where there are some, else from the exits themselves."""
+    sums: dict[str, Counter[str]] = defaultdict(Counter)
+    single: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in entries:
+        vcpu = f"vcpu{entry.fields.get('vcpu', '?')}"
+        if entry.name == "machine.exit_count":
+            sums[vcpu][entry.text("exit")] += entry.number("count")
+        elif entry.name == "machine.vcpu_exit":
+            single[vcpu][entry.text("exit").partition("(")[0]] += 1
+    return dict(sorted((sums or single).items()))

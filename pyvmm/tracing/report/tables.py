@@ -1,0 +1,63 @@
+"""The report's data as CSV files, for spreadsheets and notebooks: what the page shows, nothing rounded."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyvmm.tracing.report.conversation import Message
+from pyvmm.tracing.report.latency import Latency
+from pyvmm.tracing.report.story import FIGURES, Story
+
+Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
+
+
+def tables(story: Story, latencies: Sequence[Latency]) -> dict[str, Table]:
+    """Header and rows by file name."""
+    sequences = [("vmbus", each) for each in story.handshakes] + [("balloon", each) for each in story.transactions]
+    return {
+        "memory.csv": (
+            ("seconds", *FIGURES),
+            [(p.time, *(getattr(p, figure) for figure in FIGURES)) for p in story.memory],
+        ),
+        "messages.csv": (
+            ("seconds", "conversation", "number", "title", "kind", "what", "detail"),
+            [
+                (step.time, group, number, sequence.title, *_step(step))
+                for number, (group, sequence) in enumerate(sequences)
+                for step in sequence.steps
+            ],
+        ),
+        "latencies.csv": (
+            ("what", "begin", "seconds"),
+            [(each.title, *sample) for each in latencies for sample in each.samples],
+        ),
+        "exits.csv": (
+            ("vcpu", "exit", "count"),
+            [(vcpu, kind, count) for vcpu, kinds in story.exits.items() for kind, count in kinds.most_common()],
+        ),
+        "counts.csv": (("event", "count"), story.counts.most_common()),
+    }
+
+
+def _step(step: object) -> tuple[str, str, str]:
+    match step:
+        case Message(to_host=to_host, label=label, detail=detail):
+            return "to host" if to_host else "to guest", label, detail
+        case _:
+            return "note", getattr(step, "text", ""), ""
+
+
+def write_tables(folder: Path, story: Story, latencies: Sequence[Latency]) -> list[Path]:
+    """Write them into `folder`, made if needed; their paths. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, (header, rows) in tables(story, latencies).items():
+        with open(folder / name, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+        written.append(folder / name)
+    return written
