@@ -101,3 +101,40 @@ def test_reset_gives_the_guest_its_boot_memory(ledger: Ledger, host: Host) -> No
 def test_giving_back_what_is_not_out_is_our_bug(ledger: Ledger) -> None:
     with pytest.raises(AssertionError):
         ledger.give_back([(10, 1)])
+
+
+GRANULE = 512
+
+
+@pytest.fixture
+def huge(host: Host) -> Ledger:
+    """RAM of huge pages, 512 pages each."""
+    return Ledger([PageRange(0, 4 * GRANULE)], host.discard, granule=GRANULE)
+
+
+def test_only_whole_huge_pages_are_discarded(huge: Ledger, host: Host) -> None:
+    assert huge.book([(0, GRANULE), (GRANULE + 1, GRANULE)]).booked == 2 * GRANULE
+    assert host.discarded == [(0, GRANULE)]
+    assert (huge.removed_both_pages, huge.removed_guest_pages) == (GRANULE, GRANULE)
+    assert (huge.current_pages, huge.actual_pages) == (2 * GRANULE, 3 * GRANULE)
+
+
+def test_a_huge_page_is_discarded_when_its_last_page_comes_out(huge: Ledger, host: Host) -> None:
+    huge.book([(GRANULE, GRANULE - 1), (3 * GRANULE, 5)])
+    assert host.discarded == []
+    huge.book([(2 * GRANULE - 1, 1)])
+    assert host.discarded == [(GRANULE, GRANULE)]
+    assert (huge.removed_both_pages, huge.removed_guest_pages) == (GRANULE, 5)
+
+
+def test_a_page_given_back_brings_its_whole_huge_page_back_to_the_host(huge: Ledger) -> None:
+    huge.book([(0, 2 * GRANULE)])
+    huge.give_back([(GRANULE + 3, 1)])
+    assert (huge.removed_both_pages, huge.removed_guest_pages) == (GRANULE, GRANULE - 1)
+    assert huge.choose(2, 10) == [(2 * GRANULE - 2, 2)], "what costs nothing goes first"
+
+
+def test_a_huge_page_that_the_host_keeps_stays_with_it(huge: Ledger, host: Host) -> None:
+    host.stuck = {0}
+    huge.book([(0, GRANULE)])
+    assert (huge.removed_both_pages, huge.removed_guest_pages, huge.counters.undiscarded) == (0, GRANULE, GRANULE)
