@@ -31,7 +31,7 @@ class SizeType(click.ParamType[int]):
 
 
 class MemoryType(click.ParamType[MemorySpec]):
-    """512M, or 512M,max=4G."""
+    """512M, or 512M,max=4G, or 512M,min=256M,max=4G,buffer=20%."""
 
     name = "size"
 
@@ -58,8 +58,8 @@ _OPTIONS = (
         type=MemoryType(),
         default="512M",
         show_default=True,
-        metavar="SIZE[,max=SIZE]",
-        help="RAM at boot, and what the balloon may grow it to.",
+        metavar="SIZE[,max=SIZE][,min=SIZE][,buffer=N%]",
+        help="RAM at boot, and what the balloon may grow it to. min= or buffer= size the guest by its own demand.",
     ),
     click.option("--hot-add", type=SizeType(), help="Memory to grow by: max= counted from the boot size."),
     click.option(
@@ -96,6 +96,12 @@ _OPTIONS = (
         show_default=True,
         help="Take the guest's reports of its memory pressure.",
     ),
+    click.option(
+        "--page-reporting/--no-page-reporting",
+        default=True,
+        show_default=True,
+        help="Let the guest's free memory go back to the host by itself.",
+    ),
 )
 
 
@@ -108,22 +114,28 @@ def memory_fields(
     balloon_piece: int,
     keep_target: bool,
     status_report: bool,
+    page_reporting: bool,
 ) -> dict[str, Any]:
     """MachineConfig's fields. Raises ConfigError for options that contradict each other."""
     from pyvmm.backend import Backend
 
-    if memory.min is not None or memory.buffer is not None:
-        raise ConfigError("--memory min= and buffer= are for automatic sizing, which is not there yet")
     if hot_add is not None and memory.max is not None and memory.max != memory.boot + hot_add:
         raise ConfigError("--hot-add and --memory max= say different things: give one of them")
     most = memory.max if hot_add is None else memory.boot + hot_add
     return {
         "memory": memory.boot,
         "max_memory": most,
+        "min_memory": memory.min,
+        "buffer": memory.buffer,
         "mem_backend": Backend.parse(mem_backend),
         "slots": slots,
         "balloon_version": balloon_version,
         "balloon_piece": balloon_piece,
         "keep_target": keep_target,
         "status_report": status_report,
+        "page_reporting": page_reporting,
     }
+
+
+MEMORY_PARAMETERS = tuple(memory_fields.__annotations__.keys() - {"return"})
+"""Names of the parameters that `memory_options` adds."""

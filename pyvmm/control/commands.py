@@ -6,7 +6,7 @@ Source: QEMU qapi/{control,misc,machine,run-state}.json for names, arguments and
 
 from __future__ import annotations
 
-from pyvmm.control import devices, guest, hmp, schema
+from pyvmm.control import devices, guest, hmp, pressure, schema
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, Controlled, Reply, command, dispatch
@@ -21,6 +21,7 @@ __all__ = [
     "devices",
     "dispatch",
     "guest",
+    "pressure",
     "schema",
 ]
 

@@ -86,6 +86,8 @@ EVENTS: dict[str, dict[str, str]] = {
     "GUEST_PANICKED": {"action": "GuestPanicAction", "*info": "GuestPanicInformation", "*x-text": "str"},
     "BALLOON_CHANGE": {"actual": "int"},
     "HV_BALLOON_STATUS_REPORT": {"committed": "int", "available": "int"},
+    "X_AUTOSIZE": {"target": "int", "reason": "str", "demand": "int", "pressure": "int", "limited": "bool"},
+    "X_AUTOSIZE_CHANGE": {"enabled": "bool"},
     "MEMORY_DEVICE_SIZE_CHANGE": {"*id": "str", "size": "int", "qom-path": "str"},
     "DEVICE_DELETED": {"*device": "str", "path": "str"},
 }

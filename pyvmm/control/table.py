@@ -42,6 +42,12 @@ class Controlled(Protocol):
     def hv_balloon_report(self) -> dict[str, Any] | None:
         """The guest's last status report: `committed`, `available`, bytes. None before the first."""
 
+    def pressure_info(self, count: int, since: float | None) -> dict[str, Any]:
+        """The guest's memory pressure now, and its last `count` reports, or those after `since` (wall clock)."""
+
+    def set_autosize(self, on: bool) -> None:
+        """Let automatic sizing decide, or hold it. Raises ConfigError where there is none."""
+
     def describe(self) -> dict[str, Any]:
         """Everything `pyvmm status` shows, ready for JSON."""
 

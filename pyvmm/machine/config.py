@@ -12,6 +12,7 @@ from typing import Literal
 
 from pyvmm.backend import ANONYMOUS, Backend
 from pyvmm.errors import ConfigError
+from pyvmm.machine.autosize import Limits
 
 EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]
@@ -20,6 +21,7 @@ PanicPolicy = Literal["stop", "keep"]
 
 MIB = 1 << 20
 MAX_CPUS = 255  # VP index = APIC id; more needs x2APIC ids in MSIs
+DEFAULT_BUFFER = 20  # percent, as Hyper-V
 MAX_SLOTS = 400  # some KVMs have 509 in all
 MAX_MEMORY = 1 << 40  # what the guest's 40 physical address bits of the oldest CPUs reach
 
@@ -42,6 +44,8 @@ class MachineConfig:
     page_reporting: bool = True  # the guest's free pages go back to the host by themselves
     kvm: str = "/dev/kvm"
     max_vmbus: int = 0x00050003
+    min_memory: int | None = None  # automatic sizing goes down to this; it is on if this or the buffer is given
+    buffer: int | None = None  # percent of its demand that automatic sizing gives a guest on top
     max_memory: int | None = None  # what the balloon may grow the guest to; None: the boot size
     mem_backend: Backend = ANONYMOUS
     slots: int | None = None  # KVM memory slots for hot-added memory; None: by size
@@ -65,6 +69,7 @@ class MachineConfig:
         if self.memory > MAX_MEMORY:
             raise ConfigError(f"{self.memory >> 30} GiB of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
         self._check_growth()
+        self._check_sizing()
         for path, what in ((self.kernel, "kernel"), (self.initrd, "initrd")):
             if path is not None and not path.is_file():
                 raise ConfigError(f"{what} {path}: no such file")
@@ -73,6 +78,29 @@ class MachineConfig:
     def most_memory(self) -> int:
         """The largest size the guest may have."""
         return self.memory if self.max_memory is None else self.max_memory
+
+    @property
+    def limits(self) -> Limits | None:
+        """What automatic sizing keeps to; None if it is off."""
+        if self.min_memory is None and self.buffer is None:
+            return None
+        least = self.memory if self.min_memory is None else self.min_memory
+        return Limits(least, self.most_memory, DEFAULT_BUFFER if self.buffer is None else self.buffer)
+
+    def _check_sizing(self) -> None:
+        limits = self.limits
+        if limits is None:
+            return
+        if limits.minimum > self.memory:
+            raise ConfigError(f"min={limits.minimum >> 20}M of memory: more than the {self.memory >> 20} MiB at boot")
+        if limits.minimum < MIB:
+            raise ConfigError(f"min={limits.minimum} bytes of memory: at least 1M")
+        if limits.buffer < 1:
+            raise ConfigError(f"buffer={limits.buffer}%: at least 1%")
+        if "balloon" not in self.devices:
+            raise ConfigError("automatic sizing needs the balloon device")
+        if not self.status_report:
+            raise ConfigError("automatic sizing lives from status reports: leave --no-status-report out")
 
     def _check_growth(self) -> None:
         if self.most_memory < self.memory:

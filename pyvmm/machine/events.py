@@ -12,4 +12,6 @@ memory = event("machine.memory", "actual {actual} target {target} resident {resi
 exit_count = event("machine.exit_count", "vcpu {vcpu}: {count} {exit}")
 map_slot = event("hv_balloon_map_slot", "mapping memslot {idx} / {total_slots} @ 0x{offset:x}")
 unmap_slot = event("hv_balloon_unmap_slot", "unmapping memslot {idx} / {total_slots} @ 0x{offset:x}")
+autosize = event("machine.autosize", "{reason} from {current} to {target}: demand {demand}, pressure {pressure}%")
+autosize_held = event("machine.autosize_held", "automatic sizing {state}")
 memory_discarded = event("machine.memory_discarded", "{size} bytes at {gpa:#x}")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from firmware.e820 import ram_layout
 from firmware.linux import load_linux
-from pyvmm.errors import HostError, NotActiveError, PyvmmError
+from pyvmm.errors import ConfigError, HostError, NotActiveError, PyvmmError
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop
@@ -44,11 +44,14 @@ if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from devices.serial import Serial
     from pyvmm.machine.plugging import Plugging
+    from pyvmm.machine.pressure import Pressure
     from pyvmm.machine.services import Services
     from pyvmm.vmbus.bus import Vmbus
 
 State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
 Listener = Callable[[str, dict[str, Any]], None]
+
+NO_STATUS_REPORTS = "guest memory status reporting not enabled"
 
 _DRAIN_PERIOD = 0.1
 """Seconds after which console output that KVM queued is shown even if the guest makes no exit."""
@@ -120,6 +123,7 @@ class Machine:
         )
         self._services: Services | None = None
         self._plugging: Plugging | None = None
+        self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
         self.console_place = "null"  # where the console leads, for query-chardev
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
@@ -167,6 +171,7 @@ class Machine:
         if self._services is None:
             from pyvmm.machine.inventory import SizeWatch
             from pyvmm.machine.plugging import Plugging
+            from pyvmm.machine.pressure import Pressure
             from pyvmm.machine.services import Services
 
             self._services = Services(
@@ -177,7 +182,9 @@ class Machine:
             if balloon is not None:
                 balloon.on_change.append(self._balloon_changed)
                 balloon.on_change.append(SizeWatch(balloon, self._plugging, self._emit))
-                balloon.on_status.append(self._status_report)
+                if self.config.status_report:
+                    balloon.on_status.append(self._status_report)
+                    self.pressure = Pressure(balloon, self.config.limits, self._emit)
         return self._services
 
     @property
@@ -305,6 +312,8 @@ class Machine:
             self.memory.discard(region.gpa, region.size)
         self.board.reset()
         self.agent.reset()
+        if self.pressure is not None:
+            self.pressure.restarted()
         self.resets += 1
         try:
             self._power_on(fresh=True)
@@ -440,8 +449,13 @@ class Machine:
             listener(name, data)
 
     def balloon_set(self, size: int) -> dict[str, Any]:
-        """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`."""
+        """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`.
+
+        Holds automatic sizing: an order goes before a rule.
+        """
         plan = self._active_balloon().set_target(size)
+        if self.pressure is not None:
+            self.pressure.set_automatic(False)
         return {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
 
     def _active_balloon(self) -> BalloonDevice:
@@ -455,10 +469,28 @@ class Machine:
 
     def hv_balloon_report(self) -> dict[str, Any] | None:
         """The guest's last status report, in bytes; None before the first."""
-        report = self._active_balloon().last_status
+        if self.balloon is None:
+            raise ConfigError("no hv-balloon device present")  # QEMU's words, as the next
+        if not self.config.status_report:
+            raise ConfigError(NO_STATUS_REPORTS)
+        report = self.balloon.last_status
         if report is None:
             return None
         return {"committed": report.committed_pages * PAGE_SIZE, "available": report.available_pages * PAGE_SIZE}
+
+    def pressure_info(self, count: int, since: float | None = None) -> dict[str, Any]:
+        """The guest's memory pressure, and its reports over time. Raises like `hv_balloon_report`."""
+        self._active_balloon()
+        if self.pressure is None:
+            raise ConfigError(NO_STATUS_REPORTS)
+        return self.pressure.info(count, since)
+
+    def set_autosize(self, on: bool) -> None:
+        """Let automatic sizing decide, or hold it. Raises ConfigError where there is none."""
+        self._active_balloon()
+        if self.pressure is None:
+            raise ConfigError(NO_STATUS_REPORTS)
+        self.pressure.set_automatic(on)
 
     def info_vmbus(self) -> list[dict[str, Any]]:
         """One entry a VMBus device."""
@@ -544,6 +576,7 @@ class Machine:
             "memory": self._memory_figures(),
             "balloon": self.balloon.info() if self.balloon is not None else None,
             "page-reporting": self.page_reporting(),
+            "autosize": self.pressure.describe() if self.pressure is not None else None,
             "vmbus": self.info_vmbus(),
             "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},
         }

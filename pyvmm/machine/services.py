@@ -57,7 +57,8 @@ class Services:
             self.balloon = BalloonDevice(
                 ram,
                 discard,
-                keep_target=config.keep_target,
+                # Automatic sizing begins each life of the guest at its boot size.
+                keep_target=config.keep_target and config.limits is None,
                 tuning=_tuning(config),
                 window=window,
                 granule=config.mem_backend.page_size,

@@ -78,6 +78,24 @@ class FakeMachine:
     def hv_balloon_report(self) -> dict[str, Any] | None:
         return self.report
 
+    def pressure_info(self, count: int, since: float | None) -> dict[str, Any]:
+        actual = self.balloon_actual()
+        report = self.report or {}
+        samples = [{"time": 1.0, "available": 1, "committed": 2, "actual": actual, "out": 0}]
+        return {
+            "current": actual,
+            "boot": 512 * MIB,
+            "max": 512 * MIB,
+            "target": actual,
+            "demand": report.get("committed"),
+            "pressure": 20 if report else None,
+            "autosize": None,
+            "samples": samples[:count],
+        }
+
+    def set_autosize(self, on: bool) -> None:
+        self.calls.append(f"autosize {on}")
+
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -38,6 +38,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "balloon": {"value": 256 * MIB},
         "human-monitor-command": {"command-line": "info balloon"},
         "x-execute": {"command": "true"},
+        "x-autosize": {"enable": False},
         "device_add": {"driver": "heartbeat", "id": "again"},
         "device_del": {"id": "heartbeat"},
     }

@@ -1,0 +1,32 @@
+"""Commands about the guest's memory pressure and automatic sizing. None is QEMU's.
+
+{"execute": "x-query-pressure", "arguments": {"count": 60}}
+{"return": {"current": ..., "demand": ..., "pressure": 84, "autosize": {...}, "samples": [{"time": ..., ...}]}}
+"""
+
+from __future__ import annotations
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.table import Argument, Controlled, Reply, command
+
+DEFAULT_COUNT = 60
+"""Samples in a reply that asks for no number: a minute's."""
+
+
+@command("x-query-pressure", count=Argument(int, optional=True), since=Argument(int, optional=True))
+def query_pressure(machine: Controlled, count: int | None = None, since: int | None = None) -> Reply:
+    """The guest's demand and its reports over time: the last `count`, or those later than `since` (wall clock,
+    seconds), oldest first.
+    """
+    if count is not None and count < 0:
+        raise ControlError("Parameter 'count' expects a number of samples")
+    if count is None:
+        count = DEFAULT_COUNT if since is None else 1 << 30
+    return machine.pressure_info(count, None if since is None else float(since))
+
+
+@command("x-autosize", enable=bool)
+def autosize(machine: Controlled, enable: bool) -> Reply:
+    """Hold automatic sizing, or let it go on after that or after a `balloon` command, which holds it too."""
+    machine.set_autosize(enable)
+    return {}

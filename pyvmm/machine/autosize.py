@@ -1,0 +1,196 @@
+"""Automatic sizing, as Hyper-V's Dynamic Memory does it: the guest's reports in, targets for its balloon out. No I/O.
+
+Source: Linux drivers/hv/hv_balloon.c, post_status(), for what is reported; the rules are ours.
+
+A guest *demands* what it has committed or has in use, whichever is more. It shall have its demand and a buffer on
+top, within its limits:
+
+    0        demand      wanted = demand * (1 + buffer)
+    |===========|--buffer--|                        pressure = demand / current, in percent
+    |===========|=====================|  current    more than is wanted: shrinks after a while, in steps
+    |=======|  current                              less: grows at once, to all that is wanted
+
+           wanted above current
+    Steady ---------------------> Resizing(goal) --finished--> Settling(until) --time--> Steady
+      |  ^                             ^
+      |  | wanted near current         |
+      v  |                             |
+    Surplus(since, peak) --lasted------+        one step down, not below the peak of what was wanted meanwhile
+
+While memory moves a report does not fit what the host counts (a piece is out that the other side has not booked), so
+reports are looked at only when the balloon is at rest, and the first that come after that are let pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes; `buffer` in percent of the demand."""
+
+    minimum: int
+    maximum: int
+    buffer: int = 20
+
+    def clamp(self, size: int) -> int:
+        return max(self.minimum, min(size, self.maximum))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A status report with what the host counts at that moment. `time` in seconds, of any clock; sizes in bytes."""
+
+    time: float
+    available: int
+    committed: int  # Linux counts pages out in the balloon too
+    current: int  # what the guest has
+    out: int = 0  # in the balloon
+
+    @property
+    def demand(self) -> int:
+        """What the guest needs: all it has promised to programs, or all that is in use and cannot be dropped."""
+        return max(self.committed - self.out, self.current - self.available, 0)
+
+    @property
+    def pressure(self) -> int:
+        """Demand in percent of what the guest has."""
+        return 100 * self.demand // max(self.current, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A target for the balloon. `limited`: what is wanted is more than the guest may have."""
+
+    target: int
+    reason: Literal["grow", "shrink"]
+    demand: int
+    pressure: int
+    limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """How eager sizing is. Times in seconds, parts in percent."""
+
+    band: int = 3  # of the current size; smaller differences are left alone
+    band_least: int = 16 * MIB
+    surplus_band: int = 10  # of the current size: how much too much it must be before the guest shrinks
+    shrink_after: float = 30.0  # the surplus must have lasted
+    shrink_step: int = 25  # of the current size, at most
+    settle: float = 2.5  # after a resize: two reports
+    retry_after: float = 60.0  # after the guest or the host stopped short, in that direction; doubles up to 16 times
+    give_up: float = 180.0  # a resize of which no end is told
+    unit: int = MIB
+
+
+@dataclass(slots=True)
+class Steady:
+    """The size fits."""
+
+
+@dataclass(slots=True)
+class Surplus:
+    """More than is wanted, since then; `peak` is the most that was wanted in this time."""
+
+    since: float
+    peak: int
+
+
+@dataclass(slots=True)
+class Resizing:
+    """A target is set and not reached yet."""
+
+    goal: int
+    reason: Literal["grow", "shrink"]
+    since: float
+
+
+@dataclass(slots=True)
+class Settling:
+    """Reports may still be about the time before."""
+
+    until: float
+
+
+State = Steady | Surplus | Resizing | Settling
+
+
+def wanted(demand: int, limits: Limits, unit: int = MIB) -> int:
+    """What a guest of this demand shall have: whole units, within the limits."""
+    raw = demand + demand * limits.buffer // 100
+    return limits.clamp(-(-raw // unit) * unit)
+
+
+class AutoSizer:
+    """Sizes one guest. Call `report` with each status report, `finished` when the balloon has ended an attempt, and
+    `restarted` when the guest has.
+    """
+
+    def __init__(self, limits: Limits, tempo: Tempo | None = None) -> None:
+        self.limits = limits
+        self.tempo = tempo or Tempo()
+        self.state: State = Steady()
+        self._blocked_until = {"grow": 0.0, "shrink": 0.0}
+        self._failures = {"grow": 0, "shrink": 0}
+
+    def report(self, report: Report) -> Decision | None:
+        """The target to set now, if any."""
+        now = report.time
+        match self.state:
+            case Resizing(since=since) if now < since + self.tempo.give_up:
+                return None
+            case Settling(until=until) if now < until:
+                return None
+        if isinstance(self.state, Resizing | Settling):
+            self.state = Steady()
+        current = report.current
+        goal = wanted(report.demand, self.limits, self.tempo.unit)
+        band = max(self.tempo.band_least, current * self.tempo.band // 100)
+        # At the very limit even a small step counts: pressure there has no other outlet.
+        if goal >= current + band or current < goal == self.limits.maximum:
+            return self._grow(report, goal)
+        if current - goal < max(band, current * self.tempo.surplus_band // 100):
+            self.state = Steady()
+            return None
+        if not isinstance(self.state, Surplus):
+            self.state = Surplus(now, goal)
+        self.state.peak = max(self.state.peak, goal)
+        if now < self.state.since + self.tempo.shrink_after or now < self._blocked_until["shrink"]:
+            return None
+        return self._shrink(report, self.state.peak)
+
+    def _grow(self, report: Report, goal: int) -> Decision | None:
+        if report.time < self._blocked_until["grow"]:
+            self.state = Steady()
+            return None
+        self.state = Resizing(goal, "grow", report.time)
+        limited = report.demand + report.demand * self.limits.buffer // 100 > goal
+        return Decision(goal, "grow", report.demand, report.pressure, limited)
+
+    def _shrink(self, report: Report, peak: int) -> Decision:
+        unit = self.tempo.unit
+        step = max(unit, report.current * self.tempo.shrink_step // 100)
+        goal = self.limits.clamp(max(peak, -(-(report.current - step) // unit) * unit))
+        self.state = Resizing(goal, "shrink", report.time)
+        return Decision(goal, "shrink", report.demand, report.pressure)
+
+    def finished(self, now: float, *, reached: bool) -> None:
+        """The balloon has ended an attempt, whoever began it."""
+        if isinstance(self.state, Resizing):
+            reason = self.state.reason
+            failures = 0 if reached else self._failures[reason] + 1
+            self._failures[reason] = failures
+            if failures:
+                self._blocked_until[reason] = now + self.tempo.retry_after * 2 ** min(failures - 1, 4)
+        self.state = Settling(now + self.tempo.settle)
+
+    def restarted(self) -> None:
+        """The guest has begun anew: what it refused before says nothing now."""
+        self.state = Steady()
+        self._blocked_until = {"grow": 0.0, "shrink": 0.0}
+        self._failures = {"grow": 0, "shrink": 0}

@@ -1,0 +1,54 @@
+"""The guest's memory pressure over time: what its balloon driver reported, with what it had at that moment."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import Any, NamedTuple
+
+LIMIT = 3600
+"""Samples kept: an hour, as drivers report at most once a second. Some 150 bytes each."""
+
+
+class Sample(NamedTuple):
+    """`time` in seconds of the wall clock, to compare with other logs; sizes in bytes."""
+
+    time: float
+    available: int
+    committed: int
+    actual: int
+    out: int  # in the balloon
+
+    def as_dict(self) -> dict[str, Any]:
+        return self._asdict() | {"time": round(self.time, 3)}
+
+
+class PressureHistory:
+    """The last samples of a guest's life, oldest first."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._samples: deque[Sample] = deque(maxlen=limit)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def last(self) -> Sample | None:
+        return self._samples[-1] if self._samples else None
+
+    def add(self, sample: Sample) -> None:
+        """Keep `sample`; the oldest goes if there is no room."""
+        self._samples.append(sample)
+
+    def newest(self, count: int) -> list[Sample]:
+        """The last `count` at most, oldest first."""
+        return list(islice(self._samples, max(0, len(self._samples) - max(count, 0)), None))
+
+    def since(self, time: float) -> list[Sample]:
+        """Those later than `time`, oldest first."""
+        found = []
+        for sample in reversed(self._samples):
+            if sample.time <= time:
+                break
+            found.append(sample)
+        return found[::-1]

@@ -1,0 +1,127 @@
+"""Joins the guest's status reports to what uses them: the time series, and automatic sizing. On the loop's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.errors import ConfigError
+from pyvmm.machine import events as trace
+from pyvmm.machine.autosize import AutoSizer, Decision, Limits, Report
+from pyvmm.machine.history import PressureHistory, Sample
+from pyvmm.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from devices.balloon.device import BalloonDevice
+    from devices.balloon.plan import ResizeOutcome
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+NOT_ASKED_FOR = "this machine has no automatic sizing: start it with --memory SIZE,min=SIZE,max=SIZE,buffer=20%"
+
+
+class Pressure:
+    """Listens to a balloon. `limits` turn automatic sizing on; `emit` sends QMP events.
+
+    X_AUTOSIZE tells of each decision: target, reason (grow, shrink), demand, pressure in percent, limited.
+    A target that somebody sets by hand holds sizing until `set_automatic(True)`.
+    """
+
+    def __init__(
+        self,
+        balloon: BalloonDevice,
+        limits: Limits | None,
+        emit: Emit,
+        *,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.history = PressureHistory()
+        self.sizer = None if limits is None else AutoSizer(limits)
+        self.automatic = limits is not None
+        self._balloon = balloon
+        self._emit = emit
+        self._wall, self._clock = wall, clock
+        self._last: Decision | None = None
+        balloon.on_status.append(self._status)
+        balloon.on_finish.append(self._finished)
+
+    def set_automatic(self, on: bool) -> None:
+        """Let sizing decide, or hold it. Raises ConfigError where it was not asked for at the start."""
+        if self.sizer is None:
+            if not on:
+                return
+            raise ConfigError(NOT_ASKED_FOR)
+        if on != self.automatic:
+            self.automatic = on
+            self.sizer.restarted()
+            if trace.autosize_held.on:
+                trace.autosize_held("on" if on else "held")
+            self._emit("X_AUTOSIZE_CHANGE", {"enabled": on})
+
+    def restarted(self) -> None:
+        """The machine was reset. The history goes on: its times tell."""
+        if self.sizer is not None:
+            self.sizer.restarted()
+
+    def _status(self, available: int, committed: int) -> None:
+        ledger = self._balloon.machine.ledger
+        current, out = ledger.current_pages * PAGE_SIZE, ledger.removed_pages * PAGE_SIZE
+        self.history.add(Sample(self._wall(), available, committed, current, out))
+        if self.sizer is None or not self.automatic:
+            return
+        decision = self.sizer.report(Report(self._clock(), available, committed, current, out))
+        if decision is not None:
+            self._last = decision
+            if trace.autosize.on:
+                trace.autosize(decision.reason, current, decision.target, decision.demand, decision.pressure)
+            self._emit("X_AUTOSIZE", _decision(decision))
+            self._balloon.set_target(decision.target)
+
+    def _finished(self, outcome: ResizeOutcome) -> None:
+        if self.sizer is not None:
+            self.sizer.finished(self._clock(), reached=outcome.reached)
+
+    def describe(self) -> dict[str, Any] | None:
+        """Automatic sizing in a few words; None if there is none."""
+        if self.sizer is None:
+            return None
+        limits = self.sizer.limits
+        return {
+            "enabled": self.automatic,
+            "state": type(self.sizer.state).__name__.lower(),
+            "min": limits.minimum,
+            "max": limits.maximum,
+            "buffer": limits.buffer,
+            "last": None if self._last is None else _decision(self._last),
+        }
+
+    def info(self, count: int, since: float | None) -> dict[str, Any]:
+        """The reply of x-query-pressure."""
+        last = self.history.last
+        report = None
+        if last is not None and self._balloon.last_status is not None:
+            report = Report(last.time, last.available, last.committed, last.actual, last.out)
+        samples = self.history.newest(count) if since is None else self.history.since(since)[-count:]
+        ledger = self._balloon.machine.ledger
+        return {
+            "current": ledger.current_pages * PAGE_SIZE,
+            "boot": ledger.boot_pages * PAGE_SIZE,
+            "max": ledger.most_pages * PAGE_SIZE,
+            "target": self._balloon.target,
+            "demand": None if report is None else report.demand,
+            "pressure": None if report is None else report.pressure,
+            "autosize": self.describe(),
+            "samples": [each.as_dict() for each in samples],
+        }
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    return {
+        "target": decision.target,
+        "reason": decision.reason,
+        "demand": decision.demand,
+        "pressure": decision.pressure,
+        "limited": decision.limited,
+    }
