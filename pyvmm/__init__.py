@@ -3,6 +3,24 @@
 Read the packages in this order; each `__init__` is one chapter and assumes only the earlier ones:
 `pyvmm.memory`, `pyvmm.kvm`, `firmware`, `pyvmm.iomap` and `devices.serial`, `pyvmm.hyperv`, `pyvmm.vmbus`,
 `devices.ic`, `devices.balloon`, `pyvmm.machine`, `pyvmm.cli`.
+
+For scripts and notebooks: `from pyvmm import Machine`, see `pyvmm.api` and docs/api.md.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyvmm.api import CommandFailed, Completed, End, Event, Machine, Memory
+
+__all__ = ["CommandFailed", "Completed", "End", "Event", "Machine", "Memory", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The API's names, imported at the first use: `import pyvmm` is what every command begins with."""
+    if name in __all__:
+        from importlib import import_module
+
+        return getattr(import_module("pyvmm.api"), name)
+    raise AttributeError(f"module 'pyvmm' has no attribute {name!r}")

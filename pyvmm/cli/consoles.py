@@ -22,6 +22,9 @@ _READ_SIZE = 4096
 class Console:
     """`none`: the guest's output is dropped, and it gets no input."""
 
+    place = "null"
+    """What it is, in QEMU's form for character devices."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -42,6 +45,8 @@ class Console:
 
 class StdioConsole(Console):
     """The terminal, raw, with the Ctrl-A keys; or plain input and output where there is none."""
+
+    place = "stdio"
 
     def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
         self._stdin = stdin
@@ -111,6 +116,7 @@ class FileConsole(Console):
         except OSError as error:
             raise ConfigError(f"console {path}: {error.strerror}") from error
         self._path = path
+        self.place = f"file:{path}"
         self._failed = False
 
     def write(self, data: bytes) -> None:
@@ -131,6 +137,7 @@ class PtyConsole(Console):
     def __init__(self) -> None:
         self._master, self._slave = os.openpty()  # the slave stays open: no hang-up while nobody is attached
         os.set_blocking(self._master, False)
+        self.place = f"pty:{os.ttyname(self._slave)}"
         print(f"pyvmm: console on {os.ttyname(self._slave)}", file=sys.stderr)
         self._machine: Machine | None = None
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyvmm.cli.config_file import ConfiguredCommand, command_line, render
-from pyvmm.cli.memory_options import memory_fields, memory_options
+from pyvmm.cli.memory_options import MEMORY_PARAMETERS, memory_fields, memory_options
 from pyvmm.cli.where import run_somewhere, say
+
+if TYPE_CHECKING:
+    from pyvmm.machine.config import MachineConfig
 
 
 def __getattr__(name: str) -> str:
@@ -85,18 +89,8 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 def run(
     ctx: click.Context,
     /,
-    config: Path | None,
     print_config: bool,
-    kernel: Path | None,
-    kdir: Path | None,
-    initrd: Path | None,
-    image: str | None,
-    append: str,
-    cpus: int,
-    hyperv: str,
     host: str,
-    entry: str,
-    max_vmbus: str,
     console: str | None,
     name: str | None,
     qmp: Path | None,
@@ -104,11 +98,9 @@ def run(
     trace_file: Path | None,
     trace_format: str | None,
     timeout: float | None,
-    no_reboot: bool,
-    on_panic: str,
     control_socket: Path | None,
     command: tuple[str, ...],
-    **memory: Any,
+    **_guest: Any,
 ) -> None:
     """Boot a guest that finds itself on Hyper-V.
 
@@ -133,25 +125,7 @@ def run(
     if print_config:
         click.echo(render(ctx.command, ctx.params), nl=False)
         return
-    from pyvmm.machine.build import build_config
-
-    major, minor = max_vmbus.split(".")
-    machine_config = build_config(
-        kernel=kernel,
-        kdir=kdir,
-        initrd=initrd,
-        image=image,
-        append=append,
-        agent_only=bool(command),
-        progress=say,
-        cpus=cpus,
-        engine=hyperv,
-        entry=entry,
-        max_vmbus=int(major) << 16 | int(minor),
-        on_panic=on_panic,
-        reboot=not no_reboot,
-        **memory_fields(**memory),
-    )
+    machine_config = config_of(ctx.params)
 
     def here(name: str, sockets: list[Path]) -> int:
         from pyvmm.cli.session import Session, run_session
@@ -180,4 +154,26 @@ def run(
             qmp=qmp,
             control_socket=control_socket,
         )
+    )
+
+
+def config_of(params: Mapping[str, Any]) -> MachineConfig:
+    """The machine that `run`'s parameters describe; the Python API's keywords come through here as well.
+
+    Raises ConfigError. Builds the guest image if need be.
+    """
+    from pyvmm.machine.build import build_config
+
+    major, minor = params["max_vmbus"].split(".")
+    return build_config(
+        **{
+            name: params[name]
+            for name in ("kernel", "kdir", "initrd", "image", "append", "cpus", "entry", "on_panic")
+        },
+        agent_only=bool(params["command"]),
+        progress=say,
+        engine=params["hyperv"],
+        max_vmbus=int(major) << 16 | int(minor),
+        reboot=not params["no_reboot"],
+        **memory_fields(**{name: params[name] for name in MEMORY_PARAMETERS}),
     )

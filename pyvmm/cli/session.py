@@ -84,6 +84,7 @@ class _Run:
     def run(self) -> int:
         machine, session = self._machine, self._session
         self._console.attach(machine)
+        machine.console_place = self._console.place
         if session.timeout is not None:
             machine.loop.after(session.timeout, self._timed_out)
         if session.command is not None:
@@ -116,17 +117,20 @@ class _Run:
         _say(f"time limit of {self._session.timeout:g} s reached, machine ended")
         self._end(STATUS_TIMEOUT)
 
-    def _end(self, status: int) -> None:
+    def _signalled(self, number: int) -> None:
+        self._end(128 + number, "host-signal")
+
+    def _end(self, status: int, cause: str = "host-qmp-quit") -> None:
         if self._status is None:
             self._status = status
-        self._machine.quit()
+        self._machine.quit(cause)
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show."""
         before = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.signal(number, lambda n, frame: self._machine.loop.post(self._end, 128 + n))
+            before[number] = signal.signal(number, lambda n, frame: self._machine.loop.post(self._signalled, n))
         try:
             yield
         finally:

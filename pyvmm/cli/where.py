@@ -38,6 +38,15 @@ def run_somewhere(
         return run_emulated([command, *extra, *_arguments(command)], memory, sockets)
 
 
+def runs_here(host: str) -> bool:
+    """Whether this process's KVM runs the guest: `wants_emulated` the other way round, without a word about it."""
+    if inside():
+        return True
+    from pyvmm.host.probe import probe
+
+    return host != "emulated" and probe().usable
+
+
 def wants_emulated(host: str) -> bool:
     """Whether the guest goes to the emulated host. Raises ConfigError if nothing can run it."""
     if host == "emulated":

@@ -1,0 +1,254 @@
+"""Where a machine of the API runs: on a thread of this process, or as a `pyvmm run` of its own.
+
+caller                      thread "pyvmm NAME"                    caller              process
+Machine.run -- QMP ------>  Loop, ControlServer, Machine           Machine.run -- QMP --> pyvmm run (here, or in
+                            one thread a vCPU                                             the emulated host)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pyvmm.control import registry
+from pyvmm.errors import HostError
+
+if TYPE_CHECKING:
+    from pyvmm.machine import Machine, MachineConfig
+
+Result = TypeVar("Result")
+
+CONSOLE_LIMIT = 1 << 20
+"""Bytes of the console's end that are kept."""
+
+STDERR_LIMIT = 64 << 10
+"""Bytes of what `pyvmm run` says that are kept, for an error's text."""
+
+SWITCH_INTERVAL = 0.001
+"""Seconds a busy Python thread may keep the GIL while a vCPU waits for it."""
+
+_numbers = count(1)
+
+
+class Tail:
+    """The end of a byte stream. `add` on any thread."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._data = bytearray()
+        self._lock = threading.Lock()
+
+    def add(self, data: bytes) -> None:
+        with self._lock:
+            self._data += data
+            if len(self._data) > 2 * self._limit:
+                del self._data[: -self._limit]
+
+    def text(self) -> str:
+        with self._lock:
+            return self._data[-self._limit :].decode("utf-8", "replace")
+
+
+class Backend(Protocol):
+    """A machine that runs. `socket` is its monitor."""
+
+    name: str
+    socket: Path
+    console: Tail
+
+    @property
+    def alive(self) -> bool:
+        """Whether the machine has not ended."""
+
+    def trouble(self) -> str:
+        """Why it ended, if that was its own fault; else empty."""
+
+    def send(self, data: bytes) -> None:
+        """Type into the guest's console."""
+
+    def join(self, timeout: float) -> bool:
+        """Wait until all of it is gone; False if that takes longer."""
+
+    def close(self) -> None:
+        """End the machine at once and give everything back. Harmless twice."""
+
+
+class ThreadBackend:
+    """A `pyvmm.machine.Machine` with its loop on a thread of this process. Made on the main thread only."""
+
+    def __init__(self, config: MachineConfig, params: Mapping[str, Any]) -> None:
+        from pyvmm.cli.trace_sinks import traces
+        from pyvmm.control.server import ControlServer
+        from pyvmm.host.inside import socket_path
+        from pyvmm.loop import Loop
+        from pyvmm.machine import Machine
+
+        self.console = Tail(CONSOLE_LIMIT)
+        self.error: BaseException | None = None
+        self._outcome_text = ""
+        self._closing = contextlib.ExitStack()
+        try:
+            registration = self._closing.enter_context(registry.claim(params["name"], sys.argv))
+            self.name = config.name = registration.name
+            self.socket = Path(socket_path(registration.socket))
+            self._closing.enter_context(
+                traces(params["trace"], params["trace_file"], params["trace_format"], machine=self.name)
+            )
+            self._loop = Loop()
+            self._closing.callback(self._loop.close)
+            self.machine: Machine = self._closing.enter_context(Machine(config, self._loop, console=self.console.add))
+            self.machine.console_place = "api"
+            self.machine.start()
+            for path in (self.socket, params["qmp"]):
+                if path is not None:
+                    server = ControlServer(self._loop, self.machine, path)
+                    server.start()
+                    self._closing.callback(server.close)
+        except BaseException:
+            self._closing.close()
+            raise
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._interval, SWITCH_INTERVAL))
+        self._thread = threading.Thread(target=self._serve, name=f"pyvmm {self.name}", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            outcome = self.machine.run()
+            if outcome.kind == "error":
+                self._outcome_text = outcome.text
+        except BaseException as error:  # our own bug: told to whoever asks next
+            self.error = error
+        finally:
+            self._closing.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def trouble(self) -> str:
+        if self.error is not None:
+            raise RuntimeError(f"the machine's thread failed: {self.error!r}") from self.error
+        return self._outcome_text
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`function(*arguments)` on the loop's thread, where everything of the machine may be touched."""
+        if threading.current_thread() is self._thread:
+            return function(*arguments)
+        done = threading.Event()
+        results: list[Result] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function(*arguments))
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                done.set()
+
+        self._loop.post(run)
+        while not done.wait(0.05):
+            if not self.alive and not done.is_set():
+                raise HostError(f"machine {self.name} has ended")
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def send(self, data: bytes) -> None:
+        self.call(self.machine.serials[0].receive, data)
+
+    def join(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.post(self.machine.quit)
+            self._thread.join()
+        sys.setswitchinterval(self._interval)
+
+
+class ProcessBackend:
+    """A `pyvmm run` with these arguments, its console on pipes."""
+
+    def __init__(self, arguments: Sequence[str], name: str | None) -> None:
+        self.name = name or f"api-{os.getpid()}-{next(_numbers)}"
+        registry.check_name(self.name)
+        self.socket = registry.runtime_folder() / f"{self.name}.sock"
+        self.console = Tail(CONSOLE_LIMIT)
+        self._said = Tail(STDERR_LIMIT)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pyvmm.cli.main", "run", "--name", self.name, "--console", "stdio", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C in the notebook is the caller's
+        )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self._readers = [self._read(self._process.stdout, self.console), self._read(self._process.stderr, self._said)]
+
+    def _read(self, stream: Any, into: Tail) -> threading.Thread:
+        def read() -> None:
+            while data := stream.read1(65536):
+                into.add(data)
+
+        thread = threading.Thread(target=read, name=f"pyvmm {self.name} output", daemon=True)
+        thread.start()
+        return thread
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def trouble(self) -> str:
+        if self._process.poll() in (None, 0):
+            return ""
+        for reader in self._readers:
+            reader.join(1)
+        lines = [line for line in self._said.text().splitlines() if line.strip()]
+        return lines[-1].removeprefix("pyvmm: ") if lines else f"pyvmm ended with status {self._process.returncode}"
+
+    def send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        view = memoryview(data)
+        deadline = time.monotonic() + 10
+        while view:
+            try:
+                view = view[os.write(self._process.stdin.fileno(), view) :]
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HostError(f"machine {self.name} takes no input") from None
+                time.sleep(0.01)
+            except OSError as error:
+                raise HostError(f"machine {self.name} has ended") from error
+
+    def join(self, timeout: float) -> bool:
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        for reader in self._readers:
+            reader.join(5)
+        return True
+
+    def close(self) -> None:
+        for end in (self._process.terminate, self._process.kill):
+            if self._process.poll() is not None:
+                break
+            end()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+        self.join(5)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,477 @@
+"""A virtual machine as a Python object: what it is made of by keywords, what can be done with it by methods.
+
+Every call waits until it is done, with a time limit. One thread at a time may use a machine.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shlex
+import threading
+import time
+from base64 import b64decode
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+
+from pyvmm.api.backend import Backend, ProcessBackend, ThreadBackend
+from pyvmm.control.client import Client, Disconnected, TimedOut
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from pyvmm.machine import Machine as InnerMachine
+
+Result = TypeVar("Result")
+
+CONNECT_LIMIT = 120.0
+"""Seconds for a machine's monitor to answer; the first emulated host of all takes half a minute."""
+
+EVENTS_KEPT = 10_000
+"""Events nobody has asked for yet; older ones are dropped."""
+
+SETTLED = 5
+"""Looks at an idle balloon, a tenth of a second apart, before it counts as having stopped short of its target."""
+
+
+class CommandFailed(Exception):
+    """A command in the guest ended with another status than 0; `completed` has its output."""
+
+    def __init__(self, command: str, completed: Completed) -> None:
+        last = (completed.stderr or completed.stdout).strip().splitlines()[-1:]
+        super().__init__(": ".join([f"{command!r} ended with status {completed.status}", *last]))
+        self.completed = completed
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a command in the guest came to. `truncated`: there was more output than is kept (256 KiB a stream)."""
+
+    status: int
+    stdout: str
+    stderr: str
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A machine's memory in bytes. `available` and `committed` are the guest's own words, None before it reports."""
+
+    boot: int
+    actual: int
+    target: int | None
+    plugged: int
+    resident: int
+    available: int | None = None
+    committed: int | None = None
+
+    def __str__(self) -> str:
+        return f"{format_size(self.actual)} of {format_size(self.boot + self.plugged)}"
+
+
+class Event(NamedTuple):
+    """Something that happened, by its QMP name."""
+
+    name: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a machine ended. `text` is the panic's or the error's."""
+
+    kind: Literal["poweroff", "quit", "reset", "panic", "error"]
+    text: str = ""
+
+
+_KINDS: dict[str, Literal["poweroff", "quit", "reset", "panic", "error"]] = {
+    "guest-shutdown": "poweroff",
+    "host-qmp-quit": "quit",
+    "host-signal": "quit",
+    "guest-reset": "reset",
+    "host-qmp-system-reset": "reset",
+    "guest-panic": "panic",
+    "host-error": "error",
+}
+
+
+@dataclass(slots=True)
+class _Ending:
+    """What the events have told of the machine's end."""
+
+    reason: str = ""
+    panic: str = ""
+    seen: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+
+    def take(self, event: Event) -> None:
+        self.seen.append(event)
+        if event.name == "SHUTDOWN":
+            self.reason = event.data.get("reason", "")
+        elif event.name == "GUEST_PANICKED":
+            self.panic = event.data.get("x-text", "")
+
+
+class Machine:
+    """One virtual machine. The keywords are the options of `pyvmm run`, with `_` for `-`; `config` is a TOML file.
+
+    `process=True` gives it a process of its own even where this one could run it. Raises ConfigError and HostError.
+    """
+
+    def __init__(
+        self,
+        image: str | None = None,
+        *,
+        memory: str | int | None = None,
+        cpus: int | None = None,
+        kernel: str | PathLike[str] | None = None,
+        initrd: str | PathLike[str] | None = None,
+        kdir: str | PathLike[str] | None = None,
+        append: str | None = None,
+        name: str | None = None,
+        host: Literal["auto", "local", "emulated"] | None = None,
+        hyperv: Literal["auto", "kernel", "user"] | None = None,
+        config: str | PathLike[str] | None = None,
+        process: bool = False,
+        **options: object,
+    ) -> None:
+        given: dict[str, object] = {
+            "image": image,
+            "memory": f"{memory}b" if isinstance(memory, int) else memory,
+            "cpus": cpus,
+            "kernel": kernel,
+            "initrd": initrd,
+            "kdir": kdir,
+            "append": append,
+            "host": host,
+            "hyperv": hyperv,
+            "config": config,
+        }
+        self._arguments = _arguments(given | options)
+        self._params = _parse([*self._arguments, *([] if name is None else ["--name", name])])
+        self._name: str | None = self._params["name"]
+        self._own_process = process
+        self._backend: Backend | None = None
+        self._client: Client | None = None
+        self._ending = _Ending()
+        self._end: End | None = None
+
+    # Life
+
+    def start(self) -> Self:
+        """Power the machine on. Returns when its monitor answers; the guest boots meanwhile."""
+        if self._backend is not None:
+            raise ConfigError("the machine was started already: make a new one")
+        atexit.register(self.close)
+        self._backend = self._make_backend()
+        try:
+            self._client = self._connect(self._backend)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _make_backend(self) -> Backend:
+        from pyvmm.cli.run import config_of
+        from pyvmm.cli.where import runs_here
+
+        config = config_of(self._params)  # wrong options are told now, wherever it will run
+        # vCPU threads are woken by a signal, whose handler only the main thread can install.
+        here = threading.current_thread() is threading.main_thread() and not self._own_process
+        if here and runs_here(self._params["host"]):
+            return ThreadBackend(config, self._params)
+        return ProcessBackend(self._arguments, self._name)
+
+    def _connect(self, backend: Backend) -> Client:
+        deadline = time.monotonic() + CONNECT_LIMIT
+        while True:
+            try:
+                return Client(backend.socket)
+            except HostError:
+                if not backend.alive:
+                    raise HostError(backend.trouble() or "the machine ended at once") from None
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"the machine's monitor did not answer in {CONNECT_LIMIT:g} s") from None
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """End the machine at once, if it still runs, and give everything back. Harmless twice."""
+        atexit.unregister(self.close)
+        if self._backend is not None:
+            self._backend.close()
+        if self._client is not None:
+            self._drain()
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "not started" if self._backend is None else "running" if self._backend.alive else "ended"
+        return f"<pyvmm.Machine {self.name or ''} {state}>".replace("  ", " ")
+
+    @property
+    def name(self) -> str | None:
+        """What `pyvmm status`, `balloon` and `stop` call it; None before the start if none was given."""
+        return self._name if self._backend is None else self._backend.name
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._backend is not None and self._backend.alive
+
+    # Doing
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Wait until the guest takes commands. Only our own images ever do."""
+        self.run("true", timeout=timeout)
+
+    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> Completed:
+        """Run a command in the guest and wait for its end; waits for a guest that still boots.
+
+        A text is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`.
+        With `check` another status than 0 raises CommandFailed.
+        """
+        text = command if isinstance(command, str) else shlex.join(command)
+        seconds = max(1, ceil(timeout))
+        reply = self.qmp("x-execute", {"command": text, "timeout": seconds}, timeout=seconds + 15)
+        out, err = (b64decode(reply[key]).decode("utf-8", "replace") for key in ("stdout", "stderr"))
+        completed = Completed(reply["status"], out, err, reply["truncated"])
+        if check and completed.status:
+            raise CommandFailed(text, completed)
+        return completed
+
+    def balloon(self, size: str | int, *, timeout: float = 60.0) -> Memory:
+        """Resize the guest and wait until it is there, or stays elsewhere: the result says where."""
+        wanted = size if isinstance(size, int) else parse_size(size)
+        goal = self.qmp("balloon", {"value": wanted})["will-reach"]
+        deadline = time.monotonic() + timeout
+        still = 0
+        while (actual := self.qmp("query-balloon")["actual"]) != goal and still < SETTLED:
+            if time.monotonic() > deadline:
+                raise TimedOut(f"the guest has {format_size(actual)} after {timeout:g} s, {format_size(goal)} wanted")
+            state = (self.describe().get("balloon") or {}).get("state")
+            still = still + 1 if state == "Idle" else 0
+            time.sleep(0.1)
+        return self.memory
+
+    def pause(self) -> None:
+        """Stop the virtual CPUs."""
+        self.qmp("stop")
+
+    def resume(self) -> None:
+        """Let them run on."""
+        self.qmp("cont")
+
+    def reset(self) -> None:
+        """Reset the machine, as its button would."""
+        self.qmp("system_reset")
+
+    def shutdown(self, timeout: float = 60.0) -> End:
+        """Ask the guest to power itself off, and wait for it."""
+        self.qmp("system_powerdown")
+        return self.wait(timeout)
+
+    def quit(self) -> End:
+        """End the machine at once."""
+        if self.running:
+            self.qmp("quit")
+        return self.wait()
+
+    def wait(self, timeout: float = 60.0) -> End:
+        """Wait until the machine has ended. Raises TimedOut."""
+        if self._end is None:
+            backend, client = self._started()
+            deadline = time.monotonic() + timeout
+            self._drain()
+            try:
+                while True:
+                    self._ending.take(Event(*client.wait_event(_Any(), max(0.0, deadline - time.monotonic()))))
+            except Disconnected:
+                pass
+            except TimedOut:
+                raise TimedOut(f"the machine still runs after {timeout:g} s") from None
+            if not backend.join(max(5.0, deadline - time.monotonic())):
+                raise TimedOut(f"the machine still runs after {timeout:g} s")
+            trouble = backend.trouble()
+            kind = _KINDS.get(self._ending.reason, "error")
+            text = self._ending.panic if kind == "panic" else trouble if kind == "error" else ""
+            self._end = End(kind, text)
+        return self._end
+
+    # Looking
+
+    @property
+    def status(self) -> str:
+        """QEMU's word for its state: running, paused, ..."""
+        state: str = self.qmp("query-status")["status"]
+        return state
+
+    @property
+    def memory(self) -> Memory:
+        """How much there is, as both sides know it."""
+        about = self.describe()
+        memory, balloon = about["memory"], about.get("balloon") or {}
+        plugged = self.qmp("query-memory-size-summary")["plugged-memory"]
+        return Memory(
+            memory["boot"],
+            memory["actual"],
+            memory["target"],
+            plugged,
+            memory["resident"],
+            balloon.get("available"),
+            balloon.get("committed"),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """All that `pyvmm status --json` shows: engine, balloon, VMBus channels with their counters, exits."""
+        about: dict[str, Any] = self.qmp("x-status")
+        return about
+
+    @property
+    def console(self) -> str:
+        """The end of what the guest wrote to its console."""
+        return self._started()[0].console.text()
+
+    def send(self, text: str) -> None:
+        """Type into the guest's console."""
+        self._started()[0].send(text.encode())
+
+    def events(self) -> Iterator[Event]:
+        """What happened since the last call, oldest first; does not wait."""
+        self._drain()
+        while self._ending.seen:
+            yield self._ending.seen.popleft()
+
+    def wait_event(self, *names: str, timeout: float = 60.0) -> Event:
+        """The next event of these names, those not read yet included; earlier others are dropped. Raises TimedOut."""
+        deadline = time.monotonic() + timeout
+        while True:
+            for event in self.events():
+                if event.name in names:
+                    return event
+            client = self._started()[1]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimedOut(f"no {' or '.join(names)} within {timeout:g} s")
+            try:
+                event = Event(*client.wait_event(_Any(), left))
+            except TimedOut:
+                continue
+            self._ending.take(event)
+
+    # Below
+
+    def qmp(self, name: str, arguments: dict[str, Any] | None = None, *, timeout: float = 20.0) -> Any:
+        """Run any command of the machine's monitor. Raises pyvmm.control.client.Refused if it says no."""
+        backend, client = self._started()
+        client.timeout = timeout
+        try:
+            return client.execute(name, arguments)
+        except TimedOut:
+            self._client = Client(backend.socket)  # the answer that still comes must not be taken for another's
+            client.close()
+            raise
+        except Disconnected:
+            backend.join(5)
+            raise Disconnected(backend.trouble() or f"machine {backend.name} has ended") from None
+        finally:
+            self._drain()
+
+    def monitor(self, line: str) -> str:
+        """What the human monitor prints for a line, such as `info vmbus`."""
+        printed: str = self.qmp("human-monitor-command", {"command-line": line})
+        return printed
+
+    @property
+    def machine(self) -> InnerMachine:
+        """The pyvmm.machine.Machine itself: memory, VMBus, devices. Touch it by `call` only, while it runs.
+
+        Raises ConfigError for a machine that runs in a process of its own.
+        """
+        return self._here().machine
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`function(*arguments)` on the machine's own thread, where all of it may be touched; see `machine`."""
+        return self._here().call(function, *arguments)
+
+    def _here(self) -> ThreadBackend:
+        backend, _ = self._started()
+        if not isinstance(backend, ThreadBackend):
+            raise ConfigError("this machine runs in a process of its own: use qmp() and monitor() to look into it")
+        return backend
+
+    def _started(self) -> tuple[Backend, Client]:
+        if self._backend is None or self._client is None:
+            raise ConfigError("the machine is not started: call start()")
+        return self._backend, self._client
+
+    def _drain(self) -> None:
+        if self._client is not None:
+            while self._client.events:
+                self._ending.take(Event(*self._client.events.popleft()))
+
+
+class _Any:
+    """A collection with every name in it."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _arguments(options: dict[str, object]) -> list[str]:
+    """A command line of `pyvmm run` with these options."""
+    import click
+
+    from pyvmm.cli.run import run
+
+    known = {each.name: each for each in run.params if isinstance(each, click.Option)}
+    words: list[str] = []
+    for name, value in options.items():
+        option = known.get(name)
+        if option is None or name in ("print_config", "control_socket", "console", "timeout"):
+            import difflib
+
+            close = difflib.get_close_matches(name, [each for each in known if each], 1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"no option of a machine is named {name!r}{hint}")
+        flag = max(option.opts, key=len)
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            if value:
+                words.append(flag)
+            elif option.secondary_opts:
+                words.append(option.secondary_opts[0])
+        elif isinstance(value, (list, tuple)):
+            words += [word for each in value for word in (flag, str(each))]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def _parse(arguments: list[str]) -> dict[str, Any]:
+    """What `pyvmm run` reads from this command line. Raises ConfigError."""
+    import click
+
+    from pyvmm.cli.run import run
+
+    try:
+        with run.make_context("pyvmm run", list(arguments)) as context:
+            return context.params
+    except click.ClickException as error:
+        raise ConfigError(error.format_message().rstrip(".")) from error
