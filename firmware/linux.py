@@ -11,9 +11,10 @@ another structure.
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 from firmware import bzimage, elf, entry, pvh, zero_page
 from firmware.acpi import AcpiConfig, build_acpi
@@ -31,6 +32,7 @@ PAGE = 4096
 BZIMAGE_ENTRY64 = 0x200  # startup_64, after the start of the protected-mode kernel
 VMLINUX_CMDLINE_SIZE = 2047  # COMMAND_LINE_SIZE of x86, less the closing zero
 INITRD_MAX = 0x7FFFFFFF  # a vmlinux tells no limit; what its header would say
+READ_SIZE = 1 * MIB
 HEADROOM = 16 * MIB  # beyond kernel and initramfs: with less, Linux panics before it can say why
 
 
@@ -38,6 +40,8 @@ class Memory(Protocol):
     """What is needed of pyvmm.memory.GuestMemory."""
 
     def write(self, gpa: int, data: Buffer, /) -> None: ...
+
+    def view(self, gpa: int, length: int, /) -> memoryview: ...
 
 
 def load_linux(
@@ -60,14 +64,14 @@ def load_linux(
     plan = _plan(kernel, initrd, cmdline, ram_size, protocol)
     loader, rsdp, e820 = plan.loader, 0, e820_map(ram_size)
     loader.write(memory, fresh)
-    if plan.initrd:
-        memory.write(plan.initrd_gpa, plan.initrd)
+    if plan.initrd is not None:
+        plan.initrd.copy(memory, plan.initrd_gpa, 0, plan.initrd_size)
     memory.write(entry.CMDLINE_GPA, plan.cmdline + b"\0")
     if acpi is not None:
         tables = build_acpi(acpi, ACPI_AREA, ACPI_AREA_SIZE)
         memory.write(ACPI_AREA, tables.data)
         rsdp = tables.rsdp_gpa
-    _write_parameters(memory, loader, e820, plan.initrd_gpa, len(plan.initrd), rsdp)
+    _write_parameters(memory, loader, e820, plan.initrd_gpa, plan.initrd_size, rsdp)
     state = loader.state
     memory.write(entry.GDT_GPA, state.gdt())
     return state
@@ -78,9 +82,14 @@ class _Plan:
     """Files read and found good, and where they go."""
 
     loader: _Bzimage | _Vmlinux
-    initrd: memoryview
+    initrd: _Source | None
     initrd_gpa: int
     cmdline: bytes
+
+    @property
+    def initrd_size(self) -> int:
+        """Bytes; 0 without an initramfs."""
+        return len(self.initrd.view) if self.initrd is not None else 0
 
 
 def check_linux(
@@ -97,22 +106,23 @@ def check_linux(
 
 def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_size: int, protocol: Entry) -> _Plan:
     name = str(kernel) if isinstance(kernel, Path) else "kernel"
-    kernel_data = _contents(kernel, name)
+    kernel_source = _Source(kernel, name)
     initrd_name = str(initrd) if isinstance(initrd, Path) else "initrd"
-    initrd_data = _contents(initrd, initrd_name) if initrd is not None else memoryview(b"")
+    initrd_source = _Source(initrd, initrd_name) if initrd is not None else None
+    initrd_size = len(initrd_source.view) if initrd_source is not None else 0
     text = cmdline.encode()
     if b"\0" in text:
         raise ConfigError("the kernel command line holds a zero byte; remove it")
 
     loader: _Bzimage | _Vmlinux
+    kernel_data = kernel_source.view
     if bytes(kernel_data[:4]) == elf.ELF_MAGIC:
-        loader = _Vmlinux(kernel_data, name, protocol)
+        loader = _Vmlinux(kernel_source, name, protocol)
     elif bzimage.is_bzimage(kernel_data):
         if protocol == "pvh":
-            kernel_data = memoryview(bzimage.unpack_kernel(kernel_data, name))
-            loader = _Vmlinux(kernel_data, name, protocol)
+            loader = _Vmlinux(_Source(bytes(bzimage.unpack_kernel(kernel_data, name)), name), name, protocol)
         else:
-            loader = _Bzimage(kernel_data, name)
+            loader = _Bzimage(kernel_source, name)
     else:
         raise ConfigError(f"{name}: not a Linux kernel but {describe(kernel_data)}; give a bzImage or a vmlinux")
 
@@ -120,9 +130,9 @@ def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_s
         raise ConfigError(
             f"the kernel command line is {len(text)} bytes long, this kernel takes {loader.cmdline_size}; shorten it"
         )
-    initrd_gpa = _place_initrd(loader, len(initrd_data), ram_size, name, initrd_name)
+    initrd_gpa = _place_initrd(loader, initrd_size, ram_size, name, initrd_name)
 
-    return _Plan(loader, initrd_data, initrd_gpa, text)
+    return _Plan(loader, initrd_source, initrd_gpa, text)
 
 
 def _write_parameters(
@@ -158,18 +168,58 @@ def _write_parameters(
     memory.write(entry.PAGE_TABLES_GPA, entry.page_tables())
 
 
+class _Source:
+    """A kernel or initramfs: bytes, or a file.
+
+    `view` maps the file, for a look at its headers. The bulk is read straight into guest memory instead: from a
+    network file system (the emulated host's 9p) that took half as long as a copy out of the mapping, page by page.
+    """
+
+    def __init__(self, source: Path | bytes, name: str) -> None:
+        self._name = name
+        self._file: BinaryIO | None = None
+        self.view = memoryview(b"")
+        if isinstance(source, bytes):
+            self.view = memoryview(source)
+        else:
+            try:
+                self._file = source.open("rb", buffering=0)
+                self.view = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+            except ValueError:
+                pass  # mmap's way of saying that there is nothing
+            except OSError as error:
+                raise ConfigError(f"{name}: cannot read it: {error.strerror}") from error
+        if not self.view:
+            raise ConfigError(f"{name}: the file is empty")
+
+    def copy(self, memory: Memory, gpa: int, offset: int, size: int) -> None:
+        """Put `size` bytes from `offset` at `gpa`."""
+        if self._file is None:
+            memory.write(gpa, self.view[offset : offset + size])
+            return
+        target = memory.view(gpa, size)
+        while target:
+            try:
+                done = os.preadv(self._file.fileno(), [target[:READ_SIZE]], offset)
+            except OSError as error:
+                raise ConfigError(f"{self._name}: cannot read it: {error.strerror}") from error
+            if not done:
+                raise ConfigError(f"{self._name}: became shorter while it was read")
+            target, offset = target[done:], offset + done
+
+
 class _Bzimage:
     """A packed kernel: its protected-mode part goes where it would like to run."""
 
     pvh = False
 
-    def __init__(self, data: Buffer, name: str) -> None:
-        self.image = bzimage.parse(data, name)
+    def __init__(self, source: _Source, name: str) -> None:
+        self.image = bzimage.parse(source.view, name)
         if not self.image.entry64:
             raise ConfigError(f"{name}: a 32-bit kernel; pyvmm runs 64-bit x86 kernels only")
         if self.image.pref_address < HIGH_RAM:
             raise ConfigError(f"{name}: wants to run at {self.image.pref_address:#x}, below 1 MiB")
-        self.data = data
+        self.source = source
         self.header: bytes | None = self.image.header
         self.cmdline_size = self.image.cmdline_size
         self.initrd_max = self.image.initrd_addr_max
@@ -177,9 +227,7 @@ class _Bzimage:
         self.state = entry.long_mode(self.image.pref_address + BZIMAGE_ENTRY64)
 
     def write(self, memory: Memory, fresh: bool) -> None:
-        start = self.image.kernel_offset
-        piece = memoryview(self.data)[start : start + self.image.kernel_size]
-        memory.write(self.image.pref_address, piece)
+        self.source.copy(memory, self.image.pref_address, self.image.kernel_offset, self.image.kernel_size)
 
 
 class _Vmlinux:
@@ -189,9 +237,9 @@ class _Vmlinux:
     cmdline_size = VMLINUX_CMDLINE_SIZE
     initrd_max = INITRD_MAX
 
-    def __init__(self, data: Buffer, name: str, protocol: Entry) -> None:
-        self.image = elf.parse(data, name)
-        self.data = data
+    def __init__(self, source: _Source, name: str, protocol: Entry) -> None:
+        self.image = elf.parse(source.view, name)
+        self.source = source
         self.end = self.image.end
         self.pvh = protocol == "pvh"
         low = min(segment.gpa for segment in self.image.segments)
@@ -205,10 +253,8 @@ class _Vmlinux:
             raise ConfigError(f"{name}: has no PVH entry; build it with CONFIG_PVH=y or leave the protocol to pyvmm")
 
     def write(self, memory: Memory, fresh: bool) -> None:
-        view = memoryview(self.data)
         for segment in self.image.segments:
-            if segment.file_size:
-                memory.write(segment.gpa, view[segment.offset : segment.offset + segment.file_size])
+            self.source.copy(memory, segment.gpa, segment.offset, segment.file_size)
             if not fresh:
                 _clear(memory, segment.gpa + segment.file_size, segment.gpa + segment.size)
 
@@ -242,21 +288,3 @@ def _place_initrd(loader: _Bzimage | _Vmlinux, size: int, ram_size: int, name: s
 
 def _mib(size: int) -> int:
     return -(-size // MIB)
-
-
-def _contents(source: Path | bytes, name: str) -> memoryview:
-    """The bytes of a file, mapped instead of read: they are copied once, to guest memory."""
-    view = memoryview(b"")
-    if isinstance(source, bytes):
-        view = memoryview(source)
-    else:
-        try:
-            with source.open("rb") as file:
-                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError:
-            pass  # mmap's way of saying that there is nothing
-        except OSError as error:
-            raise ConfigError(f"{name}: cannot read it: {error.strerror}") from error
-    if not view:
-        raise ConfigError(f"{name}: the file is empty")
-    return view
