@@ -47,7 +47,7 @@ class Contender:
     fork: bool = False
 
 
-def contenders(image: str, qemu_facts: dict[str, object]) -> list[Contender]:
+def contenders(image: str, facts: dict[str, object]) -> list[Contender]:
     """All there are, pyvmm's first."""
     from images.catalog import find_image
 
@@ -60,10 +60,10 @@ def contenders(image: str, qemu_facts: dict[str, object]) -> list[Contender]:
             name = f"pyvmm-{engine}-{'fork' if fork else 'exec'}"
             argv = arguments if fork else (sys.executable, "-m", "pyvmm.cli.main", *arguments)
             result.append(Contender(name, argv, fork))
-    program, options = str(qemu_facts["program"]), tuple(qemu_facts["options"])  # type: ignore[arg-type]
+    program, options = str(facts["program"]), tuple(facts["options"])  # type: ignore[arg-type]
     boot = ("-initrd", initrd)
     # hv-balloon is a device of QEMU 8.2 and later.
-    balloon = ("-device", "hv-balloon") if qemu_facts["has_balloon"] else ()
+    balloon = ("-device", "hv-balloon") if facts["has_balloon"] else ()
     result.append(
         Contender(
             "qemu-pc",
@@ -140,15 +140,13 @@ def _become_pyvmm(arguments: tuple[str, ...], output: int) -> None:
         os._exit(99)
 
 
-def measure(image: str, runs: int, only: list[str], qemu_facts: dict[str, object]) -> dict[str, list[float]]:
-    """`runs` rounds over all contenders, after one that warms the caches up. A boot that fails is told and left out."""
+def measure(chosen: list[Contender], runs: int, environment: dict[str, str]) -> dict[str, list[float]]:
+    """`runs` rounds over all `chosen`, after a warm-up. A boot that fails is told and left out."""
     import pyvmm.cli.run
     import pyvmm.cli.session
     import pyvmm.machine.services  # noqa: F401  what a fork starts from
 
-    chosen = [c for c in contenders(image, qemu_facts) if not only or any(part in c.name for part in only)]
     times: dict[str, list[float]] = {c.name: [] for c in chosen}
-    environment: dict[str, str] = qemu_facts["environment"]  # type: ignore[assignment]
     for turn in range(runs + 1):
         for contender in chosen:
             print(f"start {contender.name}", flush=True)
@@ -187,25 +185,34 @@ def main() -> int:
     options = parser.parse_args()
 
     if options.qemu is None:
-        from images.catalog import find_image
-        from tests.bench.qemu10 import find_qemu
-
-        find_image(options.image)
-        qemu = find_qemu(lambda line: print(line, file=sys.stderr))
-        facts = json.dumps(
-            {
-                "program": qemu.program,
-                "options": qemu.options,
-                "environment": qemu.environment,
-                "has_balloon": qemu.has_balloon,
-                "label": qemu.label,
-            }
-        )
-        return run_where_linux_runs([*sys.argv[1:], "--qemu", facts])
-    told = json.loads(options.qemu)
-    times = measure(options.image, options.runs, options.only, told)
-    report(options.image, told["label"], times)
+        return run_where_linux_runs([*sys.argv[1:], "--qemu", qemu_facts(options.image)])
+    facts = json.loads(options.qemu)
+    chosen = [
+        c
+        for c in contenders(options.image, facts)
+        if not options.only or any(part in c.name for part in options.only)
+    ]
+    times = measure(chosen, options.runs, facts["environment"])
+    report(options.image, facts["label"], times)
     return 0 if all(times.values()) else 1
+
+
+def qemu_facts(image: str) -> str:
+    """What the side that measures must know of QEMU; also sees to it that the image is built."""
+    from images.catalog import find_image
+    from tests.bench.qemu10 import find_qemu
+
+    find_image(image)
+    qemu = find_qemu(lambda line: print(line, file=sys.stderr))
+    return json.dumps(
+        {
+            "program": qemu.program,
+            "options": qemu.options,
+            "environment": qemu.environment,
+            "has_balloon": qemu.has_balloon,
+            "label": qemu.label,
+        }
+    )
 
 
 def run_where_linux_runs(arguments: list[str], module: str = "tests.bench.boot") -> int:
