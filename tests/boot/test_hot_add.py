@@ -1,0 +1,119 @@
+"""Linux grows past its boot size, shrinks below it, and starts anew at it after a reboot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from devices.balloon.growth import LEFT_OFFLINE
+from devices.balloon.plan import ResizeOutcome
+from tests.support.booted import MIB, Booted
+
+BOOT = 512 * MIB
+MAX = 1024 * MIB
+PATTERN = 24  # MiB
+LIMIT = 200.0  # seconds for one resize: half a GiB is zeroed by the guest on its way out, under emulation
+DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
+BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
+
+GUESTS = [
+    pytest.param(("debian-6.1", "kernel", 1), id="debian-6.1-kernel"),
+    pytest.param(("debian-6.12", "user", 2), id="debian-6.12-user-2cpu"),
+]
+
+
+@pytest.fixture(scope="module", params=GUESTS)
+def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
+    image, engine, cpus = request.param
+    with Booted(image, engine=engine, cpus=cpus, memory=BOOT, max_memory=MAX) as booted:
+        booted.wait_balloon_ready()
+        yield booted
+
+
+def resize(guest: Booted, size: int) -> ResizeOutcome:
+    known = len(guest.outcomes)
+    guest.machine.balloon_set(size)
+    guest.until(lambda: len(guest.outcomes) > known, LIMIT, f"answer to a target of {size >> 20} MiB")
+    return guest.outcomes[-1]
+
+
+def added_ranges(guest: Booted) -> list[tuple[int, int]]:
+    """What /proc/iomem calls RAM above 4 GiB: (address, bytes)."""
+    found = []
+    for line in guest.sh("grep 'System RAM' /proc/iomem").splitlines():
+        start, end = (int(number, 16) for number in line.split(":")[0].strip().split("-"))
+        if start >= 4 << 30:
+            found.append((start, end + 1 - start))
+    return found
+
+
+def test_growth_to_the_page_is_seen_by_both_sides(guest: Booted) -> None:
+    guest.sh(
+        f"cd /tmp; (cat /lib/modules/*.ko; cat /bin/busybox) >seed; while [ $(stat -c %s p 2>/dev/null || echo 0) "
+        f"-lt {PATTERN * MIB} ]; do cat seed >>p; done; md5sum p >sum; rm seed"
+    )
+    total = guest.memory_total()
+    for size in (896 * MIB, 900 * MIB + 4096):
+        assert resize(guest, size).reached
+        assert guest.memory_total() - total == size - BOOT
+    window = guest.machine.window
+    assert window is not None
+    (found,) = added_ranges(guest)
+    assert found == (window.gpa, 4 * 128 * MIB), "whole blocks"
+    assert window.mapped == 4
+
+
+def test_shrinking_below_the_boot_size_and_back_to_the_most(guest: Booted) -> None:
+    total = guest.memory_total()
+    before = guest.machine.balloon.actual
+    assert resize(guest, 384 * MIB).reached
+    assert total - guest.memory_total() == before - 384 * MIB
+    assert resize(guest, MAX).reached
+    assert guest.memory_total() - total == MAX - before
+    info = guest.machine.balloon.info()
+    assert not any(info["refused-pages"].values()), info["refused-pages"]
+    assert (info["hot-add"]["added"], info["hot-add"]["removed"]) == (512 * MIB, 0)
+    guest.sh("cd /tmp; md5sum -c sum")
+
+
+def test_more_than_the_most_is_refused_with_a_reason(guest: Booted) -> None:
+    reply = guest.machine.balloon_set(2 * MAX)
+    assert reply["will-reach"] == MAX
+    assert "1024 MiB are the most" in reply["reason"]
+
+
+def test_a_driver_bound_again_keeps_what_was_added(guest: Booted) -> None:
+    total = guest.memory_total()
+    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
+    guest.until(lambda: not guest.machine.balloon.ready, 20, "closed channel")
+    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
+    guest.wait_balloon_ready()
+    assert resize(guest, MAX - 32 * MIB).reached
+    assert guest.memory_total() == total - 32 * MIB
+    assert resize(guest, MAX).reached
+    assert guest.memory_total() == total
+    assert not guest.log("hot_add memory failed")
+
+
+def test_a_reboot_is_the_boot_size_and_then_the_target_again(guest: Booted) -> None:
+    target = 640 * MIB
+    resize(guest, target)
+    known = len(guest.outcomes)
+    with guest.expect_reset():
+        guest.send("reboot")
+    guest.until(lambda: len(guest.outcomes) > known and guest.outcomes[-1].reached, LIMIT, "target applied again")
+    assert guest.machine.balloon.actual == target
+    assert [size for _, size in added_ranges(guest)] == [128 * MIB]
+
+
+def test_memory_left_offline_is_said_at_once() -> None:
+    with Booted(
+        "debian-6.1", engine="user", memory=256 * MIB, max_memory=MAX, append="memhp_default_state=offline"
+    ) as g:
+        g.wait_balloon_ready()
+        total = g.memory_total()
+        outcome = resize(g, MAX)
+        assert outcome.reason == LEFT_OFFLINE
+        assert outcome.actual == 384 * MIB, "one block, and no further five seconds"
+        assert g.memory_total() == total
