@@ -60,23 +60,33 @@ def wait(
         raise click.UsageError("wait for an --event or for a --channel, not both")
     entry = find(given, name, socket)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
-    from pyvmm.control.client import Disconnected, TimedOut
-
-    with connect(entry) as client:
-        try:
-            if channel is not None:
-                found = _wait_channel(client, channel, deadline)
-            else:
-                found = _wait_event(client, event, deadline)
-        except TimedOut:
-            found = {"result": "timeout"}
-        except Disconnected:
-            found = {"result": "ended"}
+    found = _await(entry, event, channel, deadline)
     if as_json:
         print_json({"name": entry.name} | found)
     else:
         click.echo(f"{entry.name}: {_words(found, event, channel, timeout)}")
     return _status(found, ends=event is None and channel is None)
+
+
+def _await(entry: Entry, event: str | None, channel: str | None, deadline: float) -> dict[str, Any]:
+    """What happened. A machine that is slow to answer, as while it starts, is asked again."""
+    from pyvmm.control.client import Disconnected, TimedOut
+
+    met = False
+    while True:
+        try:
+            with connect(entry) as client:
+                met = True
+                if channel is not None:
+                    return _wait_channel(client, channel, deadline)
+                return _wait_event(client, event, deadline)
+        except TimedOut:
+            if time.monotonic() >= deadline:
+                return {"result": "timeout"}
+        except Disconnected:
+            if not met:
+                raise
+            return {"result": "ended"}
 
 
 def _words(found: dict[str, Any], event: str | None, channel: str | None, timeout: float | None) -> str:

@@ -24,6 +24,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Running machines": {
         "balloon": ("pyvmm.cli.balloon:balloon", "Show or set how much memory a guest has."),
+        "balance": ("pyvmm.cli.balance:balance", "Share a budget of memory between machines."),
         "status": ("pyvmm.cli.status:status", "Show all about a running machine."),
         "ps": ("pyvmm.cli.status:ps", "List the running machines."),
         "stop": ("pyvmm.cli.stop:stop", "Power a machine off, or end it."),
@@ -31,6 +32,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "wait": ("pyvmm.cli.end:wait", "Wait for a machine's end, an event, a driver."),
     },
     "Looking closer": {
+        "top": ("pyvmm.cli.top.command:top", "Watch the running machines live; resize them by a key."),
         "log": ("pyvmm.cli.log:log", "Show the end of a guest's console."),
         "devices": ("pyvmm.cli.devices:devices", "List a machine's VMBus devices and their channels."),
         "trace": ("pyvmm.cli.trace:trace", "Follow a machine's trace events; list, compare, convert traces."),

@@ -62,8 +62,8 @@ def memory_chart(story: Story) -> str:
         svg.line(left, y(tick * MIB), WIDTH - right, y(tick * MIB), "grid")
         svg.label(left - 8, y(tick * MIB) + 4, str(tick), "tick", "end")
     svg.label(left - 8, top - 14, "MiB", "tick", "end")
-    for tick in nice_ticks(begin, end, 8):
-        svg.label(x(tick), top + height + 18, f"{tick:g} s", "tick", "middle")
+    for moment in nice_ticks(begin, end, 8):
+        svg.label(x(moment), top + height + 18, f"{moment:g} s", "tick", "middle")
     svg.line(left, top + height, WIDTH - right, top + height, "axis")
     for time, text in story.marks:
         if time >= begin:

@@ -160,7 +160,7 @@ def _exits(story: Story) -> Iterable[str]:
     yield '<h2 id="exits">vCPU exits by kind</h2>'
     kinds = story.exits_by_kind
     if not kinds:
-        yield "<p>The trace has no exits: record <code>machine.exit_count</code> or <code>machine.vcpu_exit</code></p>"
+        yield "<p>The trace has no exits: record <code>machine.exit_count</code>, <code>machine.vcpu_exit</code></p>"
         return
     yield _picture(charts.bar_chart(kinds, "vCPU exits by kind"))
     if len(story.exits) > 1:

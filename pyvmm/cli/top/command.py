@@ -1,0 +1,195 @@
+"""`pyvmm top` itself: finds machines, starts watchers, draws, obeys keys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyvmm.cli.target import complete_machine, find
+from pyvmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pyvmm.cli.top.watcher import Watcher
+    from pyvmm.control.registry import Entry
+
+MIB = 1 << 20
+FRAME = 0.2
+"""Seconds between two pictures."""
+
+WIDTH = 110
+"""Columns of a picture that no terminal gave a size."""
+
+STEPS = 16
+"""Presses of a key from all of a machine's memory to nothing."""
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_machine)
+@click.option("--interval", "-i", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS")
+@click.option("--once", is_flag=True, help="Print one picture, with the rates of one interval, and end.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write such a picture to a file instead.")
+@click.option("--width", type=click.IntRange(min=60), help="Columns of the picture. Default: the terminal's.")
+def top(names: tuple[str, ...], interval: float, once: bool, svg: Path | None, width: int | None) -> None:
+    """Watch the running machines: exits by kind, memory, pressure, VMBus channels, trace events.
+
+    All of this user's machines, or those named. Keys: up and down choose one, + and - give it more or less memory,
+    q ends.
+
+    \b
+    pyvmm top
+    pyvmm top web db -i 0.5
+    pyvmm top --once | head -5
+    """
+    board = Board(names, interval)
+    try:
+        if once or svg is not None:
+            _once(board, interval, svg, width)
+        elif not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise ConfigError("`pyvmm top` needs a terminal; --once prints one picture anywhere")
+        else:
+            _live(board, width)
+    finally:
+        board.close()
+
+
+class Board:
+    """The watchers of all machines that run, or of those named, and which is chosen."""
+
+    def __init__(self, names: tuple[str, ...], interval: float) -> None:
+        self.chosen = 0
+        self.note = ""
+        self._names = names
+        self._interval = interval
+        self._watchers: dict[tuple[str, int], Watcher] = {}
+        self._wanted: dict[str, int] = {}  # targets asked for by keys, by machine
+        self._looked = 0.0
+        self.look()
+
+    def _entries(self) -> list[Entry]:
+        from pyvmm.control.registry import running
+
+        if not self._names:
+            return running()
+        if not self._watchers:
+            return [find(name, None, None) for name in self._names]
+        return [each.entry for each in self._watchers.values()]
+
+    def look(self) -> None:
+        """See which machines there are."""
+        from pyvmm.cli.top.watcher import Watcher
+
+        entries = {(entry.name, entry.pid): entry for entry in self._entries()}
+        for key in [key for key in self._watchers if key not in entries]:
+            self._watchers.pop(key).stop()
+        for key, entry in entries.items():
+            if key not in self._watchers:
+                self._watchers[key] = Watcher(entry, self._interval)
+                self._watchers[key].start()
+        self.chosen = max(0, min(self.chosen, len(self._watchers) - 1))
+        self._looked = time.monotonic()
+
+    def look_again(self) -> None:
+        """The same, once in a while."""
+        if time.monotonic() - self._looked > 1.0:
+            self.look()
+
+    @property
+    def watchers(self) -> list[Watcher]:
+        return list(self._watchers.values())
+
+    def key(self, key: str) -> bool:
+        """Obey a key; False to end."""
+        match key:
+            case "q":
+                return False
+            case "up":
+                self.chosen = max(0, self.chosen - 1)
+            case "down":
+                self.chosen = max(0, min(len(self._watchers) - 1, self.chosen + 1))
+            case "+" | "-":
+                self._resize(1 if key == "+" else -1)
+        return True
+
+    def _resize(self, direction: int) -> None:
+        if not self._watchers:
+            return
+        watcher = self.watchers[self.chosen]
+        memory = None if watcher.sample is None else watcher.sample.memory
+        if memory is None or memory.actual is None or not memory.boot:
+            self.note = f"{watcher.entry.name} has no balloon"
+            return
+        name = watcher.entry.name
+        step = max(16 * MIB, memory.boot // STEPS)
+        now = self._wanted.get(name, memory.target or memory.actual)
+        wanted = max(step, (now // step + direction) * step)
+        self._wanted[name] = wanted
+        self.note = f"{name}: asked for {wanted // MIB} MiB"
+        watcher.resize(wanted)
+
+    def picture(self, trace_lines: int) -> RenderableType:
+        from pyvmm.cli.top.view import Row, screen
+
+        rows = [Row(each.entry.name, each.sample, each.error, list(each.lines)) for each in self.watchers]
+        return screen(rows, self.chosen, trace_lines=trace_lines, note=self.note)
+
+    def close(self) -> None:
+        for watcher in self._watchers.values():
+            watcher.stop()
+
+
+def _live(board: Board, width: int | None) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from pyvmm.cli.top.keys import one_by_one, read_keys
+
+    console = Console(width=width)
+    fd = sys.stdin.fileno()
+    with one_by_one(fd), Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(board.picture(max(2, console.height - 30)), refresh=True)
+            for key in read_keys(fd, FRAME):
+                if not board.key(key):
+                    return
+            board.look_again()
+
+
+def _once(board: Board, interval: float, svg: Path | None, width: int | None) -> None:
+    from rich.console import Console
+
+    if board.watchers:
+        _settle(board, interval)
+    if svg is None:
+        Console(width=width, soft_wrap=False).print(board.picture(8))
+        return
+    with open(os.devnull, "w") as nowhere:
+        console = Console(
+            width=width or WIDTH, record=True, file=nowhere, force_terminal=True, color_system="truecolor"
+        )
+        console.print(board.picture(8))
+        svg.write_text(self_contained(console.export_svg(title="pyvmm top")), encoding="utf-8")
+    click.echo(svg)
+
+
+def _settle(board: Board, interval: float) -> None:
+    """Wait for two samples of each machine that answers."""
+    deadline = time.monotonic() + 5.0
+    with contextlib.suppress(IndexError):
+        while time.monotonic() < deadline and any(each.sample is None and not each.error for each in board.watchers):
+            time.sleep(0.02)
+    time.sleep(interval + 0.3)
+
+
+def self_contained(svg: str) -> str:
+    """A picture of rich's without the fonts it would fetch."""
+    svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)
+    return re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)

@@ -1,0 +1,54 @@
+"""Keys of a terminal that sends them one by one, as words: `up`, `down`, `+`, `q`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+import tty
+from collections.abc import Iterator
+
+_SEQUENCES = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down", b"\x03": "q", b"\x1b": "q"}
+_SINGLE = {b"k": "up", b"j": "down", b"=": "+", b"_": "-"}
+
+
+def decode(data: bytes) -> list[str]:
+    """The keys in what the terminal sent at once; an escape by itself means `q`."""
+    keys: list[str] = []
+    while data:
+        for length in (3, 1):
+            word = data[:length]
+            if word in _SEQUENCES and (word != b"\x1b" or len(data) == 1):
+                keys.append(_SEQUENCES[word])
+                break
+        else:
+            length = 1
+            if data[:1] == b"\x1b":  # some other sequence: its letter ends it
+                length = next((n + 1 for n, byte in enumerate(data) if n > 1 and 0x40 <= byte <= 0x7E), len(data))
+            else:
+                keys.append(_SINGLE.get(data[:1], data[:1].decode("ascii", "replace")))
+        data = data[length:]
+    return keys
+
+
+@contextlib.contextmanager
+def one_by_one(fd: int) -> Iterator[None]:
+    """The terminal `fd` without echo and lines while the block runs."""
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def read_keys(fd: int, seconds: float) -> list[str]:
+    """Keys pressed within `seconds`; `q` when the terminal is gone."""
+    if not select.select([fd], [], [], seconds)[0]:
+        return []
+    try:
+        data = os.read(fd, 64)
+    except OSError:
+        data = b""
+    return decode(data) if data else ["q"]

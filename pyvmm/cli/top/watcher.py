@@ -1,0 +1,113 @@
+"""One machine, watched from a thread of its own: one that does not answer holds up nobody's screen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from pyvmm.cli.target import connect
+from pyvmm.cli.top.samples import Sample, sample
+from pyvmm.control.client import Client, Disconnected, Refused, TimedOut
+from pyvmm.control.registry import Entry
+from pyvmm.errors import PyvmmError
+from pyvmm.tracing.read import from_object
+
+TRACED = (
+    "vmbus*,!vmbus_signal_event,!vmbus_channel_notify_guest,!vmbus.channel_signalled,!vmbus.packet_*,hv_balloon_*,balloon.*,"
+    "ic.*,machine.*,!machine.vcpu_exit,!machine.memory,agent.*"
+)
+"""Trace events shown: what was said, not every signal."""
+
+PATIENCE = 5.0
+"""Seconds without an answer until a machine counts as not answering."""
+
+LINES = 200
+"""Trace lines kept."""
+
+
+class Watcher:
+    """Asks `entry` every `period` seconds. `sample` and `lines` are what it said last; `error` why it does not."""
+
+    def __init__(self, entry: Entry, period: float) -> None:
+        self.entry = entry
+        self.sample: Sample | None = None
+        self.lines: deque[tuple[float, str]] = deque(maxlen=LINES)  # seconds of the machine's clock, text
+        self.error = ""
+        self._period = period
+        self._wishes: deque[Callable[[Client], Any]] = deque()
+        self._before: tuple[float, dict[str, Any]] | None = None
+        self._words: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch {entry.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop asking, soon."""
+        self._stop.set()
+
+    def resize(self, size: int) -> None:
+        """Ask for a balloon target, soon."""
+        self._wishes.append(lambda client: client.execute("balloon", {"value": size}))
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with connect(self.entry, PATIENCE) as client:
+                    self._subscribe(client)
+                    while not self._stop.is_set():
+                        self.turn(client)
+            except Disconnected:
+                self.error = "ended"
+                return
+            except TimedOut:
+                self.error = "not answering"  # it starts, or its host is busy
+            except PyvmmError as error:
+                self.error = str(error)
+                return
+
+    def _subscribe(self, client: Client) -> None:
+        try:
+            self._words = client.execute("x-trace-subscribe", {"pattern": TRACED})["events"]
+        except Refused:
+            pass  # an older machine: no trace lines
+
+    def turn(self, client: Client) -> None:
+        """Take a sample, then listen for a period."""
+        now = client.execute("x-status")
+        clock = time.monotonic()
+        if self._before is None:
+            self.sample = sample(now, None, 0.0)
+        else:
+            self.sample = sample(now, self._before[1], clock - self._before[0])
+        self._before = clock, now
+        if self.error == "not answering":
+            self.error = ""
+        deadline = clock + self._period
+        while not self._stop.is_set():
+            while self._wishes:
+                self._wish(client, self._wishes.popleft())
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                _, data = client.wait_event({"X_TRACE"}, min(left, 0.1))
+            except TimedOut:
+                continue
+            for each in data["events"]:
+                entry = from_object(each)
+                if entry is not None:
+                    self.lines.append(
+                        (entry.time, f"{entry.name} {entry.message(self._words.get(entry.name))}".rstrip())
+                    )
+
+    def _wish(self, client: Client, wish: Callable[[Client], Any]) -> None:
+        try:
+            wish(client)
+            self.error = ""
+        except Refused as error:
+            self.error = str(error)
