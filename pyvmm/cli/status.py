@@ -23,14 +23,22 @@ QUICK = 2.0
 @click.command()
 @click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
 @machine_options
+@click.option("--history", type=click.IntRange(min=1), metavar="N", help="Show the guest's last N memory reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every counter.")
-def status(given: str | None, name: str | None, socket: Path | None, as_json: bool) -> None:
+def status(given: str | None, name: str | None, socket: Path | None, history: int | None, as_json: bool) -> None:
     """Show all about a running machine: its memory, its balloon, its VMBus channels.
 
     \b
     pyvmm status
     pyvmm status web --json
+    pyvmm status --history 60     memory pressure over the last minute
     """
+    if history is not None:
+        from pyvmm.cli.history import show_history
+
+        with connect(find(given, name, socket)) as client:
+            show_history(client, history, as_json)
+        return
     with connect(find(given, name, socket)) as client:
         about = client.execute("x-status")
     if as_json:

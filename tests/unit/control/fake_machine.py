@@ -22,6 +22,7 @@ class FakeMachine:
         self.name = name
         self.state = "running"
         self.calls: list[str] = []
+        self.automatic: list[bool] = []
         self.actual: int | None = 512 * MIB
         self.report: dict[str, Any] | None = {"committed": 100 * MIB, "available": 300 * MIB}
         self.console = b""
@@ -94,7 +95,7 @@ class FakeMachine:
         }
 
     def set_autosize(self, on: bool) -> None:
-        self.calls.append(f"autosize {on}")
+        self.automatic.append(on)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -25,4 +25,4 @@ def test_automatic_sizing_is_held_and_let_go() -> None:
     machine = FakeMachine()
     dispatch(machine, "x-autosize", {"enable": False})
     dispatch(machine, "x-autosize", {"enable": True})
-    assert machine.calls == ["autosize False", "autosize True"]
+    assert machine.automatic == [False, True]

@@ -1,0 +1,184 @@
+"""`pyvmm balance`: several guests share a budget of memory; the one under pressure gets what others have free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyvmm.cli import output
+from pyvmm.cli.memory_options import SizeType
+from pyvmm.cli.target import complete_machine, connect
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.sizes import format_size
+
+if TYPE_CHECKING:
+    from pyvmm.control.client import Client
+    from pyvmm.control.registry import Entry
+    from pyvmm.machine.budget import Member
+
+INTERVAL = 5.0
+ANSWER_LIMIT = 5.0
+"""Seconds for a machine's answer; one that takes longer is left out of this round."""
+
+
+@dataclass(slots=True)
+class Guest:
+    """A machine that answers."""
+
+    client: Client
+    member: Member
+    pressure: int | None
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_machine)
+@click.option("--budget", type=SizeType(), required=True, help="Memory for all of them together.")
+@click.option(
+    "--least",
+    type=SizeType(),
+    default="128M",
+    show_default=True,
+    help="For guests that were given no min= themselves.",
+)
+@click.option("--buffer", type=click.IntRange(1, 2000), default=20, show_default=True, help="Percent of the demand.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=INTERVAL,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option("--once", is_flag=True, help="Look and act once, then end.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line a look.")
+def balance(
+    names: tuple[str, ...], budget: int, least: int, buffer: int, interval: float, once: bool, as_json: bool
+) -> int:
+    """Keep guests within a budget of memory, and give it to those that need it.
+
+    NAMEs are running machines; without any, all of this user. Each gets what its programs demand and a buffer on top
+    if there is enough, nobody shrinks unless somebody else needs the memory, and what is promised never passes the
+    budget. Runs until Ctrl-C.
+
+    \b
+    pyvmm balance --budget 2G
+    pyvmm balance --budget 4G web db --interval 2
+    pyvmm balance --budget 2G --once --json
+    """
+    from pyvmm.control import registry
+
+    asked = list(dict.fromkeys(names))
+    shown: object = None
+    while True:
+        entries = [registry.find(name) for name in asked] if asked else registry.running()
+        if not entries:
+            raise ConfigError("no VM is running: `pyvmm run` starts one")
+        report = _round(entries, budget, least, buffer)
+        if as_json:
+            click.echo(_line(report))
+        elif once or report["actions"] or report["problems"] != shown:
+            _print(report)
+        shown = report["problems"]
+        if once:
+            return 0
+        time.sleep(interval)
+
+
+def _line(report: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(report)
+
+
+def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int) -> dict[str, Any]:
+    """Look at every machine, and set the targets that can be set now. What was seen and done, ready for JSON."""
+    from pyvmm.machine.budget import moves, share
+
+    problems: dict[str, str] = {}
+    guests: dict[str, Guest] = {}
+    try:
+        for entry in entries:
+            try:
+                client = connect(entry, ANSWER_LIMIT)
+                try:
+                    guests[entry.name] = _look(entry, client, least, buffer)
+                except BaseException:
+                    client.close()
+                    raise
+            except HostError as error:
+                problems[entry.name] = str(error)
+        members = [each.member for each in guests.values()]
+        minimums = sum(each.limits.minimum for each in members)
+        if minimums > budget:
+            problems["budget"] = f"{format_size(budget)} is less than the least of all, {format_size(minimums)}"
+        goals = share(budget, members)
+        actions = {}
+        for name, target in moves(budget, members, goals).items():
+            try:
+                guests[name].client.execute("balloon", {"value": target})
+                actions[name] = target
+            except HostError as error:
+                problems[name] = str(error)
+    finally:
+        for each in guests.values():
+            each.client.close()
+    return {
+        "budget": budget,
+        "used": sum(each.current for each in members),
+        "guests": [
+            {
+                "name": name,
+                "current": each.member.current,
+                "demand": each.member.demand,
+                "pressure": each.pressure,
+                "goal": goals[name],
+            }
+            for name, each in guests.items()
+        ],
+        "actions": actions,
+        "problems": problems,
+    }
+
+
+def _look(entry: Entry, client: Client, least: int, buffer: int) -> Guest:
+    """Ask one machine. Raises HostError."""
+    from pyvmm.machine.autosize import Limits
+    from pyvmm.machine.budget import Member
+
+    about = client.execute("x-query-pressure", {"count": 0})
+    sizing = about.get("autosize") or {}
+    minimum = min(sizing.get("min", least), about["boot"])
+    limits = Limits(minimum, max(about["max"], minimum), sizing.get("buffer", buffer))
+    target = about["target"]
+    resting = (client.execute("x-status").get("balloon") or {}).get("state") == "Idle"
+    if resting and target is not None and target > about["current"]:
+        target = None  # no promise any more: it did not get there. (One that would not shrink is not asked again.)
+    member = Member(entry.name, about["current"], about["demand"], limits, about["boot"], target)
+    return Guest(client, member, about["pressure"])
+
+
+def _print(report: dict[str, Any]) -> None:
+    used, budget = report["used"], report["budget"]
+    click.echo(
+        click.style(f"{time.strftime('%H:%M:%S')}  {format_size(used)} of {format_size(budget)} in use", bold=True)
+    )
+    rows = []
+    for each in report["guests"]:
+        target = report["actions"].get(each["name"])
+        if target is not None:
+            change = target - each["current"]
+            text = f"-> {format_size(target)} ({'+' if change > 0 else '-'}{format_size(abs(change))})"
+        elif each["goal"] != each["current"]:
+            text = f"waits for {format_size(each['goal'])}"
+        else:
+            text = ""
+        demand = "not reported" if each["demand"] is None else format_size(each["demand"])
+        pressure = "" if each["pressure"] is None else f"{each['pressure']}%"
+        rows.append((each["name"], format_size(each["current"]), demand, pressure, text))
+    if rows:
+        output.table(("NAME", "MEMORY", "DEMAND", "PRESSURE", ""), rows)
+    for name, text in report["problems"].items():
+        click.echo(f"{name}: {text}", err=True)

@@ -1,0 +1,43 @@
+"""`pyvmm status --history`: what the guest reported of its memory, a line a report."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyvmm.cli import output
+from pyvmm.sizes import format_size
+
+if TYPE_CHECKING:
+    from pyvmm.control.client import Client
+
+BAR = 30
+"""Characters of a bar that is 100 % pressure."""
+
+
+def show_history(client: Client, count: int, as_json: bool) -> None:
+    """Ask for the last `count` reports and print them, oldest first."""
+    about = client.execute("x-query-pressure", {"count": count})
+    if as_json:
+        output.print_json(about)
+        return
+    if not about["samples"]:
+        click.echo("no report yet: Linux sends the first 45 s after its driver's start")
+        return
+    output.table(("TIME", "MEMORY", "AVAILABLE", "DEMAND", "PRESSURE"), [_row(each) for each in about["samples"]])
+
+
+def _row(sample: dict[str, Any]) -> tuple[str, ...]:
+    from pyvmm.machine.autosize import Report
+
+    report = Report(sample["time"], sample["available"], sample["committed"], sample["actual"], sample["out"])
+    bar = "#" * min(BAR, report.pressure * BAR // 100)
+    return (
+        time.strftime("%H:%M:%S", time.localtime(sample["time"])),
+        format_size(report.current),
+        format_size(report.available),
+        format_size(report.demand),
+        f"{report.pressure:>3}% {bar}",
+    )
