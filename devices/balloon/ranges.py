@@ -125,7 +125,10 @@ class PageRanges:
             inside += mask.bit_count()
             old = self._chunks.get(key, 0)
             other = besides._chunks.get(key)
-            mask &= ~(old if other is None else old | other)
+            if other is not None:
+                mask &= ~(old | other)
+            elif old:
+                mask &= ~old
             if mask:
                 pages += mask.bit_count()
                 new[key] = mask
@@ -268,7 +271,10 @@ def _runs(mask: int) -> Iterator[tuple[int, int]]:
     if mask == _FULL:
         return iter(((0, CHUNK),))
     firsts = mask & ~(mask << 1)
-    if firsts.bit_count() <= _FEW_RUNS:
+    count = firsts.bit_count()
+    if count == 1:
+        return iter(((firsts.bit_length() - 1, mask.bit_length()),))
+    if count <= _FEW_RUNS:
         return _few_runs(mask)
     skip = (firsts & -firsts).bit_length() - 1
     ends = (mask & ~(mask >> 1)) >> skip
