@@ -11,9 +11,6 @@ The real-mode part is for BIOSes and stays unused; its header is copied into the
 
 from __future__ import annotations
 
-import bz2
-import lzma
-import zlib
 from dataclasses import dataclass
 from struct import unpack_from
 from typing import TYPE_CHECKING
@@ -125,6 +122,9 @@ def _release(view: memoryview) -> str:
 
 def unpack_kernel(data: Buffer, name: str = "kernel") -> bytes:
     """The vmlinux inside a bzImage. Takes a second or so; images.payload keeps the result."""
+    import lzma
+    import zlib
+
     image = parse(data, name)
     payload = bytes(memoryview(data)[image.payload_offset : image.payload_offset + image.payload_length])
     try:
@@ -138,6 +138,11 @@ def unpack_kernel(data: Buffer, name: str = "kernel") -> bytes:
 
 def decompress(payload: bytes) -> bytes:
     """Unpack by what the first bytes say; the unpacked size follows the stream (as every builder but gzip's adds)."""
+    # Most boots find the kernel unpacked: what unpacks it is imported only here.
+    import bz2
+    import lzma
+    import zlib
+
     if payload.startswith(b"\x1f\x8b"):
         return _bounded(zlib.decompressobj(31), payload)
     if payload.startswith(b"\xfd7zXZ\0"):

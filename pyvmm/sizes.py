@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from pyvmm.errors import ConfigError
 
@@ -47,8 +46,9 @@ def _parse_decimal(word: str, shown: str) -> int:
     if unit not in _UNITS:
         hint = f" (did you mean {match['number']}{unit[0].upper()}?)" if unit[:-1] in _UNITS else ""
         raise ConfigError(f"size {shown} has an unknown unit {match['unit']!r}: use k, M, G or T{hint}")
-    exact = Fraction(match["number"].rstrip(".")) * _UNITS[unit]
-    return int(exact)  # 1.3G is no whole number of bytes; nobody means the fraction
+    whole, _, decimals = match["number"].partition(".")
+    # 1.3G is no whole number of bytes; nobody means the fraction
+    return int(int(whole + decimals) * _UNITS[unit] // 10 ** len(decimals))
 
 
 def is_size(text: str) -> bool:

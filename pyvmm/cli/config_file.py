@@ -12,7 +12,6 @@ count from the file's folder. Whatever options a command declares, its file take
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shlex
@@ -97,7 +96,9 @@ def load(file: Path, command: click.Command, ctx: click.Context) -> dict[str, An
     for key, value in table.items():
         param = known.get(key)
         if param is None:
-            close = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+            from difflib import get_close_matches
+
+            close = get_close_matches(key.replace("_", "-"), known, 1)
             hint = f"did you mean {close[0]!r}?" if close else "`pyvmm run --print-config` shows them all"
             raise ConfigError(f"{file}: {_short(key)} is no option; {hint}")
         assert param.name is not None
