@@ -11,17 +11,25 @@ names them to the driver as the guest's again, and the driver frees them.
                 __free_page      <-- UNBALLOON_REQUEST --    target above; ranges off the books
                                       (ranges, more)
                                  --- UNBALLOON_RESPONSE ->
+    add_memory, online           <-- HOT_ADD_REQUEST ----    target above what it has and had: made RAM just before
+                                      (range, region)
+                                 --- HOT_ADD_RESPONSE --->
+                                      (pages, result)
 
 The device's states (`machine.py` has the picture with every arrow):
 
     Closed -> AwaitVersion -> AwaitCaps -> Idle -> BalloonPosting -> BalloonWaiting -> Idle
                                                 -> UnballoonPosting -> UnballoonWaiting -> Idle
+                                                -> HotAddPosting -> HotAddWaiting -> Idle
+                                                        ^---- HotAddPausing <---+  (not now)
 
 Read in this order:
 
 * `protocol`  the bytes
 * `ranges`    sets of pages, quick at any fragmentation
+* `hot_add`   memory beyond the boot size: what was given, what is in doubt, what comes next
 * `ledger`    whose each page is; the one place that discards
+* `growth`    hot-add with one driver: what its answers mean
 * `plan`      what a target will come to: the guest keeps a floor
 * `states`, `machine`  the protocol as states, pieces and time limits, without I/O
 * `device`    joined to a channel and to the monitor
@@ -29,7 +37,8 @@ Read in this order:
 
 Who may be gone when: a driver that is unbound keeps its pages away from the guest, and they stay on the books. A
 machine reset gives the guest its boot size and empties the books; the last target is applied again once the new
-driver has negotiated. A kernel started by kexec believes it has all boot RAM: `BalloonDevice.restarted()`.
+driver has negotiated. A kernel started by kexec believes it has all boot RAM: `BalloonDevice.restarted()`. Hot-added
+memory is the guest's until the reset, whatever driver comes and goes.
 
 Known limit: pages named in answers that were still in the ring when the channel closed are lost to both sides until
 the guest reboots; the guest does not repeat them.
