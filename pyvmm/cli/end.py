@@ -163,6 +163,10 @@ def kill(given: str | None, name: str | None, socket: Path | None, as_json: bool
 
     First its monitor is asked, then its process gets SIGTERM, then SIGKILL; each has two seconds.
     `pyvmm stop` lets the guest power itself off.
+
+    \b
+    pyvmm kill
+    pyvmm kill web
     """
     entry = find(given, name, socket)
     means = end(entry)

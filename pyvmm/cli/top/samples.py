@@ -58,6 +58,7 @@ class Sample:
     balloon: str
     exits: dict[str, dict[str, float]] = field(default_factory=dict)  # vCPU -> kind -> a second
     channels: list[Channel] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=dict)  # exits since the machine's start or reset, by kind
 
     @property
     def exit_rate(self) -> float:
@@ -65,12 +66,9 @@ class Sample:
         return sum(rate for kinds in self.exits.values() for rate in kinds.values())
 
     def exits_by_kind(self) -> list[tuple[str, float]]:
-        """Most frequent first; kinds that do not happen now are left out."""
-        total: dict[str, float] = {}
-        for kinds in self.exits.values():
-            for kind, rate in kinds.items():
-                total[kind] = total.get(kind, 0.0) + rate
-        return sorted(((kind, rate) for kind, rate in total.items() if rate), key=lambda each: -each[1])
+        """Rates over all vCPUs, most frequent first; those that do not happen now by how often they did."""
+        rates = {kind: sum(kinds.get(kind, 0.0) for kinds in self.exits.values()) for kind in self.totals}
+        return sorted(rates.items(), key=lambda each: (-each[1], -self.totals[each[0]]))
 
 
 def sample(now: Status, before: Status | None, seconds: float) -> Sample:
@@ -96,6 +94,7 @@ def sample(now: Status, before: Status | None, seconds: float) -> Sample:
         ),
         balloon=_balloon(balloon),
         exits=_exits(now.get("exits") or {}, earlier.get("exits"), seconds),
+        totals=_totals(now.get("exits") or {}),
         channels=_channels(now.get("vmbus") or [], earlier.get("vmbus"), seconds),
     )
 
@@ -124,6 +123,14 @@ def _exits(now: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: fl
         vcpu: {kind: _rate(count, (before.get(vcpu) or {}).get(kind), seconds) for kind, count in kinds.items()}
         for vcpu, kinds in now.items()
     }
+
+
+def _totals(exits: Mapping[str, Any]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for kinds in exits.values():
+        for kind, count in kinds.items():
+            total[kind] = total.get(kind, 0) + count
+    return total
 
 
 def _channels(now: Iterable[Status], before: Iterable[Status] | None, seconds: float) -> list[Channel]:

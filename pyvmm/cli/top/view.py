@@ -19,6 +19,9 @@ BAR = 24
 KINDS = 6
 """Kinds of exits shown; the rest is added up."""
 
+VCPUS = 4
+"""vCPUs with a column of their own."""
+
 HEIGHT = 10
 """Lines of the panels for exits and memory: they stay where they are."""
 
@@ -141,18 +144,18 @@ def _panel(content: RenderableType, title: str, height: int | None = None) -> Pa
 def _exits(sample: Sample) -> Panel:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim", show_edge=False)
     table.add_column("kind", no_wrap=True)
-    for vcpu in list(sample.exits)[:4]:
+    vcpus = list(sample.exits)[:VCPUS]
+    for vcpu in vcpus:
         table.add_column(vcpu, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    table.add_column("in all", justify="right", no_wrap=True)
     kinds = sample.exits_by_kind()
-    most = kinds[0][1] if kinds else 1.0
+    most = kinds[0][1] if kinds and kinds[0][1] else 1.0
     for kind, total in kinds[:KINDS]:
-        each = [rate(sample.exits[vcpu].get(kind, 0.0)) for vcpu in list(sample.exits)[:4]]
-        table.add_row(kind, *each, bar(total / most, 14))
+        rates = [rate(sample.exits[vcpu].get(kind, 0.0)) for vcpu in vcpus]
+        table.add_row(kind, *rates, bar(total / most, 10), str(sample.totals[kind]))
     if len(kinds) > KINDS:
         table.add_row(Text(f"{len(kinds) - KINDS} more: {rate(sum(r for _, r in kinds[KINDS:]))}", "dim"))
-    if not kinds:
-        table.add_row(Text("none now", "dim"))
     return _panel(table, f"exits a second: {rate(sample.exit_rate)}", HEIGHT)
 
 

@@ -22,11 +22,11 @@ DOTS_SHOWN = 400
 """Samples drawn for one kind of answer; more would only be a bar."""
 
 _WORDS: dict[Figure, str] = {
-    "actual": "actual: what the guest has",
+    "actual": "the guest has",
     "target": "target",
     "resident": "resident on the host",
     "available": "available in the guest",
-    "committed": "committed in the guest",
+    "committed": "committed in it",
 }
 
 
@@ -68,7 +68,8 @@ def memory_chart(story: Story) -> str:
     for time, text in story.marks:
         if time >= begin:
             svg.line(x(time), top, x(time), top + height, "mark")
-            svg.label(x(time) + 4, top + 10, text, "tick")
+            late = x(time) > WIDTH - 120
+            svg.label(x(time) + (-4 if late else 4), top + height - 6, text, "tick", "end" if late else "start")
     place = float(left)
     for figure, points in lines.items():
         path = [f"M{x(points[0][0]):.1f} {y(points[0][1]):.1f}"]

@@ -64,13 +64,18 @@ def tell(trace: Trace) -> Story:
         seconds=trace.seconds,
         skipped=trace.skipped,
         dropped=trace.dropped,
-        memory=[point for entry in trace.entries if (point := _memory_point(entry, start)) is not None],
+        memory=_memory(trace.entries, start),
         handshakes=vmbus_sequences(trace),
         transactions=balloon_sequences(trace),
         exits=_exits(trace.entries),
         counts=Counter(entry.name for entry in trace.entries),
         marks=[(entry.time - start, mark) for entry in trace.entries if (mark := _mark(entry))],
     )
+
+
+def _memory(entries: list[Entry], start: float) -> list[MemoryPoint]:
+    points = [point for entry in entries if (point := _memory_point(entry, start)) is not None]
+    return [point for point in points if any(getattr(point, figure) is not None for figure in FIGURES)]
 
 
 def _memory_point(entry: Entry, start: float) -> MemoryPoint | None:

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pyvmm.machine.console_tail import ConsoleTail
+
+
+def test_the_last_bytes_are_kept() -> None:
+    tail = ConsoleTail(10)
+    for number in range(100):
+        tail(b"%02d" % number)
+    assert tail.since() == (190, b"9596979899")
+
+
+def test_output_goes_on_where_one_was() -> None:
+    tail = ConsoleTail(10)
+    tail(b"abc")
+    assert tail.since(1) == (1, b"bc")
+    tail(b"def")
+    assert tail.since(3) == (3, b"def")
+    assert tail.since(6) == (6, b"")
+    assert tail.since(99) == (6, b"")
+
+
+def test_one_write_may_be_longer_than_what_is_kept() -> None:
+    tail = ConsoleTail(4)
+    tail(b"0123456789")
+    assert tail.since() == (6, b"6789")

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pyvmm.cli.trace_events import load_events
+from pyvmm.tracing.read import Entry, Trace, read_trace
+from pyvmm.tracing.report.conversation import Message, Note
+from pyvmm.tracing.report.latency import latencies
+from pyvmm.tracing.report.page import page
+from pyvmm.tracing.report.story import Story, tell
+from pyvmm.tracing.report.svg import nice_ticks
+from pyvmm.tracing.report.tables import write_tables
+
+CAPTURES = Path(__file__).parent / "captures"
+MIB = 1 << 20
+VOID = {"meta", "br"}
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    load_events()
+    return read_trace(CAPTURES / "resize.jsonl")
+
+
+@pytest.fixture(scope="module")
+def story(trace: Trace) -> Story:
+    return tell(trace)
+
+
+def made_of(*entries: tuple[float, str, dict[str, object]]) -> Trace:
+    return Trace(
+        Path("made.jsonl"), [Entry(time, name, "MainThread", dict(fields)) for time, name, fields in entries]
+    )
+
+
+class Checker(HTMLParser):
+    """Every element is closed in order; notes what the page says and whatever it would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.fetched: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def check(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert not checker.open
+    return checker
+
+
+def test_the_handshake_is_told_message_by_message(story: Story) -> None:
+    (handshake,) = story.handshakes
+    labels = [message.label for message in handshake.messages]
+    assert labels[:3] == ["INITIATE_CONTACT", "VERSION_RESPONSE", "REQUEST_OFFERS"]
+    assert labels.count("OFFER") == labels.count("OPEN") == labels.count("OPEN_RESULT") == 4
+    first = handshake.messages[0]
+    assert (first.to_host, first.detail) == (True, "version 5.3, messages to vp 0")
+    assert [m.detail for m in handshake.messages if m.label == "OPEN"][-1].startswith("#1 hv-balloon")
+
+
+def test_the_negotiation_has_its_answers(story: Story) -> None:
+    labels = [(m.label, m.to_host) for m in story.transactions[0].messages]
+    assert labels == [
+        ("VERSION_REQUEST", True),
+        ("VERSION_RESPONSE", False),
+        ("CAPABILITIES", True),
+        ("CAPABILITIES_RESPONSE", False),
+        ("INFO", False),
+    ]
+
+
+def test_each_resize_is_a_conversation(story: Story) -> None:
+    shrink, grow = story.transactions[1:3]
+    assert (shrink.title, shrink.result) == ("512 MiB to 300 MiB", "reached")
+    assert [m.label for m in shrink.messages] == ["BALLOON_REQUEST", "BALLOON_RESPONSE"] * 2
+    assert [type(step) for step in (shrink.steps[0], shrink.steps[-1])] == [Note, Note]
+    assert [m.label for m in grow.messages] == ["UNBALLOON_REQUEST", "UNBALLOON_RESPONSE"]
+
+
+def test_memory_is_told_in_bytes(story: Story) -> None:
+    actual = [point.actual for point in story.memory if point.actual is not None]
+    assert actual[0] == 512 * MIB
+    assert 300 * MIB in actual
+
+
+def test_memory_figures_of_the_machine_are_taken() -> None:
+    found = tell(made_of((1.0, "machine.memory", {"actual": 5, "target": None, "resident": 3}))).memory
+    assert [(p.actual, p.target, p.resident) for p in found] == [(5, None, 3)]
+
+
+def test_exits_are_counted_from_sums_or_one_by_one(story: Story) -> None:
+    assert set(story.exits) == {"vcpu0", "vcpu1"}
+    single = ("machine.vcpu_exit", {"vcpu": 0, "exit": "IoOut(port=1)"})
+    sums = ("machine.exit_count", {"vcpu": 0, "exit": "IoOut", "count": 40})
+    assert tell(made_of((1.0, *single), (2.0, *single))).exits_by_kind == {"IoOut": 2}
+    assert tell(made_of((1.0, *single), (2.0, *sums))).exits_by_kind == {"IoOut": 40}
+
+
+def test_latencies_pair_events_by_their_ids() -> None:
+    trace = made_of(
+        (1.0, "vmbus_open_channel", {"chan_id": 1}),
+        (2.0, "vmbus_open_channel", {"chan_id": 2}),
+        (2.5, "vmbus_channel_open", {"chan_id": 2}),
+        (4.0, "vmbus_channel_open", {"chan_id": 1}),
+        (5.0, "vmbus_open_channel", {"chan_id": 1}),
+    )
+    (found,) = latencies(trace)
+    assert (found.title, found.seconds, found.unanswered) == ("open to open result", [0.5, 3.0], 1)
+
+
+def test_a_balloon_request_is_answered_by_the_last_response() -> None:
+    trace = made_of(
+        (1.0, "hv_balloon_outgoing_balloon", {}),
+        (2.0, "hv_balloon_incoming_balloon", {"more_pages": 1}),
+        (4.0, "hv_balloon_incoming_balloon", {"more_pages": 0}),
+    )
+    (found,) = latencies(trace)
+    assert found.seconds == [3.0]
+
+
+def test_the_page_is_whole_and_fetches_nothing(trace: Trace, story: Story) -> None:
+    html = page(story, latencies(trace), Path("resize.jsonl"))
+    found = check(html)
+    assert not found.fetched
+    assert "@import" not in html
+    assert not re.findall(r"url\(|https?://", html)
+    assert "script" not in found.counts
+    assert found.counts["svg"] == len(story.handshakes) + len(story.transactions) + 3
+    text = " ".join(found.text)
+    for words in ("VMBus handshake", "INITIATE_CONTACT", "512 MiB to 300 MiB", "balloon request to last response"):
+        assert words in text
+
+
+def test_a_trace_of_nothing_in_particular_is_a_page_too() -> None:
+    trace = made_of((1.0, "x.y", {}))
+    found = check(page(tell(trace), latencies(trace), Path("t.jsonl")))
+    assert found.counts.get("svg", 0) == 0
+    assert "record" in " ".join(found.text)
+
+
+def test_what_a_guest_could_say_is_escaped() -> None:
+    evil = "</text><script>alert(1)</script>"
+    trace = made_of(
+        (1.0, "trace.started", {"machine": evil, "wall_clock": evil}),
+        (1.5, "vmbus_process_incoming_message", {"message_type": 14}),
+        (2.0, "vmbus.message_refused", {"reason": evil}),
+        (2.5, "machine.vcpu_exit", {"vcpu": 0, "exit": evil}),
+        (3.0, evil, {}),
+    )
+    assert "script" not in check(page(tell(trace), latencies(trace), Path(evil))).counts
+
+
+@pytest.mark.parametrize("value", ["x", None, -1, [], 1 << 70])
+def test_fields_of_the_wrong_kind_do_no_harm(trace: Trace, value: object) -> None:
+    broken = [Entry(e.time, e.name, e.thread, dict.fromkeys(e.fields, value)) for e in trace.entries]
+    found = Trace(Path("t"), broken)
+    check(page(tell(found), latencies(found), Path("t")))
+
+
+def test_the_same_data_comes_as_csv(trace: Trace, story: Story, tmp_path: Path) -> None:
+    written = write_tables(tmp_path / "data", story, latencies(trace))
+    assert [path.name for path in written] == [
+        "memory.csv",
+        "messages.csv",
+        "latencies.csv",
+        "exits.csv",
+        "counts.csv",
+    ]
+    with open(tmp_path / "data" / "messages.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["what"] == "INITIATE_CONTACT"
+    assert sum(row["conversation"] == "vmbus" for row in rows) == len(story.handshakes[0].steps)
+
+
+def test_a_message_says_when_it_was_posted(story: Story) -> None:
+    first = story.handshakes[0].steps[0]
+    assert isinstance(first, Message)
+    assert first.begin is not None
+    assert first.begin < first.time
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 512), (15.2, 88), (0, 0.03), (5, 5)])
+def test_ticks_are_round_and_within(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks
+    assert all(low <= tick <= high * 1.3 for tick in ticks)
+    assert len(ticks) <= 11
