@@ -25,8 +25,8 @@ QUEUE_LIMIT = 200_000
 PERIOD = 0.05
 """Seconds between two looks at the queue: what a killed machine may lose of its trace."""
 
-CHUNK = 32
-"""Records formatted between two chances for other threads, some 0.1 ms of Python."""
+CHUNK = 8
+"""Records formatted between two chances for other threads, some 30 µs of Python: what an exit may have to wait."""
 
 WRITE_SIZE = 64 << 10
 """Bytes gathered for one write, where so many wait: in the emulated host each is a request to the outside."""
