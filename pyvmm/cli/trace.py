@@ -28,9 +28,17 @@ class _TraceGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] == "--list":
             args = ["list", *args[1:]]
+        elif not args and ctx.resilient_parsing:
+            pass  # the shell asks what may come first
         elif not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
             args = ["follow", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        machines = [CompletionItem(name) for name in complete_machine(ctx, click.Argument(["vm"]), incomplete)]
+        return super().shell_complete(ctx, incomplete) + machines
 
 
 def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

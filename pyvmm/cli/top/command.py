@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -183,9 +182,8 @@ def _once(board: Board, interval: float, svg: Path | None, width: int | None) ->
 def _settle(board: Board, interval: float) -> None:
     """Wait for two samples of each machine that answers."""
     deadline = time.monotonic() + 5.0
-    with contextlib.suppress(IndexError):
-        while time.monotonic() < deadline and any(each.sample is None and not each.error for each in board.watchers):
-            time.sleep(0.02)
+    while time.monotonic() < deadline and any(each.sample is None and not each.error for each in board.watchers):
+        time.sleep(0.02)
     time.sleep(interval + 0.3)
 
 

@@ -273,3 +273,32 @@ def test_kill_takes_a_stronger_means_where_nobody_answers(
 @pytest.mark.parametrize("command", ["trace", "report", "log", "wait", "kill", "devices", "top"])
 def test_help_teaches_by_example(pyvmm: Run, command: str) -> None:
     assert f"pyvmm {command}" in pyvmm(command, "--help").out.split("\n", 2)[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "candidates"),
+    [
+        ("pyvmm lo", ["log"]),
+        ("pyvmm kill ", ["web"]),
+        ("pyvmm top w", ["web"]),
+        ("pyvmm trace follow w", ["web"]),
+        ("pyvmm trace follow web vmbus_post", ["vmbus_post_msg"]),
+        ("pyvmm trace di", ["diff"]),
+        ("pyvmm trace we", ["web"]),
+    ],
+)
+def test_words_of_these_commands_are_completed(
+    machine: FakeMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    candidates: list[str],
+) -> None:
+    from pyvmm.cli.main import main
+
+    monkeypatch.setenv("_PYVMM_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - (not words.endswith(" "))))
+    with pytest.raises(SystemExit):
+        main([])
+    assert [line.partition(",")[2] for line in capsys.readouterr().out.splitlines()] == candidates
