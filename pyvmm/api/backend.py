@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyvmm.control import registry
 from pyvmm.errors import HostError
+from pyvmm.orphans import die_with
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine, MachineConfig
@@ -192,6 +195,7 @@ class ProcessBackend:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C in the notebook is the caller's
+            preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

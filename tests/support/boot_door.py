@@ -23,18 +23,20 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import inside
+from pyvmm.orphans import die_with
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS_VARIABLE = "PYVMM_BOOT_REPORTS"
 IMAGES = ("debian-6.1", "debian-6.12")
 START_LIMIT = 180.0  # seconds: the host's kernel made, booted, pytest imported
 TEST_LIMIT = 240.0  # seconds for one test; its own waits are shorter and say more
-ALL_LIMIT = 1500.0  # seconds for all of them
+ALL_LIMIT = 2400.0  # seconds for all of them
 DUMP_AFTER = 200  # seconds after which a test's stacks go to the log
 LOG_TAIL = 60  # lines
 POLL = 0.05
@@ -101,6 +103,7 @@ class InnerPytest:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
                 start_new_session=True,  # Ctrl-C is this side's; it ends the host by `close`
             )
 
