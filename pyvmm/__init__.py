@@ -10,9 +10,9 @@ For scripts and notebooks: `from pyvmm import Machine`, see `pyvmm.api` and docs
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyvmm.api import CommandFailed, Completed, End, Event, Machine, Memory
+    from pyvmm.api import CommandFailed, Completed, End, Event, Machine, Memory, runs_here
 
-__all__ = ["CommandFailed", "Completed", "End", "Event", "Machine", "Memory", "__version__"]
+__all__ = ["CommandFailed", "Completed", "End", "Event", "Machine", "Memory", "__version__", "runs_here"]
 
 __version__ = "0.1.0"
 

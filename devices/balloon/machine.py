@@ -371,6 +371,11 @@ class BalloonMachine:
                 return self._hot_add(grant).build()
         raise AssertionError("nothing to send")
 
+    def prepare(self) -> None:
+        """All is sent: what the host can do meanwhile for the request after this one."""
+        if isinstance(self.state, HotAddWaiting) and self.target is not None:
+            self.growth.prepare(self.state.grant, self.target - self.ledger.current_pages)
+
     def _hot_add(self, grant: Grant) -> HotAddRequest:
         return self.growth.request(grant, self._trans_id, self.version)
 

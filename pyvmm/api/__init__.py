@@ -14,6 +14,6 @@ KVM runs Linux, else a process of its own (that is `pyvmm run`, and so also the 
 go through the machine's monitor, so what works here works with `pyvmm.control.client` and any QMP program.
 """
 
-from pyvmm.api.machine import CommandFailed, Completed, End, Event, Machine, Memory
+from pyvmm.api.machine import CommandFailed, Completed, End, Event, Machine, Memory, runs_here
 
-__all__ = ["CommandFailed", "Completed", "End", "Event", "Machine", "Memory"]
+__all__ = ["CommandFailed", "Completed", "End", "Event", "Machine", "Memory", "runs_here"]

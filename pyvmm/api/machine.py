@@ -176,12 +176,9 @@ class Machine:
 
     def _make_backend(self) -> Backend:
         from pyvmm.cli.run import config_of
-        from pyvmm.cli.where import runs_here
 
         config = config_of(self._params)  # wrong options are told now, wherever it will run
-        # vCPU threads are woken by a signal, whose handler only the main thread can install.
-        here = threading.current_thread() is threading.main_thread() and not self._own_process
-        if here and runs_here(self._params["host"]):
+        if not self._own_process and runs_here(self._params["host"]):
             return ThreadBackend(config, self._params)
         return ProcessBackend(self._arguments, self._name)
 
@@ -418,6 +415,14 @@ class Machine:
         if self._client is not None:
             while self._client.events:
                 self._ending.take(Event(*self._client.events.popleft()))
+
+
+def runs_here(host: str = "auto") -> bool:
+    """Whether a machine for `host` would be a thread of this process, called from this thread."""
+    from pyvmm.cli import where
+
+    # vCPU threads are woken by a signal, whose handler only the main thread can install.
+    return threading.current_thread() is threading.main_thread() and where.runs_here(host)
 
 
 class _Any:

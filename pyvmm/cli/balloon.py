@@ -93,8 +93,9 @@ def _show(client: Client, as_json: bool) -> int:
         print_json({"actual": actual, "memory": memory, "balloon": state})
         return 0
     text = format_size(actual)
-    if memory.get("boot"):
-        text += f" of {format_size(memory['boot'])}"
+    most = state.get("max") or memory.get("boot")
+    if most:
+        text += f" of {format_size(most)}"
     target = memory.get("target")
     if target is not None and target != actual:
         text += f", target {format_size(target)}"

@@ -13,10 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from devices.serial import RECEIVE_LIMIT
 from pyvmm.errors import ConfigError
 from pyvmm.machine import Machine
 
 _READ_SIZE = 4096
+
+_FULL_PERIOD = 0.1
+"""Seconds between two looks at whether the guest has read enough for more input."""
 
 
 class Console:
@@ -54,6 +58,7 @@ class StdioConsole(Console):
         self._stack = contextlib.ExitStack()
         self._machine: Machine | None = None
         self._broken = False
+        self._is_file = False
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -77,18 +82,33 @@ class StdioConsole(Console):
         terminal = os.isatty(self._stdin)
         if terminal:
             self._stack.enter_context(raw_terminal(self._stdin))
-        feed = self._input.feed if terminal else self._plain
+        readable = (lambda: self._readable(machine, self._input.feed)) if terminal else (lambda: self._plain(machine))
         try:
-            machine.loop.add_reader(self._stdin, lambda: self._readable(machine, feed))
+            machine.loop.add_reader(self._stdin, readable)
             self._stack.callback(machine.loop.remove_reader, self._stdin)
         except PermissionError:  # a plain file: epoll has nothing to wait for, it is all there
-            while data := self._read():
-                if machine.serials[0].receive(data) < len(data):
-                    raise ConfigError("the input file is longer than the guest's serial port queues") from None
+            self._is_file = True
+            self._plain(machine)
 
-    def _plain(self, data: bytes) -> None:
-        assert self._machine is not None
-        self._machine.serials[0].receive(data)
+    def _plain(self, machine: Machine) -> None:
+        """Input from a pipe or a file: as much as the serial port queues, the rest when the guest has read some."""
+        port = machine.serials[0]
+        while port.queued + _READ_SIZE <= RECEIVE_LIMIT:
+            data = self._read()
+            if not data:
+                machine.loop.remove_reader(self._stdin)
+                return
+            port.receive(data)
+            if not self._is_file:
+                return  # there may be no more now; the loop calls again
+        machine.loop.remove_reader(self._stdin)
+        machine.loop.after(_FULL_PERIOD, lambda: self._again(machine))
+
+    def _again(self, machine: Machine) -> None:
+        if self._is_file:
+            self._plain(machine)
+        else:
+            machine.loop.add_reader(self._stdin, lambda: self._plain(machine))
 
     def _read(self) -> bytes:
         try:

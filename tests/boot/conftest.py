@@ -17,6 +17,8 @@ from tests.support import boot_door
 from tests.support.booted import Booted
 
 FOLDER = Path(__file__).parent
+STALLS = 4
+"""Emulated hosts that may stand still in one run of the tests."""
 OUTSIDE = {"test_emulated_host.py"}  # these start emulated hosts of their own
 
 
@@ -38,12 +40,30 @@ class Door:
         self.here = boot_door.runs_here()
         self.missing = boot_door.what_is_missing(emulated=not self.here)
         self.inner: boot_door.InnerPytest | None = None
+        self.stalls: list[str] = []
+        self._nodeids = [item.nodeid for item in session.items if _goes_in(item)]
         if not self.here and not self.missing:
-            nodeids = [item.nodeid for item in session.items if _goes_in(item)]
-            self.inner = boot_door.InnerPytest(nodeids)
+            self.inner = boot_door.InnerPytest(self._nodeids)
+
+    def reports(self, nodeid: str) -> list[dict[str, Any]]:
+        """A test's reports. A host that stands still is replaced, and the test begun again in the new one.
+
+        Raises boot_door.Died: the inner pytest ended, the test found no end, or hosts stall again and again.
+        """
+        while True:
+            assert self.inner is not None
+            try:
+                return list(self.inner.reports(nodeid))
+            except boot_door.Stalled as error:
+                self.stalls.append(f"{nodeid}: {str(error).splitlines()[0]}")
+                if len(self.stalls) > STALLS:
+                    raise
+                self.inner.close()
+                self.inner = boot_door.InnerPytest(self._nodeids[self._nodeids.index(nodeid) :])
 
 
 _door = pytest.StashKey[Door]()
+_stalls = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,6 +74,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     stash = item.session.stash
     if _door not in stash:
         stash[_door] = Door(item.session)
+        item.config.stash[_stalls] = stash[_door].stalls
     door = stash[_door]
     if door.here and not door.missing:
         return None
@@ -74,7 +95,7 @@ def _reports(item: pytest.Item, door: Door) -> Any:
         yield _report(item, "teardown", "passed", None)
         return
     try:
-        for data in door.inner.reports(item.nodeid):
+        for data in door.reports(item.nodeid):
             yield item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
     except boot_door.Died as error:
         yield _report(item, "call", "failed", str(error))
@@ -89,6 +110,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     door = session.stash.get(_door, None)
     if door is not None and door.inner is not None:
         door.inner.close()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Nothing is lost silently: say which hosts had to be replaced."""
+    door = terminalreporter.config.stash.get(_stalls, None)
+    for line in door or []:
+        terminalreporter.write_line(f"emulated host replaced during {line}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -36,7 +36,7 @@ def test_a_crash_ends_the_machine_with_the_panic_s_text_and_no_console(engine: s
         assert outcome.crash is not None
         assert "Call Trace" in outcome.crash.text
         assert guest.console_text == ""
-        assert ("GUEST_PANICKED") in [name for name, _ in guest.events]
+        assert "GUEST_PANICKED" in [name for name, _ in guest.events]
 
 
 def test_an_older_bus_version_is_agreed_on_and_the_balloon_works() -> None:

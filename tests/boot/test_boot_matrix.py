@@ -125,7 +125,7 @@ def test_the_balloon_keeps_its_target_over_three_reboots(guest: Booted) -> None:
     for _ in range(3):
         known = len(guest.outcomes)
         with guest.expect_reset():
-            guest.send("reboot -f")
+            guest.send("reboot")
         guest.until(lambda known=known: len(guest.outcomes) > known, 30, "target applied again")
         assert guest.outcomes[-1].actual == target, guest.outcomes[-1]
         assert guest.memory_total() == total - 128 * MIB

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from typing import Any
 
 import pytest
 
-from tests.support.boot_door import REPORTS_VARIABLE
+from tests.support.boot_door import HEART_VARIABLE, HEARTBEAT, REPORTS_VARIABLE
 
 
 class ReportWriter:
@@ -36,4 +37,8 @@ class ReportWriter:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A process of its own: it beats on while a test holds the GIL, and stops only if the host does.
+    beat = f'while date >"${HEART_VARIABLE}"; do sleep {HEARTBEAT}; done'
+    heart = subprocess.Popen(["sh", "-c", beat], start_new_session=True)
+    config.add_cleanup(heart.kill)
     config.pluginmanager.register(ReportWriter(os.environ[REPORTS_VARIABLE], config), "boot-report-writer")
