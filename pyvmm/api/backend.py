@@ -38,6 +38,7 @@ STDERR_LIMIT = 64 << 10
 SWITCH_INTERVAL = 0.001
 """Seconds a busy Python thread may keep the GIL while a vCPU waits for it."""
 
+_RUN = (sys.executable, "-m", "pyvmm.cli.main", "run")
 _numbers = count(1)
 
 
@@ -190,7 +191,7 @@ class ProcessBackend:
         self.console = Tail(CONSOLE_LIMIT)
         self._said = Tail(STDERR_LIMIT)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pyvmm.cli.main", "run", "--name", self.name, "--console", "stdio", *arguments],
+            [*_RUN, "--name", self.name, "--console", "stdio", "--tied", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

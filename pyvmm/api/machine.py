@@ -438,6 +438,10 @@ class _Any:
         return 0
 
 
+_NOT_OURS = ("print_config", "control_socket", "console", "timeout", "tied")
+"""Options of `pyvmm run` that the API has calls for, or needs itself."""
+
+
 def _arguments(options: dict[str, object]) -> list[str]:
     """A command line of `pyvmm run` with these options."""
     import click
@@ -448,7 +452,7 @@ def _arguments(options: dict[str, object]) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         option = known.get(name)
-        if option is None or name in ("print_config", "control_socket", "console", "timeout"):
+        if option is None or name in _NOT_OURS:
             import difflib
 
             close = difflib.get_close_matches(name, [each for each in known if each], 1)

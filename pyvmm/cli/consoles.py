@@ -28,6 +28,8 @@ class Console:
 
     place = "null"
     """What it is, in QEMU's form for character devices."""
+    tied = False
+    """Whether the machine ends with its input: so it does not outlive a program that started it by a pipe."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +99,8 @@ class StdioConsole(Console):
             data = self._read()
             if not data:
                 machine.loop.remove_reader(self._stdin)
+                if self.tied:
+                    machine.quit()
                 return
             port.receive(data)
             if not self._is_file:

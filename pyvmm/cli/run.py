@@ -84,6 +84,7 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.option("--no-reboot", is_flag=True, help="End when the guest resets.")
 @click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
+@click.option("--tied", is_flag=True, hidden=True, help="End with standard input: for the Python API.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run(
@@ -99,13 +100,15 @@ def run(
     trace_format: str | None,
     timeout: float | None,
     control_socket: Path | None,
+    tied: bool,
     command: tuple[str, ...],
     **_guest: Any,
 ) -> None:
     """Boot a guest that finds itself on Hyper-V.
 
     Without options: the default guest, to a shell. COMMAND runs in the default guest, and its exit status becomes
-    pyvmm's; it has no input. A first word that ends in .toml is a file of options: --config.
+    pyvmm's; it has no input. A first word that ends in .toml is a file of options: --config. Piped input is typed at
+    the guest's console; `poweroff` at its end ends the guest.
 
     \b
     pyvmm run
@@ -141,6 +144,7 @@ def run(
                 trace=list(trace),
                 trace_file=trace_file,
                 trace_format=trace_format,
+                tied=tied,
             )
         )
 

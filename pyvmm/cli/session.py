@@ -39,6 +39,7 @@ class Session:
     trace: list[str] = field(default_factory=list)
     trace_file: Path | None = None
     trace_format: str | None = None
+    tied: bool = False  # end when standard input does
 
 
 def run_session(session: Session) -> int:
@@ -50,6 +51,7 @@ def run_session(session: Session) -> int:
         )
         loop = Loop()
         console = stack.enter_context(open_console(session.console))
+        console.tied = session.tied
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
         run = _Run(session, machine, console)
         stack.enter_context(run.signals())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import boot_door
-from tests.support.boot_door import Died, InnerPytest
+from tests.support.boot_door import Died, InnerPytest, Stalled
 
 INNER = """
 import os
@@ -66,6 +66,22 @@ def test_one_that_never_begins_is_given_up_and_its_log_is_shown(monkeypatch: pyt
     finally:
         inner.close()
     assert not inner.folder.exists()
+
+
+def test_a_host_that_stands_still_is_told_from_a_test_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot_door, "STALL_LIMIT", 0.5)
+    script = (
+        "import os, time; open(os.environ['PYVMM_BOOT_HEART'], 'w').close();"
+        'open(os.environ[\'PYVMM_BOOT_REPORTS\'], \'a\').write(\'{"kind": "started", "nodeid": "x"}\\n\');'
+        "time.sleep(60)"
+    )
+    inner = InnerPytest(["x"], launcher=(sys.executable, "-c", script))
+    try:
+        with pytest.raises(Stalled, match="stood still"):
+            list(inner.reports("x"))
+        assert inner._process.poll() is not None
+    finally:
+        inner.close()
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,10 @@ class Machine:
         self.loop = Loop()
         self.serials = [Port()]
 
+        self.ended = False
+
     def quit(self) -> None:
-        pass
+        self.ended = True
 
 
 @pytest.fixture
@@ -93,6 +95,18 @@ def test_a_full_port_stops_the_reading_of_a_pipe(machine: Machine) -> None:
             machine.loop.step(0.2)
         assert bytes(machine.serials[0].waiting) == b"later"
     os.close(writer)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_machine_tied_to_its_input_ends_with_it(machine: Machine, tied: bool) -> None:
+    reader, writer = os.pipe()
+    with StdioConsole(stdin=reader) as console:
+        console.tied = tied
+        console.attach(machine)  # type: ignore[arg-type]
+        os.close(writer)
+        machine.loop.step(1)
+    assert machine.ended == tied
     os.close(reader)
 
 
