@@ -82,12 +82,13 @@ class HostMemory:
             raise HostError(f"madvise({length >> 10} KiB, {advice}): {os.strerror(code)}")
 
     def close(self) -> None:
-        """Unmap, unless somebody still holds a view of it."""
+        """Unmap. Where somebody still holds a view the addresses stay, and private memory goes back to the host."""
         self.view.release()
         try:
             self._map.close()
         except BufferError:
-            pass
+            if not self.shared:
+                _libc.madvise(self.address, self.size, _MADV_DONTNEED)
 
 
 @dataclass(slots=True)

@@ -119,3 +119,19 @@ def test_private_memory_is_aligned_for_huge_pages() -> None:
 def test_memory_the_host_cannot_map_is_the_host_s_refusal() -> None:
     with pytest.raises(HostError, match="cannot map"):
         HostMemory(1 << 62)
+
+
+def test_closed_memory_goes_back_to_the_host_even_while_a_view_is_held() -> None:
+    size = 64 << 20
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * PAGE_SIZE
+
+    memory = HostMemory(size)
+    memory.view[:] = b"x" * size
+    held = memory.view[:1]
+    full = resident()
+    memory.close()
+    assert full - resident() > size // 2
+    held.release()
