@@ -26,7 +26,7 @@ def contenders(image: str, facts: dict[str, object]) -> list[boot.Contender]:
             more = LOUD[1]
             result += [one, boot.Contender(f"{one.name}-{LOUD[0]}", (*one.argv, *more), True)]
         elif one.name == "qemu-pc":
-            loud = tuple(word.replace("console=ttyS0 quiet", "console=ttyS0") for word in one.argv)
+            loud = tuple(word.replace("console=ttyS0 quiet", "console=ttyS0 loglevel=8") for word in one.argv)
             result += [one, boot.Contender(f"{one.name}-{LOUD[0]}", loud)]
     return result
 
