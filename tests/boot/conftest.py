@@ -42,14 +42,18 @@ class Door:
         self.inner: boot_door.InnerPytest | None = None
         self.stalls: list[str] = []
         self._nodeids = [item.nodeid for item in session.items if _goes_in(item)]
-        if not self.here and not self.missing:
-            self.inner = boot_door.InnerPytest(self._nodeids)
+        self._file = ""
 
     def reports(self, nodeid: str) -> list[dict[str, Any]]:
-        """A test's reports. A host that stands still is replaced, and the test begun again in the new one.
+        """A test's reports. Each file has a host of its own, so that what one does to it ends with it. A host that
+        stands still is replaced, and the test begun again in the new one.
 
         Raises boot_door.Died: the inner pytest ended, the test found no end, or hosts stall again and again.
         """
+        file = nodeid.split("::")[0]
+        if file != self._file:
+            self._file = file
+            self._start(nodeid)
         while True:
             assert self.inner is not None
             try:
@@ -58,8 +62,14 @@ class Door:
                 self.stalls.append(f"{nodeid}: {str(error).splitlines()[0]}")
                 if len(self.stalls) > STALLS:
                     raise
-                self.inner.close()
-                self.inner = boot_door.InnerPytest(self._nodeids[self._nodeids.index(nodeid) :])
+                self._start(nodeid)
+
+    def _start(self, first: str) -> None:
+        """A new host for the tests of one file, from `first` on."""
+        if self.inner is not None:
+            self.inner.close()
+        rest = self._nodeids[self._nodeids.index(first) :]
+        self.inner = boot_door.InnerPytest([n for n in rest if n.split("::")[0] == self._file])
 
 
 _door = pytest.StashKey[Door]()
@@ -86,7 +96,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 def _reports(item: pytest.Item, door: Door) -> Any:
-    if door.inner is None:
+    if door.missing:
         if boot_door.required():
             yield _report(item, "setup", "failed", f"Linux must boot here (CI), but: {door.missing}")
         else:
