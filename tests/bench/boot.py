@@ -13,6 +13,7 @@ in the emulated host. *exec*: a new interpreter, which imports all it needs.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import select
@@ -148,6 +149,8 @@ def measure(chosen: list[Contender], runs: int, environment: dict[str, str]) -> 
     import pyvmm.cli.session
     import pyvmm.machine.services  # noqa: F401  what a fork starts from
 
+    gc.collect()
+    gc.freeze()  # as the emulated host's ready Python does
     times: dict[str, list[float]] = {c.name: [] for c in chosen}
     for turn in range(runs + 1):
         for contender in chosen:
