@@ -39,13 +39,11 @@ class EmulatedHost:
         self._stream = 1
 
     @classmethod
-    def start(
-        cls, *, memory_mib: int = SIZES_MIB[0], cpus: int = 2, progress: Progress = lambda line: None
-    ) -> EmulatedHost:
+    def start(cls, *, memory_mib: int = SIZES_MIB[0], progress: Progress = lambda line: None) -> EmulatedHost:
         """Restore the ready-made host, or boot one. Raises HostError or ConfigError in one line."""
         if memory_mib < 256:
             raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
-        hardware = Hardware(memory_mib, cpus)
+        hardware = Hardware(memory_mib)
         ingredients = kit.prepare(progress)
         ready = snapshot.folder_for(ingredients, hardware)
         for attempt in range(2):
