@@ -205,6 +205,16 @@ class Serial:
                 self._scratch = value
         self._update()
 
+    def idle_status(self) -> int | None:
+        """LSR, if reading it changes nothing and no interrupt waits on the output; else None. Takes no lock.
+
+        While Linux prints a console line it polls LSR before each byte: this is the quick answer to that. It masks
+        the port's interrupts meanwhile, so bytes that KVM still holds back (coalesced writes) are missed by nobody.
+        """
+        if self._fifo or self._overrun or self._ier & IER_TRANSMIT:
+            return None
+        return LSR_THR_EMPTY | LSR_IDLE
+
     # Registers
 
     def _read_data(self) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 import mmap
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from pyvmm.errors import HostError
 from pyvmm.kvm import abi
-from pyvmm.kvm.abi import Op
+from pyvmm.kvm.abi import ExitReason, Op
 from pyvmm.kvm.coalesced import CoalescedWrite
 from pyvmm.kvm.exits import INTERRUPTED, Exit, decode
 from pyvmm.kvm.handle import KvmError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vm import Vm
 
 _KERNEL_SIGSET_SIZE: Final = 8  # bytes; libc's sigset_t is larger
+PIO_PAGE_OFFSET: Final = 4096  # KVM_PIO_PAGE_OFFSET pages into the mapping: where port data is
+_REASON_AT: Final = abi.RUN_EXIT_REASON  # a u32; all reasons fit in its first byte
+_IO_AT: Final = slice(abi.RUN_EXIT, abi.RUN_EXIT + 16)  # direction, size, port, count, data_offset
 
 
 class Vcpu(VcpuState):
@@ -40,6 +43,8 @@ class Vcpu(VcpuState):
             super().close()
             raise HostError(f"mmap of vcpu {id}'s kvm_run ({mmap_size} bytes): {error.strerror}") from None
         self.sync = SyncRegs(self.shared, vm)
+        self.polls = 0  # reads that `answer_polls` answered
+        self._polled: dict[bytes, Callable[[], int | None]] = {}
 
     def close(self) -> None:
         """Unmap and close. Not while a thread runs it."""
@@ -54,8 +59,17 @@ class Vcpu(VcpuState):
 
         An exit that asks for something is to be answered by its methods before the next `run`.
         """
+        polled, shared = self._polled, self.shared
         try:
             fcntl.ioctl(self._fd, Op.RUN, 0)
+            while polled and shared[_REASON_AT] == ExitReason.IO:
+                answer = polled.get(shared[_IO_AT])
+                value = answer() if answer is not None else None
+                if value is None:
+                    break
+                shared[PIO_PAGE_OFFSET] = value
+                self.polls += 1
+                fcntl.ioctl(self._fd, Op.RUN, 0)
         except (InterruptedError, BlockingIOError):
             return INTERRUPTED
         except ValueError:
@@ -63,6 +77,14 @@ class Vcpu(VcpuState):
         except OSError as error:
             raise KvmError(Op.RUN, self.where, "", error.errno or 0) from None
         return decode(self.shared)
+
+    def answer_polls(self, port: int, answer: Callable[[], int | None]) -> None:
+        """Let `run` answer single-byte reads of `port` by itself with what `answer()` gives, unless that is None.
+
+        For a status register that a guest reads over and over: the way through `Exit` and its handler costs several
+        times as much. Called on the vCPU's thread; it must have no side effect.
+        """
+        self._polled[pack("<BBHIQ", 0, 1, port, 1, PIO_PAGE_OFFSET)] = answer
 
     @property
     def immediate_exit(self) -> bool:

@@ -19,6 +19,7 @@ from devices.rtc import BASE as RTC_BASE
 from devices.rtc import PORTS as RTC_PORTS
 from devices.rtc import Rtc
 from devices.serial import PORTS as SERIAL_PORTS
+from devices.serial import Register as SerialRegister
 from devices.serial import Serial
 from firmware.acpi import AcpiConfig
 from pyvmm.iomap import IoMap
@@ -62,6 +63,13 @@ class Board:
             self.ports.claim(I8042_BASE + offset, 1, _Offset(self.keyboard, offset), self.keyboard.lock)
         self.rtc = Rtc()
         self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
+
+    def polled(self) -> dict[int, Callable[[], int | None]]:
+        """Ports that guests read in a loop, and what gives the answer quickly."""
+        return {
+            base + SerialRegister.LSR: serial.idle_status
+            for (base, _), serial in zip(COM_PORTS, self.serials, strict=True)
+        }
 
     def coalesced(self, port: int, data: bytes) -> None:
         """Bytes written to a serial data port, which KVM had queued."""

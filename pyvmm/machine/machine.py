@@ -246,6 +246,7 @@ class Machine:
             reset=self._want_reset,
             failed=lambda error: self.loop.post(self._failed, error),
             coalesced=self.board.coalesced,
+            polled=self.board.polled(),
         )
         self._hardware.boot(state)
 

@@ -56,6 +56,19 @@ def test_a_port_read_gets_the_answer(make_guest) -> None:
     assert (read.port, read.size, guest.vcpu.regs.rax & 0xFFFF) == (0x20, 2, 0x1234)
 
 
+def test_a_polled_port_is_answered_without_an_exit_until_there_is_no_quick_answer(make_guest) -> None:
+    # mov dx, 0x3fd; in al, dx; test al, 1; jz -5; hlt
+    guest = make_guest("BA FD 03 EC A8 01 74 FB F4")
+    answers = [0x60, 0x60, None]
+    guest.vcpu.answer_polls(0x3FD, lambda: answers.pop(0))
+    read = guest.vcpu.run()
+    assert (guest.vcpu.polls, answers) == (2, [])
+    assert isinstance(read, IoIn)
+    assert read.port == 0x3FD
+    read.reply(b"\x61")
+    assert guest.until_halt() == []
+
+
 def test_addresses_without_memory_are_ours(make_guest) -> None:
     # mov ax, 0xb800; mov es, ax; mov byte es:[0], 0x41; mov al, es:[4]; hlt
     guest = make_guest("B8 00 B8 8E C0 26 C6 06 00 00 41 26 A0 04 00 F4")

@@ -19,6 +19,7 @@ class WaitingVcpu:
     """`run` returns what a test puts in, and Interrupted as soon as `immediate_exit` is set."""
 
     def __init__(self) -> None:
+        self.polls = 0
         self._changed = threading.Condition()
         self._exits: list[Any] = []
         self._immediate = False
@@ -96,6 +97,14 @@ def test_exits_are_handled_and_counted(setup: Setup) -> None:
     setup.wait()
     assert setup.handled == [OUT, Hlt()]
     assert setup.thread.exits == {"IoOut": 1, "Hlt": 1}
+
+
+def test_polls_that_the_vcpu_answered_itself_are_counted_as_reads(setup: Setup) -> None:
+    setup.vcpu.polls = 3
+    setup.thread.start()
+    setup.vcpu.put("exit")
+    setup.wait()
+    assert (setup.thread.exits["IoIn"], setup.vcpu.polls) == (3, 0)
 
 
 def test_stop_ends_a_thread_that_is_in_the_guest(setup: Setup) -> None:
