@@ -5,6 +5,7 @@ Where neither can, they are skipped with what is missing; with CI=true or PYVMM_
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker("boot")
-    items.sort(key=_goes_in)  # last: once the shared host runs, nothing else should start one beside it
+    items.sort(key=_goes_in)  # last: once their hosts run, nothing else should start one beside them
 
 
 def _goes_in(item: pytest.Item) -> bool:
@@ -34,42 +35,46 @@ def _goes_in(item: pytest.Item) -> bool:
 
 
 class Door:
-    """Decides once, at the first boot test, where all of them run."""
+    """Decides once, at the first boot test, where all of them run.
+
+    In emulated hosts the tests run chunk by chunk, each chunk in a host of its own, so that what tests do to it ends
+    with them. A host has one CPU: as many run side by side as this machine has, ahead of the tests that pytest asks
+    for.
+    """
 
     def __init__(self, session: pytest.Session) -> None:
         self.here = boot_door.runs_here()
         self.missing = boot_door.what_is_missing(emulated=not self.here)
-        self.inner: boot_door.InnerPytest | None = None
         self.stalls: list[str] = []
-        self._nodeids = [item.nodeid for item in session.items if _goes_in(item)]
-        self._file = ""
+        self._chunks = boot_door.chunks([item.nodeid for item in session.items if _goes_in(item)])
+        self._hosts: dict[int, boot_door.InnerPytest] = {}  # by chunk
+        self._ahead = os.cpu_count() or 1
 
     def reports(self, nodeid: str) -> list[dict[str, Any]]:
-        """A test's reports. Each file has a host of its own, so that what one does to it ends with it. A host that
-        stands still is replaced, and the test begun again in the new one.
+        """A test's reports. A host that stands still is replaced, and the test begun again in the new one.
 
         Raises boot_door.Died: the inner pytest ended, the test found no end, or hosts stall again and again.
         """
-        file = nodeid.split("::")[0]
-        if file != self._file:
-            self._file = file
-            self._start(nodeid)
+        number = next(n for n, chunk in enumerate(self._chunks) if nodeid in chunk)
+        for past in [n for n in self._hosts if n < number]:
+            self._hosts.pop(past).close()
+        for n in range(number, min(number + self._ahead, len(self._chunks))):
+            if n not in self._hosts:
+                self._hosts[n] = boot_door.InnerPytest(self._chunks[n])
         while True:
-            assert self.inner is not None
             try:
-                return list(self.inner.reports(nodeid))
+                return list(self._hosts[number].reports(nodeid))
             except boot_door.Stalled as error:
                 self.stalls.append(f"{nodeid}: {str(error).splitlines()[0]}")
                 if len(self.stalls) > STALLS:
                     raise
-                self._start(nodeid)
+                self._hosts[number].close()
+                chunk = self._chunks[number]
+                self._hosts[number] = boot_door.InnerPytest(chunk[chunk.index(nodeid) :])
 
-    def _start(self, first: str) -> None:
-        """A new host for the tests of one file, from `first` on."""
-        if self.inner is not None:
-            self.inner.close()
-        rest = self._nodeids[self._nodeids.index(first) :]
-        self.inner = boot_door.InnerPytest([n for n in rest if n.split("::")[0] == self._file])
+    def close(self) -> None:
+        while self._hosts:
+            self._hosts.popitem()[1].close()
 
 
 _door = pytest.StashKey[Door]()
@@ -118,8 +123,8 @@ def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any) -> pytest
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     door = session.stash.get(_door, None)
-    if door is not None and door.inner is not None:
-        door.inner.close()
+    if door is not None:
+        door.close()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.booted import MIB, Booted
+from images.catalog import find_image
+from tests.support.booted import BOOT_LIMIT, MIB, Booted
+from tests.support.kexec import kexec_initrd
 
 ENGINES = pytest.mark.parametrize("engine", ["kernel", "user"])
 
@@ -24,6 +26,25 @@ def test_the_bus_driver_can_be_removed_and_loaded_again(engine: str) -> None:
         assert not any(guest.vmbus(name)["state"] == "open" for name in services)
         guest.sh("insmod /lib/modules/hv_vmbus.ko; insmod /lib/modules/hv_utils.ko")
         guest.until(all_open, 30, "services open again")
+
+
+@pytest.mark.parametrize("image", ["debian-6.1", "debian-6.12"])
+@ENGINES
+def test_a_kernel_started_by_kexec_finds_the_bus_as_new_and_all_boot_memory(engine: str, image: str) -> None:
+    initrd = kexec_initrd(find_image(image, build=False), build=False)
+    with Booted(image, engine=engine, cpus=2, memory=640 * MIB, initrd=initrd) as guest:
+        guest.wait_balloon_ready()
+        total = guest.memory_total()
+        assert guest.resize(512 * MIB).reached
+        guest.sh("kexec -s -l /boot/vmlinuz --initrd=/boot/initrd --reuse-cmdline")
+        known, ended = len(guest.outcomes), []
+        guest.machine.agent.execute("kexec -e", lambda stream, data: None, ended.append)
+        guest.until(lambda: ended, BOOT_LIMIT, "word from the new kernel's agent")
+        assert (ended, guest.machine.resets) == ([None], 0), "it began anew without a reset"
+        guest.until(lambda: len(guest.outcomes) > known, 30, "target applied again")
+        assert guest.outcomes[-1].actual == 512 * MIB
+        assert guest.resize(640 * MIB).reached
+        assert abs(guest.memory_total() - total) < 2 * MIB, "what its predecessor let go of is the new kernel's"
 
 
 @ENGINES

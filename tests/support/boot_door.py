@@ -1,11 +1,11 @@
 """The door through which boot tests run where Linux can run: here, or in one pytest inside the emulated host.
 
-Starting Python and importing pytest takes seconds under emulation, so the selected tests share one inner process:
+Starting Python and importing pytest takes seconds under emulation, so tests share an inner process, in chunks:
 
     outer pytest (tests/boot/conftest.py)            emulated host
-    first boot test: start  ----------------------->  pytest -p tests.support.boot_reports NODEID...
-    each boot test: wait for its reports  <---------  a JSON line a report, in a file both sides see
-    last boot test: end     ----------------------->  (ends by itself)
+    first test of a chunk: start  ----------------->  pytest -p tests.support.boot_reports NODEID...
+    each test: wait for its reports  <--------------  a JSON line a report, in a file both sides see
+    after its last test: end      ----------------->  (ends by itself)
 
 The reports are pytest's own, so that -k, -x, -q, failures and durations look as if the tests had run here.
 """
@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,11 +38,12 @@ HEART_VARIABLE = "PYVMM_BOOT_HEART"
 IMAGES = ("debian-6.1", "debian-6.12")
 START_LIMIT = 180.0  # seconds: the host's kernel made, booted, pytest imported
 TEST_LIMIT = 240.0  # seconds for one test; its own waits are shorter and say more
-ALL_LIMIT = 2400.0  # seconds for all of them
+ALL_LIMIT = 2400.0  # seconds for all that share a host
 DUMP_AFTER = 200  # seconds after which a test's stacks go to the log
 STALL_LIMIT = 45.0  # seconds without a heartbeat, which comes every HEARTBEAT
 HEARTBEAT = 2
 LOG_TAIL = 60  # lines
+CHUNK = 20  # tests that share an emulated host, more or less: starting one takes some seconds
 POLL = 0.05
 
 IN_HOST = (sys.executable, "-m", "pyvmm.host", "exec", "--")
@@ -66,13 +68,42 @@ def what_is_missing(*, emulated: bool) -> str:
     if emulated and shutil.which("qemu-system-x86_64") is None:
         return "qemu-system-x86_64 is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
     from images.catalog import find_image
+    from tests.support.kexec import kexec_initrd
 
     for name in IMAGES:
         try:
-            find_image(name)
+            image = find_image(name)
         except PyvmmError as error:
             return f"guest image {name}: {error}"
+        try:
+            kexec_initrd(image)
+        except PyvmmError as error:
+            return f"kexec for {name}: {error}"
     return ""
+
+
+def chunks(nodeids: Sequence[str]) -> list[list[str]]:
+    """Tests in their order, cut where the file ends, or after CHUNK of them where the parameters change.
+
+    Tests of one file with the same parameters share a guest, which a cut would boot twice.
+    """
+    result: list[list[str]] = []
+    for _, run in groupby(nodeids, key=_shares_guest):
+        tests = list(run)
+        last = result[-1] if result else []
+        if last and _file(last[0]) == _file(tests[0]) and len(last) + len(tests) <= CHUNK:
+            last += tests
+        else:
+            result.append(tests)
+    return result
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _shares_guest(nodeid: str) -> tuple[str, str]:
+    return _file(nodeid), nodeid.partition("[")[2]
 
 
 class Died(Exception):

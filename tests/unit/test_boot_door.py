@@ -100,3 +100,14 @@ def test_ci_does_not_take_a_skip_for_an_answer(
 def test_a_missing_qemu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert boot_door.what_is_missing(emulated=True).startswith("qemu-system-x86_64 is not installed")
+
+
+def test_tests_are_cut_into_chunks_where_the_file_ends_or_the_parameters_change() -> None:
+    def tests(file: str, parameter: str, count: int) -> list[str]:
+        return [f"{file}::test_{n}{parameter}" for n in range(count)]
+
+    small = tests("a.py", "", 3)
+    first, second, third = (tests("b.py", f"[{p}]", boot_door.CHUNK // 2) for p in "xyz")
+    large = tests("c.py", "", boot_door.CHUNK + 5)
+    assert boot_door.chunks([*small, *first, *second, *third, *large]) == [small, first + second, third, large]
+    assert boot_door.chunks([]) == []
