@@ -27,6 +27,13 @@ from pyvmm.host.inside import VARIABLE, inner_socket
 from pyvmm.host.preload import sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
 
+NUDGE_EVERY = 1.0
+"""Seconds between interrupts that the host gets from outside.
+
+QEMU's TCG can lose an interrupt: VMRUN sets a bit of the CPU's requests without a lock, while the thread that owns
+timers and devices sets another, and one of the two is gone. The interrupt controller still has it pending and tells
+the CPU of all it has at the next one. A lost timer would be the last, and the host would stand still.
+"""
 GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -174,9 +181,10 @@ class CommandRun:
         self.endpoint.send(Frame(Kind.START, self.stream, payload=json.dumps(start).encode()))
 
     def _serve(self) -> int:
+        nudge_at = time.monotonic() + NUDGE_EVERY
         while True:
-            patience = None if self._give_up_at is None else max(0.0, self._give_up_at - time.monotonic())
-            for frame in self.endpoint.step(patience):
+            wake_at = nudge_at if self._give_up_at is None else min(nudge_at, self._give_up_at)
+            for frame in self.endpoint.step(max(0.0, wake_at - time.monotonic())):
                 if frame.stream != self.stream:
                     self._handle_connection(frame)
                     continue
@@ -191,6 +199,9 @@ class CommandRun:
                         while self.endpoint.unwritten(self.stream):
                             self.endpoint.step(0.1)
                         return frame.number
+            if time.monotonic() >= nudge_at:
+                self.endpoint.send(Frame(Kind.NUDGE))
+                nudge_at = time.monotonic() + NUDGE_EVERY
             while self.signals.caught:
                 self._pass_on(self.signals.caught.pop(0))
             if self._give_up_at is not None and time.monotonic() >= self._give_up_at:

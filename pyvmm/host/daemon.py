@@ -275,6 +275,9 @@ class Router:
             if frame.kind is Kind.POWEROFF:
                 self._ending = True
                 return
+            if frame.kind is Kind.NUDGE:
+                self._agent.out += frame.build()
+                continue
             if frame.kind in (Kind.START, Kind.CONNECT):
                 self._last += 1
                 client.streams[frame.stream] = self._last

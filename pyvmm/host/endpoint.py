@@ -184,6 +184,8 @@ class Endpoint:
                 source.window.credited(frame.number)
             case Kind.DATA | Kind.END | Kind.CREDIT:
                 pass  # of a stream that has ended meanwhile
+            case Kind.NUDGE:
+                pass
             case _:
                 return False
         return True

@@ -55,6 +55,7 @@ class Kind(IntEnum):
     EXIT = 11  # i: payload i32, as subprocess gives it (-9: killed by signal 9); the stream is over
     CLOSE = 12  # o: nobody waits for this stream any more: end it; i: the socket is closed
     POWEROFF = 13  # o: end the emulated host
+    NUDGE = 14  # o: nothing, but it makes an interrupt inside; see client.NUDGE_EVERY
 
 
 _KINDS = frozenset(Kind)

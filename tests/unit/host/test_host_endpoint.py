@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from pyvmm.errors import HostError
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.endpoint import Disconnected, Endpoint
-from pyvmm.host.protocol import WINDOW, Frame, Kind
+from pyvmm.host.protocol import WINDOW, Decoder, Frame, Kind
 
 
 class Ends:
@@ -173,3 +174,33 @@ def test_a_command_that_cannot_start_is_a_host_error(pipes: Pipes) -> None:
         request = Request(["x"], stdin=source, stdout=sink, stderr=sink, env={}, cwd="/")
         with pytest.raises(HostError, match="no such thing"):
             run_command(Endpoint(ours.fileno()), request)
+
+
+def test_the_host_gets_an_interrupt_now_and_then_while_nothing_is_to_say(
+    pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyvmm.host.client.NUDGE_EVERY", 0.01)
+    source, _, _, sink = pipes
+    ours, theirs = socket.socketpair()
+    got: list[Kind] = []
+
+    def agent() -> None:
+        decoder = Decoder()
+        while got.count(Kind.NUDGE) < 3:
+            got.extend(frame.kind for frame in decoder.feed(theirs.recv(65536)))
+        theirs.sendall(Frame.of_number(Kind.EXIT, 1, 0).build())
+
+    with ours, theirs:
+        thread = threading.Thread(target=agent)
+        thread.start()
+        request = Request(["x"], stdin=source, stdout=sink, stderr=sink, env={}, cwd="/")
+        assert run_command(Endpoint(ours.fileno()), request) == 0
+        thread.join()
+    assert got[0] is Kind.START
+
+
+def test_an_end_passes_over_a_nudge(ends: Ends) -> None:
+    ends.near.send(Frame(Kind.NUDGE))
+    ends.near.send(Frame(Kind.POWEROFF))
+    ends.turn()
+    assert [frame.kind for frame in ends.frames] == [Kind.POWEROFF]
