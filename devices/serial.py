@@ -75,6 +75,12 @@ class Serial:
         self.lock = threading.RLock()
         self.name = name
         self.sent = self.received = 0
+        self.idle_status = bytearray(1)
+        """LSR, while reading it changes nothing and no interrupt waits on the output; else 0.
+
+        While Linux prints a console line it polls LSR before each byte: this is the quick answer to that. It masks
+        the port's interrupts meanwhile, so bytes that KVM still holds back (coalesced writes) are missed by nobody.
+        """
         self._irq = irq
         self._output = output
         self._later = later
@@ -82,6 +88,7 @@ class Serial:
         self._queue: deque[int] = deque()
         self._level = False
         self._power_on()
+        self._update()
 
     def _power_on(self) -> None:
         self._fifo: deque[int] = deque()
@@ -205,16 +212,6 @@ class Serial:
                 self._scratch = value
         self._update()
 
-    def idle_status(self) -> int | None:
-        """LSR, if reading it changes nothing and no interrupt waits on the output; else None. Takes no lock.
-
-        While Linux prints a console line it polls LSR before each byte: this is the quick answer to that. It masks
-        the port's interrupts meanwhile, so bytes that KVM still holds back (coalesced writes) are missed by nobody.
-        """
-        if self._fifo or self._overrun or self._ier & IER_TRANSMIT:
-            return None
-        return LSR_THR_EMPTY | LSR_IDLE
-
     # Registers
 
     def _read_data(self) -> int:
@@ -305,7 +302,11 @@ class Serial:
         return IIR_NONE
 
     def _update(self) -> None:
-        """Set the interrupt line. As on every PC it passes a gate that OUT2 opens, and loopback closes."""
+        """Set the interrupt line and the quick answer. As on every PC an interrupt passes a gate that OUT2 opens, and
+        loopback closes.
+        """
+        quick = not (self._fifo or self._overrun or self._ier & IER_TRANSMIT)
+        self.idle_status[0] = LSR_THR_EMPTY | LSR_IDLE if quick else 0
         source = self._source()
         level = source != IIR_NONE and self._mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
         if level != self._level:

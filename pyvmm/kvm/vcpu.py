@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import mmap
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from struct import pack
-from typing import TYPE_CHECKING, Final
+from struct import pack, unpack
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pyvmm.errors import HostError
 from pyvmm.kvm import abi
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 _KERNEL_SIGSET_SIZE: Final = 8  # bytes; libc's sigset_t is larger
 PIO_PAGE_OFFSET: Final = 4096  # KVM_PIO_PAGE_OFFSET pages into the mapping: where port data is
 _REASON_AT: Final = abi.RUN_EXIT_REASON  # a u32; all reasons fit in its first byte
-_IO_AT: Final = slice(abi.RUN_EXIT, abi.RUN_EXIT + 16)  # direction, size, port, count, data_offset
+_IO_AT: Final = abi.RUN_EXIT // 8  # as u64: direction u8, size u8, port u16, count u32
+
+
+class Switch(Protocol):
+    """Something that is on or off, as a trace event is."""
+
+    on: bool
 
 
 class Vcpu(VcpuState):
@@ -44,12 +50,14 @@ class Vcpu(VcpuState):
             raise HostError(f"mmap of vcpu {id}'s kvm_run ({mmap_size} bytes): {error.strerror}") from None
         self.sync = SyncRegs(self.shared, vm)
         self.polls = 0  # reads that `answer_polls` answered
-        self._polled: dict[bytes, Callable[[], int | None]] = {}
+        self._words = memoryview(self.shared).cast("Q")
+        self._polled: dict[int, tuple[Sequence[int], Switch]] = {}
 
     def close(self) -> None:
         """Unmap and close. Not while a thread runs it."""
         if not self.closed:
             self.sync.release()
+            self._words.release()
             with suppress(BufferError):  # someone keeps a view of a register: then it goes when the view does
                 self.shared.close()
         super().close()
@@ -59,17 +67,17 @@ class Vcpu(VcpuState):
 
         An exit that asks for something is to be answered by its methods before the next `run`.
         """
-        polled, shared = self._polled, self.shared
+        fd, polled, shared = self._fd, self._polled, self.shared
         try:
-            fcntl.ioctl(self._fd, Op.RUN, 0)
-            while polled and shared[_REASON_AT] == ExitReason.IO:
-                answer = polled.get(shared[_IO_AT])
-                value = answer() if answer is not None else None
-                if value is None:
+            fcntl.ioctl(fd, Op.RUN, 0)
+            while polled and shared[_REASON_AT] == ExitReason.IO and self._words[_IO_AT] in polled:
+                answer, unless = polled[self._words[_IO_AT]]
+                value = answer[0]  # once: its owner is on another thread
+                if not value or unless.on:
                     break
                 shared[PIO_PAGE_OFFSET] = value
                 self.polls += 1
-                fcntl.ioctl(self._fd, Op.RUN, 0)
+                fcntl.ioctl(fd, Op.RUN, 0)
         except (InterruptedError, BlockingIOError):
             return INTERRUPTED
         except ValueError:
@@ -78,13 +86,15 @@ class Vcpu(VcpuState):
             raise KvmError(Op.RUN, self.where, "", error.errno or 0) from None
         return decode(self.shared)
 
-    def answer_polls(self, port: int, answer: Callable[[], int | None]) -> None:
-        """Let `run` answer single-byte reads of `port` by itself with what `answer()` gives, unless that is None.
+    def answer_polls(self, port: int, answer: Sequence[int], unless: Switch) -> None:
+        """Let `run` answer single-byte reads of `port` by itself with `answer[0]`, while that is not 0.
 
         For a status register that a guest reads over and over: the way through `Exit` and its handler costs several
-        times as much. Called on the vCPU's thread; it must have no side effect.
+        times as much. The owner of `answer` changes it as the register changes; reading must have no side effect.
+        While `unless` is on, such reads are exits as all others.
         """
-        self._polled[pack("<BBHIQ", 0, 1, port, 1, PIO_PAGE_OFFSET)] = answer
+        (key,) = unpack("<Q", pack("<BBHI", 0, 1, port, 1))
+        self._polled[key] = answer, unless
 
     @property
     def immediate_exit(self) -> bool:

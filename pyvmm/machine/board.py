@@ -64,8 +64,8 @@ class Board:
         self.rtc = Rtc()
         self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
 
-    def polled(self) -> dict[int, Callable[[], int | None]]:
-        """Ports that guests read in a loop, and what gives the answer quickly."""
+    def polled(self) -> dict[int, bytearray]:
+        """Ports that guests read in a loop, and their quick answers (`Vcpu.answer_polls`)."""
         return {
             base + SerialRegister.LSR: serial.idle_status
             for (base, _), serial in zip(COM_PORTS, self.serials, strict=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -56,11 +55,6 @@ def routes() -> list[IrqRoute]:
     return [*result, IrqRoute.irqchip(0, IrqchipId.IOAPIC, 2)]
 
 
-def _unless_traced(answer: Callable[[], int | None]) -> int | None:
-    """A poll's answer; None, for the long way, while somebody wants to see each exit."""
-    return None if trace.vcpu_exit.on else answer()
-
-
 class Hardware:
     """The running half of a machine.
 
@@ -79,7 +73,7 @@ class Hardware:
         reset: Callable[[str], None],
         failed: Callable[[BaseException], None],
         coalesced: Callable[[int, bytes], None] | None = None,
-        polled: Mapping[int, Callable[[], int | None]] | None = None,
+        polled: Mapping[int, bytearray] | None = None,
     ) -> None:
         self.engine = engine
         self._ports = ports
@@ -113,7 +107,7 @@ class Hardware:
             vcpu.set_cpuid(cpu.entries_for(host_cpuid, leaves, index, engine.vp_count))
             engine.setup_vcpu(vcpu, index)
             for port, answer in self._polled.items():
-                vcpu.answer_polls(port, partial(_unless_traced, answer))
+                vcpu.answer_polls(port, answer, unless=trace.vcpu_exit)
             self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
             for port, _ in COM_PORTS:

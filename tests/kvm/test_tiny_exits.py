@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,13 +57,25 @@ def test_a_port_read_gets_the_answer(make_guest) -> None:
     assert (read.port, read.size, guest.vcpu.regs.rax & 0xFFFF) == (0x20, 2, 0x1234)
 
 
-def test_a_polled_port_is_answered_without_an_exit_until_there_is_no_quick_answer(make_guest) -> None:
+def no_answer(answer: bytearray, switch: SimpleNamespace) -> None:
+    answer[0] = 0
+
+
+def switch_on(answer: bytearray, switch: SimpleNamespace) -> None:
+    switch.on = True
+
+
+@pytest.mark.parametrize("change", [no_answer, switch_on])
+def test_a_polled_port_is_answered_without_an_exit_while_there_is_a_quick_answer(make_guest, change) -> None:
     # mov dx, 0x3fd; in al, dx; test al, 1; jz -5; hlt
     guest = make_guest("BA FD 03 EC A8 01 74 FB F4")
-    answers = [0x60, 0x60, None]
-    guest.vcpu.answer_polls(0x3FD, lambda: answers.pop(0))
+    answer, switch = bytearray(b"\x60"), SimpleNamespace(on=False)
+    guest.vcpu.answer_polls(0x3FD, answer, switch)
+    asker = threading.Timer(0.1, change, (answer, switch))
+    asker.start()
     read = guest.vcpu.run()
-    assert (guest.vcpu.polls, answers) == (2, [])
+    asker.join()
+    assert guest.vcpu.polls > 1
     assert isinstance(read, IoIn)
     assert read.port == 0x3FD
     read.reply(b"\x61")
