@@ -12,6 +12,7 @@ PYTHON ?= python3
 STAMPS := .setup
 TESTS ?=
 IMAGES := debian-6.1 debian-6.12
+MORE_IMAGES := debian-5.10 debian-7.2
 
 # Each is asked for by what it brings: a file or program that is there is not installed again.
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
@@ -55,4 +56,4 @@ $(STAMPS)/test-packages: .ci/install-missing | $(STAMPS)
 # No stamp of its own: the cache may be cleaned any time, and a look at what is there takes half a second.
 .PHONY: $(STAMPS)/images
 $(STAMPS)/images: $(VENV)/.ready $(STAMPS)/run-packages
-	@$(VENV)/bin/python .ci/ensure-images $(IMAGES)
+	@$(VENV)/bin/python .ci/ensure-images $(IMAGES) --if-possible $(MORE_IMAGES)

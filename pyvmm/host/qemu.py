@@ -68,7 +68,12 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
         *("-M", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
         # Without ERMS and FSRM Linux, in the host and in its guests, clears and copies memory by eight bytes a step
         # instead of one; TCG takes each step by itself. Clearing huge pages takes half the time then.
-        *("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,+svm,+npt,-erms,-fsrm"),
+        *(
+            "-accel",
+            "tcg,thread=multi,tb-size=256",
+            "-cpu",
+            "max,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-pku",
+        ),
         *("-smp", str(CPUS), "-m", f"{hardware.memory_mib}M"),
         *("-kernel", str(kit.kernel), "-initrd", str(kit.initramfs), "-append", KERNEL_OPTIONS),
         *("-chardev", f"file,id=console,path=/proc/self/fd/{log}", "-serial", "chardev:console"),

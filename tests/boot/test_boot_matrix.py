@@ -12,12 +12,22 @@ import pytest
 
 from tests.support.booted import MIB, Booted
 
-MATRIX = [
-    pytest.param((image, engine, cpus), id=f"{image}-{engine}-{cpus}cpu")
+WHOLE = [
+    (image, engine, cpus)
     for image in ("debian-6.1", "debian-6.12")
     for engine in ("kernel", "user")
     for cpus in (1, 2)
 ]
+MORE = [
+    ("debian-5.10", "kernel", 2),
+    ("debian-5.10", "user", 1),
+    ("debian-7.2", "kernel", 1),
+    ("debian-7.2", "user", 2),
+]
+MATRIX = [
+    pytest.param((image, engine, cpus), id=f"{image}-{engine}-{cpus}cpu") for image, engine, cpus in WHOLE + MORE
+]
+VMBUS = {"debian-5.10": "5.2"}  # what others agree on is 5.3
 BOOT = 512 * MIB
 SMALL = 256 * MIB
 PATTERN = 32  # MiB of data that must survive
@@ -39,7 +49,7 @@ def test_linux_finds_hyper_v_and_its_bus_and_balloon(guest: Booted) -> None:
     guest.wait_balloon_ready()
     log = guest.log("Hypervisor detected|Vmbus version|Dynamic Memory protocol")
     assert "Hypervisor detected: Microsoft Hyper-V" in log
-    assert "Vmbus version:5.3" in log
+    assert f"Vmbus version:{VMBUS.get(guest.image.name, '5.3')}" in log
     assert "Using Dynamic Memory protocol version 2.0" in log
 
 
@@ -70,7 +80,7 @@ def test_memory_goes_out_and_back_and_both_sides_agree_to_the_page(guest: Booted
     taken = BOOT - out.actual
     assert out.reached, out.reason
     assert out.actual == SMALL
-    assert (before["MemTotal"] - during["MemTotal"]) << 10 == taken
+    assert (before["MemTotal"] - during["MemTotal"]) << 10 == guest.missing(taken)
     assert abs((before["MemFree"] - during["MemFree"] << 10) - taken) < 24 * MIB
     info = guest.machine.balloon.info()
     assert (info["actual"], info["removed-guest"], info["removed-both"]) == (SMALL, 0, taken)
@@ -118,7 +128,7 @@ def test_the_driver_can_be_unbound_and_bound_again(guest: Booted) -> None:
     guest.wait_balloon_ready()
     total = guest.memory_total()
     assert guest.resize(BOOT - 64 * MIB).reached
-    assert guest.memory_total() == total - 64 * MIB
+    assert guest.memory_total() == total - guest.missing(64 * MIB)
     assert guest.resize(BOOT).reached
 
 
@@ -132,7 +142,7 @@ def test_the_balloon_keeps_its_target_over_three_reboots(guest: Booted) -> None:
             guest.send("reboot")
         guest.until(lambda known=known: len(guest.outcomes) > known, 30, "target applied again")
         assert guest.outcomes[-1].actual == target, guest.outcomes[-1]
-        assert guest.memory_total() == total - 128 * MIB
+        assert guest.memory_total() == total - guest.missing(128 * MIB)
 
 
 def test_a_powerdown_request_ends_in_power_off(guest: Booted) -> None:

@@ -35,7 +35,6 @@ from pyvmm.orphans import die_with
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS_VARIABLE = "PYVMM_BOOT_REPORTS"
 HEART_VARIABLE = "PYVMM_BOOT_HEART"
-IMAGES = ("debian-6.1", "debian-6.12")
 START_LIMIT = 180.0  # seconds: the host's kernel made, booted, pytest imported
 TEST_LIMIT = 240.0  # seconds for one test; its own waits are shorter and say more
 ALL_LIMIT = 2400.0  # seconds for all that share a host
@@ -68,9 +67,10 @@ def what_is_missing(*, emulated: bool) -> str:
     if emulated and shutil.which("qemu-system-x86_64") is None:
         return "qemu-system-x86_64 is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
     from images.catalog import find_image
+    from tests.support.booted import NEEDED_IMAGES
     from tests.support.kexec import kexec_initrd
 
-    for name in IMAGES:
+    for name in NEEDED_IMAGES:
         try:
             image = find_image(name)
         except PyvmmError as error:

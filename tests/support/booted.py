@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import pytest
+
 from devices.balloon.plan import ResizeOutcome
 from images.catalog import find_image
 from pyvmm import trace
 from pyvmm.cli.run import BASE_CMDLINE
+from pyvmm.errors import ConfigError
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 
 MIB = 1 << 20
+NEEDED_IMAGES = ("debian-6.1", "debian-6.12")  # of others Debian may have dropped the kernel: their tests skip
 BOOT_LIMIT = 100.0  # seconds to the agent's first word, under emulation with other work on the machine
 COMMAND_LIMIT = 60.0
 RESIZE_LIMIT = 60.0
@@ -57,7 +61,12 @@ class Booted:
         wait: bool = True,
         **options: Any,
     ) -> None:
-        found = find_image(image, build=False)
+        try:
+            found = find_image(image, build=False)
+        except ConfigError as error:
+            if image in NEEDED_IMAGES:
+                raise
+            pytest.skip(str(error))
         self.image = found
         self.config = MachineConfig(
             kernel=kernel or found.vmlinux,
@@ -199,6 +208,12 @@ class Booted:
     def memory_total(self) -> int:
         """MemTotal in bytes."""
         return 1024 * int(self.sh("grep MemTotal /proc/meminfo").split()[1])
+
+    def missing(self, ballooned: int) -> int:
+        """By how much `ballooned` bytes lower MemTotal. Since Linux 5.11 ("hv_balloon: do
+        adjust_managed_page_count() when ballooning/un-ballooning") it falls by just that; before, not at all.
+        """
+        return 0 if self.image.name == "debian-5.10" else ballooned
 
     def vmbus(self, name: str) -> dict[str, Any]:
         """What the host knows of one VMBus device."""
