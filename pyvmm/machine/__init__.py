@@ -1,8 +1,8 @@
 """The machine: memory, vCPUs and devices put together, from power-on to power-off.
 
-    config      what is wanted            cpu        what a vCPU says of itself
-    runner      one thread a vCPU         hardware   one life of the KVM VM, until a reset
-    machine     all of it, and what the monitor and the command line drive
+    config      what is wanted                cpu        what a vCPU says of itself
+    runner      one thread a vCPU             hardware   one life of the KVM VM, until a reset
+    machine     all of it and its life        monitored  what the monitor asks and orders
 
 The main thread runs the loop, which owns VMBus and its devices; each vCPU has a thread. A reset ends the hardware,
 discards the guest's memory, loads the kernel again and starts new hardware: the guest finds everything as new.
