@@ -93,14 +93,15 @@ class VcpuState(Handle):
 
     @property
     def xcrs(self) -> structs.Xcrs:
-        """Extended control registers (XCR0)."""
+        """Extended control registers (XCR0); `nr_xcrs` is 0 on a host without XSAVE, which has none."""
         value = structs.Xcrs()
         self.ioctl(Op.GET_XCRS, value)
         return value
 
     @xcrs.setter
     def xcrs(self, value: structs.Xcrs) -> None:
-        self.ioctl(Op.SET_XCRS, value)
+        if value.nr_xcrs:  # without XSAVE KVM refuses to set even none
+            self.ioctl(Op.SET_XCRS, value)
 
     @property
     def events(self) -> structs.VcpuEvents:
