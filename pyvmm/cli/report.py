@@ -15,7 +15,7 @@ def report(trace: Path, output: Path | None, folder: Path | None) -> None:
     """Draw a recorded trace: one HTML page that needs nothing else.
 
     Memory over time, the VMBus handshake and each resize as a sequence diagram, how long answers took, vCPU exits by
-    kind, counts. Takes what `pyvmm run --trace-file` writes (not Chrome's format), and QEMU's trace log.
+    kind, counts. Takes what `pyvmm run --trace-file` writes in any format, and QEMU's trace log.
 
     \b
     pyvmm run --trace-file run.jsonl -- sleep 30        and meanwhile: pyvmm balloon 256M

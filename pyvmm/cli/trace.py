@@ -16,7 +16,7 @@ from pyvmm.cli.target import complete_machine, connect, find, machine_options
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
     from pyvmm.tracing.diff import Difference, Step
-    from pyvmm.tracing.read import Entry
+    from pyvmm.tracing.entry import Entry
 
 CONTEXT = 2
 """Equal events shown around a difference."""

@@ -3,8 +3,8 @@
 Source: "Trace Event Format" (the JSON Array Format: an array whose closing bracket may be missing).
 
 A process is a group of tracks (threads, channels, devices), a thread in it one track. States become spans that last
-until the next state, requests to the guest spans that end with its answer, memory figures counters, and the rest
-instants with the event's fields as arguments.
+until the next state, requests to the guest spans that end with its answer, memory figures counters. Besides, each
+event is an instant with its fields as arguments: what `chrome_read` reads again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from pyvmm.trace import Record
 from pyvmm.tracing.tracks import Track, track_of
 
-_GROUPS = {"threads": 1, "channels": 2, "devices": 3}
+GROUPS = {"threads": 1, "channels": 2, "devices": 3}
 _MEMORY_FIELDS = ("actual", "target", "resident", "available", "committed")
 _MIB = 1 << 20
 
@@ -78,7 +78,6 @@ class ChromeEncoder:
         elif name == "machine.memory":
             counted = {key: fields[key] / _MIB for key in _MEMORY_FIELDS if isinstance(fields.get(key), int)}
             made.append(base | {"name": "memory, MiB", "ph": "C", "args": counted})
-            return self._join(made)
         elif name in _BEGIN:
             self._requests[_BEGIN[name]] = self._next_id
             made.append(
@@ -115,7 +114,7 @@ class ChromeEncoder:
 
     def _place(self, track: Track, made: list[dict[str, Any]]) -> dict[str, Any]:
         """`pid` and `tid`; new ones are named first."""
-        pid = _GROUPS[track.group]
+        pid = GROUPS[track.group]
         if track not in self._tracks:
             if not any(known.group == track.group for known in self._tracks):
                 made.append({"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": track.group}})

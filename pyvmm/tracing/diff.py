@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pyvmm.errors import ConfigError
-from pyvmm.tracing.read import Entry
+from pyvmm.tracing.entry import Entry
 
 IGNORED = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Trace files read again: our JSON lines, our text, and the log that QEMU writes with `-d trace:PATTERN -D FILE`.
+"""Trace files read again: our JSON lines, text and Chrome format, and QEMU's log (`-d trace:PATTERN -D FILE`).
 
 Source: QEMU docs/devel/tracing.rst and scripts/tracetool/backend/log.py, for the forms of its lines:
 
@@ -16,12 +16,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import IO, Any
 
 from pyvmm import trace
 from pyvmm.errors import ConfigError
+from pyvmm.tracing.entry import Entry
 
 _LINE = re.compile(
     r"(?:(?P<pid>\d+)@(?P<qemu_time>\d+\.\d+):|(?P<time>\d+\.\d+) )?"
@@ -29,40 +31,6 @@ _LINE = re.compile(
 )
 _SNIFF = 200
 """Lines without an event after which a file is taken for something else."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One event of a file. `time` in seconds from some beginning; 0 where the file tells none."""
-
-    time: float
-    name: str
-    thread: str
-    fields: dict[str, Any]
-
-    def number(self, name: str, default: int = 0) -> int:
-        """A field as a number, `default` if it is none: files are anybody's."""
-        value = self.fields.get(name)
-        return value if isinstance(value, int) else default
-
-    def text(self, name: str) -> str:
-        """A field as text, empty if it is not there."""
-        value = self.fields.get(name)
-        return "" if value is None else str(value)
-
-    def message(self, template: str | None = None) -> str:
-        """The fields as the event's declaration, or `template`, formats them; `name=value` if that does not do."""
-        if template is None:
-            event = trace.find(self.name)
-            template = None if event is None else event.template
-        if template is not None:
-            try:
-                return template.format(**self.fields)
-            except (ValueError, TypeError, LookupError):
-                pass
-        if self.fields.keys() == {"text"}:
-            return self.text("text")
-        return " ".join(f"{key}={value}" for key, value in self.fields.items())
 
 
 @dataclass(slots=True)
@@ -93,24 +61,32 @@ def read_trace(path: Path) -> Trace:
     found = Trace(path)
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file):
-                if number == 0 and line.lstrip()[:1] == "[":
-                    raise ConfigError(
-                        f"{path} is in Chrome's trace format: record as .jsonl, convert that when needed"
-                    )
-                entry = parse_line(line)
+            for entry in _events(file):
                 if entry is not None:
                     found.entries.append(entry)
-                elif line.strip():
-                    found.skipped += 1
-                    if not found.entries and found.skipped > _SNIFF:
-                        break
+                    continue
+                found.skipped += 1
+                if not found.entries and found.skipped > _SNIFF:
+                    break
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     if not found.entries:
         raise ConfigError(f"{path} holds no trace events: `pyvmm run --trace-file {path}` makes such files")
     found.entries.sort(key=lambda entry: entry.time)  # threads queue in their own order
     return found
+
+
+def _events(file: IO[str]) -> Iterator[Entry | None]:
+    """The file's events, None for what is none."""
+    first = file.readline()
+    if first.lstrip()[:1] == "[":
+        from pyvmm.tracing.chrome_read import chrome_entries
+
+        yield from chrome_entries(first + file.read())
+        return
+    for line in chain((first,), file):
+        if line.strip():
+            yield parse_line(line)
 
 
 def parse_line(line: str) -> Entry | None:

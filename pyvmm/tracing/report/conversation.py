@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from devices.balloon.protocol import MessageType as BalloonMessage
-from pyvmm.tracing.read import Entry, Trace
+from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.read import Trace
 from pyvmm.vmbus.protocol import MessageType
 
 PAGES_PER_MIB = 256

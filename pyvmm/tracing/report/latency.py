@@ -7,7 +7,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from statistics import median
 
-from pyvmm.tracing.read import Entry, Trace
+from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.read import Trace
 
 
 @dataclass(frozen=True, slots=True)

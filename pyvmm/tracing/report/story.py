@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyvmm.tracing.read import Entry, Trace
+from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.read import Trace
 from pyvmm.tracing.report.conversation import Sequence, balloon_sequences, vmbus_sequences
 
 PAGE = 4096

@@ -8,7 +8,8 @@ from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
 from pyvmm.tracing import diff
 from pyvmm.tracing.diff import Changed, OnlyA, OnlyB, Same, compare, summary
-from pyvmm.tracing.read import Entry, read_trace
+from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.read import read_trace
 
 CAPTURES = Path(__file__).parent / "captures"
 

@@ -7,7 +7,8 @@ import pytest
 
 from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
-from pyvmm.tracing.read import Entry, parse_line, read_trace, rewrite
+from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.read import parse_line, read_trace, rewrite
 
 CAPTURES = Path(__file__).parent / "captures"
 
@@ -71,7 +72,8 @@ def test_a_files_threads_are_put_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "no trace events"), (b"\xff\xfe\n" * 5000, "no trace events"), (b"[\n", "Chrome")]
+    ("content", "words"),
+    [(b"", "no trace events"), (b"\xff\xfe\n" * 5000, "no trace events"), (b"[\n]\n", "no trace events")],
 )
 def test_what_is_no_trace_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "t").write_bytes(content)
@@ -100,6 +102,41 @@ def test_a_recorded_trace_becomes_chromes_format() -> None:
     found = json.loads("".join(rewrite(read_trace(CAPTURES / "resize.jsonl"), "chrome")))
     names = {each["args"]["name"] for each in found if each["name"] == "thread_name"}
     assert {"vcpu0", "vcpu1", "loop", "channel #1 hv-balloon", "hv-balloon: state"} <= names
+
+
+def test_a_recorded_trace_survives_chromes_format(tmp_path: Path) -> None:
+    before = read_trace(CAPTURES / "resize.jsonl")
+    (tmp_path / "t.json").write_text("".join(rewrite(before, "chrome")))
+    after = read_trace(tmp_path / "t.json")
+    assert after.skipped == 0
+    for a, b in zip(before.entries, after.entries, strict=True):
+        assert (a.name, a.fields) == (b.name, b.fields)
+        assert b.thread in ("", a.thread)
+        assert abs(b.time - (a.time - before.start)) < 1e-6
+    assert {"MainThread", "vcpu0", "vcpu1"} <= {entry.thread for entry in after.entries}
+
+
+EVENT = '{"ph": "i", "ts": 5, "name": "a.b", "args": {"x": 1}, "tid": 1, "pid": 1}'
+
+
+@pytest.mark.parametrize(
+    ("text", "skipped"),
+    [
+        (f"[{EVENT}]", 0),
+        (f"[\n{EVENT},\n", 0),
+        (f"[{EVENT}, 7, null]", 2),
+        (f'[\n{EVENT},\n{{"ph": "i", "ts"', 1),
+        (f'[\n{{"ph": "i", "ts": "x", "name": "a.b"}},\n{EVENT}', 1),
+        (f'[\n{{"ph": "i", "ts": 1, "name": "a.b", "args": 5}},\n{EVENT}', 1),
+        (f'[\n{{"ph": "M", "name": "thread_name", "pid": 1, "tid": [], "args": 1}},\n{EVENT}', 0),
+        (f"[\n{'[' * 100000}\n{EVENT}]", 1),
+    ],
+)
+def test_an_array_that_is_cut_or_broken_gives_what_it_has(tmp_path: Path, text: str, skipped: int) -> None:
+    (tmp_path / "t.json").write_text(text)
+    found = read_trace(tmp_path / "t.json")
+    assert found.entries == [Entry(5e-6, "a.b", "", {"x": 1})]
+    assert found.skipped == skipped
 
 
 def test_qemus_log_is_read() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.cli.trace_events import load_events
-from pyvmm.tracing.read import Entry, Trace, read_trace
+from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.read import Trace, read_trace
 from pyvmm.tracing.report.conversation import Message, Note
 from pyvmm.tracing.report.latency import latencies
 from pyvmm.tracing.report.page import page

@@ -1,0 +1,61 @@
+"""Events taken back out of Chrome's trace format: the instants, which carry an event's name and fields as they were.
+
+Spans and counters are drawn from the same events, and are passed over. Which thread an event happened on is known
+only for those drawn on a thread's track. Times count from the first event.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pyvmm.tracing.chrome import GROUPS
+from pyvmm.tracing.entry import Entry
+
+
+def chrome_entries(text: str) -> Iterator[Entry | None]:
+    """The events of an array that may lack its end; None for each element that is none."""
+    threads: dict[Any, str] = {}
+    for each in _elements(text):
+        if not isinstance(each, dict):
+            yield None
+        elif each.get("ph") == "M":
+            _learn(each, threads)
+        elif each.get("ph") == "i":
+            time, name, fields = each.get("ts"), each.get("name"), each.get("args", {})
+            if not isinstance(time, (int, float)) or not isinstance(name, str) or not isinstance(fields, dict):
+                yield None
+                continue
+            yield Entry(time / 1e6, name, threads.get(str(each.get("tid")), ""), fields)
+
+
+def _learn(element: dict[str, Any], threads: dict[Any, str]) -> None:
+    """Note a thread's name."""
+    arguments = element.get("args")
+    if (
+        element.get("name") == "thread_name"
+        and element.get("pid") == GROUPS["threads"]
+        and isinstance(arguments, dict)
+    ):
+        name = str(arguments.get("name", ""))
+        threads[str(element.get("tid"))] = "MainThread" if name == "loop" else name
+
+
+def _elements(text: str) -> Iterator[Any]:
+    """The array's elements one by one: where one is cut or broken, the rest of its line is left out."""
+    decoder = json.JSONDecoder()
+    at, end = text.find("[") + 1, len(text)
+    while True:
+        while at < end and text[at] in " \t\r\n,":
+            at += 1
+        if at >= end or text[at] == "]":
+            return
+        try:
+            element, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            element = None
+            at = text.find("\n", at)
+            if at < 0:
+                at = end
+        yield element
