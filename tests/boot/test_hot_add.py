@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.balloon.growth import LEFT_OFFLINE
+from devices.balloon.growth import GUEST_REFUSED, LEFT_OFFLINE
 from devices.balloon.plan import ResizeOutcome
 from tests.support.booted import MIB, Booted
 
@@ -119,3 +119,19 @@ def test_memory_left_offline_is_said_at_once() -> None:
         assert outcome.reason == LEFT_OFFLINE
         assert outcome.actual == 384 * MIB, "one block, and no further five seconds"
         assert g.memory_total() == total
+
+
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+def test_a_driver_told_not_to_grow_refuses_and_module_parameters_reach_it(engine: str) -> None:
+    with Booted(
+        "debian-6.12",
+        engine=engine,
+        memory=256 * MIB,
+        max_memory=MAX,
+        append="hv_balloon.hot_add=0 hv_balloon.pressure_report_delay=2",
+    ) as g:
+        g.wait_balloon_ready()
+        outcome = resize(g, MAX)
+        assert (outcome.reached, outcome.actual, outcome.reason) == (False, 256 * MIB, GUEST_REFUSED)
+        assert resize(g, 224 * MIB).reached
+        g.until(lambda: g.machine.balloon.last_status is not None, 20, "a status report before the usual 45 s")
