@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ def balance(
 
     NAMEs are running machines; without any, all of this user. Each gets what its programs demand and a buffer on top
     if there is enough, nobody shrinks unless somebody else needs the memory, and what is promised never passes the
-    budget. Runs until Ctrl-C.
+    budget. The guests' own automatic sizing is held: with --once for good (`pyvmm balloon NAME --auto`), else until
+    Ctrl-C.
 
     \b
     pyvmm balance --budget 2G
@@ -72,19 +73,37 @@ def balance(
 
     asked = list(dict.fromkeys(names))
     shown: object = None
-    while True:
-        entries = [registry.find(name) for name in asked] if asked else registry.running()
-        if not entries:
-            raise ConfigError("no VM is running: `pyvmm run` starts one")
-        report = _round(entries, budget, least, buffer)
-        if as_json:
-            click.echo(_line(report))
-        elif once or report["actions"] or report["problems"] != shown:
-            _print(report)
-        shown = report["problems"]
-        if once:
-            return 0
-        time.sleep(interval)
+    held: set[str] = set()
+    try:
+        while True:
+            entries = [registry.find(name) for name in asked] if asked else registry.running()
+            if not entries:
+                raise ConfigError("no VM is running: `pyvmm run` starts one")
+            report = _round(entries, budget, least, buffer, held)
+            if as_json:
+                click.echo(_line(report))
+            elif once or report["actions"] or report["problems"] != shown:
+                _print(report)
+            shown = report["problems"]
+            if once:
+                return 0
+            time.sleep(interval)
+    finally:
+        if not once:
+            _let_go(held)
+
+
+def _let_go(held: Iterable[str]) -> None:
+    """Let the guests' own sizing go on, of those that still run."""
+    from pyvmm.control import registry
+
+    for entry in registry.running():
+        if entry.name in held:
+            try:
+                with connect(entry, ANSWER_LIMIT) as client:
+                    client.execute("x-autosize", {"enable": True})
+            except HostError as error:
+                click.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
 
 
 def _line(report: dict[str, Any]) -> str:
@@ -93,8 +112,11 @@ def _line(report: dict[str, Any]) -> str:
     return json.dumps(report)
 
 
-def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int) -> dict[str, Any]:
-    """Look at every machine, and set the targets that can be set now. What was seen and done, ready for JSON."""
+def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held: set[str]) -> dict[str, Any]:
+    """Look at every machine, and set the targets that can be set now. What was seen and done, ready for JSON.
+
+    Adds to `held` the names of those whose own sizing was on: left alone it would grow past the budget.
+    """
     from pyvmm.machine.budget import moves, share
 
     problems: dict[str, str] = {}
@@ -104,7 +126,7 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int) -> di
             try:
                 client = connect(entry, ANSWER_LIMIT)
                 try:
-                    guests[entry.name] = _look(entry, client, least, buffer)
+                    guests[entry.name] = _look(entry, client, least, buffer, held)
                 except BaseException:
                     client.close()
                     raise
@@ -143,13 +165,16 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int) -> di
     }
 
 
-def _look(entry: Entry, client: Client, least: int, buffer: int) -> Guest:
-    """Ask one machine. Raises HostError."""
+def _look(entry: Entry, client: Client, least: int, buffer: int, held: set[str]) -> Guest:
+    """Ask one machine, and hold its own sizing. Raises HostError."""
     from pyvmm.machine.autosize import Limits
     from pyvmm.machine.budget import Member
 
     about = client.execute("x-query-pressure", {"count": 0})
     sizing = about.get("autosize") or {}
+    if sizing.get("enabled"):
+        client.execute("x-autosize", {"enable": False})
+        held.add(entry.name)
     minimum = min(sizing.get("min", least), about["boot"])
     limits = Limits(minimum, max(about["max"], minimum), sizing.get("buffer", buffer))
     target = about["target"]

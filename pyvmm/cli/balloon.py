@@ -31,9 +31,16 @@ SETTLED = 3
 @machine_options
 @click.option("--wait", "-w", is_flag=True, help="Wait until the guest is there, or will not get there.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to --wait.")
+@click.option("--auto", is_flag=True, help="Let the guest's automatic sizing go on, which a SIZE holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def balloon(
-    words: tuple[str, ...], name: str | None, socket: Path | None, wait: bool, timeout: float, as_json: bool
+    words: tuple[str, ...],
+    name: str | None,
+    socket: Path | None,
+    wait: bool,
+    timeout: float,
+    auto: bool,
+    as_json: bool,
 ) -> int:
     """Show how much memory a guest has, or ask it to live in SIZE.
 
@@ -43,13 +50,18 @@ def balloon(
     pyvmm balloon                 how much the guest has
     pyvmm balloon 256M            let it shrink (or grow) to 256 MiB
     pyvmm balloon web 1.5G -w     the machine called web, and wait for it
+    pyvmm balloon web --auto      size it by its demand again (`run -m SIZE,min=...`)
 
     \b
     With --wait: status 0 if SIZE was reached, 1 if the guest stays elsewhere, 124 after --timeout.
     """
     given, size = _split(words)
+    if auto and size is not None:
+        raise click.UsageError("a SIZE, or --auto: not both")
     entry = find(given, name, socket)
     with connect(entry) as client:
+        if auto:
+            client.execute("x-autosize", {"enable": True})
         if size is None:
             return _show(client, as_json)
         reply = client.execute("balloon", {"value": size})

@@ -21,6 +21,10 @@ class Sized(FakeMachine):
         self.demand = None if demand is None else demand * MIB
         self.most = most * MIB
         self.told: list[int] = []
+        self.sizing: list[bool] = []  # what its own sizing was told
+
+    def set_autosize(self, on: bool) -> None:
+        self.sizing.append(on)
 
     def balloon_set(self, size: int) -> dict[str, object]:
         self.told.append(size // MIB)
@@ -35,6 +39,7 @@ class Sized(FakeMachine):
             "target": None,
             "max": self.most,
             "boot": 512 * MIB,
+            "autosize": {"enabled": not self.sizing or self.sizing[-1]},
         }
 
 
@@ -98,6 +103,30 @@ def test_without_machines_it_says_how_to_start_one(pyvmm: Run) -> None:
 
 def test_the_budget_is_needed(pyvmm: Run) -> None:
     assert pyvmm("balance").status == 2
+
+
+def test_their_own_sizing_is_held_at_the_first_look(pair: tuple[Sized, Sized], pyvmm: Run) -> None:
+    for _ in range(2):
+        pyvmm("balance", "--budget", "8G", "--once")
+    assert [each.sizing for each in pair] == [[False], [False]]
+
+
+def test_their_own_sizing_goes_on_at_the_end(
+    pair: tuple[Sized, Sized], pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    pair[1].sizing.append(False)  # somebody else held it: not ours to let go
+    monkeypatch.setattr("pyvmm.cli.balance.time.sleep", interrupted)
+    assert pyvmm("balance", "--budget", "8G").status == 130
+    assert (pair[0].sizing, pair[1].sizing) == ([False, True], [False])
+
+
+def test_balloon_auto_lets_sizing_go_on(pair: tuple[Sized, Sized], pyvmm: Run) -> None:
+    assert pyvmm("balloon", "idle", "--auto").status == 0
+    assert (pair[0].sizing, pair[0].told) == ([True], [])
+    assert pyvmm("balloon", "idle", "1G", "--auto").status == 2
 
 
 def test_history_shows_a_line_a_report(machine: FakeMachine, pyvmm: Run) -> None:
