@@ -75,7 +75,7 @@ _OPTIONS = (
         type=click.Choice(["1.0", "2.0", "3.0"]),
         default="3.0",
         show_default=True,
-        help="The newest Dynamic Memory protocol to speak.",
+        help="The newest Dynamic Memory protocol to speak; Linux's log calls these 0.3, 1.0 and 2.0.",
     ),
     click.option(
         "--balloon-piece",

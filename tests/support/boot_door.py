@@ -45,7 +45,8 @@ LOG_TAIL = 60  # lines
 CHUNK = 20  # tests that share an emulated host, more or less: starting one takes some seconds
 POLL = 0.05
 
-IN_HOST = (sys.executable, "-m", "pyvmm.host", "exec", "--")
+HOST_MIB = 2560  # for guests that grow to as much
+IN_HOST = (sys.executable, "-m", "pyvmm.host", "exec", "--memory", str(HOST_MIB), "--")
 
 
 def required() -> bool:
