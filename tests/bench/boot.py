@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from pyvmm.host.emulated import SIZES_MIB
 from pyvmm.host.preload import OWN_PACKAGES
 
 FIRST_LINE = b"pyvmm: init"
@@ -230,7 +231,9 @@ def qemu_facts(image: str) -> str:
     )
 
 
-def run_where_linux_runs(arguments: list[str], module: str = "tests.bench.boot") -> int:
+def run_where_linux_runs(
+    arguments: list[str], module: str = "tests.bench.boot", memory_mib: int = SIZES_MIB[0]
+) -> int:
     """Run `python -m MODULE ARGUMENTS` on this machine's KVM or in an emulated host of its own.
 
     Then a line of output that begins with `start` or `round` is shown with the processor time that the emulated host
@@ -246,7 +249,7 @@ def run_where_linux_runs(arguments: list[str], module: str = "tests.bench.boot")
     from pyvmm.host.emulated import EmulatedHost
 
     print("in the emulated host (QEMU TCG)", flush=True)
-    with EmulatedHost.start(progress=print) as host:
+    with EmulatedHost.start(memory_mib=memory_mib, progress=print) as host:
         pid = host._machine.process.pid
         ours, theirs = os.pipe()
         watcher = threading.Thread(target=_watch, args=(ours, pid))
