@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,8 +13,8 @@ from pyvmm.cli.target import complete_machine, connect, find, machine_options
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
 
-POLL = 0.2
-"""Seconds between two looks at a console that is followed."""
+WAIT = 3600.0
+"""Seconds: a guest may be silent for long. The machine's end is told by the connection's."""
 
 
 @click.command()
@@ -58,17 +56,20 @@ def _clean(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _follow(client: Client, end: int, sleep: Callable[[float], Any] = time.sleep) -> None:
-    from pyvmm.control.client import Disconnected
+def _follow(client: Client, end: int) -> None:
+    """Show what comes after byte `end`, up to the machine's last word."""
+    from pyvmm.control.client import Disconnected, TimedOut
 
     try:
+        client.execute("x-console-subscribe", {"since": end})
         while True:
-            sleep(POLL)
-            reply = client.execute("x-console-tail", {"since": end})
-            if reply["begin"] > end:
-                click.echo(f"\npyvmm: {reply['begin'] - end} bytes came too fast and are lost", err=True)
-            end = reply["end"]
-            if reply["text"]:
-                click.echo(_clean(reply["text"]), nl=False)
+            try:
+                _, found = client.wait_event({"X_CONSOLE"}, WAIT)
+            except TimedOut:
+                continue
+            if found["begin"] > end:
+                click.echo(f"\npyvmm: {found['begin'] - end} bytes came too fast and are lost", err=True)
+            end = found["end"]
+            click.echo(_clean(found["text"]), nl=False)
     except Disconnected:
         return  # the machine's end is the console's

@@ -1,4 +1,4 @@
-"""Commands for those who watch a machine: trace events as they happen, the end of its console. None is QEMU's.
+"""Commands for those who watch a machine's trace events as they happen. None is QEMU's.
 
     {"execute": "x-trace-subscribe", "arguments": {"pattern": "vmbus_*,hv_balloon_*"}}
     {"event": "X_TRACE", "data": {"events": [{"time": ..., "event": "vmbus_post_msg", ...}, ...], "dropped": 0}, ...}
@@ -9,15 +9,14 @@ a vCPU thread appends to a queue, and what finds that full is counted and told i
 
 from __future__ import annotations
 
-import codecs
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
 
 from pyvmm import trace
 from pyvmm.control.errors import ControlError
+from pyvmm.control.stream import Ready, Send, Subscriber, Timing
 from pyvmm.control.table import Argument, Controlled, Reply, command
 from pyvmm.trace import Record
 from pyvmm.tracing.formats import JsonEncoder
@@ -38,31 +37,10 @@ PATTERN_LIMIT = 1000
 """Characters of a subscription. Every word of it is looked at for every event there is, once."""
 
 
-class Timing(Protocol):
-    """The part of the loop that is needed."""
-
-    def every(self, period: float, callback: Callable[[], Any], /) -> Any: ...
-
-
-class Subscriber(Protocol):
-    """The client a command came from."""
-
-    def subscribe(self, pattern: str | None) -> None: ...
-
-
 class TraceStream:
-    """Trace events on their way to one client. A sink, called from any thread; the rest is the loop's.
+    """Trace events on their way to one client. A sink, called from any thread; the rest is the loop's."""
 
-    `ready()` says whether the client has read enough to be sent more, `send(message)` sends.
-    """
-
-    def __init__(
-        self,
-        timing: Timing,
-        pattern: str,
-        ready: Callable[[], bool],
-        send: Callable[[bytes], None],
-    ) -> None:
+    def __init__(self, timing: Timing, ready: Ready, send: Send, *, pattern: str) -> None:
         self._ready = ready
         self._send = send
         self._queue: deque[Record] = deque()
@@ -80,8 +58,15 @@ class TraceStream:
                 self._dropped += 1
 
     def _turn(self) -> None:
-        if (not self._queue and not self._dropped) or not self._ready():
-            return
+        if (self._queue or self._dropped) and self._ready():
+            self._send_batch()
+
+    def finish(self) -> None:
+        for _ in range(QUEUE_LIMIT // BATCH + 1):  # somebody may still be adding
+            if self._queue or self._dropped:
+                self._send_batch()
+
+    def _send_batch(self) -> None:
         queue, encode = self._queue, self._encoder.object
         records = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
         with self._lock:
@@ -118,7 +103,7 @@ def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str
     trace.check_pattern(pattern)
     if client is None:
         raise ControlError("trace events need a QMP connection to be sent over")
-    client.subscribe(pattern)
+    client.watch("trace", partial(TraceStream, pattern=pattern))
     return {"events": {event.name: event.template for event in trace.matching(pattern)}, "now": time.monotonic()}
 
 
@@ -126,7 +111,7 @@ def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str
 def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Reply:
     """No more events; some may still be on their way."""
     if client is not None:
-        client.subscribe(None)
+        client.watch("trace", None)
     return {}
 
 
@@ -134,17 +119,3 @@ def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Reply:
 def query_trace_events(machine: Controlled) -> Reply:
     """Every event of this machine: name, fields, whether somebody listens."""
     return [{"name": each.name, "fields": list(each.fields), "on": each.on} for each in trace.events()]
-
-
-@command("x-console-tail", since=Argument(int, optional=True))
-def console_tail(machine: Controlled, since: int = 0) -> Reply:
-    """What the guest wrote to its console from byte `since` on, as far as it is kept: `begin` is the number of its
-    first byte (more than `since` if some was forgotten), `end` the `since` of the next call. A character that is not
-    whole yet waits for that.
-    """
-    if since < 0:
-        raise ControlError("Parameter 'since' expects a number of bytes")
-    begin, data = machine.console_since(since)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text = decoder.decode(data)
-    return {"begin": begin, "end": begin + len(data) - len(decoder.getstate()[0]), "text": text}

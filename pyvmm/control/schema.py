@@ -90,6 +90,8 @@ EVENTS: dict[str, dict[str, str]] = {
     "X_AUTOSIZE_CHANGE": {"enabled": "bool"},
     "MEMORY_DEVICE_SIZE_CHANGE": {"*id": "str", "size": "int", "qom-path": "str"},
     "DEVICE_DELETED": {"*device": "str", "path": "str"},
+    "X_TRACE": {"dropped": "int", "events": "[any]"},
+    "X_CONSOLE": {"begin": "int", "end": "int", "text": "str"},
 }
 
 _EMPTY = "q_empty"
@@ -131,7 +133,8 @@ def _types() -> Iterator[dict[str, Any]]:
         yield {"name": name, "meta-type": "enum", "members": members, "values": list(values)}
     for name, members_of in STRUCTS.items():
         yield _object(name, members_of)
-    for name in sorted({each for each in RETURNS.values() if each.startswith("[")}):
+    in_events = [each for data in EVENTS.values() for each in data.values()]
+    for name in sorted({each for each in (*RETURNS.values(), *in_events) if each.startswith("[")}):
         yield {"name": name, "meta-type": "array", "element-type": name[1:-1]}
 
 

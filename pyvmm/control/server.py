@@ -19,10 +19,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pyvmm.control import console, observe  # noqa: F401 - they declare commands
 from pyvmm.control import events as trace
-from pyvmm.control import observe
 from pyvmm.control.commands import Controlled, dispatch
 from pyvmm.control.protocol import Session, encode_event
+from pyvmm.control.stream import Ready, Send, Stream, Timing
 from pyvmm.control.throttle import Throttle
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.loop import Loop
@@ -85,6 +86,7 @@ class ControlServer:
         self._throttle.flush()
         self._emit_held()
         for client in list(self._clients):
+            client.finish()
             client.drop("the machine ends")
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
@@ -160,7 +162,7 @@ class _Client:
         self._socket = connection
         self._output = bytearray()
         self._open = True
-        self._stream: observe.TraceStream | None = None
+        self._streams: dict[str, Stream] = {}
         self._working = False  # a turn is posted: there may be whole requests left in the session
         connection.setblocking(False)
 
@@ -173,19 +175,26 @@ class _Client:
             trace.command(self.number, {"execute": name, "arguments": arguments})
         return dispatch(self._server._machine, name, arguments, self)
 
-    def subscribe(self, pattern: str | None) -> None:
-        """Send trace events to this client, in place of what it had subscribed to; None for none."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
-        if pattern is not None:
-            self._stream = observe.TraceStream(self._loop, pattern, self._takes_more, self._send_quietly)
+    def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
+        """Begin a stream in place of the one this client had of `what`; None for none."""
+        before = self._streams.pop(what, None)
+        if before is not None:
+            before.close()
+        if make is not None:
+            self._streams[what] = make(self._loop, self._takes_more, self._send_quietly)
+
+    def finish(self) -> None:
+        """The machine ends: send what its streams still hold, as far as the socket takes it."""
+        for stream in list(self._streams.values()):
+            stream.finish()
 
     def _takes_more(self) -> bool:
         return self._open and len(self._output) <= OUTPUT_PAUSE
 
     def _send_quietly(self, message: bytes) -> None:
         """Send without an event: one for each event would never end."""
+        if not self._open:
+            return
         self._output += message
         self._flush()
 
@@ -282,7 +291,8 @@ class _Client:
         if not self._open:
             return
         self._open = False
-        self.subscribe(None)
+        for what in list(self._streams):
+            self.watch(what, None)
         if trace.disconnected.on:
             trace.disconnected(self.number, reason)
         self._server._clients.remove(self)

@@ -6,7 +6,7 @@ Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyvmm.memory import PAGE_SIZE
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 BALLOON = "hv-balloon"
 
 
-def plugged_memory(balloon: BalloonDevice | None) -> int:
-    """Bytes hot-added to the guest by now."""
+def plugged_memory(plugging: Plugging) -> int:
+    """Bytes hot-added to the guest by now. They stay the guest's when the balloon is taken off the bus."""
+    balloon = cast("BalloonDevice | None", plugging.device(BALLOON))
     return 0 if balloon is None else balloon.machine.ledger.added_pages * PAGE_SIZE
 
 
@@ -40,14 +41,13 @@ def memory_devices(plugging: Plugging, window: HotAddWindow | None) -> list[dict
 class SizeWatch:
     """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has brought more memory, or a reset took it away."""
 
-    def __init__(
-        self, balloon: BalloonDevice, plugging: Plugging, emit: Callable[[str, dict[str, Any]], None]
-    ) -> None:
-        self._balloon, self._plugging, self._emit = balloon, plugging, emit
-        self._size = plugged_memory(balloon)
+    def __init__(self, plugging: Plugging, emit: Callable[[str, dict[str, Any]], None]) -> None:
+        self._plugging, self._emit = plugging, emit
+        self._size = plugged_memory(plugging)
 
-    def __call__(self, actual: int) -> None:
-        size = plugged_memory(self._balloon)
+    def look(self) -> None:
+        """Emit the event if the size is another than before."""
+        size = plugged_memory(self._plugging)
         if size != self._size:
             self._size = size
             for each in self._plugging.info():

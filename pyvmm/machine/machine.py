@@ -43,6 +43,7 @@ from pyvmm.memory import GuestMemory, HostMemory, Region
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
     from devices.serial import Serial
+    from pyvmm.machine.inventory import SizeWatch
     from pyvmm.machine.plugging import Plugging
     from pyvmm.machine.pressure import Pressure
     from pyvmm.machine.services import Services
@@ -118,6 +119,7 @@ class Machine(Monitored):
         )
         self._services: Services | None = None
         self._plugging: Plugging | None = None
+        self._size_watch: SizeWatch | None = None
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
         self.console_place = "null"  # where the console leads, for query-chardev
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
@@ -172,11 +174,11 @@ class Machine(Monitored):
             self._services = Services(
                 self.config, self.loop, self.memory, self.engine, self._discard, window=self.window
             )
-            self._plugging = Plugging(self._services, self._emit, lambda: self.resets)
+            self._plugging = Plugging(self._services, self._emit)
+            self._size_watch = SizeWatch(self._plugging, self._emit)
             balloon = self._services.balloon
             if balloon is not None:
                 balloon.on_change.append(self._balloon_changed)
-                balloon.on_change.append(SizeWatch(balloon, self._plugging, self._emit))
                 if self.config.status_report:
                     balloon.on_status.append(self._status_report)
                     self.pressure = Pressure(balloon, self.config.limits, self._emit)
@@ -209,8 +211,15 @@ class Machine(Monitored):
             trace.memory_discarded(done, gpa)
 
     def _balloon_changed(self, actual: int) -> None:
+        if self._hardware is None:
+            return  # the machine is taken apart: nobody has got memory back
         self._trace_memory()
         self._emit("BALLOON_CHANGE", {"actual": actual})
+        self._look_at_size()
+
+    def _look_at_size(self) -> None:
+        if self._size_watch is not None:
+            self._size_watch.look()
 
     def _status_report(self, available: int, committed: int) -> None:
         self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
@@ -302,6 +311,8 @@ class Machine(Monitored):
         self._trace_exits()
         self._hardware.halt()  # before memory is taken from under the guest's feet
         self.bus.reset()
+        self.plugging.reset()
+        self._look_at_size()  # what was added is gone, though the guest may have had as much as at boot
         self._hardware.close()
         self._hardware = None
         for region in self.memory:

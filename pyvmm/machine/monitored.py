@@ -146,7 +146,7 @@ class Monitored(ABC):
         """Bytes of RAM at boot, and hot-added since."""
         from pyvmm.machine.inventory import plugged_memory
 
-        return self.config.memory, plugged_memory(self.balloon)
+        return self.config.memory, plugged_memory(self.plugging)
 
     def info_consoles(self) -> list[tuple[str, str]]:
         """Label and place of each serial port's other end."""

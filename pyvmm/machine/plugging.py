@@ -5,7 +5,7 @@ Source: QEMU system/qdev-monitor.c for ids, paths and the words of refusals.
     plugged --remove: RESCIND--> leaving --RELID_RELEASED--> unplugged --add: OFFER--> plugged
 
 There is one device of each kind, and it keeps its books while it is away: what the balloon holds can be given back to
-the driver when it comes again. A device that missed a reset or a new kernel's contact is told when it is put back.
+the driver when it comes again. It is reset with the machine, and told of a new kernel's contact when it is put back.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class _Plug:
     device: VmbusDevice
     id: str
     state: Literal["plugged", "leaving", "unplugged"] = "plugged"
-    contacts: int = 0  # of the bus when it was taken away
-    resets: int = 0  # of the machine, likewise
+    contacts: int = 0  # of the bus when it was taken away, or the machine reset
 
     @property
     def path(self) -> str:
@@ -41,13 +40,12 @@ class _Plug:
 class Plugging:
     """The devices of a machine by id. A device that is there from the start has its driver's name for an id.
 
-    `resets()` counts the machine's resets. All calls belong to the loop's thread.
+    All calls belong to the loop's thread.
     """
 
-    def __init__(self, services: Services, emit: Emit, resets: Callable[[], int]) -> None:
+    def __init__(self, services: Services, emit: Emit) -> None:
         self._services = services
         self._emit = emit
-        self._resets = resets
         self._plugs: list[_Plug] = []
         for driver, attribute in DRIVERS.items():
             device = getattr(services, attribute)
@@ -62,6 +60,17 @@ class Plugging:
             if each.state != "unplugged"
         ]
 
+    def device(self, driver: str) -> VmbusDevice | None:
+        """The device of that kind, on the bus or away; None if the machine has none."""
+        return next((each.device for each in self._plugs if each.driver == driver), None)
+
+    def reset(self) -> None:
+        """The machine is reset: the bus tells devices that are on it, this those that are not."""
+        for plug in self._plugs:
+            if plug.state != "plugged":
+                plug.device.reset()
+                plug.contacts = self._services.bus.contacts
+
     def remove(self, id: str) -> None:
         """Take away the device with this id or path; DEVICE_DELETED when the guest has let go of it."""
         plug = next((each for each in self._plugs if each.state != "unplugged" and id in (each.id, each.path)), None)
@@ -70,7 +79,7 @@ class Plugging:
         if plug.state == "leaving":
             raise ConfigError(f"Device {id} is already in the process of unplug")
         plug.state = "leaving"
-        plug.contacts, plug.resets = self._services.bus.contacts, self._resets()
+        plug.contacts = self._services.bus.contacts
         setattr(self._services, DRIVERS[plug.driver], None)
         self._services.bus.remove(plug.device, lambda: self._gone(plug))
 
@@ -91,9 +100,7 @@ class Plugging:
             raise ConfigError(f"Device '{driver}' is still in the process of unplug")
         if plug.state == "plugged":
             raise ConfigError(f"No free place for device '{driver}': there is one of a kind")
-        if self._resets() != plug.resets:
-            plug.device.reset()
-        elif self._services.bus.contacts != plug.contacts:
+        if self._services.bus.contacts != plug.contacts:
             plug.device.restarted()
         plug.id, plug.state = id, "plugged"
         setattr(self._services, DRIVERS[driver], plug.device)

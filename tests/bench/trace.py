@@ -56,7 +56,7 @@ class Running:
             time.sleep(0.001)
 
     def _subscribe(self) -> None:
-        self._stream = TraceStream(self.loop, "bench.*", lambda: True, self._send)
+        self._stream = TraceStream(self.loop, lambda: True, self._send, pattern="bench.*")
 
     def _send(self, message: bytes) -> None:
         self.received += len(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,11 @@ def added_ranges(guest: Booted) -> list[tuple[int, int]]:
         if start >= 4 << 30:
             found.append((start, end + 1 - start))
     return found
+
+
+def size_changes(guest: Booted) -> list[dict[str, Any]]:
+    """What MEMORY_DEVICE_SIZE_CHANGE told so far."""
+    return [data for name, data in guest.events if name == "MEMORY_DEVICE_SIZE_CHANGE"]
 
 
 def test_growth_to_the_page_is_seen_by_both_sides(guest: Booted) -> None:
@@ -100,6 +106,12 @@ def test_a_driver_bound_again_keeps_what_was_added(guest: Booted) -> None:
 
 def test_a_reboot_is_the_boot_size_and_then_the_target_again(guest: Booted) -> None:
     target = 640 * MIB
+    resize(guest, BOOT)
+    sizes = len(size_changes(guest))
+    with guest.expect_reset():
+        guest.machine.reset()
+    assert [each["size"] for each in size_changes(guest)[sizes:]] == [0], "though it had as much as at boot"
+    guest.wait_balloon_ready()
     resize(guest, target)
     known = len(guest.outcomes)
     with guest.expect_reset():

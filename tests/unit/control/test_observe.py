@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machine import FakeMachine
 
 from pyvmm import trace
 from pyvmm.control import observe
@@ -119,7 +118,7 @@ def stream(ready: bool = True) -> tuple[TraceStream, Ticker, list[dict[str, Any]
     ticker = Ticker()
     sent: list[dict[str, Any]] = []
     made = TraceStream(
-        ticker, "observe.none,observe.happened", lambda: ready, lambda data: sent.append(json.loads(data))
+        ticker, lambda: ready, lambda data: sent.append(json.loads(data)), pattern="observe.none,observe.happened"
     )
     return made, ticker, sent
 
@@ -171,25 +170,17 @@ def test_events_are_listed_with_their_fields(client: Client) -> None:
     assert found["observe.happened"] == {"name": "observe.happened", "fields": ["number"], "on": False}
 
 
-def test_the_consoles_tail_comes_from_where_one_was(client: Client, machine: FakeMachine) -> None:
-    machine.console = b"hello\r\n"
-    assert client.execute("x-console-tail") == {"begin": 0, "end": 7, "text": "hello\r\n"}
-    machine.console += b"you"
-    assert client.execute("x-console-tail", {"since": 7}) == {"begin": 7, "end": 10, "text": "you"}
-    assert client.execute("x-console-tail", {"since": 10}) == {"begin": 10, "end": 10, "text": ""}
-    with pytest.raises(Refused):
-        client.execute("x-console-tail", {"since": -1})
-
-
-def test_half_a_character_waits_for_its_other_half(client: Client, machine: FakeMachine) -> None:
-    machine.console = "ä".encode()[:1]
-    assert client.execute("x-console-tail") == {"begin": 0, "end": 0, "text": ""}
-    machine.console = "ä\udcff".encode(errors="surrogateescape")
-    assert client.execute("x-console-tail", {"since": 0})["text"] == "ä�"
-
-
 def test_a_subscription_survives_nothing_but_its_client() -> None:
     before = len(trace._subscriptions)
     made, _, _ = stream()
     made.close()
     assert len(trace._subscriptions) == before
+
+
+def test_what_waits_is_sent_at_the_end() -> None:
+    made, _, sent = stream(ready=False)
+    for number in range(BATCH + 10):
+        made(Record(1.0, happened, "vcpu0", (number,)))
+    made.finish()
+    assert sum(len(each["data"]["events"]) for each in sent) == BATCH + 10
+    made.close()

@@ -53,11 +53,9 @@ class Bench:
         self.services = Services()
         self.bus = self.services.bus
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.resets = 0
         self.plugging = Plugging(
             self.services,  # type: ignore[arg-type]
             lambda name, data: self.events.append((name, data)),
-            lambda: self.resets,
         )
 
     def unplug(self, id: str) -> None:
@@ -90,13 +88,22 @@ def test_the_same_device_comes_back_with_its_books(bench: Bench) -> None:
     assert {"driver": "hv-balloon", "id": "b1", "path": "/machine/peripheral/b1"} in bench.plugging.info()
 
 
-@pytest.mark.parametrize(("resets", "contacts", "told"), [(1, 1, "reset"), (0, 1, "restarted")])
-def test_a_device_hears_what_it_missed(bench: Bench, resets: int, contacts: int, told: str) -> None:
+def test_a_device_hears_of_a_new_kernel_when_it_is_back(bench: Bench) -> None:
     bench.unplug("heartbeat")
-    bench.resets, bench.bus.contacts = resets, contacts
+    bench.bus.contacts = 1
     bench.plugging.add("heartbeat", "heartbeat")
     assert bench.services.heartbeat is not None
-    assert bench.services.heartbeat.told == [told]
+    assert bench.services.heartbeat.told == ["restarted"]
+
+
+def test_a_device_that_is_away_is_reset_with_the_machine(bench: Bench) -> None:
+    device = bench.services.heartbeat
+    bench.unplug("heartbeat")
+    bench.plugging.reset()
+    bench.plugging.add("heartbeat", "heartbeat")
+    assert device is not None and device.told == ["reset"]
+    bench.plugging.reset()
+    assert device.told == ["reset"], "on the bus it is the bus's to tell"
 
 
 def test_a_device_without_an_id_goes_by_its_path(bench: Bench) -> None:

@@ -1,0 +1,87 @@
+"""Commands for the machine's console: its end, and what comes. None is QEMU's.
+
+    {"execute": "x-console-subscribe", "arguments": {"since": 4711}}
+    {"event": "X_CONSOLE", "data": {"begin": 4711, "end": 4723, "text": "hello world\\n"}, ...}
+
+Only the client that asked gets X_CONSOLE. Bytes are counted from the machine's start.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable
+from functools import partial
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.protocol import encode_event
+from pyvmm.control.stream import Ready, Send, Subscriber, Timing
+from pyvmm.control.table import Argument, Controlled, Reply, command
+
+PERIOD = 0.05
+"""Seconds between two looks at a console that is followed."""
+
+Since = Callable[[int], tuple[int, bytes]]
+
+
+def piece(since: Since, offset: int) -> dict[str, int | str]:
+    """Console output from byte `offset` on. A character that is not whole yet waits for that."""
+    begin, data = since(offset)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    return {"begin": begin, "end": begin + len(data) - len(decoder.getstate()[0]), "text": text}
+
+
+class ConsoleStream:
+    """Console output on its way to one client. What a slow client misses is gone; `begin` tells."""
+
+    def __init__(self, timing: Timing, ready: Ready, send: Send, *, since: Since, offset: int) -> None:
+        self._ready = ready
+        self._send = send
+        self._since = since
+        self._offset = offset
+        self._timer = timing.every(PERIOD, self._turn)
+
+    def _turn(self) -> None:
+        if self._ready():
+            self.finish()
+
+    def finish(self) -> None:
+        found = piece(self._since, self._offset)
+        if found["text"]:
+            self._offset = int(found["end"])
+            self._send(encode_event("X_CONSOLE", found, time.time()))
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+
+def _checked(since: int) -> int:
+    if since < 0:
+        raise ControlError("Parameter 'since' expects a number of bytes")
+    return since
+
+
+@command("x-console-tail", since=Argument(int, optional=True))
+def console_tail(machine: Controlled, since: int = 0) -> Reply:
+    """What the guest wrote to its console from byte `since` on, as far as it is kept: `begin` is the number of its
+    first byte (more than `since` if some was forgotten), `end` the `since` of the next call.
+    """
+    return piece(machine.console_since, _checked(since))
+
+
+@command("x-console-subscribe", of_client=True, since=Argument(int, optional=True))
+def console_subscribe(machine: Controlled, client: Subscriber | None, since: int = 0) -> Reply:
+    """Send this client what the guest writes to its console, from byte `since` on, up to the machine's end."""
+    if client is None:
+        raise ControlError("console output needs a QMP connection to be sent over")
+    client.watch("console", partial(ConsoleStream, since=machine.console_since, offset=_checked(since)))
+    return {}
+
+
+@command("x-console-unsubscribe", of_client=True)
+def console_unsubscribe(machine: Controlled, client: Subscriber | None) -> Reply:
+    """No more output; some may still be on its way."""
+    if client is not None:
+        client.watch("console", None)
+    return {}
