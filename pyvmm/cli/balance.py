@@ -100,7 +100,7 @@ def _let_go(held: Iterable[str]) -> None:
     for entry in registry.running():
         if entry.name in held:
             try:
-                with connect(entry, ANSWER_LIMIT) as client:
+                with connect(entry, ANSWER_LIMIT, patience=0) as client:
                     client.execute("x-autosize", {"enable": True})
             except HostError as error:
                 click.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
@@ -124,7 +124,7 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held:
     try:
         for entry in entries:
             try:
-                client = connect(entry, ANSWER_LIMIT)
+                client = connect(entry, ANSWER_LIMIT, patience=0)
                 try:
                     guests[entry.name] = _look(entry, client, least, buffer, held)
                 except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ import click
 
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
-from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine_options
 from pyvmm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def wait(
     """
     if event is not None and channel is not None:
         raise click.UsageError("wait for an --event or for a --channel, not both")
-    entry = find(given, name, socket)
+    _check_event(event)
+    entry = find_soon(given, name, socket)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     found = _await(entry, event, channel, deadline)
     if as_json:
@@ -66,6 +68,15 @@ def wait(
     else:
         click.echo(f"{entry.name}: {_words(found, event, channel, timeout)}")
     return _status(found, ends=event is None and channel is None)
+
+
+def _check_event(event: str | None) -> None:
+    """An event that never comes would be waited for in vain."""
+    from pyvmm.control.schema import EVENTS
+
+    if event is not None and event not in EVENTS:
+        near = difflib.get_close_matches(event.upper(), EVENTS, 1)
+        raise click.UsageError(f"there is no event {event!r}; {f'{near[0]}?' if near else ', '.join(sorted(EVENTS))}")
 
 
 def _await(entry: Entry, event: str | None, channel: str | None, deadline: float) -> dict[str, Any]:
@@ -200,7 +211,7 @@ def _quit(entry: Entry) -> bool:
     from pyvmm.control.client import Disconnected, TimedOut
 
     try:
-        with connect(entry, QUICK) as client:
+        with connect(entry, QUICK, patience=0) as client:
             try:
                 client.execute("quit")
                 client.wait_event((), QUICK)

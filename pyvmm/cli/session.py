@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyvmm.cli.consoles import Console, open_console
 from pyvmm.cli.trace_sinks import traces
-from pyvmm.host.inside import socket_path
+from pyvmm.host.inside import socket_path, user_pid
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 
@@ -52,6 +52,7 @@ def run_session(session: Session) -> int:
         loop = Loop()
         console = stack.enter_context(open_console(session.console))
         console.tied = session.tied
+        session.config.pid = user_pid()
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
         run = _Run(session, machine, console)
         stack.enter_context(run.signals())

@@ -118,15 +118,16 @@ def ps(as_json: bool) -> None:
 
 
 def _ask(entry: Entry) -> dict[str, Any] | None:
-    """The machine's own words; None if it does not answer, as while it starts or ends."""
+    """The machine's own words; its status alone while it starts; None if it does not answer."""
+    from pyvmm.control.registry import is_starting
     from pyvmm.errors import HostError
 
     try:
-        with connect(entry, QUICK) as client:
+        with connect(entry, QUICK, patience=0) as client:
             reply: dict[str, Any] = client.execute("x-status")
             return reply
     except HostError:
-        return None
+        return {"status": "starting"} if is_starting(entry) else None
 
 
 def _row(entry: Entry, about: dict[str, Any] | None) -> tuple[str, ...]:
@@ -136,5 +137,5 @@ def _row(entry: Entry, about: dict[str, Any] | None) -> tuple[str, ...]:
         return entry.name, str(entry.pid), "not answering", "", "", command
     actual = (about.get("memory") or {}).get("actual")
     memory = format_size(actual) if actual is not None else ""
-    uptime = output.duration(about.get("uptime", 0))
+    uptime = output.duration(about["uptime"]) if "uptime" in about else ""
     return entry.name, str(entry.pid), str(about.get("status", "?")), memory, uptime, command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,14 @@ import click
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
     from pyvmm.control.registry import Entry
+
+START_LIMIT = 60.0
+"""Seconds from a machine's name to its monitor: an image may have to be made, an emulated host to be booted."""
+
+CLAIM_LIMIT = 2.0
+"""Seconds from a command's start to the machine's name."""
+
+POLL = 0.05
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,8 +53,30 @@ def find(given: str | None, name: str | None, socket: Path | None) -> Entry:
     return registry.find(which[0] if which else None)
 
 
-def connect(entry: Entry, timeout: float = 10.0) -> Client:
-    """A connection to the machine's monitor."""
-    from pyvmm.control.client import Client
+def find_soon(given: str | None, name: str | None, socket: Path | None) -> Entry:
+    """As `find`, but a machine that is named may be just about to start: `pyvmm run --name web & pyvmm wait web`."""
+    from pyvmm.errors import ConfigError
 
-    return Client(entry.socket, timeout)
+    deadline = time.monotonic() + CLAIM_LIMIT
+    while True:
+        try:
+            return find(given, name, socket)
+        except ConfigError:
+            if given is name is None or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL)
+
+
+def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMIT) -> Client:
+    """A connection to the machine's monitor. One that just starts is waited for, up to `patience` seconds."""
+    from pyvmm.control import registry
+    from pyvmm.control.client import Client, Disconnected
+
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return Client(entry.socket, timeout)
+        except Disconnected:
+            if not registry.is_starting(entry) or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL)

@@ -162,6 +162,11 @@ def _running(folder: Path) -> Iterator[Entry]:
             yield entry
 
 
+def is_starting(entry: Entry) -> bool:
+    """Whether the machine has its name and no monitor yet: an image is made, a host booted."""
+    return not entry.socket.exists() and any(each == entry for each in running())
+
+
 def find(which: str | os.PathLike[str] | None = None) -> Entry:
     """The machine called `which`, or at the socket of that path, or the only one that runs. ConfigError otherwise."""
     if which is not None:

@@ -167,7 +167,7 @@ class CommandRun:
     def _start(self) -> None:
         request = self.request
         env = dict(os.environ if request.env is None else request.env)
-        env[VARIABLE] = "1"
+        env[VARIABLE] = str(os.getpid())
         size = os.get_terminal_size(self.terminal) if self.terminal is not None else os.terminal_size((80, 24))
         start = {
             "argv": list(request.argv),

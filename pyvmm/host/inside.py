@@ -11,12 +11,20 @@ import hashlib
 import os
 
 VARIABLE = "PYVMM_INSIDE_HOST"
+"""Set inside, to the process id of the command outside that this one runs for."""
+
 FOLDER = "/run/pyvmm-sockets"
 
 
 def inside() -> bool:
     """Whether this process runs in an emulated host."""
     return VARIABLE in os.environ
+
+
+def user_pid() -> int:
+    """The process id by which the user knows this process: inside, that of the command outside."""
+    outer = os.environ.get(VARIABLE, "")
+    return int(outer) if outer.isdecimal() else os.getpid()
 
 
 def inner_socket(path: str | os.PathLike[str]) -> str:

@@ -196,7 +196,7 @@ class Monitored(ABC):
         hardware = self._hardware
         return {
             "name": self.name,
-            "pid": os.getpid(),
+            "pid": self.config.pid or os.getpid(),
             "status": self._state,
             "engine": self.engine.name,
             "cpus": self.config.cpus,

@@ -57,7 +57,7 @@ class Watcher:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with connect(self.entry, PATIENCE) as client:
+                with connect(self.entry, PATIENCE, patience=0) as client:
                     self._subscribe(client)
                     while not self._stop.is_set():
                         self.turn(client)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +117,28 @@ def test_status_json_is_what_the_machine_says(machine: FakeMachine, pyvmm: Run) 
 
 
 def test_ps_lists_machines_even_those_that_do_not_answer(machine: FakeMachine, pyvmm: Run) -> None:
-    with registry.claim("mute"):
+    with registry.claim("mute") as mute:
         lines = pyvmm("ps").out.splitlines()
         assert [line.split()[0] for line in lines] == ["NAME", "web", "mute"]
-        assert "not answering" in lines[2]
+        assert "starting" in lines[2]
+        mute.socket.touch()
+        assert "not answering" in pyvmm("ps").out.splitlines()[2]
         assert [each["name"] for each in json.loads(pyvmm("ps", "--json").out)] == ["web", "mute"]
+
+
+def test_a_machine_that_starts_is_waited_for(pyvmm: Run) -> None:
+    made = FakeMachine("web")
+    with registry.claim("web") as registration, ExitStack() as stack:
+        timer = threading.Timer(0.3, lambda: stack.enter_context(serving(made, registration.socket)))
+        timer.start()
+        assert pyvmm("status").out.startswith("web: running")
+        timer.join()
+
+
+def test_a_machine_that_ends_while_it_starts_is_no_longer_waited_for(pyvmm: Run) -> None:
+    registration = registry.claim("web")
+    threading.Timer(0.3, registration.release).start()
+    assert "no VM listens" in pyvmm("status").err
 
 
 def test_ps_of_nothing(pyvmm: Run) -> None:

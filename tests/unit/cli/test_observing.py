@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,26 @@ def test_wait_gives_up(machine: FakeMachine, pyvmm: Run) -> None:
 def test_wait_for_an_event(machine: FakeMachine, pyvmm: Run) -> None:
     threading.Timer(0.2, lambda: machine.emit("BALLOON_CHANGE", actual=256 * MIB)).start()
     assert pyvmm("wait", "--event", "BALLOON_CHANGE").out == f"web: BALLOON_CHANGE actual={256 * MIB}\n"
+
+
+def test_an_event_that_there_is_not_is_not_waited_for(machine: FakeMachine, pyvmm: Run) -> None:
+    found = pyvmm("wait", "--event", "balloon_changed")
+    assert found.status == 2
+    assert "BALLOON_CHANGE?" in found.err
+
+
+def test_wait_by_name_lets_a_machine_get_its_name_first(pyvmm: Run) -> None:
+    with ExitStack() as stack:
+
+        def start() -> None:
+            registration = stack.enter_context(registry.claim("web"))
+            stack.enter_context(serving(FakeMachine("web"), registration.socket))
+
+        timer = threading.Timer(0.3, start)
+        timer.start()
+        assert pyvmm("wait", "web", "--channel", "heartbeat").status == 0
+        timer.join()
+    assert "no VM named 'web'" in pyvmm("wait", "web").err
 
 
 def test_wait_for_a_driver(machine: FakeMachine, pyvmm: Run) -> None:
