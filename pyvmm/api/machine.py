@@ -34,6 +34,9 @@ CONNECT_LIMIT = 120.0
 EVENTS_KEPT = 10_000
 """Events nobody has asked for yet; older ones are dropped."""
 
+READY_POLL = 0.2
+"""Seconds between two looks at a guest that boots: each costs it a little."""
+
 SETTLED = 5
 """Looks at an idle balloon, a tenth of a second apart, before it counts as having stopped short of its target."""
 
@@ -228,13 +231,18 @@ class Machine:
     # Doing
 
     def wait_ready(self, timeout: float = 120.0) -> None:
-        """Wait until the guest takes commands. Only our own images ever do."""
-        self.run("true", timeout=timeout)
+        """Wait until the guest takes commands. Only our own images ever do. Raises TimedOut."""
+        deadline = time.monotonic() + timeout
+        while not self.describe()["agent"]["ready"]:
+            if time.monotonic() > deadline:
+                raise TimedOut(f"the guest takes no commands after {timeout:g} s")
+            time.sleep(READY_POLL)
 
     def run(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> Completed:
         """Run a command in the guest and wait for its end; waits for a guest that still boots.
 
-        A text is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`.
+        A text is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`,
+        which the guest counts, in whole seconds; HostError if it does not come to that for 5 s more.
         With `check` another status than 0 raises CommandFailed.
         """
         text = command if isinstance(command, str) else shlex.join(command)

@@ -128,6 +128,10 @@ def run(
     if print_config:
         click.echo(render(ctx.command, ctx.params), nl=False)
         return
+    if trace:
+        from pyvmm.cli.trace_sinks import check_patterns
+
+        check_patterns(trace)
     machine_config = config_of(ctx.params)
 
     def here(name: str, sockets: list[Path]) -> int:

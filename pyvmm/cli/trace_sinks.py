@@ -42,6 +42,16 @@ def traces(
         yield
 
 
+def check_patterns(patterns: Sequence[str]) -> None:
+    """ConfigError for one that matches nothing: said before an emulated host is booted for it."""
+    if patterns:
+        from pyvmm.cli.trace_events import load_events
+
+        load_events()
+        for pattern in patterns:
+            trace.check_pattern(pattern)
+
+
 @contextlib.contextmanager
 def _writing(file: Path, format: str | None, machine: str) -> Iterator[trace.Sink]:
     from pyvmm.tracing.writer import FileSink

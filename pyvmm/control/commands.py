@@ -128,4 +128,6 @@ def query_hv_balloon_status_report(machine: Controlled) -> Reply:
 @command("human-monitor-command", command_line=str, cpu_index=Argument(int, optional=True))
 def human_monitor_command(machine: Controlled, command_line: str, cpu_index: int = 0) -> Reply:
     """Run a line of the human monitor and return what it printed. `cpu-index` matters to no command there is yet."""
+    if not 0 <= cpu_index < len(machine.info_cpus()):
+        raise ControlError("Parameter 'cpu-index' expects a CPU number")
     return hmp.execute(machine, command_line)

@@ -5,10 +5,13 @@ Source: QEMU qapi/{machine,qdev,char}.json; system/qdev-monitor.c, hw/core/machi
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.table import Argument, Controlled, Reply, command
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # QEMU util/id.c, id_wellformed()
 
 
 @command("query-cpus-fast")
@@ -59,6 +62,8 @@ def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str 
         raise ControlError(f"Bus '{bus}' not found")
     for name in more:
         raise ControlError(f"Property '{driver}.{name}' not found")
+    if id and not _IDENTIFIER.fullmatch(id):
+        raise ControlError("Parameter 'id' expects an identifier")
     machine.add_device(driver, id)
     return {}
 

@@ -59,6 +59,7 @@ def build_config(
     else:
         if initrd is not None:
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
+        MachineConfig(kernel=Path(), **machine).check_sizes()
         found = guest_image(image, progress)
         kernel, initrd = found.vmlinux, found.initrd
         if agent_only:

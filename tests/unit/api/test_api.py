@@ -101,6 +101,14 @@ def test_waiting_has_a_limit(vm: pyvmm.Machine) -> None:
         vm.wait(0.1)
 
 
+def test_a_guest_that_boots_is_waited_for_as_long_as_asked(vm: pyvmm.Machine, inner: FakeMachine) -> None:
+    inner.ready = False
+    with pytest.raises(TimedOut, match=r"takes no commands after 0\.1 s"):
+        vm.wait_ready(0.1)
+    inner.ready = True
+    vm.wait_ready(0.1)
+
+
 def test_a_late_answer_is_not_taken_for_anothers(vm: pyvmm.Machine, inner: FakeMachine) -> None:
     with pytest.raises(TimedOut):
         vm.qmp("x-execute", {"command": "later"}, timeout=0.2)

@@ -262,3 +262,24 @@ def test_a_machine_that_ends_meanwhile_is_one_line(
         monkeypatch.setattr(made, "describe", lambda: made.ended() or {})
         found = pyvmm("balloon")
         assert found.err in ("pyvmm: the VM ended\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["-m", "0"], "0 KiB of memory"),
+        (["--cpus", "0"], "0 CPUs"),
+        (["--trace", "no_such_thing"], "no trace event matches"),
+    ],
+)
+def test_what_no_machine_can_be_is_said_before_anything_is_made(
+    pyvmm: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str
+) -> None:
+    def made(*unused: object, **options: object) -> None:
+        raise AssertionError("an image or a host was made for it")
+
+    monkeypatch.setattr("images.catalog.find_image", made)
+    monkeypatch.setattr("pyvmm.host.commands.run_in_host", made)
+    found = pyvmm("run", *words)
+    assert found.status in (1, 2)
+    assert text in found.err

@@ -30,6 +30,7 @@ class FakeMachine:
         self.ended: Callable[[], None] = lambda: None
         self.finish: Callable[[], None] = lambda: None
         self.devices = ["hv-balloon", "heartbeat"]
+        self.ready = True  # whether the guest takes commands
 
     def emit(self, name: str, **data: Any) -> None:
         for listener in self.listeners:
@@ -106,6 +107,7 @@ class FakeMachine:
             "memory": {"boot": 512 * MIB, "actual": self.actual, "target": self.actual, "resident": 200 * MIB},
             "uptime": 12.5,
             "balloon": {"state": "idle"},
+            "agent": {"ready": self.ready, "release": ""},
             "vmbus": self.info_vmbus(),
         }
 

@@ -30,6 +30,12 @@ from pyvmm.loop import Timers
         ("device_add", {"driver": "e1000"}, "'e1000' is not a valid device model name"),
         ("device_add", {"driver": "heartbeat", "bus": "pci.0"}, "Bus 'pci.0' not found"),
         ("device_add", {"driver": "heartbeat", "mac": "1"}, "Property 'heartbeat.mac' not found"),
+        ("device_add", {"driver": "heartbeat", "id": "9 lives"}, "Parameter 'id' expects an identifier"),
+        (
+            "human-monitor-command",
+            {"command-line": "info status", "cpu-index": 2},
+            "Parameter 'cpu-index' expects a CPU number",
+        ),
         ("device_del", {"id": 1}, "Invalid parameter type for 'id', expected: string"),
         ("x-execute", {"command": ""}, "Parameter 'command' expects a shell command"),
         ("x-execute", {"command": "x", "timeout": 0}, "Parameter 'timeout' expects 1 to 86400 seconds"),
