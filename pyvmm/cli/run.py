@@ -170,6 +170,7 @@ def config_of(params: Mapping[str, Any]) -> MachineConfig:
 
     Raises ConfigError. Builds the guest image if need be.
     """
+    from pyvmm.host.inside import inside
     from pyvmm.machine.build import build_config
 
     major, minor = params["max_vmbus"].split(".")
@@ -180,6 +181,7 @@ def config_of(params: Mapping[str, Any]) -> MachineConfig:
         },
         agent_only=bool(params["command"]),
         progress=say,
+        look_into=not inside(),  # the outer side has
         engine=params["hyperv"],
         max_vmbus=int(major) << 16 | int(minor),
         reboot=not params["no_reboot"],

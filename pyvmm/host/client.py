@@ -168,6 +168,8 @@ class CommandRun:
         request = self.request
         env = dict(os.environ if request.env is None else request.env)
         env[VARIABLE] = str(os.getpid())
+        # What is said is English anyway, and each look for a translation (click's) is several requests to our files.
+        env.setdefault("LANGUAGE", "C")
         size = os.get_terminal_size(self.terminal) if self.terminal is not None else os.terminal_size((80, 24))
         start = {
             "argv": list(request.argv),

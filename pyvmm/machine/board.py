@@ -16,6 +16,7 @@ from devices.i8042 import DATA as I8042_DATA
 from devices.i8042 import I8042
 from devices.i8042 import STATUS as I8042_STATUS
 from devices.rtc import BASE as RTC_BASE
+from devices.rtc import INDEX as RTC_INDEX
 from devices.rtc import PORTS as RTC_PORTS
 from devices.rtc import Rtc
 from devices.serial import PORTS as SERIAL_PORTS
@@ -27,6 +28,11 @@ from pyvmm.loop import Loop
 
 COM_PORTS = ((0x3F8, 4), (0x2F8, 3))
 """(first port, interrupt line) of the console and of the agent."""
+
+COALESCED = (*(base for base, _ in COM_PORTS), RTC_BASE + RTC_INDEX)
+"""Ports whose writes may wait in KVM for the next exit: the serial ports' data, and the clock's index, which matters
+only once the data port is used. (QEMU does so with the latter, too.)
+"""
 
 
 class Board:
@@ -72,7 +78,9 @@ class Board:
         }
 
     def coalesced(self, port: int, data: bytes) -> None:
-        """Bytes written to a serial data port, which KVM had queued."""
+        """Bytes written to one of COALESCED, one after another, which KVM had queued."""
+        if port == RTC_BASE + RTC_INDEX:
+            self.ports.write(port, 1, data[-1])
         for (base, _), serial in zip(COM_PORTS, self.serials, strict=True):
             if port == base:
                 serial.write_many(data)

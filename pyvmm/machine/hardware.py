@@ -41,7 +41,7 @@ from pyvmm.kvm.abi import IrqchipId, SystemEventType
 from pyvmm.kvm.irq import pc_routes
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
-from pyvmm.machine.board import COM_PORTS
+from pyvmm.machine.board import COALESCED
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.memory import GuestMemory, Region
 
@@ -110,7 +110,7 @@ class Hardware:
                 vcpu.answer_polls(port, answer, unless=trace.vcpu_exit)
             self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
-            for port, _ in COM_PORTS:
+            for port in COALESCED:
                 vm.coalesce(port, 1, pio=True)
         else:
             self._coalesced = None
