@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as List
 from math import log10
+from textwrap import wrap
 
 from pyvmm.sizes import format_size
 from pyvmm.tracing.report.conversation import Message, Note, Sequence
@@ -17,6 +18,9 @@ MIB = 1 << 20
 
 STEPS_SHOWN = 120
 """Arrows of a conversation; the rest is counted."""
+
+NOTE_WIDTH = 38
+"""Characters beside the host's line."""
 
 DOTS_SHOWN = 400
 """Samples drawn for one kind of answer; more would only be a bar."""
@@ -110,8 +114,7 @@ def sequence_diagram(sequence: Sequence) -> str:
             case Message():
                 _arrow(svg, step, y, guest, host)
             case Note(_, text):
-                svg.add("circle", cx=host, cy=y, r=3.5, class_="dot")
-                svg.label(host + 12, y + 4, text, "note")
+                _note(svg, text, host, y)
     left_out = len(sequence.steps) - len(steps)
     if left_out:
         svg.label(guest, height - 4, f"and {left_out} more", "note")
@@ -129,6 +132,15 @@ def _arrow(svg: Svg, message: Message, y: float, guest: float, host: float) -> N
         middle = (guest + host) / 2
         text = f"{message.label}  {message.detail}".rstrip()
         svg.label(middle, y - 5, text if len(text) < 72 else text[:71] + "…", "say", "middle")
+
+
+def _note(svg: Svg, text: str, host: float, y: float) -> None:
+    """Beside the host's line, in two lines at most; under the pointer the whole of it."""
+    lines = wrap(text, NOTE_WIDTH, max_lines=2, placeholder=" …") or [text]
+    with svg.group(text):
+        svg.add("circle", cx=host, cy=y, r=3.5, class_="dot")
+        for number, line in enumerate(lines):
+            svg.label(host + 12, y + 4 + 14 * number - 7 * (len(lines) - 1), line, "note")
 
 
 def latency_chart(latencies: List[Latency]) -> str:

@@ -71,6 +71,11 @@ def _mib(pages: int) -> str:
     return f"{pages / PAGES_PER_MIB:g} MiB"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 class _Vmbus:
     """Collects the control messages; a contact begins a new sequence."""
 
@@ -156,6 +161,7 @@ class _Balloon:
 
     def __init__(self, trace: Trace) -> None:
         self._current: Sequence | None = None
+        self._resize: Sequence | None = None  # the one that has not finished
         self._channel = -1
         self._owed: deque[Message] = deque()  # answers that become packets in a moment
         self.sequences: list[Sequence] = []
@@ -201,7 +207,11 @@ class _Balloon:
                 self._owed.append(_from_host(time, BalloonMessage.INFO, f"at most {_mib(number('pages'))}"))
             case "balloon.target_set":
                 self._settle()
+                if self._resize is not None:
+                    self._resize.steps.append(Note(time, f"replaced by target {_mib(number('target'))}"))
+                    self._resize.result = "replaced"
                 self._begin(f"{_mib(number('current'))} to {_mib(number('target'))}")
+                self._resize = self._current
                 reason = entry.text("reason")
                 yield Note(time, f"target {_mib(number('target'))}" + (f": {reason}" if reason else ""))
             case "balloon.finished":
@@ -209,13 +219,13 @@ class _Balloon:
                 if self._current is not None:
                     self._current.result = entry.text("reason") or "reached"
                     self._current.end = time
-                    self._current = None
+                    self._current = self._resize = None
             case "hv_balloon_outgoing_balloon":
                 yield _from_host(time, BalloonMessage.BALLOON_REQUEST, _mib(number("count")))
             case "hv_balloon_incoming_balloon":
                 more = ", more to come" if number("more_pages") else ""
-                ranges = f"{number('range_count')} ranges{more}"
-                yield _from_guest(time, BalloonMessage.BALLOON_RESPONSE, ranges)
+                ranges = counted(number("range_count"), "range")
+                yield _from_guest(time, BalloonMessage.BALLOON_RESPONSE, ranges + more)
             case "hv_balloon_outgoing_unballoon":
                 yield _from_host(time, BalloonMessage.UNBALLOON_REQUEST, _mib(number("count")))
             case "hv_balloon_incoming_unballoon":

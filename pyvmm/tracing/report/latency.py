@@ -14,7 +14,8 @@ from pyvmm.tracing.read import Trace
 @dataclass(frozen=True, slots=True)
 class Pair:
     """From an event to its answer. `key` names fields that both share (begin's : end's where they differ), `when` a
-    field of the answer that must have a value for it to be the last one.
+    field of the answer that must have a value for it to be the last one. With `newest` a new begin takes the place of
+    one that waits, which will have no answer.
     """
 
     title: str
@@ -23,6 +24,7 @@ class Pair:
     key: tuple[str, ...] = ()
     when: tuple[str, int] | None = None
     begin_when: tuple[str, int] | None = None
+    newest: bool = False
 
 
 PAIRS = (
@@ -45,16 +47,17 @@ PAIRS = (
     ),
     Pair("unballoon request to response", "hv_balloon_outgoing_unballoon", "hv_balloon_incoming_unballoon"),
     Pair("hot-add request to response", "hv_balloon_outgoing_hot_add", "hv_balloon_incoming_hot_add"),
-    Pair("resize: target set to finished", "balloon.target_set", "balloon.finished"),
+    Pair("resize: target set to finished", "balloon.target_set", "balloon.finished", newest=True),
 )  # fmt: skip
 
 
 @dataclass(slots=True)
 class Latency:
-    """The answers of one kind: (when it began, seconds it took)."""
+    """The answers of one kind: (when it began, seconds it took). `replaced` likewise, until another began."""
 
     title: str
     samples: list[tuple[float, float]] = field(default_factory=list)
+    replaced: list[tuple[float, float]] = field(default_factory=list)
     unanswered: int = 0
 
     @property
@@ -89,8 +92,13 @@ def latencies(trace: Trace) -> list[Latency]:
                 began = waiting.popleft()
                 found[number].samples.append((began - trace.start, entry.time - began))
         for number in begins.get(entry.name, ()):
-            if _holds(PAIRS[number].begin_when, entry):
-                open_[number][_key(PAIRS[number], entry, 0)].append(entry.time)
+            pair = PAIRS[number]
+            if _holds(pair.begin_when, entry):
+                waiting = open_[number][_key(pair, entry, 0)]
+                if pair.newest and waiting:
+                    began = waiting.popleft()
+                    found[number].replaced.append((began - trace.start, entry.time - began))
+                waiting.append(entry.time)
     for number, latency in enumerate(found):
         latency.unanswered = sum(map(len, open_[number].values()))
     return [latency for latency in found if latency.samples]

@@ -90,8 +90,8 @@ def _tiles(story: Story) -> str:
         (charts.seconds(story.seconds), "traced"),
         (f"{story.counts.total():,}".replace(",", " "), "events"),
         (f"{story.exits_by_kind.total():,}".replace(",", " "), "vCPU exits"),
-        (str(len(story.handshakes)), "VMBus contacts"),
-        (str(resizes), "resizes"),
+        conversation.counted(len(story.handshakes), "VMBus contact").split(" ", 1),
+        conversation.counted(resizes, "resize").split(" ", 1),
     ]
     return '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{w}</span></div>" for n, w in figures) + "</div>"
 
@@ -123,7 +123,7 @@ def _sequences(story: Story) -> Iterable[str]:
 
 
 def _details(sequence: conversation.Sequence, *, is_open: bool) -> str:
-    facts = [f"at {sequence.begin:.2f} s", f"{len(sequence.messages)} messages"]
+    facts = [f"at {sequence.begin:.2f} s", conversation.counted(len(sequence.messages), "message")]
     if sequence.end is not None:
         facts.append(f"{charts.seconds(sequence.end - sequence.begin)} to the end")
     if sequence.result:
@@ -149,11 +149,12 @@ def _latencies(latencies: Sequence[Latency]) -> Iterable[str]:
                 charts.seconds(value)
                 for value in (each.seconds[0], each.median, each.quantile(0.95), each.seconds[-1])
             ),
+            str(len(each.replaced) or ""),
             str(each.unanswered or ""),
         )
         for each in latencies
     ]
-    yield _table(("from, to", "answers", "least", "median", "95 %", "most", "unanswered"), rows)
+    yield _table(("from, to", "answers", "least", "median", "95 %", "most", "replaced", "unanswered"), rows)
 
 
 def _exits(story: Story) -> Iterable[str]:

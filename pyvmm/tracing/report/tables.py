@@ -31,8 +31,13 @@ def tables(story: Story, latencies: Sequence[Latency]) -> dict[str, Table]:
             ],
         ),
         "latencies.csv": (
-            ("what", "begin", "seconds"),
-            [(each.title, *sample) for each in latencies for sample in each.samples],
+            ("what", "begin", "seconds", "end"),
+            [
+                (each.title, *sample, end)
+                for each in latencies
+                for end, samples in (("answered", each.samples), ("replaced", each.replaced))
+                for sample in samples
+            ],
         ),
         "exits.csv": (
             ("vcpu", "exit", "count"),

@@ -10,6 +10,7 @@ import pytest
 from pyvmm.cli.trace_events import load_events
 from pyvmm.tracing.entry import Entry
 from pyvmm.tracing.read import Trace, read_trace
+from pyvmm.tracing.report.charts import NOTE_WIDTH
 from pyvmm.tracing.report.conversation import Message, Note
 from pyvmm.tracing.report.latency import latencies
 from pyvmm.tracing.report.page import page
@@ -138,6 +139,50 @@ def test_a_balloon_request_is_answered_by_the_last_response() -> None:
     )
     (found,) = latencies(trace)
     assert found.seconds == [3.0]
+
+
+REPLACED = (
+    (1.0, "balloon.target_set", {"target": 76800, "current": 131072, "reason": ""}),
+    (2.0, "balloon.target_set", {"target": 102400, "current": 131072, "reason": ""}),
+    (2.5, "hv_balloon_outgoing_balloon", {"trans_id": 1, "count": 28672, "rempages": 0}),
+    (4.0, "balloon.finished", {"target": 102400, "current": 102400, "reason": ""}),
+    (9.0, "balloon.target_set", {"target": 131072, "current": 102400, "reason": ""}),
+    (9.5, "balloon.finished", {"target": 131072, "current": 131072, "reason": ""}),
+)
+
+
+def test_a_replaced_target_waits_for_no_answer(tmp_path: Path) -> None:
+    trace = made_of(*REPLACED)
+    (found,) = latencies(trace)
+    assert (found.samples, found.replaced, found.unanswered) == ([(1.0, 2.0), (8.0, 0.5)], [(0.0, 1.0)], 0)
+    write_tables(tmp_path, tell(trace), [found])
+    with open(tmp_path / "latencies.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seconds"], row["end"]) for row in rows] == [
+        ("2.0", "answered"),
+        ("0.5", "answered"),
+        ("1.0", "replaced"),
+    ]
+
+
+def test_a_replaced_resize_says_so() -> None:
+    first, second, third = tell(made_of(*REPLACED)).transactions
+    assert (first.result, second.result, third.result) == ("replaced", "reached", "reached")
+    assert first.steps[-1] == Note(1.0, "replaced by target 400 MiB")
+    text = " ".join(check(page(tell(made_of(*REPLACED)), [], Path("t"))).text)
+    assert "1 message," in text
+    assert "0 messages, replaced" in text
+
+
+def test_a_long_note_is_told_in_two_lines_and_whole_under_the_pointer() -> None:
+    reason = "the guest said it has " + "no more memory to give " * 8 + "at all"
+    trace = made_of((1.0, "balloon.target_set", {"target": 256, "current": 512, "reason": reason}))
+    html = page(tell(trace), [], Path("t"))
+    assert f"<title>target 1 MiB: {reason}</title>" in html
+    notes = re.findall(r'<text [^>]*class="note"[^>]*>([^<]*)<', html)
+    assert len(notes) == 2
+    assert all(len(note) <= NOTE_WIDTH for note in notes)
+    assert notes[1].endswith("…")
 
 
 def test_the_page_is_whole_and_fetches_nothing(trace: Trace, story: Story) -> None:
