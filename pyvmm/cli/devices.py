@@ -18,8 +18,9 @@ from pyvmm.cli.target import complete_machine, connect, find, machine_options
 def devices(given: str | None, name: str | None, socket: Path | None, as_json: bool) -> None:
     """List the devices on a machine's VMBus and the state of their channels.
 
-    PACKETS and SIGNALS are from the guest / to it; RINGS is how full its rings are, same order. A device that stays
-    `offered` has no driver in the guest.
+    ID is what the monitor's `device_del` takes: a path where a device has no id. PACKETS and SIGNALS are from the
+    guest / to it; RINGS is how full its rings are, same order. A device that stays `offered` has no driver in the
+    guest.
 
     \b
     pyvmm devices
@@ -32,7 +33,7 @@ def devices(given: str | None, name: str | None, socket: Path | None, as_json: b
     elif not rows:
         click.echo("no VMBus devices")
     else:
-        table(("CHANNEL", "DEVICE", "STATE", "PACKETS", "SIGNALS", "RINGS", ""), [_row(row) for row in rows])
+        table(("CHANNEL", "DEVICE", "ID", "STATE", "PACKETS", "SIGNALS", "RINGS", ""), [_row(row) for row in rows])
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -49,6 +50,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"#{row.get('relid', '?')}",
         str(row.get("name", "?")),
+        str(row.get("id") or row.get("path", "")),
         str(row.get("state", "?")),
         _both(row, "packets"),
         _both(row, "signals"),

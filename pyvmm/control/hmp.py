@@ -191,6 +191,7 @@ def _info_vmbus(machine: Controlled, words: list[str]) -> str:
 def _channel(channel: dict[str, Any]) -> str:
     rest = dict(channel)
     relid, name, state = (rest.pop(key, "?") for key in ("relid", "name", "state"))
+    rest = {key: rest.pop(key) for key in ("id", "path") if key in rest} | rest  # what device_del takes comes first
     return f"#{relid} {name}: {state}\n" + _tree(rest, "  ")
 
 
@@ -237,7 +238,8 @@ def _info_qtree(machine: Controlled, words: list[str]) -> str:
     lines.append("      type vmbus\n")
     for device in machine.info_devices():
         lines.append(f'      dev: {device["driver"]}, id "{device["id"]}"\n')
-        lines += [f"        {key} = {value}\n" for key, value in (channels.get(device["driver"]) or {}).items()]
+        channel = channels.get(device["driver"]) or {}
+        lines += [f"        {key} = {value}\n" for key, value in channel.items() if key not in device]
     return "".join(lines)
 
 

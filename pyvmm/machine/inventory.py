@@ -24,6 +24,12 @@ def plugged_memory(plugging: Plugging) -> int:
     return 0 if balloon is None else balloon.machine.ledger.added_pages * PAGE_SIZE
 
 
+def vmbus_devices(channels: list[dict[str, Any]], plugging: Plugging) -> list[dict[str, Any]]:
+    """The bus's `channels` by relid, each with its device's `id` and `path`, either of which device_del takes."""
+    named = {each["driver"]: {"id": each["id"], "path": each["path"]} for each in plugging.info()}
+    return [each | named.get(each["name"], {}) for each in sorted(channels, key=lambda each: each["relid"])]
+
+
 def memory_devices(plugging: Plugging, window: HotAddWindow | None) -> list[dict[str, Any]]:
     """MemoryDeviceInfo of the balloon, which is the only device here that brings memory."""
     found: list[dict[str, Any]] = []

@@ -124,8 +124,10 @@ class Monitored(ABC):
         self.pressure.set_automatic(on)
 
     def info_vmbus(self) -> list[dict[str, Any]]:
-        """One entry a VMBus device."""
-        return self.bus.info()
+        """One entry a VMBus device, by relid."""
+        from pyvmm.machine.inventory import vmbus_devices
+
+        return vmbus_devices(self.bus.info(), self.plugging)
 
     def info_cpus(self) -> list[int]:
         """The host's thread id of each vCPU; 0 if it does not run."""

@@ -192,11 +192,21 @@ def test_devices_lists_channels(machine: FakeMachine, pyvmm: Run) -> None:
 
 
 def test_devices_shows_rings_and_trouble(machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    row: dict[str, Any] = {"relid": 1, "name": "hv-balloon", "state": "open", "packets-in": 5, "packets-out": 6}
-    row |= {"signals-in": 1, "signals-out": 2, "ring-in": 4000, "ring-in-used": 1000, "ring-out": 4000, "refused": 3}
+    row: dict[str, Any] = {"relid": 1, "name": "hv-balloon", "id": "b1", "state": "open"}
+    row |= {"packets-in": 5, "packets-out": 6, "signals-in": 1, "signals-out": 2}
+    row |= {"ring-in": 4000, "ring-in-used": 1000, "ring-out": 4000, "refused": 3}
     monkeypatch.setattr(machine, "info_vmbus", lambda: [row])
     line = pyvmm("devices").out.splitlines()[1]
-    assert re.split(r"\s{2,}", line) == ["#1", "hv-balloon", "open", "5 / 6", "1 / 2", "25% / 0%", "3 refused"]
+    assert re.split(r"\s{2,}", line) == ["#1", "hv-balloon", "b1", "open", "5 / 6", "1 / 2", "25% / 0%", "3 refused"]
+
+
+@pytest.mark.parametrize(("id", "shown"), [("beat", "beat"), ("", "/machine/peripheral-anon/heartbeat")])
+def test_devices_shows_what_device_del_takes(
+    machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch, id: str, shown: str
+) -> None:
+    row = {"relid": 2, "name": "heartbeat", "state": "open", "id": id, "path": "/machine/peripheral-anon/heartbeat"}
+    monkeypatch.setattr(machine, "info_vmbus", lambda: [row])
+    assert pyvmm("devices").out.splitlines()[1].split() == ["#2", "heartbeat", shown, "open"]
 
 
 def test_wait_tells_how_it_ended(machine: FakeMachine, pyvmm: Run) -> None:

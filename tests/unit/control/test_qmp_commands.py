@@ -212,6 +212,13 @@ def test_info_vmbus_and_qtree_show_each_channel(machine: FakeMachine) -> None:
     assert "heartbeat" in hmp.execute(machine, "info qtree")
 
 
+def test_info_vmbus_begins_with_what_device_del_takes(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"relid": 1, "name": "heartbeat", "state": "open", "type": "t", "id": "beat", "path": "/p/beat"}
+    monkeypatch.setattr(machine, "info_vmbus", lambda: [row])
+    assert hmp.execute(machine, "info vmbus") == "#1 heartbeat: open\n  id: beat\n  path: /p/beat\n  type: t\n"
+    assert " id = " not in hmp.execute(machine, "info qtree")
+
+
 class Clock:
     now = 0.0
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pyvmm.errors import ConfigError, NotFoundError
+from pyvmm.machine.inventory import vmbus_devices
 from pyvmm.machine.plugging import Plugging
 
 
@@ -137,3 +138,14 @@ def test_what_is_not_there_or_leaves_already_cannot_be_removed(bench: Bench) -> 
         bench.plugging.remove("heartbeat")
     with pytest.raises(ConfigError, match="still in the process of unplug"):
         bench.plugging.add("heartbeat", "x")
+
+
+def test_channels_come_by_relid_with_what_device_del_takes(bench: Bench) -> None:
+    bench.unplug("hv-balloon")
+    bench.plugging.add("hv-balloon", "")
+    rows = vmbus_devices([{"relid": 2, "name": "heartbeat"}, {"relid": 1, "name": "hv-balloon"}], bench.plugging)
+    assert [(row["relid"], row["id"], row["path"]) for row in rows] == [
+        (1, "", "/machine/peripheral-anon/hv-balloon"),
+        (2, "heartbeat", "/machine/peripheral/heartbeat"),
+    ]
+    bench.plugging.remove(rows[0]["path"])
