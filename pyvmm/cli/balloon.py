@@ -11,7 +11,9 @@ import click
 
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
+from pyvmm.cli.status import memory_text
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.errors import ConfigError
 from pyvmm.sizes import format_size, is_size, parse_size
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ def balloon(
     given, size = _split(words)
     if auto and size is not None:
         raise click.UsageError("a SIZE, or --auto: not both")
+    if wait and size is None:
+        raise click.UsageError("--wait waits for a SIZE: give one")
+    if size is not None and size < PAGE:
+        raise ConfigError(f"a guest cannot live in {format_size(size)}: the least is a page, 4 KiB")
     entry = find(given, name, socket)
     with connect(entry) as client:
         if auto:
@@ -103,17 +109,8 @@ def _show(client: Client, as_json: bool) -> int:
     memory, state = about.get("memory") or {}, about.get("balloon") or {}
     if as_json:
         print_json({"actual": actual, "memory": memory, "balloon": state})
-        return 0
-    text = format_size(actual)
-    most = state.get("max") or memory.get("boot")
-    if most:
-        text += f" of {format_size(most)}"
-    target = memory.get("target")
-    if target is not None and target != actual:
-        text += f", target {format_size(target)}"
-    if memory.get("resident"):
-        text += f"; {format_size(memory['resident'])} resident on the host"
-    click.echo(f"{about.get('name') or 'guest'}: {text}")
+    else:
+        click.echo(f"{about.get('name') or 'guest'}: {memory_text(memory | {'actual': actual}, state)}")
     return 0
 
 

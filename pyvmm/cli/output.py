@@ -45,6 +45,26 @@ def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:
         click.echo(f"    {' ' * TITLE_WIDTH}  {click.style('->', fg=colour)} {fix}")
 
 
+_BALLOON_STATES = {
+    "Closed": "no driver in the guest",
+    "AwaitVersion": "driver starting",
+    "AwaitCaps": "driver starting",
+    "Idle": "idle",
+    "BalloonPosting": "taking memory out",
+    "BalloonWaiting": "taking memory out",
+    "UnballoonPosting": "giving memory back",
+    "UnballoonWaiting": "giving memory back",
+    "HotAddPosting": "adding memory",
+    "HotAddWaiting": "adding memory",
+    "HotAddPausing": "adding memory, asking again soon",
+}
+
+
+def balloon_state(state: str) -> str:
+    """A state of the balloon (`devices.balloon.states`) in words for people."""
+    return _BALLOON_STATES.get(state, state)
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 5 s`, `2 h 3 min`, `4 days 2 h`."""
     whole = int(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,17 @@ def status(given: str | None, name: str | None, socket: Path | None, history: in
     if as_json:
         output.print_json(about)
         return
-    head = f"{about.get('name') or 'machine'}: {about.get('status', 'unknown')}"
-    if "uptime" in about:
-        head += f" for {output.duration(about['uptime'])}"
-    click.echo(click.style(head, bold=True))
+    click.echo(click.style(_head(about), bold=True))
     output.fields(_fields(about))
+
+
+def _head(about: dict[str, Any]) -> str:
+    """`web: running for 5 min 2 s`. A machine tells how long it is there, not since when it is in another state."""
+    state = str(about.get("status", "unknown"))
+    if "uptime" in about:
+        up = output.duration(about["uptime"])
+        state += f" for {up}" if state == "running" else f", started {up} ago"
+    return f"{about.get('name') or 'machine'}: {state}"
 
 
 def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
@@ -56,7 +63,7 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     pairs = [(key, str(each)) for key, each in about.items() if key not in known and isinstance(each, (str, int))]
     if about.get("resets"):
         pairs.append(("resets", str(about["resets"])))
-    pairs.append(("memory", memory_text(about.get("memory") or {})))
+    pairs.append(("memory", memory_text(about.get("memory") or {}, about.get("balloon") or {})))
     pairs.append(("balloon", _balloon_text(about.get("balloon"))))
     for number, channel in enumerate(about.get("vmbus") or []):
         traffic = ""
@@ -69,27 +76,29 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def memory_text(memory: dict[str, Any]) -> str:
-    """`256 MiB of 512 MiB (target ...), 300 MiB resident on the host`, from what is known."""
-    actual, boot = memory.get("actual"), memory.get("boot")
-    shown = boot if actual is None else actual
-    if shown is None:
+def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:
+    """`256 MiB of 1 GiB, target 128 MiB; 300 MiB resident on the host`, from what is known. `of` is the most that the
+    guest may get.
+    """
+    boot, target = memory.get("boot"), memory.get("target")
+    actual = boot if memory.get("actual") is None else memory["actual"]
+    if actual is None:
         return ""
-    text = format_size(shown)
-    if boot is not None and actual not in (None, boot):
-        text += f" of {format_size(boot)}"
-    target = memory.get("target")
-    if target is not None and target != actual:
-        text += f" (target {format_size(target)})"
+    text = format_size(actual)
+    most = balloon.get("max") or boot
+    if most:
+        text += f" of {format_size(most)}"
+    if target not in (None, actual):
+        text += f", target {format_size(target)}"
     if memory.get("resident"):
-        text += f", {format_size(memory['resident'])} resident on the host"
+        text += f"; {format_size(memory['resident'])} resident on the host"
     return text
 
 
 def _balloon_text(balloon: dict[str, Any] | None) -> str:
     if not balloon:
         return "no hv-balloon device"
-    parts = [str(balloon.get("state", "")).lower()]
+    parts = [output.balloon_state(str(balloon.get("state", "")))]
     if balloon.get("version"):
         parts.append(f"protocol {balloon['version']}")
     for key, word in (("available", "available in the guest"), ("committed", "committed")):
@@ -132,7 +141,8 @@ def _ask(entry: Entry) -> dict[str, Any] | None:
 
 def _row(entry: Entry, about: dict[str, Any] | None) -> tuple[str, ...]:
     command = shlex.join(entry.argv)
-    command = command if len(command) <= 50 else command[:49] + "…"
+    if sys.stdout.isatty() and len(command) > 50:
+        command = command[:49] + "…"
     if about is None:
         return entry.name, str(entry.pid), "not answering", "", "", command
     actual = (about.get("memory") or {}).get("actual")

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyvmm.cli.output import balloon_state
+
 Status = Mapping[str, Any]
 
 
@@ -108,7 +110,7 @@ def _rate(now: object, before: object, seconds: float) -> float:
 
 
 def _balloon(balloon: Status) -> str:
-    parts = [str(balloon.get("state", "no balloon"))]
+    parts = [balloon_state(str(balloon.get("state", "no balloon")))]
     if balloon.get("version"):
         parts.append(f"protocol {balloon['version']}")
     if balloon.get("last-result"):

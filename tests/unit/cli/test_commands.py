@@ -4,12 +4,13 @@ import json
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
+from devices.balloon import states
 from pyvmm.cli import doctor, output
 from pyvmm.control import registry
 from pyvmm.errors import HostError
@@ -63,6 +64,8 @@ def test_balloon_wait_gives_up(machine: FakeMachine, pyvmm: Run, monkeypatch: py
     ("arguments", "status", "line"),
     [
         (["balloon", "5X"], 1, "pyvmm: size '5X' has an unknown unit 'X': use k, M, G or T"),
+        (["balloon", "0"], 1, "pyvmm: a guest cannot live in 0 bytes: the least is a page, 4 KiB"),
+        (["balloon", "-w"], 2, "pyvmm: --wait waits for a SIZE: give one"),
         (["balloon", "1T"], 1, "pyvmm: the guest has 512 MiB at most"),
         (["balloon", "nope", "1M"], 1, "pyvmm: no VM named 'nope' (running: web)"),
         (["balloon", "a", "b", "c"], 2, "pyvmm: at most a NAME and a SIZE (`pyvmm balloon --help` tells how)"),
@@ -108,8 +111,30 @@ def test_debug_shows_the_traceback(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_status_shows_memory_and_channels(machine: FakeMachine, pyvmm: Run) -> None:
     out = pyvmm("status").out
     assert out.startswith("web: running for 12 s\n")
-    for part in ("512 MiB, 200 MiB resident on the host", "#1 heartbeat: open", "engine", "idle"):
+    for part in ("512 MiB of 512 MiB; 200 MiB resident on the host", "#1 heartbeat: open", "engine", "idle"):
         assert part in out
+
+
+def test_status_and_balloon_say_the_same_of_memory(
+    machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = machine.describe() | {"balloon": {"state": "BalloonWaiting", "max": 1024 * MIB}}
+    monkeypatch.setattr(machine, "describe", lambda: about)
+    words = "512 MiB of 1 GiB; 200 MiB resident on the host"
+    assert pyvmm("balloon").out == f"web: {words}\n"
+    out = pyvmm("status").out
+    assert words in out
+    assert "taking memory out" in out
+
+
+def test_status_of_a_paused_machine_does_not_count_the_pause(machine: FakeMachine, pyvmm: Run) -> None:
+    machine.pause()
+    assert pyvmm("status").out.startswith("web: paused, started 12 s ago\n")
+
+
+def test_every_state_of_the_balloon_has_words() -> None:
+    for state in get_args(states.State):
+        assert output.balloon_state(state.__name__) != state.__name__
 
 
 def test_status_json_is_what_the_machine_says(machine: FakeMachine, pyvmm: Run) -> None:
@@ -139,6 +164,13 @@ def test_a_machine_that_ends_while_it_starts_is_no_longer_waited_for(pyvmm: Run)
     registration = registry.claim("web")
     threading.Timer(0.3, registration.release).start()
     assert "no VM listens" in pyvmm("status").err
+
+
+def test_ps_cuts_commands_on_a_terminal_only(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with registry.claim("mute", ["pyvmm", "run", "x" * 100]):
+        assert pyvmm("ps").out.endswith(f"pyvmm run {'x' * 100}\n")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert pyvmm("ps").out.endswith("xxx…\n")
 
 
 def test_ps_of_nothing(pyvmm: Run) -> None:
