@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from string import Formatter
 from typing import Any, NamedTuple, TextIO
@@ -45,6 +45,11 @@ class Record(NamedTuple):
 Sink = Callable[[Record], None]
 
 
+def fill(template: str, fields: Mapping[str, Any]) -> str:
+    """`template` with `fields` in it. A reason at the end that is empty takes its colon along: `now 5: {reason}`."""
+    return template.format_map(fields).removesuffix(": ")
+
+
 class Event:
     """One kind of event. `on` is what a call site tests; calling it while off does nothing."""
 
@@ -66,7 +71,7 @@ class Event:
 
     def format(self, *values: Any) -> str:
         """The message for these values."""
-        return self.template.format(**dict(zip(self.fields, values, strict=False)))
+        return fill(self.template, dict(zip(self.fields, values, strict=False)))
 
 
 class Pattern:

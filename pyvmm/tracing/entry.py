@@ -34,7 +34,7 @@ class Entry:
             template = None if event is None else event.template
         if template is not None:
             try:
-                return template.format(**self.fields)
+                return trace.fill(template, self.fields)
             except (ValueError, TypeError, LookupError):
                 pass
         if self.fields.keys() == {"text"}:

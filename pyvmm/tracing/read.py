@@ -123,8 +123,9 @@ def _fields(name: str, message: str) -> dict[str, Any]:
     event = trace.find(name)
     if event is not None:
         pattern, bases = _pattern(event.template)
-        if match := pattern.fullmatch(message) or pattern.fullmatch(message + " "):  # a line's end is not kept
-            return {key: _value(text, bases[key]) for key, text in match.groupdict().items()}
+        for end in ("", " ", ": "):  # of an empty field at a line's end neither blank (once) nor colon (now) is kept
+            if match := pattern.fullmatch(message + end):
+                return {key: _value(text, bases[key]) for key, text in match.groupdict().items()}
     return {"text": message} if message else {}
 
 

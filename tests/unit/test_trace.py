@@ -71,6 +71,13 @@ def test_the_text_is_formatted_as_declared(name: str, tail: trace.TailSink) -> N
     assert made.fields == ("gpa", "what")
 
 
+@pytest.mark.parametrize(("reason", "text"), [("full", "5 pages: full"), ("", "5 pages")])
+def test_no_colon_leads_to_an_empty_reason(name: str, tail: trace.TailSink, reason: str, text: str) -> None:
+    trace.subscribe(name, tail)
+    trace.event(name, "{pages} pages: {reason}")(5, reason)
+    assert tail.records[0].text() == f"{name} {text}"
+
+
 def test_the_tail_keeps_the_last_records(name: str, tail: trace.TailSink) -> None:
     made = trace.event(name, "{n}")
     trace.subscribe(name, tail)

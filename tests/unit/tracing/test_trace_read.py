@@ -33,6 +33,8 @@ def test_json_lines_are_read() -> None:
         ("vmbus_signal_event", 0.0, {}),
         ("vmbus_signal_event ", 0.0, {}),
         ("2.0 balloon.finished target 512 pages, at 512: ", 2.0, {"target": 512, "current": 512, "reason": ""}),
+        ("2.0 balloon.finished target 512 pages, at 512:", 2.0, {"target": 512, "current": 512, "reason": ""}),
+        ("2.0 balloon.finished target 512 pages, at 512", 2.0, {"target": 512, "current": 512, "reason": ""}),
         (
             "2.0 balloon.finished target 5 pages, at 6: no: more",
             2.0,
