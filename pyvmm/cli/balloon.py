@@ -28,8 +28,13 @@ SETTLED = 3
 """Looks in a row at a balloon that does nothing, after which it is at its end."""
 
 
+def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of machines for the first word; a SIZE follows."""
+    return [] if ctx.params.get("words") else complete_machine(ctx, param, incomplete)
+
+
 @click.command()
-@click.argument("words", nargs=-1, metavar="[NAME] [SIZE]", shell_complete=complete_machine)
+@click.argument("words", nargs=-1, metavar="[NAME] [SIZE]", shell_complete=complete_name)
 @machine_options
 @click.option("--wait", "-w", is_flag=True, help="Wait until the guest is there, or will not get there.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to --wait.")

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import click
+from click.shell_completion import CompletionItem
+
+
+def kinds_or_file(kinds: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    """Those of `kinds` that begin so, or else a file. A bash looks for files only if nothing else is left."""
+    return [CompletionItem(incomplete, type="file"), *_beginning(kinds, incomplete)]
+
+
+def files_by_ending(ending: str, incomplete: str) -> list[CompletionItem]:
+    """The files with this ending in the folder that `incomplete` names, or else folders on the way to some."""
+    folder = incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""
+    try:
+        files = sorted(folder + each.name for each in Path(folder).iterdir() if each.suffix == ending)
+    except OSError:
+        files = []
+    return [CompletionItem(incomplete, type="dir"), *_beginning(files, incomplete)]
+
+
+def _beginning(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
 @click.command()
@@ -23,4 +46,6 @@ def completion(shell: str) -> None:
     assert found is not None
     made = found(cli, {}, "pyvmm", "_PYVMM_COMPLETE")
     # Not made.source(): for bash it starts a bash to look at its version, which this computer need not have.
-    click.echo(made.source_template % made.source_vars())
+    script = made.source_template % made.source_vars()
+    # click's for fish cuts at every comma (8.5), so descriptions would end at their first.
+    click.echo(script.replace('(string split "," $completion)', '(string split --max 1 "," $completion)'))

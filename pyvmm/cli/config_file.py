@@ -25,7 +25,7 @@ from pyvmm.errors import ConfigError
 SIZE_LIMIT = 1 << 20
 """Bytes of a file. Written by hand they have a few hundred."""
 
-_FIXED_CONSOLES = ("stdio", "pty", "none")
+FIXED_CONSOLES = ("stdio", "pty", "none")
 _ONE_SOURCE = ("kernel", "kdir", "initrd", "image")
 """Options that say together which guest it is: naming one on the command line sets the file's aside."""
 
@@ -151,7 +151,7 @@ def _command(file: Path, value: Any) -> tuple[str, ...]:
 
 
 def _is_path(key: str, param: click.Parameter, value: str) -> bool:
-    return isinstance(param.type, click.Path) or (key == "console" and value not in _FIXED_CONSOLES)
+    return isinstance(param.type, click.Path) or (key == "console" and value not in FIXED_CONSOLES)
 
 
 def _from_folder(file: Path, text: str) -> Path:

@@ -16,7 +16,7 @@ import click
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
 from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine_options
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import ConfigError, HostError, PyvmmError
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
@@ -29,11 +29,40 @@ QUICK = 2.0
 """Seconds a machine has to answer, and to end, before a stronger means is taken."""
 
 
+def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the monitor's events, for the shell."""
+    from pyvmm.control.schema import EVENTS
+
+    return [name for name in EVENTS if name.startswith(incomplete.upper())]
+
+
+def complete_channel(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the machine's VMBus devices, for the shell."""
+    given = next(iter(ctx.args), None)  # not parsed yet: click stopped at the option without its value
+    try:
+        entry = find(given, ctx.params.get("name"), ctx.params.get("socket"))
+        with connect(entry, QUICK) as client:
+            names = [str(each.get("name")) for each in client.execute("x-query-vmbus")]
+    except (PyvmmError, click.UsageError):  # none runs, or it is not clear which is meant
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @click.command()
 @click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
 @machine_options
-@click.option("--event", metavar="NAME", help="For this QMP event (BALLOON_CHANGE, RESET, ...) instead of the end.")
-@click.option("--channel", metavar="NAME", help="Until the guest's driver has opened this device: hv-balloon.")
+@click.option(
+    "--event",
+    metavar="NAME",
+    shell_complete=complete_event,
+    help="For this QMP event (BALLOON_CHANGE, RESET, ...) instead of the end.",
+)
+@click.option(
+    "--channel",
+    metavar="NAME",
+    shell_complete=complete_channel,
+    help="Until the guest's driver has opened this device: hv-balloon.",
+)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Give up after SECONDS, with status 124.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def wait(

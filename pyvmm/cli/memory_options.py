@@ -44,6 +44,11 @@ class MemoryType(click.ParamType[MemorySpec]):
             self.fail(str(error), param, ctx)
 
 
+def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """What --mem-backend begins with, for the shell."""
+    return [kind for kind in ("anon", "memfd", "file=", "hugetlb=2M", "hugetlb=1G") if kind.startswith(incomplete)]
+
+
 def memory_options(command: Command) -> Command:
     """Add the options, `--memory` first."""
     for option in reversed(_OPTIONS):
@@ -67,6 +72,7 @@ _OPTIONS = (
         default="anon",
         show_default=True,
         metavar="KIND",
+        shell_complete=complete_backend,
         help="What guest RAM is made of: anon, memfd, file=PATH or hugetlb=2M|1G; then ,prealloc=on and ,numa=NODE.",
     ),
     click.option("--slots", type=int, help="KVM memory slots for hot-added memory.  [default: by size]"),

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.config_file import ConfiguredCommand, command_line, render
+from pyvmm.cli.completion import files_by_ending, kinds_or_file
+from pyvmm.cli.config_file import FIXED_CONSOLES, ConfiguredCommand, command_line, render
 from pyvmm.cli.memory_options import MEMORY_PARAMETERS, memory_fields, memory_options
+from pyvmm.cli.trace_events import complete_event
 from pyvmm.cli.where import run_somewhere, say
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from pyvmm.machine.config import MachineConfig
 
 
@@ -30,6 +34,16 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     from images.catalog import list_images
 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
+
+
+def complete_console(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Kinds of consoles or a file, for the shell."""
+    return kinds_or_file(FIXED_CONSOLES, incomplete)
+
+
+def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files of options, for the shell: a first word may be one, what follows is the guest's."""
+    return [] if ctx.params.get("command") else files_by_ending(".toml", incomplete)
 
 
 @click.command(cls=ConfiguredCommand)
@@ -70,10 +84,22 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     show_default=True,
     help="The newest VMBus protocol to speak.",
 )
-@click.option("--console", default=None, metavar="stdio|FILE|pty|none", help="Where the guest's console goes.")
+@click.option(
+    "--console",
+    default=None,
+    metavar="stdio|FILE|pty|none",
+    shell_complete=complete_console,
+    help="Where the guest's console goes.",
+)
 @click.option("--name", default=None, help="What `pyvmm status`, `balloon` and `stop` shall call it.")
 @click.option("--qmp", type=click.Path(path_type=Path), help="Serve QMP on this Unix socket too.")
-@click.option("--trace", multiple=True, metavar="PATTERN", help="Show trace events, e.g. 'vmbus_*'. Repeatable.")
+@click.option(
+    "--trace",
+    multiple=True,
+    metavar="PATTERN",
+    shell_complete=complete_event,
+    help="Show trace events, e.g. 'vmbus_*'. Repeatable.",
+)
 @click.option("--trace-file", type=click.Path(path_type=Path), help="Keep the trace in a file: JSON lines.")
 @click.option(
     "--trace-format",
@@ -85,7 +111,7 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
 @click.option("--tied", is_flag=True, hidden=True, help="End with standard input: for the Python API.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_config)
 @click.pass_context
 def run(
     ctx: click.Context,

@@ -25,14 +25,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of running machines, for the shell."""
+    """Names of running machines, for the shell, but for those that are named already."""
     from pyvmm.control.registry import running
     from pyvmm.errors import PyvmmError
 
+    given = ctx.params.get(param.name or "")
     try:
-        return [each.name for each in running() if each.name.startswith(incomplete)]
+        found = [each.name for each in running() if each.name.startswith(incomplete)]
     except PyvmmError:
         return []
+    return [name for name in found if not isinstance(given, tuple) or name not in given]
 
 
 def machine_options(command: Command) -> Command:

@@ -12,6 +12,7 @@ import click
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json, table
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.cli.trace_events import complete_event
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
@@ -39,13 +40,6 @@ class _TraceGroup(click.Group):
 
         machines = [CompletionItem(name) for name in complete_machine(ctx, click.Argument(["vm"]), incomplete)]
         return super().shell_complete(ctx, incomplete) + machines
-
-
-def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Event names, for the shell."""
-    from pyvmm.cli.trace_events import load_events
-
-    return [event.name for event in load_events() if event.name.startswith(incomplete)]
 
 
 @click.group(cls=_TraceGroup, subcommand_metavar="[follow] [VM] [PATTERN...] | COMMAND ...")
@@ -187,8 +181,9 @@ def diff(
 ) -> int:
     """Line up two traces and show where they differ: status 0 if nowhere, 1 if somewhere.
 
-    Takes pyvmm's JSON lines and text, and QEMU's log (`-d trace:vmbus_*,trace:hv_balloon_* -D FILE`). Times,
-    transaction ids, handles and addresses do not count; neither do vCPU exits and the like, unless --only names them.
+    Takes what --trace-file writes, in any format, and QEMU's log (`-d trace:vmbus_*,trace:hv_balloon_* -D FILE`).
+    Times, transaction ids, handles and addresses do not count; neither do vCPU exits and the like, unless --only
+    names them.
 
     \b
     pyvmm trace diff one.jsonl two.jsonl
@@ -277,7 +272,7 @@ def _diff_json(found: Difference) -> dict[str, Any]:
     "--format", "-F", type=click.Choice(["text", "json", "chrome"]), help="Default: by FILE's ending, as for run."
 )
 def convert(source: Path, target: Path, format: str | None) -> None:
-    """Write a trace (JSON lines, text, QEMU's log) in another format.
+    """Write a trace (JSON lines, text, Chrome's format, QEMU's log) in another format.
 
     \b
     pyvmm trace convert run.jsonl run.json      Chrome's format, for https://ui.perfetto.dev

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pyvmm.trace import Event, events
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pyvmm.trace import Event
+
+
+def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Event names, for the shell."""
+    return [event.name for event in load_events() if event.name.startswith(incomplete)]
 
 
 def load_events() -> list[Event]:
@@ -10,5 +20,6 @@ def load_events() -> list[Event]:
     import pyvmm.control.server
     import pyvmm.machine.machine
     import pyvmm.machine.services  # noqa: F401
+    from pyvmm.trace import events
 
     return events()

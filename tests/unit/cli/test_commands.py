@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -270,6 +274,11 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     [
         ("pyvmm sta", ["status"]),
         ("pyvmm balloon ", ["web"]),
+        ("pyvmm balloon web ", [""]),
+        ("pyvmm top web ", [""]),
+        ("pyvmm run --trace balloon.target", ["balloon.target_set"]),
+        ("pyvmm run --console st", ["st", "stdio"]),
+        ("pyvmm run --mem-backend m", ["memfd"]),
         ("pyvmm status w", ["web"]),
         ("pyvmm stop --name ", ["web"]),
         ("pyvmm image show debian-7", ["debian-7.2"]),
@@ -284,6 +293,34 @@ def test_words_are_completed(
     candidates: list[str],
 ) -> None:
     assert complete(words, monkeypatch, capsys) == candidates
+
+
+def test_run_offers_files_of_options_as_first_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vms").mkdir()
+    for name in ("a.toml", "a.txt", "vms/b.toml"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete("pyvmm run ", monkeypatch, capsys) == ["", "a.toml"]
+    assert complete("pyvmm run vms/", monkeypatch, capsys) == ["vms/", "vms/b.toml"]
+    assert complete("pyvmm run a.toml ", monkeypatch, capsys) == [""]
+    assert complete("pyvmm run nowhere/", monkeypatch, capsys) == ["nowhere/"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_shows_a_description_past_its_first_comma(pyvmm: Run, tmp_path: Path) -> None:
+    (tmp_path / "pyvmm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pyvmm "$@"\n')
+    (tmp_path / "pyvmm").chmod(0o755)
+    (tmp_path / "p.fish").write_text(pyvmm("completion", "fish").out)
+    found = subprocess.run(
+        ["fish", "--no-config", "-c", f"source {tmp_path}/p.fish; complete -C 'pyvmm wai'"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.stdout == "wait\tWait for a machine's end, an event, a driver.\n"
 
 
 def test_a_machine_that_ends_meanwhile_is_one_line(

@@ -313,6 +313,10 @@ def test_help_teaches_by_example(pyvmm: Run, command: str) -> None:
         ("pyvmm trace follow web vmbus_post", ["vmbus_post_msg"]),
         ("pyvmm trace di", ["diff"]),
         ("pyvmm trace we", ["web"]),
+        ("pyvmm wait --event BALL", ["BALLOON_CHANGE"]),
+        ("pyvmm wait --channel he", ["heartbeat"]),
+        ("pyvmm wait web --channel he", ["heartbeat"]),
+        ("pyvmm wait nobody --channel he", [""]),
     ],
 )
 def test_words_of_these_commands_are_completed(
