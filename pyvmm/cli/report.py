@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from pyvmm.cli.output import print_json
+
+if TYPE_CHECKING:
+    from pyvmm.tracing.report.latency import Latency
 
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The page. Default: TRACE with .html.")
 @click.option("--csv", "folder", type=click.Path(path_type=Path), help="Write the data as CSV files into FOLDER too.")
-def report(trace: Path, output: Path | None, folder: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: files, events, seconds, latencies.")
+def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool) -> None:
     """Draw a recorded trace: one HTML page that needs nothing else.
 
     Memory over time, the VMBus handshake and each resize as a sequence diagram, how long answers took, vCPU exits by
@@ -20,6 +27,7 @@ def report(trace: Path, output: Path | None, folder: Path | None) -> None:
     \b
     pyvmm run --trace-file run.jsonl -- sleep 30        and meanwhile: pyvmm balloon 256M
     pyvmm report run.jsonl -o run.html --csv run-data
+    pyvmm report run.jsonl --json | jq '.latencies[] | {what, median}'
     """
     from pyvmm.cli.trace_events import load_events
     from pyvmm.errors import ConfigError
@@ -36,7 +44,34 @@ def report(trace: Path, output: Path | None, folder: Path | None) -> None:
     if target.exists() and target.samefile(trace):
         raise ConfigError(f"{target} is the trace itself: choose another --output")
     target.write_text(page(story, answers, trace), encoding="utf-8")
+    tables = write_tables(folder, story, answers) if folder is not None else []
+    if as_json:
+        print_json(
+            {
+                "path": target,
+                "tables": tables,
+                "events": len(found.entries),
+                "skipped": found.skipped,
+                "dropped": found.dropped,
+                "seconds": story.seconds,
+                "latencies": [_summary(each) for each in answers],
+            }
+        )
+        return
     click.echo(f"{target}: {len(found.entries)} events in {story.seconds:.1f} s")
-    if folder is not None:
-        for path in write_tables(folder, story, answers):
-            click.echo(path)
+    for path in tables:
+        click.echo(path)
+
+
+def _summary(latency: Latency) -> dict[str, Any]:
+    """A row of the page's table, nothing rounded; seconds."""
+    return {
+        "what": latency.title,
+        "answers": len(latency.samples),
+        "least": latency.seconds[0],
+        "median": latency.median,
+        "p95": latency.quantile(0.95),
+        "most": latency.seconds[-1],
+        "replaced": len(latency.replaced),
+        "unanswered": latency.unanswered,
+    }

@@ -135,6 +135,16 @@ def test_report_makes_a_page_and_tables(pyvmm: Run, tmp_path: Path) -> None:
     assert (tmp_path / "csv" / "memory.csv").exists()
 
 
+def test_report_sums_up_as_json(pyvmm: Run, tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    found = pyvmm("report", str(CAPTURES / "resize.jsonl"), "-o", str(page), "--csv", str(tmp_path), "--json")
+    summed = json.loads(found.out)
+    assert (summed["path"], summed["events"], len(summed["tables"])) == (str(page), 344, 5)
+    (resizes,) = [each for each in summed["latencies"] if each["what"].startswith("resize")]
+    assert (resizes["answers"], resizes["replaced"], resizes["unanswered"]) == (3, 0, 0)
+    assert resizes["least"] <= resizes["median"] <= resizes["p95"] <= resizes["most"]
+
+
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "/dev/null", "/"])
 def test_report_of_no_trace_is_one_line(pyvmm: Run, tmp_path: Path, name: str) -> None:
     found = pyvmm("report", name, "-o", str(tmp_path / "r.html"))
