@@ -7,16 +7,16 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyvmm.cli.output import print_json
 from pyvmm.cli.target import complete_machine, find
 from pyvmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from pyvmm.cli.top.view import Screen
     from pyvmm.cli.top.watcher import Watcher
     from pyvmm.control.registry import Entry
 
@@ -27,6 +27,12 @@ FRAME = 0.2
 WIDTH = 110
 """Columns of a picture that no terminal gave a size."""
 
+NOTE = 5.0
+"""Seconds that an answer to a key is shown: it may take the place of the keys."""
+
+LINGER = 60.0
+"""Seconds that a machine which ended stays to be seen, unless another takes its name."""
+
 STEPS = 16
 """Presses of a key from all of a machine's memory to nothing."""
 
@@ -35,22 +41,31 @@ STEPS = 16
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_machine)
 @click.option("--interval", "-i", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS")
 @click.option("--once", is_flag=True, help="Print one picture, with the rates of one interval, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with --once.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Write such a picture to a file instead.")
 @click.option("--width", type=click.IntRange(min=60), help="Columns of the picture. Default: the terminal's.")
-def top(names: tuple[str, ...], interval: float, once: bool, svg: Path | None, width: int | None) -> None:
+def top(
+    names: tuple[str, ...], interval: float, once: bool, as_json: bool, svg: Path | None, width: int | None
+) -> None:
     """Watch the running machines: exits by kind, memory, pressure, VMBus channels, trace events.
 
     All of this user's machines, or those named. Keys: up and down choose one, + and - give it more or less memory,
-    q ends.
+    ? explains, q ends. Narrow and low terminals get less: 110 columns and 30 lines show all there is.
 
     \b
     pyvmm top
     pyvmm top web db -i 0.5
     pyvmm top --once | head -5
+    pyvmm top --once --json | jq '.[] | {name, "exit-rate"}'
     """
+    if as_json and (not once or svg is not None):
+        raise click.UsageError("--json goes with --once")
     board = Board(names, interval)
     try:
-        if once or svg is not None:
+        if as_json:
+            _settle(board, interval)
+            print_json(board.figures())
+        elif once or svg is not None:
             _once(board, interval, svg, width)
         elif not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise ConfigError("`pyvmm top` needs a terminal; --once prints one picture anywhere")
@@ -65,7 +80,9 @@ class Board:
 
     def __init__(self, names: tuple[str, ...], interval: float) -> None:
         self.chosen = 0
-        self.note = ""
+        self.help = False
+        self._note = ""
+        self._noted = 0.0
         self._names = names
         self._interval = interval
         self._watchers: dict[tuple[str, int], Watcher] = {}
@@ -87,8 +104,10 @@ class Board:
         from pyvmm.cli.top.watcher import Watcher
 
         entries = {(entry.name, entry.pid): entry for entry in self._entries()}
+        names = {entry.name for entry in entries.values()}
         for key in [key for key in self._watchers if key not in entries]:
-            self._watchers.pop(key).stop()
+            if key[0] in names or not _lingers(self._watchers[key]):
+                self._watchers.pop(key).stop()
         for key, entry in entries.items():
             if key not in self._watchers:
                 self._watchers[key] = Watcher(entry, self._interval)
@@ -114,6 +133,8 @@ class Board:
                 self.chosen = max(0, self.chosen - 1)
             case "down":
                 self.chosen = max(0, min(len(self._watchers) - 1, self.chosen + 1))
+            case "?":
+                self.help = not self.help
             case "+" | "-":
                 self._resize(1 if key == "+" else -1)
         return True
@@ -122,27 +143,55 @@ class Board:
         if not self._watchers:
             return
         watcher = self.watchers[self.chosen]
-        memory = None if watcher.sample is None else watcher.sample.memory
-        if memory is None or memory.actual is None or not memory.boot:
-            self.note = f"{watcher.entry.name} has no balloon"
-            return
         name = watcher.entry.name
+        memory = None if watcher.sample is None or watcher.ended else watcher.sample.memory
+        if memory is None or memory.actual is None or not memory.boot:
+            self._say(f"{name} has no balloon")
+            return
         step = max(16 * MIB, memory.boot // STEPS)
         now = self._wanted.get(name, memory.target or memory.actual)
         wanted = max(step, (now // step + direction) * step)
         self._wanted[name] = wanted
-        self.note = f"{name}: asked for {wanted // MIB} MiB"
+        self._say(f"{name}: asked for {wanted // MIB} MiB")
         watcher.resize(wanted)
 
-    def picture(self, trace_lines: int) -> RenderableType:
-        from pyvmm.cli.top.view import Row, screen
+    def _say(self, note: str) -> None:
+        self._note, self._noted = note, time.monotonic()
 
-        rows = [Row(each.entry.name, each.sample, each.error, list(each.lines)) for each in self.watchers]
-        return screen(rows, self.chosen, trace_lines=trace_lines, note=self.note)
+    @property
+    def note(self) -> str:
+        """The answer to the last key, for a while."""
+        return self._note if time.monotonic() - self._noted < NOTE else ""
+
+    def picture(self, height: int | None = None) -> Screen:
+        from pyvmm.cli.top.view import Row, Screen
+
+        rows = [
+            Row(each.entry.name, each.sample, each.error, list(each.lines), each.ended is not None, each.last_words)
+            for each in self.watchers
+        ]
+        return Screen(rows, self.chosen, self.note, self.help, height)
+
+    def figures(self) -> list[dict[str, Any]]:
+        """What the picture shows of each machine, for programs."""
+        from pyvmm.cli.top.samples import as_json
+
+        return [
+            {"name": each.entry.name, "error": each.error, "trace": [text for _, text in each.lines]}
+            | ({} if each.sample is None else as_json(each.sample))
+            for each in self.watchers
+        ]
 
     def close(self) -> None:
         for watcher in self._watchers.values():
             watcher.stop()
+
+
+def _lingers(watcher: Watcher) -> bool:
+    """Whether a machine that is not registered any more is to be seen still."""
+    if watcher.ended is None:
+        return watcher.sample is not None  # its watcher learns of the end in a moment
+    return time.monotonic() - watcher.ended < LINGER
 
 
 def _live(board: Board, width: int | None) -> None:
@@ -155,7 +204,7 @@ def _live(board: Board, width: int | None) -> None:
     fd = sys.stdin.fileno()
     with one_by_one(fd), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(board.picture(max(2, console.height - 30)), refresh=True)
+            live.update(board.picture(console.height), refresh=True)
             for key in read_keys(fd, FRAME):
                 if not board.key(key):
                     return
@@ -165,22 +214,23 @@ def _live(board: Board, width: int | None) -> None:
 def _once(board: Board, interval: float, svg: Path | None, width: int | None) -> None:
     from rich.console import Console
 
-    if board.watchers:
-        _settle(board, interval)
+    _settle(board, interval)
     if svg is None:
-        Console(width=width, soft_wrap=False).print(board.picture(8))
+        Console(width=width, soft_wrap=False).print(board.picture())
         return
     with open(os.devnull, "w") as nowhere:
         console = Console(
             width=width or WIDTH, record=True, file=nowhere, force_terminal=True, color_system="truecolor"
         )
-        console.print(board.picture(8))
+        console.print(board.picture())
         svg.write_text(self_contained(console.export_svg(title="pyvmm top")), encoding="utf-8")
     click.echo(svg)
 
 
 def _settle(board: Board, interval: float) -> None:
-    """Wait for two samples of each machine that answers."""
+    """Wait for two samples of each machine that answers, if there is any."""
+    if not board.watchers:
+        return
     deadline = time.monotonic() + 5.0
     while time.monotonic() < deadline and any(each.sample is None and not each.error for each in board.watchers):
         time.sleep(0.02)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pyvmm.cli.output import balloon_state
@@ -99,6 +99,13 @@ def sample(now: Status, before: Status | None, seconds: float) -> Sample:
         totals=_totals(now.get("exits") or {}),
         channels=_channels(now.get("vmbus") or [], earlier.get("vmbus"), seconds),
     )
+
+
+def as_json(sample: Sample) -> dict[str, Any]:
+    """For programs: names with dashes as the monitor's, figures not rounded."""
+    made = asdict(sample, dict_factory=lambda pairs: {key.replace("_", "-"): value for key, value in pairs})
+    made["memory"]["pressure"] = sample.memory.pressure
+    return made | {"exit-rate": sample.exit_rate}
 
 
 def _number(value: object) -> float:

@@ -27,15 +27,31 @@ PATIENCE = 5.0
 LINES = 200
 """Trace lines kept."""
 
+ENDS = {
+    "guest-shutdown": "powered off",
+    "guest-reset": "ended by reset",
+    "guest-panic": "panicked",
+    "host-qmp-quit": "ended by quit",
+    "host-signal": "ended by signal",
+    "host-error": "host error",
+}
+"""QEMU's ShutdownCause in words for people."""
+
 
 class Watcher:
-    """Asks `entry` every `period` seconds. `sample` and `lines` are what it said last; `error` why it does not."""
+    """Asks `entry` every `period` seconds. `sample` and `lines` are what it said last; `error` why it does not.
+
+    Once the machine has ended, `ended` is when (time.monotonic()), `error` says how, `last_words` what a panic left.
+    """
 
     def __init__(self, entry: Entry, period: float) -> None:
         self.entry = entry
         self.sample: Sample | None = None
         self.lines: deque[tuple[float, str]] = deque(maxlen=LINES)  # seconds of the machine's clock, text
         self.error = ""
+        self.ended: float | None = None
+        self.last_words = ""
+        self._how = "ended"
         self._period = period
         self._wishes: deque[Callable[[Client], Any]] = deque()
         self._before: tuple[float, dict[str, Any]] | None = None
@@ -58,17 +74,28 @@ class Watcher:
         while not self._stop.is_set():
             try:
                 with connect(self.entry, PATIENCE, patience=0) as client:
-                    self._subscribe(client)
-                    while not self._stop.is_set():
-                        self.turn(client)
+                    self._talk(client)
             except Disconnected:
-                self.error = "ended"
-                return
+                if self.sample is not None:
+                    self.error, self.ended = self._how, time.monotonic()
+                    return
+                self.error = "not answering"  # it starts: nobody listens yet
+                self._stop.wait(self._period)
             except TimedOut:
                 self.error = "not answering"  # it starts, or its host is busy
             except PyvmmError as error:
                 self.error = str(error)
                 return
+
+    def _talk(self, client: Client) -> None:
+        try:
+            self._subscribe(client)
+            while not self._stop.is_set():
+                self.turn(client)
+        except Disconnected:
+            while client.events:  # what came before the end, and how that was
+                self._take(*client.events.popleft())
+            raise
 
     def _subscribe(self, client: Client) -> None:
         try:
@@ -95,15 +122,20 @@ class Watcher:
             if left <= 0:
                 break
             try:
-                _, data = client.wait_event({"X_TRACE"}, min(left, 0.1))
+                self._take(*client.wait_event({"X_TRACE", "SHUTDOWN", "GUEST_PANICKED"}, min(left, 0.1)))
             except TimedOut:
                 continue
-            for each in data["events"]:
-                entry = from_object(each)
-                if entry is not None:
-                    self.lines.append(
-                        (entry.time, f"{entry.name} {entry.message(self._words.get(entry.name))}".rstrip())
-                    )
+
+    def _take(self, name: str, data: dict[str, Any]) -> None:
+        match name:
+            case "X_TRACE":
+                for entry in filter(None, map(from_object, data["events"])):
+                    message = entry.message(self._words.get(entry.name))
+                    self.lines.append((entry.time, f"{entry.name} {message}".rstrip()))
+            case "GUEST_PANICKED":
+                self.last_words = str(data.get("x-text", ""))
+            case "SHUTDOWN":
+                self._how = ENDS.get(str(data.get("reason")), "ended")
 
     def _wish(self, client: Client, wish: Callable[[Client], Any]) -> None:
         try:

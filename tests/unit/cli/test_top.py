@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import Run
-from fake_machine import MIB, FakeMachine
+from fake_machine import MIB, FakeMachine, serving
 from rich.console import Console
 
+from pyvmm.cli.top import command
 from pyvmm.cli.top.command import Board, self_contained
 from pyvmm.cli.top.keys import decode
 from pyvmm.cli.top.samples import Memory, sample
-from pyvmm.cli.top.view import Row, bar, rate, screen
+from pyvmm.cli.top.view import Row, Screen, bar, rate
+from pyvmm.cli.top.watcher import Watcher
+from pyvmm.control import registry
 
 STATUS = {
     "name": "web",
@@ -50,6 +55,9 @@ STATUS = {
 }
 
 
+LINES = [(float(number), f"vmbus_post_msg type {number}") for number in range(40)]
+
+
 def later(**changes: object) -> dict[str, object]:
     channel = STATUS["vmbus"][0] | {"signals-in": 14, "packets-out": 30}  # type: ignore[index,operator]
     return (
@@ -57,9 +65,9 @@ def later(**changes: object) -> dict[str, object]:
     )
 
 
-def shown(rows: list[Row], chosen: int = 0, width: int = 120) -> str:
+def shown(rows: list[Row], chosen: int = 0, width: int = 120, height: int | None = None, help: bool = False) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(screen(rows, chosen))
+    console.print(Screen(rows, chosen, height=height, help=help))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
 
@@ -106,10 +114,50 @@ def test_no_machine_says_how_to_get_one() -> None:
     assert "pyvmm run" in shown([])
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_the_screen_fits_any_terminal(width: int) -> None:
-    text = shown([Row("web", sample(later(), STATUS, 2.0)), Row("db", None)], 1, width)
-    assert max(map(len, text.splitlines())) <= width
+@pytest.mark.parametrize("width", [60, 80, 100, 110, 200])
+@pytest.mark.parametrize("height", [12, 24, 30, 45])
+@pytest.mark.parametrize("machines", [1, 2, 40])
+def test_the_screen_fits_any_terminal(width: int, height: int, machines: int) -> None:
+    rows = [Row("database", sample(later(), STATUS, 2.0), lines=LINES)] * machines
+    lines = shown(rows, machines - 1, width, height).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) == height
+    assert "database" in lines[2 if lines[1].strip() else 4]
+    assert sum("vmbus_post_msg" in line for line in lines) >= 3
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_nothing_is_cut_where_room_is_scarce(width: int) -> None:
+    machines = [Row("database", sample(later(uptime=7384.0), STATUS, 2.0)), Row("web", None)]
+    text = shown(machines, width=width, height=24)
+    assert "…" not in text
+    for words in ("256M→128M" if width < 97 else "256 MiB", "61%", "25%", "2 refused"):
+        assert words in text
+
+
+def test_the_chosen_machine_has_a_mark_and_is_within_sight() -> None:
+    rows = [Row(f"vm{number}", sample(STATUS, None, 0.0)) for number in range(40)]
+    text = shown(rows, 30, 80, 24)
+    assert [line.split()[1] for line in text.splitlines() if "▸" in line] == ["vm30"]
+    assert "▸" not in shown(rows[:1])
+
+
+def test_help_takes_the_place_of_the_figures() -> None:
+    text = shown([Row("web", sample(STATUS, None, 0.0))], width=80, height=24, help=True)
+    assert "choose a machine" in text
+    assert "VMBus channels" not in text
+    assert "…" not in text
+
+
+def test_a_machine_that_ended_shows_how_instead_of_rates() -> None:
+    panic = "one\n" * 50 + "Kernel panic - not syncing: x\n" + "call trace\n" * 50
+    row = Row("web", sample(later(), STATUS, 2.0), "panicked", LINES, True, panic)
+    text = shown([row], width=80, height=24)
+    for words in ("panicked", "Kernel panic", "vmbus_post_msg"):
+        assert words in text
+    assert "exits a second" not in text
+    off = shown([Row("web", None, "powered off", LINES, True)], width=80, height=24)
+    assert off.count("vmbus_post_msg") == 16
 
 
 def test_the_picture_keeps_its_height() -> None:
@@ -143,7 +191,7 @@ def test_keys_are_words(data: bytes, keys: list[str]) -> None:
     assert decode(data) == keys
 
 
-def test_keys_resize_and_choose(machine: FakeMachine) -> None:
+def test_keys_resize_and_choose(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board((), 0.1)
     deadline = time.monotonic() + 10
     while board.watchers[0].sample is None and time.monotonic() < deadline:
@@ -153,10 +201,61 @@ def test_keys_resize_and_choose(machine: FakeMachine) -> None:
     while machine.actual != 448 * MIB and time.monotonic() < deadline:
         time.sleep(0.01)
     assert machine.actual == 448 * MIB
+    assert board.note == "web: asked for 448 MiB"
+    monkeypatch.setattr(command, "NOTE", 0.0)
+    assert board.note == ""
     assert board.key("down")
     assert board.chosen == 0
+    assert board.key("?")
+    assert board.help
     assert not board.key("q")
     board.close()
+
+
+def watched(board: Board, *, until: Callable[[Watcher], object]) -> Watcher:
+    """The board's only machine, once it is as wanted."""
+    deadline = time.monotonic() + 10
+    while not until(board.watchers[0]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return board.watchers[0]
+
+
+def test_how_a_machine_ended_stays_to_be_seen_until_another_takes_its_name(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = FakeMachine("dying")
+    with registry.claim("dying") as registration, serving(made, registration.socket):
+        board = Board((), 0.1)
+        watched(board, until=lambda each: each.sample)
+        made.emit("GUEST_PANICKED", **{"action": "poweroff", "x-text": "Kernel panic"})
+        made.emit("SHUTDOWN", guest=True, reason="guest-panic")
+        made.ended()
+        found = watched(board, until=lambda each: each.ended)
+    assert (found.error, found.last_words) == ("panicked", "Kernel panic")
+    board.look()
+    assert board.watchers == [found]
+    monkeypatch.setattr(command, "LINGER", 0.0)
+    board.look()
+    assert board.watchers == []
+    board.close()
+
+
+def test_a_machine_that_starts_is_asked_again(runtime: Path) -> None:
+    made = FakeMachine("slow")
+    with registry.claim("slow") as registration:
+        board = Board((), 0.1)
+        assert watched(board, until=lambda each: each.error).error == "not answering"
+        with serving(made, registration.socket):
+            assert watched(board, until=lambda each: each.sample and not each.error).sample is not None
+            board.close()
+
+
+def test_top_once_tells_programs(machine: FakeMachine, pyvmm: Run) -> None:
+    (found,) = json.loads(pyvmm("top", "--once", "--json", "-i", "0.1").out)
+    assert (found["name"], found["error"], found["memory"]["actual"]) == ("web", "", 512 * MIB)
+    assert found["exit-rate"] == 0
+    assert found["channels"][0]["signals-in"] == 0
+    assert pyvmm("top", "--json").status == 2
 
 
 def test_top_once_prints_a_picture(machine: FakeMachine, pyvmm: Run) -> None:
