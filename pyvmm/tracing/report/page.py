@@ -45,7 +45,7 @@ details:last-of-type { border-bottom: 1px solid var(--grid); }
 summary { cursor: pointer; padding: 4px 0; } summary span { color: var(--soft); margin-left: 10px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; }
 th { text-align: left; font-weight: 600; } th, td { padding: 3px 18px 3px 0; border-bottom: 1px solid var(--grid); }
-td.n, th.n { text-align: right; } code { font-size: 13px; }
+td.n, th.n { text-align: right; white-space: nowrap; } code { font-size: 13px; }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 """
 
