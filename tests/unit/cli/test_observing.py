@@ -119,6 +119,11 @@ def test_trace_diff_shows_what_differs(pyvmm: Run, tmp_path: Path) -> None:
     assert [each["kind"] for each in as_json["differences"]] == ["changed", "only-a"]
 
 
+def test_help_names_every_format_that_is_read(pyvmm: Run) -> None:
+    assert "Chrome" in pyvmm("trace", "convert", "--help").out
+    assert "any format" in " ".join(pyvmm("trace", "diff", "--help").out.split())
+
+
 def test_trace_converts(pyvmm: Run, tmp_path: Path) -> None:
     source = str(CAPTURES / "resize.jsonl")
     assert pyvmm("trace", "convert", source, str(tmp_path / "t.json")).status == 0
