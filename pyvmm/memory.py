@@ -8,8 +8,10 @@ guest physical address (gpa). The guest runs meanwhile: copy first, then check a
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,10 +26,15 @@ __all__ = ["PAGE_SIZE", "GuestMemory", "HostMemory", "Region", "memory_barrier"]
 PAGE_SIZE = 4096
 HUGE_SIZE = 2 << 20
 _MADV_DONTNEED, _MADV_REMOVE, _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 4, 9, 14, 23
-_MAP_NORESERVE = 0x4000
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_SPARE_MEMORY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.mmap.restype = ctypes.c_void_p
 
 
 class HostMemory:
@@ -41,20 +48,16 @@ class HostMemory:
         self, size: int, *, fd: int = -1, file_offset: int = 0, page_size: int = PAGE_SIZE, huge: bool = True
     ) -> None:
         self.size = size
+        self.closed = False
         self.shared = fd >= 0
         self.page_size = page_size
-        try:
-            if self.shared:
-                self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, offset=file_offset)
-                skip = 0
-            else:
-                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-                self._map = mmap.mmap(-1, size + HUGE_SIZE, flags=flags)
-                skip = -ctypes.addressof(ctypes.c_char.from_buffer(self._map)) % HUGE_SIZE
-        except (OSError, OverflowError, ValueError) as error:
-            raise HostError(f"cannot map {size >> 20} MiB of guest memory: {error}") from error
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + skip
-        self.view = memoryview(self._map)[skip : skip + size]
+        flags, spare = (mmap.MAP_SHARED, 0) if self.shared else (_SPARE_MEMORY, HUGE_SIZE)
+        start = _map(None, size + spare, flags, fd, file_offset)
+        self.address = start if self.shared else -(-start // HUGE_SIZE) * HUGE_SIZE
+        # Not mmap.mmap: that keeps a descriptor of the file, and with it the memory, as long as somebody has a view.
+        addresses = (ctypes.c_ubyte * size).from_address(self.address)
+        weakref.finalize(addresses, _libc.munmap, start, size + spare).atexit = False
+        self.view = memoryview(addresses).cast("B")
         if huge and not self.shared:
             _libc.madvise(self.address, size, _MADV_HUGEPAGE)  # a hint: kernels without THP say EINVAL
 
@@ -82,13 +85,24 @@ class HostMemory:
             raise HostError(f"madvise({length >> 10} KiB, {advice}): {os.strerror(code)}")
 
     def close(self) -> None:
-        """Unmap. Where somebody still holds a view the addresses stay, and private memory goes back to the host."""
-        self.view.release()
-        try:
-            self._map.close()
-        except BufferError:
-            if not self.shared:
-                _libc.madvise(self.address, self.size, _MADV_DONTNEED)
+        """Give the memory back. The addresses stay, reading as zeros, until the last view of them is gone: it may be
+        part of a cycle, and the collector take its time. Twice is fine.
+        """
+        if not self.closed:
+            self.closed = True
+            _map(self.address, self.size, _SPARE_MEMORY | _MAP_FIXED)
+            self.view.release()
+
+
+def _map(address: int | None, size: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+    """mmap(2), readable and writable. Raises HostError."""
+    mapped: int | None = None
+    if 0 < size < 1 << 63:
+        mapped = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
+    if mapped in (None, _MAP_FAILED):
+        code = ctypes.get_errno() or errno.ENOMEM
+        raise HostError(f"cannot map {size >> 20} MiB of guest memory: {os.strerror(code)}")
+    return mapped
 
 
 @dataclass(slots=True)

@@ -3,8 +3,10 @@
     python -m tests.bench.balloon [--runs N] [--image debian-6.1] [--only NAME ...]
 
 The same kernel, one vCPU and 1536 MiB for all, each driven through QMP by the same calls, each the only thing that
-runs at its time. A step ends when query-balloon tells the wanted size. Peaks are the process's VmHWM since the step
-began. Where the local KVM does not run Linux all of it happens in the emulated host.
+runs at its time. A step ends when query-balloon tells the wanted size; but memory that hv-balloon gives back counts
+there as soon as it is offered, so that step ends with the guest's last answer, by the trace event that both have
+(hv_balloon_incoming_unballoon). Peaks are the process's VmHWM since the step began. Where the local KVM does not run
+Linux all of it happens in the emulated host.
 
 QEMU 10.0.2 ends itself now and then while it balloons (vmbus.c: gpadl_iter_seek: Assertion `iter->active'). A VMM
 that dies is started again, TRIES times, and the report counts its deaths.
@@ -31,6 +33,7 @@ from typing import Any
 
 from images.agent import AgentClient, Exited
 from pyvmm.host.inside import socket_path
+from pyvmm.tracing.read import parse_line
 from tests.bench import boot
 
 MIB = 1 << 20
@@ -41,8 +44,10 @@ FILL = 600  # MiB written and freed again on each of two tmpfs, which hold half 
 LIMIT = 150.0  # seconds for one step
 HOST_MIB = 4608
 POLL = 0.002
+QUIET = 0.5  # seconds without another answer, after which the last was the last
 SETTLE = 5.0  # seconds before what is left is looked at: free pages are reported at leisure
 TRIES = 3
+ANSWERED = "hv_balloon_incoming_unballoon"
 
 TIMES = ("first", "out", "back", "out-dirty", "back-dirty", "add")
 SIZES = ("peak-out", "left-dirty")
@@ -134,6 +139,32 @@ class Guest(ABC):
         self.until(lambda: self.execute("query-balloon")["actual"] == size, f"{size >> 20} MiB")
         return time.monotonic() - begun
 
+    def give_back(self) -> float:
+        """Seconds until the guest has taken its whole boot memory back."""
+        limit = time.time() + LIMIT
+        begun, clock = len(self.answers()), self.answer_clock()
+        self.balloon(BOOT)
+        known = begun
+        while known == begun or known != len(self.answers()):
+            known = len(self.answers())
+            time.sleep(QUIET)  # and looks seldom: it runs on the guest's processor
+            if time.time() > limit:
+                raise RuntimeError(f"{self.name}: no answer to unballoon")
+        return self.answers()[-1] - clock
+
+    @abstractmethod
+    def answers(self) -> list[float]:
+        """When the guest answered to memory given back, by the clock that `answer_clock` tells."""
+
+    @abstractmethod
+    def answer_clock(self) -> float: ...
+
+    def traced(self) -> list[float]:
+        """The times of the events in the trace file."""
+        path = self.folder / "events"
+        found = (parse_line(line) for line in (path.read_text().splitlines() if path.exists() else []))
+        return [entry.time for entry in found if entry is not None and entry.name == ANSWERED]
+
     def forget_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
@@ -155,7 +186,14 @@ class Pyvmm(Guest):
     def command(self) -> tuple[Sequence[str], dict[str, str]]:
         argv = [sys.executable, "-m", "pyvmm.cli.main", "run", "--host", "local", "--image", self.image.name]
         argv += ["-m", f"{BOOT >> 20}M,max={BOOT + MOVED >> 20}M", "--console", "none"]
+        argv += ["--trace", ANSWERED, "--trace-file", str(self.folder / "events"), "--trace-format", "json"]
         return [*argv, "--qmp", str(self.folder / "qmp"), *self.more()], {}
+
+    def answers(self) -> list[float]:
+        return self.traced()
+
+    def answer_clock(self) -> float:
+        return time.monotonic()
 
     def more(self) -> list[str]:
         return []
@@ -203,7 +241,14 @@ class QemuHv(Guest):
         argv += ["-global", "PIIX4_PM.disable_s4=1", "-serial", "null"]
         for name, use in (("agent", ("-serial", "chardev:agent")), ("qmp", ("-mon", "chardev=qmp,mode=control"))):
             argv += ["-chardev", f"socket,id={name},path={self.folder / name},server=on,wait=off", *use]
+        argv += ["-msg", "timestamp=on", "-d", f"trace:{ANSWERED}", "-D", str(self.folder / "events")]
         return argv, self.facts["environment"]
+
+    def answers(self) -> list[float]:
+        return self.traced()
+
+    def answer_clock(self) -> float:
+        return time.time()
 
     def run(self, command: str) -> None:
         if not hasattr(self, "port"):
@@ -228,6 +273,9 @@ class QemuVirtio(QemuHv):
     def devices(self) -> list[str]:
         return ["-device", "virtio-balloon-pci"]
 
+    def give_back(self) -> float:
+        return self.balloon(BOOT)  # what it has is what the guest says
+
     def initrd(self) -> str:
         return str(self.facts["virtio-initrd"])
 
@@ -250,7 +298,7 @@ class Steps(dict[str, float]):
 
     def __setitem__(self, step: str, value: float) -> None:
         super().__setitem__(step, value)
-        print(f"{self._name}: {step} {value:.2f}", flush=True)
+        print(f"{self._name}: {step} {value:.3f}", flush=True)
 
 
 def measure(guest: Guest) -> dict[str, float]:
@@ -262,14 +310,14 @@ def measure(guest: Guest) -> dict[str, float]:
     guest.forget_peak()
     result["out"] = guest.balloon(BOOT - MOVED)
     result["peak-out"] = guest.memory("VmHWM")
-    result["back"] = guest.balloon(BOOT)
+    result["back"] = guest.give_back()
     for place in ("/tmp", "/run"):
         guest.run(f"dd if=/dev/zero of={place}/fill bs=1M count={FILL} 2>/dev/null")
     guest.run("rm /tmp/fill /run/fill")
     result["out-dirty"] = guest.balloon(BOOT - MOVED)
     time.sleep(SETTLE)
     result["left-dirty"] = guest.memory("VmRSS")
-    result["back-dirty"] = guest.balloon(BOOT)
+    result["back-dirty"] = guest.give_back()
     if guest.can_add:
         result["add"] = guest.balloon(BOOT + MOVED)
     return result
@@ -305,7 +353,7 @@ def report(label: str, image: str, results: dict[str, list[dict[str, float]]]) -
                 continue
             others = (middle(QemuHv.name, step), middle(QemuVirtio.name, step))
             ratios = "".join(f"{value / other:10.2f}" if other else f"{'-':>10}" for other in others)
-            print(f"  {name:22}{value:10.2f}{ratios}")
+            print(f"  {name:22}{value:10.3f}{ratios}")
 
 
 def main() -> int:

@@ -111,7 +111,10 @@ def _reports(item: pytest.Item, door: Door) -> Any:
         return
     try:
         for data in door.reports(item.nodeid):
-            yield item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+            report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+            if isinstance(report.longrepr, list):  # a skip's place and reason: JSON has no tuples, pytest insists
+                report.longrepr = tuple(report.longrepr)
+            yield report
     except boot_door.Died as error:
         yield _report(item, "call", "failed", str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -134,4 +135,18 @@ def test_closed_memory_goes_back_to_the_host_even_while_a_view_is_held() -> None
     full = resident()
     memory.close()
     assert full - resident() > size // 2
+    held.release()
+
+
+def test_a_closed_file_is_let_go_of_even_while_a_view_is_held() -> None:
+    fd = os.memfd_create("let-go-of")
+    os.ftruncate(fd, 1 << 20)
+    memory = HostMemory(1 << 20, fd=fd)
+    os.close(fd)
+    held = memory.view[:4]
+    held[:] = b"kept"
+    memory.close()
+    assert "let-go-of" not in Path("/proc/self/maps").read_text()
+    assert bytes(held) == bytes(4)
+    held[:] = b"safe"
     held.release()

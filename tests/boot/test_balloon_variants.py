@@ -1,0 +1,128 @@
+"""The balloon where it is not as usual: other backends, sized by demand, unbound in the middle of a resize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.backend import Backend
+from tests.support.booted import MIB, Booted
+
+BOOT, MAX = 512 * MIB, 768 * MIB
+BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
+DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+HUGE = 2 * MIB
+PIECE = 4 * MIB
+DIRTY = 360  # MiB written and freed again before memory goes out, which leaves little that was never touched
+KEPT = 16  # MiB that must stay as they are
+
+
+def free_huge_pages() -> int:
+    """In bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return HUGE * next(int(line.split()[1]) for line in lines if line.startswith("HugePages_Free"))
+
+
+@pytest.fixture(scope="module")
+def huge_pages() -> Iterator[None]:
+    """As many as the guest may come to have."""
+    before = HUGE_PAGES.read_text()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+        HUGE_PAGES.write_text(str(MAX // HUGE))
+    except OSError as error:
+        pytest.skip(f"{HUGE_PAGES}: {error.strerror}")
+    if free_huge_pages() < MAX:
+        HUGE_PAGES.write_text(before)
+        pytest.skip(f"no {MAX // HUGE} huge pages to be had")
+    yield
+    HUGE_PAGES.write_text(before)
+
+
+def out_back_and_added(backend: str, engine: str, used: Callable[[Booted], int]) -> None:
+    """`used`: bytes the host has in use for the guest."""
+    options = {"mem_backend": Backend.parse(backend), "memory": BOOT, "max_memory": MAX, "page_reporting": False}
+    with Booted("debian-6.1", engine=engine, **options) as guest:
+        guest.wait_balloon_ready()
+        total = guest.memory_total()
+        guest.sh(
+            f"seq 1000000 {1000000 + KEPT * MIB // 8} >/tmp/kept; md5sum /tmp/kept >/tmp/sum; "
+            "mkdir /mnt; mount -t tmpfs -o size=95% fill /mnt; "
+            f"dd if=/dev/zero of=/mnt/f bs=1M count={DIRTY} 2>/dev/null; umount /mnt",
+            limit=120,
+        )
+        before = used(guest)
+        assert guest.resize(BOOT - 192 * MIB).reached
+        assert before - used(guest) >= 96 * MIB
+        assert guest.resize(BOOT).reached
+        assert guest.resize(BOOT + 128 * MIB).reached
+        assert guest.memory_total() == total + 128 * MIB
+        guest.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=120 2>/dev/null; rm /tmp/fill; md5sum -c /tmp/sum")
+        assert not any(guest.machine.balloon.info()["refused-pages"].values())
+
+
+@pytest.mark.parametrize(
+    ("backend", "engine"),
+    [("anon,prealloc=on", "user"), ("memfd", "kernel"), ("file=/dev/shm/pyvmm-guest-ram", "user")],
+)
+def test_every_backend_gives_memory_back_and_takes_more(backend: str, engine: str) -> None:
+    try:
+        out_back_and_added(backend, engine, lambda guest: guest.machine.resident())
+    finally:
+        Path("/dev/shm/pyvmm-guest-ram").unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("huge_pages")
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+def test_huge_pages_go_back_to_the_hosts_pool(engine: str) -> None:
+    out_back_and_added("hugetlb=2M", engine, lambda guest: MAX - free_huge_pages())
+
+
+@pytest.mark.parametrize(("engine", "cpus"), [("kernel", 2), ("user", 1)])
+def test_a_guest_is_sized_by_its_demand(engine: str, cpus: int) -> None:
+    with Booted(
+        "debian-6.12",
+        engine=engine,
+        cpus=cpus,
+        memory=384 * MIB,
+        min_memory=224 * MIB,
+        max_memory=768 * MIB,
+        append="hv_balloon.pressure_report_delay=2",
+    ) as guest:
+        guest.wait_balloon_ready()
+        balloon = guest.machine.balloon
+        assert balloon is not None
+        guest.sh("mkdir -p /mnt; mount -t tmpfs -o size=90% need /mnt; dd if=/dev/zero of=/mnt/f bs=1M count=240")
+        guest.until(lambda: balloon.actual > 400 * MIB, 30, "growth")
+        guest.sh("rm /mnt/f")
+        guest.until(lambda: balloon.actual < 384 * MIB, 100, "shrinking, after half a minute of too much")
+        reasons = [data["reason"] for name, data in guest.events if name == "X_AUTOSIZE"]
+        assert "grow" in reasons and "shrink" in reasons
+
+
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+@pytest.mark.parametrize("target", [BOOT - 192 * MIB, BOOT + 1024 * MIB], ids=["out", "added"])
+def test_a_driver_unbound_in_the_middle_of_a_resize_goes_on_when_it_is_back(engine: str, target: int) -> None:
+    """What the guest's last words were when the channel closed nobody has read: a piece at most is lost to both."""
+    with Booted("debian-6.1", engine=engine, memory=BOOT, max_memory=BOOT + 1024 * MIB, balloon_piece=PIECE) as guest:
+        guest.wait_balloon_ready()
+        balloon = guest.machine.balloon
+        assert balloon is not None
+        total = guest.memory_total()
+        guest.machine.balloon_set(target)
+        guest.until(lambda: abs(balloon.actual - BOOT) >= 2 * PIECE, 30, "the first pieces")
+        guest.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
+        guest.until(lambda: not balloon.ready, 20, "closed channel")
+        assert balloon.actual != target, "too quick to be in the middle"
+        lost = total - guest.memory_total() - (BOOT - balloon.actual)
+        assert abs(lost) <= 128 * MIB if target > BOOT else 0 <= lost <= PIECE
+        guest.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
+        guest.wait_balloon_ready()
+        assert guest.resize(BOOT - 16 * MIB).reached
+        assert guest.resize(BOOT).reached
+        assert guest.memory_total() == total - lost
+        assert not any(balloon.info()["refused-pages"].values())
