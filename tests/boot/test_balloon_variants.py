@@ -105,10 +105,10 @@ def test_a_guest_is_sized_by_its_demand(engine: str, cpus: int) -> None:
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])
-@pytest.mark.parametrize("target", [BOOT - 192 * MIB, BOOT + 1024 * MIB], ids=["out", "added"])
+@pytest.mark.parametrize("target", [BOOT - 192 * MIB, BOOT + 2048 * MIB], ids=["out", "added"])
 def test_a_driver_unbound_in_the_middle_of_a_resize_goes_on_when_it_is_back(engine: str, target: int) -> None:
     """What the guest's last words were when the channel closed nobody has read: a piece at most is lost to both."""
-    with Booted("debian-6.1", engine=engine, memory=BOOT, max_memory=BOOT + 1024 * MIB, balloon_piece=PIECE) as guest:
+    with Booted("debian-6.1", engine=engine, memory=BOOT, max_memory=BOOT + 2048 * MIB, balloon_piece=PIECE) as guest:
         guest.wait_balloon_ready()
         balloon = guest.machine.balloon
         assert balloon is not None
