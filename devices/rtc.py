@@ -41,6 +41,8 @@ class Rtc:
         self._offset = 0.0
         self._cells = bytearray(128)
         self._frozen: dict[int, int] | None = None
+        self._shown: dict[int, int] = {}
+        self._shown_second = -1
         self.reset()
 
     def reset(self) -> None:
@@ -74,13 +76,13 @@ class Rtc:
         if offset == INDEX:
             self._index = value & 0x7F
         elif offset == DATA and self._index in _TIME:
-            fields = self._frozen or self._fields()
+            fields = dict(self._fields()) if self._frozen is None else self._frozen
             fields[self._index] = self._decode(self._index, value)
             if self._frozen is None:
                 self._set(fields)
         elif offset == DATA and self._index == REG_B:
             if value & B_SET and self._frozen is None:
-                self._frozen = self._fields()
+                self._frozen = dict(self._fields())
             elif not value & B_SET and self._frozen is not None:
                 fields, self._frozen = self._frozen, None
                 self._set(fields)
@@ -94,8 +96,13 @@ class Rtc:
         return self._clock() + self._offset
 
     def _fields(self) -> dict[int, int]:
-        now = _EPOCH + timedelta(seconds=int(self._now()))
-        return {
+        """The time by register. Kept for as long as it stays the same: a reader wants all of them, some twice."""
+        second = int(self._now())
+        if second == self._shown_second:
+            return self._shown
+        now = _EPOCH + timedelta(seconds=second)
+        self._shown_second = second
+        self._shown = {
             SECONDS: now.second,
             MINUTES: now.minute,
             HOURS: now.hour,
@@ -105,6 +112,7 @@ class Rtc:
             YEAR: now.year % 100,
             CENTURY: now.year // 100,
         }
+        return self._shown
 
     def _set(self, fields: dict[int, int]) -> None:
         """Make the clock show `fields`. A date that does not exist changes nothing."""

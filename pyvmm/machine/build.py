@@ -45,7 +45,7 @@ def build_config(
 ) -> MachineConfig:
     """A checked MachineConfig. `machine` are fields of it that are taken as they are.
 
-    `look_into` False leaves out what loading the kernel's files would find as well, where they are loaded at once.
+    `look_into` False takes the files as they are: somebody has just looked, and loading them will tell.
 
     With neither kernel nor kdir it is one of our images, built if need be. `agent_only`: no shell on the console,
     because a program drives the guest through the agent. `progress` gets lines for people. Raises ConfigError.
@@ -62,8 +62,8 @@ def build_config(
     else:
         if initrd is not None:
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
-        MachineConfig(kernel=Path(), **machine).check_sizes()
-        found = guest_image(image, progress)
+        MachineConfig(kernel=Path(), **machine).check()  # before an image is made for it
+        found = guest_image(image, progress, look_into=look_into)
         kernel, initrd = found.vmlinux, found.initrd
         if agent_only:
             pieces.append(NO_SHELL)
@@ -96,8 +96,10 @@ def _own_kernel(
     return kernel or tree.kernel, initrd
 
 
-def guest_image(name: str | None, progress: Callable[[str], None] = _silent) -> Image:
+def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, look_into: bool = True) -> Image:
     """One of our images (None: the default), built if it is not there yet."""
     from images import catalog
 
+    if not look_into:
+        return catalog.known_image(name or catalog.DEFAULT)
     return catalog.find_image(name or catalog.DEFAULT, progress=progress)

@@ -58,14 +58,7 @@ class MachineConfig:
     )
 
     def check(self) -> None:
-        """Raise ConfigError for what no machine can be."""
-        self.check_sizes()
-        for path, what in ((self.kernel, "kernel"), (self.initrd, "initrd")):
-            if path is not None and not path.is_file():
-                raise ConfigError(f"{what} {path}: no such file")
-
-    def check_sizes(self) -> None:
-        """The part of `check` that looks at no file: before an image is made for a machine that cannot be."""
+        """Raise ConfigError for what no machine can be. Looks at no file: `firmware.linux` does."""
         if self.cpus < 1:
             raise ConfigError(f"{self.cpus} CPUs: a machine needs at least 1")
         if self.cpus > MAX_CPUS:

@@ -164,7 +164,7 @@ def test_wrong_options_are_refused_at_once(options: dict[str, Any], text: str) -
 
 
 def test_wrong_files_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         pyvmm.Machine(kernel=tmp_path / "vmlinux").start()
 
 

@@ -15,7 +15,7 @@ import pytest
 from sample_modules import module
 
 from images import busybox, cache, catalog, packages
-from images.catalog import build_image, find_image, list_images
+from images.catalog import build_image, find_image, known_image, list_images
 from images.cpio import read_cpio
 from pyvmm.errors import ConfigError, HostError
 
@@ -239,3 +239,10 @@ def test_static_program_is_told_from_a_dynamic_one() -> None:
     assert busybox.is_static(kernels.elf([(0x400000, b"x", 1)], entry=0x400000))
     assert not busybox.is_static(Path(shutil.which("bash") or "/bin/sh").read_bytes())
     assert not busybox.is_static(b"#!/bin/sh\n")
+
+
+def test_an_image_can_be_taken_at_its_manifests_word(debian: Debian) -> None:
+    built = find_image()
+    built.initrd.unlink()
+    assert known_image() == built
+    assert find_image().initrd.exists()
