@@ -22,7 +22,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 from firmware.e820 import ram_layout
-from firmware.entry import BootState
 from firmware.linux import load_linux
 from pyvmm.errors import PyvmmError
 from pyvmm.hyperv.crash import CrashReport
@@ -36,7 +35,6 @@ from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.hotplug import HotAddWindow
-from pyvmm.machine.loading import Loading
 from pyvmm.machine.monitored import Listener, Monitored, State
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
@@ -166,7 +164,7 @@ class Machine(Monitored):
 
     @property
     def services(self) -> Services:
-        """The VMBus and its devices. Made on the way to the start, or before if somebody asks."""
+        """The VMBus and its devices. Made by `start`, or before if somebody asks."""
         if self._services is None:
             from pyvmm.machine.inventory import SizeWatch
             from pyvmm.machine.plugging import Plugging
@@ -227,28 +225,7 @@ class Machine(Monitored):
         self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
 
     def _power_on(self, *, fresh: bool) -> None:
-        """Load the kernel and make the hardware that will run it, at the same time."""
-        loading = Loading(partial(self._load, fresh=fresh))
-        try:
-            self._reset_wanted = False
-            self._hardware = Hardware(
-                self._kvm,
-                self._host_cpuid,
-                self.memory,
-                self.engine,
-                self.board.ports,
-                self.board.mmio,
-                reset=self._want_reset,
-                failed=lambda error: self.loop.post(self._failed, error),
-                coalesced=self.board.coalesced,
-                polled=self.board.polled(),
-            )
-            _ = self.services
-        finally:
-            loading.wait()
-        self._hardware.boot(loading.state())
-
-    def _load(self, *, fresh: bool) -> BootState:
+        """Load the kernel and make the hardware that will run it."""
         before = time.monotonic()
         state = load_linux(
             self.memory,
@@ -262,7 +239,20 @@ class Machine(Monitored):
         )
         if trace.loaded.on:
             trace.loaded(self.config.kernel, round((time.monotonic() - before) * 1000))
-        return state
+        self._reset_wanted = False
+        self._hardware = Hardware(
+            self._kvm,
+            self._host_cpuid,
+            self.memory,
+            self.engine,
+            self.board.ports,
+            self.board.mmio,
+            reset=self._want_reset,
+            failed=lambda error: self.loop.post(self._failed, error),
+            coalesced=self.board.coalesced,
+            polled=self.board.polled(),
+        )
+        self._hardware.boot(state)
 
     # Life
 
@@ -278,6 +268,7 @@ class Machine(Monitored):
         assert self._hardware is not None
         self._set_state("running")
         self._hardware.start()
+        _ = self.services  # while the guest boots
 
     def run(self) -> Outcome:
         """Serve the machine until it ends."""
