@@ -41,7 +41,7 @@ def complete_channel(ctx: click.Context, param: click.Parameter, incomplete: str
     given = next(iter(ctx.args), None)  # not parsed yet: click stopped at the option without its value
     try:
         entry = find(given, ctx.params.get("name"), ctx.params.get("socket"))
-        with connect(entry, QUICK) as client:
+        with connect(entry, QUICK, patience=0) as client:
             names = [str(each.get("name")) for each in client.execute("x-query-vmbus")]
     except (PyvmmError, click.UsageError):  # none runs, or it is not clear which is meant
         return []

@@ -52,7 +52,6 @@ def run_session(session: Session) -> int:
         loop = Loop()
         console = stack.enter_context(open_console(session.console))
         console.tied = session.tied
-        session.config.pid = user_pid()
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
         run = _Run(session, machine, console)
         stack.enter_context(run.signals())
@@ -69,6 +68,7 @@ def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.E
     """Monitors on `sockets`, until `stack` ends. Raises ConfigError for one in use."""
     from pyvmm.control.server import ControlServer
 
+    machine.pid = user_pid()
     for path in sockets:
         server = ControlServer(loop, machine, socket_path(path))
         server.start()

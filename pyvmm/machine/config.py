@@ -36,7 +36,6 @@ class MachineConfig:
     memory: int = 512 * MIB
     cpus: int = 1
     name: str = "vm"
-    pid: int = 0  # of the process that the user knows, where that is another than this one (emulated host)
     engine: EngineChoice = "auto"
     entry: EntryProtocol = "auto"
     on_panic: PanicPolicy = "stop"

@@ -14,6 +14,7 @@ writes faster than the loop turns.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -121,6 +122,7 @@ class Machine(Monitored):
         self._plugging: Plugging | None = None
         self._size_watch: SizeWatch | None = None
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
+        self.pid = os.getpid()
         self.console_place = "null"  # where the console leads, for query-chardev
         self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)

@@ -44,6 +44,7 @@ class Monitored(ABC):
     agent: GuestAgent
     window: HotAddWindow | None
     pressure: Pressure | None  # with a balloon whose status reports are wanted
+    pid: int  # of the process by which the user knows the machine
     console_place: str  # where the console leads, for query-chardev
     resets: int
     _state: State
@@ -198,7 +199,7 @@ class Monitored(ABC):
         hardware = self._hardware
         return {
             "name": self.name,
-            "pid": self.config.pid or os.getpid(),
+            "pid": self.pid,
             "status": self._state,
             "engine": self.engine.name,
             "cpus": self.config.cpus,

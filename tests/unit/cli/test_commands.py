@@ -308,6 +308,14 @@ def test_run_offers_files_of_options_as_first_word(
     assert complete("pyvmm run nowhere/", monkeypatch, capsys) == ["nowhere/"]
 
 
+def test_completion_does_not_wait_for_a_machine_that_starts(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pyvmm.cli.target.time.sleep", lambda seconds: pytest.fail("it waits"))
+    with registry.claim("web"):
+        assert complete("pyvmm wait web --channel ", monkeypatch, capsys) == [""]
+
+
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
 def test_fish_shows_a_description_past_its_first_comma(pyvmm: Run, tmp_path: Path) -> None:
     (tmp_path / "pyvmm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pyvmm "$@"\n')

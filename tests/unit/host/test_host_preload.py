@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -75,3 +76,10 @@ def test_a_socket_has_a_short_stand_in_inside() -> None:
     long = "/" + "x" * 300
     assert len(inside.inner_socket(long)) < 108
     assert inside.inner_socket("/a/../b") == inside.inner_socket("/b")
+
+
+def test_inside_a_host_the_user_knows_the_command_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(inside.VARIABLE, raising=False)
+    assert inside.user_pid() == os.getpid()
+    monkeypatch.setenv(inside.VARIABLE, "4711")
+    assert inside.user_pid() == 4711
