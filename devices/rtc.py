@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 INDEX, DATA = 0, 1
 PORTS = 2
@@ -41,8 +42,6 @@ class Rtc:
         self._offset = 0.0
         self._cells = bytearray(128)
         self._frozen: dict[int, int] | None = None
-        self._shown: dict[int, int] = {}
-        self._shown_second = -1
         self.reset()
 
     def reset(self) -> None:
@@ -96,23 +95,8 @@ class Rtc:
         return self._clock() + self._offset
 
     def _fields(self) -> dict[int, int]:
-        """The time by register. Kept for as long as it stays the same: a reader wants all of them, some twice."""
-        second = int(self._now())
-        if second == self._shown_second:
-            return self._shown
-        now = _EPOCH + timedelta(seconds=second)
-        self._shown_second = second
-        self._shown = {
-            SECONDS: now.second,
-            MINUTES: now.minute,
-            HOURS: now.hour,
-            WEEKDAY: now.isoweekday() % 7 + 1,  # Sunday is 1
-            DAY: now.day,
-            MONTH: now.month,
-            YEAR: now.year % 100,
-            CENTURY: now.year // 100,
-        }
-        return self._shown
+        """The time by register. Shared with other readers: copy it to change it."""
+        return _registers(int(self._now()))
 
     def _set(self, fields: dict[int, int]) -> None:
         """Make the clock show `fields`. A date that does not exist changes nothing."""
@@ -145,3 +129,19 @@ class Rtc:
         if twelve:
             value = value % 12 + (12 if afternoon else 0)
         return value
+
+
+@lru_cache(maxsize=1)
+def _registers(second: int) -> dict[int, int]:
+    """A time by register. Kept while the second lasts: who reads the clock wants all of them, some twice."""
+    now = _EPOCH + timedelta(seconds=second)
+    return {
+        SECONDS: now.second,
+        MINUTES: now.minute,
+        HOURS: now.hour,
+        WEEKDAY: now.isoweekday() % 7 + 1,  # Sunday is 1
+        DAY: now.day,
+        MONTH: now.month,
+        YEAR: now.year % 100,
+        CENTURY: now.year // 100,
+    }

@@ -157,7 +157,7 @@ def run(
     if trace:
         from pyvmm.cli.trace_sinks import check_patterns
 
-        check_patterns(trace)
+        check_patterns(trace)  # before an emulated host is booted for it
     machine_config = config_of(ctx.params)
 
     def here(name: str, sockets: list[Path]) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyvmm.control.registry import Entry
 
 START_LIMIT = 60.0
-"""Seconds from a machine's name to its monitor: an image may have to be made, an emulated host to be booted."""
+"""Seconds from a machine's name to its monitor: an emulated host may have to be made and booted."""
 
 CLAIM_LIMIT = 2.0
 """Seconds from a command's start to the machine's name."""

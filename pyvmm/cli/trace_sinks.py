@@ -24,10 +24,8 @@ def traces(
             raise ConfigError("--trace-format says how --trace-file is written: give one")
         yield
         return
-    from pyvmm.cli.trace_events import load_events
-
-    load_events()
-    chosen = [trace.check_pattern(pattern) for pattern in patterns] or ["*"]
+    check_patterns(patterns)
+    chosen = patterns or ["*"]
     with contextlib.ExitStack() as stack:
         sink: trace.Sink
         if file is None:
@@ -43,13 +41,12 @@ def traces(
 
 
 def check_patterns(patterns: Sequence[str]) -> None:
-    """ConfigError for one that matches nothing: said before an emulated host is booted for it."""
-    if patterns:
-        from pyvmm.cli.trace_events import load_events
+    """Declare all events. ConfigError for a pattern that matches none of them."""
+    from pyvmm.cli.trace_events import load_events
 
-        load_events()
-        for pattern in patterns:
-            trace.check_pattern(pattern)
+    load_events()
+    for pattern in patterns:
+        trace.check_pattern(pattern)
 
 
 @contextlib.contextmanager

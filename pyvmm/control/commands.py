@@ -1,12 +1,12 @@
 """What can be asked of a running machine through QMP.
 
-Source: QEMU qapi/{control,misc,machine,run-state}.json for names, arguments and replies. `devices`, `schema` and
-`guest` declare more; importing this module declares them all.
+Source: QEMU qapi/{control,misc,machine,run-state}.json for names, arguments and replies. The modules
+imported here declare more; importing this one declares them all.
 """
 
 from __future__ import annotations
 
-from pyvmm.control import devices, guest, hmp, pressure, schema
+from pyvmm.control import console, devices, guest, hmp, observe, pressure, schema
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, Controlled, Reply, command, dispatch
@@ -18,9 +18,11 @@ __all__ = [
     "Controlled",
     "Reply",
     "command",
+    "console",
     "devices",
     "dispatch",
     "guest",
+    "observe",
     "pressure",
     "schema",
 ]

@@ -163,7 +163,7 @@ def _running(folder: Path) -> Iterator[Entry]:
 
 
 def is_starting(entry: Entry) -> bool:
-    """Whether the machine has its name and no monitor yet: an image is made, a host booted."""
+    """Whether the machine has its name and no monitor yet: an emulated host is made or booted for it."""
     return not entry.socket.exists() and any(each == entry for each in running())
 
 

@@ -19,7 +19,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pyvmm.control import console, observe  # noqa: F401 - they declare commands
 from pyvmm.control import events as trace
 from pyvmm.control.commands import Controlled, dispatch
 from pyvmm.control.protocol import Session, encode_event

@@ -50,6 +50,8 @@ def build_config(
     With neither kernel nor kdir it is one of our images, built if need be. `agent_only`: no shell on the console,
     because a program drives the guest through the agent. `progress` gets lines for people. Raises ConfigError.
     """
+    config = MachineConfig(kernel=Path(), **machine)
+    config.check()  # before an image is made for a machine that cannot be
     pieces = [BASE_CMDLINE]
     if kernel is not None or kdir is not None:
         if agent_only:
@@ -62,15 +64,13 @@ def build_config(
     else:
         if initrd is not None:
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
-        MachineConfig(kernel=Path(), **machine).check()  # before an image is made for it
         found = guest_image(image, progress, look_into=look_into)
         kernel, initrd = found.vmlinux, found.initrd
         if agent_only:
             pieces.append(NO_SHELL)
     if append:
         pieces.append(append)
-    config = MachineConfig(kernel=kernel, initrd=initrd, cmdline=" ".join(pieces), **machine)
-    config.check()
+    config.kernel, config.initrd, config.cmdline = kernel, initrd, " ".join(pieces)
     if look_into:
         check_linux(
             kernel=config.kernel,

@@ -16,7 +16,7 @@ from pyvmm.tracing.entry import Entry
 
 def chrome_entries(text: str) -> Iterator[Entry | None]:
     """The events of an array that may lack its end; None for each element that is none."""
-    threads: dict[Any, str] = {}
+    threads: dict[str, str] = {}
     for each in _elements(text):
         if not isinstance(each, dict):
             yield None
@@ -30,7 +30,7 @@ def chrome_entries(text: str) -> Iterator[Entry | None]:
             yield Entry(time / 1e6, name, threads.get(str(each.get("tid")), ""), fields)
 
 
-def _learn(element: dict[str, Any], threads: dict[Any, str]) -> None:
+def _learn(element: dict[str, Any], threads: dict[str, str]) -> None:
     """Note a thread's name."""
     arguments = element.get("args")
     if (
