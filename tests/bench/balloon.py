@@ -29,13 +29,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from images.agent import AgentClient, Exited
+from pyvmm.control.client import Client, Disconnected
+from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import socket_path
 from pyvmm.tracing.read import parse_line
 from tests.bench import boot
 
+T = TypeVar("T")
 MIB = 1 << 20
 BOOT = 1536 * MIB
 MOVED = 1024 * MIB
@@ -83,10 +86,7 @@ class Guest(ABC):
 
     def begin(self) -> None:
         """Wait until it takes QMP commands."""
-        self.qmp = self.connect("qmp")
-        self._replies = self.qmp.makefile("rb")
-        self._replies.readline()  # the greeting
-        self.execute("qmp_capabilities")
+        self.qmp = self.connect(lambda: Client(self.address("qmp"), LIMIT), "monitor")
 
     @abstractmethod
     def command(self) -> tuple[Sequence[str], dict[str, str]]:
@@ -100,20 +100,16 @@ class Guest(ABC):
         """The path of one of its sockets."""
         return str(self.folder / name)
 
-    def connect(self, name: str) -> socket.socket:
-        """To one of its sockets, once that is there."""
+    def connect(self, attempt: Callable[[], T], what: str) -> T:
+        """What `attempt` makes, once the other side is there."""
 
-        def attempt() -> socket.socket | None:
-            connection = socket.socket(socket.AF_UNIX)
-            with contextlib.suppress(OSError):
-                connection.connect(self.address(name))
-                return connection
-            connection.close()
+        def quietly() -> T | None:
+            with contextlib.suppress(OSError, Disconnected):
+                return attempt()
             return None
 
-        connection = self.until(attempt, f"socket {name}")
-        connection.settimeout(LIMIT)
-        return connection
+        made: T = self.until(quietly, what)
+        return made
 
     def until(self, ready: Callable[[], Any], what: str) -> Any:
         limit = time.monotonic() + LIMIT
@@ -123,20 +119,11 @@ class Guest(ABC):
             time.sleep(POLL)
         return result
 
-    def execute(self, name: str, /, **arguments: Any) -> Any:
-        self.qmp.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
-        while True:
-            reply = json.loads(self._replies.readline())
-            if "error" in reply:
-                raise RuntimeError(f"{self.name}: {name}: {reply['error']['desc']}")
-            if "return" in reply:
-                return reply["return"]
-
     def balloon(self, size: int) -> float:
         """Seconds until the guest has `size`."""
         begun = time.monotonic()
-        self.execute("balloon", value=size)
-        self.until(lambda: self.execute("query-balloon")["actual"] == size, f"{size >> 20} MiB")
+        self.qmp.execute("balloon", {"value": size})
+        self.until(lambda: self.qmp.execute("query-balloon")["actual"] == size, f"{size >> 20} MiB")
         return time.monotonic() - begun
 
     def give_back(self) -> float:
@@ -152,18 +139,14 @@ class Guest(ABC):
                 raise RuntimeError(f"{self.name}: no answer to unballoon")
         return self.answers()[-1] - clock
 
-    @abstractmethod
     def answers(self) -> list[float]:
-        """When the guest answered to memory given back, by the clock that `answer_clock` tells."""
-
-    @abstractmethod
-    def answer_clock(self) -> float: ...
-
-    def traced(self) -> list[float]:
-        """The times of the events in the trace file."""
+        """When the guest answered to memory given back, by the trace and the clock that `answer_clock` tells."""
         path = self.folder / "events"
         found = (parse_line(line) for line in (path.read_text().splitlines() if path.exists() else []))
         return [entry.time for entry in found if entry is not None and entry.name == ANSWERED]
+
+    @abstractmethod
+    def answer_clock(self) -> float: ...
 
     def forget_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
@@ -189,9 +172,6 @@ class Pyvmm(Guest):
         argv += ["--trace", ANSWERED, "--trace-file", str(self.folder / "events"), "--trace-format", "json"]
         return [*argv, "--qmp", str(self.folder / "qmp"), *self.more()], {}
 
-    def answers(self) -> list[float]:
-        return self.traced()
-
     def answer_clock(self) -> float:
         return time.monotonic()
 
@@ -202,7 +182,7 @@ class Pyvmm(Guest):
         return socket_path(self.folder / name)  # in an emulated host it serves elsewhere than it was told
 
     def run(self, command: str) -> None:
-        reply = self.execute("x-execute", command=command, timeout=int(LIMIT))
+        reply = self.qmp.execute("x-execute", {"command": command, "timeout": int(LIMIT)})
         if reply["status"]:
             raise RuntimeError(f"{self.name}: {command}: {base64.b64decode(reply['stderr'])!r}")
 
@@ -244,15 +224,12 @@ class QemuHv(Guest):
         argv += ["-msg", "timestamp=on", "-d", f"trace:{ANSWERED}", "-D", str(self.folder / "events")]
         return argv, self.facts["environment"]
 
-    def answers(self) -> list[float]:
-        return self.traced()
-
     def answer_clock(self) -> float:
         return time.time()
 
     def run(self, command: str) -> None:
         if not hasattr(self, "port"):
-            self.port, self.agent = self.connect("agent"), AgentClient()
+            self.port, self.agent = self.connect(self.agent_port, "agent"), AgentClient()
         while not self.agent.ready:
             self.agent.feed(self.port.recv(65536))
         number, request = self.agent.run(command)
@@ -263,6 +240,17 @@ class QemuHv(Guest):
                     if event.status:
                         raise RuntimeError(f"{self.name}: {command}: status {event.status}")
                     return
+
+    def agent_port(self) -> socket.socket:
+        """Raises OSError."""
+        port = socket.socket(socket.AF_UNIX)
+        try:
+            port.connect(self.address("agent"))
+        except OSError:
+            port.close()
+            raise
+        port.settimeout(LIMIT)
+        return port
 
 
 class QemuVirtio(QemuHv):
@@ -398,7 +386,7 @@ def attempt(kind: type[Guest], image: Any, facts: dict[str, Any]) -> dict[str, f
             stack.callback(guest.close)
             guest.begin()
             return measure(guest)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, PyvmmError) as error:
             said = (Path(folder) / "log").read_text(errors="replace")[-500:].strip()
             print(f"{kind.name}: {error}; it said: {said}", file=sys.stderr, flush=True)
             return {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,14 +16,12 @@ from typing import Any
 
 import pytest
 
-from pyvmm.host.probe import probe
 from pyvmm.host.qemu import PROGRAM
+from tests.support.boot_door import lacks_qemu, runs_here
 
 pytestmark = [
     pytest.mark.boot,
-    pytest.mark.skipif(
-        shutil.which(PROGRAM) is None and not probe().usable, reason=f"needs {PROGRAM} or a KVM that runs Linux"
-    ),
+    pytest.mark.skipif(lacks_qemu() and not runs_here(), reason=f"needs {PROGRAM} or a KVM that runs Linux"),
 ]
 MIB = 1 << 20
 BOOT, LEAST, BUDGET = 384, 224, 768  # MiB

@@ -11,8 +11,6 @@ from pyvmm.backend import Backend
 from tests.support.booted import MIB, Booted
 
 BOOT, MAX = 512 * MIB, 768 * MIB
-BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
-DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 HUGE = 2 * MIB
 PIECE = 4 * MIB
@@ -115,13 +113,11 @@ def test_a_driver_unbound_in_the_middle_of_a_resize_goes_on_when_it_is_back(engi
         total = guest.memory_total()
         guest.machine.balloon_set(target)
         guest.until(lambda: abs(balloon.actual - BOOT) >= 2 * PIECE, 30, "the first pieces")
-        guest.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
-        guest.until(lambda: not balloon.ready, 20, "closed channel")
+        guest.unbind_balloon()
         assert balloon.actual != target, "too quick to be in the middle"
         lost = total - guest.memory_total() - (BOOT - balloon.actual)
         assert abs(lost) <= 128 * MIB if target > BOOT else 0 <= lost <= PIECE
-        guest.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
-        guest.wait_balloon_ready()
+        guest.bind_balloon()
         assert guest.resize(BOOT - 16 * MIB).reached
         assert guest.resize(BOOT).reached
         assert guest.memory_total() == total - lost

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.booted import MIB, Booted
+from tests.support.booted import BALLOON_ID, MIB, Booted
 
 WHOLE = [
     (image, engine, cpus)
@@ -34,8 +34,6 @@ PATTERN = 32  # MiB of data that must survive
 DIRTIED = 160  # MiB written and freed again, on each of two tmpfs (one holds half of RAM at most)
 WRITE_LIMIT = 150.0  # seconds to write all that on a busy machine; a few on an idle one
 LEAST_FALL = 96 * MIB  # of the host's resident memory: what was dirtied, less what the guest may keep
-BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
-DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
 
 
 @pytest.fixture(scope="module", params=MATRIX)
@@ -122,10 +120,8 @@ def test_the_balloon_works_from_every_cpu(guest: Booted) -> None:
 
 
 def test_the_driver_can_be_unbound_and_bound_again(guest: Booted) -> None:
-    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
-    guest.until(lambda: not guest.machine.balloon.ready, 20, "closed channel")
-    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
-    guest.wait_balloon_ready()
+    guest.unbind_balloon()
+    guest.bind_balloon()
     total = guest.memory_total()
     assert guest.resize(BOOT - 64 * MIB).reached
     assert guest.memory_total() == total - guest.missing(64 * MIB)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +18,11 @@ import pytest
 
 from pyvmm.host.emulated import EmulatedHost
 from pyvmm.host.qemu import PROGRAM
+from tests.support.boot_door import lacks_qemu
 
 pytestmark = [
     pytest.mark.boot,
-    pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"needs {PROGRAM}"),
+    pytest.mark.skipif(lacks_qemu(), reason=f"needs {PROGRAM}"),
 ]
 EXEC = [sys.executable, "-m", "pyvmm.host", "exec", "--"]
 LIMIT = 180  # seconds; the first start of all makes and saves the host

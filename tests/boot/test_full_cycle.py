@@ -52,16 +52,6 @@ def write_pattern(guest: Booted) -> None:
     )
 
 
-def added_ranges(guest: Booted) -> list[tuple[int, int]]:
-    """What /proc/iomem calls RAM above the boot memory: (address, bytes)."""
-    found = []
-    for line in guest.sh("grep 'System RAM' /proc/iomem").splitlines():
-        start, end = (int(number, 16) for number in line.split(":")[0].strip().split("-"))
-        if start >= BOOT:
-            found.append((start, end + 1 - start))
-    return found
-
-
 def check(guest: Booted, size: int, total: int, *, added: int) -> None:
     """After a resize to `size`. `total`: MemTotal in bytes at the boot size; `added`: bytes hot-added so far."""
     outcome = guest.resize(size)
@@ -78,7 +68,7 @@ def check(guest: Booted, size: int, total: int, *, added: int) -> None:
     assert info["removed-guest"] + info["removed-both"] == out
     assert info["hot-add"]["added"] == added
     assert not any(info["refused-pages"].values()), info["refused-pages"]
-    assert added_ranges(guest) == ([(guest.machine.window.gpa, added)] if added else [])
+    assert guest.added_ranges() == ([(guest.machine.window.gpa, added)] if added else [])
     guest.sh("cd /mnt; md5sum -c sums")
 
 

@@ -15,8 +15,6 @@ BOOT = 512 * MIB
 MAX = 1024 * MIB
 PATTERN = 24  # MiB
 LIMIT = 200.0  # seconds for one resize: half a GiB is zeroed by the guest on its way out, under emulation
-DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
-BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
 
 GUESTS = [
     pytest.param(("debian-6.1", "kernel", 1), id="debian-6.1-kernel"),
@@ -41,16 +39,6 @@ def resize(guest: Booted, size: int) -> ResizeOutcome:
     return guest.outcomes[-1]
 
 
-def added_ranges(guest: Booted) -> list[tuple[int, int]]:
-    """What /proc/iomem calls RAM above 4 GiB: (address, bytes)."""
-    found = []
-    for line in guest.sh("grep 'System RAM' /proc/iomem").splitlines():
-        start, end = (int(number, 16) for number in line.split(":")[0].strip().split("-"))
-        if start >= 4 << 30:
-            found.append((start, end + 1 - start))
-    return found
-
-
 def size_changes(guest: Booted) -> list[dict[str, Any]]:
     """What MEMORY_DEVICE_SIZE_CHANGE told so far."""
     return [data for name, data in guest.events if name == "MEMORY_DEVICE_SIZE_CHANGE"]
@@ -67,7 +55,7 @@ def test_growth_to_the_page_is_seen_by_both_sides(guest: Booted) -> None:
         assert guest.memory_total() - total == size - BOOT
     window = guest.machine.window
     assert window is not None
-    (found,) = added_ranges(guest)
+    (found,) = guest.added_ranges()
     assert found == (window.gpa, 4 * 128 * MIB), "whole blocks"
     assert window.mapped == 4
 
@@ -93,10 +81,8 @@ def test_more_than_the_most_is_refused_with_a_reason(guest: Booted) -> None:
 
 def test_a_driver_bound_again_keeps_what_was_added(guest: Booted) -> None:
     total = guest.memory_total()
-    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
-    guest.until(lambda: not guest.machine.balloon.ready, 20, "closed channel")
-    guest.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
-    guest.wait_balloon_ready()
+    guest.unbind_balloon()
+    guest.bind_balloon()
     assert resize(guest, MAX - 32 * MIB).reached
     assert guest.memory_total() == total - guest.missing(32 * MIB)
     assert resize(guest, MAX).reached
@@ -118,7 +104,7 @@ def test_a_reboot_is_the_boot_size_and_then_the_target_again(guest: Booted) -> N
         guest.send("reboot")
     guest.until(lambda: len(guest.outcomes) > known and guest.outcomes[-1].reached, LIMIT, "target applied again")
     assert guest.machine.balloon.actual == target
-    assert [size for _, size in added_ranges(guest)] == [128 * MIB]
+    assert [size for _, size in guest.added_ranges()] == [128 * MIB]
 
 
 def test_memory_left_offline_is_said_at_once() -> None:

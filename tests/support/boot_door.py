@@ -30,6 +30,7 @@ from typing import IO, Any
 
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import inside
+from pyvmm.host.qemu import PROGRAM
 from pyvmm.orphans import die_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,11 @@ def required() -> bool:
     return os.environ.get("CI") == "true" or os.environ.get("PYVMM_REQUIRE_BOOT") == "1"
 
 
+def lacks_qemu() -> bool:
+    """Whether a test that starts emulated hosts itself is to be skipped: no QEMU, and nobody insists."""
+    return shutil.which(PROGRAM) is None and not required()
+
+
 def runs_here() -> bool:
     """Whether Linux guests run on this process's own KVM."""
     if inside():
@@ -65,8 +71,8 @@ def runs_here() -> bool:
 
 def what_is_missing(*, emulated: bool) -> str:
     """Why no boot test can run; empty if they can. Builds the guest images if they are not there."""
-    if emulated and shutil.which("qemu-system-x86_64") is None:
-        return "qemu-system-x86_64 is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
+    if emulated and shutil.which(PROGRAM) is None:
+        return f"{PROGRAM} is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
     from images.catalog import find_image
     from tests.support.booted import NEEDED_IMAGES
     from tests.support.kexec import kexec_initrd

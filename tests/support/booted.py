@@ -26,6 +26,8 @@ from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 
 MIB = 1 << 20
+BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"  # what Linux calls the one device of its hv_balloon
+DRIVER = "/sys/bus/vmbus/drivers/hv_balloon"
 NEEDED_IMAGES = ("debian-6.1", "debian-6.12")  # of others Debian may have dropped the kernel: their tests skip
 BOOT_LIMIT = 100.0  # seconds to the agent's first word, under emulation with other work on the machine
 COMMAND_LIMIT = 60.0
@@ -154,6 +156,17 @@ class Booted:
         assert self.machine.balloon is not None
         self.until(lambda: self.machine.balloon.ready, COMMAND_LIMIT, "hv_balloon's negotiation")  # type: ignore[union-attr]
 
+    def unbind_balloon(self) -> None:
+        """Take hv_balloon from its device, and wait until the channel is closed."""
+        self.sh(f"echo {BALLOON_ID} >{DRIVER}/unbind")
+        assert self.machine.balloon is not None
+        self.until(lambda: not self.machine.balloon.ready, 20, "closed channel")  # type: ignore[union-attr]
+
+    def bind_balloon(self) -> None:
+        """Give the device back to it, and wait until it has negotiated."""
+        self.sh(f"echo {BALLOON_ID} >{DRIVER}/bind")
+        self.wait_balloon_ready()
+
     @contextmanager
     def expect_reset(self) -> Iterator[None]:
         """Around what makes the guest reboot; ends when the new life takes commands."""
@@ -208,6 +221,15 @@ class Booted:
     def memory_total(self) -> int:
         """MemTotal in bytes."""
         return 1024 * int(self.sh("grep MemTotal /proc/meminfo").split()[1])
+
+    def added_ranges(self) -> list[tuple[int, int]]:
+        """What /proc/iomem calls RAM above the boot memory: (address, bytes)."""
+        found = []
+        for line in self.sh("grep 'System RAM' /proc/iomem").splitlines():
+            start, end = (int(number, 16) for number in line.split(":")[0].strip().split("-"))
+            if start >= self.config.memory:
+                found.append((start, end + 1 - start))
+        return found
 
     def missing(self, ballooned: int) -> int:
         """By how much `ballooned` bytes lower MemTotal. Since Linux 5.11 ("hv_balloon: do
