@@ -19,7 +19,7 @@ from pyvmm.control.errors import ControlError
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
 from pyvmm.control.table import Argument, Controlled, Reply, command
 from pyvmm.trace import Record
-from pyvmm.tracing.formats import JsonEncoder
+from pyvmm.tracing.formats import JsonEncoder, encode_in_turns
 
 PERIOD = 0.025
 """Seconds between two batches: quick enough for the eye."""
@@ -67,8 +67,9 @@ class TraceStream:
                 self._send_batch()
 
     def _send_batch(self) -> None:
-        queue, encode = self._queue, self._encoder.object
+        queue = self._queue
         records = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
+        objects = encode_in_turns(records, self._encoder.object)
         with self._lock:
             dropped, self._dropped = self._dropped, 0
         microseconds = int(time.time() * 1_000_000)
@@ -77,7 +78,7 @@ class TraceStream:
             b'"timestamp": {"seconds": %d, "microseconds": %d}}\r\n'
             % (
                 dropped,
-                ", ".join([encode(record) for record in records]).encode("ascii", "backslashreplace"),
+                ", ".join(objects).encode("ascii", "backslashreplace"),
                 microseconds // 1_000_000,
                 microseconds % 1_000_000,
             )

@@ -10,10 +10,12 @@ event is an instant with its fields as arguments: what `chrome_read` reads again
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
 from pyvmm.trace import Record
+from pyvmm.tracing.formats import encode_value
 from pyvmm.tracing.tracks import Track, track_of
 
 GROUPS = {"threads": 1, "channels": 2, "devices": 3}
@@ -38,12 +40,16 @@ _END = {
     "hv_balloon_incoming_hot_add": "hot-add request",
 }
 
+_BESIDES = {"machine.memory", "vmbus.channel_state", *_STATES, *_BEGIN, *_END}
+"""Events that are more than an instant."""
+
 
 class ChromeEncoder:
     """Records, or events read from a file, to elements of the array. Times are microseconds since the first event."""
 
     def __init__(self) -> None:
         self._tracks: dict[Track, int] = {}
+        self._heads: dict[tuple[str, Track], str] = {}  # the constant part of an event's instants
         self._named: set[Track] = set()
         self._states: dict[Track, str] = {}
         self._requests: dict[str, int] = {}  # open ones by kind: their span's id
@@ -70,11 +76,26 @@ class ChromeEncoder:
         self._last = stamp = round((time - self._start) * 1e6, 1)
         made: list[dict[str, Any]] = []
         track = track_of(name, thread, fields)
-        base = self._place(track, made) | {"ts": stamp}
+        head = self._heads.get((name, track))
+        if head is None:
+            constant = self._place(track, made) | {"name": name, "cat": track.group, "ph": "i", "s": "t"}
+            head = self._heads[name, track] = _dump(constant).removesuffix("}")
+        if name in _BESIDES:
+            self._besides(track, self._place(track, made) | {"ts": stamp}, name, fields, made)
+        # The event itself: nearly all that a trace consists of, so put together by hand.
+        arguments = [
+            f"{quote(key)}: {value if type(value) is int else encode_value(value)}" for key, value in fields.items()
+        ]
+        return self._join([*map(_dump, made), f'{head}, "ts": {stamp}, "args": {{{", ".join(arguments)}}}}}'])
+
+    def _besides(
+        self, track: Track, base: dict[str, Any], name: str, fields: Mapping[str, Any], made: list[dict[str, Any]]
+    ) -> None:
+        """What an event means beyond that it happened: a state, a request's begin or end, a figure, a name."""
         if name == "vmbus.channel_state":
             self._name_channel(track, f"{track.name} {fields.get('name', '')}", made)
         if name in _STATES:
-            self._change(track, _STATES[name](fields), stamp, made)
+            self._change(track, _STATES[name](fields), base["ts"], made)
         elif name == "machine.memory":
             counted = {key: fields[key] / _MIB for key in _MEMORY_FIELDS if isinstance(fields.get(key), int)}
             made.append(base | {"name": "memory, MiB", "ph": "C", "args": counted})
@@ -87,15 +108,13 @@ class ChromeEncoder:
         elif name in _END and not fields.get("more_pages") and _END[name] in self._requests:
             number = self._requests.pop(_END[name])
             made.append(base | {"name": _END[name], "cat": "request", "ph": "e", "id": number, "args": fields})
-        made.append(base | {"name": name, "cat": track.group, "ph": "i", "s": "t", "args": fields})
-        return self._join(made)
 
     def tail(self) -> str:
         """Ends the spans that are open, and the array."""
         made: list[dict[str, Any]] = []
         for track, state in self._states.items():
             made.append(self._place(track, made) | {"name": state, "ph": "E", "ts": self._last})
-        return self._join(made) + "\n]\n"
+        return self._join(map(_dump, made)) + "\n]\n"
 
     def _change(self, track: Track, state: str, stamp: float, made: list[dict[str, Any]]) -> None:
         """End the state that was, begin the new one; the spans have a track beside the instants'."""
@@ -126,10 +145,13 @@ class ChromeEncoder:
             made.append(where | {"name": "thread_name", "args": {"name": track.name}})
         return {"pid": pid, "tid": self._tracks[track]}
 
-    def _join(self, made: list[dict[str, Any]]) -> str:
-        text = "".join(
-            ("" if not number and not self._written else ",\n") + json.dumps(each, default=str)
-            for number, each in enumerate(made)
-        )
-        self._written = self._written or bool(made)
+    def _join(self, elements: Iterable[str]) -> str:
+        text = ",\n".join(elements)
+        if text and self._written:
+            text = ",\n" + text
+        self._written = self._written or bool(text)
         return text
+
+
+def _dump(element: dict[str, Any]) -> str:
+    return json.dumps(element, default=str)

@@ -7,6 +7,7 @@ device; the rest to their thread.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 
@@ -22,6 +23,7 @@ _NAMED_DEVICES = ("ic", "serial")
 """Packages of several devices, which have a field `name`."""
 
 
+@lru_cache(1024)
 def package(event: str) -> str:
     """`balloon` of `balloon.finished`, `hv_balloon` of `hv_balloon_state_change`, `vmbus` of `vmbus_post_msg`."""
     if "." in event:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pyvmm import trace
 from pyvmm.errors import ConfigError
 from pyvmm.trace import Record
-from pyvmm.tracing.formats import encoder, format_of
+from pyvmm.tracing.formats import encode_in_turns, encoder, format_of
 
 QUEUE_LIMIT = 200_000
 """Records that may wait, some 40 MB: 20 seconds of 10,000 a second on a disk that hangs."""
@@ -25,11 +25,8 @@ QUEUE_LIMIT = 200_000
 PERIOD = 0.05
 """Seconds between two looks at the queue: what a killed machine may lose of its trace."""
 
-CHUNK = 8
-"""Records formatted between two chances for other threads, some 30 µs of Python: what an exit may have to wait."""
-
-WRITE_SIZE = 64 << 10
-"""Bytes gathered for one write, where so many wait: in the emulated host each is a request to the outside."""
+BATCH = 512
+"""Records of one write, where so many wait: in the emulated host each is a request to the outside."""
 
 
 class FileSink:
@@ -93,24 +90,15 @@ class FileSink:
 
     def _drain(self) -> None:
         queue, encode = self._queue, self._encoder.encode
-        texts: list[str] = []
-        size = 0
-        for _ in range(self._limit // CHUNK + 1):  # what comes meanwhile can wait for the next turn
-            chunk = [queue.popleft() for _ in range(min(CHUNK, len(queue)))]
-            if not chunk:
+        for _ in range(self._limit // BATCH + 1):  # what comes meanwhile can wait for the next turn
+            records = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
+            if not records:
                 break
-            texts.append("".join([encode(record) for record in chunk]))
-            size += len(texts[-1])
-            if size >= WRITE_SIZE:
-                self._write("".join(texts))
-                texts, size = [], 0
-            else:
-                time.sleep(0)
+            self._write("".join(encode_in_turns(records, encode)))
         lost = self.lost
         if lost > self._told:
             gap, self._told = lost - self._told, lost
-            texts.append(encode(_record(trace.dropped, gap, "the writer's queue was full")))
-        self._write("".join(texts))
+            self._write(encode(_record(trace.dropped, gap, "the writer's queue was full")))
 
     def _write(self, text: str) -> None:
         view = memoryview(text.encode("utf-8", "backslashreplace"))
