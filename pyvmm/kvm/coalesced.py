@@ -9,20 +9,24 @@ Source: Linux include/uapi/linux/kvm.h, struct kvm_coalesced_mmio_ring; virt/kvm
 
 from __future__ import annotations
 
+from array import array
 from mmap import mmap
-from struct import Struct
 from threading import Lock
 from typing import Final, NamedTuple
 
 from pyvmm.kvm.abi import RING_ENTRIES, RING_HEAD_SIZE
 
-_ENTRY: Final = Struct("<QII8s")
+ENTRY_SIZE: Final = 24  # struct kvm_coalesced_mmio: address u64, length u32, pio u32, data
+DATA: Final = 16
 
 
 class CoalescedWrite(NamedTuple):
-    """One queued write, oldest first. `pio`: a port, else a guest physical address."""
+    """Queued writes to one place, one after another: `data` is theirs, `size` bytes each. `pio`: `addr` is a port,
+    else a guest physical address.
+    """
 
     addr: int
+    size: int
     data: bytes
     pio: bool
 
@@ -48,17 +52,42 @@ class CoalescedRing:
             self._view.release()
 
     def drain(self) -> list[CoalescedWrite]:
-        """Take all that is queued."""
+        """Take all that is queued, oldest first."""
         head = self._head
         if head[0] == head[1]:
             return []
-        writes = []
         with self._lock:
             # KVM publishes `last` after the entry (smp_wmb in coalesced_mmio_write); x86 keeps our loads in order.
             first, last = head[0] % RING_ENTRIES, head[1] % RING_ENTRIES
-            while first != last:
-                addr, length, pio, data = _ENTRY.unpack_from(self._shared, self._entries + first * _ENTRY.size)
-                writes.append(CoalescedWrite(addr, data[: min(length, 8)], bool(pio)))
-                first = (first + 1) % RING_ENTRIES
-            head[0] = first
-        return writes
+            if first <= last:
+                taken = self._copy(first, last)
+            else:
+                taken = self._copy(first, RING_ENTRIES) + self._copy(0, last)
+            head[0] = last
+        return _in_runs(taken)
+
+    def _copy(self, first: int, last: int) -> bytes:
+        return self._shared[self._entries + first * ENTRY_SIZE : self._entries + last * ENTRY_SIZE]
+
+
+def _in_runs(entries: bytes) -> list[CoalescedWrite]:
+    """Ring entries as writes. A console's line is one run of a hundred: no Python for each byte of it."""
+    words = array("Q", entries)
+    addresses, kinds = words[0::3], words[1::3]
+    count, start = len(addresses), 0
+    writes = []
+    while start < count:
+        addr, kind = addresses[start], kinds[start]
+        end = start + 1
+        if not start and addresses.tobytes() + kinds.tobytes() == entries[:8] * count + entries[8:16] * count:
+            end = count
+        while end < count and addresses[end] == addr and kinds[end] == kind:
+            end += 1
+        size, pio = min(kind & 0xFFFFFFFF, 8), kind >> 32 != 0
+        # Every entry's first byte, every entry's second byte, ..., put between each other.
+        data = bytearray(size * (end - start))
+        for byte in range(size):
+            data[byte::size] = entries[start * ENTRY_SIZE + DATA + byte : end * ENTRY_SIZE : ENTRY_SIZE]
+        writes.append(CoalescedWrite(addr, size, bytes(data), pio))
+        start = end
+    return writes

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from itertools import groupby
-from operator import attrgetter
 
 from firmware.entry import BootState
 from pyvmm.errors import HostError
@@ -157,12 +155,11 @@ class Hardware:
         self.vm.close()
 
     def drain(self) -> None:
-        """Hand on port writes that KVM queued instead of leaving the guest."""
+        """Hand on writes that KVM queued instead of leaving the guest."""
         if self._coalesced is not None:
             with self._drain_lock:
-                writes = self.vm.drain_coalesced()
-                for port, run in groupby(writes, key=attrgetter("addr")):
-                    self._coalesced(port, b"".join(write.data for write in run))
+                for write in self.vm.drain_coalesced():
+                    self._coalesced(write.addr, write.data)
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """Drive an interrupt line, from any thread."""

@@ -6,7 +6,19 @@ import os
 
 import pytest
 
-from pyvmm.kvm import Cap, CoalescedWrite, Interrupted, IoOut, IrqchipId, IrqRoute, IrqWindowOpen, KvmError, pc_routes
+from pyvmm.kvm import (
+    Cap,
+    CoalescedWrite,
+    Interrupted,
+    IoOut,
+    IrqchipId,
+    IrqRoute,
+    IrqWindowOpen,
+    KvmError,
+    MmioWrite,
+    pc_routes,
+)
+from pyvmm.memory import HostMemory
 
 pytestmark = pytest.mark.kvm
 
@@ -129,7 +141,7 @@ def test_coalesced_port_writes_wait_for_the_next_exit(make_guest) -> None:
     guest.need(Cap.COALESCED_PIO)
     guest.vm.coalesce(0x3F8, 1, pio=True)
     assert guest.until_halt() == []
-    assert guest.vm.drain_coalesced() == [CoalescedWrite(0x3F8, bytes([c]), True) for c in b"abc"]
+    assert guest.vm.drain_coalesced() == [CoalescedWrite(0x3F8, 1, b"abc", True)]
     assert guest.vcpu.drain_coalesced() == []
 
 
@@ -154,7 +166,22 @@ def test_coalesced_mmio_keeps_address_and_size(make_guest) -> None:
     guest.need(Cap.COALESCED_MMIO)
     guest.vm.coalesce(0xB8000, 0x1000)
     assert guest.until_halt() == []
-    assert guest.vm.drain_coalesced() == [CoalescedWrite(0xB8002, b"AB", False)]
+    assert guest.vm.drain_coalesced() == [CoalescedWrite(0xB8002, 2, b"AB", False)]
+
+
+def test_memory_to_be_read_only_is_read_without_leaving_and_written_into_the_queue(make_guest) -> None:
+    """The console's window: `devices.serial_window`."""
+    # mov ax, 0xb800; mov es, ax; mov cx, 3; again: mov al, es:[0]; mov es:[1], al; loop again; mov es:[2], al; hlt
+    guest = make_guest("B8 00 B8 8E C0 B9 03 00 26 A0 00 00 26 A2 01 00 E2 F6 26 A2 02 00 F4")
+    guest.need(Cap.COALESCED_MMIO, Cap.READONLY_MEM)
+    page = HostMemory(0x1000, huge=False)
+    page.view[:1] = b"x"
+    guest.vm.set_memory(1, 0xB8000, page.size, page.address, readonly=True)
+    guest.vm.coalesce(0xB8001, 1)
+    assert guest.until_halt() == [MmioWrite(0xB8002, b"x")]
+    assert guest.vm.drain_coalesced() == [CoalescedWrite(0xB8001, 1, b"xxx", False)]
+    assert page.view[:3] == b"x\0\0"
+    guest.vm.set_memory(1, 0, 0, 0)
 
 
 def test_uncoalesced_writes_leave_the_guest_again(make_guest) -> None:

@@ -6,6 +6,8 @@ import mmap
 from struct import pack_into, unpack_from
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyvmm.errors import HostError
 from pyvmm.kvm.abi import RING_ENTRIES, IrqchipId
@@ -72,7 +74,10 @@ def ring_with(first: int, writes: list[tuple[int, bytes, int]]) -> tuple[mmap.mm
 
 def test_queued_writes_come_oldest_first_and_once() -> None:
     area, ring = ring_with(0, [(0x3F8, b"a", 1), (0xE0000000, b"wxyz", 0)])
-    assert ring.drain() == [CoalescedWrite(0x3F8, b"a", True), CoalescedWrite(0xE0000000, b"wxyz", False)]
+    assert ring.drain() == [
+        CoalescedWrite(0x3F8, 1, b"a", True),
+        CoalescedWrite(0xE0000000, 4, b"wxyz", False),
+    ]
     assert ring.drain() == []
     assert unpack_from("<II", area, RING) == (2, 2)
 
@@ -81,6 +86,32 @@ def test_the_ring_wraps_where_the_kernels_does() -> None:
     assert RING_ENTRIES == 170
     _, ring = ring_with(RING_ENTRIES - 1, [(1, b"a", 1), (2, b"b", 1)])
     assert [w.addr for w in ring.drain()] == [1, 2]
+
+
+def test_writes_to_one_place_in_a_row_come_as_one() -> None:
+    a, b, wide = (0x3F8, b"a", 1), (0x3F8, b"b", 1), (0x3F8, b"wxyz", 0)
+    _, ring = ring_with(RING_ENTRIES - 1, [a, b])
+    assert ring.drain() == [CoalescedWrite(0x3F8, 1, b"ab", True)]
+    _, ring = ring_with(5, [a, b, wide, wide, a, (0x70, b"c", 1), b, a])
+    assert ring.drain() == [
+        CoalescedWrite(0x3F8, 1, b"ab", True),
+        CoalescedWrite(0x3F8, 4, b"wxyzwxyz", False),
+        CoalescedWrite(0x3F8, 1, b"a", True),
+        CoalescedWrite(0x70, 1, b"c", True),
+        CoalescedWrite(0x3F8, 1, b"ba", True),
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 0x3F8]), st.binary(min_size=1, max_size=8), st.booleans())))
+def test_runs_hold_what_was_queued_and_in_its_order(writes: list[tuple[int, bytes, bool]]) -> None:
+    writes = writes[: RING_ENTRIES - 1]
+    _, ring = ring_with(100, [(addr, data, int(pio)) for addr, data, pio in writes])
+    single = [
+        (run.addr, run.data[at : at + run.size], run.pio)
+        for run in ring.drain()
+        for at in range(0, len(run.data), run.size)
+    ]
+    assert single == writes
 
 
 def test_a_released_ring_lets_its_page_go() -> None:
