@@ -14,6 +14,9 @@ from pyvmm.trace import event
 
 unclaimed = event("iomap.unclaimed", "{space} {kind} at {address:#x}, {size} bytes")
 
+SMALL = 256
+"""Addresses of a range that is looked up by each of them, others are searched for."""
+
 
 class IoDevice(Protocol):
     """What a device on the bus answers. `offset` counts from the start of its range; sizes are 1, 2, 4 or 8."""
@@ -37,7 +40,7 @@ class IoMap:
     def __init__(self, space: str) -> None:
         self.space = space
         self._claims: list[_Claim] = []
-        self._ports: dict[int, _Claim] = {}
+        self._by_address: dict[int, _Claim] = {}  # of small claims, which nearly all are
 
     def claim(self, start: int, size: int, device: IoDevice, lock: threading.RLock | None = None) -> None:
         """Route [start, start + size) to `device`. A device with several ranges passes the lock they share."""
@@ -45,13 +48,12 @@ class IoMap:
             assert start + size <= other.start or other.start + other.size <= start, f"{start:#x} claimed twice"
         claim = _Claim(start, size, device, lock or threading.RLock())
         self._claims.append(claim)
-        if self.space == "port":
-            for port in range(start, start + size):
-                self._ports[port] = claim
+        if size <= SMALL:
+            self._by_address.update(dict.fromkeys(range(start, start + size), claim))
 
     def _find(self, address: int, size: int, kind: str) -> _Claim | None:
-        claim = self._ports.get(address)
-        if claim is None and self.space != "port":
+        claim = self._by_address.get(address)
+        if claim is None:
             claim = next((c for c in self._claims if c.start <= address < c.start + c.size), None)
         if claim is None and unclaimed.on:
             unclaimed(self.space, kind, address, size)

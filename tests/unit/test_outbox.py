@@ -1,0 +1,74 @@
+"""Output gathered for the loop: at once when it is little, in batches when it is much, never out of order."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.outbox import LIMIT, Outbox
+from tests.support.fake_clock import FakeLoop
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+def test_what_is_added_comes_at_the_loops_next_turn_and_as_one(loop: FakeLoop) -> None:
+    got: list[bytes] = []
+    outbox = Outbox(got.append, loop, period=0.02)
+    outbox.add(b"hello ")
+    outbox.add(b"world")
+    assert got == []
+    loop.run()
+    assert got == [b"hello world"]
+    loop.advance(1)
+    outbox.add(b"!")
+    loop.run()
+    assert got[1:] == [b"!"], "after a pause at once again"
+
+
+def test_a_stream_wakes_the_loop_once_a_period(loop: FakeLoop) -> None:
+    got: list[bytes] = []
+    outbox = Outbox(got.append, loop, period=0.02)
+    for number in range(100):
+        outbox.add(bytes([number]))
+        loop.advance(0.001)
+    loop.advance(0.02)
+    assert b"".join(got) == bytes(range(100))
+    assert 5 <= len(got) <= 7
+    assert loop.next_due() is not None
+    loop.advance(0.02)
+    assert loop.next_due() is None, "nobody looks for what does not come"
+
+
+def test_without_a_period_each_turn_hands_on(loop: FakeLoop) -> None:
+    got: list[bytes] = []
+    outbox = Outbox(got.append, loop)
+    for number in range(3):
+        outbox.add(bytes([number]))
+        loop.run()
+    assert got == [b"\0", b"\1", b"\2"]
+    assert loop.next_due() is None
+
+
+def test_a_busy_loop_does_not_let_the_batch_grow(loop: FakeLoop) -> None:
+    got: list[bytes] = []
+    outbox = Outbox(got.append, loop, period=0.02)
+    outbox.add(b"a" * (LIMIT - 1))
+    assert got == []
+    outbox.add(b"b")
+    assert got == [b"a" * (LIMIT - 1) + b"b"]
+    outbox.add(b"c")
+    loop.run()
+    assert got[1:] == [b"c"]
+
+
+def test_the_end_does_not_wait_for_the_loop(loop: FakeLoop) -> None:
+    got: list[bytes] = []
+    outbox = Outbox(got.append, loop, period=0.02)
+    outbox.add(b"last words")
+    outbox.flush()
+    outbox.flush()
+    assert got == [b"last words"]
+    loop.advance(1)
+    assert got == [b"last words"]
