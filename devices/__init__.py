@@ -2,7 +2,8 @@
 
 Two kinds live here. The first answer port I/O on a vCPU's thread, one access at a time, and are a page each:
 
-* `serial`   the 16550A whose bytes are the console: read it first, it is every driver in small
+* `serial`   the 16550A whose bytes are the console: read it first, it is every driver in small; `serial_window`: how
+             a guest reaches it without leaving at every step
 * `rtc`      the CMOS clock; `i8042` and `acpi_pm` are here for what Linux does last: reset and power-off
 
 The second are VMBus devices (`pyvmm.vmbus.device`): packets in, packets out, all on the loop's thread.

@@ -8,7 +8,7 @@ or UUE bit answers. Opening the port it tests that setting IER's transmitter bit
 interrupts *again*; a UART that does not is driven by a timer from then on.
 
        host --receive()--> queue --while RTS--> FIFO (16) --RBR--> guest
-       host <--output()--- batch <------------------------THR----- guest
+       host <--output()-----------------------------------THR----- guest
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
+from devices.serial_window import show
 from pyvmm.trace import event
 
 irq_level = event("serial.irq", "{name} level {level} iir {iir:#x}")
@@ -26,8 +27,6 @@ overflow = event("serial.queue_full", "{name} {dropped} bytes from the host drop
 FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20
 """Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
-OUTPUT_LIMIT = 64 << 10
-"""Bytes kept for the loop before the vCPU's own thread hands them on, so that a busy loop slows the guest down."""
 PORTS = 8
 
 
@@ -58,10 +57,12 @@ _BREAK = 0x100  # in the queue: a break instead of a byte
 
 
 class Serial:
-    """One port. `irq(level)` is told of each change of the interrupt line, `output(data)` of what the guest sent.
+    """One port. `irq(level)` is told of each change of the interrupt line, `output(data)` of what the guest sent, on
+    the vCPU's thread.
 
-    `later`, if given, runs a callable soon on another thread (`Loop.post`): the guest's bytes are then handed to
-    `output` there, as many at a time as have come together. Without it `output` runs on the vCPU's thread.
+    `page` shows the guest all registers but RBR, so that it reads them without an exit (`devices.serial_window`).
+    Reading them must change nothing then: such a port has no MSR delta bits (its lines change in loopback only), and
+    keeps break and overrun in LSR until a byte is read.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class Serial:
         irq: Callable[[bool], None],
         output: Callable[[bytes], None],
         *,
-        later: Callable[[Callable[[], None]], object] | None = None,
-        name: str = "ttyS0",
+        page: memoryview | None = None,
+        name: str = "serial",
     ) -> None:
         self.lock = threading.RLock()
         self.name = name
@@ -83,8 +84,7 @@ class Serial:
         """
         self._irq = irq
         self._output = output
-        self._later = later
-        self._batch = bytearray()
+        self._page = page
         self._queue: deque[int] = deque()
         self._level = False
         self._power_on()
@@ -104,7 +104,6 @@ class Serial:
         with self.lock:
             self._power_on()
             self._update()
-        self.flush()
 
     # The host's side
 
@@ -135,13 +134,6 @@ class Serial:
         """Bytes from the host that the guest has not read."""
         return len(self._queue) + len(self._fifo)
 
-    def flush(self) -> None:
-        """Hand what the guest sent so far to `output`. The loop calls it by `later`, the machine at its end."""
-        with self.lock:
-            if self._batch:
-                data, self._batch = bytes(self._batch), bytearray()
-                self._output(data)
-
     # The guest's side
 
     def write_many(self, data: bytes) -> None:
@@ -152,7 +144,8 @@ class Serial:
                     self.write(Register.DATA, 1, value)
                 return
             self._transmit(data)
-            self._update()
+            if self._ier & IER_TRANSMIT:
+                self._update()
 
     def read(self, offset: int, size: int) -> int:
         """A read of one register; wider ones see its byte alone."""
@@ -168,7 +161,7 @@ class Serial:
                 if source == IIR_TRANSMIT:
                     self._transmitted = False
                     self._update()
-                return source | (IIR_FIFO if self._fcr & FCR_ENABLE else 0)
+                return self._iir(source)
             case Register.LCR:
                 return self._lcr
             case Register.MCR:
@@ -194,6 +187,8 @@ class Serial:
                 self._loop_back(value)
             case Register.DATA:
                 self._transmit(bytes((value,)))
+                if not self._ier & IER_TRANSMIT:
+                    return  # nothing else has changed, and a console sends byte after byte
             case Register.IER if self._lcr & LCR_DLAB:
                 self._divisor = self._divisor & 0xFF | value << 8
             case Register.IER:
@@ -216,19 +211,24 @@ class Serial:
 
     def _read_data(self) -> int:
         value = self._fifo.popleft() & 0xFF if self._fifo else 0
+        if self._page is not None:
+            self._overrun = False
         if not self._fifo:
             self._fill()
         self._update()
         return value
 
     def _read_lsr(self) -> int:
-        value = self._line_status() | LSR_THR_EMPTY | LSR_IDLE
-        self._overrun = False
-        if self._fifo:
-            value |= LSR_READY
-            self._fifo[0] &= ~_BREAK
-        self._update()
+        value = self._peek_lsr()
+        if self._page is None:
+            self._overrun = False
+            if self._fifo:
+                self._fifo[0] &= ~_BREAK
+            self._update()
         return value
+
+    def _peek_lsr(self) -> int:
+        return self._line_status() | LSR_THR_EMPTY | LSR_IDLE | (LSR_READY if self._fifo else 0)
 
     def _line_status(self) -> int:
         broken = LSR_BREAK if self._fifo and self._fifo[0] & _BREAK else 0
@@ -249,9 +249,10 @@ class Serial:
             pairs = ((MCR_DTR, MSR_DSR), (MCR_RTS, MSR_CTS), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD))
             lines = sum(status for control, status in pairs if self._mcr & control)
         changed = lines ^ self._lines
-        self._deltas |= changed >> 4 & ~(MSR_RI >> 4)
-        if self._lines & ~lines & MSR_RI:
-            self._deltas |= MSR_RI >> 4  # ring indicator counts its trailing edge only
+        if self._page is None:
+            self._deltas |= changed >> 4 & ~(MSR_RI >> 4)
+            if self._lines & ~lines & MSR_RI:
+                self._deltas |= MSR_RI >> 4  # ring indicator counts its trailing edge only
         self._lines = lines
 
     # Data
@@ -275,15 +276,7 @@ class Serial:
     def _transmit(self, data: bytes) -> None:
         self.sent += len(data)
         self._transmitted = True
-        if self._later is None:
-            self._output(data)
-            return
-        first = not self._batch
-        self._batch += data
-        if len(self._batch) >= OUTPUT_LIMIT:
-            self.flush()
-        elif first:
-            self._later(self.flush)
+        self._output(data)
 
     # Interrupts
 
@@ -301,13 +294,31 @@ class Serial:
             return IIR_MODEM
         return IIR_NONE
 
+    def _iir(self, source: int) -> int:
+        return source | (IIR_FIFO if self._fcr & FCR_ENABLE else 0)
+
     def _update(self) -> None:
-        """Set the interrupt line and the quick answer. As on every PC an interrupt passes a gate that OUT2 opens, and
-        loopback closes.
+        """Set what the guest can read without us, and the interrupt line. As on every PC an interrupt passes a gate
+        that OUT2 opens, and loopback closes.
         """
+        source = self._source()
+        if self._page is not None:
+            show(
+                self._page,
+                bytes(
+                    (
+                        self._divisor >> 8 if self._lcr & LCR_DLAB else self._ier,
+                        self._iir(source),
+                        self._lcr,
+                        self._mcr,
+                        self._peek_lsr(),
+                        self._lines,
+                        self._scratch,
+                    )
+                ),
+            )
         quick = not (self._fifo or self._overrun or self._ier & IER_TRANSMIT)
         self.idle_status[0] = LSR_THR_EMPTY | LSR_IDLE if quick else 0
-        source = self._source()
         level = source != IIR_NONE and self._mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
         if level != self._level:
             self._level = level

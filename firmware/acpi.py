@@ -48,6 +48,7 @@ class AcpiConfig:
 
     `i8042` promises a whole keyboard controller: leave it False for one that only resets, and Linux saves the time
     to look for a keyboard. `com_ports` lists serial ports by number; without them Linux finds COM1-4 by itself.
+    `com_windows`: where COM1, COM2, ... are in memory; they are not listed with their I/O ports then.
     `timer_override` says that the PIT's interrupt arrives at IOAPIC pin 2, as on a PC; KVM's default routing has
     it at pin 0, so the machine has to set a route.
     """
@@ -65,12 +66,13 @@ class AcpiConfig:
     rtc: bool = True
     rtc_century: int = 0x32  # CMOS register that holds it, 0 for none
     com_ports: tuple[int, ...] = ()
+    com_windows: tuple[int, ...] = ()
     timer_override: bool = True
 
     @classmethod
-    def for_cpus(cls, count: int) -> AcpiConfig:
+    def for_cpus(cls, count: int, *, com_windows: tuple[int, ...] = ()) -> AcpiConfig:
         """The default machine with `count` processors, APIC ids counted from 0."""
-        return cls(apic_ids=tuple(range(count)))
+        return cls(apic_ids=tuple(range(count)), com_windows=com_windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +237,12 @@ def _devices(config: AcpiConfig) -> Iterable[bytes]:
             aml.name("_HID", aml.eisa_id("PNP0B00")),
             aml.name("_CRS", aml.resources(aml.io(0x70, 2), aml.irq(8))),
         )
-    for number in config.com_ports:
-        port, line = COM_PORTS[number]
+    places = {number: aml.io(COM_PORTS[number][0], 8) for number in config.com_ports}
+    places |= {number: aml.memory(gpa, 8) for number, gpa in enumerate(config.com_windows, 1)}
+    for number, place in sorted(places.items()):
         yield aml.device(
             f"COM{number}",
             aml.name("_HID", aml.eisa_id("PNP0501")),
             aml.name("_UID", aml.integer(number)),
-            aml.name("_CRS", aml.resources(aml.io(port, 8), aml.irq(line))),
+            aml.name("_CRS", aml.resources(place, aml.irq(COM_PORTS[number][1]))),
         )

@@ -93,6 +93,11 @@ def irq(line: int) -> bytes:
     return pack("<BH", 0x22, 1 << line)
 
 
+def memory(gpa: int, size: int) -> bytes:
+    """Memory at a fixed address (Memory32Fixed), read and write."""
+    return pack("<BHBII", 0x86, 9, 1, gpa, size)
+
+
 def memory_window(gpa: int, size: int) -> bytes:
     """Addresses that a bus hands on to its children (DWordMemory, producer): uncached, read and write."""
     producer_fixed = 0x0C

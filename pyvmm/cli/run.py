@@ -20,15 +20,6 @@ if TYPE_CHECKING:
     from pyvmm.machine.config import MachineConfig
 
 
-def __getattr__(name: str) -> str:
-    """BASE_CMDLINE moved to pyvmm.machine.build, which is too heavy to import for `pyvmm run --help`."""
-    if name != "BASE_CMDLINE":
-        raise AttributeError(name)
-    from pyvmm.machine.build import BASE_CMDLINE
-
-    return BASE_CMDLINE
-
-
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Image names, for the shell."""
     from images.catalog import list_images

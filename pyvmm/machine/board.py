@@ -2,6 +2,8 @@
 
 0x3f8 ttyS0, the console    0x2f8 ttyS1, the agent    0x600 ACPI power management    0xcf9 reset
 0x60, 0x64 keyboard controller (reset only)           0x70 CMOS clock
+
+The serial ports are in memory, too: `devices.serial_window`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from devices import serial_window
 from devices.acpi_pm import PORTS as PM_PORTS
 from devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
 from devices.i8042 import BASE as I8042_BASE
@@ -25,20 +28,30 @@ from devices.serial import Serial
 from firmware.acpi import AcpiConfig
 from pyvmm.iomap import IoMap
 from pyvmm.loop import Loop
+from pyvmm.memory import PAGE_SIZE, HostMemory
+from pyvmm.outbox import Outbox
 
 COM_PORTS = ((0x3F8, 4), (0x2F8, 3))
 """(first port, interrupt line) of the console and of the agent."""
+
+WINDOWS = (serial_window.CONSOLE, serial_window.AGENT)
+"""The same two ports in memory."""
 
 COALESCED = (*(base for base, _ in COM_PORTS), RTC_BASE + RTC_INDEX)
 """Ports whose writes may wait in KVM for the next exit: the serial ports' data, and the clock's index, which matters
 only once the data port is used. (QEMU does so with the latter, too.)
 """
+COALESCED_MMIO = tuple(address for window in WINDOWS for address in (window.base, window.early))
+"""The same in memory."""
+
+CONSOLE_PERIOD = 0.02
+"""Seconds between two looks at a console that says much."""
 
 
 class Board:
-    """The devices on ports. `irq(line, level)` drives an interrupt line, `reset(reason)` and `power_off()` are what
-    the guest asks for; all three are called on vCPU threads. `console` and `agent` take the serial ports' output on
-    the loop's thread, or on a vCPU's when the guest writes faster than the loop turns.
+    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `reset(reason)` and
+    `power_off()` are what the guest asks for; all three are called on vCPU threads. `console` and `agent` take the
+    serial ports' output on the loop's thread, or on a vCPU's when the guest writes faster than the loop turns.
     """
 
     def __init__(
@@ -54,12 +67,19 @@ class Board:
     ) -> None:
         self.ports = IoMap("port")
         self.mmio = IoMap("mmio")
-        self.acpi = AcpiConfig.for_cpus(cpus)
+        self.acpi = AcpiConfig.for_cpus(cpus, com_windows=tuple(window.base for window in WINDOWS))
+        self._pages = [HostMemory(PAGE_SIZE, huge=False) for _ in WINDOWS]
         self.serials: list[Serial] = []
-        for (base, line), output in zip(COM_PORTS, (console, agent), strict=True):
-            port = Serial(partial(irq, line), output, later=loop.post)
+        self._outboxes = [Outbox(console, loop, period=CONSOLE_PERIOD), Outbox(agent, loop)]
+        self._data: dict[int, Serial] = {}  # by the addresses of their data registers
+        for (base, line), window, page, outbox in zip(COM_PORTS, WINDOWS, self._pages, self._outboxes, strict=True):
+            name = f"ttyS{len(self.serials)}"
+            port = Serial(partial(irq, line), outbox.add, page=page.view[:], name=name)
             self.serials.append(port)
             self.ports.claim(base, SERIAL_PORTS, port, port.lock)
+            for address in (window.base, window.early):
+                self.mmio.claim(address, serial_window.SIZE, port, port.lock)
+            self._data |= dict.fromkeys((base, window.base, window.early), port)
         self.pm = AcpiPm(partial(irq, self.acpi.sci), power_off)
         self.ports.claim(self.acpi.pm_base, PM_PORTS, self.pm, self.pm.lock)
         self.reset_port = ResetPort(lambda: reset("reset port"))
@@ -77,18 +97,22 @@ class Board:
             for (base, _), serial in zip(COM_PORTS, self.serials, strict=True)
         }
 
-    def coalesced(self, port: int, data: bytes) -> None:
-        """Bytes written to one of COALESCED, one after another, which KVM had queued."""
-        if port == RTC_BASE + RTC_INDEX:
-            self.ports.write(port, 1, data[-1])
-        for (base, _), serial in zip(COM_PORTS, self.serials, strict=True):
-            if port == base:
-                serial.write_many(data)
+    def readonly(self) -> dict[int, HostMemory]:
+        """Memory that the guest may read and not write, by its gpa."""
+        return {window.page: page for window, page in zip(WINDOWS, self._pages, strict=True)}
+
+    def coalesced(self, address: int, data: bytes) -> None:
+        """Bytes written to one of COALESCED or COALESCED_MMIO, one after another, which KVM had queued."""
+        port = self._data.get(address)
+        if port is not None:
+            port.write_many(data)
+        else:
+            self.ports.write(address, 1, data[-1])
 
     def flush(self) -> None:
         """Hand on all that the guest has written."""
-        for port in self.serials:
-            port.flush()
+        for outbox in self._outboxes:
+            outbox.flush()
 
     def reset(self) -> None:
         """Back to power-on; the time of day goes on."""
@@ -98,6 +122,12 @@ class Board:
         self.pm.reset()
         self.reset_port.reset()
         self.keyboard.reset()
+
+    def close(self) -> None:
+        """Hand on the rest of the guest's output, and give the memory back. No guest may run any more."""
+        self.flush()
+        for page in self._pages:
+            page.close()
 
 
 class _Offset:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from devices import serial_window
 from firmware.linux import check_linux
 from pyvmm.errors import ConfigError
 from pyvmm.machine.config import MachineConfig
@@ -16,15 +17,29 @@ from pyvmm.machine.config import MachineConfig
 if TYPE_CHECKING:
     from images.catalog import Image
 
-BASE_CMDLINE = (
-    "console=ttyS0 quiet pci=off i8042.noaux i8042.nokbd 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
+BASE_CMDLINE = "quiet pci=off i8042.noaux i8042.nokbd 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
+"""What every guest of ours is told: what is not there to be looked for, that its ciphers work (their self-tests took
+a fifth of the boot), and that hot-added memory is for use at once (Debian's kernels leave that to udev, and our
+images have none)."""
+
+CONSOLE = (
+    f"earlycon=uart8250,mmio,{serial_window.CONSOLE.early:#x} console=uart8250,mmio,{serial_window.CONSOLE.base:#x}"
 )
-"""What every guest of ours is told: where its console is, what is not there to be looked for, that its ciphers work
-(their self-tests took a fifth of the boot), and that hot-added memory is for use at once (Debian's kernels leave that
-to udev, and our images have none)."""
+"""Where its console is: ttyS0, by its window in memory."""
 
 NO_SHELL = "pyvmm.agent"
 """On the kernel's command line it keeps our images' init from starting a shell on the console."""
+
+
+def command_line(append: str = "", *, agent_only: bool = False) -> str:
+    """A guest's whole command line. Our console comes last, because Linux prints there what it has to say so far when
+    it reads that word, and by then should know how much it shall say (`quiet`, the user's `loglevel=`). But a console
+    that the user names comes after ours: the last is /dev/console.
+    """
+    names_console = any(word.startswith("console=") for word in append.split())
+    words = [BASE_CMDLINE, NO_SHELL if agent_only else "", append]
+    words.insert(0 if names_console else len(words), CONSOLE)
+    return " ".join(word for word in words if word)
 
 
 def _silent(line: str) -> None:
@@ -52,7 +67,6 @@ def build_config(
     """
     config = MachineConfig(kernel=Path(), **machine)
     config.check()  # before an image is made for a machine that cannot be
-    pieces = [BASE_CMDLINE]
     if kernel is not None or kdir is not None:
         if agent_only:
             raise ConfigError(
@@ -66,11 +80,8 @@ def build_config(
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
         found = guest_image(image, progress, look_into=look_into)
         kernel, initrd = found.vmlinux, found.initrd
-        if agent_only:
-            pieces.append(NO_SHELL)
-    if append:
-        pieces.append(append)
-    config.kernel, config.initrd, config.cmdline = kernel, initrd, " ".join(pieces)
+    config.kernel, config.initrd = kernel, initrd
+    config.cmdline = command_line(append, agent_only=agent_only)
     if look_into:
         check_linux(
             kernel=config.kernel,

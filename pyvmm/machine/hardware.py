@@ -39,12 +39,14 @@ from pyvmm.kvm.abi import IrqchipId, SystemEventType
 from pyvmm.kvm.irq import pc_routes
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
-from pyvmm.machine.board import COALESCED
+from pyvmm.machine.board import COALESCED, COALESCED_MMIO
 from pyvmm.machine.runner import VcpuThread
-from pyvmm.memory import GuestMemory, Region
+from pyvmm.memory import GuestMemory, HostMemory, Region
 
 _TSS_GPA = 0xFFFBD000  # three pages Intel's KVM needs for real mode, below the (absent) firmware
 _IDENTITY_MAP_GPA = 0xFFFBC000
+FIRST_READONLY_SLOT = 8
+"""KVM's slots below are the boot RAM's; from hotplug.FIRST_SLOT on the hot-added memory's."""
 
 
 def routes() -> list[IrqRoute]:
@@ -72,6 +74,7 @@ class Hardware:
         failed: Callable[[BaseException], None],
         coalesced: Callable[[int, bytes], None] | None = None,
         polled: Mapping[int, bytearray] | None = None,
+        readonly: Mapping[int, HostMemory] | None = None,
     ) -> None:
         self.engine = engine
         self._ports = ports
@@ -80,6 +83,7 @@ class Hardware:
         self._failed = failed
         self._coalesced = coalesced
         self._polled = polled or {}
+        self._readonly = readonly or {}
         self._drain_lock = threading.Lock()
         self.vm: Vm = kvm.create_vm()
         self.threads: list[VcpuThread] = []
@@ -95,6 +99,9 @@ class Hardware:
         vm.set_tss_address(_TSS_GPA)
         for slot, region in enumerate(memory):
             vm.set_memory(slot, region.gpa, region.size, region.address)
+        if kvm.check(Cap.READONLY_MEM):  # else reading it is an exit, as writing is
+            for slot, (gpa, page) in enumerate(self._readonly.items(), FIRST_READONLY_SLOT):
+                vm.set_memory(slot, gpa, page.size, page.address, readonly=True)
         vm.create_irqchip()
         vm.create_pit()
         vm.set_routes(routes())
@@ -110,6 +117,8 @@ class Hardware:
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
             for port in COALESCED:
                 vm.coalesce(port, 1, pio=True)
+            for gpa in COALESCED_MMIO:
+                vm.coalesce(gpa, 1)
         else:
             self._coalesced = None
 

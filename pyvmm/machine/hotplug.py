@@ -29,7 +29,7 @@ ALIGNMENTS = (32 * GIB, BIG_BLOCK, BLOCK)
 """The first is the largest that a guest can ask for by its capabilities message."""
 DEFAULT_SLOTS = 64
 FIRST_SLOT = 16
-"""KVM's slots below are the boot RAM's."""
+"""KVM's slots below are the boot RAM's and hardware.FIRST_READONLY_SLOT's."""
 PHYSICAL_BITS_UNKNOWN = 36
 
 

@@ -253,6 +253,7 @@ class Machine(Monitored):
             failed=lambda error: self.loop.post(self._failed, error),
             coalesced=self.board.coalesced,
             polled=self.board.polled(),
+            readonly=self.board.readonly(),
         )
         self._hardware.boot(state)
 
@@ -287,7 +288,7 @@ class Machine(Monitored):
             if self._services is not None:
                 self._services.bus.reset()
             hardware.close()
-        self.board.flush()
+        self.board.close()
         for region in list(self.memory):
             region.view.release()
             self.memory.remove(region)

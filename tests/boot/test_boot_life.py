@@ -49,7 +49,7 @@ def test_a_kernel_started_by_kexec_finds_the_bus_as_new_and_all_boot_memory(engi
 
 @ENGINES
 def test_a_crash_ends_the_machine_with_the_panic_s_text_and_no_console(engine: str) -> None:
-    with Booted(engine=engine, console="") as guest:
+    with Booted(engine=engine, console=False) as guest:
         guest.send("echo c >/proc/sysrq-trigger")
         outcome = guest.wait_end()
         assert outcome.kind == "panic"

@@ -20,10 +20,10 @@ import pytest
 from devices.balloon.plan import ResizeOutcome
 from images.catalog import find_image
 from pyvmm import trace
-from pyvmm.cli.run import BASE_CMDLINE
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
+from pyvmm.machine.build import CONSOLE, command_line
 
 MIB = 1 << 20
 BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"  # what Linux calls the one device of its hv_balloon
@@ -57,7 +57,7 @@ class Booted:
         image: str = "debian-6.1",
         *,
         append: str = "",
-        console: str = "console=ttyS0",
+        console: bool = True,
         kernel: Path | None = None,
         initrd: Path | None = None,
         wait: bool = True,
@@ -73,7 +73,7 @@ class Booted:
         self.config = MachineConfig(
             kernel=kernel or found.vmlinux,
             initrd=initrd or found.initrd,
-            cmdline=" ".join([BASE_CMDLINE.replace("console=ttyS0", console), "pyvmm.agent", append]),
+            cmdline=command_line(append, agent_only=True).replace("" if console else CONSOLE, ""),
             **options,
         )
         self.console = bytearray()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from devices import serial
@@ -17,8 +15,6 @@ class Wires:
         self.level = False
         self.edges = 0
         self.sent = b""
-        self.batches: list[bytes] = []
-        self.posted: list[Callable[[], None]] = []
 
     def irq(self, level: bool) -> None:
         assert level != self.level
@@ -27,7 +23,6 @@ class Wires:
 
     def output(self, data: bytes) -> None:
         self.sent += data
-        self.batches.append(data)
 
 
 @pytest.fixture
@@ -182,24 +177,6 @@ def test_the_divisor_is_kept_apart_from_data(port: Serial, wires: Wires) -> None
     assert (get(port, Register.DATA), get(port, Register.IER)) == (1, 0)
     put(port, Register.LCR, 0x03)
     assert wires.sent == b""
-
-
-def test_output_is_batched_until_the_loop_comes(wires: Wires) -> None:
-    port = Serial(wires.irq, wires.output, later=wires.posted.append)
-    for byte in b"hello ":
-        put(port, Register.DATA, byte)
-    port.write_many(b"world")
-    assert (wires.batches, len(wires.posted)) == ([], 1)
-    wires.posted[0]()
-    assert wires.batches == [b"hello world"]
-    wires.posted[0]()
-    assert wires.batches == [b"hello world"]
-
-
-def test_a_busy_loop_does_not_let_output_grow(wires: Wires) -> None:
-    port = Serial(wires.irq, wires.output, later=wires.posted.append)
-    port.write_many(bytes(serial.OUTPUT_LIMIT))
-    assert len(wires.sent) == serial.OUTPUT_LIMIT
 
 
 def test_reset_drops_the_interrupt_and_keeps_the_hosts_queue(port: Serial, wires: Wires) -> None:

@@ -80,6 +80,15 @@ def test_serial_ports_are_described_when_asked_for(tmp_path: Path) -> None:
     assert "0x02F8" in text
 
 
+def test_a_serial_port_in_memory_is_described_there(tmp_path: Path) -> None:
+    config = AcpiConfig.for_cpus(1, com_windows=(0xFEC10FFF, 0xFEC12FFF))
+    text = disassemble(tables(config)["DSDT"], "dsdt", tmp_path)
+    port = text[text.index("Device (COM1)") :]
+    assert port.index("Memory32Fixed (ReadWrite") < port.index("0xFEC10FFF") < port.index("IRQNoFlags")
+    assert port.index("Device (COM2)") < port.index("0xFEC12FFF")
+    assert "0x03F8" not in text
+
+
 def test_window_lies_in_the_hole_clear_of_the_apics() -> None:
     gpa, size = AcpiConfig().vmbus_window
     assert size >= 1 << 20

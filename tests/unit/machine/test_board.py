@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from devices.rtc import D_VALID, REG_B, REG_D
+from devices.serial import Register
+from devices.serial_window import AGENT, CONSOLE
 from pyvmm.loop import Loop
-from pyvmm.machine.board import COALESCED, Board
+from pyvmm.machine.board import COALESCED, COALESCED_MMIO, Board
 
 
 @pytest.fixture
@@ -45,3 +47,28 @@ def test_of_the_clocks_indices_that_waited_the_last_counts(board: Board) -> None
 
 def test_nothing_else_waits() -> None:
     assert COALESCED == (0x3F8, 0x2F8, 0x70)
+    assert (CONSOLE.base, CONSOLE.early, AGENT.base, AGENT.early) == COALESCED_MMIO
+
+
+def test_the_console_is_one_port_with_three_doors(board: Board, console: list[bytes]) -> None:
+    board.coalesced(CONSOLE.early, b"ear")
+    board.mmio.write(CONSOLE.early, 1, ord("l"))
+    board.coalesced(0x3F8, b"y ")
+    board.coalesced(CONSOLE.base, b"lat")
+    board.mmio.write(CONSOLE.base, 1, ord("e"))
+    board.flush()
+    assert b"".join(console) == b"early late"
+    board.mmio.write(CONSOLE.base + Register.SCRATCH, 1, 0x5A)
+    assert board.ports.read(0x3F8 + Register.SCRATCH, 1) == 0x5A
+    assert board.mmio.read(CONSOLE.early + Register.SCRATCH, 1) == 0x5A
+    assert list(board.readonly()) == [CONSOLE.page, AGENT.page]
+    assert board.readonly()[CONSOLE.page].view[CONSOLE.base + Register.SCRATCH - CONSOLE.page] == 0x5A
+    assert board.acpi.com_windows == (CONSOLE.base, AGENT.base)
+
+
+def test_a_board_closes_twice_and_its_console_may_still_be_written(board: Board, console: list[bytes]) -> None:
+    board.coalesced(0x3F8, b"end")
+    board.close()
+    board.close()
+    assert console == [b"end"]
+    board.serials[0].receive(b"typed too late")

@@ -1,0 +1,21 @@
+"""What a guest's kernel is told."""
+
+from __future__ import annotations
+
+from pyvmm.machine.build import BASE_CMDLINE, CONSOLE, NO_SHELL, command_line
+
+
+def test_the_console_comes_after_what_says_how_much_is_printed() -> None:
+    assert command_line("loglevel=7", agent_only=True) == f"{BASE_CMDLINE} {NO_SHELL} loglevel=7 {CONSOLE}"
+    assert command_line() == f"{BASE_CMDLINE} {CONSOLE}"
+
+
+def test_a_console_of_the_users_is_the_last() -> None:
+    assert command_line("console=tty0 debug") == f"{CONSOLE} {BASE_CMDLINE} console=tty0 debug"
+
+
+def test_the_early_console_is_named_before_the_later_one() -> None:
+    """The other way round Linux would take the later one's address for the early one, and find half a port there."""
+    early, late = CONSOLE.split()
+    assert early.startswith("earlycon=uart8250,mmio,0x")
+    assert late.startswith("console=uart8250,mmio,0x")
