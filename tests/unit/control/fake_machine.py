@@ -31,8 +31,16 @@ class FakeMachine:
         self.finish: Callable[[], None] = lambda: None
         self.devices = ["hv-balloon", "heartbeat"]
         self.ready = True  # whether the guest takes commands
+        self.loop: Loop | None = None  # that serves its monitor on another thread
 
     def emit(self, name: str, **data: Any) -> None:
+        """Tell the monitor of an event; from a test's own thread, soon."""
+        if self.loop is not None and threading.current_thread() is not self.loop.thread:
+            self.loop.post(self._emit, name, data)
+        else:
+            self._emit(name, data)
+
+    def _emit(self, name: str, data: dict[str, Any]) -> None:
         for listener in self.listeners:
             listener(name, data)
 
@@ -167,10 +175,8 @@ def serving(machine: FakeMachine, path: Path) -> Iterator[Loop]:
     server = ControlServer(loop, machine, path)
     server.start()
 
-    def end() -> None:
-        loop.stop()
-
-    machine.ended = end
+    machine.loop = loop
+    machine.ended = lambda: loop.post(loop.stop)  # after the events posted before
 
     def run() -> None:
         loop.run()
