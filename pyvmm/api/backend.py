@@ -86,9 +86,12 @@ class Backend(Protocol):
 
 
 class ThreadBackend:
-    """A `pyvmm.machine.Machine` with its loop on a thread of this process. Made on the main thread only."""
+    """A `pyvmm.machine.Machine` with its loop on a thread of this process. Made on the main thread only.
 
-    def __init__(self, config: MachineConfig, params: Mapping[str, Any]) -> None:
+    `make` gives its config once the name is taken: it may build an image first.
+    """
+
+    def __init__(self, make: Callable[[], MachineConfig], params: Mapping[str, Any]) -> None:
         from pyvmm.cli.trace_sinks import traces
         from pyvmm.control.server import ControlServer
         from pyvmm.host.inside import socket_path
@@ -101,6 +104,7 @@ class ThreadBackend:
         self._closing = contextlib.ExitStack()
         try:
             registration = self._closing.enter_context(registry.claim(params["name"], sys.argv))
+            config = make()
             self.name = config.name = registration.name
             self.socket = Path(socket_path(registration.socket))
             self._closing.enter_context(
@@ -186,7 +190,7 @@ class ProcessBackend:
 
     def __init__(self, arguments: Sequence[str], name: str | None) -> None:
         self.name = name or f"api-{os.getpid()}-{next(_numbers)}"
-        registry.check_name(self.name)
+        registry.claim(self.name).release()  # or it would be another machine's monitor that answers us
         self.socket = registry.runtime_folder() / f"{self.name}.sock"
         self.console = Tail(CONSOLE_LIMIT)
         self._said = Tail(STDERR_LIMIT)

@@ -180,9 +180,9 @@ class Machine:
     def _make_backend(self) -> Backend:
         from pyvmm.cli.run import config_of
 
-        config = config_of(self._params)  # wrong options are told now, wherever it will run
         if not self._own_process and runs_here(self._params["host"]):
-            return ThreadBackend(config, self._params)
+            return ThreadBackend(lambda: config_of(self._params), self._params)
+        config_of(self._params)  # wrong options are told now, before a process is made for them
         return ProcessBackend(self._arguments, self._name)
 
     def _connect(self, backend: Backend) -> Client:

@@ -16,11 +16,15 @@ import click
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
 from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine_options
+from pyvmm.cli.where import say
 from pyvmm.errors import ConfigError, HostError, PyvmmError
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
     from pyvmm.control.registry import Entry
+
+PROMPT = 1.0
+"""Seconds that a machine may take to start before the user is told that it still does."""
 
 POLL = 0.2
 """Seconds between two looks at a machine whose channel is waited for."""
@@ -83,8 +87,11 @@ def wait(
     pyvmm wait web --timeout 60 || pyvmm kill web
 
     \b
+    A machine that is still starting is waited for as well, however long its image takes to build.
+
+    \b
     Status: 0 as awaited, 124 not before --timeout, 255 the guest panicked, 1 the machine ended while something
-    else was awaited.
+    else was awaited, or before it had started.
     """
     if event is not None and channel is not None:
         raise click.UsageError("wait for an --event or for a --channel, not both")
@@ -110,12 +117,12 @@ def _check_event(event: str | None) -> None:
 
 def _await(entry: Entry, event: str | None, channel: str | None, deadline: float) -> dict[str, Any]:
     """What happened. A machine that is slow to answer, as while it starts, is asked again."""
-    from pyvmm.control.client import Disconnected, TimedOut
+    from pyvmm.control.client import Disconnected, Starting, TimedOut
 
-    met = False
+    met = starting = False
     while True:
         try:
-            with connect(entry) as client:
+            with connect(entry, patience=min(PROMPT, deadline - time.monotonic())) as client:
                 met = True
                 if channel is not None:
                     return _wait_channel(client, channel, deadline)
@@ -123,7 +130,15 @@ def _await(entry: Entry, event: str | None, channel: str | None, deadline: float
         except TimedOut:
             if time.monotonic() >= deadline:
                 return {"result": "timeout"}
-        except Disconnected:
+        except Starting:
+            if time.monotonic() >= deadline:
+                return {"result": "timeout", "reason": "starting"}
+            if not starting:
+                say(f"{entry.name} is starting")
+            starting = True
+        except Disconnected as error:
+            if starting and not met:
+                raise Disconnected(f"{entry.name} ended before it had started") from error
             if not met:
                 raise
             return {"result": "ended"}
@@ -133,6 +148,8 @@ def _words(found: dict[str, Any], event: str | None, channel: str | None, timeou
     match found["result"]:
         case "timeout":
             what = f"no {event}" if event else f"{channel} is not open" if channel else "still running"
+            if found.get("reason") == "starting":
+                what = "still starting"
             return f"{what} after {timeout:g} s"
         case "event":
             return " ".join([found["event"], *(f"{key}={value}" for key, value in found["data"].items())])

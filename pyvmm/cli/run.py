@@ -149,15 +149,13 @@ def run(
         from pyvmm.cli.trace_sinks import check_patterns
 
         check_patterns(trace)  # before an emulated host is booted for it
-    machine_config = config_of(ctx.params)
 
-    def here(name: str, sockets: list[Path]) -> int:
+    def here(config: MachineConfig, sockets: list[Path]) -> int:
         from pyvmm.cli.session import Session, run_session
 
-        machine_config.name = name
         return run_session(
             Session(
-                machine_config,
+                config,
                 console=console or ("none" if command else "stdio"),
                 command=command_line(command),
                 timeout=timeout,
@@ -172,10 +170,10 @@ def run(
     ctx.exit(
         run_somewhere(
             "run",
+            lambda: config_of(ctx.params),
             here,
             host=host,
             name=name,
-            memory=machine_config.most_memory,
             qmp=qmp,
             control_socket=control_socket,
         )

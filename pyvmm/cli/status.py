@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from pyvmm.sizes import format_size
 if TYPE_CHECKING:
     from pyvmm.control.registry import Entry
 
+PATIENCE = 10.0
+"""Seconds `status` waits for the machine's answer."""
+
 QUICK = 2.0
 """Seconds `ps` waits for a machine's answer."""
 
@@ -29,6 +33,8 @@ QUICK = 2.0
 def status(given: str | None, name: str | None, socket: Path | None, history: int | None, as_json: bool) -> None:
     """Show all about a running machine: its memory, its balloon, its VMBus channels.
 
+    Of one that is still starting (its image is built, the emulated host is made or booted for it) it says so.
+
     \b
     pyvmm status
     pyvmm status web --json
@@ -40,8 +46,8 @@ def status(given: str | None, name: str | None, socket: Path | None, history: in
         with connect(find(given, name, socket)) as client:
             show_history(client, history, as_json)
         return
-    with connect(find(given, name, socket)) as client:
-        about = client.execute("x-status")
+    entry = find(given, name, socket)
+    about = _describe(entry)
     if as_json:
         output.print_json(about)
         return
@@ -49,12 +55,30 @@ def status(given: str | None, name: str | None, socket: Path | None, history: in
     output.fields(_fields(about))
 
 
+def _describe(entry: Entry) -> dict[str, Any]:
+    """What the machine says of itself; while it starts, what is known of it."""
+    from pyvmm.control.client import Starting
+
+    try:
+        with connect(entry, PATIENCE, patience=0) as client:
+            about: dict[str, Any] = client.execute("x-status")
+            return about
+    except Starting:
+        return {
+            "name": entry.name,
+            "pid": entry.pid,
+            "status": "starting",
+            "uptime": round(time.time() - entry.started, 1),
+            "command": shlex.join(entry.argv),
+        }
+
+
 def _head(about: dict[str, Any]) -> str:
     """`web: running for 5 min 2 s`. A machine tells how long it is there, not since when it is in another state."""
     state = str(about.get("status", "unknown"))
     if "uptime" in about:
         up = output.duration(about["uptime"])
-        state += f" for {up}" if state == "running" else f", started {up} ago"
+        state += f" for {up}" if state in ("running", "starting") else f", started {up} ago"
     return f"{about.get('name') or 'machine'}: {state}"
 
 
@@ -63,6 +87,8 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     pairs = [(key, str(each)) for key, each in about.items() if key not in known and isinstance(each, (str, int))]
     if about.get("resets"):
         pairs.append(("resets", str(about["resets"])))
+    if about.get("status") == "starting":
+        return pairs
     pairs.append(("memory", memory_text(about.get("memory") or {}, about.get("balloon") or {})))
     pairs.append(("balloon", _balloon_text(about.get("balloon"))))
     for number, channel in enumerate(about.get("vmbus") or []):
@@ -128,15 +154,17 @@ def ps(as_json: bool) -> None:
 
 def _ask(entry: Entry) -> dict[str, Any] | None:
     """The machine's own words; its status alone while it starts; None if it does not answer."""
-    from pyvmm.control.registry import is_starting
+    from pyvmm.control.client import Starting
     from pyvmm.errors import HostError
 
     try:
         with connect(entry, QUICK, patience=0) as client:
             reply: dict[str, Any] = client.execute("x-status")
             return reply
+    except Starting:
+        return {"status": "starting"}
     except HostError:
-        return {"status": "starting"} if is_starting(entry) else None
+        return None
 
 
 def _row(entry: Entry, about: dict[str, Any] | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyvmm.control.registry import Entry
 
 START_LIMIT = 60.0
-"""Seconds from a machine's name to its monitor: an emulated host may have to be made and booted."""
+"""Seconds a command waits for a machine that has its name and no monitor yet."""
 
 CLAIM_LIMIT = 2.0
 """Seconds from a command's start to the machine's name."""
@@ -70,15 +70,25 @@ def find_soon(given: str | None, name: str | None, socket: Path | None) -> Entry
 
 
 def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMIT) -> Client:
-    """A connection to the machine's monitor. One that just starts is waited for, up to `patience` seconds."""
+    """A connection to the machine's monitor. One that just starts is waited for, up to `patience` seconds.
+
+    Raises Starting where that was not enough, TimedOut for a machine that says nothing for `timeout` seconds, and
+    Disconnected where nobody listens.
+    """
     from pyvmm.control import registry
-    from pyvmm.control.client import Client, Disconnected
+    from pyvmm.control.client import Client, Disconnected, Starting, TimedOut
 
     deadline = time.monotonic() + patience
     while True:
         try:
             return Client(entry.socket, timeout)
-        except Disconnected:
-            if not registry.is_starting(entry) or time.monotonic() > deadline:
-                raise
+        except (Disconnected, TimedOut) as error:
+            silent = isinstance(error, TimedOut)
+            if not registry.is_starting(entry, silent=silent):
+                if not silent:
+                    raise
+                more = f": `pyvmm kill {entry.name}` ends it" if entry.pid else ""
+                raise TimedOut(f"{entry.name} does not answer{more}") from error
+            if time.monotonic() >= deadline:
+                raise Starting(f"{entry.name} is still starting; `pyvmm kill {entry.name}` ends it") from error
         time.sleep(POLL)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from pyvmm.cli.run import complete_image
 from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
 from pyvmm.sizes import format_size
+
+if TYPE_CHECKING:
+    from pyvmm.machine import MachineConfig
 
 MIB = 1 << 20
 RESIZE_LIMIT = 30.0  # seconds for one resize
@@ -71,21 +74,22 @@ def tour(
     guest's and the host's figures at each step, then hands you its shell (or powers it off where there is no
     terminal).
     """
-    from pyvmm.machine.build import build_config
-
-    config = build_config(image=image, progress=say, memory=memory, cpus=cpus, engine=hyperv)
     if memory < 256 * MIB:
         raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
 
-    def here(taken: str, sockets: list[Path]) -> int:
-        config.name = taken
+    def make() -> MachineConfig:
+        from pyvmm.machine.build import build_config
+
+        return build_config(image=image, progress=say, memory=memory, cpus=cpus, engine=hyperv)
+
+    def here(config: MachineConfig, sockets: list[Path]) -> int:
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
         return _run(config, sockets, wanted)
 
-    ctx.exit(run_somewhere("tour", here, host=host, name=name, memory=memory, control_socket=control_socket))
+    ctx.exit(run_somewhere("tour", make, here, host=host, name=name, control_socket=control_socket))
 
 
-def _run(config: Any, sockets: list[Path], shell: bool) -> int:
+def _run(config: MachineConfig, sockets: list[Path], shell: bool) -> int:
     from pyvmm.cli.consoles import Console, StdioConsole
     from pyvmm.cli.session import SWITCH_INTERVAL, report, serve
     from pyvmm.loop import Loop

@@ -5,37 +5,47 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import inside
 
+if TYPE_CHECKING:
+    from pyvmm.machine.config import MachineConfig
+
 
 def run_somewhere(
     command: str,
-    here: Callable[[str, list[Path]], int],
+    make: Callable[[], MachineConfig],
+    here: Callable[[MachineConfig, list[Path]], int],
     *,
     host: str,
     name: str | None,
-    memory: int,
     qmp: Path | None = None,
     control_socket: Path | None = None,
 ) -> int:
-    """Claim a name and run `here(name, sockets)`, or the user's whole command line in the emulated host.
+    """Claim a name, `make` the machine's config and run `here(config, sockets)`, or the user's whole command line in
+    the emulated host.
 
-    `sockets` are where monitors shall listen. `control_socket` is set by the outer side for the inner one, where the
-    name is claimed already. Returns the exit status; raises ConfigError and HostError.
+    The name comes first: `make` may build an image for minutes, and others shall see meanwhile that the name is
+    taken and its machine on the way. `sockets` are where monitors shall listen. `control_socket` is set by the outer
+    side for the inner one, where the name is claimed already. Returns the exit status; raises ConfigError and
+    HostError.
     """
     if inside():
-        return here(name or "vm", _present(control_socket, qmp))
-    emulated = wants_emulated(host)
+        config = make()
+        config.name = name or "vm"
+        return here(config, _present(control_socket, qmp))
     from pyvmm.control import registry
 
     with registry.claim(name, sys.argv) as registration:
+        config = make()
+        config.name = registration.name
         sockets = _present(registration.socket, qmp)
-        if not emulated:
-            return here(registration.name, sockets)
+        if not wants_emulated(host):
+            return here(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-        return run_emulated([command, *extra, *_arguments(command)], memory, sockets)
+        return run_emulated([command, *extra, *_arguments(command)], config.most_memory, sockets)
 
 
 def runs_here(host: str) -> bool:

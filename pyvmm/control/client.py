@@ -25,6 +25,10 @@ class Disconnected(HostError):
     """The machine ended, or hung up."""
 
 
+class Starting(Disconnected):
+    """The machine has its name and no monitor yet."""
+
+
 class TimedOut(HostError):
     """No answer, or not the event waited for, in the time given."""
 
@@ -60,7 +64,7 @@ class Client:
         made.settimeout(self.timeout)
         try:
             made.connect(self.path)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:  # the latter: so many wait there that no more may
             made.close()
             raise TimedOut(f"{self.path}: the VM does not accept a connection") from error
         except OSError as error:

@@ -24,6 +24,9 @@ from typing import Any
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import is_size
 
+SETTLING = 15.0
+"""Seconds that a socket may be there and silent: an emulated host's, before the machine inside has its monitor."""
+
 DEFAULT_NAME = "vm"
 """What a machine without a name is called; the second one is vm2."""
 
@@ -162,9 +165,16 @@ def _running(folder: Path) -> Iterator[Entry]:
             yield entry
 
 
-def is_starting(entry: Entry) -> bool:
-    """Whether the machine has its name and no monitor yet: an emulated host is made or booted for it."""
-    return not entry.socket.exists() and any(each == entry for each in running())
+def is_starting(entry: Entry, *, silent: bool = False) -> bool:
+    """Whether the machine has its name and no monitor yet: an image is built, an emulated host made or booted for it.
+
+    `silent`: its socket takes connections, and nobody has answered yet.
+    """
+    try:
+        young = time.time() - entry.socket.stat().st_ctime < SETTLING
+    except FileNotFoundError:
+        young = silent = True
+    return young and silent and any(each == entry for each in running())
 
 
 def find(which: str | os.PathLike[str] | None = None) -> Entry:

@@ -10,6 +10,7 @@ from fake_machine import MIB, FakeMachine
 
 import pyvmm
 from pyvmm.api.backend import ProcessBackend, Tail
+from pyvmm.control import registry
 from pyvmm.control.client import Disconnected, Refused, TimedOut
 from pyvmm.errors import ConfigError, HostError
 
@@ -186,6 +187,12 @@ def test_a_process_that_ends_at_once_says_why(tmp_path: Path, monkeypatch: pytes
         backend.send(b"x" * 100_000)
     backend.close()
     backend.close()
+
+
+def test_a_process_does_not_take_anothers_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with registry.claim("web"), pytest.raises(ConfigError, match="a VM named 'web' runs already"):
+        ProcessBackend([], "web")
 
 
 def test_a_tail_keeps_the_end() -> None:

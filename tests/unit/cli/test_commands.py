@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from fake_machine import MIB, FakeMachine, serving
 
 from devices.balloon import states
 from pyvmm.cli import doctor, output
+from pyvmm.cli import status as status_command
 from pyvmm.control import registry
 from pyvmm.errors import HostError
 
@@ -160,14 +162,51 @@ def test_a_machine_that_starts_is_waited_for(pyvmm: Run) -> None:
     with registry.claim("web") as registration, ExitStack() as stack:
         timer = threading.Timer(0.3, lambda: stack.enter_context(serving(made, registration.socket)))
         timer.start()
-        assert pyvmm("status").out.startswith("web: running")
+        assert pyvmm("balloon").status == 0
         timer.join()
 
 
 def test_a_machine_that_ends_while_it_starts_is_no_longer_waited_for(pyvmm: Run) -> None:
     registration = registry.claim("web")
     threading.Timer(0.3, registration.release).start()
-    assert "no VM listens" in pyvmm("status").err
+    assert "no VM listens" in pyvmm("balloon").err
+
+
+def test_status_of_a_machine_that_starts_says_so(pyvmm: Run) -> None:
+    with registry.claim("web", ["pyvmm", "run"]):
+        found = pyvmm("status")
+        assert found.out.splitlines()[0].startswith("web: starting")
+        assert "pyvmm run" in found.out
+        about = json.loads(pyvmm("status", "--json").out)
+        assert (about["status"], about["pid"]) == ("starting", os.getpid())
+
+
+def test_a_silent_socket_is_a_machine_that_starts_until_it_has_settled(
+    pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_command, "QUICK", 0.1)
+    with registry.claim("mute") as mute, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(mute.socket))
+        silent.listen(8)
+        assert "starting" in pyvmm("ps").out
+        monkeypatch.setattr(registry, "SETTLING", 0.0)
+        assert "not answering" in pyvmm("ps").out
+
+
+def test_a_machine_that_does_not_answer_is_one_line(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_command, "PATIENCE", 0.1)
+    monkeypatch.setattr(registry, "SETTLING", 0.0)
+    with registry.claim("hung") as hung, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(hung.socket))
+        silent.listen(1)
+        with ExitStack() as stack:
+            for _ in range(4):  # the last find no more room to wait in
+                found = pyvmm("status", "hung")
+                assert found == (1, "", "pyvmm: hung does not answer: `pyvmm kill hung` ends it\n")
+                other = stack.enter_context(socket.socket(socket.AF_UNIX))
+                other.setblocking(False)
+                with suppress(BlockingIOError):
+                    other.connect(str(hung.socket))
 
 
 def test_ps_cuts_commands_on_a_terminal_only(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,3 +399,24 @@ def test_what_no_machine_can_be_is_said_before_anything_is_made(
     found = pyvmm("run", *words)
     assert found.status in (1, 2)
     assert text in found.err
+
+
+@pytest.mark.parametrize("command", ["run", "tour"])
+def test_the_name_is_taken_before_an_image_is_built(
+    pyvmm: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    seen: list[str] = []
+
+    def build(*_: object, **__: object) -> None:
+        seen.append(pyvmm("ps").out.splitlines()[1])
+        seen.append(pyvmm("run", "--name", "web").err)
+        raise HostError("cannot build it")
+
+    monkeypatch.setattr("images.catalog.find_image", build)
+    assert pyvmm(command, "--name", "web") == (1, "", "pyvmm: cannot build it\n")
+    row, second = seen
+    assert row.split()[::2][:2] == ["web", "starting"]
+    assert second == (
+        f"pyvmm: a VM named 'web' runs already (pid {os.getpid()}): choose another --name, or `pyvmm stop web`\n"
+    )
+    assert registry.running() == []

@@ -268,6 +268,25 @@ def test_wait_by_name_lets_a_machine_get_its_name_first(pyvmm: Run) -> None:
     assert "no VM named 'web'" in pyvmm("wait", "web").err
 
 
+def test_wait_takes_as_long_as_a_machine_takes_to_start(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end, "PROMPT", 0.1)
+    with registry.claim("web") as registration, ExitStack() as stack:
+        assert pyvmm("wait", "web", "--timeout", "0.2") == (
+            124, "web: still starting after 0.2 s\n", "pyvmm: web is starting\n",
+        )  # fmt: skip
+        timer = threading.Timer(0.3, lambda: stack.enter_context(serving(FakeMachine("web"), registration.socket)))
+        timer.start()
+        assert pyvmm("wait", "web", "--channel", "heartbeat").status == 0
+        timer.join()
+
+
+def test_wait_for_a_machine_that_never_came_fails(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end, "PROMPT", 0.1)
+    threading.Timer(0.3, registry.claim("web").release).start()
+    found = pyvmm("wait", "web")
+    assert found == (1, "", "pyvmm: web is starting\npyvmm: web ended before it had started\n")
+
+
 def test_wait_for_a_driver(machine: FakeMachine, pyvmm: Run) -> None:
     assert pyvmm("wait", "--channel", "heartbeat") == (0, "web: heartbeat is open\n", "")
     found = pyvmm("wait", "--channel", "nope")
