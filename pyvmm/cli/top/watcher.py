@@ -10,7 +10,7 @@ from typing import Any
 
 from pyvmm.cli.target import connect
 from pyvmm.cli.top.samples import Sample, sample
-from pyvmm.control.client import Client, Disconnected, Refused, TimedOut
+from pyvmm.control.client import Client, Disconnected, Refused, Starting, TimedOut
 from pyvmm.control.registry import Entry
 from pyvmm.errors import PyvmmError
 from pyvmm.tracing.read import from_object
@@ -26,6 +26,9 @@ PATIENCE = 5.0
 
 LINES = 200
 """Trace lines kept."""
+
+STARTING, SILENT = "starting", "not answering"
+"""Errors that the machine's next answer ends."""
 
 ENDS = {
     "guest-shutdown": "powered off",
@@ -75,14 +78,17 @@ class Watcher:
             try:
                 with connect(self.entry, PATIENCE, patience=0) as client:
                     self._talk(client)
+            except Starting:
+                self.error = STARTING
+                self._stop.wait(self._period)
             except Disconnected:
                 if self.sample is not None:
                     self.error, self.ended = self._how, time.monotonic()
                     return
-                self.error = "not answering"  # it starts: nobody listens yet
+                self.error = SILENT
                 self._stop.wait(self._period)
             except TimedOut:
-                self.error = "not answering"  # it starts, or its host is busy
+                self.error = SILENT  # its host is busy
             except PyvmmError as error:
                 self.error = str(error)
                 return
@@ -112,7 +118,7 @@ class Watcher:
         else:
             self.sample = sample(now, self._before[1], clock - self._before[0])
         self._before = clock, now
-        if self.error == "not answering":
+        if self.error in (STARTING, SILENT):
             self.error = ""
         deadline = clock + self._period
         while not self._stop.is_set():

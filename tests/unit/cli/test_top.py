@@ -244,7 +244,7 @@ def test_a_machine_that_starts_is_asked_again(runtime: Path) -> None:
     made = FakeMachine("slow")
     with registry.claim("slow") as registration:
         board = Board((), 0.1)
-        assert watched(board, until=lambda each: each.error).error == "not answering"
+        assert watched(board, until=lambda each: each.error).error == "starting"
         with serving(made, registration.socket):
             assert watched(board, until=lambda each: each.sample and not each.error).sample is not None
             board.close()
