@@ -49,8 +49,9 @@ def top(
 ) -> None:
     """Watch the running machines: exits by kind, memory, pressure, VMBus channels, trace events.
 
-    All of this user's machines, or those named. Keys: up and down choose one, + and - give it more or less memory,
-    ? explains, q ends. Narrow and low terminals get less: 110 columns and 30 lines show all there is.
+    All of this user's machines, or those named; who is named stays after its end, until a machine takes the name
+    again. Keys: up and down choose one, + and - give it more or less memory, ? explains, q ends. Narrow and low
+    terminals get less: 110 columns and 30 lines show all there is.
 
     \b
     pyvmm top
@@ -85,7 +86,7 @@ class Board:
         self._noted = 0.0
         self._names = names
         self._interval = interval
-        self._watchers: dict[tuple[str, int], Watcher] = {}
+        self._watchers: dict[tuple[str, int, float], Watcher] = {}  # by name, process and start
         self._wanted: dict[str, int] = {}  # targets asked for by keys, by machine
         self._looked = 0.0
         self.look()
@@ -97,21 +98,26 @@ class Board:
             return running()
         if not self._watchers:
             return [find(name, None, None) for name in self._names]
-        return [each.entry for each in self._watchers.values()]
+        now = {entry.name: entry for entry in running()}
+        watched = [each.entry for each in self._watchers.values()]
+        return [now.get(entry.name, entry) if entry.pid else entry for entry in watched]
 
     def look(self) -> None:
         """See which machines there are."""
         from pyvmm.cli.top.watcher import Watcher
 
-        entries = {(entry.name, entry.pid): entry for entry in self._entries()}
+        entries = {(entry.name, entry.pid, entry.started): entry for entry in self._entries()}
         names = {entry.name for entry in entries.values()}
         for key in [key for key in self._watchers if key not in entries]:
             if key[0] in names or not _lingers(self._watchers[key]):
                 self._watchers.pop(key).stop()
         for key, entry in entries.items():
-            if key not in self._watchers:
+            if key not in self._watchers or _is_back(self._watchers[key]):
                 self._watchers[key] = Watcher(entry, self._interval)
                 self._watchers[key].start()
+                self._wanted.pop(entry.name, None)
+        if self._names:  # each in its place, whoever began anew
+            self._watchers = {key: self._watchers[key] for key in entries}
         self.chosen = max(0, min(self.chosen, len(self._watchers) - 1))
         self._looked = time.monotonic()
 
@@ -192,6 +198,15 @@ def _lingers(watcher: Watcher) -> bool:
     if watcher.ended is None:
         return watcher.sample is not None  # its watcher learns of the end in a moment
     return time.monotonic() - watcher.ended < LINGER
+
+
+def _is_back(watcher: Watcher) -> bool:
+    """Whether another machine listens at the socket of one that ended; who is known by name has another process."""
+    if watcher.ended is None or watcher.entry.pid:
+        return False
+    from pyvmm.control.server import is_listening
+
+    return is_listening(watcher.entry.socket)
 
 
 def _live(board: Board, width: int | None) -> None:

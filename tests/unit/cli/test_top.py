@@ -240,6 +240,26 @@ def test_how_a_machine_ended_stays_to_be_seen_until_another_takes_its_name(
     board.close()
 
 
+@pytest.mark.parametrize("by", ["name", "socket"])
+def test_a_named_machine_is_watched_again_in_its_place_when_it_is_back(runtime: Path, by: str) -> None:
+    made = FakeMachine("web")
+    with registry.claim("other") as other, serving(FakeMachine("other"), other.socket):
+        with registry.claim("web") as registration, serving(made, registration.socket):
+            board = Board(("web" if by == "name" else str(registration.socket), "other"), 0.1)
+            watched(board, until=lambda each: each.sample)
+            made.quit()
+            watched(board, until=lambda each: each.ended)
+        board.look()
+        assert board.watchers[0].ended
+        again = FakeMachine("web")
+        with registry.claim("web") as registration, serving(again, registration.socket):
+            board.look()
+            watched(board, until=lambda each: each.sample)
+            assert [each.entry.name for each in board.watchers] == ["web", "other"]
+            assert not board.watchers[0].ended
+        board.close()
+
+
 def test_a_machine_that_starts_is_asked_again(runtime: Path) -> None:
     made = FakeMachine("slow")
     with registry.claim("slow") as registration:
