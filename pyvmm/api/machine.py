@@ -281,7 +281,9 @@ class Machine:
         self.qmp("system_reset")
 
     def shutdown(self, timeout: float = 60.0) -> End:
-        """Ask the guest to power itself off, and wait for it."""
+        """Ask the guest to power itself off, and wait for it. A paused machine is resumed: it could not otherwise."""
+        if self.status == "paused":
+            self.resume()
         self.qmp("system_powerdown")
         return self.wait(timeout)
 
@@ -357,12 +359,15 @@ class Machine:
             yield self._ending.seen.popleft()
 
     def wait_event(self, *names: str, timeout: float = 60.0) -> Event:
-        """The next event of these names, those not read yet included; earlier others are dropped. Raises TimedOut."""
+        """The next event of these names, those not read yet included; others stay to be read. Raises TimedOut."""
         deadline = time.monotonic() + timeout
+        self._drain()
+        seen = self._ending.seen
+        for event in seen:
+            if event.name in names:
+                seen.remove(event)
+                return event
         while True:
-            for event in self.events():
-                if event.name in names:
-                    return event
             client = self._started()[1]
             left = deadline - time.monotonic()
             if left <= 0:
@@ -372,6 +377,9 @@ class Machine:
             except TimedOut:
                 continue
             self._ending.take(event)
+            if event.name in names:
+                seen.pop()
+                return event
 
     # Below
 

@@ -74,6 +74,24 @@ def test_an_event_can_be_waited_for(vm: pyvmm.Machine) -> None:
         vm.wait_event("STOP", "RESET", timeout=0.1)
 
 
+def test_waiting_for_an_event_leaves_the_others_to_be_read(vm: pyvmm.Machine) -> None:
+    vm.pause()
+    vm.balloon("256M")
+    vm.resume()
+    assert vm.wait_event("RESUME").name == "RESUME"
+    vm.reset()
+    assert vm.wait_event("RESET").name == "RESET"
+    assert vm.wait_event("STOP").name == "STOP"
+    assert [event.name for event in vm.events()] == ["BALLOON_CHANGE"]
+
+
+def test_a_paused_machine_is_resumed_to_shut_down(vm: pyvmm.Machine, inner: FakeMachine) -> None:
+    vm.pause()
+    with pytest.raises(TimedOut):
+        vm.shutdown(0.1)
+    assert inner.calls == ["pause", "resume", "powerdown"]
+
+
 def test_the_end_is_told_with_its_kind(vm: pyvmm.Machine) -> None:
     assert vm.quit() == pyvmm.End("quit")
     assert not vm.running
