@@ -87,7 +87,8 @@ def wait(
     pyvmm wait web --timeout 60 || pyvmm kill web
 
     \b
-    A machine that is still starting is waited for as well, however long its image takes to build.
+    A machine that is still starting is waited for as well, however long its image takes to build. What a guest
+    panicked of is said on stderr.
 
     \b
     Status: 0 as awaited, 124 not before --timeout, 255 the guest panicked, 1 the machine ended while something
@@ -175,31 +176,45 @@ def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str
     """The event, or how the machine ended. Raises TimedOut."""
     from pyvmm.control.client import Disconnected
 
-    last: dict[str, Any] = {"result": "ended"}
+    ending: dict[str, Any] = {"result": "ended"}
     names = {"SHUTDOWN", "GUEST_PANICKED", *([wanted] if wanted else [])}
     while True:
         try:
             name, data = client.wait_event(names, min(3600.0, max(0.0, deadline - time.monotonic())))
         except Disconnected:
-            return last
+            return ending
         except HostError:
             if time.monotonic() >= deadline:
                 raise
             continue
         if name == wanted:
             return {"result": "event", "event": name, "data": data}
-        if name == "GUEST_PANICKED":
-            last = {"result": "panicked", "data": data}
-        elif last["result"] == "ended":
-            last["reason"] = data.get("reason", "")
+        _note(ending, name, data)
+
+
+def _note(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
+    """What an event tells of how the machine ends; a panic's line is the user's at once."""
+    if name == "GUEST_PANICKED":
+        from pyvmm.hyperv.crash import panic_line
+
+        ending.update(result="panicked", data=data)
+        ending.pop("reason", None)
+        say(f"guest panicked: {panic_line(str(data.get('x-text', '')))}")
+    elif name == "SHUTDOWN" and ending["result"] == "ended":
+        ending["reason"] = data.get("reason", "")
 
 
 def _wait_channel(client: Client, name: str, deadline: float) -> dict[str, Any]:
-    """When the channel is open. Raises TimedOut, Disconnected; ConfigError if there is no such device."""
-    from pyvmm.control.client import TimedOut
+    """When the channel is open, or how the machine ended before. Raises TimedOut; ConfigError if there is no such
+    device.
+    """
+    from pyvmm.control.client import Disconnected, TimedOut
 
     while True:
-        channels = client.execute("x-query-vmbus")
+        try:
+            channels = client.execute("x-query-vmbus")
+        except Disconnected:
+            return _wait_event(client, None, time.monotonic() + QUICK)  # what came before it hung up
         rows = [each for each in channels if each.get("name") == name]
         if channels and not rows:
             known = ", ".join(str(each.get("name")) for each in channels)

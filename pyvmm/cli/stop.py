@@ -11,6 +11,8 @@ import click
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import print_json
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.cli.where import say
+from pyvmm.errors import HostError
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 def stop(given: str | None, name: str | None, socket: Path | None, force: bool, timeout: float, as_json: bool) -> int:
     """Ask a guest to power itself off, and wait until its machine has ended.
 
+    A paused machine runs on for it: nothing in it can shut down before.
+
     \b
     pyvmm stop
     pyvmm stop web --timeout 10 || pyvmm stop web --force
@@ -33,18 +37,33 @@ def stop(given: str | None, name: str | None, socket: Path | None, force: bool, 
     Status 124 if the machine still runs after --timeout.
     """
     entry = find(given, name, socket)
+    resumed = False
     with connect(entry) as client:
         begin = time.monotonic()
+        if not force:
+            resumed = _let_run(client, entry.name)
         _tell(client, "quit" if force else "system_powerdown")
         ended = _wait(client, begin + timeout)
     seconds = time.monotonic() - begin
     if as_json:
-        print_json({"name": entry.name, "ended": ended, "seconds": round(seconds, 3)})
+        print_json({"name": entry.name, "ended": ended, "seconds": round(seconds, 3), "resumed": resumed})
     elif ended:
         click.echo(f"{entry.name}: ended after {seconds:.1f} s")
     else:
         click.echo(f"{entry.name}: still running after {timeout:g} s; `pyvmm stop {entry.name} --force` ends it")
     return 0 if ended else exit_status.TIMEOUT
+
+
+def _let_run(client: Client, name: str) -> bool:
+    """See to it that the guest can shut down; whether its machine was paused. HostError if it never will."""
+    state = client.execute("query-status")["status"]
+    if state in ("guest-panicked", "internal-error"):
+        raise HostError(f"{name} is {state} and cannot shut down: `pyvmm stop {name} --force` ends it")
+    if state != "paused":
+        return False
+    client.execute("cont")
+    say(f"{name} was paused: resumed, so that it can shut down")
+    return True
 
 
 def _tell(client: Client, command: str) -> None:

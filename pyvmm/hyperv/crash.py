@@ -27,13 +27,19 @@ class CrashReport:
 
     def summary(self) -> str:
         """One line: the panic line of the text, or the registers."""
-        for line in self.text.splitlines():
-            if "Kernel panic" in line or "BUG:" in line or "Oops" in line:
-                return line.split("] ", 1)[-1].strip()
         if self.text:
-            return self.text.splitlines()[0]
+            return panic_line(self.text)
         p0, _, p2, p3, p4 = self.parameters
         return f"error {p0:#x}, rip {p2:#x}, rax {p3:#x}, rsp {p4:#x}"
+
+
+def panic_line(text: str) -> str:
+    """The line of a guest's last words that says what happened: the panic's, else the first."""
+    lines = text.splitlines()
+    for line in lines:
+        if "Kernel panic" in line or "BUG:" in line or "Oops" in line:
+            return line.split("] ", 1)[-1].strip()
+    return lines[0] if lines else ""
 
 
 class CrashRegisters:

@@ -227,6 +227,22 @@ def test_stop_asks_the_guest_and_waits(machine: FakeMachine, pyvmm: Run) -> None
     assert "--force" in found.out
 
 
+def test_stop_lets_a_paused_machine_run_on_first(
+    machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "powerdown", lambda: machine.ended())
+    machine.state = "paused"
+    found = pyvmm("stop", "--json")
+    assert (json.loads(found.out)["resumed"], machine.calls) == (True, ["resume"])
+    assert found.err == "pyvmm: web was paused: resumed, so that it can shut down\n"
+
+
+def test_stop_of_a_guest_that_panicked_says_what_ends_it(machine: FakeMachine, pyvmm: Run) -> None:
+    machine.state = "guest-panicked"
+    line = "pyvmm: web is guest-panicked and cannot shut down: `pyvmm stop web --force` ends it\n"
+    assert pyvmm("stop") == (1, "", line)
+
+
 def test_stop_notices_the_end(machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "powerdown", lambda: machine.ended())
     assert pyvmm("stop").status == 0

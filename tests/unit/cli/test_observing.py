@@ -224,19 +224,30 @@ def test_devices_shows_what_device_del_takes(
     assert pyvmm("devices").out.splitlines()[1].split() == ["#2", "heartbeat", shown, "open"]
 
 
+def panic(machine: FakeMachine) -> None:
+    text = "<6>[ 1.0] sysrq: Trigger a crash\n<0>[ 1.1] Kernel panic - not syncing: sysrq\n<4>[ 1.2] Call Trace:"
+    machine.emit("GUEST_PANICKED", **{"action": "poweroff", "x-text": text})
+    machine.emit("SHUTDOWN", guest=True, reason="guest-panic")
+    machine.ended()
+
+
 def test_wait_tells_how_it_ended(machine: FakeMachine, pyvmm: Run) -> None:
     threading.Timer(0.2, machine.quit).start()
     assert pyvmm("wait") == (0, "web: ended (host-qmp-quit)\n", "")
 
 
 def test_wait_of_a_panic_has_the_panics_status(machine: FakeMachine, pyvmm: Run) -> None:
-    def panic() -> None:
-        machine.emit("GUEST_PANICKED", action="pause")
-        machine.ended()
-
-    threading.Timer(0.2, panic).start()
+    threading.Timer(0.2, panic, [machine]).start()
     found = pyvmm("wait", "--json")
     assert (found.status, json.loads(found.out)["result"]) == (255, "panicked")
+    assert found.err == "pyvmm: guest panicked: Kernel panic - not syncing: sysrq\n"
+
+
+def test_wait_for_a_driver_of_a_guest_that_panics(machine: FakeMachine, pyvmm: Run) -> None:
+    threading.Timer(0.3, panic, [machine]).start()
+    machine.info_vmbus = lambda: [{"name": "slow", "state": "offered"}]  # type: ignore[method-assign]
+    found = pyvmm("wait", "--channel", "slow")
+    assert found == (255, "web: panicked\n", "pyvmm: guest panicked: Kernel panic - not syncing: sysrq\n")
 
 
 def test_wait_gives_up(machine: FakeMachine, pyvmm: Run) -> None:
