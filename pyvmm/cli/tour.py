@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -16,11 +15,12 @@ import click
 
 from pyvmm.cli.memory_options import SizeType
 from pyvmm.cli.run import complete_image
+from pyvmm.cli.tour_show import JsonLines, Measured, Show, Words
 from pyvmm.cli.where import run_somewhere, say
 from pyvmm.errors import ConfigError
-from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
+    from devices.balloon.plan import ResizeOutcome
     from pyvmm.machine import MachineConfig
 
 MIB = 1 << 20
@@ -56,6 +56,7 @@ Script = Generator[Step, str, None]
 @click.option("--name", default=None, help="What `pyvmm status` and the others shall call it.")
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
 @click.option("--shell/--no-shell", default=None, help="End in the guest's shell. Default: if there is a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line a step. Ends without a shell.")
 @click.pass_context
 def tour(
     ctx: click.Context,
@@ -67,13 +68,20 @@ def tour(
     name: str | None,
     control_socket: Path | None,
     shell: bool | None,
+    as_json: bool,
 ) -> None:
     """Show the main job: Linux on Hyper-V, resized by hv-balloon.
 
     Boots the default guest, shows what it sees of Hyper-V, takes half of its memory out and gives it back with the
     guest's and the host's figures at each step, then hands you its shell (or powers it off where there is no
     terminal).
+
+    \b
+    pyvmm tour -m 1G
+    pyvmm tour --json | jq 'select(.step == "resized") | {target, seconds, resident}'
     """
+    if as_json and shell:
+        raise click.UsageError("--json ends without a --shell")
     if memory < 256 * MIB:
         raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
 
@@ -83,13 +91,15 @@ def tour(
         return build_config(image=image, progress=say, memory=memory, cpus=cpus, engine=hyperv)
 
     def here(config: MachineConfig, sockets: list[Path]) -> int:
+        if as_json:
+            return _run(config, sockets, JsonLines(), False)
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
-        return _run(config, sockets, wanted)
+        return _run(config, sockets, Words(), wanted)
 
     ctx.exit(run_somewhere("tour", make, here, host=host, name=name, control_socket=control_socket))
 
 
-def _run(config: MachineConfig, sockets: list[Path], shell: bool) -> int:
+def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
     from pyvmm.cli.consoles import Console, StdioConsole
     from pyvmm.cli.session import SWITCH_INTERVAL, report, serve
     from pyvmm.loop import Loop
@@ -103,7 +113,7 @@ def _run(config: MachineConfig, sockets: list[Path], shell: bool) -> int:
         machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
         machine.start()
         serve(sockets, loop, machine, stack)
-        guide = _Guide(machine, shell, started)
+        guide = _Guide(machine, show, shell, started)
 
         def finished() -> None:
             if shell:
@@ -126,8 +136,9 @@ def _run(config: MachineConfig, sockets: list[Path], shell: bool) -> int:
 class _Guide:
     """Walks through the script: a step's answer starts the next one."""
 
-    def __init__(self, machine: Any, shell: bool, started: float) -> None:
+    def __init__(self, machine: Any, show: Show, shell: bool, started: float) -> None:
         self._machine = machine
+        self._show = show
         self._shell = shell
         self._started = started
         self._script = self._steps()
@@ -137,9 +148,10 @@ class _Guide:
         self.status: int | None = None
         machine.balloon.on_finish.append(self._resized)
         self._resizing = False
+        self._outcome: ResizeOutcome | None = None
 
     def start(self) -> None:
-        self._title(f"Booting Linux ({self._machine.config.cpus} vCPU, {self._memory()})")
+        self._show.booting(self._machine.config.cpus, self._machine.config.memory)
         self._limit(BOOT_LIMIT, "the guest did not come up")
         self._advance(None)
 
@@ -150,38 +162,30 @@ class _Guide:
     def _steps(self) -> Script:
         boot = yield Guest("uname -r; nproc")
         release, cpus = boot.split()[:2]
-        seconds = time.monotonic() - self._started
-        self._line(f"Linux {release} with {cpus} CPU is up after {seconds:.1f} s, engine {self._machine.engine.name}")
-
-        self._title("What Linux sees")
+        self._show.booted(release, int(cpus), time.monotonic() - self._started, self._machine.engine.name)
         log = yield Guest(
             "dmesg | grep -E 'Hypervisor detected|Vmbus version|Using Dynamic Memory|Switched to clocks'"
         )
-        for line in log.splitlines():
-            self._line(line)
-        self._title("Devices on the VMBus")
-        for device in self._machine.info_vmbus():
-            self._line(f"#{device['relid']:<3} {device['name']:<12} {device['state']:<8} {device['guid']}")
-
-        self._title("Memory")
-        self._row("", "guest MemTotal", "guest MemFree", "host resident")
-        yield from self._measure("after boot")
+        self._show.seen(log.splitlines())
+        self._show.devices(self._machine.info_vmbus())
+        self._show.memory((yield from self._measure()))
         boot_size = self._machine.config.memory
         fill = int(boot_size * FILL_SHARE) // MIB
         yield Guest(f"dd if=/dev/zero of=/tmp/fill bs=1M count={fill} 2>/dev/null; rm /tmp/fill")
-        yield from self._measure(f"{fill} MiB used and freed")
-        for size, label in ((boot_size // 2, "balloon {}"), (boot_size, "balloon {}")):
+        self._show.memory((yield from self._measure()), fill * MIB)
+        for size in (boot_size // 2, boot_size):
             before = time.monotonic()
             yield Resize(size)
             took = time.monotonic() - before
-            yield from self._measure(f"{label.format(format_size(size))} ({took:.2f} s)")
-        self._title("The guest's shell: Ctrl-A x ends, Ctrl-A h lists the keys" if self._shell else "Powering off")
+            outcome = self._outcome
+            assert outcome is not None
+            self._show.resized(size, outcome.actual, outcome.reason, took, (yield from self._measure()))
+        self._show.over(self._shell)
 
-    def _measure(self, label: str) -> Script:
+    def _measure(self) -> Generator[Step, str, Measured]:
         text = yield Guest("cat /proc/meminfo")
-        figures = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in text.splitlines() if ":" in line}
-        resident = self._machine.resident() // MIB
-        self._row(label, f"{figures['MemTotal']} MiB", f"{figures['MemFree']} MiB", f"{resident} MiB")
+        figures = {line.split(":")[0]: int(line.split()[1]) << 10 for line in text.splitlines() if ":" in line}
+        return Measured(figures["MemTotal"], figures["MemFree"], self._machine.resident())
 
     def _advance(self, answer: str | None) -> None:
         try:
@@ -209,11 +213,10 @@ class _Guide:
         else:
             self._advance(self._text.decode("utf-8", "replace"))
 
-    def _resized(self, outcome: Any) -> None:
+    def _resized(self, outcome: ResizeOutcome) -> None:
         if self._resizing:
             self._resizing = False
-            if outcome.reason:
-                self._line(f"reached {format_size(outcome.actual)}: {outcome.reason}")
+            self._outcome = outcome
             self._advance("")
 
     def _limit(self, seconds: float | None, text: str) -> None:
@@ -225,19 +228,3 @@ class _Guide:
         print(f"pyvmm: {text}", file=sys.stderr)
         self.status = 1
         self._machine.quit()
-
-    def _memory(self) -> str:
-        return format_size(self._machine.config.memory)
-
-    @staticmethod
-    def _title(text: str) -> None:
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(f"\n\x1b[1;36m{text}\x1b[0m" if colour else f"\n{text}", flush=True)
-
-    @staticmethod
-    def _line(text: str) -> None:
-        print(f"  {text}", flush=True)
-
-    @staticmethod
-    def _row(label: str, *cells: str) -> None:
-        print(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells), flush=True)

@@ -1,0 +1,130 @@
+"""How `pyvmm tour` is told: to people as it goes, or to programs, a JSON object a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from pyvmm.sizes import format_size
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Memory at one time, in bytes: the guest's own words, and what the host keeps of it."""
+
+    total: int
+    free: int
+    resident: int
+
+
+class Show(Protocol):
+    """What there is to tell, in the order of the tour."""
+
+    def booting(self, cpus: int, memory: int) -> None:
+        """The machine starts."""
+
+    def booted(self, release: str, cpus: int, seconds: float, engine: str) -> None:
+        """Linux takes commands."""
+
+    def seen(self, log: Sequence[str]) -> None:
+        """Lines of the guest's log about Hyper-V."""
+
+    def devices(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The VMBus, as x-query-vmbus has it."""
+
+    def memory(self, now: Measured, used: int = 0) -> None:
+        """What there is after the boot, or after `used` bytes were used and freed."""
+
+    def resized(self, target: int, actual: int, reason: str, seconds: float, now: Measured) -> None:
+        """The balloon came to its end; `reason`: why not at its target."""
+
+    def over(self, shell: bool) -> None:
+        """The guest's shell is next, or its power-off."""
+
+
+class Words:
+    """For people, in colour on a terminal."""
+
+    def booting(self, cpus: int, memory: int) -> None:
+        self._title(f"Booting Linux ({cpus} vCPU, {format_size(memory)})")
+
+    def booted(self, release: str, cpus: int, seconds: float, engine: str) -> None:
+        self._line(f"Linux {release} with {cpus} CPU is up after {seconds:.1f} s, engine {engine}")
+
+    def seen(self, log: Sequence[str]) -> None:
+        self._title("What Linux sees")
+        for line in log:
+            self._line(line)
+
+    def devices(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._title("Devices on the VMBus")
+        for row in rows:
+            self._line(f"#{row['relid']:<3} {row['name']:<12} {row['state']:<8} {row['guid']}")
+
+    def memory(self, now: Measured, used: int = 0) -> None:
+        if used:
+            self._row(f"{used // MIB} MiB used and freed", now)
+            return
+        self._title("Memory")
+        self._cells("", "guest MemTotal", "guest MemFree", "host resident")
+        self._row("after boot", now)
+
+    def resized(self, target: int, actual: int, reason: str, seconds: float, now: Measured) -> None:
+        if reason:
+            self._line(f"reached {format_size(actual)}: {reason}")
+        self._row(f"balloon {format_size(target)} ({seconds:.2f} s)", now)
+
+    def over(self, shell: bool) -> None:
+        self._title("The guest's shell: Ctrl-A x ends, Ctrl-A h lists the keys" if shell else "Powering off")
+
+    def _row(self, label: str, now: Measured) -> None:
+        self._cells(label, *(f"{size // MIB} MiB" for size in (now.total, now.free, now.resident)))
+
+    @staticmethod
+    def _title(text: str) -> None:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(f"\n\x1b[1;36m{text}\x1b[0m" if colour else f"\n{text}", flush=True)
+
+    @staticmethod
+    def _line(text: str) -> None:
+        print(f"  {text}", flush=True)
+
+    @staticmethod
+    def _cells(label: str, *cells: str) -> None:
+        print(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
+class JsonLines:
+    """For programs: sizes in bytes, times in seconds."""
+
+    def booting(self, cpus: int, memory: int) -> None:
+        self._step("booting", cpus=cpus, memory=memory)
+
+    def booted(self, release: str, cpus: int, seconds: float, engine: str) -> None:
+        self._step("booted", release=release, cpus=cpus, seconds=round(seconds, 3), engine=engine)
+
+    def seen(self, log: Sequence[str]) -> None:
+        self._step("seen", log=list(log))
+
+    def devices(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._step("devices", devices=list(rows))
+
+    def memory(self, now: Measured, used: int = 0) -> None:
+        self._step("memory", used=used, **asdict(now))
+
+    def resized(self, target: int, actual: int, reason: str, seconds: float, now: Measured) -> None:
+        took = round(seconds, 3)
+        self._step("resized", target=target, actual=actual, reason=reason, seconds=took, **asdict(now))
+
+    def over(self, shell: bool) -> None:
+        """The exit status tells how it came out."""
+
+    @staticmethod
+    def _step(step: str, **about: Any) -> None:
+        print(json.dumps({"step": step} | about, default=str), flush=True)
