@@ -6,6 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from pyvmm.tracing.entry import Entry
 from pyvmm.tracing.read import Trace
@@ -15,7 +16,8 @@ from pyvmm.tracing.read import Trace
 class Pair:
     """From an event to its answer. `key` names fields that both share (begin's : end's where they differ), `when` a
     field of the answer that must have a value for it to be the last one. With `newest` a new begin takes the place of
-    one that waits, which will have no answer.
+    one that waits, which will have no answer. With `single` there is one exchange at a time, of one or more begins
+    and a last answer, and the events of GIVEN_UP end it without.
     """
 
     title: str
@@ -25,7 +27,16 @@ class Pair:
     when: tuple[str, int] | None = None
     begin_when: tuple[str, int] | None = None
     newest: bool = False
+    single: bool = False
 
+
+GIVEN_UP: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("balloon.timed_out", {}),
+    ("hv_balloon_state_change", {"tostr": "S_VERSION"}),
+)
+"""Events, with values of their fields, after which what was asked has no answer: it would be late, or the guest's
+driver is another. The balloon's transaction ids do not tell whose an answer is: Linux counts its own.
+"""
 
 PAIRS = (
     Pair(
@@ -43,10 +54,13 @@ PAIRS = (
     Pair("service request to reply", "ic.requested", "ic.replied", ("name", "transaction")),
     Pair(
         "balloon request to last response", "hv_balloon_outgoing_balloon", "hv_balloon_incoming_balloon",
-        when=("more_pages", 0),
+        when=("more_pages", 0), single=True,
     ),
-    Pair("unballoon request to response", "hv_balloon_outgoing_unballoon", "hv_balloon_incoming_unballoon"),
-    Pair("hot-add request to response", "hv_balloon_outgoing_hot_add", "hv_balloon_incoming_hot_add"),
+    Pair(
+        "unballoon request to response", "hv_balloon_outgoing_unballoon", "hv_balloon_incoming_unballoon",
+        single=True,
+    ),
+    Pair("hot-add request to response", "hv_balloon_outgoing_hot_add", "hv_balloon_incoming_hot_add", single=True),
     Pair("resize: target set to finished", "balloon.target_set", "balloon.finished", newest=True),
 )  # fmt: skip
 
@@ -91,6 +105,13 @@ def latencies(trace: Trace) -> list[Latency]:
             if waiting and _holds(pair.when, entry):
                 began = waiting.popleft()
                 found[number].samples.append((began - trace.start, entry.time - began))
+                if pair.single:
+                    waiting.clear()
+        if any(entry.name == name and fields.items() <= entry.fields.items() for name, fields in GIVEN_UP):
+            for number, pair in enumerate(PAIRS):
+                if pair.single:
+                    found[number].unanswered += sum(1 for waiting in open_[number].values() if waiting)
+                    open_[number].clear()
         for number in begins.get(entry.name, ()):
             pair = PAIRS[number]
             if _holds(pair.begin_when, entry):
@@ -100,7 +121,8 @@ def latencies(trace: Trace) -> list[Latency]:
                     found[number].replaced.append((began - trace.start, entry.time - began))
                 waiting.append(entry.time)
     for number, latency in enumerate(found):
-        latency.unanswered = sum(map(len, open_[number].values()))
+        waits = [len(waiting) for waiting in open_[number].values()]
+        latency.unanswered += sum(min(each, 1) for each in waits) if PAIRS[number].single else sum(waits)
     return [latency for latency in found if latency.samples]
 
 

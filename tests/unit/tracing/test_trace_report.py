@@ -141,6 +141,40 @@ def test_a_balloon_request_is_answered_by_the_last_response() -> None:
     assert found.seconds == [3.0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "given_up"),
+    [
+        ("unballoon", ("balloon.timed_out", {"state": "UnballoonWaiting"})),
+        ("hot_add", ("balloon.timed_out", {"state": "HotAddWaiting"})),
+        ("hot_add", ("hv_balloon_state_change", {"tostr": "S_VERSION"})),
+    ],
+)
+def test_an_answer_is_not_a_request_s_that_was_given_up(kind: str, given_up: tuple[str, dict[str, object]]) -> None:
+    request, response = f"hv_balloon_outgoing_{kind}", f"hv_balloon_incoming_{kind}"
+    trace = made_of(
+        (1.0, request, {"trans_id": 7}),
+        (2.0, "hv_balloon_state_change", {"tostr": "S_IDLE"}),
+        (31.0, *given_up),
+        (40.0, request, {"trans_id": 8}),
+        (42.0, response, {"trans_id": 3}),
+        (50.0, request, {"trans_id": 9}),
+    )
+    (found,) = latencies(trace)
+    assert (found.samples, found.unanswered) == ([(39.0, 2.0)], 2)
+
+
+def test_an_unballoon_request_of_many_messages_has_one_answer() -> None:
+    trace = made_of(
+        (1.0, "hv_balloon_outgoing_unballoon", {"rempages": 512}),
+        (1.5, "hv_balloon_outgoing_unballoon", {"rempages": 0}),
+        (2.0, "hv_balloon_incoming_unballoon", {}),
+        (5.0, "hv_balloon_outgoing_unballoon", {"rempages": 0}),
+        (5.5, "hv_balloon_incoming_unballoon", {}),
+    )
+    (found,) = latencies(trace)
+    assert (found.seconds, found.unanswered) == ([0.5, 1.0], 0)
+
+
 REPLACED = (
     (1.0, "balloon.target_set", {"target": 76800, "current": 131072, "reason": ""}),
     (2.0, "balloon.target_set", {"target": 102400, "current": 131072, "reason": ""}),
