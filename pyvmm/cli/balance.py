@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def balance(
     NAMEs are running machines; without any, all of this user. Each gets what its programs demand and a buffer on top
     if there is enough, nobody shrinks unless somebody else needs the memory, and what is promised never passes the
     budget. The guests' own automatic sizing is held: with --once for good (`pyvmm balloon NAME --auto`), else until
-    Ctrl-C.
+    Ctrl-C, SIGTERM or the terminal's end.
 
     \b
     pyvmm balance --budget 2G
@@ -70,27 +71,29 @@ def balance(
     pyvmm balance --budget 2G --once --json
     """
     from pyvmm.control import registry
+    from pyvmm.ending import ending_on_signals
 
     asked = list(dict.fromkeys(names))
     shown: object = None
     held: set[str] = set()
-    try:
-        while True:
-            entries = [registry.find(name) for name in asked] if asked else registry.running()
-            if not entries:
-                raise ConfigError("no VM is running: `pyvmm run` starts one")
-            report = _round(entries, budget, least, buffer, held)
-            if as_json:
-                click.echo(_line(report))
-            elif once or report["actions"] or report["problems"] != shown:
-                _print(report)
-            shown = report["problems"]
-            if once:
-                return 0
-            time.sleep(interval)
-    finally:
-        if not once:
-            _let_go(held)
+    with ending_on_signals():
+        try:
+            while True:
+                entries = [registry.find(name) for name in asked] if asked else registry.running()
+                if not entries:
+                    raise ConfigError("no VM is running: `pyvmm run` starts one")
+                report = _round(entries, budget, least, buffer, held)
+                if as_json:
+                    click.echo(_line(report))
+                elif once or report["actions"] or report["problems"] != shown:
+                    _print(report)
+                shown = report["problems"]
+                if once:
+                    return 0
+                time.sleep(interval)
+        finally:
+            if not once:
+                _let_go(held)
 
 
 def _let_go(held: Iterable[str]) -> None:
@@ -103,7 +106,8 @@ def _let_go(held: Iterable[str]) -> None:
                 with connect(entry, ANSWER_LIMIT, patience=0) as client:
                     client.execute("x-autosize", {"enable": True})
             except HostError as error:
-                click.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
+                with contextlib.suppress(OSError):  # the terminal may be gone: the others' turn comes all the same
+                    click.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
 
 
 def _line(report: dict[str, Any]) -> str:
@@ -173,8 +177,8 @@ def _look(entry: Entry, client: Client, least: int, buffer: int, held: set[str])
     about = client.execute("x-query-pressure", {"count": 0})
     sizing = about.get("autosize") or {}
     if sizing.get("enabled"):
+        held.add(entry.name)  # first: a signal may end us in between
         client.execute("x-autosize", {"enable": False})
-        held.add(entry.name)
     minimum = min(sizing.get("min", least), about["boot"])
     limits = Limits(minimum, max(about["max"], minimum), sizing.get("buffer", buffer))
     target = about["target"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
+from pyvmm.ending import ending_on_signals
 from pyvmm.host import daemon
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
@@ -79,28 +76,6 @@ def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> N
 def shell_status(status: int) -> int:
     """A status as the shell gives it: 128 + N for a command that signal N killed."""
     return status if status >= 0 else 128 - status
-
-
-class Ended(SystemExit):
-    """A signal asked us to end: unwinds everything on the way."""
-
-
-@contextlib.contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind (and so end QEMU and give the terminal back) instead of killing outright."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Ended(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def runtime_folder() -> Path:

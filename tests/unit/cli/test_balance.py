@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 
 import pytest
 from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
+from pyvmm.cli import balance
 from pyvmm.control import registry
 
 
@@ -121,6 +123,26 @@ def test_their_own_sizing_goes_on_at_the_end(
     monkeypatch.setattr("pyvmm.cli.balance.time.sleep", interrupted)
     assert pyvmm("balance", "--budget", "8G").status == 130
     assert (pair[0].sizing, pair[1].sizing) == ([False, True], [False])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_their_own_sizing_go_on(
+    pair: tuple[Sized, Sized], pyvmm: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def ended(seconds: float) -> None:
+        signal.raise_signal(number)
+
+    def told_again(held: Iterable[str]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        let_go(held)
+
+    let_go = balance._let_go
+    monkeypatch.setattr(balance, "_let_go", told_again)
+    monkeypatch.setattr(balance.time, "sleep", ended)
+    with pytest.raises(SystemExit) as exit:
+        pyvmm("balance", "--budget", "8G")
+    assert exit.value.code == 128 + number
+    assert [each.sizing for each in pair] == [[False, True], [False, True]]
 
 
 def test_balloon_auto_lets_sizing_go_on(pair: tuple[Sized, Sized], pyvmm: Run) -> None:
