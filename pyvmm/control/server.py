@@ -162,6 +162,7 @@ class _Client:
         self._output = bytearray()
         self._open = True
         self._streams: dict[str, Stream] = {}
+        self._beginning: dict[str, Callable[[Timing, Ready, Send], Stream]] = {}
         self._working = False  # a turn is posted: there may be whole requests left in the session
         connection.setblocking(False)
 
@@ -175,12 +176,19 @@ class _Client:
         return dispatch(self._server._machine, name, arguments, self)
 
     def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
-        """Begin a stream in place of the one this client had of `what`; None for none."""
+        """Begin a stream in place of the one this client had of `what`, with the command's reply; None for none."""
+        self._beginning.pop(what, None)
         before = self._streams.pop(what, None)
         if before is not None:
             before.close()
         if make is not None:
-            self._streams[what] = make(self._loop, self._takes_more, self._send_quietly)
+            self._beginning[what] = make
+
+    def _begin_streams(self) -> None:
+        beginning, self._beginning = self._beginning, {}
+        if self._open:
+            for what, make in beginning.items():
+                self._streams[what] = make(self._loop, self._takes_more, self._send_quietly)
 
     def finish(self) -> None:
         """The machine ends: send what its streams still hold, as far as the socket takes it."""
@@ -243,7 +251,10 @@ class _Client:
         if self.session.waiting:
             self._loop.remove_reader(self._socket.fileno())
         for reply in replies:
-            self.send(reply)
+            self._trace(reply)
+        self._begin_streams()  # before the client can know of it, but the reply itself is nothing to follow
+        for reply in replies:
+            self._put(reply)
         server._emit_held()
         if server._closing:
             server.close()
@@ -259,10 +270,16 @@ class _Client:
             self._loop.post(self._work)
 
     def send(self, message: bytes) -> None:
+        self._trace(message)
+        self._put(message)
+
+    def _trace(self, message: bytes) -> None:
+        if self._open and trace.respond.on:
+            trace.respond(self.number, message.decode("ascii").rstrip())
+
+    def _put(self, message: bytes) -> None:
         if not self._open:
             return
-        if trace.respond.on:
-            trace.respond(self.number, message.decode("ascii").rstrip())
         self._output += message
         self._flush()
         if self._open and len(self._output) > OUTPUT_LIMIT:

@@ -75,6 +75,13 @@ def test_only_the_client_that_asked_gets_events(client: Client, path: Path) -> N
         assert not bystander.events
 
 
+def test_following_everything_begins_after_its_own_reply(client: Client) -> None:
+    for _ in range(2):  # the second takes the first one's place
+        client.execute("x-trace-subscribe", {"pattern": "*"})
+    happened(1)
+    assert batch(client)["events"][0]["event"] == "observe.happened"
+
+
 def test_following_everything_does_not_follow_itself(client: Client) -> None:
     client.execute("x-trace-subscribe", {"pattern": "*"})
     happened(1)
