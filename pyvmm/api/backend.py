@@ -115,11 +115,8 @@ class ThreadBackend:
             self.machine: Machine = self._closing.enter_context(Machine(config, self._loop, console=self.console.add))
             self.machine.console_place = "api"
             self.machine.start()
-            for path in (self.socket, params["qmp"]):
-                if path is not None:
-                    server = ControlServer(self._loop, self.machine, path)
-                    server.start()
-                    self._closing.callback(server.close)
+            sockets = [path for path in (self.socket, params["qmp"]) if path is not None]
+            self._closing.enter_context(ControlServer(self._loop, self.machine, *sockets))
         except BaseException:
             self._closing.close()
             raise

@@ -69,10 +69,7 @@ def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.E
     from pyvmm.control.server import ControlServer
 
     machine.pid = user_pid()
-    for path in sockets:
-        server = ControlServer(loop, machine, socket_path(path))
-        server.start()
-        stack.callback(server.close)
+    stack.enter_context(ControlServer(loop, machine, *map(socket_path, sockets)))
 
 
 class _Run:

@@ -1,6 +1,8 @@
-"""The monitor's Unix socket on the machine's loop: several clients, none of which can hold the machine up.
+"""The monitor's Unix sockets on the machine's loop: several clients, none of which can hold the machine up.
 
     s = ControlServer(loop, machine, "/run/user/1000/pyvmm/vm.sock"); s.start(); ...; s.close()
+
+socket, socket ... (_Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
 
 Each client costs at most one request of input and `OUTPUT_LIMIT` of output. A client that does not read is not read
 from either, so that only events can pile up; past the limit it is dropped. Long input is worked off a few commands a
@@ -50,14 +52,13 @@ _AFTER_REPLY = frozenset({"SHUTDOWN", "RESET", "POWERDOWN"})
 
 
 class ControlServer:
-    """The listening socket at `path` and its clients. All methods belong to the loop's thread."""
+    """The listening sockets at `paths` and their clients. All methods belong to the loop's thread."""
 
-    def __init__(self, loop: Loop, controlled: Controlled, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, loop: Loop, controlled: Controlled, *paths: str | os.PathLike[str]) -> None:
         self._loop = loop
         self._machine = controlled
-        self._socket: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._paths = [Path(path) for path in paths]
+        self._doors: list[_Door] = []  # while it listens
         self._clients: list[_Client] = []
         self._numbers = count(1)
         self._answering = False
@@ -68,16 +69,19 @@ class ControlServer:
 
     def start(self) -> None:
         """Listen. ConfigError if another process listens there or something else is in the way."""
-        self._socket = listen(self.path)
-        self._inode = _identity(self.path)
-        self._loop.add_reader(self._socket.fileno(), self._accept)
+        try:
+            for path in self._paths:
+                self._doors.append(_Door(self._loop, path, self._admit))
+        except BaseException:
+            self.close()
+            raise
         if not self._listens:
             self._listens = True
             self._machine.on_event(self._happened)
 
     def close(self) -> None:
-        """Stop listening, hand the clients what they have not read yet, hang up, remove the socket. Twice is fine."""
-        if self._socket is None:
+        """Stop listening, hand the clients what they have not read, hang up, remove the sockets. Twice is fine."""
+        if not self._doors:
             return
         if self._answering:  # a command ends the machine: its reply comes first
             self._closing = True
@@ -87,11 +91,8 @@ class ControlServer:
         for client in list(self._clients):
             client.finish()
             client.drop("the machine ends")
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
-        self._socket = None
-        if _identity(self.path) == self._inode:
-            self.path.unlink(missing_ok=True)
+        while self._doors:
+            self._doors.pop().close()
 
     def __enter__(self) -> ControlServer:
         self.start()
@@ -100,36 +101,18 @@ class ControlServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _accept(self) -> None:
-        assert self._socket is not None
-        try:
-            connection, _ = self._socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                self._rest()
-            return  # else the client gave up before we came to it
+    def _admit(self, connection: socket.socket, path: Path) -> None:
         if len(self._clients) >= CLIENT_LIMIT:
             connection.close()
             return
         client = _Client(self, connection, next(self._numbers))
         self._clients.append(client)
         if trace.connected.on:
-            trace.connected(client.number, str(self.path))
+            trace.connected(client.number, str(path))
         client.start()
 
-    def _rest(self) -> None:
-        """No descriptor left for a client that waits: look again in a second rather than spin."""
-        assert self._socket is not None
-        self._loop.remove_reader(self._socket.fileno())
-
-        def again() -> None:
-            if self._socket is not None:
-                self._loop.add_reader(self._socket.fileno(), self._accept)
-
-        self._loop.after(1.0, again)
-
     def _happened(self, name: str, data: dict[str, Any]) -> None:
-        if self._socket is None:
+        if not self._doors:
             return
         if self._answering and name in _AFTER_REPLY:
             self._held.append((name, data))
@@ -148,6 +131,45 @@ class ControlServer:
         held, self._held = self._held, []
         for name, data in held:
             self._throttle(name, data)
+
+
+class _Door:
+    """A socket at `path` that listens until `close`; `admit(connection, path)` gets who comes."""
+
+    def __init__(self, loop: Loop, path: Path, admit: Callable[[socket.socket, Path], None]) -> None:
+        self._loop = loop
+        self._path = path
+        self._admit = admit
+        self._socket = listen(path)
+        self._inode = _identity(path)
+        self._open = True
+        loop.add_reader(self._socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        self._open = False
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        if _identity(self._path) == self._inode:
+            self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._rest()
+            return  # else the client gave up before we came to it
+        self._admit(connection, self._path)
+
+    def _rest(self) -> None:
+        """No descriptor left for a client that waits: look again in a second rather than spin."""
+        self._loop.remove_reader(self._socket.fileno())
+
+        def again() -> None:
+            if self._open:
+                self._loop.add_reader(self._socket.fileno(), self._accept)
+
+        self._loop.after(1.0, again)
 
 
 class _Client:

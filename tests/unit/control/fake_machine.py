@@ -169,10 +169,10 @@ class FakeMachine:
 
 
 @contextmanager
-def serving(machine: FakeMachine, path: Path) -> Iterator[Loop]:
-    """The machine's monitor at `path`, served by a loop in a thread of its own. `quit` ends it."""
+def serving(machine: FakeMachine, *paths: Path) -> Iterator[Loop]:
+    """The machine's monitor at `paths`, served by a loop in a thread of its own. `quit` ends it."""
     loop = Loop()
-    server = ControlServer(loop, machine, path)
+    server = ControlServer(loop, machine, *paths)
     server.start()
 
     machine.loop = loop

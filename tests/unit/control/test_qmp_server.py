@@ -147,6 +147,28 @@ def test_two_clients_both_hear_what_one_did(loop: Loop, path: Path) -> None:
         assert two.execute("query-status")["status"] == "paused"
 
 
+def test_an_event_is_traced_once_however_many_sockets_there_are(machine: FakeMachine, tmp_path: Path) -> None:
+    paths = [tmp_path / "one.sock", tmp_path / "two.sock"]
+    tail = trace.TailSink()
+    with serving(machine, *paths), Client(paths[0]) as one, Client(paths[1]) as two:
+        trace.subscribe("monitor_protocol_event_emit", tail)
+        try:
+            one.execute("stop")
+            assert two.wait_event({"STOP"})[0] == one.wait_event({"STOP"})[0] == "STOP"
+        finally:
+            trace.unsubscribe(tail)
+    assert len(tail.records) == 1
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_second_socket_that_cannot_be_leaves_the_first_no_more(machine: FakeMachine, tmp_path: Path) -> None:
+    loop = Loop()
+    with pytest.raises(ConfigError, match="does not exist"):
+        ControlServer(loop, machine, tmp_path / "one.sock", tmp_path / "nowhere" / "two.sock").start()
+    assert not (tmp_path / "one.sock").exists()
+    loop.close()
+
+
 def test_a_client_that_did_not_negotiate_hears_no_events(machine: FakeMachine, loop: Loop, path: Path) -> None:
     with connect(path) as silent, Client(path) as client:
         client.execute("stop")
