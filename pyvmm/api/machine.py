@@ -62,7 +62,9 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A machine's memory in bytes. `available` and `committed` are the guest's own words, None before it reports."""
+    """A machine's memory in bytes. `available` and `committed` are the guest's own words, None before it reports;
+    `max` is the most that the guest may get.
+    """
 
     boot: int
     actual: int
@@ -71,9 +73,12 @@ class Memory:
     resident: int
     available: int | None = None
     committed: int | None = None
+    max: int | None = None
 
     def __str__(self) -> str:
-        return f"{format_size(self.actual)} of {format_size(self.boot + self.plugged)}"
+        from pyvmm.cli.status import memory_text
+
+        return memory_text({"boot": self.boot, "actual": self.actual, "target": self.target}, {"max": self.max})
 
 
 class Event(NamedTuple):
@@ -336,6 +341,7 @@ class Machine:
             memory["resident"],
             balloon.get("available"),
             balloon.get("committed"),
+            balloon.get("max"),
         )
 
     def describe(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fake_machine import MIB, FakeMachine
 
 import pyvmm
 from pyvmm.api.backend import ProcessBackend, Tail
+from pyvmm.cli.status import memory_text
 from pyvmm.control import registry
 from pyvmm.control.client import Disconnected, Refused, TimedOut
 from pyvmm.errors import ConfigError, HostError
@@ -56,7 +57,17 @@ def test_the_balloon_is_waited_for_and_says_where_it_is(vm: pyvmm.Machine) -> No
 def test_memory_reads_well(vm: pyvmm.Machine) -> None:
     memory = vm.memory
     assert (memory.boot, memory.plugged, memory.resident) == (512 * MIB, 128 * MIB, 200 * MIB)
-    assert str(memory) == "512 MiB of 640 MiB"
+    assert str(memory) == "512 MiB of 512 MiB"
+
+
+def test_memory_is_told_in_the_words_of_the_command_line(
+    vm: pyvmm.Machine, inner: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {"boot": 512 * MIB, "actual": 300 * MIB, "target": 256 * MIB, "resident": 200 * MIB}
+    about = inner.describe() | {"memory": memory, "balloon": {"state": "Idle", "max": 1024 * MIB}}
+    monkeypatch.setattr(inner, "describe", lambda: about)
+    assert str(vm.memory) == "300 MiB of 1 GiB, target 256 MiB"
+    assert memory_text(memory, about["balloon"]).startswith(f"{vm.memory};")
 
 
 def test_events_are_kept_until_somebody_asks(vm: pyvmm.Machine) -> None:
