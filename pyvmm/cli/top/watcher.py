@@ -11,7 +11,7 @@ from typing import Any
 from pyvmm.cli.target import connect
 from pyvmm.cli.top.samples import Sample, sample
 from pyvmm.control.client import Client, Disconnected, Refused, Starting, TimedOut
-from pyvmm.control.registry import Entry
+from pyvmm.control.registry import Entry, is_starting
 from pyvmm.errors import PyvmmError
 from pyvmm.tracing.read import from_object
 
@@ -75,6 +75,8 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            if self.sample is None and is_starting(self.entry, silent=True):
+                self.error = STARTING  # as long as nothing is heard of it; an emulated host's socket is there early
             try:
                 with connect(self.entry, PATIENCE, patience=0) as client:
                     self._talk(client)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -268,6 +269,15 @@ def test_a_machine_that_starts_is_asked_again(runtime: Path) -> None:
         with serving(made, registration.socket):
             assert watched(board, until=lambda each: each.sample and not each.error).sample is not None
             board.close()
+
+
+def test_a_machine_whose_socket_is_silent_yet_starts(runtime: Path) -> None:
+    with registry.claim("slow") as registration, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(registration.socket))
+        silent.listen(4)
+        board = Board((), 0.1)
+        assert watched(board, until=lambda each: each.error).error == "starting"
+        board.close()
 
 
 def test_top_once_tells_programs(machine: FakeMachine, pyvmm: Run) -> None:
