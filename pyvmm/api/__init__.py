@@ -9,11 +9,13 @@
         print(vm.memory)
         vm.shutdown()
 
-Read `machine` for the calls, `backend` for the two places a machine can run in: a thread of this process where its
-KVM runs Linux, else a process of its own (that is `pyvmm run`, and so also the emulated host). Either way the calls
-go through the machine's monitor, so what works here works with `pyvmm.control.client` and any QMP program.
+Read `machine` for the calls, `results` for what they give, `backend` for the two places a machine can run in: a
+thread of this process where its KVM runs Linux, else a process of its own (that is `pyvmm run`, and so also the
+emulated host). Either way the calls go through the machine's monitor, so what works here works with
+`pyvmm.control.client` and any QMP program.
 """
 
-from pyvmm.api.machine import CommandFailed, Completed, End, Event, Machine, Memory, runs_here
+from pyvmm.api.machine import Machine, runs_here
+from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
 
 __all__ = ["CommandFailed", "Completed", "End", "Event", "Machine", "Memory", "runs_here"]

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pyvmm.api.backend import Backend, ProcessBackend, ThreadBackend
+from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
 from pyvmm.control.client import Client, Disconnected, TimedOut
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import format_size, parse_size
@@ -39,61 +40,6 @@ READY_POLL = 0.2
 
 SETTLED = 5
 """Looks at an idle balloon, a tenth of a second apart, before it counts as having stopped short of its target."""
-
-
-class CommandFailed(Exception):
-    """A command in the guest ended with another status than 0; `completed` has its output."""
-
-    def __init__(self, command: str, completed: Completed) -> None:
-        last = (completed.stderr or completed.stdout).strip().splitlines()[-1:]
-        super().__init__(": ".join([f"{command!r} ended with status {completed.status}", *last]))
-        self.completed = completed
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """What a command in the guest came to. `truncated`: there was more output than is kept (256 KiB a stream)."""
-
-    status: int
-    stdout: str
-    stderr: str
-    truncated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A machine's memory in bytes. `available` and `committed` are the guest's own words, None before it reports;
-    `max` is the most that the guest may get.
-    """
-
-    boot: int
-    actual: int
-    target: int | None
-    plugged: int
-    resident: int
-    available: int | None = None
-    committed: int | None = None
-    max: int | None = None
-
-    def __str__(self) -> str:
-        from pyvmm.cli.status import memory_text
-
-        return memory_text({"boot": self.boot, "actual": self.actual, "target": self.target}, {"max": self.max})
-
-
-class Event(NamedTuple):
-    """Something that happened, by its QMP name."""
-
-    name: str
-    data: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a machine ended. `text` is the panic's or the error's."""
-
-    kind: Literal["poweroff", "quit", "reset", "panic", "error"]
-    text: str = ""
 
 
 _KINDS: dict[str, Literal["poweroff", "quit", "reset", "panic", "error"]] = {

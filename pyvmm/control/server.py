@@ -2,7 +2,7 @@
 
     s = ControlServer(loop, machine, "/run/user/1000/pyvmm/vm.sock"); s.start(); ...; s.close()
 
-socket, socket ... (_Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
+socket, socket ... (Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
 
 Each client costs at most one request of input and `OUTPUT_LIMIT` of output. A client that does not read is not read
 from either, so that only events can pile up; past the limit it is dropped. Long input is worked off a few commands a
@@ -11,10 +11,8 @@ turn, so that devices get theirs in between.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable
 from itertools import count
@@ -23,10 +21,10 @@ from typing import Any
 
 from pyvmm.control import events as trace
 from pyvmm.control.commands import Controlled, dispatch
+from pyvmm.control.door import Door
 from pyvmm.control.protocol import Session, encode_event
 from pyvmm.control.stream import Ready, Send, Stream, Timing
 from pyvmm.control.throttle import Throttle
-from pyvmm.errors import ConfigError, HostError
 from pyvmm.loop import Loop
 
 OUTPUT_LIMIT = 1 << 20
@@ -44,9 +42,6 @@ COMMANDS_PER_TURN = 8
 CLIENT_LIMIT = 16
 """Clients at once. Each is a descriptor and some buffers; more than a few is a leak in somebody's script."""
 
-PATH_LIMIT = 107
-"""Bytes in the path of a Unix socket, sun_path without its NUL."""
-
 _AFTER_REPLY = frozenset({"SHUTDOWN", "RESET", "POWERDOWN"})
 """Events that QEMU sends after the reply to the command that caused them; STOP and RESUME come before it."""
 
@@ -58,7 +53,7 @@ class ControlServer:
         self._loop = loop
         self._machine = controlled
         self._paths = [Path(path) for path in paths]
-        self._doors: list[_Door] = []  # while it listens
+        self._doors: list[Door] = []  # while it listens
         self._clients: list[_Client] = []
         self._numbers = count(1)
         self._answering = False
@@ -71,7 +66,7 @@ class ControlServer:
         """Listen. ConfigError if another process listens there or something else is in the way."""
         try:
             for path in self._paths:
-                self._doors.append(_Door(self._loop, path, self._admit))
+                self._doors.append(Door(self._loop, path, self._admit))
         except BaseException:
             self.close()
             raise
@@ -131,45 +126,6 @@ class ControlServer:
         held, self._held = self._held, []
         for name, data in held:
             self._throttle(name, data)
-
-
-class _Door:
-    """A socket at `path` that listens until `close`; `admit(connection, path)` gets who comes."""
-
-    def __init__(self, loop: Loop, path: Path, admit: Callable[[socket.socket, Path], None]) -> None:
-        self._loop = loop
-        self._path = path
-        self._admit = admit
-        self._socket = listen(path)
-        self._inode = _identity(path)
-        self._open = True
-        loop.add_reader(self._socket.fileno(), self._accept)
-
-    def close(self) -> None:
-        self._open = False
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
-        if _identity(self._path) == self._inode:
-            self._path.unlink(missing_ok=True)
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                self._rest()
-            return  # else the client gave up before we came to it
-        self._admit(connection, self._path)
-
-    def _rest(self) -> None:
-        """No descriptor left for a client that waits: look again in a second rather than spin."""
-        self._loop.remove_reader(self._socket.fileno())
-
-        def again() -> None:
-            if self._open:
-                self._loop.add_reader(self._socket.fileno(), self._accept)
-
-        self._loop.after(1.0, again)
 
 
 class _Client:
@@ -337,72 +293,3 @@ class _Client:
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening Unix socket at `path` that only this user can connect to; a dead one in its place is replaced."""
-    if len(os.fsencode(path)) > PATH_LIMIT:
-        raise ConfigError(f"socket path {path} is longer than {PATH_LIMIT} bytes: choose a shorter one")
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(made.fileno(), 0o600)  # before bind: the file is never open to others
-        _explain(path, lambda: _bind(made, path))
-        made.listen(CLIENT_LIMIT)
-        made.setblocking(False)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _bind(made: socket.socket, path: Path) -> None:
-    try:
-        made.bind(os.fspath(path))
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        _remove_stale(path)
-        made.bind(os.fspath(path))
-
-
-def _explain(path: Path, action: Callable[[], None]) -> None:
-    try:
-        action()
-    except FileNotFoundError as error:
-        raise ConfigError(f"socket {path}: the folder {path.parent} does not exist") from error
-    except OSError as error:
-        raise ConfigError(f"socket {path}: {error.strerror}") from error
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"{path} exists and is not a socket: remove it or choose another path")
-    except FileNotFoundError:
-        return
-    if is_listening(path):
-        raise ConfigError(f"socket {path} is in use by another program: choose another path")
-    path.unlink(missing_ok=True)
-
-
-def is_listening(path: Path) -> bool:
-    """Whether a process accepts connections at the Unix socket `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except BlockingIOError:
-            return True  # its queue is full: it listens, if slowly
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError as error:
-            raise HostError(f"socket {path}: {error.strerror}") from error
-    return True
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
