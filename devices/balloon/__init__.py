@@ -31,6 +31,7 @@ Read in this order:
 * `ledger`    whose each page is; the one place that discards
 * `growth`    hot-add with one driver: what its answers mean
 * `plan`      what a target will come to: the guest keeps a floor
+* `tuning`    what may be turned
 * `states`, `machine`  the protocol as states, pieces and time limits, without I/O
 * `device`    joined to a channel and to the monitor
 * `events`    its trace
@@ -45,7 +46,7 @@ the guest reboots; the guest does not repeat them.
 """
 
 from devices.balloon.device import BalloonDevice
-from devices.balloon.machine import Tuning
 from devices.balloon.plan import ResizeOutcome, ResizePlan
+from devices.balloon.tuning import Tuning
 
 __all__ = ["BalloonDevice", "ResizeOutcome", "ResizePlan", "Tuning"]

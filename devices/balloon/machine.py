@@ -72,31 +72,11 @@ from devices.balloon.states import (
     UnballoonPosting,
     UnballoonWaiting,
 )
+from devices.balloon.tuning import Tuning
 from pyvmm.errors import ConfigError, GuestProtocolError, HostError
 
 REPLY_LIMIT = 16
 """Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """What a user may turn. Pages are 4 KiB, times seconds.
-
-    Small pieces keep the guest's zeroed pages from piling up on the host before they are discarded, move the figure
-    smoothly, and let a new target take over soon; each costs one round trip.
-    """
-
-    balloon_piece: int = 128 << 8  # 128 MiB
-    unballoon_piece: int = 1024 << 8  # 1 GiB
-    unballoon_ranges: int = 16 * RANGES_LIMIT  # so fragmented memory comes back in bounded pieces too
-    hot_add_piece: int = 128 << 8  # 128 MiB, or a block of the guest if that is larger
-    hot_add_whole_blocks: bool = False  # never give part of a block; for guests that cannot take one
-    hot_add_tries: int = 3  # for a guest that says "not now"
-    hot_add_pause: float = 1.0  # before each further try
-    request_timeout: float = 30.0
-    newest_version: Version = VERSIONS[0]
-    send_info: bool = True
-    wants_status: bool = True
 
 
 @dataclass(frozen=True, slots=True)

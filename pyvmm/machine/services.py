@@ -12,8 +12,8 @@ from collections.abc import Callable
 from devices.balloon.device import BalloonDevice
 from devices.balloon.hot_add import Window
 from devices.balloon.ledger import PAGE_SHIFT
-from devices.balloon.machine import Tuning
 from devices.balloon.protocol import WIN7, WIN8, WIN10
+from devices.balloon.tuning import Tuning
 from devices.ic.heartbeat import Heartbeat
 from devices.ic.shutdown import Shutdown
 from devices.ic.timesync import TimeSync

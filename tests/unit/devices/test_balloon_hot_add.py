@@ -12,10 +12,11 @@ from devices.balloon import protocol as p
 from devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
 from devices.balloon.hot_add import OurRange
 from devices.balloon.ledger import Ledger
-from devices.balloon.machine import BalloonMachine, Tuning
+from devices.balloon.machine import BalloonMachine
 from devices.balloon.plan import ROUNDED, ResizeOutcome
 from devices.balloon.ranges import PageRange, PageRanges
 from devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
+from devices.balloon.tuning import Tuning
 from pyvmm.errors import GuestProtocolError, HostError
 from tests.support.balloon_guest import BalloonGuest
 

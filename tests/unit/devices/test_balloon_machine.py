@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from devices.balloon import protocol as p
 from devices.balloon.growth import NEEDS_HOT_ADD
 from devices.balloon.ledger import Ledger
-from devices.balloon.machine import BalloonMachine, Changed, Tuning
+from devices.balloon.machine import BalloonMachine, Changed
 from devices.balloon.plan import ResizeOutcome, linux_floor, lowest_reachable
 from devices.balloon.ranges import PageRange
 from devices.balloon.states import (
@@ -25,6 +25,7 @@ from devices.balloon.states import (
     UnballoonPosting,
     UnballoonWaiting,
 )
+from devices.balloon.tuning import Tuning
 from pyvmm.errors import ConfigError, GuestProtocolError
 from tests.support.balloon_guest import BalloonGuest
 
