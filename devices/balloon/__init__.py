@@ -19,6 +19,7 @@ names them to the driver as the guest's again, and the driver frees them.
 The device's states (`machine.py` has the picture with every arrow):
 
     Closed -> AwaitVersion -> AwaitCaps -> Idle -> BalloonPosting -> BalloonWaiting -> Idle
+                                                        ^---- BalloonPausing <--+  (less than asked)
                                                 -> UnballoonPosting -> UnballoonWaiting -> Idle
                                                 -> HotAddPosting -> HotAddWaiting -> Idle
                                                         ^---- HotAddPausing <---+  (not now)
@@ -31,6 +32,7 @@ Read in this order:
 * `ledger`    whose each page is; the one place that discards
 * `growth`    hot-add with one driver: what its answers mean
 * `plan`      what a target will come to: the guest keeps a floor
+* `patience`  a guest that stopped short is asked again
 * `tuning`    what may be turned
 * `states`, `machine`  the protocol as states, pieces and time limits, without I/O
 * `device`    joined to a channel and to the monitor

@@ -27,8 +27,8 @@ class BalloonDevice(VmbusDevice):
     `ram` are the (gpa, size) stretches of boot RAM, whole pages; `discard(gpa, size)` gives some of it back to the
     host (`GuestMemory.discard`), in multiples of `granule` bytes. `window` is where the guest may grow.
 
-    Append to `on_change` (actual), `on_finish` (how an attempt ended) and `on_status`
-    (available, committed) to be told.
+    Append to `on_change` (actual), `on_finish` (how an attempt ended; once more where a guest that stopped short
+    was asked again since) and `on_status` (available, committed) to be told.
     """
 
     OFFER: ClassVar[Offer] = Offer(
@@ -131,14 +131,19 @@ class BalloonDevice(VmbusDevice):
 
     # The monitor's side
 
-    def set_target(self, size: int) -> ResizePlan:
+    def set_target(self, size: int, *, insist: bool = True) -> ResizePlan:
         """Resize the guest to `size` bytes, starting now or as soon as its driver is there.
 
-        The plan tells what will be reached and why; `on_finish` what was. Raises ConfigError for a size below a page.
+        The plan tells what will be reached and why; `on_finish` what was. With `insist` a guest that stopped above
+        `size` is asked again a few times after that was told. Raises ConfigError for a size below a page.
         """
-        plan = self.machine.set_target(size)
+        plan = self.machine.set_target(size, insist=insist)
         self._pump()
         return plan
+
+    def stop_insisting(self) -> None:
+        """Ask no more where the outcome was told: from now on somebody else decides about the size."""
+        self.machine.stop_insisting()
 
     @property
     def actual(self) -> int:

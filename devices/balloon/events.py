@@ -47,6 +47,7 @@ pages_refused = event("balloon.pages_refused", "{outside} outside RAM, {known} a
 discard_failed = event("balloon.discard_failed", "{count} pages @ 0x{start:x}: {reason}")
 late_answer = event("balloon.late_answer", "type {type}")
 too_many_pages = event("balloon.too_many_pages", "asked {asked}, got {got}")
+asks_again = event("balloon.asks_again", "{pages} pages short, try {tries} in {seconds} s")
 timed_out = event("balloon.timed_out", "in {state}")
 info_sent = event("balloon.info_sent", "maximum {pages} pages")
 forgotten = event("balloon.forgotten", "{pages} pages: {reason}")

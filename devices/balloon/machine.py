@@ -8,7 +8,8 @@ Source: QEMU hw/hyperv/hv-balloon.c for the shape of the states; Linux drivers/h
     Idle -----------------> BalloonPosting ----> BalloonWaiting <--+
       ^                                              |  +---response
       |<---------------------------------------------+ last response, or no progress for REQUEST_TIMEOUT
-      |
+      |        later: once more                      |
+      |<----------------------- BalloonPausing <-----+ last response, pages missing
       |      target above, pages out   room: a message each      last message
     Idle ----------------------------> UnballoonPosting <--+  ----------> UnballoonWaiting
       ^                                      +-------------+                     |
@@ -22,6 +23,7 @@ Source: QEMU hw/hyperv/hv-balloon.c for the shape of the states; Linux drivers/h
 
 At Idle the target is compared with what the guest has, and the next piece asked for, until they are equal or the
 guest stops: that is one attempt. A new target begins a new attempt, as soon as the outstanding request is answered.
+`patience` tells when one that stopped is asked again: a state, so whatever ends the pause ends the asking.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from devices.balloon import events as trace
 from devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
 from devices.balloon.hot_add import Grant
 from devices.balloon.ledger import PAGE_SIZE, Ledger
+from devices.balloon.patience import Patience
 from devices.balloon.plan import CANNOT_BALLOON, ResizeOutcome, ResizePlan, foresee
 from devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
@@ -57,10 +60,10 @@ from devices.balloon.protocol import (
     VersionRequest,
     VersionResponse,
 )
-from devices.balloon.ranges import PageRange
 from devices.balloon.states import (
     AwaitCaps,
     AwaitVersion,
+    BalloonPausing,
     BalloonPosting,
     BalloonWaiting,
     Closed,
@@ -106,6 +109,7 @@ class BalloonMachine:
         self.happened: deque[Happening] = deque()
         self._attempting = False
         self._attempt = 0
+        self.patience = Patience(self.tuning.balloon_pauses)
         self._replies: deque[bytes] = deque()
         self._trans_id = 0
         self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
@@ -164,10 +168,11 @@ class BalloonMachine:
 
     # Targets
 
-    def set_target(self, size: int) -> ResizePlan:
+    def set_target(self, size: int, *, insist: bool = True) -> ResizePlan:
         """Make the guest's memory `size` bytes, from the next moment on. Raises ConfigError for none or less.
 
-        Setting the same target again tries again.
+        Setting the same target again tries again. `insist`: a guest that stops above it is asked again for a while
+        after the outcome was told.
         """
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
@@ -177,14 +182,25 @@ class BalloonMachine:
             trace.target_set(self.target, self.ledger.current_pages, plan.reason)
         self._attempting = True
         self._attempt += 1
+        self.patience.insists = insist
         self.outcome = None
         match self.state:
-            case BalloonPosting() | UnballoonPosting(started=False) | HotAddPosting() | HotAddPausing():
+            case BalloonPosting() | UnballoonPosting(started=False) | HotAddPosting():
+                self._enter(Idle())
+            case BalloonPausing() | HotAddPausing():
                 self._enter(Idle())
             case UnballoonPosting() as state:
                 state.unsent, state.left = [], 0  # an empty message without `more` ends what was begun
         self._advance()
         return plan
+
+    def stop_insisting(self) -> None:
+        """Ask a guest that stopped short no more, once the outcome was told: somebody else decides from now on."""
+        self.patience.insists = False
+        match self.state:
+            case BalloonPausing(tries) if self.patience.pause_after(tries - 1) is None:
+                self._attempting = False
+                self._enter(Idle())
 
     # Messages in
 
@@ -265,9 +281,23 @@ class BalloonMachine:
         if state.got > state.asked and trace.too_many_pages.on:
             trace.too_many_pages(state.asked, state.got)
         if state.got < state.asked and state.attempt == self._attempt:
+            self._came_short(state)
+        else:
+            self._end_request()
+
+    def _came_short(self, state: BalloonWaiting) -> None:
+        """The guest stopped above the target, be it for good or for a moment."""
+        if self.patience.is_told_after(state.tries):
             short = "nothing" if not state.got else f"{state.got >> 8} of {state.asked >> 8} MiB"
             self._end_attempt(f"the guest gave {short}: it keeps the rest (its floor)")
-        self._end_request()
+        pause = self.patience.pause_after(state.tries)
+        if pause is None:
+            self._end_request()
+            return
+        if trace.asks_again.on:
+            trace.asks_again(state.asked - state.got, state.tries + 1, pause)
+        self._next_trans_id()
+        self._enter(BalloonPausing(state.tries + 1, self.clock() + pause))
 
     def _book(self, response: BalloonResponse) -> int:
         if trace.incoming_balloon.on:
@@ -296,7 +326,7 @@ class BalloonMachine:
             our.refused(grant)
             self.growth.refused = GUEST_REFUSED
         elif current and state.tries < self.tuning.hot_add_tries:
-            self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF
+            self._next_trans_id()
             self._enter(HotAddPausing(state.tries + 1, self.clock() + self.tuning.hot_add_pause))
             return
         elif current:
@@ -333,11 +363,11 @@ class BalloonMachine:
         if self._replies:
             return self._replies.popleft()
         match self.state:
-            case BalloonPosting(pages):
+            case BalloonPosting(pages, tries):
                 self._trace_posting("S_BALLOON_POSTING")
                 if trace.outgoing_balloon.on:
                     trace.outgoing_balloon(self._trans_id, pages, self.ledger.current_pages - (self.target or 0))
-                self._enter(BalloonWaiting(pages, 0, self._attempt, self._deadline()))
+                self._enter(BalloonWaiting(pages, 0, tries, self._attempt, self._deadline()))
                 return BalloonRequest.of(self._trans_id, pages).build()
             case UnballoonPosting() as state:
                 return self._next_unballoon(state)
@@ -384,7 +414,8 @@ class BalloonMachine:
         state = self.state
         if isinstance(state, Closed | AwaitVersion | AwaitCaps | Idle) or self.clock() < state.deadline:
             return
-        if isinstance(state, HotAddPausing):
+        if isinstance(state, BalloonPausing | HotAddPausing):
+            self._attempting = True
             self._enter(Idle())
             self._advance(tries=state.tries)
             return
@@ -417,10 +448,10 @@ class BalloonMachine:
         elif surplus > 0 and not self.caps.balloon:
             self._end_attempt(CANNOT_BALLOON)
         elif surplus > 0:
-            self._enter(BalloonPosting(min(surplus, self.tuning.balloon_piece), self._deadline()))
+            self._enter(BalloonPosting(min(surplus, self.tuning.balloon_piece), tries, self._deadline()))
         elif self.ledger.removed_pages:
             ranges = self.ledger.choose(min(-surplus, self.tuning.unballoon_piece), self.tuning.unballoon_ranges)
-            unsent = [part for r in reversed(ranges) for part in _sendable(r)]
+            unsent = [part for r in reversed(ranges) for part in r.parts(RANGE_PAGES_LIMIT)]
             pages = sum(r.pages for r in unsent)
             self._enter(UnballoonPosting(unsent, pages, started=False, deadline=self._deadline()))
         elif reason := self.growth.why_not():
@@ -441,9 +472,12 @@ class BalloonMachine:
             self._enter(HotAddPosting(grant, tries, self._deadline()))
 
     def _end_request(self) -> None:
-        self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF
+        self._next_trans_id()
         self._enter(Idle())
         self._advance()
+
+    def _next_trans_id(self) -> None:
+        self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF
 
     def _end_attempt(self, reason: str) -> None:
         assert self.target is not None
@@ -464,11 +498,3 @@ class BalloonMachine:
     def _trace_posting(self, name: str) -> None:
         if trace.state_change.on:
             trace.state_change(name)
-
-
-def _sendable(each: PageRange) -> list[PageRange]:
-    """`each` in parts that a message's range can hold."""
-    if each.pages <= RANGE_PAGES_LIMIT:
-        return [each]
-    starts = range(each.start, each.end, RANGE_PAGES_LIMIT)
-    return [PageRange(start, min(RANGE_PAGES_LIMIT, each.end - start)) for start in starts]

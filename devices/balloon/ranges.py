@@ -39,6 +39,12 @@ class PageRange(NamedTuple):
     def end(self) -> int:
         return self.start + self.pages
 
+    def parts(self, limit: int) -> list[PageRange]:
+        """The same pages in ranges of `limit` at most."""
+        if self.pages <= limit:
+            return [self]
+        return [PageRange(start, min(limit, self.end - start)) for start in range(self.start, self.end, limit)]
+
 
 class Absorbed(NamedTuple):
     """What `PageRanges.absorb` did with a set: the pages that were new, and how many were in `within` at all."""

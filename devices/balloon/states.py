@@ -43,6 +43,7 @@ class BalloonPosting:
 
     NAME: ClassVar[str] = "S_BALLOON_RB_WAIT"
     pages: int
+    tries: int  # since the guest last gave all of a request, this one included
     deadline: float
 
 
@@ -53,7 +54,17 @@ class BalloonWaiting:
     NAME: ClassVar[str] = "S_BALLOON_REPLY_WAIT"
     asked: int
     got: int  # pages that really came
+    tries: int
     attempt: int  # the attempt it was made for; a newer one may have begun meanwhile
+    deadline: float
+
+
+@dataclass(slots=True)
+class BalloonPausing:
+    """The guest stopped above the target; it is asked again at `deadline`. See `devices.balloon.patience`."""
+
+    NAME: ClassVar[str] = "S_IDLE"
+    tries: int
     deadline: float
 
 
@@ -114,6 +125,7 @@ State = (
     | Idle
     | BalloonPosting
     | BalloonWaiting
+    | BalloonPausing
     | UnballoonPosting
     | UnballoonWaiting
     | HotAddPosting

@@ -18,6 +18,7 @@ class Tuning:
     balloon_piece: int = 128 << 8  # 128 MiB
     unballoon_piece: int = 1024 << 8  # 1 GiB
     unballoon_ranges: int = 16 * RANGES_LIMIT  # so fragmented memory comes back in bounded pieces too
+    balloon_pauses: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # before a guest that stopped short is asked again
     hot_add_piece: int = 128 << 8  # 128 MiB, or a block of the guest if that is larger
     hot_add_whole_blocks: bool = False  # never give part of a block; for guests that cannot take one
     hot_add_tries: int = 3  # for a guest that says "not now"

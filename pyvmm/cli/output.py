@@ -52,6 +52,7 @@ _BALLOON_STATES = {
     "Idle": "idle",
     "BalloonPosting": "taking memory out",
     "BalloonWaiting": "taking memory out",
+    "BalloonPausing": "short of the target, asking again soon",
     "UnballoonPosting": "giving memory back",
     "UnballoonWaiting": "giving memory back",
     "HotAddPosting": "adding memory",

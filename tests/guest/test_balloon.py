@@ -99,6 +99,33 @@ def test_a_time_limit_ends_a_request(guest: FakeGuest, device: BalloonDevice, li
     assert device.state_name == "Idle"
 
 
+def test_a_guest_that_stops_short_is_asked_again_by_the_clock(
+    guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest
+) -> None:
+    told = Told(device)
+    driver = bind(guest, device, linux)
+    linux.floor = len(linux.free)
+    device.set_target(RAM - (4 << 20))
+    tail = trace.TailSink(100)
+    trace.subscribe("balloon.asks_again", tail)
+    try:
+        serve(driver, linux)
+        guest.advance(seconds=2)
+        serve(driver, linux)
+        assert [each.reached for each in told.outcomes] == [False]
+        linux.floor = 0
+        guest.advance(seconds=3)
+        serve(driver, linux)
+        assert (device.state_name, device.actual) == ("Idle", RAM - (4 << 20))
+    finally:
+        trace.unsubscribe(tail)
+    assert [each.reached for each in told.outcomes] == [False, True]
+    assert [record.text() for record in tail.records] == [
+        "balloon.asks_again 1024 pages short, try 2 in 1.0 s",
+        "balloon.asks_again 1024 pages short, try 3 in 2.0 s",
+    ]
+
+
 def test_a_broken_message_is_refused_and_the_channel_goes_on(
     guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest
 ) -> None:

@@ -27,6 +27,13 @@ def check(made: PageRanges, expected: set[int]) -> None:
     assert made.pages == len(expected)
 
 
+@given(st.integers(0, 1 << 40), st.integers(0, 100), st.integers(1, 20))
+def test_parts_of_a_range_are_its_pages_in_turn(start: int, pages: int, limit: int) -> None:
+    parts = PageRange(start, pages).parts(limit)
+    assert [page for each in parts for page in range(each.start, each.end)] == list(range(start, start + pages))
+    assert all(each.pages <= limit for each in parts)
+
+
 @given(ranges, ranges)
 def test_union_counts_only_what_is_new(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
     made = PageRanges(first)

@@ -24,6 +24,7 @@ class Balloon:
         self.on_finish: list[Any] = []
         self.targets: list[int] = []
         self.last_status: object = None
+        self.insisting = True  # on a target set by hand
         ledger = SimpleNamespace(
             current_pages=512 * PAGES, removed_pages=0, boot_pages=512 * PAGES, most_pages=1024 * PAGES
         )
@@ -33,8 +34,12 @@ class Balloon:
     def target(self) -> int | None:
         return self.targets[-1] if self.targets else None
 
-    def set_target(self, size: int) -> None:
+    def set_target(self, size: int, *, insist: bool) -> None:
+        assert not insist, "a target that sizing no longer wants would be asked for again"
         self.targets.append(size)
+
+    def stop_insisting(self) -> None:
+        self.insisting = False
 
     def report(self, available: int, committed: int) -> None:
         self.last_status = object()
@@ -87,7 +92,9 @@ def test_held_sizing_decides_nothing_until_it_is_let_go(sized: Setup) -> None:
     sized.pressure.set_automatic(False)
     sized.balloon.report(20, 500)
     assert sized.balloon.targets == []
+    assert sized.balloon.insisting
     sized.pressure.set_automatic(True)
+    assert not sized.balloon.insisting, "the target set by hand is nobody's any more"
     sized.balloon.report(20, 500)
     assert sized.balloon.targets == [600 * MIB]
     assert [name for name, _ in sized.events] == ["X_AUTOSIZE_CHANGE", "X_AUTOSIZE_CHANGE", "X_AUTOSIZE"]

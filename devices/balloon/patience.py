@@ -1,0 +1,41 @@
+"""Patience with a guest that gave less than it was asked for: when it is asked again, and when that is told.
+
+Source: Linux drivers/hv/hv_balloon.c, balloon_up(), for when it stops; mm/page_reporting.c for why that may pass.
+
+A guest stops above the target for good, or not:
+
+* Linux works its floor out once a request, from the memory it has before it. The floor falls with what goes out (by a
+  quarter of it in a guest of 128 to 512 MiB), so the next request finds a lower one. Seen with 6.1 and 6.12: 122 of
+  128 MiB came, and the rest with the next request.
+* While Linux reports free pages, up to 64 MiB of them at a time are held apart and not available: just after much
+  memory was freed. Seen with 7.2.
+
+Its answer does not tell, so:
+
+    short --1 s--> asked again: short, told --2 s--> again --4 s--> again --8 s--> again: short, told, the end
+
+Whoever waits for the outcome waits for one pause. From then on the device counts as at rest, and what comes of its
+asking is told as one more outcome. A request that the guest fulfils begins the row anew.
+"""
+
+from __future__ import annotations
+
+TOLD_AFTER = 2
+"""Tries."""
+
+
+class Patience:
+    """`pauses`: seconds before each further try. `insists`: whether it goes on once the outcome was told."""
+
+    def __init__(self, pauses: tuple[float, ...]) -> None:
+        self.pauses = pauses
+        self.insists = True
+
+    def pause_after(self, tries: int) -> float | None:
+        """Seconds until the next try; None if there is none."""
+        pauses = self.pauses if self.insists else self.pauses[: TOLD_AFTER - 1]
+        return pauses[tries - 1] if tries <= len(pauses) else None
+
+    def is_told_after(self, tries: int) -> bool:
+        """Whether so many tries, all of them short, are an outcome."""
+        return tries == TOLD_AFTER or self.pause_after(tries) is None

@@ -1,0 +1,82 @@
+"""The balloon's machine played against a guest, without a bus: what one side sends, the other answers at once."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from devices.balloon import protocol as p
+from devices.balloon.ledger import Ledger
+from devices.balloon.machine import BalloonMachine
+from devices.balloon.plan import ResizeOutcome
+from devices.balloon.ranges import PageRange
+from devices.balloon.tuning import Tuning
+from tests.support.balloon_guest import BalloonGuest
+
+PAGE = 4096
+BOOT = 16384  # pages: 64 MiB
+PIECE = 2048
+
+
+class Play:
+    """A machine and a guest, connected by two queues."""
+
+    def __init__(self, guest: BalloonGuest | None = None, **tuning: object) -> None:
+        self.now = 0.0
+        self.discarded: list[tuple[int, int]] = []
+        ledger = Ledger([PageRange(0, BOOT)], lambda gpa, size: self.discarded.append((gpa >> 12, size >> 12)))
+        options = {"balloon_piece": PIECE, "unballoon_piece": PIECE, "send_info": False} | tuning
+        self.machine = BalloonMachine(ledger, clock=lambda: self.now, tuning=Tuning(**options))  # type: ignore[arg-type]
+        self.guest = guest or BalloonGuest(BOOT)
+        self.sent: list[p.HostMessage] = []
+        self.pending: deque[bytes] = deque()
+
+    def boot(self) -> Play:
+        self.machine.opened()
+        self.say(self.guest.version())
+        return self.run()
+
+    def boot_without_answers(self) -> None:
+        """Negotiate only."""
+        self.machine.opened()
+        self.say(self.guest.version())
+        self.say(self.guest.caps())
+        for _ in range(2):
+            self.machine.next_message()
+
+    def say(self, payload: bytes) -> None:
+        self.machine.receive(p.parse_guest_message(payload))
+
+    def host_turn(self, limit: int = 10_000) -> list[p.HostMessage]:
+        """The machine sends what it has."""
+        sent = []
+        while self.machine.next_size and len(sent) < limit:
+            size = self.machine.next_size
+            message = self.machine.next_message()
+            assert len(message) == size <= p.MESSAGE_LIMIT
+            sent.append(p.parse_host_message(message))
+        self.sent += sent
+        return sent
+
+    def run(self) -> Play:
+        """Both sides until nothing moves."""
+        while messages := self.host_turn():
+            for message in messages:
+                for answer in self.guest.answers(message):
+                    self.say(answer)
+        return self
+
+    def wait(self, seconds: float) -> Play:
+        """Both sides for so long; the machine looks at the clock each second."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 1)
+            self.machine.check_time()
+            self.run()
+        return self
+
+    def outcome(self) -> ResizeOutcome:
+        assert self.machine.outcome is not None
+        return self.machine.outcome
+
+    def requests(self) -> list[int]:
+        return [m.pages for m in self.sent if isinstance(m, p.BalloonRequest)]
