@@ -214,8 +214,8 @@ class Machine:
         while (actual := self.qmp("query-balloon")["actual"]) != goal and still < SETTLED:
             if time.monotonic() > deadline:
                 raise TimedOut(f"the guest has {format_size(actual)} after {timeout:g} s, {format_size(goal)} wanted")
-            state = (self.describe().get("balloon") or {}).get("state")
-            still = still + 1 if state == "Idle" else 0
+            state = self.describe().get("balloon") or {}
+            still = still + 1 if state.get("state") == "Idle" or state.get("last-result") else 0
             time.sleep(0.1)
         return self.memory
 

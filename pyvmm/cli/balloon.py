@@ -25,7 +25,7 @@ POLL = 0.25
 PAGE = 4096
 
 SETTLED = 3
-"""Looks in a row at a balloon that does nothing, after which it is at its end."""
+"""Looks in a row at a balloon that does nothing, or has told its result, after which it is at its end."""
 
 
 def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -61,6 +61,9 @@ def balloon(
 
     \b
     With --wait: status 0 if SIZE was reached, 1 if the guest stays elsewhere, 124 after --timeout.
+
+    A guest that stops above SIZE is asked again: once before --wait ends, and three times in the 15 s after it, for
+    memory that was just freed is not always to be had at once. `pyvmm status` tells whether that goes on.
     """
     given, size = _split(words)
     if auto and size is not None:
@@ -127,13 +130,14 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
     if 0 <= size - goal < PAGE:
         size = goal  # a guest's memory comes in whole pages
     begin = actual = client.execute("query-balloon")["actual"]
-    still, result = 0, "reached"
+    still, result, goes_on = 0, "reached", False
     progress = _Progress(begin, goal)
     while actual != goal:
         state = client.execute("x-status").get("balloon") or {}
-        still = still + 1 if state.get("state") == "Idle" else 0
+        idle, told = state.get("state") == "Idle", state.get("last-result")
+        still = still + 1 if idle or told else 0
         if still >= SETTLED:
-            result = state.get("last-result") or "stopped"
+            result, goes_on = told or "stopped", not idle
             break
         left = deadline - time.monotonic()
         if left <= 0:
@@ -150,13 +154,14 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
     if actual == goal:
         result = "reached" if goal == size else reply.get("reason") or "will-reach"
     if as_json:
-        print_json(reply | {"actual": actual, "result": result})
+        print_json(reply | {"actual": actual, "result": result, "asked-again": goes_on})
     elif actual == size:
         click.echo(f"reached {format_size(actual)}")
     elif result == "timeout":
         click.echo(f"at {format_size(actual)} after {timeout:g} s, target {format_size(size)}")
     else:
-        click.echo(f"stays at {format_size(actual)}, target {format_size(size)}: {result}")
+        text = f"stays at {format_size(actual)}, target {format_size(size)}: {result}"
+        click.echo(text + ("; it is asked again for some seconds" if goes_on else ""))
     if actual == size:
         return 0
     return exit_status.TIMEOUT if result == "timeout" else exit_status.ERROR
