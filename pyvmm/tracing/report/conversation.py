@@ -220,6 +220,9 @@ class _Balloon:
                     self._current.result = entry.text("reason") or "reached"
                     self._current.end = time
                     self._current = self._resize = None
+            case "balloon.asks_again":
+                short = f"{_mib(number('pages'))} short: the guest is asked again in {entry.text('seconds')} s"
+                yield Note(time, short)
             case "hv_balloon_outgoing_balloon":
                 yield _from_host(time, BalloonMessage.BALLOON_REQUEST, _mib(number("count")))
             case "hv_balloon_incoming_balloon":

@@ -208,6 +208,19 @@ def test_a_replaced_resize_says_so() -> None:
     assert "0 messages, replaced" in text
 
 
+def test_a_guest_asked_again_after_its_resize_has_ended_says_so() -> None:
+    trace = made_of(
+        (1.0, "balloon.target_set", {"target": 76800, "current": 131072, "reason": ""}),
+        (3.0, "balloon.finished", {"target": 76800, "current": 77056, "reason": "its floor"}),
+        (3.0, "balloon.asks_again", {"pages": 256, "tries": 3, "seconds": 2.0}),
+        (5.0, "hv_balloon_outgoing_balloon", {"trans_id": 1, "count": 256, "rempages": 256}),
+        (5.5, "balloon.finished", {"target": 76800, "current": 76800, "reason": ""}),
+    )
+    resize, again = tell(trace).transactions
+    assert (resize.result, again.result) == ("its floor", "reached")
+    assert again.steps[0] == Note(2.0, "1 MiB short: the guest is asked again in 2.0 s")
+
+
 def test_a_long_note_is_told_in_two_lines_and_whole_under_the_pointer() -> None:
     reason = "the guest said it has " + "no more memory to give " * 8 + "at all"
     trace = made_of((1.0, "balloon.target_set", {"target": 256, "current": 512, "reason": reason}))
