@@ -15,6 +15,7 @@ HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 HUGE = 2 * MIB
 PIECE = 4 * MIB
 DIRTY = 360  # MiB written and freed again before memory goes out, which leaves little that was never touched
+NEEDED = 240  # MiB that the guest cannot spare before its file is gone
 KEPT = 16  # MiB that must stay as they are
 
 
@@ -100,6 +101,24 @@ def test_a_guest_is_sized_by_its_demand(engine: str, cpus: int) -> None:
         guest.until(lambda: balloon.actual < 384 * MIB, 100, "shrinking, after half a minute of too much")
         reasons = [data["reason"] for name, data in guest.events if name == "X_AUTOSIZE"]
         assert "grow" in reasons and "shrink" in reasons
+
+
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+@pytest.mark.parametrize("image", ["debian-6.1", "debian-6.12"])
+def test_memory_that_is_free_only_after_it_was_asked_for_is_had_all_the_same(image: str, engine: str) -> None:
+    target = BOOT - 128 * MIB
+    with Booted(image, engine=engine, memory=BOOT) as guest:
+        guest.wait_balloon_ready()
+        total = guest.memory_total()
+        guest.sh(
+            f"mkdir -p /mnt; mount -t tmpfs -o size=90% need /mnt; dd if=/dev/zero of=/mnt/f bs=1M count={NEEDED}"
+        )
+        outcome = guest.resize(target)
+        assert "floor" in outcome.reason
+        guest.sh("rm /mnt/f")
+        guest.until(lambda: guest.outcomes[-1].reached, 40, "target, without a second command")
+        assert guest.machine.balloon.actual == target
+        assert guest.memory_total() == total - 128 * MIB
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])
