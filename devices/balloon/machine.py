@@ -104,6 +104,7 @@ class BalloonMachine:
         self.version: Version | None = None
         self.caps: Capabilities | None = None
         self.status: StatusReport | None = None
+        self._reported_at = 0  # pages the guest had when it made that
         self.target: int | None = None  # pages
         self.outcome: ResizeOutcome | None = None  # of the last attempt that ended
         self.happened: deque[Happening] = deque()
@@ -177,7 +178,7 @@ class BalloonMachine:
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
         self.target = size // PAGE_SIZE
-        plan = foresee(size, self.growth, self.caps, self.status)
+        plan = foresee(size, self.growth, self.caps, self._available_pages())
         if trace.target_set.on:
             trace.target_set(self.target, self.ledger.current_pages, plan.reason)
         self._attempting = True
@@ -193,6 +194,12 @@ class BalloonMachine:
                 state.unsent, state.left = [], 0  # an empty message without `more` ends what was begun
         self._advance()
         return plan
+
+    def _available_pages(self) -> int | None:
+        """What the guest could give at its last report, and what came and went since; None before the first."""
+        if self.status is None:
+            return None
+        return max(0, self.status.available_pages + self.ledger.current_pages - self._reported_at)
 
     def stop_insisting(self) -> None:
         """Ask a guest that stopped short no more, once the outcome was told: somebody else decides from now on."""
@@ -242,7 +249,7 @@ class BalloonMachine:
     def _take_status(self, report: StatusReport) -> None:
         if trace.status_report.on:
             trace.status_report(report.available_pages, report.committed_pages)
-        self.status = report
+        self.status, self._reported_at = report, self.ledger.current_pages
         self.growth.take_status(report)
         self.happened.append(report)
 

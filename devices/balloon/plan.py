@@ -12,7 +12,7 @@ from devices.balloon.ledger import PAGE_SIZE
 
 if TYPE_CHECKING:
     from devices.balloon.growth import Growth
-    from devices.balloon.protocol import Capabilities, StatusReport
+    from devices.balloon.protocol import Capabilities
 
 PAGES_PER_MIB = 256
 _FLOOR = ((128, 8, 2), (512, 40, 4), (2048, 104, 8), (8192, 232, 16))
@@ -72,8 +72,8 @@ NO_DRIVER = "the guest's balloon driver is not there yet; the target is kept for
 CANNOT_BALLOON = "the guest's driver cannot balloon"
 
 
-def foresee(size: int, growth: Growth, caps: Capabilities | None, status: StatusReport | None) -> ResizePlan:
-    """What a target of `size` bytes will come to, as far as it can be known now."""
+def foresee(size: int, growth: Growth, caps: Capabilities | None, available_pages: int | None) -> ResizePlan:
+    """What a target of `size` bytes will come to, as far as it can be known now. `available_pages`: the guest's."""
     ledger = growth.ledger
     target = reachable = size // PAGE_SIZE
     reasons = [ROUNDED] if size % PAGE_SIZE else []
@@ -94,8 +94,8 @@ def foresee(size: int, growth: Growth, caps: Capabilities | None, status: Status
     elif caps is not None and not caps.balloon and target < ledger.current_pages:
         reachable = ledger.current_pages
         reasons.append(CANNOT_BALLOON)
-    elif target < ledger.current_pages and status is not None:
-        lowest = lowest_reachable(ledger.current_pages, status.available_pages)
+    elif target < ledger.current_pages and available_pages is not None:
+        lowest = lowest_reachable(ledger.current_pages, available_pages)
         if target < lowest:
             reachable = lowest
             reasons.append(f"the guest keeps a floor of memory: it is expected to stop near {lowest >> 8} MiB")

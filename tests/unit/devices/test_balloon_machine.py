@@ -344,6 +344,18 @@ def test_the_plan_knows_linux_floor_from_the_last_report() -> None:
     assert "floor" in plan.reason
 
 
+def test_the_plan_counts_what_came_and_went_since_the_report() -> None:
+    """A report is 45 s old at worst: `balloon 256M` right after `balloon 512M` must not take its figure as it is."""
+    play = Play().boot()
+    available = BOOT - 2000
+    play.say(play.guest.status(available=available))
+    lowest = lowest_reachable(BOOT, available)
+    for size in (BOOT - 1000, BOOT):
+        play.machine.set_target(size * PAGE)
+        play.run()
+        assert play.machine.set_target(PAGE).will_reach == lowest * PAGE
+
+
 @pytest.mark.parametrize(("mib", "floor"), [(64, 40), (127, 71), (128, 72), (512, 168), (2048, 360), (16384, 1000)])
 def test_linux_floor_in_mib(mib: int, floor: int) -> None:
     assert linux_floor(mib << 8) == floor << 8
