@@ -192,6 +192,8 @@ class Serial:
             case Register.IER if self._lcr & LCR_DLAB:
                 self._divisor = self._divisor & 0xFF | value << 8
             case Register.IER:
+                if value & IER_MASK == self._ier:
+                    return  # Linux's console masks the interrupts around each line, enabled or not
                 if value & ~self._ier & IER_TRANSMIT:
                     self._transmitted = True  # the transmitter is empty: enabling its interrupt raises it
                 self._ier = value & IER_MASK

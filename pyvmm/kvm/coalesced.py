@@ -84,10 +84,11 @@ def _in_runs(entries: bytes) -> list[CoalescedWrite]:
         while end < count and addresses[end] == addr and kinds[end] == kind:
             end += 1
         size, pio = min(kind & 0xFFFFFFFF, 8), kind >> 32 != 0
-        # Every entry's first byte, every entry's second byte, ..., put between each other.
-        data = bytearray(size * (end - start))
-        for byte in range(size):
-            data[byte::size] = entries[start * ENTRY_SIZE + DATA + byte : end * ENTRY_SIZE : ENTRY_SIZE]
-        writes.append(CoalescedWrite(addr, size, bytes(data), pio))
+        first, last = start * ENTRY_SIZE + DATA, end * ENTRY_SIZE
+        if size == 1:
+            data = entries[first:last:ENTRY_SIZE]
+        else:
+            data = b"".join([entries[at : at + size] for at in range(first, last, ENTRY_SIZE)])
+        writes.append(CoalescedWrite(addr, size, data, pio))
         start = end
     return writes

@@ -44,7 +44,7 @@ only once the data port is used. (QEMU does so with the latter, too.)
 COALESCED_MMIO = tuple(address for window in WINDOWS for address in (window.base, window.early))
 """The same in memory."""
 
-CONSOLE_PERIOD = 0.02
+CONSOLE_PERIOD = 0.04
 """Seconds between two looks at a console that says much."""
 
 
