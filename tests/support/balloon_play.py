@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Self
 
 from devices.balloon import protocol as p
+from devices.balloon.hot_add import Window
 from devices.balloon.ledger import Ledger
 from devices.balloon.machine import BalloonMachine
 from devices.balloon.plan import ResizeOutcome
@@ -18,19 +20,28 @@ PIECE = 2048
 
 
 class Play:
-    """A machine and a guest, connected by two queues."""
+    """A machine and a guest of `boot` pages, connected by two queues; with a `window` it may grow."""
 
-    def __init__(self, guest: BalloonGuest | None = None, **tuning: object) -> None:
+    def __init__(
+        self, guest: BalloonGuest | None = None, *, boot: int = BOOT, window: Window | None = None, **tuning: object
+    ) -> None:
         self.now = 0.0
         self.discarded: list[tuple[int, int]] = []
-        ledger = Ledger([PageRange(0, BOOT)], lambda gpa, size: self.discarded.append((gpa >> 12, size >> 12)))
+        self.ledger = Ledger([PageRange(0, boot)], self._discard, window)
         options = {"balloon_piece": PIECE, "unballoon_piece": PIECE, "send_info": False} | tuning
-        self.machine = BalloonMachine(ledger, clock=lambda: self.now, tuning=Tuning(**options))  # type: ignore[arg-type]
-        self.guest = guest or BalloonGuest(BOOT)
+        self.machine = BalloonMachine(
+            self.ledger,
+            clock=lambda: self.now,
+            tuning=Tuning(**options),  # type: ignore[arg-type]
+        )
+        self.guest = guest or BalloonGuest(boot)
         self.sent: list[p.HostMessage] = []
         self.pending: deque[bytes] = deque()
 
-    def boot(self) -> Play:
+    def _discard(self, gpa: int, size: int) -> None:
+        self.discarded.append((gpa >> 12, size >> 12))
+
+    def boot(self) -> Self:
         self.machine.opened()
         self.say(self.guest.version())
         return self.run()
@@ -54,10 +65,14 @@ class Play:
             message = self.machine.next_message()
             assert len(message) == size <= p.MESSAGE_LIMIT
             sent.append(p.parse_host_message(message))
+            self.look_at(sent[-1])
         self.sent += sent
         return sent
 
-    def run(self) -> Play:
+    def look_at(self, message: p.HostMessage) -> None:
+        """What must be true of each message when it is sent."""
+
+    def run(self) -> Self:
         """Both sides until nothing moves."""
         while messages := self.host_turn():
             for message in messages:
@@ -65,7 +80,7 @@ class Play:
                     self.say(answer)
         return self
 
-    def wait(self, seconds: float) -> Play:
+    def wait(self, seconds: float) -> Self:
         """Both sides for so long; the machine looks at the clock each second."""
         end = self.now + seconds
         while self.now < end:

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from devices.balloon import protocol as p
 from devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
 from devices.balloon.hot_add import OurRange
-from devices.balloon.ledger import Ledger
-from devices.balloon.machine import BalloonMachine
-from devices.balloon.plan import ROUNDED, ResizeOutcome
-from devices.balloon.ranges import PageRange, PageRanges
+from devices.balloon.plan import ROUNDED
+from devices.balloon.ranges import PageRanges
 from devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
-from devices.balloon.tuning import Tuning
 from pyvmm.errors import GuestProtocolError, HostError
 from tests.support.balloon_guest import BalloonGuest
+from tests.support.balloon_play import Play as BalloonPlay
 
 PAGE = 4096
 BOOT = 4096  # pages: 16 MiB
@@ -48,58 +46,26 @@ class FakeWindow:
         self.ram.clear()
 
 
-class Play:
+class Play(BalloonPlay):
     """A machine with room to grow, and a guest."""
 
     def __init__(self, window: FakeWindow | None = None, **tuning: object) -> None:
-        self.now = 0.0
         self.window = window or FakeWindow()
-        self.discarded: list[tuple[int, int]] = []
-        ledger = Ledger([PageRange(0, BOOT)], self._discard, self.window)
-        options = {"balloon_piece": 4 * BLOCK, "hot_add_piece": 2 * BLOCK, "send_info": False} | tuning
-        self.machine = BalloonMachine(ledger, clock=lambda: self.now, tuning=Tuning(**options))  # type: ignore[arg-type]
-        self.ledger = ledger
-        self.guest = BalloonGuest(BOOT, unit=16)
-        self.guest.block = BLOCK
-        self.sent: list[p.HostMessage] = []
-
-    def _discard(self, gpa: int, size: int) -> None:
-        self.discarded.append((gpa >> 12, size >> 12))
+        guest = BalloonGuest(BOOT, unit=16)
+        guest.block = BLOCK
+        pieces = {"balloon_piece": 4 * BLOCK, "unballoon_piece": 1024 << 8, "hot_add_piece": 2 * BLOCK}
+        super().__init__(guest, boot=BOOT, window=self.window, **pieces | tuning)
 
     @property
     def our(self) -> OurRange:
         assert self.ledger.our is not None
         return self.ledger.our
 
-    def boot(self) -> Play:
-        self.machine.opened()
-        self.say(self.guest.version())
-        return self.run()
-
-    def say(self, payload: bytes) -> None:
-        self.machine.receive(p.parse_guest_message(payload))
-
-    def host_turn(self, limit: int = 10_000) -> list[p.HostMessage]:
-        """The machine sends what it has; all it offers must be RAM by then."""
-        sent = []
-        while self.machine.next_size and len(sent) < limit:
-            size = self.machine.next_size
-            message = self.machine.next_message()
-            assert len(message) == size
-            sent.append(p.parse_host_message(message))
-            if isinstance(sent[-1], p.HotAddRequest):
-                start, pages = sent[-1].region or sent[-1].range
-                asked = PageRanges([(start, pages)])
-                assert (asked & self.window.ram) == asked, "offered before it was there"
-        self.sent += sent
-        return sent
-
-    def run(self) -> Play:
-        while messages := self.host_turn():
-            for message in messages:
-                for answer in self.guest.answers(message):
-                    self.say(answer)
-        return self
+    def look_at(self, message: p.HostMessage) -> None:
+        if isinstance(message, p.HotAddRequest):
+            start, pages = message.region or message.range
+            asked = PageRanges([(start, pages)])
+            assert (asked & self.window.ram) == asked, "offered before it was there"
 
     def grow(self, pages: int) -> Play:
         """To so many pages more than at boot."""
@@ -113,10 +79,6 @@ class Play:
 
     def hot_adds(self) -> list[p.HotAddRequest]:
         return [m for m in self.sent if isinstance(m, p.HotAddRequest)]
-
-    def outcome(self) -> ResizeOutcome:
-        assert self.machine.outcome is not None
-        return self.machine.outcome
 
 
 def answer(pages: int, result: int) -> bytes:
