@@ -11,8 +11,10 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,28 +52,37 @@ class Package:
 def run(*command: str, cwd: Path | None = None) -> str:
     """A program's output. Raises HostError with its last complaint if it fails or is missing.
 
-    A full disk is an OSError, as if we had written ourselves.
+    A full disk is an OSError, as if we had written ourselves. If we are interrupted, it ends and whatever it started.
     """
     try:
-        done = subprocess.run(
+        program = subprocess.Popen(
             command,
             cwd=cwd,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+            process_group=0,
         )
     except FileNotFoundError as error:
         if cwd is not None and not cwd.exists():
             raise
         raise HostError(f"{command[0]} is missing; guest images are made from Debian packages") from error
-    if done.returncode:
-        if any(words in done.stderr for words in DISK_FULL):
+    try:
+        output, complaints = program.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)  # dpkg-deb's tar, too: it would go on writing what we remove
+        program.communicate()
+        raise
+    if program.returncode:
+        if any(words in complaints for words in DISK_FULL):
             raise OSError(errno.ENOSPC, f"{command[0]}: {os.strerror(errno.ENOSPC)}")
-        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("W:")]
-        raise HostError(f"{command[0]} failed: {lines[-1] if lines else f'status {done.returncode}'}")
-    return done.stdout
+        lines = [line for line in complaints.splitlines() if line.strip() and not line.startswith("W:")]
+        raise HostError(f"{command[0]} failed: {lines[-1] if lines else f'status {program.returncode}'}")
+    return output
 
 
 def find_package(pattern: str, suites: Sequence[str]) -> Package:

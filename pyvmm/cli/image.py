@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,11 +59,13 @@ def list_(as_json: bool) -> None:
 def build(name: str | None, force: bool, everything: bool, as_json: bool) -> None:
     """Build an image (the default one without NAME) from Debian's newest kernel package of its version."""
     from images import catalog
+    from pyvmm.ending import ending_on_signals
 
     if everything and name is not None:
         raise click.UsageError("either NAME or --all")
     names = list(catalog.RECIPES) if everything else [name or catalog.DEFAULT]
-    built = [catalog.build_image(each, lambda text, each=each: _say(each, text), force) for each in names]  # type: ignore[misc]
+    with ending_on_signals():
+        built = [catalog.build_image(each, partial(_say, each), force) for each in names]
     if as_json:
         output.print_json([_facts(each) for each in built])
         return

@@ -37,9 +37,11 @@ def run_somewhere(
         config.name = name or "vm"
         return here(config, _present(control_socket, qmp))
     from pyvmm.control import registry
+    from pyvmm.ending import ending_on_signals
 
     with registry.claim(name, sys.argv) as registration:
-        config = make()
+        with ending_on_signals():  # so that nothing of a half-built image stays behind, nor who builds it
+            config = make()
         config.name = registration.name
         sockets = _present(registration.socket, qmp)
         if not wants_emulated(host):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,31 @@ def test_full_disk_of_a_program_is_an_os_error() -> None:
 def test_missing_program_is_one_line() -> None:
     with pytest.raises(HostError, match="no-such-program is missing"):
         run("no-such-program")
+
+
+def test_an_interrupted_program_ends_with_all_it_started(tmp_path: Path) -> None:
+    """dpkg-deb runs tar: left alone, that goes on filling a folder that is being removed."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    begun = tmp_path / "begun"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            run("sh", "-c", f"sh -c 'echo $$ >{begun}; exec sleep 60'; true")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    deadline = time.monotonic() + 5
+    while is_running(int(begun.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
