@@ -39,7 +39,7 @@ READY_POLL = 0.2
 """Seconds between two looks at a guest that boots: each costs it a little."""
 
 SETTLED = 5
-"""Looks at an idle balloon, a tenth of a second apart, before it counts as having stopped short of its target."""
+"""Looks at a balloon at its end, a tenth of a second apart, before it counts as stopped short of its target."""
 
 
 _KINDS: dict[str, Literal["poweroff", "quit", "reset", "panic", "error"]] = {
@@ -207,6 +207,8 @@ class Machine:
 
     def balloon(self, size: str | int, *, timeout: float = 60.0) -> Memory:
         """Resize the guest and wait until it is there, or stays elsewhere: the result says where."""
+        from pyvmm.cli.balloon import at_its_end
+
         wanted = size if isinstance(size, int) else parse_size(size)
         goal = self.qmp("balloon", {"value": wanted})["will-reach"]
         deadline = time.monotonic() + timeout
@@ -214,8 +216,7 @@ class Machine:
         while (actual := self.qmp("query-balloon")["actual"]) != goal and still < SETTLED:
             if time.monotonic() > deadline:
                 raise TimedOut(f"the guest has {format_size(actual)} after {timeout:g} s, {format_size(goal)} wanted")
-            state = self.describe().get("balloon") or {}
-            still = still + 1 if state.get("state") == "Idle" or state.get("last-result") else 0
+            still = still + 1 if at_its_end(self.describe().get("balloon") or {}) else 0
             time.sleep(0.1)
         return self.memory
 

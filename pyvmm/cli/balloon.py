@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ POLL = 0.25
 PAGE = 4096
 
 SETTLED = 3
-"""Looks in a row at a balloon that does nothing, or has told its result, after which it is at its end."""
+"""Looks in a row at a balloon that is at its end, after which it is believed."""
 
 
 def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -122,6 +123,11 @@ def _show(client: Client, as_json: bool) -> int:
     return 0
 
 
+def at_its_end(balloon: Mapping[str, Any]) -> bool:
+    """Whether a balloon, as x-status has it, does nothing, or has told its result and only asks on behind that."""
+    return balloon.get("state") == "Idle" or bool(balloon.get("last-result"))
+
+
 def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_json: bool) -> int:
     from pyvmm.control.client import TimedOut
 
@@ -134,10 +140,9 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
     progress = _Progress(begin, goal)
     while actual != goal:
         state = client.execute("x-status").get("balloon") or {}
-        idle, told = state.get("state") == "Idle", state.get("last-result")
-        still = still + 1 if idle or told else 0
+        still = still + 1 if at_its_end(state) else 0
         if still >= SETTLED:
-            result, goes_on = told or "stopped", not idle
+            result, goes_on = state.get("last-result") or "stopped", state.get("state") != "Idle"
             break
         left = deadline - time.monotonic()
         if left <= 0:

@@ -2,7 +2,7 @@
 
     s = ControlServer(loop, machine, "/run/user/1000/pyvmm/vm.sock"); s.start(); ...; s.close()
 
-socket, socket ... (Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
+    socket, socket ... (Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
 
 Each client costs at most one request of input and `OUTPUT_LIMIT` of output. A client that does not read is not read
 from either, so that only events can pile up; past the limit it is dropped. Long input is worked off a few commands a

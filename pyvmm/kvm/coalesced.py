@@ -10,14 +10,16 @@ Source: Linux include/uapi/linux/kvm.h, struct kvm_coalesced_mmio_ring; virt/kvm
 from __future__ import annotations
 
 from array import array
+from ctypes import sizeof
 from mmap import mmap
 from threading import Lock
 from typing import Final, NamedTuple
 
 from pyvmm.kvm.abi import RING_ENTRIES, RING_HEAD_SIZE
+from pyvmm.kvm.structs import CoalescedEntry
 
-ENTRY_SIZE: Final = 24  # struct kvm_coalesced_mmio: address u64, length u32, pio u32, data
-DATA: Final = 16
+_ENTRY_SIZE: Final = sizeof(CoalescedEntry)
+_DATA: Final = CoalescedEntry.data.offset
 
 
 class CoalescedWrite(NamedTuple):
@@ -67,28 +69,27 @@ class CoalescedRing:
         return _in_runs(taken)
 
     def _copy(self, first: int, last: int) -> bytes:
-        return self._shared[self._entries + first * ENTRY_SIZE : self._entries + last * ENTRY_SIZE]
+        return self._shared[self._entries + first * _ENTRY_SIZE : self._entries + last * _ENTRY_SIZE]
 
 
 def _in_runs(entries: bytes) -> list[CoalescedWrite]:
     """Ring entries as writes. A console's line is one run of a hundred: no Python for each byte of it."""
-    words = array("Q", entries)
+    words = array("Q", entries)  # address; length and pio; data
     addresses, kinds = words[0::3], words[1::3]
     count, start = len(addresses), 0
+    alike = addresses.tobytes() + kinds.tobytes() == entries[:8] * count + entries[8:16] * count
     writes = []
     while start < count:
         addr, kind = addresses[start], kinds[start]
-        end = start + 1
-        if not start and addresses.tobytes() + kinds.tobytes() == entries[:8] * count + entries[8:16] * count:
-            end = count
+        end = count if alike else start + 1
         while end < count and addresses[end] == addr and kinds[end] == kind:
             end += 1
         size, pio = min(kind & 0xFFFFFFFF, 8), kind >> 32 != 0
-        first, last = start * ENTRY_SIZE + DATA, end * ENTRY_SIZE
+        first, last = start * _ENTRY_SIZE + _DATA, end * _ENTRY_SIZE
         if size == 1:
-            data = entries[first:last:ENTRY_SIZE]
+            data = entries[first:last:_ENTRY_SIZE]
         else:
-            data = b"".join([entries[at : at + size] for at in range(first, last, ENTRY_SIZE)])
+            data = b"".join([entries[at : at + size] for at in range(first, last, _ENTRY_SIZE)])
         writes.append(CoalescedWrite(addr, size, data, pio))
         start = end
     return writes
