@@ -44,7 +44,12 @@ def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.option("--kdir", type=click.Path(path_type=Path), help="A kernel build tree: its vmlinux and modules.")
 @click.option("--initrd", type=click.Path(path_type=Path), help="Any initramfs, with --kernel or --kdir.")
 @click.option("--image", shell_complete=complete_image, help="One of our images; `pyvmm image list` shows them.")
-@click.option("--append", default="", metavar="ARGS", help="More for the kernel's command line.")
+@click.option(
+    "--append",
+    default="",
+    metavar="ARGS",
+    help="More for the kernel's command line. A kernel without ACPI or 8250_PNP wants 'console=ttyS0'.",
+)
 @memory_options
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
 @click.option(
