@@ -28,6 +28,10 @@ FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20
 """Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
 PORTS = 8
+ZEROES_HEARD = 4
+"""So many zeroes written to an IER of 0 are a console's lines. A driver that looks for the port writes fewer in a
+row, and telling KVM each time would cost it more than it saves.
+"""
 
 
 class Register(IntEnum):
@@ -63,6 +67,9 @@ class Serial:
     `page` shows the guest all registers but RBR, so that it reads them without an exit (`devices.serial_window`).
     Reading them must change nothing then: such a port has no MSR delta bits (its lines change in loopback only), and
     keeps break and overrun in LSR until a byte is read.
+
+    `unheard(on)` is told, on the vCPU's thread, whether writes of 0 to IER may from now on be dropped before they get
+    here. Linux's console masks the interrupts around each line: while the port is not open that is 0 over 0, twice.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Serial:
         output: Callable[[bytes], None],
         *,
         page: memoryview | None = None,
+        unheard: Callable[[bool], None] | None = None,
         name: str = "serial",
     ) -> None:
         self.lock = threading.RLock()
@@ -85,6 +93,8 @@ class Serial:
         self._irq = irq
         self._output = output
         self._page = page
+        self._tell_unheard = unheard
+        self._unheard = False
         self._queue: deque[int] = deque()
         self._level = False
         self._power_on()
@@ -98,6 +108,7 @@ class Serial:
         self._deltas = 0
         self._overrun = False
         self._transmitted = False  # THR became empty since IIR last said so
+        self._hear()
 
     def reset(self) -> None:
         """Back to power-on. What the host queued and the guest did not read yet stays for the guest's next life."""
@@ -193,13 +204,18 @@ class Serial:
                 self._divisor = self._divisor & 0xFF | value << 8
             case Register.IER:
                 if value & IER_MASK == self._ier:
-                    return  # Linux's console masks the interrupts around each line, enabled or not
+                    if not value:
+                        self._nothing_new()
+                    return
+                self._hear()
                 if value & ~self._ier & IER_TRANSMIT:
                     self._transmitted = True  # the transmitter is empty: enabling its interrupt raises it
                 self._ier = value & IER_MASK
             case Register.IIR:
                 self._write_fcr(value)
             case Register.LCR:
+                if value & LCR_DLAB:
+                    self._hear()
                 self._lcr = value
             case Register.MCR:
                 self._mcr = value & MCR_MASK
@@ -208,6 +224,20 @@ class Serial:
             case Register.SCRATCH:
                 self._scratch = value
         self._update()
+
+    def _nothing_new(self) -> None:
+        """IER was 0 and is 0 again."""
+        self._zeroes += 1
+        if self._zeroes == ZEROES_HEARD and self._tell_unheard is not None:
+            self._unheard = True
+            self._tell_unheard(True)
+
+    def _hear(self) -> None:
+        """A write of 0 to IER is going to mean something: it is not 0, or its address is the divisor's."""
+        self._zeroes = 0
+        if self._unheard and self._tell_unheard is not None:
+            self._unheard = False
+            self._tell_unheard(False)
 
     # Registers
 

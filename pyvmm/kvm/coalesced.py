@@ -5,6 +5,12 @@ Source: Linux include/uapi/linux/kvm.h, struct kvm_coalesced_mmio_ring; virt/kvm
     first          last          The VM has one ring, in a page that every vCPU's mmap shows.
       v              v           KVM adds at `last`, we take at `first`. A full ring (one slot is kept free)
     [ w ][ w ][ w ][   ][   ]    makes writes leave the guest again, so nothing is lost.
+
+A full ring can be emptied on the spot, as it is, and the guest goes on at once (`spill`). Sorting out what is in it
+costs ten times as much, and hardly more for a lot at a time.
+
+Pitfall: KVM counts the room left as (first - last - 1) % 170 in unsigned 32-bit arithmetic, and 170 does not divide
+2^32. So the ring is full at 85 entries already, of 170, unless `last` has gone round the end since `first`.
 """
 
 from __future__ import annotations
@@ -20,6 +26,8 @@ from pyvmm.kvm.structs import CoalescedEntry
 
 _ENTRY_SIZE: Final = sizeof(CoalescedEntry)
 _DATA: Final = CoalescedEntry.data.offset
+SPILLED_LIMIT: Final = 64 << 10
+"""Bytes of entries that may be spilled between two drains: sixteen full rings, some 2,500 writes."""
 
 
 class CoalescedWrite(NamedTuple):
@@ -42,9 +50,9 @@ class CoalescedRing:
 
     def __init__(self, shared: mmap, offset: int) -> None:
         self._lock = Lock()
-        self._shared = shared
         self._entries = offset + RING_HEAD_SIZE
         self._view = memoryview(shared)
+        self._spilled = bytearray()  # entries
         self._head = self._view[offset : offset + RING_HEAD_SIZE].cast("I")  # first, last
 
     def release(self) -> None:
@@ -56,23 +64,40 @@ class CoalescedRing:
     def drain(self) -> list[CoalescedWrite]:
         """Take all that is queued, oldest first."""
         head = self._head
-        if head[0] == head[1]:
+        if head[0] == head[1] and not self._spilled:
             return []
         with self._lock:
-            # KVM publishes `last` after the entry (smp_wmb in coalesced_mmio_write); x86 keeps our loads in order.
-            first, last = head[0] % RING_ENTRIES, head[1] % RING_ENTRIES
-            if first <= last:
-                taken = self._copy(first, last)
-            else:
-                taken = self._copy(first, RING_ENTRIES) + self._copy(0, last)
-            head[0] = last
+            self._take()
+            taken, self._spilled = self._spilled, bytearray()
         return _in_runs(taken)
 
-    def _copy(self, first: int, last: int) -> bytes:
-        return self._shared[self._entries + first * _ENTRY_SIZE : self._entries + last * _ENTRY_SIZE]
+    def spill(self, entry: bytes) -> bool:
+        """Take `entry`, a write that found the ring full, and all before it, for the next `drain`. Whether that was
+        done: when much was spilled already, whoever drains shall come first.
+        """
+        with self._lock:
+            if len(self._spilled) >= SPILLED_LIMIT:
+                return False
+            self._take()
+            self._spilled += entry
+        return True
+
+    def _take(self) -> None:
+        """Move the ring's entries to what was spilled."""
+        head = self._head
+        # KVM publishes `last` after the entry (smp_wmb in coalesced_mmio_write); x86 keeps our loads in order.
+        first, last = head[0] % RING_ENTRIES, head[1] % RING_ENTRIES
+        if first > last:
+            self._spilled += self._copy(first, RING_ENTRIES)
+            first = 0
+        self._spilled += self._copy(first, last)
+        head[0] = last
+
+    def _copy(self, first: int, last: int) -> memoryview:
+        return self._view[self._entries + first * _ENTRY_SIZE : self._entries + last * _ENTRY_SIZE]
 
 
-def _in_runs(entries: bytes) -> list[CoalescedWrite]:
+def _in_runs(entries: bytearray) -> list[CoalescedWrite]:
     """Ring entries as writes. A console's line is one run of a hundred: no Python for each byte of it."""
     words = array("Q", entries)  # address; length and pio; data
     addresses, kinds = words[0::3], words[1::3]
@@ -87,7 +112,7 @@ def _in_runs(entries: bytes) -> list[CoalescedWrite]:
         size, pio = min(kind & 0xFFFFFFFF, 8), kind >> 32 != 0
         first, last = start * _ENTRY_SIZE + _DATA, end * _ENTRY_SIZE
         if size == 1:
-            data = entries[first:last:_ENTRY_SIZE]
+            data = bytes(entries[first:last:_ENTRY_SIZE])
         else:
             data = b"".join([entries[at : at + size] for at in range(first, last, _ENTRY_SIZE)])
         writes.append(CoalescedWrite(addr, size, data, pio))

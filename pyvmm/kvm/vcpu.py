@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import signal
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from struct import pack, unpack
@@ -25,7 +26,19 @@ if TYPE_CHECKING:
 _KERNEL_SIGSET_SIZE: Final = 8  # bytes; libc's sigset_t is larger
 PIO_PAGE_OFFSET: Final = 4096  # KVM_PIO_PAGE_OFFSET pages into the mapping: where port data is
 _REASON_AT: Final = abi.RUN_EXIT_REASON  # a u32; all reasons fit in its first byte
-_IO_AT: Final = abi.RUN_EXIT // 8  # as u64: direction u8, size u8, port u16, count u32
+_EXIT_AT: Final = abi.RUN_EXIT // 8  # in words of 64 bits. Port: direction u8, size u8, port u16, count u32; offset
+_LENGTH_AT: Final = _EXIT_AT + 2  # MMIO: gpa; data; length u32, is_write u8
+_ONE_BYTE_WRITTEN: Final = 1 << 32 | 1
+_IN: Final = 0
+_OUT: Final = 1
+_IO: Final = int(ExitReason.IO)
+_MMIO: Final = int(ExitReason.MMIO)
+
+
+def _port_key(direction: int, port: int) -> int:
+    """What the first word says of one byte read from or written to `port`."""
+    (key,) = unpack("<Q", pack("<BBHI", direction, 1, port, 1))
+    return int(key)
 
 
 class Switch(Protocol):
@@ -49,9 +62,12 @@ class Vcpu(VcpuState):
             super().close()
             raise HostError(f"mmap of vcpu {id}'s kvm_run ({mmap_size} bytes): {error.strerror}") from None
         self.sync = SyncRegs(self.shared, vm)
-        self.polls = 0  # reads that `answer_polls` answered
+        self.answered: Counter[str] = Counter()  # exits that `run` answered by itself, by the name of their class
         self._words = memoryview(self.shared).cast("Q")
+        self._quick = False
         self._polled: dict[int, tuple[Sequence[int], Switch]] = {}
+        self._mmio_spills: dict[int, Switch] = {}
+        self._port_spills: dict[int, tuple[int, Switch]] = {}
 
     def close(self) -> None:
         """Unmap and close. Not while a thread runs it."""
@@ -67,16 +83,10 @@ class Vcpu(VcpuState):
 
         An exit that asks for something is to be answered by its methods before the next `run`.
         """
-        fd, polled, shared = self._fd, self._polled, self.shared
+        fd = self._fd
         try:
             fcntl.ioctl(fd, Op.RUN, 0)
-            while polled and shared[_REASON_AT] == ExitReason.IO and self._words[_IO_AT] in polled:
-                answer, unless = polled[self._words[_IO_AT]]
-                value = answer[0]  # once: its owner is on another thread
-                if not value or unless.on:
-                    break
-                shared[PIO_PAGE_OFFSET] = value
-                self.polls += 1
+            while self._quick and self._answered():
                 fcntl.ioctl(fd, Op.RUN, 0)
         except (InterruptedError, BlockingIOError):
             return INTERRUPTED
@@ -86,6 +96,35 @@ class Vcpu(VcpuState):
             raise KvmError(Op.RUN, self.where, "", error.errno or 0) from None
         return decode(self.shared)
 
+    def _answered(self) -> bool:
+        """Answer an exit that needs no `Exit`, and say so: see `answer_polls` and `spill_writes`."""
+        words, reason = self._words, self.shared[_REASON_AT]
+        what = words[_EXIT_AT]
+        if reason == _MMIO:
+            if what not in self._mmio_spills or words[_LENGTH_AT] & 0xFF_FFFF_FFFF != _ONE_BYTE_WRITTEN:
+                return False
+            return self._spill("MmioWrite", self._mmio_spills[what], pack("<QQQ", what, 1, words[_EXIT_AT + 1]))
+        if reason != _IO:
+            return False
+        if what in self._polled:
+            answer, unless = self._polled[what]
+            value = answer[0]  # once: its owner is on another thread
+            if not value or unless.on:
+                return False
+            self.shared[PIO_PAGE_OFFSET] = value
+            self.answered["IoIn"] += 1
+            return True
+        if what in self._port_spills:
+            port, unless = self._port_spills[what]
+            return self._spill("IoOut", unless, pack("<QIIQ", port, 1, 1, self.shared[PIO_PAGE_OFFSET]))
+        return False
+
+    def _spill(self, kind: str, unless: Switch, entry: bytes) -> bool:
+        if unless.on or not self._vm.spill(entry):
+            return False
+        self.answered[kind] += 1
+        return True
+
     def answer_polls(self, port: int, answer: Sequence[int], unless: Switch) -> None:
         """Let `run` answer single-byte reads of `port` by itself with `answer[0]`, while that is not 0.
 
@@ -93,8 +132,19 @@ class Vcpu(VcpuState):
         times as much. The owner of `answer` changes it as the register changes; reading must have no side effect.
         While `unless` is on, such reads are exits as all others.
         """
-        (key,) = unpack("<Q", pack("<BBHI", 0, 1, port, 1))
-        self._polled[key] = answer, unless
+        self._polled[_port_key(_IN, port)] = answer, unless
+        self._quick = True
+
+    def spill_writes(self, addr: int, unless: Switch, *, pio: bool = False) -> None:
+        """Let `run` take single-byte writes to a coalesced address by itself when KVM's queue is full: they, and what
+        is in the queue, are in the next `Vm.drain_coalesced`. Now and then one is an exit all the same, so that
+        somebody drains. While `unless` is on, all are.
+        """
+        if pio:
+            self._port_spills[_port_key(_OUT, addr)] = addr, unless
+        else:
+            self._mmio_spills[addr] = unless
+        self._quick = True
 
     @property
     def immediate_exit(self) -> bool:

@@ -188,6 +188,10 @@ class Vm(Handle):
         """Take the queued writes, oldest first. Quick when there are none: call it on every exit."""
         return self._ring.drain() if self._ring is not None else []
 
+    def spill(self, entry: bytes) -> bool:
+        """Take a write that found the queue full: see `CoalescedRing.spill`. For `Vcpu.run`."""
+        return self._ring is not None and self._ring.spill(entry)
+
     # Hyper-V, MSRs, clock
 
     def set_msr_filter(self, ranges: Sequence[MsrRange], *, default_deny: bool = False) -> None:

@@ -45,12 +45,13 @@ COALESCED_MMIO = tuple(address for window in WINDOWS for address in (window.base
 """The same in memory."""
 
 CONSOLE_PERIOD = 0.04
-"""Seconds between two looks at a console that says much."""
+"""Seconds between two looks at a console on which something goes on: a key's echo may come that late."""
 
 
 class Board:
-    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `reset(reason)` and
-    `power_off()` are what the guest asks for; all three are called on vCPU threads. `console` and `agent` take the
+    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `unheard(gpa, on)`
+    says whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the
+    guest asks for; all four are called on vCPU threads. `console` and `agent` take the
     serial ports' output on the loop's thread, or on a vCPU's when the guest writes faster than the loop turns.
     """
 
@@ -60,6 +61,7 @@ class Board:
         loop: Loop,
         *,
         irq: Callable[[int, bool], None],
+        unheard: Callable[[int, bool], None],
         reset: Callable[[str], None],
         power_off: Callable[[], None],
         console: Callable[[bytes], None],
@@ -74,7 +76,9 @@ class Board:
         self._data: dict[int, Serial] = {}  # by the addresses of their data registers
         for (base, line), window, page, outbox in zip(COM_PORTS, WINDOWS, self._pages, self._outboxes, strict=True):
             name = f"ttyS{len(self.serials)}"
-            port = Serial(partial(irq, line), outbox.add, page=page.view[:], name=name)
+            port = Serial(
+                partial(irq, line), outbox.add, page=page.view[:], unheard=partial(unheard, window.page), name=name
+            )
             self.serials.append(port)
             self.ports.claim(base, SERIAL_PORTS, port, port.lock)
             for address in (window.base, window.early):
@@ -108,6 +112,11 @@ class Board:
             port.write_many(data)
         else:
             self.ports.write(address, 1, data[-1])
+
+    def tick(self) -> None:
+        """Some tenths of a second have passed: on the loop."""
+        for outbox in self._outboxes:
+            outbox.tick()
 
     def flush(self) -> None:
         """Hand on all that the guest has written."""

@@ -6,6 +6,7 @@ a list of "what to reset" could have forgotten. Memory, devices and the Hyper-V 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 
@@ -85,7 +86,9 @@ class Hardware:
         self._polled = polled or {}
         self._readonly = readonly or {}
         self._drain_lock = threading.Lock()
+        self._can_drop = kvm.check(Cap.IOEVENTFD) != 0
         self.vm: Vm = kvm.create_vm()
+        self._nobody = os.eventfd(0, os.EFD_CLOEXEC)
         self.threads: list[VcpuThread] = []
         try:
             self._build(kvm, host_cpuid, memory)
@@ -119,6 +122,11 @@ class Hardware:
                 vm.coalesce(port, 1, pio=True)
             for gpa in COALESCED_MMIO:
                 vm.coalesce(gpa, 1)
+            for vcpu in vm.vcpus:
+                for port in COALESCED:
+                    vcpu.spill_writes(port, trace.vcpu_exit, pio=True)
+                for gpa in COALESCED_MMIO:
+                    vcpu.spill_writes(gpa, trace.vcpu_exit)
         else:
             self._coalesced = None
 
@@ -162,6 +170,7 @@ class Hardware:
         self.drain()
         self.engine.reset()
         self.vm.close()
+        os.close(self._nobody)
 
     def drain(self) -> None:
         """Hand on writes that KVM queued instead of leaving the guest."""
@@ -169,6 +178,13 @@ class Hardware:
             with self._drain_lock:
                 for write in self.vm.drain_coalesced():
                     self._coalesced(write.addr, write.data)
+
+    def drop_zeroes(self, gpa: int, on: bool) -> None:
+        """Whether KVM shall drop zeroes that the guest writes to the byte at `gpa`: it signals an eventfd that nobody
+        reads, and the guest goes on. From any thread; in force when the vCPU whose exit asked for it runs on.
+        """
+        if self._can_drop and not self.vm.closed:
+            self.vm.ioeventfd(self._nobody, gpa, 1, datamatch=0, assign=on)
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """Drive an interrupt line, from any thread."""

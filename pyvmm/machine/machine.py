@@ -113,6 +113,7 @@ class Machine(Monitored):
             config.cpus,
             loop,
             irq=self._irq,
+            unheard=self._unheard,
             reset=self._want_reset,
             power_off=self._powered_off,
             console=self._console,
@@ -124,7 +125,7 @@ class Machine(Monitored):
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
         self.pid = os.getpid()
         self.console_place = "null"  # where the console leads, for query-chardev
-        self._drain_timer = loop.every(_DRAIN_PERIOD, self._drain)
+        self._drain_timer = loop.every(_DRAIN_PERIOD, self._tick)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
 
     # Building
@@ -372,6 +373,11 @@ class Machine(Monitored):
         if hardware is not None:
             hardware.set_irq(line, level)
 
+    def _unheard(self, gpa: int, on: bool) -> None:
+        hardware = self._hardware
+        if hardware is not None:
+            hardware.drop_zeroes(gpa, on)
+
     def _want_reset(self, reason: str) -> None:
         if not self._reset_wanted:
             self._reset_wanted = True
@@ -423,6 +429,10 @@ class Machine(Monitored):
         self._state = state
         if trace.state.on:
             trace.state(state)
+
+    def _tick(self) -> None:
+        self._drain()
+        self.board.tick()
 
     def _drain(self) -> None:
         if self._hardware is not None:

@@ -99,9 +99,9 @@ class VcpuThread:
                     continue
                 exit = vcpu.run()
                 exits[type(exit).__name__] += 1
-                if vcpu.polls:
-                    exits["IoIn"] += vcpu.polls
-                    vcpu.polls = 0
+                if vcpu.answered:
+                    exits.update(vcpu.answered)
+                    vcpu.answered.clear()
                 if type(exit) is Interrupted:
                     vcpu.immediate_exit = False
                 elif not handle(exit):

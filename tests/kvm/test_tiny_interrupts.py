@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from pyvmm.kvm import (
     MmioWrite,
     pc_routes,
 )
+from pyvmm.kvm.abi import RING_ENTRIES
 from pyvmm.memory import HostMemory
 
 pytestmark = pytest.mark.kvm
@@ -160,6 +162,56 @@ def test_a_full_ring_loses_nothing(make_guest) -> None:
     assert bytes(got) == bytes(n & 0xFF for n in range(400))
 
 
+ALL = bytes(n & 0xFF for n in range(400))
+
+
+def test_a_full_ring_is_emptied_without_an_exit(make_guest) -> None:
+    guest = make_guest("BA F8 03 B9 90 01 EE 40 E2 FC F4")
+    guest.need(Cap.COALESCED_PIO)
+    guest.vm.coalesce(0x3F8, 1, pio=True)
+    guest.vcpu.spill_writes(0x3F8, SimpleNamespace(on=False), pio=True)
+    assert guest.until_halt() == []
+    assert guest.vm.drain_coalesced() == [CoalescedWrite(0x3F8, 1, ALL, True)]
+    assert guest.vcpu.answered["IoOut"] >= 2
+    assert guest.vm.drain_coalesced() == []
+
+
+def test_a_full_ring_of_writes_to_memory_is_too_and_wide_writes_leave(make_guest) -> None:
+    # mov ax, 0xb800; mov es, ax; mov cx, 400; xor ax, ax; again: mov es:[0], al; inc ax; loop again
+    # mov cx, 200; again: mov word es:[2], 0x4241; loop again; hlt
+    guest = make_guest("B8 00 B8 8E C0 B9 90 01 31 C0 26 A2 00 00 40 E2 F9 B9 C8 00 26 C7 06 02 00 41 42 E2 F7 F4")
+    guest.need(Cap.COALESCED_MMIO)
+    guest.vm.coalesce(0xB8000, 0x1000)
+    for address in (0xB8000, 0xB8002):
+        guest.vcpu.spill_writes(address, SimpleNamespace(on=False))
+    wide = guest.vcpu.run()
+    assert wide == MmioWrite(0xB8002, b"AB"), "what is wider than a byte finds the ring full"
+    first, queued = guest.vm.drain_coalesced()
+    assert first == CoalescedWrite(0xB8000, 1, ALL, False)
+    assert (
+        len(queued.data) + 2 + 2 * len(guest.until_halt()) + sum(len(run.data) for run in guest.vm.drain_coalesced())
+        == 2 * 200
+    )
+
+
+@pytest.mark.parametrize("reason", ["traced", "nobody drained"])
+def test_a_write_to_a_full_ring_leaves_when(make_guest, reason: str) -> None:
+    # mov dx, 0x3f8; mov cx, 5000; again: out dx, al; loop again; hlt
+    guest = make_guest("BA F8 03 B9 88 13 EE E2 FD F4")
+    guest.need(Cap.COALESCED_PIO)
+    guest.vm.coalesce(0x3F8, 1, pio=True)
+    guest.vcpu.spill_writes(0x3F8, SimpleNamespace(on=reason == "traced"), pio=True)
+    exit = guest.vcpu.run()
+    assert exit == IoOut(0x3F8, 1, 1, b"\0")
+    sent = sum(len(run.data) for run in guest.vm.drain_coalesced())
+    if reason == "traced":
+        assert sent < RING_ENTRIES
+        assert not guest.vcpu.answered
+    else:
+        assert 64 << 10 <= sent * 24 <= 80 << 10
+        assert guest.vcpu.answered["IoOut"] > 10
+
+
 def test_coalesced_mmio_keeps_address_and_size(make_guest) -> None:
     # mov ax, 0xb800; mov es, ax; mov word es:[2], 0x4241; hlt
     guest = make_guest("B8 00 B8 8E C0 26 C7 06 02 00 41 42 F4")
@@ -182,6 +234,22 @@ def test_memory_to_be_read_only_is_read_without_leaving_and_written_into_the_que
     assert guest.vm.drain_coalesced() == [CoalescedWrite(0xB8001, 1, b"xxx", False)]
     assert page.view[:3] == b"x\0\0"
     guest.vm.set_memory(1, 0, 0, 0)
+
+
+def test_zeroes_written_to_read_only_memory_can_be_dropped(make_guest) -> None:
+    """What `Hardware.drop_zeroes` does with a masked console's interrupt register."""
+    # mov ax, 0xb800; mov es, ax; mov byte es:[1], 0; mov byte es:[1], 5; mov byte es:[1], 0; hlt
+    guest = make_guest("B8 00 B8 8E C0 26 C6 06 01 00 00 26 C6 06 01 00 05 26 C6 06 01 00 00 F4")
+    guest.need(Cap.IOEVENTFD, Cap.READONLY_MEM)
+    page = HostMemory(0x1000, huge=False)
+    guest.vm.set_memory(1, 0xB8000, page.size, page.address, readonly=True)
+    nobody = os.eventfd(0, os.EFD_NONBLOCK)
+    guest.vm.ioeventfd(nobody, 0xB8001, 1, datamatch=0)
+    assert guest.vcpu.run() == MmioWrite(0xB8001, b"\5")
+    guest.vm.ioeventfd(nobody, 0xB8001, 1, datamatch=0, assign=False)
+    assert guest.until_halt() == [MmioWrite(0xB8001, b"\0")]
+    guest.vm.set_memory(1, 0, 0, 0)
+    os.close(nobody)
 
 
 def test_uncoalesced_writes_leave_the_guest_again(make_guest) -> None:

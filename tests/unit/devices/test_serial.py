@@ -54,6 +54,54 @@ def put(port: Serial, register: int, value: int) -> None:
     port.write(register, 1, value)
 
 
+@pytest.fixture
+def unheard() -> list[bool]:
+    return []
+
+
+@pytest.fixture
+def console(wires: Wires, unheard: list[bool]) -> Serial:
+    """A port that prints a kernel's messages: nobody has opened it."""
+    port = Serial(wires.irq, wires.output, unheard=unheard.append)
+    for _ in range(serial.ZEROES_HEARD):
+        put(port, Register.IER, 0)
+    assert unheard == [True]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [(Register.IER, serial.IER_RECEIVE), (Register.LCR, serial.LCR_DLAB)],
+    ids=["an interrupt", "the divisor"],
+)
+def test_zeroes_to_ier_are_heard_again_before_they_mean_something(console, unheard, register, value) -> None:
+    put(console, Register.IER, 0)
+    put(console, Register.LCR, 3)
+    put(console, Register.IER, 0x40)  # UUE, which is not there
+    assert unheard == [True], "said once"
+    put(console, register, value)
+    put(console, register, value)
+    assert unheard == [True, False]
+    put(console, Register.LCR, 3)
+    put(console, Register.IER, 0)
+    for _ in range(serial.ZEROES_HEARD):
+        put(console, Register.IER, 0)
+    assert unheard == [True, False, True]
+
+
+def test_a_reset_port_hears_zeroes(console, unheard) -> None:
+    console.reset()
+    assert unheard == [True, False]
+
+
+def test_the_divisor_s_zeroes_are_no_console_s_lines(wires: Wires, unheard) -> None:
+    port = Serial(wires.irq, wires.output, unheard=unheard.append)
+    put(port, Register.LCR, serial.LCR_DLAB)
+    for _ in range(9):
+        put(port, Register.IER, 0)
+    assert unheard == []
+
+
 def test_linux_autoconfig_finds_a_16550a(port: Serial) -> None:
     put(port, Register.IER, 0)
     assert get(port, Register.IER) & 0x0F == 0

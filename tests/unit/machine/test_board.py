@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from devices.rtc import D_VALID, REG_B, REG_D
-from devices.serial import Register
+from devices.serial import IER_RECEIVE, ZEROES_HEARD, Register
 from devices.serial_window import AGENT, CONSOLE
 from pyvmm.loop import Loop
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO, Board
@@ -19,12 +19,18 @@ def console() -> list[bytes]:
 
 
 @pytest.fixture
-def board(console: list[bytes]) -> Iterator[Board]:
+def unheard() -> list[tuple[int, bool]]:
+    return []
+
+
+@pytest.fixture
+def board(console: list[bytes], unheard: list[tuple[int, bool]]) -> Iterator[Board]:
     loop = Loop()
     yield Board(
         1,
         loop,
         irq=lambda line, level: None,
+        unheard=lambda gpa, on: unheard.append((gpa, on)),
         reset=lambda reason: None,
         power_off=lambda: None,
         console=console.append,
@@ -64,6 +70,14 @@ def test_the_console_is_one_port_with_three_doors(board: Board, console: list[by
     assert list(board.readonly()) == [CONSOLE.page, AGENT.page]
     assert board.readonly()[CONSOLE.page].view[CONSOLE.base + Register.SCRATCH - CONSOLE.page] == 0x5A
     assert board.acpi.com_windows == (CONSOLE.base, AGENT.base)
+
+
+def test_zeroes_need_not_be_heard_at_the_window_s_interrupt_register(board: Board, unheard) -> None:
+    for _ in range(ZEROES_HEARD):
+        board.mmio.write(CONSOLE.base + Register.IER, 1, 0)
+    assert unheard == [(CONSOLE.base + Register.IER, True)]
+    board.ports.write(0x3F8 + Register.IER, 1, IER_RECEIVE)
+    assert unheard[1:] == [(CONSOLE.base + Register.IER, False)]
 
 
 def test_a_board_closes_twice_and_its_console_may_still_be_written(board: Board, console: list[bytes]) -> None:
