@@ -1,6 +1,7 @@
 """What each virtual CPU says of itself: KVM's CPUID, with Hyper-V's leaves for KVM's and the topology put right.
 
-Source: KVM API 4.46 (KVM_GET_SUPPORTED_CPUID); Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.
+Source: KVM API 4.46 (KVM_GET_SUPPORTED_CPUID); Intel SDM vol. 2, CPUID, and vol. 3, Memory Type Range Registers; AMD
+APM vol. 3, appendix E.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ _X2APIC = 1 << 21
 _MULTI_THREADED = 1 << 28
 _INVARIANT_TSC = 1 << 8
 _SIGNIFICANT_INDEX = 1
+
+_MTRR_DEF_TYPE = 0x2FF
+_MTRR_ENABLED = 1 << 11
+_WRITE_BACK = 6
+FIRMWARE_MSRS = {_MTRR_DEF_TYPE: _MTRR_ENABLED | _WRITE_BACK}
+"""What a PC's firmware sets on each CPU before the system starts. With MTRRs off all memory counts as uncached, and
+Linux does without PAT, so without write-combining. No ranges: pages say by themselves what they are.
+"""
 
 
 def host_entries(kvm: Kvm) -> list[CpuidEntry]:

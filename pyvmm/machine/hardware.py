@@ -113,6 +113,7 @@ class Hardware:
         for index in range(engine.vp_count):
             vcpu = vm.create_vcpu(index)
             vcpu.set_cpuid(cpu.entries_for(host_cpuid, leaves, index, engine.vp_count))
+            vcpu.set_msrs(cpu.FIRMWARE_MSRS)
             engine.setup_vcpu(vcpu, index)
             for port, answer in self._polled.items():
                 vcpu.answer_polls(port, answer, unless=trace.vcpu_exit)

@@ -36,6 +36,9 @@ def test_a_talkative_kernel_s_messages_are_all_on_the_console(image: str, engine
         assert not_shown(guest) == []
         assert "mmio" in guest.sh("dmesg | grep -i 'ttyS0 at'").lower()
         assert guest.sh("cat /sys/class/tty/console/active").split() == ["ttyS0"]
+        assert "MTRRs disabled" not in guest.console_text
+        assert re.search("PAT: Configuration .* WC ", guest.console_text), "the firmware's work is done, on all CPUs"
+        assert "inconsistent MTRR" not in guest.sh("dmesg")
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.kvm import Cap, CpuidEntry
-from pyvmm.machine.cpu import entries_for, has_invariant_tsc, host_entries
+from pyvmm.machine.cpu import FIRMWARE_MSRS, entries_for, has_invariant_tsc, host_entries
 
 HOST = [
     CpuidEntry(0, 0, 0, 0xD, 1, 2, 3),
@@ -24,6 +24,10 @@ def table(index: int, count: int) -> dict[tuple[int, int], CpuidEntry]:
     made = {(e.function, e.index): e for e in entries}
     assert len(made) == len(entries), "a leaf twice"
     return made
+
+
+def test_memory_is_write_back_as_firmware_leaves_it() -> None:
+    assert FIRMWARE_MSRS == {0x2FF: 0x806}
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 2), (3, 4), (2, 3)])
