@@ -71,9 +71,10 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
         # instead of one; TCG takes each step by itself. Clearing huge pages takes half the time then.
         # And without XSAVE and all that needs it: TCG lets a guest's XSETBV through to the processor behind KVM's
         # back. Linux 6.1 and 6.12 notice that their sizes do not add up and do without; 5.10 hangs, 7.2 panics.
+        # As the first Opteron, for which Linux does not believe in REP MOVS and REP STOS at all, but in loops.
         # And without LA57: each exit empties TCG's TLB, and four levels by four are walked quicker than five by five.
         *("-accel", "tcg,thread=multi,tb-size=256"),
-        *("-cpu", "max,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-pku,-la57"),
+        *("-cpu", "max,family=15,model=5,stepping=1,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-pku,-la57"),
         *("-smp", str(CPUS), "-m", f"{hardware.memory_mib}M"),
         *("-kernel", str(kit.kernel), "-initrd", str(kit.initramfs), "-append", KERNEL_OPTIONS),
         *("-chardev", f"file,id=console,path=/proc/self/fd/{log}", "-serial", "chardev:console"),
