@@ -17,7 +17,7 @@ from pyvmm.machine.config import MachineConfig
 if TYPE_CHECKING:
     from images.catalog import Image
 
-BASE_CMDLINE = "quiet pci=off i8042.noaux i8042.nokbd 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
+BASE_CMDLINE = "quiet pci=off 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
 """What every guest of ours is told: what is not there to be looked for, that its ciphers work (their self-tests took
 a fifth of the boot), and that hot-added memory is for use at once (Debian's kernels leave that to udev, and our
 images have none)."""

@@ -42,7 +42,7 @@ HV_FLAGS = (
 QEMU_COMMON = ("-accel", "kvm", "-m", MEMORY, "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none")
 QEMU_CONSOLE = ("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console")
 GUEST_WORDS = "i8042.noaux i8042.nokbd 8250.nr_uarts=2 cryptomgr.notests"
-"""What pyvmm tells its guests and saves them work, for all."""
+"""What pyvmm tells its guests and saves them work, for all; a keyboard controller only QEMU has."""
 MICROVM = "microvm,acpi=off,pit=on,pic=on,rtc=on,auto-kernel-cmdline=off,isa-serial=on"
 
 
