@@ -71,15 +71,23 @@ def test_every_offered_device_is_on_the_bus_and_has_its_driver(guest: Booted) ->
     )
 
 
+def most_free(guest: Booted) -> int:
+    """Bytes of MemFree, the most of some readings: while Linux reports free pages it takes 32 of them, up to 128 MiB,
+    out of its free lists.
+    """
+    read = "for i in 1 2 3 4 5; do grep MemFree /proc/meminfo; sleep 0.1; done"
+    return max(int(line.split()[1]) for line in guest.sh(read).splitlines()) << 10
+
+
 def test_memory_goes_out_and_back_and_both_sides_agree_to_the_page(guest: Booted) -> None:
-    before = guest.meminfo()
+    before, free_before = guest.meminfo(), most_free(guest)
     out = guest.resize(SMALL)
-    during = guest.meminfo()
+    during, free_during = guest.meminfo(), most_free(guest)
     taken = BOOT - out.actual
     assert out.reached, out.reason
     assert out.actual == SMALL
     assert (before["MemTotal"] - during["MemTotal"]) << 10 == guest.missing(taken)
-    assert abs((before["MemFree"] - during["MemFree"] << 10) - taken) < 24 * MIB
+    assert abs(free_before - free_during - taken) < 24 * MIB
     info = guest.machine.balloon.info()
     assert (info["actual"], info["removed-guest"], info["removed-both"]) == (SMALL, 0, taken)
     assert not any(info["refused-pages"].values()), info["refused-pages"]
@@ -87,7 +95,7 @@ def test_memory_goes_out_and_back_and_both_sides_agree_to_the_page(guest: Booted
     after = guest.meminfo()
     assert back.actual == BOOT
     assert after["MemTotal"] == before["MemTotal"]
-    assert abs(after["MemFree"] - before["MemFree"]) << 10 < 24 * MIB
+    assert abs(most_free(guest) - free_before) < 24 * MIB
 
 
 def test_ballooned_memory_leaves_the_host_and_data_survives(guest: Booted) -> None:
