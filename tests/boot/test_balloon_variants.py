@@ -124,7 +124,19 @@ def test_memory_that_is_free_only_after_it_was_asked_for_is_had_all_the_same(ima
 @pytest.mark.parametrize("engine", ["kernel", "user"])
 @pytest.mark.parametrize("target", [BOOT - 192 * MIB, BOOT + 2048 * MIB], ids=["out", "added"])
 def test_a_driver_unbound_in_the_middle_of_a_resize_goes_on_when_it_is_back(engine: str, target: int) -> None:
-    """What the guest's last words were when the channel closed nobody has read: a piece at most is lost to both."""
+    """What the guest's last words were when the channel closed nobody has read: a piece at most is lost to both.
+
+    Linux's balloon_remove cancels its work, and closes the channel then: a request that comes in between runs into a
+    ring that is gone, and takes the kernel's worker with it. That was seen once in 50 times.
+    """
+    for _ in range(3):
+        if unbound_and_back(engine, target):
+            return
+    raise AssertionError("Linux lost its worker three times in a row")
+
+
+def unbound_and_back(engine: str, target: int) -> bool:
+    """False if Linux oopsed on the way."""
     with Booted("debian-6.1", engine=engine, memory=BOOT, max_memory=BOOT + 2048 * MIB, balloon_piece=PIECE) as guest:
         guest.wait_balloon_ready()
         balloon = guest.machine.balloon
@@ -137,7 +149,10 @@ def test_a_driver_unbound_in_the_middle_of_a_resize_goes_on_when_it_is_back(engi
         lost = total - guest.memory_total() - (BOOT - balloon.actual)
         assert abs(lost) <= 128 * MIB if target > BOOT else 0 <= lost <= PIECE
         guest.bind_balloon()
+        if "RIP: 0010:hv_ringbuffer_write" in guest.sh("dmesg"):
+            return False
         assert guest.resize(BOOT - 16 * MIB).reached
         assert guest.resize(BOOT).reached
         assert guest.memory_total() == total - lost
         assert not any(balloon.info()["refused-pages"].values())
+        return True
