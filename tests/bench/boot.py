@@ -34,6 +34,7 @@ from pyvmm.host.preload import OWN_PACKAGES
 
 FIRST_LINE = b"pyvmm: init"
 LIMIT = 90.0  # seconds for one boot
+SETTLE = 1.0  # seconds in which the host may clean up after the one before
 MEMORY = "512M"
 HV_FLAGS = (
     "hv-relaxed,hv-vapic,hv-time,hv-vpindex,hv-runtime,hv-synic,hv-stimer,hv-stimer-direct,hv-frequencies,"
@@ -169,6 +170,7 @@ def measure(chosen: list[Contender], runs: int, environment: dict[str, str]) -> 
     times: dict[str, list[float]] = {c.name: [] for c in chosen}
     for turn in range(runs + 1):
         for contender in chosen:
+            time.sleep(SETTLE)
             print(f"start {contender.name}", flush=True)
             try:
                 taken = boot(contender, environment)
