@@ -78,7 +78,7 @@ class Serial:
         output: Callable[[bytes], None],
         *,
         page: memoryview | None = None,
-        unheard: Callable[[bool], None] | None = None,
+        unheard: Callable[[bool], None] = lambda on: None,
         name: str = "serial",
     ) -> None:
         self.lock = threading.RLock()
@@ -93,8 +93,8 @@ class Serial:
         self._irq = irq
         self._output = output
         self._page = page
-        self._tell_unheard = unheard
-        self._unheard = False
+        self._unheard = unheard
+        self._zeroes = 0  # written to an IER of 0 since it last meant something; from ZEROES_HEARD on, unheard
         self._queue: deque[int] = deque()
         self._level = False
         self._power_on()
@@ -228,16 +228,14 @@ class Serial:
     def _nothing_new(self) -> None:
         """IER was 0 and is 0 again."""
         self._zeroes += 1
-        if self._zeroes == ZEROES_HEARD and self._tell_unheard is not None:
-            self._unheard = True
-            self._tell_unheard(True)
+        if self._zeroes == ZEROES_HEARD:
+            self._unheard(True)
 
     def _hear(self) -> None:
         """A write of 0 to IER is going to mean something: it is not 0, or its address is the divisor's."""
-        self._zeroes = 0
-        if self._unheard and self._tell_unheard is not None:
-            self._unheard = False
-            self._tell_unheard(False)
+        zeroes, self._zeroes = self._zeroes, 0
+        if zeroes >= ZEROES_HEARD:
+            self._unheard(False)
 
     # Registers
 

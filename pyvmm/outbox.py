@@ -16,7 +16,6 @@ from typing import Protocol
 LIMIT = 64 << 10
 """Bytes kept for the loop before the vCPU's own thread hands them on, so that a busy loop slows the guest down."""
 
-
 MUCH = 256
 """Bytes, a few lines: so much in a period is no typing's echo, and what follows may wait longer."""
 

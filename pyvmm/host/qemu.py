@@ -67,11 +67,10 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
         program,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-M", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
-        # Without ERMS and FSRM Linux, in the host and in its guests, clears and copies memory by eight bytes a step
-        # instead of one; TCG takes each step by itself. Clearing huge pages takes half the time then.
+        # As the first Opteron, and without ERMS and FSRM, Linux clears and copies memory in loops, in the host and in
+        # its guests, and not with REP, of which TCG takes each step by itself. Clearing takes less than half as long.
         # And without XSAVE and all that needs it: TCG lets a guest's XSETBV through to the processor behind KVM's
         # back. Linux 6.1 and 6.12 notice that their sizes do not add up and do without; 5.10 hangs, 7.2 panics.
-        # As the first Opteron, for which Linux does not believe in REP MOVS and REP STOS at all, but in loops.
         # And without LA57: each exit empties TCG's TLB, and four levels by four are walked quicker than five by five.
         *("-accel", "tcg,thread=multi,tb-size=256"),
         *("-cpu", "max,family=15,model=5,stepping=1,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-pku,-la57"),

@@ -16,15 +16,16 @@ Pitfall: KVM counts the room left as (first - last - 1) % 170 in unsigned 32-bit
 from __future__ import annotations
 
 from array import array
-from ctypes import sizeof
 from mmap import mmap
+from struct import Struct
 from threading import Lock
 from typing import Final, NamedTuple
 
 from pyvmm.kvm.abi import RING_ENTRIES, RING_HEAD_SIZE
 from pyvmm.kvm.structs import CoalescedEntry
 
-_ENTRY_SIZE: Final = sizeof(CoalescedEntry)
+_ENTRY: Final = Struct("<QIIQ")  # address; length; pio; data
+_ENTRY_SIZE: Final = _ENTRY.size
 _DATA: Final = CoalescedEntry.data.offset
 SPILLED_LIMIT: Final = 64 << 10
 """Bytes of entries that may be spilled between two drains: sixteen full rings, some 2,500 writes."""
@@ -71,15 +72,15 @@ class CoalescedRing:
             taken, self._spilled = self._spilled, bytearray()
         return _in_runs(taken)
 
-    def spill(self, entry: bytes) -> bool:
-        """Take `entry`, a write that found the ring full, and all before it, for the next `drain`. Whether that was
-        done: when much was spilled already, whoever drains shall come first.
+    def spill(self, addr: int, byte: int, *, pio: bool) -> bool:
+        """Take a byte written to `addr` that found the ring full, and all before it, for the next `drain`. Whether
+        that was done: when much was spilled already, whoever drains shall come first.
         """
         with self._lock:
             if len(self._spilled) >= SPILLED_LIMIT:
                 return False
             self._take()
-            self._spilled += entry
+            self._spilled += _ENTRY.pack(addr, 1, pio, byte)
         return True
 
     def _take(self) -> None:

@@ -28,7 +28,9 @@ PIO_PAGE_OFFSET: Final = 4096  # KVM_PIO_PAGE_OFFSET pages into the mapping: whe
 _REASON_AT: Final = abi.RUN_EXIT_REASON  # a u32; all reasons fit in its first byte
 _EXIT_AT: Final = abi.RUN_EXIT // 8  # in words of 64 bits. Port: direction u8, size u8, port u16, count u32; offset
 _LENGTH_AT: Final = _EXIT_AT + 2  # MMIO: gpa; data; length u32, is_write u8
+_LENGTH_MASK: Final = 0xFF_FFFF_FFFF
 _ONE_BYTE_WRITTEN: Final = 1 << 32 | 1
+_MMIO_DATA_AT: Final = abi.RUN_EXIT + 8
 _IN: Final = 0
 _OUT: Final = 1
 _IO: Final = int(ExitReason.IO)
@@ -64,10 +66,8 @@ class Vcpu(VcpuState):
         self.sync = SyncRegs(self.shared, vm)
         self.answered: Counter[str] = Counter()  # exits that `run` answered by itself, by the name of their class
         self._words = memoryview(self.shared).cast("Q")
-        self._quick = False
         self._polled: dict[int, tuple[Sequence[int], Switch]] = {}
-        self._mmio_spills: dict[int, Switch] = {}
-        self._port_spills: dict[int, tuple[int, Switch]] = {}
+        self._spills: dict[tuple[int, int], tuple[int, Switch]] = {}  # by exit reason and the exit's first word
 
     def close(self) -> None:
         """Unmap and close. Not while a thread runs it."""
@@ -86,7 +86,7 @@ class Vcpu(VcpuState):
         fd = self._fd
         try:
             fcntl.ioctl(fd, Op.RUN, 0)
-            while self._quick and self._answered():
+            while self._answered():
                 fcntl.ioctl(fd, Op.RUN, 0)
         except (InterruptedError, BlockingIOError):
             return INTERRUPTED
@@ -100,13 +100,7 @@ class Vcpu(VcpuState):
         """Answer an exit that needs no `Exit`, and say so: see `answer_polls` and `spill_writes`."""
         words, reason = self._words, self.shared[_REASON_AT]
         what = words[_EXIT_AT]
-        if reason == _MMIO:
-            if what not in self._mmio_spills or words[_LENGTH_AT] & 0xFF_FFFF_FFFF != _ONE_BYTE_WRITTEN:
-                return False
-            return self._spill("MmioWrite", self._mmio_spills[what], pack("<QQQ", what, 1, words[_EXIT_AT + 1]))
-        if reason != _IO:
-            return False
-        if what in self._polled:
+        if reason == _IO and what in self._polled:
             answer, unless = self._polled[what]
             value = answer[0]  # once: its owner is on another thread
             if not value or unless.on:
@@ -114,15 +108,16 @@ class Vcpu(VcpuState):
             self.shared[PIO_PAGE_OFFSET] = value
             self.answered["IoIn"] += 1
             return True
-        if what in self._port_spills:
-            port, unless = self._port_spills[what]
-            return self._spill("IoOut", unless, pack("<QIIQ", port, 1, 1, self.shared[PIO_PAGE_OFFSET]))
-        return False
-
-    def _spill(self, kind: str, unless: Switch, entry: bytes) -> bool:
-        if unless.on or not self._vm.spill(entry):
+        if (reason, what) not in self._spills:
             return False
-        self.answered[kind] += 1
+        addr, unless = self._spills[reason, what]
+        pio = reason == _IO
+        if not pio and words[_LENGTH_AT] & _LENGTH_MASK != _ONE_BYTE_WRITTEN:
+            return False
+        byte = self.shared[PIO_PAGE_OFFSET if pio else _MMIO_DATA_AT]
+        if unless.on or not self._vm.spill(addr, byte, pio=pio):
+            return False
+        self.answered["IoOut" if pio else "MmioWrite"] += 1
         return True
 
     def answer_polls(self, port: int, answer: Sequence[int], unless: Switch) -> None:
@@ -133,18 +128,14 @@ class Vcpu(VcpuState):
         While `unless` is on, such reads are exits as all others.
         """
         self._polled[_port_key(_IN, port)] = answer, unless
-        self._quick = True
 
     def spill_writes(self, addr: int, unless: Switch, *, pio: bool = False) -> None:
         """Let `run` take single-byte writes to a coalesced address by itself when KVM's queue is full: they, and what
         is in the queue, are in the next `Vm.drain_coalesced`. Now and then one is an exit all the same, so that
         somebody drains. While `unless` is on, all are.
         """
-        if pio:
-            self._port_spills[_port_key(_OUT, addr)] = addr, unless
-        else:
-            self._mmio_spills[addr] = unless
-        self._quick = True
+        key = (_IO, _port_key(_OUT, addr)) if pio else (_MMIO, addr)
+        self._spills[key] = addr, unless
 
     @property
     def immediate_exit(self) -> bool:

@@ -188,9 +188,9 @@ class Vm(Handle):
         """Take the queued writes, oldest first. Quick when there are none: call it on every exit."""
         return self._ring.drain() if self._ring is not None else []
 
-    def spill(self, entry: bytes) -> bool:
+    def spill(self, addr: int, byte: int, *, pio: bool) -> bool:
         """Take a write that found the queue full: see `CoalescedRing.spill`. For `Vcpu.run`."""
-        return self._ring is not None and self._ring.spill(entry)
+        return self._ring is not None and self._ring.spill(addr, byte, pio=pio)
 
     # Hyper-V, MSRs, clock
 

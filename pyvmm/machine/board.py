@@ -49,10 +49,10 @@ CONSOLE_PERIOD = 0.04
 
 
 class Board:
-    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `unheard(gpa, on)`
-    says whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the
-    guest asks for; all four are called on vCPU threads. `console` and `agent` take the
-    serial ports' output on the loop's thread, or on a vCPU's when the guest writes faster than the loop turns.
+    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `unheard(gpa, on)` says
+    whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the guest
+    asks for; all four are called on vCPU threads. `console` and `agent` take the serial ports' output, on the loop's
+    thread or on a vCPU's, as `Outbox` has it.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Board:
             self.ports.write(address, 1, data[-1])
 
     def tick(self) -> None:
-        """Some tenths of a second have passed: on the loop."""
+        """The outboxes' tick, on the loop's thread."""
         for outbox in self._outboxes:
             outbox.tick()
 

@@ -119,15 +119,10 @@ class Hardware:
                 vcpu.answer_polls(port, answer, unless=trace.vcpu_exit)
             self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
-            for port in COALESCED:
-                vm.coalesce(port, 1, pio=True)
-            for gpa in COALESCED_MMIO:
-                vm.coalesce(gpa, 1)
-            for vcpu in vm.vcpus:
-                for port in COALESCED:
-                    vcpu.spill_writes(port, trace.vcpu_exit, pio=True)
-                for gpa in COALESCED_MMIO:
-                    vcpu.spill_writes(gpa, trace.vcpu_exit)
+            for addr, pio in (*((port, True) for port in COALESCED), *((gpa, False) for gpa in COALESCED_MMIO)):
+                vm.coalesce(addr, 1, pio=pio)
+                for vcpu in vm.vcpus:
+                    vcpu.spill_writes(addr, trace.vcpu_exit, pio=pio)
         else:
             self._coalesced = None
 

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from pyvmm.machine.services import Services
     from pyvmm.vmbus.bus import Vmbus
 
-_DRAIN_PERIOD = 0.1
-"""Seconds after which console output that KVM queued is shown even if the guest makes no exit."""
+_TICK_PERIOD = 0.1
+"""Seconds after which console output is shown that KVM queued, even if the guest makes no exit, or that runs by."""
 
 _MEMORY_PERIOD = 0.5
 """Seconds between two points of the memory's time line, in traces that have it."""
@@ -125,7 +125,7 @@ class Machine(Monitored):
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
         self.pid = os.getpid()
         self.console_place = "null"  # where the console leads, for query-chardev
-        self._drain_timer = loop.every(_DRAIN_PERIOD, self._tick)
+        self._tick_timer = loop.every(_TICK_PERIOD, self._tick)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
 
     # Building
@@ -282,7 +282,7 @@ class Machine(Monitored):
 
     def close(self) -> None:
         """Give everything back to the host. Harmless twice."""
-        self._drain_timer.cancel()
+        self._tick_timer.cancel()
         self._memory_timer.cancel()
         hardware, self._hardware = self._hardware, None
         if hardware is not None:

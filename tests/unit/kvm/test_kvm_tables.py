@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from struct import pack, pack_into, unpack_from
+from struct import pack_into, unpack_from
 
 import pytest
 from hypothesis import given
@@ -116,7 +116,7 @@ def test_runs_hold_what_was_queued_and_in_its_order(writes: list[tuple[int, byte
 
 def test_what_was_spilled_comes_before_what_is_queued_now() -> None:
     area, ring = ring_with(RING_ENTRIES - 1, [(1, b"a", 1), (1, b"b", 1)])
-    assert ring.spill(pack("<QII8s", 2, 1, 0, b"c"))
+    assert ring.spill(2, ord("c"), pio=False)
     assert unpack_from("<II", area, RING) == (1, 1), "there is room in the ring"
     pack_into("<QII8s", area, RING + 8 + 24, 2, 1, 0, b"d")
     pack_into("<I", area, RING + 4, 2)
@@ -126,13 +126,12 @@ def test_what_was_spilled_comes_before_what_is_queued_now() -> None:
 
 def test_no_more_is_spilled_than_the_limit_until_somebody_drains() -> None:
     _, ring = ring_with(0, [])
-    entry = pack("<QII8s", 2, 1, 0, b"c")
     taken = 0
-    while ring.spill(entry):
+    while ring.spill(2, ord("c"), pio=False):
         taken += 1
-    assert taken == -(-SPILLED_LIMIT // len(entry))
+    assert taken == -(-SPILLED_LIMIT // 24)
     assert ring.drain() == [CoalescedWrite(2, 1, b"c" * taken, False)]
-    assert ring.spill(entry)
+    assert ring.spill(2, ord("c"), pio=False)
 
 
 def test_a_released_ring_lets_its_page_go() -> None:
