@@ -39,6 +39,8 @@ class ConfiguredCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if ctx.resilient_parsing or {"-h", "--help"} & set(_before_dashes(args)):
             return super().parse_args(ctx, args)
+        if not any(word.startswith("--config") or word.endswith(".toml") for word in _before_dashes(args)):
+            return super().parse_args(ctx, args)  # most are so, and the parser below takes as long as click's own
         given, _, _ = self.make_parser(ctx).parse_args(list(_before_dashes(args)))
         file, words = given.get("config"), given.get("command")  # both may be missing, or click's own "unset"
         if not isinstance(file, str):

@@ -14,6 +14,7 @@ Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.hyperv import cpuid, hypercall
@@ -85,7 +86,7 @@ class KernelEngine(Engine):
         memory: GuestMemory,
         loop: Loop,
         *,
-        base_routes: list[IrqRoute],
+        base_routes: Sequence[IrqRoute],
         invariant_tsc: bool = False,
         extended_calls_exit: bool = False,
     ) -> None:
@@ -116,7 +117,7 @@ class KernelEngine(Engine):
         # Only now: while it takes a routing table KVM notes which line a SINT's EOM belongs to, and it skips VPs
         # whose SynIC is not active yet. Interrupts would still arrive, but no EOM would ever be reported.
         routes = [IrqRoute.hv_sint(FIRST_SINT_GSI + each, each, VMBUS_SINT) for each in range(vp + 1)]
-        self._vm.set_routes(self._base_routes + routes)
+        self._vm.set_routes([*self._base_routes, *routes])
         sint, eom, unused = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3))
         self._sint_fds.append(sint)
         self._eom_fds += [eom, unused]

@@ -143,6 +143,8 @@ class Handle:
         fd = self.fd
         try:
             if isinstance(argument, int):
+                if not argument:  # left out: `ioctl` takes any int for two kinds of buffers first, which costs more
+                    return fcntl.ioctl(fd, op)
                 if argument <= _C_INT_MAX:
                     return fcntl.ioctl(fd, op, argument)
                 return _big_ioctl(fd, op, argument)

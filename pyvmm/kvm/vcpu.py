@@ -33,6 +33,10 @@ _ONE_BYTE_WRITTEN: Final = 1 << 32 | 1
 _MMIO_DATA_AT: Final = abi.RUN_EXIT + 8
 _IN: Final = 0
 _OUT: Final = 1
+_RUN: Final = int(Op.RUN)
+"""Looked up once, as an enum's member is a call away (3.11), and given to `fcntl.ioctl` without an argument: it would
+take a 0 for two kinds of buffers first, and word an exception for each.
+"""
 _IO: Final = int(ExitReason.IO)
 _MMIO: Final = int(ExitReason.MMIO)
 
@@ -85,9 +89,9 @@ class Vcpu(VcpuState):
         """
         fd = self._fd
         try:
-            fcntl.ioctl(fd, Op.RUN, 0)
+            fcntl.ioctl(fd, _RUN)
             while self._answered():
-                fcntl.ioctl(fd, Op.RUN, 0)
+                fcntl.ioctl(fd, _RUN)
         except (InterruptedError, BlockingIOError):
             return INTERRUPTED
         except ValueError:

@@ -8,7 +8,7 @@ from pyvmm.hyperv.engine import Engine
 from pyvmm.kvm import Cap, Kvm
 from pyvmm.loop import Loop
 from pyvmm.machine.config import EngineChoice
-from pyvmm.machine.hardware import routes
+from pyvmm.machine.hardware import ROUTES
 from pyvmm.memory import GuestMemory
 
 
@@ -29,7 +29,7 @@ def choose(
             vp_count,
             memory,
             loop,
-            base_routes=routes(),
+            base_routes=ROUTES,
             invariant_tsc=invariant_tsc,
             extended_calls_exit=kernel.passes_extended_calls(kvm),
         )

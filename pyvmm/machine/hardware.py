@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from firmware.entry import BootState
 from pyvmm.errors import HostError
@@ -50,10 +51,13 @@ FIRST_READONLY_SLOT = 8
 """KVM's slots below are the boot RAM's; from hotplug.FIRST_SLOT on the hot-added memory's."""
 
 
-def routes() -> list[IrqRoute]:
-    """A PC's interrupt lines, with the PIT's on I/O APIC pin 2 as the MADT says."""
+def _routes() -> list[IrqRoute]:
     result = [r for r in pc_routes() if not (r.words[0] == IrqchipId.IOAPIC and r.gsi in (0, 2))]
     return [*result, IrqRoute.irqchip(0, IrqchipId.IOAPIC, 2)]
+
+
+ROUTES: Final = tuple(_routes())
+"""A PC's interrupt lines, with the PIT's on I/O APIC pin 2 as the MADT says."""
 
 
 class Hardware:
@@ -107,7 +111,7 @@ class Hardware:
                 vm.set_memory(slot, gpa, page.size, page.address, readonly=True)
         vm.create_irqchip()
         vm.create_pit()
-        vm.set_routes(routes())
+        vm.set_routes(ROUTES)
         engine.setup_vm(vm)
         leaves = engine.cpuid()
         for index in range(engine.vp_count):
@@ -204,17 +208,16 @@ class Hardware:
                     for at in range(0, len(exit.data), size):
                         ports.write(port, size, int.from_bytes(exit.data[at : at + size], "little"))
                 case IoIn(port=port, size=size):
-                    values = (ports.read(port, size) for _ in range(exit.count))
-                    exit.reply(b"".join(value.to_bytes(size, "little") for value in values))
+                    exit.reply(b"".join([ports.read(port, size).to_bytes(size, "little") for _ in range(exit.count)]))
+                case MmioRead(gpa=gpa, size=size):
+                    exit.reply(mmio.read(gpa, size).to_bytes(size, "little"))
+                case MmioWrite(gpa=gpa, data=data):
+                    mmio.write(gpa, len(data), int.from_bytes(data, "little"))
                 case HypervHcall() | HypervSynic():
                     engine.handle(vcpu, index, exit)
                 case Rdmsr() | Wrmsr():
                     if not engine.handle(vcpu, index, exit):
                         exit.fault()
-                case MmioRead(gpa=gpa, size=size):
-                    exit.reply(mmio.read(gpa, size).to_bytes(size, "little"))
-                case MmioWrite(gpa=gpa, data=data):
-                    mmio.write(gpa, len(data), int.from_bytes(data, "little"))
                 case Shutdown():
                     self._reset("triple fault")
                     return False
