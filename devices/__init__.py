@@ -4,7 +4,8 @@ Two kinds live here. The first answer port I/O on a vCPU's thread, one access at
 
 * `serial`   the 16550A whose bytes are the console: read it first, it is every driver in small; `serial_window`: how
              a guest reaches it without leaving at every step
-* `rtc`      the CMOS clock; `i8042` and `acpi_pm` are here for what Linux does last: reset and power-off
+* `rtc`      the CMOS clock, with its interrupts in `rtc_events`
+* `i8042` and `acpi_pm` are here for what Linux does last: reset and power-off
 
 The second are VMBus devices (`pyvmm.vmbus.device`): packets in, packets out, all on the loop's thread.
 

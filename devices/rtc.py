@@ -4,7 +4,7 @@ Source: Motorola MC146818A data sheet; the century byte at 0x32 is what the FADT
 drivers/rtc/rtc-mc146818-lib.c for what reads it.
 
 Linux takes the time of day from here at boot and in the rtc_cmos driver. With nobody at these ports it sees 0xff,
-waits for an update that never ends, and loses seconds. No alarm or periodic interrupt is raised.
+waits for an update that never ends, and loses seconds. What it tells by interrupt is in rtc_events.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
+from devices.rtc_events import ALL, UPDATED, Alarm, RtcEvents, Scheduler
+
 INDEX, DATA = 0, 1
 PORTS = 2
 BASE = 0x70
+LINE = 8
 
 SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY = 0, 2, 4, 6, 7, 8, 9, 0x32
+ALARM_SECONDS, ALARM_MINUTES, ALARM_HOURS = 1, 3, 5
+ALARM_ANY = 0xC0  # both bits set in an alarm register: every hour, minute or second
 REG_A, REG_B, REG_C, REG_D = 0x0A, 0x0B, 0x0C, 0x0D
 A_UPDATE_IN_PROGRESS = 0x80
-A_DIVIDER_32KHZ, A_RATE_1024HZ = 0x20, 0x06
+A_DIVIDER_32KHZ, A_RATE_1024HZ, A_RATE = 0x20, 0x06, 0x0F
 B_SET, B_BINARY, B_24_HOURS = 0x80, 0x04, 0x02
 D_VALID = 0x80
 HOUR_PM = 0x80
@@ -34,22 +39,28 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Rtc:
-    """The clock, in UTC. `clock()` gives seconds since 1970; what the guest sets is kept as an offset to it."""
+    """The clock, in UTC. `clock()` gives seconds since 1970; what the guest sets is kept as an offset to it.
+    `irq(level)` drives its line.
+    """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, irq: Callable[[bool], None], loop: Scheduler, clock: Callable[[], float] = time.time) -> None:
         self.lock = threading.RLock()
         self._clock = clock
         self._offset = 0.0
         self._cells = bytearray(128)
         self._frozen: dict[int, int] | None = None
+        self._events = RtcEvents(irq, loop, lambda: self._now() if self._frozen is None else None, self.lock)
         self.reset()
 
     def reset(self) -> None:
         """A machine reset: the battery keeps the time and the cells; a half-done setting is forgotten."""
-        self._index = REG_D
-        self._frozen = None
-        self._cells[REG_A] = A_DIVIDER_32KHZ | A_RATE_1024HZ
-        self._cells[REG_B] = B_24_HOURS
+        with self.lock:
+            self._index = REG_D
+            self._frozen = None
+            self._cells[REG_A] = A_DIVIDER_32KHZ | A_RATE_1024HZ
+            self._cells[REG_B] = B_24_HOURS
+            self._listen()
+            self._events.reset()
 
     def read(self, offset: int, size: int) -> int:
         """The data port; the index port cannot be read."""
@@ -64,7 +75,7 @@ class Rtc:
                 updating = self._frozen is None and now - now // 1 >= 1 - UPDATE_SECONDS
                 return self._cells[REG_A] | (A_UPDATE_IN_PROGRESS if updating else 0)
             case 0x0C:
-                return 0  # no interrupt flags
+                return self._events.take()
             case 0x0D:
                 return D_VALID
         return self._cells[index]
@@ -74,22 +85,44 @@ class Rtc:
         value &= 0xFF
         if offset == INDEX:
             self._index = value & 0x7F
-        elif offset == DATA and self._index in _TIME:
+        elif offset == DATA and self._index not in (REG_C, REG_D):
+            self._events.note()
+            self._store(self._index, value)
+            self._listen()
+            self._events.plan()
+
+    def _store(self, index: int, value: int) -> None:
+        if index in _TIME:
             fields = dict(self._fields()) if self._frozen is None else self._frozen
-            fields[self._index] = self._decode(self._index, value)
+            fields[index] = self._decode(index, value)
             if self._frozen is None:
                 self._set(fields)
-        elif offset == DATA and self._index == REG_B:
-            if value & B_SET and self._frozen is None:
-                self._frozen = dict(self._fields())
-            elif not value & B_SET and self._frozen is not None:
+        elif index == REG_B:
+            if value & B_SET:
+                value &= ~UPDATED
+                if self._frozen is None:
+                    self._frozen = dict(self._fields())
+            elif self._frozen is not None:
                 fields, self._frozen = self._frozen, None
                 self._set(fields)
             self._cells[REG_B] = value
-        elif offset == DATA and self._index == REG_A:
+        elif index == REG_A:
             self._cells[REG_A] = value & ~A_UPDATE_IN_PROGRESS
-        elif offset == DATA and self._index not in (REG_C, REG_D):
-            self._cells[self._index] = value
+        else:
+            self._cells[index] = value
+
+    def _listen(self) -> None:
+        """Tell the events what the registers say now."""
+        events, cells = self._events, self._cells
+        rate = cells[REG_A] & A_RATE
+        events.enabled = cells[REG_B] & ALL
+        events.period = 2.0 ** ((rate if rate > 2 else rate + 7) - 16) if rate else 0.0
+        events.alarm = Alarm(
+            *(
+                None if cells[index] & ALARM_ANY == ALARM_ANY else self._decode(time, cells[index])
+                for index, time in ((ALARM_HOURS, HOURS), (ALARM_MINUTES, MINUTES), (ALARM_SECONDS, SECONDS))
+            )
+        )
 
     def _now(self) -> float:
         return self._clock() + self._offset
@@ -109,6 +142,7 @@ class Rtc:
             return
         now = self._now()
         self._offset += (date - _EPOCH).total_seconds() - (now - now % 1)
+        self._events.jump()
 
     def _encode(self, index: int, value: int) -> int:
         flag = 0

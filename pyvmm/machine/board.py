@@ -20,6 +20,7 @@ from devices.i8042 import I8042
 from devices.i8042 import STATUS as I8042_STATUS
 from devices.rtc import BASE as RTC_BASE
 from devices.rtc import INDEX as RTC_INDEX
+from devices.rtc import LINE as RTC_LINE
 from devices.rtc import PORTS as RTC_PORTS
 from devices.rtc import Rtc
 from devices.serial import PORTS as SERIAL_PORTS
@@ -91,7 +92,7 @@ class Board:
         self.keyboard = I8042(lambda: reset("keyboard controller"), irq)
         for offset in (I8042_DATA, I8042_STATUS):
             self.ports.claim(I8042_BASE + offset, 1, _Offset(self.keyboard, offset), self.keyboard.lock)
-        self.rtc = Rtc()
+        self.rtc = Rtc(partial(irq, RTC_LINE), loop)
         self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
 
     def polled(self) -> dict[int, bytearray]:
@@ -131,10 +132,12 @@ class Board:
         self.pm.reset()
         self.reset_port.reset()
         self.keyboard.reset()
+        self.rtc.reset()
 
     def close(self) -> None:
         """Hand on the rest of the guest's output, and give the memory back. No guest may run any more."""
         self.flush()
+        self.rtc.reset()  # its timer
         for page in self._pages:
             page.close()
 

@@ -48,6 +48,17 @@ def test_a_kernel_started_by_kexec_finds_the_bus_as_new_and_all_boot_memory(engi
 
 
 @ENGINES
+def test_the_cmos_clock_s_alarm_wakes_who_waits_for_it(engine: str) -> None:
+    with Booted(engine=engine) as guest:
+        guest.sh("echo +2 >/sys/class/rtc/rtc0/wakealarm")
+        assert guest.sh("cat /sys/class/rtc/rtc0/wakealarm").strip(), "it is set"
+        guest.until(lambda: not guest.sh("cat /sys/class/rtc/rtc0/wakealarm").strip(), 15, "alarm gone off")
+        line = guest.sh("grep rtc0 /proc/interrupts").split()
+        assert line[0] == "8:"
+        assert int(line[1]) >= 1
+
+
+@ENGINES
 def test_a_crash_ends_the_machine_with_the_panic_s_text_and_no_console(engine: str) -> None:
     with Booted(engine=engine, console=False) as guest:
         guest.send("echo c >/proc/sysrq-trigger")

@@ -17,6 +17,7 @@ from devices.serial import Serial
 from pyvmm.errors import GuestError
 from pyvmm.iomap import IoDevice
 from tests.support.balloon_guest import BalloonGuest
+from tests.support.fake_clock import FakeLoop
 
 RAM = [PageRange(0, 4096), PageRange(1 << 20, 4096)]
 
@@ -82,7 +83,7 @@ def test_noise_at_the_balloon_is_refused_or_booked_rightly(seed: int) -> None:
     ("device", "ports"),
     [
         (Serial(lambda level: None, lambda data: None), 8),
-        (Rtc(), 2),
+        (Rtc(lambda level: None, FakeLoop()), 2),
         (I8042(lambda: None), 5),
         (AcpiPm(lambda level: None, lambda: None), PORTS),
         (ResetPort(lambda: None), 1),

@@ -8,6 +8,7 @@ import pytest
 
 from devices import rtc
 from devices.rtc import Rtc
+from tests.support.fake_clock import FakeLoop
 
 
 class Clock:
@@ -16,6 +17,11 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def started(source: Clock) -> Rtc:
+    """A clock whose line leads nowhere."""
+    return Rtc(lambda level: None, FakeLoop(), source)
 
 
 def get(clock: Rtc, index: int) -> int:
@@ -36,7 +42,7 @@ def shown(clock: Rtc) -> list[int]:
 
 
 def test_shows_the_time_in_bcd_and_24_hours() -> None:
-    clock = Rtc(Clock(2031, 12, 9, 23, 45, 58))
+    clock = started(Clock(2031, 12, 9, 23, 45, 58))
     assert shown(clock) == [0x20, 0x31, 0x12, 0x09, 0x23, 0x45, 0x58]
     assert get(clock, rtc.WEEKDAY) == 3  # a Tuesday
     assert get(clock, rtc.REG_B) & rtc.B_24_HOURS
@@ -45,14 +51,14 @@ def test_shows_the_time_in_bcd_and_24_hours() -> None:
 
 
 def test_binary_mode_shows_plain_numbers() -> None:
-    clock = Rtc(Clock(2031, 12, 9, 23, 45, 58))
+    clock = started(Clock(2031, 12, 9, 23, 45, 58))
     put(clock, rtc.REG_B, rtc.B_24_HOURS | rtc.B_BINARY)
     assert shown(clock) == [20, 31, 12, 9, 23, 45, 58]
 
 
 @pytest.mark.parametrize(("hour", "coded"), [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)])
 def test_12_hour_mode_has_an_afternoon_bit(hour: int, coded: int) -> None:
-    clock = Rtc(Clock(2031, 1, 1, hour))
+    clock = started(Clock(2031, 1, 1, hour))
     put(clock, rtc.REG_B, 0)
     assert get(clock, rtc.HOURS) == coded
     put(clock, rtc.HOURS, coded)
@@ -61,7 +67,7 @@ def test_12_hour_mode_has_an_afternoon_bit(hour: int, coded: int) -> None:
 
 def test_the_update_bit_warns_before_the_second_changes() -> None:
     source = Clock(2031, 1, 1)
-    clock = Rtc(source)
+    clock = started(source)
     assert not get(clock, rtc.REG_A) & rtc.A_UPDATE_IN_PROGRESS
     source.now += 0.999
     assert get(clock, rtc.REG_A) & rtc.A_UPDATE_IN_PROGRESS
@@ -71,7 +77,7 @@ def test_the_update_bit_warns_before_the_second_changes() -> None:
 
 def test_the_guest_sets_the_time_and_it_runs_on() -> None:
     source = Clock(2031, 1, 1)
-    clock = Rtc(source)
+    clock = started(source)
     put(clock, rtc.REG_B, rtc.B_SET | rtc.B_24_HOURS)
     for index, value in zip(FIELDS, (0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59), strict=True):
         put(clock, index, value)
@@ -83,14 +89,14 @@ def test_the_guest_sets_the_time_and_it_runs_on() -> None:
 
 
 def test_a_date_that_does_not_exist_is_not_taken() -> None:
-    clock = Rtc(Clock(2031, 2, 3))
+    clock = started(Clock(2031, 2, 3))
     put(clock, rtc.MONTH, 0xFF)
     put(clock, rtc.DAY, 0x30)
     assert shown(clock)[:4] == [0x20, 0x31, 0x02, 0x03]
 
 
 def test_other_cells_are_plain_memory_that_outlives_a_reset() -> None:
-    clock = Rtc(Clock(2031, 2, 3))
+    clock = started(Clock(2031, 2, 3))
     put(clock, 0x0F, 0x0A)
     clock.reset()
     assert get(clock, 0x0F) == 0x0A

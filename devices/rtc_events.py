@@ -1,0 +1,152 @@
+"""What the CMOS clock tells by interrupt: its alarm, each new second, a periodic tick.
+
+    the second changes --> UF    it is the alarm's --> AF    a period has passed --> PF     flags of register C
+    a flag that register B enables is set --> line 8 up --> the guest reads C --> no flags, line down
+
+Flags are set whether enabled or not, so what passed since the last look is worked out when somebody looks: the guest
+at C, or a timer, which runs only while an interrupt is enabled and the line is down. A guest that is slow to read C
+loses ticks, as on a busy PC.
+
+Source: Motorola MC146818A data sheet, "Interrupts"; Linux drivers/rtc/rtc-cmos.c, cmos_interrupt, for who listens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+UPDATED, ALARM, PERIODIC = 0x10, 0x20, 0x40
+"""Bits of registers B (enabled) and C (happened)."""
+ALL = UPDATED | ALARM | PERIODIC
+C_INTERRUPT = 0x80
+_SLACK = 0.0005
+"""Seconds a timer may come before the moment it is for: two clocks are never quite alike."""
+
+
+class Scheduler(Protocol):
+    """What is needed of pyvmm.loop.Loop."""
+
+    def after(self, seconds: float, callback: Callable[[], object], /) -> _Timer: ...
+
+    def post(self, callback: Callable[[], object], /) -> None: ...
+
+
+class _Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Alarm(NamedTuple):
+    """The times of day that are the alarm's; None for any hour, minute or second."""
+
+    hour: int | None
+    minute: int | None
+    second: int | None
+
+    def next_after(self, time: int) -> int | None:
+        """The first such second after `time` (seconds since some midnight); None if the numbers are no time."""
+        hour, minute, second = self
+        if (hour or 0) > 23 or (minute or 0) > 59 or (second or 0) > 59:
+            return None
+        time += 1
+        while True:  # a day's hours, an hour's minutes, a minute's seconds at most, and once more for the next day
+            if hour is not None and time // 3600 % 24 != hour:
+                time = (time // 3600 + 1) * 3600
+            elif minute is not None and time // 60 % 60 != minute:
+                time = (time // 60 + 1) * 60
+            elif second is not None and time % 60 != second:
+                time += 1
+            else:
+                return time
+
+
+class RtcEvents:
+    """Flags, line and timer. `now()` is the clock's time in seconds, None while it is stopped to be set.
+
+    All under the clock's lock; `irq(level)` is called with it held, on a vCPU's thread or the loop's.
+    """
+
+    def __init__(
+        self, irq: Callable[[bool], None], loop: Scheduler, now: Callable[[], float | None], lock: threading.RLock
+    ) -> None:
+        self.enabled = 0
+        self.alarm = Alarm(0, 0, 0)
+        self.period = 0.0  # seconds, 0 for none
+        self._flags = 0
+        self._up = False
+        self._irq = irq
+        self._loop = loop
+        self._now = now
+        self._lock = lock
+        self._last = now()
+        self._timer: _Timer | None = None
+
+    def note(self) -> None:
+        """Set the flags for what happened since the last call. Before anything that changes what would happen."""
+        last, self._last = self._last, self._now()
+        now = self._last
+        if now is not None and last is not None and now > last:
+            if now // 1 > last // 1:
+                self._flags |= UPDATED
+                ring = self.alarm.next_after(int(last // 1))
+                if ring is not None and ring <= now:
+                    self._flags |= ALARM
+            if self.period and now // self.period > last // self.period:
+                self._flags |= PERIODIC
+        self._drive()
+
+    def jump(self) -> None:
+        """The time was set: what lies between did not happen."""
+        self._last = self._now()
+
+    def take(self) -> int:
+        """Register C as the guest reads it, and by that clears it."""
+        self.note()
+        flags, self._flags = self._flags, 0
+        pending = C_INTERRUPT if self._up else 0
+        if pending:
+            self._drive()
+            self.plan()
+        return flags | pending
+
+    def plan(self) -> None:
+        """After a change: have the timer set anew, on the loop."""
+        if self.enabled or self._timer is not None:
+            self._loop.post(self._tick)
+
+    def reset(self) -> None:
+        """No interrupt enabled, none pending."""
+        self.enabled = self._flags = 0
+        self._drive()
+        self.plan()
+
+    def _tick(self) -> None:
+        """See what happened, and when to look again."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self.note()
+            due = self._next()
+            if due is not None and not self._up:
+                self._timer = self._loop.after(due + _SLACK, self._tick)
+
+    def _next(self) -> float | None:
+        """Seconds until the next event that is enabled."""
+        now = self._last
+        if now is None:
+            return None
+        moments: list[float] = []
+        if self.enabled & UPDATED:
+            moments.append(now // 1 + 1)
+        if self.enabled & ALARM and (ring := self.alarm.next_after(int(now // 1))) is not None:
+            moments.append(ring)
+        if self.enabled & PERIODIC and self.period:
+            moments.append((now // self.period + 1) * self.period)
+        return min(moments) - now if moments else None
+
+    def _drive(self) -> None:
+        up = bool(self._flags & self.enabled)
+        if up != self._up:
+            self._up = up
+            self._irq(up)
