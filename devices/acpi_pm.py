@@ -1,5 +1,5 @@
-"""ACPI's fixed hardware: the power button, the sleep register that switches the machine off, the PM timer, and the
-reset register.
+"""ACPI's fixed hardware: the power button, the clock's alarm, the sleep register that switches the machine off, the
+PM timer, and the reset register.
 
 Source: ACPI specification 6.5, section 4.8.3 "Fixed Hardware Registers" and 4.8.3.6 "Reset Register".
 
@@ -26,7 +26,7 @@ reset_written = event("acpi.reset", "value {value:#x}")
 PORTS = 12
 EVENT, CONTROL, TIMER = 0, 4, 8
 
-TIMER_STATUS, GLOBAL_STATUS, POWER_BUTTON = 1 << 0, 1 << 5, 1 << 8
+TIMER_STATUS, GLOBAL_STATUS, POWER_BUTTON, RTC = 1 << 0, 1 << 5, 1 << 8, 1 << 10
 WAKE_STATUS = 1 << 15
 SCI_ENABLE, SLEEP_ENABLE = 1 << 0, 1 << 13
 SLEEP_TYPE_SHIFT, SLEEP_TYPE_MASK = 10, 7
@@ -80,6 +80,12 @@ class AcpiPm:
             self._update()
         return enabled
 
+    def rtc_alarm(self) -> None:
+        """The CMOS clock raised its line, from any thread. Linux listens to that only while it is suspended."""
+        with self.lock:
+            self._status |= RTC
+            self._update()
+
     def read(self, offset: int, size: int) -> int:
         """Any aligned or unaligned part of the block."""
         if offset >= TIMER:
@@ -112,7 +118,7 @@ class AcpiPm:
         self._control |= SCI_ENABLE
 
     def _update(self) -> None:
-        level = bool(self._status & self._enable & POWER_BUTTON)
+        level = bool(self._status & self._enable & (POWER_BUTTON | RTC))
         if level != self._level:
             self._level = level
             self._sci(level)

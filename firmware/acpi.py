@@ -155,8 +155,9 @@ def _fadt(config: AcpiConfig, facs: int, dsdt: int) -> bytes:
     event, control = config.pm_base + PM1_EVENT, config.pm_base + PM1_CONTROL
     timer = config.pm_base + PM_TIMER if config.pm_timer else 0
     # Buttons and RTC: a set bit says that it is NOT among the fixed registers.
-    flags = 1 << WBINVD | 1 << PROC_C1 | 1 << SLP_BUTTON | 1 << FIX_RTC
+    flags = 1 << WBINVD | 1 << PROC_C1 | 1 << SLP_BUTTON
     flags |= 0 if config.power_button else 1 << PWR_BUTTON
+    flags |= 0 if config.rtc else 1 << FIX_RTC
     flags |= 1 << TMR_VAL_EXT if config.pm_timer else 0
     flags |= 1 << RESET_REG_SUP if config.reset_port else 0
     boot = 1 << LEGACY_DEVICES | 1 << VGA_NOT_PRESENT

@@ -92,8 +92,15 @@ class Board:
         self.keyboard = I8042(lambda: reset("keyboard controller"), irq)
         for offset in (I8042_DATA, I8042_STATUS):
             self.ports.claim(I8042_BASE + offset, 1, _Offset(self.keyboard, offset), self.keyboard.lock)
-        self.rtc = Rtc(partial(irq, RTC_LINE), loop)
+        self._irq = irq
+        self.rtc = Rtc(self._rtc_rings, loop)
         self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
+
+    def _rtc_rings(self, level: bool) -> None:
+        """The clock's line goes to two: to whoever drives the clock, and to what wakes a suspended machine."""
+        self._irq(RTC_LINE, level)
+        if level:
+            self.pm.rtc_alarm()
 
     def polled(self) -> dict[int, bytearray]:
         """Ports that guests read in a loop, and their quick answers (`Vcpu.answer_polls`)."""

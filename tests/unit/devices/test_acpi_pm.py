@@ -60,6 +60,16 @@ def test_a_guest_that_did_not_enable_the_button_is_not_interrupted(pm: AcpiPm, m
     assert machine.sci == [True]
 
 
+def test_the_clock_s_alarm_interrupts_who_sleeps_until_it(pm: AcpiPm, machine: Machine) -> None:
+    pm.rtc_alarm()
+    assert (machine.sci, pm.read(EVENT, 2)) == ([], acpi_pm.RTC), "noted, though nobody listens"
+    pm.write(EVENT, 2, acpi_pm.RTC)
+    pm.write(EVENT + 2, 2, acpi_pm.RTC)
+    pm.rtc_alarm()
+    pm.write(EVENT, 2, acpi_pm.RTC)
+    assert machine.sci == [True, False]
+
+
 def test_both_halves_of_the_event_block_can_be_read_at_once(pm: AcpiPm) -> None:
     pm.write(EVENT, 4, 0x01210000)
     assert pm.read(EVENT, 4) == 0x01210000

@@ -116,6 +116,7 @@ def test_fadt_says_what_the_machine_has(tmp_path: Path) -> None:
         "Reset Register Supported (V2)": "1",
         "Hardware Reduced (V5)": "0",
         "Control Method Power Button (V1)": "0",
+        "RTC wake not in fixed reg space (V1)": "0",
         "Value to cause reset": "06",
     }
     assert {name: field(text, name) for name in expected} == expected
@@ -128,6 +129,7 @@ def test_fadt_follows_its_options(tmp_path: Path) -> None:
     assert field(text, "PM Timer Block Address") == "00000608"
     assert field(text, "8042 Present on ports 60/64 (V2)") == "1"
     assert field(text, "CMOS RTC Not Present (V5)") == "1"
+    assert field(text, "RTC wake not in fixed reg space (V1)") == "1"
     assert field(text, "Reset Register Supported (V2)") == "0"
 
 

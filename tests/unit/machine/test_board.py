@@ -6,7 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.rtc import D_VALID, REG_B, REG_D
+from devices.acpi_pm import RTC
+from devices.rtc import (
+    ALARM_ANY,
+    ALARM_HOURS,
+    ALARM_MINUTES,
+    ALARM_SECONDS,
+    B_24_HOURS,
+    D_VALID,
+    REG_B,
+    REG_C,
+    REG_D,
+)
+from devices.rtc_events import ALARM
 from devices.serial import IER_RECEIVE, ZEROES_HEARD, Register
 from devices.serial_window import AGENT, CONSOLE
 from pyvmm.loop import Loop
@@ -24,12 +36,17 @@ def unheard() -> list[tuple[int, bool]]:
 
 
 @pytest.fixture
-def board(console: list[bytes], unheard: list[tuple[int, bool]]) -> Iterator[Board]:
+def lines() -> list[tuple[int, bool]]:
+    return []
+
+
+@pytest.fixture
+def board(console: list[bytes], unheard: list[tuple[int, bool]], lines: list[tuple[int, bool]]) -> Iterator[Board]:
     loop = Loop()
     yield Board(
         1,
         loop,
-        irq=lambda line, level: None,
+        irq=lambda line, level: lines.append((line, level)),
         unheard=lambda gpa, on: unheard.append((gpa, on)),
         reset=lambda reason: None,
         power_off=lambda: None,
@@ -49,6 +66,25 @@ def test_serial_output_that_waited_reaches_the_console_in_order(board: Board, co
 def test_of_the_clocks_indices_that_waited_the_last_counts(board: Board) -> None:
     board.coalesced(0x70, bytes([REG_B, REG_D]))
     assert board.ports.read(0x71, 1) == D_VALID
+
+
+def test_the_clock_s_interrupt_also_wakes_who_sleeps(board: Board, lines: list[tuple[int, bool]]) -> None:
+    def clock(index: int, value: int) -> None:
+        board.ports.write(0x70, 1, index)
+        board.ports.write(0x71, 1, value)
+
+    board.ports.write(board.acpi.pm_base + 2, 2, RTC)
+    for index in (ALARM_HOURS, ALARM_MINUTES, ALARM_SECONDS):
+        clock(index, ALARM_ANY)
+    lines.clear()
+    clock(REG_B, B_24_HOURS | ALARM)
+    board.rtc._events._last = 0.0  # long ago: a second has passed since
+    board.ports.write(0x70, 1, REG_C)
+    assert board.ports.read(0x71, 1) & ALARM
+    assert lines == [(8, True), (board.acpi.sci, True), (8, False)]
+    lines.clear()
+    board.reset()
+    assert lines == [(board.acpi.sci, False)]
 
 
 def test_nothing_else_waits() -> None:
