@@ -52,10 +52,11 @@ class Words:
     """For people, in colour on a terminal."""
 
     def booting(self, cpus: int, memory: int) -> None:
-        self._title(f"Booting Linux ({cpus} vCPU, {format_size(memory)})")
+        self._title(f"Booting Linux ({cpus} vCPU{'s' * (cpus > 1)}, {format_size(memory)})")
 
     def booted(self, release: str, cpus: int, seconds: float, engine: str) -> None:
-        self._line(f"Linux {release} with {cpus} CPU is up after {seconds:.1f} s, engine {engine}")
+        processors = "1 CPU" if cpus == 1 else f"{cpus} CPUs"
+        self._line(f"Linux {release} with {processors} is up after {seconds:.1f} s, engine {engine}")
 
     def seen(self, log: Sequence[str]) -> None:
         self._title("What Linux sees")

@@ -39,6 +39,8 @@ def run_somewhere(
     from pyvmm.control import registry
     from pyvmm.ending import ending_on_signals
 
+    if host == "local":
+        wants_emulated(host)  # if it cannot run here: now, not after minutes of building an image
     with registry.claim(name, sys.argv) as registration:
         with ending_on_signals():  # so that nothing of a half-built image stays behind, nor who builds it
             config = make()

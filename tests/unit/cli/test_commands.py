@@ -316,6 +316,21 @@ def test_doctor_without_anything_tells_how_to_get_it(
     assert json.loads(pyvmm("doctor", "--json").out)["guests"] == "nowhere"
 
 
+def test_host_local_on_a_kvm_that_cannot_says_so_before_an_image_is_built(
+    pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyvmm.host import probe
+
+    nothing: Any = probe.Probe([probe.Finding("/dev/kvm", False, "does not exist", "modprobe kvm")])
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe, "probe", lambda **_: nothing)
+    for command in ("run", "tour"):
+        found = pyvmm(command, "--host", "local")
+        assert (found.status, found.err.count("\n")) == (1, 1)
+        assert "does not exist" in found.err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_durations_are_short() -> None:
     assert [output.duration(s) for s in (5.9, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 days 1 h"]
 
