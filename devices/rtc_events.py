@@ -105,19 +105,18 @@ class RtcEvents:
         flags, self._flags = self._flags, 0
         pending = C_INTERRUPT if self._up else 0
         if pending:
-            self._drive()
             self.plan()
         return flags | pending
 
     def plan(self) -> None:
-        """After a change: have the timer set anew, on the loop."""
+        """After a change: have the line follow, and the timer set anew, on the loop."""
+        self._drive()
         if self.enabled or self._timer is not None:
             self._loop.post(self._tick)
 
     def reset(self) -> None:
         """No interrupt enabled, none pending."""
         self.enabled = self._flags = 0
-        self._drive()
         self.plan()
 
     def _tick(self) -> None:

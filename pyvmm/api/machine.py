@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pyvmm.api.backend import Backend, ProcessBackend, ThreadBackend
+from pyvmm.api.options import arguments_for, parse
 from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
 from pyvmm.control.client import Client, Disconnected, TimedOut
 from pyvmm.errors import ConfigError, HostError
@@ -104,8 +105,8 @@ class Machine:
             "hyperv": hyperv,
             "config": config,
         }
-        self._arguments = _arguments(given | options)
-        self._params = _parse([*self._arguments, *([] if name is None else ["--name", name])])
+        self._arguments = arguments_for(given | options)
+        self._params = parse([*self._arguments, *([] if name is None else ["--name", name])])
         self._name: str | None = self._params["name"]
         self._own_process = process
         self._backend: Backend | None = None
@@ -405,51 +406,3 @@ class _Any:
 
     def __len__(self) -> int:
         return 0
-
-
-_NOT_OURS = ("print_config", "control_socket", "console", "timeout", "tied")
-"""Options of `pyvmm run` that the API has calls for, or needs itself."""
-
-
-def _arguments(options: dict[str, object]) -> list[str]:
-    """A command line of `pyvmm run` with these options."""
-    import click
-
-    from pyvmm.cli.run import run
-
-    known = {each.name: each for each in run.params if isinstance(each, click.Option)}
-    words: list[str] = []
-    for name, value in options.items():
-        option = known.get(name)
-        if option is None or name in _NOT_OURS:
-            import difflib
-
-            close = difflib.get_close_matches(name, [each for each in known if each], 1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"no option of a machine is named {name!r}{hint}")
-        flag = max(option.opts, key=len)
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            if value:
-                words.append(flag)
-            elif option.secondary_opts:
-                words.append(option.secondary_opts[0])
-        elif isinstance(value, (list, tuple)):
-            words += [word for each in value for word in (flag, str(each))]
-        else:
-            words += [flag, str(value)]
-    return words
-
-
-def _parse(arguments: list[str]) -> dict[str, Any]:
-    """What `pyvmm run` reads from this command line. Raises ConfigError."""
-    import click
-
-    from pyvmm.cli.run import run
-
-    try:
-        with run.make_context("pyvmm run", list(arguments)) as context:
-            return context.params
-    except click.ClickException as error:
-        raise ConfigError(error.format_message().rstrip(".")) from error

@@ -114,6 +114,15 @@ def test_a_new_second_interrupts_if_wanted(clock: Watched) -> None:
     assert clock.loop.next_due() is None
 
 
+def test_the_line_follows_what_is_enabled_of_what_has_happened(clock: Watched) -> None:
+    clock.loop.advance(1)
+    clock.put(rtc.REG_B, B_24_HOURS | UPDATED)
+    assert clock.line == [True], "it had happened"
+    clock.put(rtc.REG_B, B_24_HOURS)
+    assert clock.line == [True, False]
+    assert clock.get(rtc.REG_C) == UPDATED | PERIODIC
+
+
 def test_flags_are_there_for_who_polls_and_no_timer_runs(clock: Watched) -> None:
     assert clock.get(rtc.REG_C) == 0
     clock.loop.advance(1)
