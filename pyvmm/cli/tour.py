@@ -186,12 +186,13 @@ class _Guide:
         self._show.over(self._shell)
 
     def _measure(self) -> Generator[Step, str, Measured]:
+        resident = self._machine.resident()  # now: a moment later Linux may have reported what it freed
         text = yield Guest(
             f"for i in $(seq {READINGS}); do grep -E '^Mem(Total|Free):' /proc/meminfo; sleep 0.05; done"
         )
         lines = [line.split() for line in text.splitlines()]
         total, free = (max(int(size) << 10 for name, size, _ in lines if name == wanted) for wanted in NAMES)
-        return Measured(total, free, self._machine.resident())
+        return Measured(total, free, resident)
 
     def _advance(self, answer: str | None) -> None:
         try:
