@@ -80,6 +80,7 @@ class RtcEvents:
         self._lock = lock
         self._last = now()
         self._timer: _Timer | None = None
+        self._posted = False  # a look at it all, on the loop; one at a time, however often the guest makes changes
 
     def note(self) -> None:
         """Set the flags for what happened since the last call. Before anything that changes what would happen."""
@@ -111,7 +112,8 @@ class RtcEvents:
     def plan(self) -> None:
         """After a change: have the line follow, and the timer set anew, on the loop."""
         self._drive()
-        if self.enabled or self._timer is not None:
+        if not self._posted and (self.enabled or self._timer is not None):
+            self._posted = True
             self._loop.post(self._tick)
 
     def reset(self) -> None:
@@ -122,6 +124,7 @@ class RtcEvents:
     def _tick(self) -> None:
         """See what happened, and when to look again."""
         with self._lock:
+            self._posted = False
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

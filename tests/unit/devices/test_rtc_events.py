@@ -152,6 +152,17 @@ def test_a_tick_nobody_reads_costs_one_timer(clock: Watched) -> None:
     assert clock.loop.next_due() is None
 
 
+def test_a_guest_that_sets_it_without_end_leaves_one_thing_to_do(clock: Watched) -> None:
+    for _ in range(1000):
+        clock.rtc.write(rtc.INDEX, 1, rtc.REG_B)
+        clock.rtc.write(rtc.DATA, 1, B_24_HOURS | ALARM)
+    assert clock.loop.step()
+    assert not clock.loop.step()
+    clock.alarm(0x12, 0x00, 0x01)
+    clock.loop.advance(1)
+    assert clock.line == [True]
+
+
 def test_while_it_is_set_nothing_happens_and_update_interrupts_are_off(clock: Watched) -> None:
     clock.alarm(0x12, 0x00, 0x01)
     clock.put(rtc.REG_B, B_24_HOURS | B_SET | ALARM | UPDATED)
