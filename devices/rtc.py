@@ -114,7 +114,7 @@ class Rtc:
     def _listen(self) -> None:
         """Tell the events what the registers say now."""
         events, cells = self._events, self._cells
-        rate = cells[REG_A] & A_RATE
+        rate = cells[REG_A] & A_RATE  # 3 is 8192 Hz and 15 is 2 Hz; 1 and 2 are what 8 and 9 are, too
         events.enabled = cells[REG_B] & ALL
         events.period = 2.0 ** ((rate if rate > 2 else rate + 7) - 16) if rate else 0.0
         events.alarm = Alarm(

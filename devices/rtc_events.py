@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from pyvmm.loop import Timer
 
 UPDATED, ALARM, PERIODIC = 0x10, 0x20, 0x40
 """Bits of registers B (enabled) and C (happened)."""
@@ -27,13 +30,9 @@ _SLACK = 0.0005
 class Scheduler(Protocol):
     """What is needed of pyvmm.loop.Loop."""
 
-    def after(self, seconds: float, callback: Callable[[], object], /) -> _Timer: ...
+    def after(self, seconds: float, callback: Callable[[], object], /) -> Timer: ...
 
     def post(self, callback: Callable[[], object], /) -> None: ...
-
-
-class _Timer(Protocol):
-    def cancel(self) -> None: ...
 
 
 class Alarm(NamedTuple):
@@ -79,7 +78,7 @@ class RtcEvents:
         self._now = now
         self._lock = lock
         self._last = now()
-        self._timer: _Timer | None = None
+        self._timer: Timer | None = None
         self._posted = False  # a look at it all, on the loop; one at a time, however often the guest makes changes
 
     def note(self) -> None:

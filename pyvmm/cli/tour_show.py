@@ -52,11 +52,10 @@ class Words:
     """For people, in colour on a terminal."""
 
     def booting(self, cpus: int, memory: int) -> None:
-        self._title(f"Booting Linux ({cpus} vCPU{'s' * (cpus > 1)}, {format_size(memory)})")
+        self._title(f"Booting Linux ({_counted(cpus, 'vCPU')}, {format_size(memory)})")
 
     def booted(self, release: str, cpus: int, seconds: float, engine: str) -> None:
-        processors = "1 CPU" if cpus == 1 else f"{cpus} CPUs"
-        self._line(f"Linux {release} with {processors} is up after {seconds:.1f} s, engine {engine}")
+        self._line(f"Linux {release} with {_counted(cpus, 'CPU')} is up after {seconds:.1f} s, engine {engine}")
 
     def seen(self, log: Sequence[str]) -> None:
         self._title("What Linux sees")
@@ -99,6 +98,10 @@ class Words:
     @staticmethod
     def _cells(label: str, *cells: str) -> None:
         print(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 class JsonLines:

@@ -168,25 +168,18 @@ def import_all() -> None:
 
 
 def wash() -> None:
-    """In the emulated host: have its free memory zeroed once, by a process that takes it and ends.
+    """In the emulated host: have its free memory zeroed once, by taking it and giving it back.
 
     A page that held a guest's code is dear to use again: TCG throws the translations of that code away one by one
     when the page is written, 25 to 60 ms for 2 MiB of kernel text. Who boots next would pay for it, whoever that is:
     up to 0.2 s, as the host's allocator has it. No real machine has such debts.
     """
-    pid = os.fork()
-    if pid:
-        os.waitpid(pid, 0)
-        return
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        size = int(fields["MemFree"].split()[0]) * 1024 - KEPT_FREE
-        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-            for at in range(0, size, HUGE_PAGE):
-                memory[at] = 1
-    finally:
-        os._exit(0)
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    size = int(fields["MemFree"].split()[0]) * 1024 - KEPT_FREE
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, size, HUGE_PAGE):
+            memory[at] = 1
 
 
 def measure(chosen: list[Contender], runs: int, environment: dict[str, str]) -> dict[str, list[float]]:
