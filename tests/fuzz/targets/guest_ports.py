@@ -1,0 +1,90 @@
+"""Port accesses: whatever a guest reads and writes at the devices of the board is answered, at any date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devices.acpi_pm import PORTS as PM_PORTS
+from devices.acpi_pm import AcpiPm, ResetPort
+from devices.i8042 import I8042
+from devices.i8042 import PORTS as I8042_PORTS
+from devices.rtc import PORTS as RTC_PORTS
+from devices.rtc import Rtc
+from devices.serial import PORTS as SERIAL_PORTS
+from devices.serial import Serial
+from pyvmm.iomap import IoDevice
+from tests.fuzz.feed import Feed
+from tests.support.fake_clock import FakeLoop
+
+
+def _accesses(feed: Feed, device: IoDevice, ports: int, between: Callable[[], None] = lambda: None) -> None:
+    """Reads and writes of every width, as KVM may report them."""
+    while feed:
+        how = feed.u8()
+        offset, size = feed.below(ports), (1, 2, 4, 8)[how & 3]
+        if how & 4:
+            device.write(offset, size, feed.word(size))
+        else:
+            value = device.read(offset, size)
+            assert value >= 0, f"{type(device).__name__} reads {value} at {offset}"
+        if how & 0x80:
+            between()
+
+
+def serial(data: bytes) -> None:
+    """The 16550A, with and without a window page, and a host that types."""
+    feed = Feed(data)
+    page = memoryview(bytearray(4096)) if feed.flag() else None
+    port = Serial(lambda level: None, lambda data: None, page=page)
+
+    def host() -> None:
+        match feed.below(4):
+            case 0:
+                port.receive(feed.bytes(feed.below(40)))
+            case 1:
+                port.send_break()
+            case 2:
+                port.write_many(feed.bytes(feed.below(40)))
+            case _:
+                port.reset()
+
+    _accesses(feed, port, SERIAL_PORTS, host)
+
+
+def rtc(data: bytes) -> None:
+    """The CMOS clock, set to any date, while the host's clock goes on or jumps."""
+    feed = Feed(data)
+    loop = FakeLoop()
+    now = float(feed.choice((0, 1_700_000_000, 4_102_444_800, 253_402_300_799)))
+    clock = [now]
+    device = Rtc(lambda level: None, loop, clock=lambda: clock[0])
+
+    def host() -> None:
+        step = feed.choice((0.001, 1.0, 3600.0, 86400.0, 1e7, 1e9, -1e7))
+        clock[0] = max(0.0, min(clock[0] + step, 253_402_300_799.0))  # a host's own clock ends in 9999 at the latest
+        loop.advance(min(max(step, 0.0), 5.0))
+
+    _accesses(feed, device, RTC_PORTS, host)
+
+
+def i8042(data: bytes) -> None:
+    _accesses(Feed(data), I8042(lambda: None), I8042_PORTS)
+
+
+def acpi_pm(data: bytes) -> None:
+    feed = Feed(data)
+    device = AcpiPm(lambda level: None, lambda: None)
+    _accesses(feed, device, PM_PORTS, lambda: device.press_power_button() and None)
+
+
+def reset_port(data: bytes) -> None:
+    _accesses(Feed(data), ResetPort(lambda: None), 1)
+
+
+TARGETS = {
+    "guest_ports_serial": serial,
+    "guest_ports_rtc": rtc,
+    "guest_ports_i8042": i8042,
+    "guest_ports_acpi_pm": acpi_pm,
+    "guest_ports_reset": reset_port,
+}
