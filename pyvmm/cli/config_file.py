@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from pyvmm.cli.where import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError
 
 SIZE_LIMIT = 1 << 20
@@ -30,13 +31,14 @@ _ONE_SOURCE = ("kernel", "kdir", "initrd", "image")
 """Options that say together which guest it is: naming one on the command line sets the file's aside."""
 
 
-class ConfiguredCommand(click.Command):
+class ConfiguredCommand(RepeatableCommand):
     """A command that takes `FILE.toml` as first word or by `--config`, and prints what comes out by `--print-config`.
 
     Its variable argument must be called `command`, and there must be options `config` and `print_config`.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        keep_words(ctx, args)
         if ctx.resilient_parsing or {"-h", "--help"} & set(_before_dashes(args)):
             return super().parse_args(ctx, args)
         if not any(word.startswith("--config") or word.endswith(".toml") for word in _before_dashes(args)):

@@ -174,7 +174,7 @@ def run(
 
     ctx.exit(
         run_somewhere(
-            "run",
+            ctx,
             lambda: config_of(ctx.params),
             here,
             host=host,

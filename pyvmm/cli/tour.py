@@ -16,7 +16,7 @@ import click
 from pyvmm.cli.memory_options import SizeType
 from pyvmm.cli.run import complete_image
 from pyvmm.cli.tour_show import JsonLines, Measured, Show, Words
-from pyvmm.cli.where import run_somewhere, say
+from pyvmm.cli.where import RepeatableCommand, run_somewhere, say
 from pyvmm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ Step = Guest | Resize
 Script = Generator[Step, str, None]
 
 
-@click.command()
+@click.command(cls=RepeatableCommand)
 @click.option("--image", shell_complete=complete_image, help="Which guest; `pyvmm image list` shows them.")
 @click.option("--memory", "-m", type=SizeType(), default="512M", show_default=True, help="RAM at boot.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
@@ -99,7 +99,7 @@ def tour(
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
         return _run(config, sockets, Words(), wanted)
 
-    ctx.exit(run_somewhere("tour", make, here, host=host, name=name, control_socket=control_socket))
+    ctx.exit(run_somewhere(ctx, make, here, host=host, name=name, control_socket=control_socket))
 
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:

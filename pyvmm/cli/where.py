@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import inside
 
@@ -14,8 +16,24 @@ if TYPE_CHECKING:
     from pyvmm.machine.config import MachineConfig
 
 
+_WORDS = "pyvmm.cli.words"
+
+
+class RepeatableCommand(click.Command):
+    """A command that keeps its arguments as they were given, so that the emulated host can run the same."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        keep_words(ctx, args)
+        return super().parse_args(ctx, args)
+
+
+def keep_words(ctx: click.Context, args: list[str]) -> None:
+    """Keep a command's arguments in its context, before parsing takes some away. The first call counts."""
+    ctx.meta.setdefault(_WORDS, list(args))
+
+
 def run_somewhere(
-    command: str,
+    ctx: click.Context,
     make: Callable[[], MachineConfig],
     here: Callable[[MachineConfig, list[Path]], int],
     *,
@@ -24,8 +42,8 @@ def run_somewhere(
     qmp: Path | None = None,
     control_socket: Path | None = None,
 ) -> int:
-    """Claim a name, `make` the machine's config and run `here(config, sockets)`, or the user's whole command line in
-    the emulated host.
+    """Claim a name, `make` the machine's config and run `here(config, sockets)`, or the whole command of `ctx` (a
+    RepeatableCommand) in the emulated host.
 
     The name comes first: `make` may build an image for minutes, and others shall see meanwhile that the name is
     taken and its machine on the way. `sockets` are where monitors shall listen. `control_socket` is set by the outer
@@ -41,7 +59,8 @@ def run_somewhere(
 
     if host == "local":
         wants_emulated(host)  # if it cannot run here: now, not after minutes of building an image
-    with registry.claim(name, sys.argv) as registration:
+    command, words = ctx.command.name or "run", ctx.meta[_WORDS]
+    with registry.claim(name, ["pyvmm", command, *words]) as registration:
         with ending_on_signals():  # so that nothing of a half-built image stays behind, nor who builds it
             config = make()
         config.name = registration.name
@@ -49,7 +68,7 @@ def run_somewhere(
         if not wants_emulated(host):
             return here(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-        return run_emulated([command, *extra, *_arguments(command)], config.most_memory, sockets)
+        return run_emulated([command, *extra, *words], config.most_memory, sockets)
 
 
 def runs_here(host: str) -> bool:
@@ -82,12 +101,6 @@ def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path])
 
     status: int = run_in_host(arguments, memory_mib=memory >> 20, forward_sockets=sockets, progress=say)
     return status
-
-
-def _arguments(command: str) -> list[str]:
-    """What the user gave after the command's name."""
-    arguments = sys.argv[1:]
-    return arguments[arguments.index(command) + 1 :] if command in arguments else []
 
 
 def _present(*paths: Path | None) -> list[Path]:
