@@ -1,8 +1,4 @@
-# make run    set up, then show the main job (`pyvmm tour`)
-# make test   set up, then all tests, Linux boots included; TESTS="tests/unit -k ring" for some of them
-# make setup  virtual environment, missing Debian packages, guest images
-# make lint   ruff and mypy
-# make clean  remove what was made here (the cache in ~/.cache/pyvmm stays)
+# `make help` lists the targets.
 #
 # Each step of the set-up leaves a stamp (.setup/*, .venv/.ready); a second run finds it and is quick.
 
@@ -18,23 +14,34 @@ MORE_IMAGES := debian-5.10 debian-7.2
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
 TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-tools tmux:tmux cpio:cpio fish:fish
 
-.PHONY: run test setup lint clean
+.PHONY: help run test quick setup lint fmt clean
+.DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.ready $(STAMPS)/run-packages
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.ready $(STAMPS)/run-packages ## Set up, then show the main job (`pyvmm tour`)
 	$(VENV)/bin/pyvmm tour
 
-test: setup
+test: setup ## Set up, then all tests, Linux boots included; TESTS="tests/unit -k ring" for some of them
 	$(VENV)/bin/python -m pytest $(TESTS)
 
-setup: $(VENV)/.ready $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images
+quick: $(VENV)/.ready ## Unit, guest, KVM and fuzz tests: under a minute, no Linux
+	$(VENV)/bin/python -m pytest -q tests/unit tests/guest tests/kvm tests/fuzz
 
-lint: $(VENV)/.ready
+setup: $(VENV)/.ready $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images ## Virtual environment, missing Debian packages, guest images
+
+lint: $(VENV)/.ready ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-clean:
+fmt: $(VENV)/.ready ## Format the code, and fix what ruff can fix
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## Remove what was made here (the cache in ~/.cache/pyvmm stays)
 	rm -rf $(VENV) $(STAMPS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find pyvmm devices firmware images tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
