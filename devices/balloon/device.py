@@ -64,7 +64,7 @@ class BalloonDevice(VmbusDevice):
     def opened(self, channel: Channel) -> None:
         self._channel = channel
         self._waiting_for_room = False
-        self.machine.opened()
+        self.machine.opened(message_limit=channel.max_payload)
         channel.every(self.CHECK_PERIOD, self._check)
 
     def received(self, payload: bytes) -> None:

@@ -41,7 +41,6 @@ from devices.balloon.plan import CANNOT_BALLOON, ResizeOutcome, ResizePlan, fore
 from devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
     RANGES_AT,
-    RANGES_LIMIT,
     VERSIONS,
     BalloonRequest,
     BalloonResponse,
@@ -77,6 +76,7 @@ from devices.balloon.states import (
 )
 from devices.balloon.tuning import Tuning
 from pyvmm.errors import ConfigError, GuestProtocolError, HostError
+from pyvmm.vmbus.ring import MAX_PAYLOAD
 
 REPLY_LIMIT = 16
 """Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
@@ -115,6 +115,7 @@ class BalloonMachine:
         self._trans_id = 0
         self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
         self.growth = self._new_growth()
+        self._ranges_limit = _ranges_in(MAX_PAYLOAD)  # of an unballoon message
 
     def _new_growth(self) -> Growth:
         piece, whole = self.tuning.hot_add_piece, self.tuning.hot_add_whole_blocks
@@ -122,9 +123,10 @@ class BalloonMachine:
 
     # What happens to the device
 
-    def opened(self) -> None:
-        """The driver opened the channel."""
+    def opened(self, *, message_limit: int = MAX_PAYLOAD) -> None:
+        """The driver opened the channel, which takes messages of `message_limit` bytes."""
         self._forget_driver()
+        self._ranges_limit = _ranges_in(message_limit)
         self._enter(AwaitVersion())
 
     def closed(self) -> None:
@@ -360,7 +362,7 @@ class BalloonMachine:
             case BalloonPosting():
                 return BalloonRequest.SIZE
             case UnballoonPosting(unsent=unsent):
-                return RANGES_AT + 8 * min(len(unsent), RANGES_LIMIT)
+                return RANGES_AT + 8 * min(len(unsent), self._ranges_limit)
             case HotAddPosting(grant):
                 return len(self._hot_add(grant).build())
         return 0
@@ -398,8 +400,8 @@ class BalloonMachine:
 
     def _next_unballoon(self, state: UnballoonPosting) -> bytes:
         self._trace_posting("S_UNBALLOON_POSTING")
-        ranges = state.unsent[-RANGES_LIMIT:]
-        del state.unsent[-RANGES_LIMIT:]
+        ranges = state.unsent[-self._ranges_limit :]
+        del state.unsent[-self._ranges_limit :]
         pages = sum(r.pages for r in ranges)
         self.ledger.give_back(ranges)
         state.left -= pages
@@ -505,3 +507,8 @@ class BalloonMachine:
     def _trace_posting(self, name: str) -> None:
         if trace.state_change.on:
             trace.state_change(name)
+
+
+def _ranges_in(message_size: int) -> int:
+    """Ranges that an unballoon message of so many bytes holds."""
+    return max(1, (message_size - RANGES_AT) // 8)

@@ -24,7 +24,8 @@ from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.wire import Buffer, Wire, u16, u32, u64, wire
 
 MESSAGE_LIMIT = 4096
-"""Bytes of the longest message: Linux's receive buffer."""
+"""Bytes of the longest message of a guest: the buffer of Linux's driver. The host's own are shorter, because a packet
+with its header is not longer (pyvmm.vmbus.ring.PACKET_LIMIT)."""
 PAGE_COUNT_SHIFT = 40
 _START_MASK = (1 << PAGE_COUNT_SHIFT) - 1
 RANGE_PAGES_LIMIT = (1 << 24) - 1

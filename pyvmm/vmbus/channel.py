@@ -18,7 +18,7 @@ from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus.device import VmbusDevice
-from pyvmm.vmbus.ring import BrokenRing, Packet, PacketFlag, PacketType, RingReader, RingWriter, packet_size
+from pyvmm.vmbus.ring import BrokenRing, Packet, PacketFlag, PacketType, RingReader, RingWriter
 
 PACKETS_PER_STEP = 64
 """Packets read before the loop gets a turn: a guest that fills its ring as fast as it can must not starve the rest.
@@ -108,11 +108,18 @@ class Channel:
         """Packets that wait for room in the guest's ring."""
         return len(self._queue)
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes of the largest payload that the guest's ring and its driver take. Devices cut their messages to it:
+        MAX_PAYLOAD, or less where the guest has made its ring small.
+        """
+        return self._writer.max_payload
+
     def send(self, payload: bytes, *, transaction_id: int = 0, flags: int = 0) -> None:
         """Send one in-band packet; it is queued while the guest's ring is full.
 
-        Raises GuestProtocolError if SEND_QUEUE_LIMIT packets wait already, ValueError if the payload is larger than
-        the whole ring. On a closed or broken channel the packet is dropped (and traced).
+        Raises GuestProtocolError if SEND_QUEUE_LIMIT packets wait already, or if the payload is longer than
+        `max_payload`. On a closed or broken channel the packet is dropped (and traced).
         """
         self._send(Packet(PacketType.IN_BAND, flags, transaction_id, payload))
 
@@ -129,10 +136,10 @@ class Channel:
     def when_room(self, payload_size: int, callback: Callable[[], Any]) -> None:
         """Call `callback()` once `room()` is at least `payload_size`: at once if it is, else when the guest has read.
 
-        First come, first served, after packets that `send` queued. Forgotten at close.
+        First come, first served, after packets that `send` queued. Forgotten at close. Raises GuestProtocolError if
+        it is more than `max_payload`.
         """
-        if packet_size(payload_size) >= self._writer.size:
-            raise ValueError(f"{self.name}: {payload_size} bytes never fit a ring of {self._writer.size}")
+        self._check_size(payload_size)
         if not self._is_open or self.broken:
             return
         self._waiters.append((payload_size, callback))
@@ -240,8 +247,7 @@ class Channel:
     # Writing
 
     def _send(self, packet: Packet) -> None:
-        if packet_size(len(packet.payload)) >= self._writer.size:
-            raise ValueError(f"{self.name}: {len(packet.payload)} bytes never fit a ring of {self._writer.size}")
+        self._check_size(len(packet.payload))
         if not self._is_open or self.broken:
             if trace.packet_dropped.on:
                 trace.packet_dropped(self.relid, packet.type, len(packet.payload), self.broken or "closed")
@@ -250,6 +256,14 @@ class Channel:
             raise GuestProtocolError(f"{self.name}: guest does not read, {SEND_QUEUE_LIMIT} packets wait")
         self._queue.append(packet)
         self._flush()
+
+    def _check_size(self, payload_size: int) -> None:
+        """Raise GuestProtocolError for a payload that no `write` would ever take: the guest chose the ring's size."""
+        if payload_size > self._writer.max_payload:
+            raise GuestProtocolError(
+                f"{self.name}: a payload of {payload_size} bytes never fits, the ring of {self._writer.size} bytes"
+                f" takes {self._writer.max_payload}"
+            )
 
     def _flush(self) -> None:
         """Write what waits, then serve waiters, as far as there is room; ask to be signalled for the rest."""

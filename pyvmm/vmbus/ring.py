@@ -36,6 +36,13 @@ from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
 WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_SIZE, FEATURE_BITS = 0, 1, 2, 3, 16  # u32 words of the header
 FEATURE_PENDING_SEND_SIZE = 1
 TRAILER_SIZE = 8
+PACKET_LIMIT = 4096
+"""Bytes of the longest packet to a guest, descriptor included and trailer not: what every supported Linux reads.
+
+Since Linux 5.15.19 and 5.16.5 ("Drivers: hv: balloon: account for vmbus packet header in max_pkt_size") hv_balloon
+reads longer ones; from 5.12 to then it took the first 4096 bytes for the whole packet and lost its place. Heartbeat,
+shutdown and timesync never read more. Hyper-V keeps to it too.
+"""
 
 _DESCRIPTOR = Struct("<HHHHQ")
 DESCRIPTOR_SIZE = _DESCRIPTOR.size
@@ -67,6 +74,10 @@ class Packet:
     flags: int
     transaction_id: int
     payload: bytes
+
+
+MAX_PAYLOAD = PACKET_LIMIT - DESCRIPTOR_SIZE
+"""Bytes of the longest payload to a guest with a ring of ordinary size."""
 
 
 def packet_size(payload_size: int) -> int:
@@ -224,9 +235,14 @@ class RingWriter:
         """Whether the guest promised to look at our pending size."""
         return bool(self._ring.words[FEATURE_BITS] & FEATURE_PENDING_SEND_SIZE)
 
+    @property
+    def max_payload(self) -> int:
+        """The largest payload that `write` ever takes: PACKET_LIMIT, or less in a ring of one data page (4064)."""
+        return min(MAX_PAYLOAD, (self.size - 1 - DESCRIPTOR_SIZE - TRAILER_SIZE) & ~7)
+
     def room(self) -> int:
         """The largest payload that `write` would take now. Raises BrokenRing."""
-        return max(0, (self._free() - 1 - DESCRIPTOR_SIZE - TRAILER_SIZE) & ~7)
+        return max(0, min(MAX_PAYLOAD, (self._free() - 1 - DESCRIPTOR_SIZE - TRAILER_SIZE) & ~7))
 
     def has_room(self, payload_size: int) -> bool:
         """Whether `write` would take such a payload now. Raises BrokenRing."""

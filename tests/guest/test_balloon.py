@@ -90,6 +90,24 @@ def test_many_unballoon_messages_wait_for_room_in_the_ring(guest: FakeGuest, dev
     assert (device.actual, linux.out, device.state_name) == (RAM, set(), "Idle")
 
 
+@pytest.mark.parametrize("receive_pages", [2, 3, 5])
+def test_pages_come_back_in_messages_that_the_guests_ring_takes(
+    guest: FakeGuest, device: BalloonDevice, receive_pages: int
+) -> None:
+    linux = BalloonGuest(PAGES - FREE, first=FREE, unit=1)
+    linux.free -= set(range(FREE, PAGES, 2))  # 1024 single pages
+    driver = guest.open(device, ring_pages=5, receive_pages=receive_pages)
+    driver.send(linux.version())
+    serve(driver, linux)
+    device.set_target(RAM - (4 << 20))
+    serve(driver, linux)
+    assert len(linux.out) == 1024
+    device.set_target(RAM)
+    serve(driver, linux)
+    guest.advance(seconds=2)
+    assert (device.actual, linux.out, device.state_name) == (RAM, set(), "Idle")
+
+
 def test_a_time_limit_ends_a_request(guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest) -> None:
     told = Told(device)
     bind(guest, device, linux)

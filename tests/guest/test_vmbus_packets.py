@@ -161,12 +161,31 @@ def test_when_room_waits_for_room(guest: FakeGuest, device: Recorder) -> None:
     assert called == [1, 2]
 
 
-def test_payload_that_never_fits_is_our_own_mistake(guest: FakeGuest, device: Recorder) -> None:
-    guest.open(device, ring_pages=2)
-    with pytest.raises(ValueError, match="never fit"):
-        device.channel.send(bytes(4096))
-    with pytest.raises(ValueError, match="never fit"):
-        device.channel.when_room(4096, lambda: None)
+@pytest.mark.parametrize(("ring_pages", "most"), [(2, 4064), (3, 4080), (5, 4080)])
+def test_the_largest_payload_is_what_the_ring_and_every_linux_takes(
+    guest: FakeGuest, device: Recorder, ring_pages: int, most: int
+) -> None:
+    driver = guest.open(device, ring_pages=ring_pages)
+    assert device.channel.max_payload == device.channel.room() == most
+    device.channel.send(bytes(most))
+    assert driver.take_bytes() == bytes(most)
+    with pytest.raises(GuestProtocolError, match="never fits"):
+        device.channel.send(bytes(most + 1))
+    with pytest.raises(GuestProtocolError, match="never fits"):
+        device.channel.when_room(most + 1, lambda: None)
+
+
+def test_an_answer_that_the_guests_ring_cannot_take_is_the_guests_mistake(guest: FakeGuest) -> None:
+    class Echo(Recorder):
+        def received(self, payload: bytes) -> None:
+            self.channel.send(payload * 2)
+
+    device = Echo()
+    driver = guest.open(device, ring_pages=2)
+    driver.send(bytes(2040))
+    assert guest.bus.refused["recorder"] == 1
+    driver.send(bytes(1024))
+    assert driver.take_bytes() == bytes(2048), "the channel goes on"
 
 
 def test_busy_guest_leaves_the_loop_its_turns(guest: FakeGuest, device: Recorder) -> None:

@@ -100,6 +100,7 @@ class FakeDriver:
         if taken is None:
             return None
         packet, signal = taken
+        assert 16 + len(packet.payload) <= 4096, "a packet longer than what guests before Linux 5.15.19 read"
         if signal:
             self.signal()
             self.guest.loop.run()
@@ -286,15 +287,18 @@ class FakeGuest:
         assert found, f"{device.offer.name} was not offered"
         return found[-1]
 
-    def open(self, device: VmbusDevice, *, ring_pages: int = 5, target_vp: int = 0) -> FakeDriver:
-        """Bind a driver: rings of `ring_pages` each way (header page included), channel opened."""
+    def open(
+        self, device: VmbusDevice, *, ring_pages: int = 5, receive_pages: int | None = None, target_vp: int = 0
+    ) -> FakeDriver:
+        """Bind a driver: rings of `ring_pages` each way (header page included), channel opened. `receive_pages`: of
+        the ring that the guest reads, if it is of another size."""
         if device not in self.bus.devices():
             self.bus.add(device)
             self.loop.run()
         if not self.connected:
             self.connect()
         offer = self.find_offer(device)
-        pages = self.pages(2 * ring_pages)
+        pages = self.pages(ring_pages + (ring_pages if receive_pages is None else receive_pages))
         gpadl = self.lend(offer.relid, pages)
         rings = [GuestRing(self.memory, pages[:ring_pages]), GuestRing(self.memory, pages[ring_pages:])]
         driver = FakeDriver(self, device, offer, gpadl, *rings, target_vp=target_vp)

@@ -85,7 +85,7 @@ def test_out_and_back_to_the_page(out: int) -> None:
     assert isinstance(play.machine.state, Idle)
 
 
-def test_fragmented_memory_comes_back_510_ranges_a_message() -> None:
+def test_fragmented_memory_comes_back_508_ranges_a_message() -> None:
     guest = BalloonGuest(BOOT, unit=1)
     guest.free -= set(range(1, BOOT, 2))
     play = Play(guest).boot()
@@ -94,9 +94,25 @@ def test_fragmented_memory_comes_back_510_ranges_a_message() -> None:
     play.machine.set_target(BOOT * PAGE)
     play.run()
     sent = [m for m in play.sent if isinstance(m, p.UnballoonRequest)]
-    assert [len(m.ranges) for m in sent] == [510, 510, 510, 510, 8]
+    assert [len(m.ranges) for m in sent] == [508, 508, 508, 508, 16]
     assert [m.more for m in sent] == [True] * 4 + [False]
     assert guest.answered_unballoons == 1
+
+
+def test_a_small_receiving_ring_gets_shorter_messages() -> None:
+    guest = BalloonGuest(BOOT, unit=1)
+    guest.free -= set(range(1, BOOT, 2))
+    play = Play(guest)
+    play.machine.opened(message_limit=16 + 8 * 300)
+    play.say(guest.version())
+    play.run()
+    play.machine.set_target((BOOT - PIECE) * PAGE)
+    play.run().sent.clear()
+    play.machine.set_target(BOOT * PAGE)
+    play.run()
+    sent = [m for m in play.sent if isinstance(m, p.UnballoonRequest)]
+    assert [len(m.ranges) for m in sent] == [300] * 6 + [248]
+    assert guest.out == set()
 
 
 def test_a_new_target_takes_over_after_the_outstanding_answer() -> None:
@@ -306,7 +322,7 @@ def test_closing_amid_an_unballoon_never_gives_a_page_back_twice() -> None:
         list(play.guest.answers(message))
     assert isinstance(play.machine.state, UnballoonPosting)
     play.machine.closed()
-    assert play.machine.ledger.removed_pages == PIECE - 2 * 510
+    assert play.machine.ledger.removed_pages == PIECE - 2 * 508
     play.boot()
     assert play.guest.out == set()
 
