@@ -2,6 +2,12 @@
 
 It waits for file descriptors (eventfds of the guest's signals, sockets of the monitor), for timers, and for work
 that other threads `post`. Time is the loop's `clock`, which tests replace. Callbacks are short and never block.
+
+    turn:  wait --> every ready descriptor once --> due timers --> posted work --> turn ...
+                                                    (a slice of each: at most SLICE_CALLBACKS or SLICE_SECONDS)
+
+A guest decides how much work there is, so a turn is a slice of it: descriptors and timers are looked at again before
+the rest. What a guest can ask for over and over is a `Pending`, of which at most one is queued.
 """
 
 from __future__ import annotations
@@ -14,24 +20,44 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 Callback = Callable[..., Any]
+
+SLICE_CALLBACKS = 256
+"""Timers, and posted callbacks, run in one turn. At some microseconds each this is about a millisecond."""
+
+SLICE_SECONDS = 0.01
+"""Seconds after which a turn leaves the rest of the due timers, or of the posted work, to the next turn. The callback
+that is running then still ends: bounds on one callback's work are its owner's."""
+
+CANCELLED_LIMIT = 64
+"""Cancelled timers that may stay in the heap, or as many as live ones: to remove each at once is to search the heap."""
 
 
 class Timer:
     """A callback due at `when` (loop clock, seconds). `cancel()` may be called at any time, twice too."""
 
-    __slots__ = ("_period", "callback", "cancelled", "when")
+    __slots__ = ("_period", "_timers", "callback", "cancelled", "when")
 
     def __init__(self, when: float, callback: Callback, period: float | None = None) -> None:
         self.when = when
         self.callback = callback
         self.cancelled = False
         self._period = period
+        self._timers: Timers | None = None  # whose heap it is in
 
     def cancel(self) -> None:
-        self.cancelled = True
+        """Never call the callback again, and let go of it and all that it holds."""
+        if not self.cancelled:
+            self.cancelled = True
+            self.callback = _nothing
+            if self._timers is not None:
+                self._timers._count_cancelled()
+
+
+def _nothing() -> None:
+    """The callback of a cancelled timer."""
 
 
 class Timers:
@@ -40,6 +66,7 @@ class Timers:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self._heap: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0  # of those in the heap
         self._order = count()
 
     def after(self, seconds: float, callback: Callback) -> Timer:
@@ -51,28 +78,87 @@ class Timers:
         return self._add(Timer(self.clock() + period, callback, period))
 
     def _add(self, timer: Timer) -> Timer:
+        timer._timers = self
         heapq.heappush(self._heap, (timer.when, next(self._order), timer))
         return timer
+
+    def _pop(self) -> Timer:
+        timer = heapq.heappop(self._heap)[2]
+        timer._timers = None
+        self._cancelled -= timer.cancelled
+        return timer
+
+    def _count_cancelled(self) -> None:
+        self._cancelled += 1
+        if self._cancelled > max(CANCELLED_LIMIT, len(self._heap) // 2):
+            self._heap = [entry for entry in self._heap if not entry[2].cancelled]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
 
     def next_due(self) -> float | None:
         """When the next live timer is due, in clock seconds."""
         while self._heap and self._heap[0][2].cancelled:
-            heapq.heappop(self._heap)
+            self._pop()
         return self._heap[0][0] if self._heap else None
 
     def run_due(self) -> None:
-        """Call everything that is due now."""
-        now = self.clock()
-        while (due := self.next_due()) is not None and due <= now:
-            timer = heapq.heappop(self._heap)[2]
+        """Call what is due now, a slice of it at most. Timers made meanwhile wait for the next call."""
+        now, until, first_new = self.clock(), time.monotonic() + SLICE_SECONDS, next(self._order)
+        for _ in range(SLICE_CALLBACKS):
+            due = self.next_due()
+            if due is None or due > now or self._heap[0][1] > first_new:
+                return
+            timer = self._pop()
+            callback = timer.callback
             if timer._period is not None:
                 timer.when = max(timer.when + timer._period, now)
                 self._add(timer)
-            timer.callback()
+            callback()
+            if time.monotonic() > until:
+                return
+
+
+class Poster(Protocol):
+    """What `Pending` needs of a loop."""
+
+    def post(self, callback: Callback, *args: Any) -> None: ...
+
+
+class Pending:
+    """Work for the loop that may be asked for more often than it is done: requests before it has run are one.
+
+    For all that a guest brings about. `ask` comes from any thread; two threads at once may queue it twice.
+    """
+
+    __slots__ = ("_args", "_asked", "_callback", "_loop")
+
+    def __init__(self, loop: Poster, callback: Callback, *args: Any) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._asked = False
+
+    def ask(self) -> None:
+        """Have the callback run soon on the loop's thread."""
+        if not self._asked:
+            self._asked = True
+            self._loop.post(self.run)
+
+    def cancel(self) -> None:
+        """Do not run again, even if asked for already. On the loop's thread."""
+        self._callback, self._args = _nothing, ()
+
+    def run(self) -> None:
+        """Run the callback now, on the loop's thread; what was asked for until now is done by that."""
+        self._asked = False  # first: what is asked for from here on needs another run
+        self._callback(*self._args)
 
 
 class Loop(Timers):
-    """epoll, timers and a queue of posted work. All methods but `post` and `stop` belong to the loop's thread."""
+    """epoll, timers and a queue of posted work. All methods but `post` and `stop` belong to the loop's thread.
+
+    `turns`, `longest_turn` (seconds) and `turn_began` (None while it waits) are for `pyvmm.watchdog` and the monitor.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -84,10 +170,24 @@ class Loop(Timers):
         self._poll.register(self._wake, select.EPOLLIN)
         self._stopping = False
         self.thread: threading.Thread | None = None
+        self.turns = 0
+        self.longest_turn = 0.0
+        self.turn_began: float | None = None
 
     def post(self, callback: Callback, *args: Any) -> None:
-        """Run `callback(*args)` on the loop's thread, in the order posted. From any thread."""
+        """Run `callback(*args)` on the loop's thread, in the order posted. From any thread.
+
+        For what happens a bounded number of times; what a guest can repeat at will is a `Pending`.
+        """
         self._posted.append((callback, args))
+        self._notify()
+
+    def post_first(self, callback: Callback, *args: Any) -> None:
+        """As `post`, before all that is posted already: for signals, from whose handlers it may be called."""
+        self._posted.appendleft((callback, args))
+        self._notify()
+
+    def _notify(self) -> None:
         try:
             os.eventfd_write(self._wake, 1)
         except OSError:
@@ -133,30 +233,48 @@ class Loop(Timers):
         self._stopping = False
 
     def step(self, timeout: float | None = None) -> None:
-        """Wait (at most `timeout` seconds) for something to do and do it."""
+        """One turn: wait (at most `timeout` seconds) for something to do and do it, or a slice of it."""
         due = self.next_due()
         if due is not None:
             wait = max(0.0, due - self.clock())
             timeout = wait if timeout is None else min(wait, timeout)
         if self._posted:
             timeout = 0.0
-        for fd, mask in self._poll.poll(timeout):
-            if fd == self._wake:
-                os.eventfd_read(self._wake)
-                continue
-            if mask & ~select.EPOLLOUT and (reader := self._readers.get(fd)):
-                reader()
-            if mask & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP) and (writer := self._writers.get(fd)):
-                writer()
-        for _ in range(len(self._posted)):
+        ready = self._poll.poll(timeout)
+        self.turn_began = began = time.monotonic()
+        try:
+            for fd, mask in ready:
+                self._serve(fd, mask)
+            self.run_due()
+            self._run_posted()
+        finally:
+            self.turn_began = None
+        self.turns += 1
+        self.longest_turn = max(self.longest_turn, time.monotonic() - began)
+
+    def _serve(self, fd: int, mask: int) -> None:
+        """One look at a descriptor. If its callback leaves something, the next turn finds it ready again."""
+        if fd == self._wake:
+            os.eventfd_read(fd)
+            return
+        if mask & ~select.EPOLLOUT and (reader := self._readers.get(fd)):
+            reader()
+        if mask & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP) and (writer := self._writers.get(fd)):
+            writer()
+
+    def _run_posted(self) -> None:
+        """A slice of what is posted by now."""
+        until = time.monotonic() + SLICE_SECONDS
+        for _ in range(min(len(self._posted), SLICE_CALLBACKS)):
             callback, args = self._posted.popleft()
             callback(*args)
-        self.run_due()
+            if time.monotonic() > until:
+                return
 
     def stop(self) -> None:
         """Make `run` return soon. From any thread."""
         self._stopping = True
-        self.post(lambda: None)
+        self._notify()
 
     def close(self) -> None:
         """Free the descriptors. Posted work that did not run is dropped."""

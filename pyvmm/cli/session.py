@@ -130,7 +130,7 @@ class _Run:
         """SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show."""
         before = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.signal(number, lambda n, frame: self._machine.loop.post(self._signalled, n))
+            before[number] = signal.signal(number, lambda n, frame: self._machine.loop.post_first(self._signalled, n))
         try:
             yield
         finally:

@@ -128,7 +128,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
 
         guide.finished = finished
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda n, frame: loop.post(guide.interrupted, 128 + n))
+            signal.signal(number, lambda n, frame: loop.post_first(guide.interrupted, 128 + n))
         guide.start()
         outcome = machine.run()
         machine.close()

@@ -24,24 +24,10 @@ from pyvmm.hyperv.partition import MessageListener
 from pyvmm.hyperv.synic import Synic
 from pyvmm.hyperv.tlfs import Privilege
 from pyvmm.kvm import CpuidEntry, Exit, Vcpu, Vm
-from pyvmm.loop import Loop
+from pyvmm.loop import Loop, Pending
 from pyvmm.memory import GuestMemory
 
 Notify = Callable[[], None]
-
-
-class _Signal:
-    """One signal connection. Signals that come before the callback has run merge, as eventfds do."""
-
-    __slots__ = ("callback", "pending")
-
-    def __init__(self, callback: Notify) -> None:
-        self.callback = callback
-        self.pending = False
-
-    def run(self) -> None:
-        self.pending = False  # first: what is signalled from here on needs another run
-        self.callback()
 
 
 class Engine(ABC):
@@ -59,7 +45,11 @@ class Engine(ABC):
         self.offer = Offer()
         self.on_crash: Callable[[CrashReport], None] = lambda report: None
         self.on_reset: Notify = lambda: None
-        self._signals: dict[int, _Signal] = {}
+        """Called on the vCPU's thread that wrote the reset MSR."""
+        self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do
+        self._retries = [Pending(loop, self.synic.retry, vp) for vp in range(vp_count)]
+        self._crash_report: CrashReport | None = None  # the last one, until the loop has told of it
+        self._tell_crash = Pending(loop, self._crashed)
 
     def report_free_pages(self, discard: Discard) -> None:
         """Offer the guest to tell of its free pages, which go to `discard` on vCPU threads. Before `cpuid`."""
@@ -97,6 +87,7 @@ class Engine(ABC):
         """
         self.synic.reset()
         self.crash = CrashRegisters()
+        self._crash_report = None
 
     # Partition
 
@@ -113,23 +104,19 @@ class Engine(ABC):
         self.hypercalls.listen(listener)
 
     def connect_signal(self, connection_id: int, callback: Notify) -> None:
-        self._signals[connection_id] = _Signal(callback)
+        self._signals[connection_id] = Pending(self.loop, callback)
 
     def disconnect_signal(self, connection_id: int) -> None:
-        self._signals.pop(connection_id, None)
+        signal = self._signals.pop(connection_id, None)
+        if signal is not None:
+            signal.cancel()
 
     def _signalled(self, connection_id: int) -> bool:
         signal = self._signals.get(connection_id)
         if signal is None:
             return False
-        if not signal.pending:
-            signal.pending = True
-            self.loop.post(self._run_signal, connection_id, signal)
+        signal.ask()
         return True
-
-    def _run_signal(self, connection_id: int, signal: _Signal) -> None:
-        if self._signals.get(connection_id) is signal:  # else disconnected while the post was under way
-            signal.run()
 
     def _call_by_port(self, vcpu: Vcpu, vp: int) -> None:
         """Answer a call that left the guest by the hypercall page's OUT."""
@@ -145,4 +132,11 @@ class Engine(ABC):
         with self.synic.lock:
             report = self.crash.write(msr, value, self.memory)
         if report is not None:
-            self.loop.post(self.on_crash, report)
+            self._crash_report = report
+            self._tell_crash.ask()
+
+    def _crashed(self) -> None:
+        """Tell of the guest's last words, which of several are the last ones."""
+        report, self._crash_report = self._crash_report, None
+        if report is not None:
+            self.on_crash(report)

@@ -200,7 +200,7 @@ class KernelEngine(Engine):
                         if trace.msr_refused.on:
                             trace.msr_refused(vp, "write", exit.msr, str(error))
                         self.synic.set_page(vp, page, 0)
-        self.loop.post(self.synic.retry, vp)
+        self._retries[vp].ask()
 
     def interrupt(self, vp: int, sint: int) -> None:
         assert sint == VMBUS_SINT, f"no route for SINT{sint}"

@@ -164,7 +164,7 @@ class UserEngine(Engine):
                 self._set_hypercall_page(PageMsr(value))
             case Msr.RESET:
                 if value & 1:
-                    self.loop.post(self.on_reset)
+                    self.on_reset()
             case Msr.REFERENCE_TSC:
                 page = PageMsr(value)
                 if page.enable:
@@ -177,16 +177,16 @@ class UserEngine(Engine):
             case Msr.SCONTROL:
                 with self.synic.lock:
                     self.synic.vps[vp].control = value
-                self.loop.post(self.synic.retry, vp)
+                self._retries[vp].ask()
             case Msr.SIEFP:
                 self.synic.set_page(vp, "siefp", value)
             case Msr.SIMP:
                 self.synic.set_page(vp, "simp", value)
-                self.loop.post(self.synic.retry, vp)
+                self._retries[vp].ask()
             case Msr.EOM:
                 if trace.eom.on:
                     trace.eom(vp)
-                self.loop.post(self.synic.retry, vp)
+                self._retries[vp].ask()
             case Msr.TSC_INVARIANT_CONTROL if self.offer.access & Access.TSC_INVARIANT:
                 self.tsc_invariant_control = value & 1
             case _ if Msr.SINT0 <= msr <= Msr.SINT15:
@@ -213,4 +213,4 @@ class UserEngine(Engine):
             raise GuestProtocolError(f"SINT{sint}: vector {value.vector} is below {MIN_SINT_VECTOR}")
         with self.synic.lock:
             self.synic.vps[vp].sints[sint] = value
-        self.loop.post(self.synic.retry, vp)
+        self._retries[vp].ask()

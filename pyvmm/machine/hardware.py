@@ -157,10 +157,14 @@ class Hardware:
         for thread in self.threads:
             thread.ask(pause=False)
 
-    def halt(self) -> None:
-        """End the threads: the guest is no more. On the loop's thread."""
+    def stop(self) -> None:
+        """Let no vCPU run on, without waiting for that. From any thread, a vCPU's own too."""
         for thread in self.threads:
             thread.ask(stop=True)
+
+    def halt(self) -> None:
+        """End the threads: the guest is no more. On the loop's thread."""
+        self.stop()
         for thread in self.threads:
             thread.join()
 

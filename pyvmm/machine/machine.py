@@ -27,7 +27,7 @@ from firmware.linux import load_linux
 from pyvmm.errors import PyvmmError
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.kvm import Kvm
-from pyvmm.loop import Loop
+from pyvmm.loop import Loop, Pending
 from pyvmm.machine import cpu, engines, hotplug
 from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 
 _TICK_PERIOD = 0.1
 """Seconds after which console output is shown that KVM queued, even if the guest makes no exit, or that runs by."""
+
+RESET_SPACING = 0.2
+"""Seconds between two resets that the guest asks for, at least. A reset holds the loop for some 40 ms: a guest that
+resets over and over takes a fifth of it, and the monitor answers in between."""
 
 _MEMORY_PERIOD = 0.5
 """Seconds between two points of the memory's time line, in traces that have it."""
@@ -89,7 +93,10 @@ class Machine(Monitored):
         self._hardware: Hardware | None = None
         self._console_output = console
         self._console_tail = ConsoleTail()
-        self._reset_wanted = False
+        self._reset_wanted: str | None = None  # why the guest asked for a reset, until that begins
+        self._reset_earliest = 0.0  # loop clock
+        self._resetting = Pending(loop, self._reset_soon)
+        self._powering_off = Pending(loop, self._power_off)
         self._kvm = Kvm(config.kvm)
         self._backings: list[HostMemory] = []
         self._host_cpuid = cpu.host_entries(self._kvm)
@@ -107,7 +114,7 @@ class Machine(Monitored):
         if config.page_reporting:
             self.engine.report_free_pages(FreePages(self.memory).discard)
         self.engine.on_crash = self._crashed
-        self.engine.on_reset = lambda: self.reset("Hyper-V reset MSR")
+        self.engine.on_reset = partial(self._want_reset, "Hyper-V reset MSR")
         self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data))
         self.board = Board(
             config.cpus,
@@ -115,7 +122,7 @@ class Machine(Monitored):
             irq=self._irq,
             unheard=self._unheard,
             reset=self._want_reset,
-            power_off=self._powered_off,
+            power_off=self._want_power_off,
             console=self._console,
             agent=partial(loop.post, self.agent.received),
         )
@@ -242,7 +249,7 @@ class Machine(Monitored):
         )
         if trace.loaded.on:
             trace.loaded(self.config.kernel, round((time.monotonic() - before) * 1000))
-        self._reset_wanted = False
+        self._reset_wanted = None
         self._hardware = Hardware(
             self._kvm,
             self._host_cpuid,
@@ -379,14 +386,31 @@ class Machine(Monitored):
             hardware.drop_zeroes(gpa, on)
 
     def _want_reset(self, reason: str) -> None:
-        if not self._reset_wanted:
-            self._reset_wanted = True
-            self.loop.post(self.reset, reason)
+        if self._reset_wanted is None:
+            self._reset_wanted = reason
+            self._stop_vcpus()
+            self._resetting.ask()
 
-    def _powered_off(self) -> None:
-        self.loop.post(self._power_off)
+    def _want_power_off(self) -> None:
+        self._stop_vcpus()
+        self._powering_off.ask()
+
+    def _stop_vcpus(self) -> None:
+        """The guest does nothing any more, as behind a PC's reset line: it cannot ask for the same again."""
+        hardware = self._hardware
+        if hardware is not None:
+            hardware.stop()
 
     # The same on the loop
+
+    def _reset_soon(self) -> None:
+        """The reset that the guest asked for, RESET_SPACING after the one before at the earliest."""
+        wait = self._reset_earliest - self.loop.clock()
+        if wait > 0:
+            self.loop.after(wait, self._reset_soon)
+        elif self._reset_wanted is not None:  # else the monitor has reset the machine meanwhile
+            self.reset(self._reset_wanted)
+            self._reset_earliest = self.loop.clock() + RESET_SPACING
 
     def _power_off(self) -> None:
         if self.outcome is None:

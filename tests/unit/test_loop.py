@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.loop import Loop, Timers
+from pyvmm.loop import CANCELLED_LIMIT, SLICE_CALLBACKS, Loop, Pending, Timers
 
 
 class Clock:
@@ -155,3 +158,159 @@ def test_posting_to_a_closed_loop_is_harmless(clock: Clock) -> None:
     loop = Loop(clock)
     loop.close()
     loop.post(print)
+
+
+# Bounded turns: what a guest queues does not keep descriptors and timers waiting
+
+
+def test_a_turn_runs_a_slice_of_what_is_posted(loop: Loop) -> None:
+    ran: list[int] = []
+    for n in range(3 * SLICE_CALLBACKS):
+        loop.post(ran.append, n)
+    loop.step(0)
+    assert ran == list(range(SLICE_CALLBACKS))
+    for _ in range(2):
+        loop.step()  # the rest is ready: it does not wait
+    assert len(ran) == 3 * SLICE_CALLBACKS
+
+
+def test_slow_work_ends_the_slice(loop: Loop) -> None:
+    ran: list[int] = []
+    for n in range(10):
+        loop.post(lambda n=n: (time.sleep(0.02), ran.append(n)))
+    loop.step(0)
+    assert ran == [0]
+
+
+def test_descriptors_and_timers_have_their_turn_between_slices_of_posted_work(clock: Clock, loop: Loop) -> None:
+    order: list[str] = []
+    fd = os.eventfd(1)
+    loop.add_reader(fd, lambda: order.append("fd"))
+    loop.every(1.0, lambda: order.append("timer"))
+    for _ in range(10):
+        loop.post(lambda: (time.sleep(0.02), order.append("work")))
+    for clock.now in (1.0, 2.0, 3.0):
+        loop.step()
+    assert order == ["fd", "timer", "work"] * 3
+    os.close(fd)
+
+
+def test_a_timer_that_is_always_due_does_not_keep_descriptors_waiting(loop: Loop) -> None:
+    seen: list[str] = []
+    fd = os.eventfd(1)
+    loop.add_reader(fd, lambda: seen.append("fd"))
+
+    def again() -> None:
+        seen.append("timer")
+        loop.after(0, again)
+
+    loop.after(0, again)
+    loop.step()
+    loop.step()
+    assert seen == ["fd", "timer"] * 2
+    os.close(fd)
+
+
+def test_slow_timers_end_the_slice(clock: Clock) -> None:
+    timers, ran = Timers(clock), []
+    for n in range(3):
+        timers.after(0, lambda n=n: (time.sleep(0.02), ran.append(n)))
+    timers.run_due()
+    assert ran == [0]
+    timers.run_due()
+    timers.run_due()
+    assert ran == [0, 1, 2]
+
+
+def test_what_a_signal_posts_goes_before_all_that_waits(loop: Loop) -> None:
+    ran: list[str] = []
+    for _ in range(3 * SLICE_CALLBACKS):
+        loop.post(ran.append, "flood")
+    loop.post_first(ran.append, "signal")
+    loop.step(0)
+    assert ran[0] == "signal"
+
+
+def test_a_cancelled_timer_lets_go_of_its_callback_at_once(clock: Clock) -> None:
+    class Channel:
+        def poll(self) -> None: ...
+
+    timers, channel = Timers(clock), Channel()
+    held = weakref.ref(channel)
+    timer = timers.every(1.0, channel.poll)
+    del channel
+    gc.collect()
+    assert held() is not None
+    timer.cancel()
+    gc.collect()
+    assert held() is None
+
+
+def test_cancelled_timers_do_not_pile_up(clock: Clock) -> None:
+    timers, ran = Timers(clock), []
+    timers.after(5.0, lambda: ran.append("live"))
+    for _ in range(100_000):
+        timers.every(1000.0, lambda: pytest.fail("cancelled")).cancel()
+    assert len(timers._heap) <= CANCELLED_LIMIT + 2
+    clock.now = 2000.0
+    timers.run_due()
+    assert ran == ["live"]
+    assert timers.next_due() is None
+
+
+def test_a_timer_cancelled_after_it_ran_leaves_the_count_right(clock: Clock) -> None:
+    timers = Timers(clock)
+    for _ in range(1000):
+        timer = timers.after(0, lambda: None)
+        timers.run_due()
+        timer.cancel()
+    live = [timers.after(1.0, lambda: None) for _ in range(3)]
+    assert timers._cancelled == 0
+    live[0].cancel()
+    assert timers._cancelled == 1
+
+
+def test_requests_for_the_same_work_are_one_until_it_has_run(loop: Loop) -> None:
+    ran: list[int] = []
+    pending = Pending(loop, ran.append, 1)
+    for _ in range(1000):
+        pending.ask()
+    assert len(loop._posted) == 1
+    loop.step(0)
+    assert ran == [1]
+    pending.ask()
+    loop.step(0)
+    assert ran == [1, 1]
+
+
+def test_work_asked_for_while_it_runs_runs_again(loop: Loop) -> None:
+    ran: list[int] = []
+
+    def work() -> None:
+        ran.append(1)
+        if len(ran) < 3:
+            pending.ask()
+
+    pending = Pending(loop, work)
+    pending.ask()
+    for _ in range(5):
+        loop.step(0)
+    assert len(ran) == 3
+
+
+def test_cancelled_work_does_not_run(loop: Loop) -> None:
+    pending = Pending(loop, lambda: pytest.fail("cancelled"))
+    pending.ask()
+    pending.cancel()
+    loop.step(0)
+
+
+def test_the_loop_counts_its_turns_and_knows_the_longest(loop: Loop) -> None:
+    during: list[float | None] = []
+    loop.post(lambda: (time.sleep(0.03), during.append(loop.turn_began)))
+    loop.step(0)
+    loop.step(0)
+    assert loop.turns == 2
+    assert 0.03 <= loop.longest_turn < 3
+    assert during[0] is not None
+    assert loop.turn_began is None

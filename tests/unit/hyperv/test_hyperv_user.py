@@ -237,3 +237,30 @@ def test_a_crash_is_reported_on_the_loop(guest: Guest) -> None:
 def test_other_exits_are_not_the_engine_s(guest: Guest) -> None:
     assert not guest.engine.handle(guest.vcpu, 0, IoOut(0x80, 1, 1, b"\0"))  # type: ignore[arg-type]
     assert not guest.engine.handle(guest.vcpu, 0, Rdmsr(0x1B, 0, guest.page))  # type: ignore[arg-type]
+
+
+FLOODED = {
+    "SCONTROL": (Msr.SCONTROL, 1),
+    "SIMP": (Msr.SIMP, 0x3001),
+    "EOM": (Msr.EOM, 0),
+    "SINT2": (Msr.SINT0 + 2, 0xF3),
+    "CRASH_CTL": (Msr.CRASH_CTL, 1 << 63),
+}
+
+
+@pytest.mark.parametrize("name", FLOODED)
+def test_a_register_written_over_and_over_queues_the_loop_s_work_once(guest: Guest, name: str) -> None:
+    msr, value = FLOODED[name]
+    for _ in range(500):
+        assert guest.engine.handle(guest.vcpu, 0, Wrmsr(msr, value, 0, guest.page))  # type: ignore[arg-type]
+    assert len(guest.loop.posted) == 1
+
+
+def test_of_several_crashes_the_last_is_told(guest: Guest) -> None:
+    told: list[int] = []
+    guest.engine.on_crash = lambda report: told.append(report.parameters[0])
+    for n in range(5):
+        for msr, value in ((Msr.CRASH_P0, n), (Msr.CRASH_CTL, 1 << 63)):
+            guest.engine.handle(guest.vcpu, 0, Wrmsr(msr, value, 0, guest.page))  # type: ignore[arg-type]
+    guest.loop.run()
+    assert told == [4]
