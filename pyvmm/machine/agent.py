@@ -1,6 +1,9 @@
 """Commands in the guest: joins the agent's protocol (images/agent.py) to the machine's second serial port.
 
 A command asked for before the agent is ready waits for it. All on the loop's thread.
+
+The time limit of a command is kept here, in guest time. The agent could keep it by itself (SECONDS of its `run`), but
+by the guest's own clock, which goes on while the machine is paused.
 """
 
 from __future__ import annotations
@@ -8,9 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from images.agent import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
 from pyvmm.errors import ConfigError
+from pyvmm.loop import Timer, Timers
 from pyvmm.trace import event
 
 ready = event("agent.ready", "kernel {release}")
@@ -31,20 +36,35 @@ def check_command(command: str) -> None:
         raise ConfigError("the command holds a zero byte; remove it")
 
 
+TIMED_OUT = 124
+"""Status of a command that took too long, as timeout(1) and the agent have it."""
+KILL_AFTER = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
 @dataclass(slots=True, eq=False)
 class _Command:
     text: str
     seconds: int
     output: Callable[[str, bytes], None]
     done: Callable[[int | None], None]
+    limit: Timer | None = None
+    is_late: bool = False
+
+    def unlimit(self) -> None:
+        if self.limit is not None:
+            self.limit.cancel()
+            self.limit = None
 
 
 class GuestAgent:
-    """`send(data)` queues bytes for the guest's port; `received(data)` takes what the guest sent."""
+    """`send(data)` queues bytes for the guest's port; `received(data)` takes what the guest sent. `timers` are guest
+    time."""
 
-    def __init__(self, send: Callable[[bytes], int]) -> None:
+    def __init__(self, send: Callable[[bytes], int], timers: Timers) -> None:
         self.release = ""
         self._send = send
+        self._timers = timers
         self._client = AgentClient()
         self._waiting: deque[_Command] = deque()
         self._running: dict[int, _Command] = {}
@@ -64,6 +84,8 @@ class GuestAgent:
     ) -> Callable[[], None]:
         """Run a shell command in the guest. `output("out" | "err", data)` as it writes, then `done(status)`;
         None if the guest started anew before the command ended. Raises ConfigError if it is too long.
+
+        `seconds` is how long it may run; 0 is without end. One that took longer has the status TIMED_OUT.
 
         What it returns cancels: a command that waits is not sent, one that runs is killed, and nothing is called.
         """
@@ -95,9 +117,13 @@ class GuestAgent:
                 case Exited(number, status):
                     if exited.on:
                         exited(number, status)
-                    self._running.pop(number).done(status)
+                    command = self._running.pop(number)
+                    command.unlimit()
+                    command.done(TIMED_OUT if command.is_late else status)
                 case Lost(number):
-                    self._running.pop(number).done(None)
+                    command = self._running.pop(number)
+                    command.unlimit()
+                    command.done(None)
                 case Refused(text):
                     if refused.on:
                         refused(text)
@@ -110,13 +136,24 @@ class GuestAgent:
         running, self._running = self._running, {}
         self._client = AgentClient()
         for command in running.values():
+            command.unlimit()
             command.done(None)
 
     def _submit(self) -> None:
         while self._client.ready and self._waiting:
             command = self._waiting.popleft()
-            number, request = self._client.run(command.text, command.seconds)
+            number, request = self._client.run(command.text)
             self._running[number] = command
+            if command.seconds:
+                command.limit = self._timers.after(command.seconds, partial(self._late, number))
             if sent.on:
                 sent(number, command.text)
             self._send(request)
+
+    def _late(self, number: int) -> None:
+        """The command's time is up: end it, and once more if it does not want to."""
+        command = self._running.get(number)
+        if command is not None:
+            self._send(self._client.kill(number, "KILL" if command.is_late else "TERM"))
+            command.limit = None if command.is_late else self._timers.after(KILL_AFTER, partial(self._late, number))
+            command.is_late = True

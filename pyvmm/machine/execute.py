@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyvmm.errors import HostError
-from pyvmm.loop import Loop
+from pyvmm.loop import Timers
 from pyvmm.machine.agent import GuestAgent
 
 OUTPUT_LIMIT = 256 << 10
@@ -18,8 +18,11 @@ GRACE = 5
 Done = Callable[[dict[str, Any] | HostError], None]
 
 
-def execute(agent: GuestAgent, loop: Loop, command: str, seconds: int, done: Done) -> None:
-    """Run `command`; `done` gets `status`, `stdout`, `stderr` (bytes) and `truncated`, or a HostError, once."""
+def execute(agent: GuestAgent, timers: Timers, command: str, seconds: int, done: Done) -> None:
+    """Run `command`; `done` gets `status`, `stdout`, `stderr` (bytes) and `truncated`, or a HostError, once.
+
+    `timers` are guest time: a paused guest is not hung.
+    """
     streams = {"out": bytearray(), "err": bytearray()}
     truncated = False
 
@@ -48,7 +51,7 @@ def execute(agent: GuestAgent, loop: Loop, command: str, seconds: int, done: Don
                 )
             )
 
-    timer = loop.after(seconds + GRACE, hung)
+    timer = timers.after(seconds + GRACE, hung)
     try:
         cancel = agent.execute(command, output, ended, seconds=seconds)
     except BaseException:

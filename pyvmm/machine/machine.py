@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from firmware.e820 import ram_layout
 from firmware.linux import load_linux
 from pyvmm.errors import PyvmmError
+from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop, Pending
@@ -84,6 +85,7 @@ class Machine(Monitored):
         install_kick()
         self.config = config
         self.loop = loop
+        self.guest_time = GuestTimers(loop, frozen=True, on_stall=self._set_guest_clock)
         self.name = config.name
         self.outcome: Outcome | None = None
         self.resets = 0
@@ -115,7 +117,7 @@ class Machine(Monitored):
             self.engine.report_free_pages(FreePages(self.memory).discard)
         self.engine.on_crash = self._crashed
         self.engine.on_reset = partial(self._want_reset, "Hyper-V reset MSR")
-        self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data))
+        self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data), self.guest_time)
         self.board = Board(
             config.cpus,
             loop,
@@ -182,7 +184,7 @@ class Machine(Monitored):
             from pyvmm.machine.services import Services
 
             self._services = Services(
-                self.config, self.loop, self.memory, self.engine, self._discard, window=self.window
+                self.config, self.guest_time, self.memory, self.engine, self._discard, window=self.window
             )
             self._plugging = Plugging(self._services, self._emit)
             self._size_watch = SizeWatch(self._plugging, self._emit)
@@ -191,7 +193,7 @@ class Machine(Monitored):
                 balloon.on_change.append(self._balloon_changed)
                 if self.config.status_report:
                     balloon.on_status.append(self._status_report)
-                    self.pressure = Pressure(balloon, self.config.limits, self._emit)
+                    self.pressure = Pressure(balloon, self.config.limits, self._emit, clock=self.guest_time.clock)
         return self._services
 
     @property
@@ -279,6 +281,7 @@ class Machine(Monitored):
         assert self._hardware is not None
         self._set_state("running")
         self._hardware.start()
+        self.guest_time.thaw()
         _ = self.services  # while the guest boots
 
     def run(self) -> Outcome:
@@ -291,6 +294,7 @@ class Machine(Monitored):
         """Give everything back to the host. Harmless twice."""
         self._tick_timer.cancel()
         self._memory_timer.cancel()
+        self.guest_time.close()
         hardware, self._hardware = self._hardware, None
         if hardware is not None:
             if self._services is not None:
@@ -348,17 +352,25 @@ class Machine(Monitored):
         hardware.start()
 
     def pause(self) -> None:
-        """Stop the vCPUs; devices and timers go on."""
+        """Stop the vCPUs, and guest time with them: what waits for the guest waits on. The monitor is served."""
         if self._hardware is not None and self._state == "running":
             self._hardware.pause()
+            self.guest_time.freeze()
             self._set_state("paused")
             self._emit("STOP", {})
 
     def resume(self) -> None:
         if self._hardware is not None and self._state == "paused":
             self._set_state("running")
+            self.guest_time.thaw()
             self._hardware.resume()
+            self._set_guest_clock()
             self._emit("RESUME", {})
+
+    def _set_guest_clock(self) -> None:
+        """The guest could not run for a while: its time of day may be wrong."""
+        if self._services is not None and self._services.timesync is not None:
+            self._services.timesync.sync()
 
     def powerdown(self) -> None:
         """Ask the guest to shut down: by the shutdown service if its driver is there, else by the power button."""

@@ -17,6 +17,7 @@ from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
+    from pyvmm.guest_time import GuestTimers
     from pyvmm.hyperv.engine import Engine
     from pyvmm.loop import Loop
     from pyvmm.machine.agent import GuestAgent
@@ -39,6 +40,7 @@ class Monitored(ABC):
 
     config: MachineConfig
     loop: Loop
+    guest_time: GuestTimers
     name: str
     engine: Engine
     agent: GuestAgent
@@ -167,7 +169,7 @@ class Monitored(ABC):
         """Run a shell command in the guest and collect what it writes. Raises ConfigError."""
         from pyvmm.machine.execute import execute
 
-        execute(self.agent, self.loop, command, seconds, done)
+        execute(self.agent, self.guest_time, command, seconds, done)
 
     def resident(self) -> int:
         """Bytes of this process that the host keeps in memory."""

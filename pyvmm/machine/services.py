@@ -17,8 +17,8 @@ from devices.balloon.tuning import Tuning
 from devices.ic.heartbeat import Heartbeat
 from devices.ic.shutdown import Shutdown
 from devices.ic.timesync import TimeSync
+from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.engine import Engine
-from pyvmm.loop import Loop
 from pyvmm.machine.config import MachineConfig
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus.bus import Vmbus
@@ -36,18 +36,18 @@ def _tuning(config: MachineConfig) -> Tuning:
 
 
 class Services:
-    """The bus and its devices; a device the configuration leaves out is None."""
+    """The bus and its devices, on guest time; a device the configuration leaves out is None."""
 
     def __init__(
         self,
         config: MachineConfig,
-        loop: Loop,
+        timers: GuestTimers,
         memory: GuestMemory,
         engine: Engine,
         discard: Callable[[int, int], object],
         window: Window | None = None,
     ) -> None:
-        self.bus = Vmbus(loop, memory, engine, max_version=config.max_vmbus)
+        self.bus = Vmbus(timers, memory, engine, max_version=config.max_vmbus)
         self.balloon: BalloonDevice | None = None
         self.heartbeat: Heartbeat | None = None
         self.shutdown: Shutdown | None = None
@@ -57,6 +57,7 @@ class Services:
             self.balloon = BalloonDevice(
                 ram,
                 discard,
+                clock=timers.clock,
                 # Automatic sizing begins each life of the guest at its boot size.
                 keep_target=config.keep_target and config.limits is None,
                 tuning=_tuning(config),

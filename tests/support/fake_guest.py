@@ -6,6 +6,7 @@
     first, second = guest.take(Body, 2)      # device -> driver: exactly 2 packets are there; parsed as Body
     payload = guest.take_bytes()             # one packet's payload, padded to 8 bytes
     guest.advance(seconds=4.5)               # move the clock, timers and loop run
+    guest.pause(seconds=42)                  # the machine is paused for so long: the clock moves, the guest does not
     guest.close(); guest.reopen()            # driver unbound and bound again
     guest.unload(); guest.connect()          # hv_vmbus removed and loaded again
     guest.reset()                            # machine reset
@@ -25,6 +26,7 @@ from random import Random
 from struct import pack, unpack_from
 from typing import Protocol, Self, TypeVar
 
+from pyvmm.guest_time import GuestTimers
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vmbus import protocol as p
 from pyvmm.vmbus.bus import Vmbus
@@ -165,7 +167,8 @@ class FakeGuest:
         self.loop = FakeLoop()
         self.memory = GuestMemory.flat(memory_mib << 20)
         self.partition = FakePartition(vp_count)
-        self.bus = Vmbus(self.loop, self.memory, self.partition, max_version)
+        self.time = GuestTimers(self.loop)
+        self.bus = Vmbus(self.time, self.memory, self.partition, max_version)
         self.partition.on_message = self._on_message
         self.partition.on_event = self._on_event
         self.version = version
@@ -363,6 +366,13 @@ class FakeGuest:
     def advance(self, seconds: float) -> Self:
         """Move the clock; timers that come due and posted work run."""
         self.loop.advance(seconds)
+        return self
+
+    def pause(self, seconds: float) -> Self:
+        """The machine is paused for so long, and runs again."""
+        self.time.freeze()
+        self.loop.advance(seconds)
+        self.time.thaw()
         return self
 
 

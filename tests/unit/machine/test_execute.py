@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.guest_time import GuestTimers
 from pyvmm.loop import Timers
-from pyvmm.machine.agent import GuestAgent
+from pyvmm.machine.agent import TIMED_OUT, GuestAgent
 from pyvmm.machine.execute import GRACE, OUTPUT_LIMIT, execute
+from tests.support.fake_clock import FakeLoop
 
 
 class Bench:
@@ -18,7 +20,7 @@ class Bench:
         self.now = 0.0
         self.timers = Timers(lambda: self.now)
         self.sent: list[bytes] = []
-        self.agent = GuestAgent(lambda data: self.sent.append(data) or len(data))
+        self.agent = GuestAgent(lambda data: self.sent.append(data) or len(data), self.timers)
         self.results: list[dict[str, Any] | HostError] = []
 
     def run(self, command: str, seconds: int = 10) -> None:
@@ -90,3 +92,42 @@ def test_what_cannot_be_sent_is_refused_at_once(bench: Bench, command: str) -> N
         bench.run(command)
     bench.say(b"ready 1 6.1")
     assert not bench.sent and not bench.results
+
+
+def test_a_command_that_takes_too_long_is_ended_by_the_host(bench: Bench) -> None:
+    bench.say(b"ready 1 6.1")
+    bench.run("sleep 60", seconds=10)
+    bench.after(9.9)
+    assert bench.sent[1:] == []
+    bench.after(0.2)
+    assert bench.sent[1:] == [b"kill 1 TERM\n"]
+    bench.after(2.1)
+    assert bench.sent[2:] == [b"kill 1 KILL\n"]
+    bench.say(b"exit 1 137")
+    assert [each["status"] for each in bench.results] == [TIMED_OUT]
+    bench.after(100)
+    assert len(bench.sent) == 3 and len(bench.results) == 1
+
+
+def test_a_command_s_time_begins_when_it_is_sent(bench: Bench) -> None:
+    bench.run("sleep 60", seconds=10)
+    bench.after(8)
+    bench.say(b"ready 1 6.1")
+    bench.after(6.9)
+    assert bench.sent == [b"run 1 0 c2xlZXAgNjA=\n"]
+
+
+def test_a_pause_counts_for_no_command_s_time(bench: Bench) -> None:
+    loop = FakeLoop()
+    time = GuestTimers(loop)
+    agent = GuestAgent(lambda data: bench.sent.append(data) or len(data), time)
+    results: list[dict[str, Any] | HostError] = []
+    agent.received(b"ready 1 6.1\n")
+    execute(agent, time, "sleep 5", 10, results.append)
+    time.freeze()
+    loop.advance(3600)
+    time.thaw()
+    loop.advance(9)
+    assert bench.sent == [b"run 1 0 c2xlZXAgNQ==\n"] and results == []
+    loop.advance(30)
+    assert b"kill 1 TERM\n" in bench.sent and isinstance(results[0], HostError)

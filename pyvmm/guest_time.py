@@ -1,0 +1,135 @@
+"""Guest time: a clock and timers that stand still while the guest cannot run.
+
+What waits for the guest (a balloon request, a heartbeat, the time limit of a command) must not hold against it the
+time in which its vCPUs were stopped. So VMBus, its devices and the agent take their time from here, not from the
+loop. The clock stands still
+
+    before the first vCPU runs        `frozen` at the start, until `thaw`
+    while the machine is paused       `freeze`, `thaw`
+    while this process was stopped    found out: nothing looked at the loop's clock for longer than STALL
+
+A suspended host needs nothing: time.monotonic() stands still by itself (Linux CLOCK_MONOTONIC).
+
+    loop clock    0 ----- 10 ........ 52 ------ 62
+    guest time    0 ----- 10          10 ------ 20        paused from 10 to 52: `_lost` is 42 from then on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pyvmm.loop import Timer, Timers
+
+LOOK_PERIOD = 0.5
+"""Seconds between two looks at the loop's clock, so that a longer gap means something."""
+STALL = 3.0
+"""Seconds without a look after which this process, and with it the guest, counts as having been stopped. A loop that
+was merely busy for so long gives the guest that much more time, which does no harm."""
+_SHORTEST_WAIT = 1e-4
+"""Seconds until a timer is looked at again that is not due yet by a rounding error."""
+
+
+class LoopTime(Protocol):
+    """What guest time is made from: the loop, or a test's."""
+
+    clock: Callable[[], float]
+
+    def after(self, seconds: float, callback: Callable[[], Any]) -> Timer: ...
+
+    def every(self, period: float, callback: Callable[[], Any]) -> Timer: ...
+
+    def post(self, callback: Callable[..., Any], *args: Any) -> None: ...
+
+
+class GuestTimers(Timers):
+    """The event loop's timers in guest time: a `pyvmm.vmbus.channel.Scheduler`. On the loop's thread, but for `post`.
+
+    `on_stall` is called, on the loop, after a stop of this process was found out.
+    """
+
+    def __init__(self, loop: LoopTime, *, frozen: bool = False, on_stall: Callable[[], Any] = lambda: None) -> None:
+        super().__init__(self._now)
+        self._loop = loop
+        self._on_stall = on_stall
+        self._seen = loop.clock()
+        self._lost = 0.0  # seconds of the loop's clock that are not guest time
+        self._frozen_at: float | None = self._seen if frozen else None  # guest time
+        self._alarm: Timer | None = None  # of the loop, for the next timer due
+        self._look = loop.every(LOOK_PERIOD, self._now)
+
+    def _now(self) -> float:
+        now = self._loop.clock()
+        gap = now - self._seen
+        self._seen = now
+        if gap > STALL and self._frozen_at is None:
+            self._lost += gap
+            self._loop.post(self._stalled)
+        return now - self._lost if self._frozen_at is None else self._frozen_at
+
+    def _stalled(self) -> None:
+        self._arm()
+        self._on_stall()
+
+    @property
+    def frozen(self) -> bool:
+        return self._frozen_at is not None
+
+    def freeze(self) -> None:
+        """The guest cannot run from now on. Harmless twice."""
+        if self._frozen_at is None:
+            self._frozen_at = self._now()
+            self._disarm()
+
+    def thaw(self) -> None:
+        """The guest runs (again). Harmless twice."""
+        if self._frozen_at is not None:
+            self._seen = self._loop.clock()
+            self._lost = self._seen - self._frozen_at
+            self._frozen_at = None
+            self._arm()
+
+    def after(self, seconds: float, callback: Callable[..., Any]) -> Timer:
+        """Call `callback` once, after `seconds` in which the guest could run."""
+        timer = super().after(seconds, callback)
+        self._arm()
+        return timer
+
+    def every(self, period: float, callback: Callable[..., Any]) -> Timer:
+        """Call `callback` every `period` seconds of guest time."""
+        timer = super().every(period, callback)
+        self._arm()
+        return timer
+
+    def post(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Run `callback(*args)` on the loop soon, paused or not. From any thread."""
+        self._loop.post(callback, *args)
+
+    def close(self) -> None:
+        """Nothing is called any more."""
+        self._look.cancel()
+        self._disarm()
+
+    def _arm(self, *, shortest: float = 0.0) -> None:
+        """Have the loop call `_ring` when the next timer is due, or before: it looks again then."""
+        due = self.next_due()
+        if due is None or self._frozen_at is not None:
+            self._disarm()
+            return
+        wait = max(due - self._now(), shortest)
+        if self._alarm is not None:
+            if self._alarm.when <= self._seen + wait:
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.after(wait, self._ring)
+
+    def _disarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._frozen_at is None:
+            self.run_due()
+            self._arm(shortest=_SHORTEST_WAIT)
