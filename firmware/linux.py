@@ -110,7 +110,10 @@ def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_s
     initrd_name = str(initrd) if isinstance(initrd, Path) else "initrd"
     initrd_source = _Source(initrd, initrd_name) if initrd is not None else None
     initrd_size = len(initrd_source.view) if initrd_source is not None else 0
-    text = cmdline.encode()
+    try:
+        text = cmdline.encode("utf-8", "surrogateescape")  # as Python took it from the user's own command line
+    except UnicodeEncodeError as error:
+        raise ConfigError("the kernel command line is no text: it has half a surrogate pair in it") from error
     if b"\0" in text:
         raise ConfigError("the kernel command line holds a zero byte; remove it")
 

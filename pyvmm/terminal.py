@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from pyvmm.guest_text import clean
+
 ESCAPE = 0x01  # Ctrl-A
 
 KEYS_HELP = (
@@ -294,7 +296,7 @@ class MonitorPrompt:
             output = self._execute(line)
         else:
             output = ""
-        return "\r\n" + output.replace("\r\n", "\n").replace("\n", "\r\n") + self.PROMPT
+        return "\r\n" + clean(output).replace("\n", "\r\n") + self.PROMPT
 
     def _erase(self, count: int) -> str:
         count = min(count, len(self._line))

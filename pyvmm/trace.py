@@ -22,6 +22,7 @@ from string import Formatter
 from typing import Any, NamedTuple, TextIO
 
 from pyvmm.errors import ConfigError
+from pyvmm.guest_text import one_line
 
 
 class Record(NamedTuple):
@@ -172,7 +173,7 @@ class TextSink:
         self._start = time.monotonic()
 
     def __call__(self, record: Record) -> None:
-        self._stream.write(f"{record.time - self._start:.6f} {record.text()}\r\n")
+        self._stream.write(f"{record.time - self._start:.6f} {one_line(record.text())}\r\n")
 
 
 class TailSink:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from pyvmm.guest_text import one_line
+
 
 class CommandFailed(Exception):
     """A command in the guest ended with another status than 0; `completed` has its output."""
 
     def __init__(self, command: str, completed: Completed) -> None:
         last = (completed.stderr or completed.stdout).strip().splitlines()[-1:]
-        super().__init__(": ".join([f"{command!r} ended with status {completed.status}", *last]))
+        super().__init__(": ".join([f"{command!r} ended with status {completed.status}", *map(one_line, last)]))
         self.completed = completed
 
 

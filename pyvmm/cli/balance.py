@@ -84,7 +84,7 @@ def balance(
                     raise ConfigError("no VM is running: `pyvmm run` starts one")
                 report = _round(entries, budget, least, buffer, held)
                 if as_json:
-                    click.echo(_line(report))
+                    output.echo(_line(report))
                 elif once or report["actions"] or report["problems"] != shown:
                     _print(report)
                 shown = report["problems"]
@@ -107,7 +107,7 @@ def _let_go(held: Iterable[str]) -> None:
                     client.execute("x-autosize", {"enable": True})
             except HostError as error:
                 with contextlib.suppress(OSError):  # the terminal may be gone: the others' turn comes all the same
-                    click.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
+                    output.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
 
 
 def _line(report: dict[str, Any]) -> str:
@@ -191,9 +191,7 @@ def _look(entry: Entry, client: Client, least: int, buffer: int, held: set[str])
 
 def _print(report: dict[str, Any]) -> None:
     used, budget = report["used"], report["budget"]
-    click.echo(
-        click.style(f"{time.strftime('%H:%M:%S')}  {format_size(used)} of {format_size(budget)} in use", bold=True)
-    )
+    output.echo(f"{time.strftime('%H:%M:%S')}  {format_size(used)} of {format_size(budget)} in use", bold=True)
     rows = []
     for each in report["guests"]:
         target = report["actions"].get(each["name"])
@@ -210,4 +208,4 @@ def _print(report: dict[str, Any]) -> None:
     if rows:
         output.table(("NAME", "MEMORY", "DEMAND", "PRESSURE", ""), rows)
     for name, text in report["problems"].items():
-        click.echo(f"{name}: {text}", err=True)
+        output.echo(f"{name}: {text}", err=True)

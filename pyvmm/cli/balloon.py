@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.cli import exit_status
-from pyvmm.cli.output import print_json
+from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.status import memory_text
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.errors import ConfigError
@@ -85,7 +85,7 @@ def balloon(
     if as_json:
         print_json(reply)
     else:
-        click.echo(f"{entry.name}: {_promise(size, reply)}")
+        echo(f"{entry.name}: {_promise(size, reply)}")
     return 0
 
 
@@ -119,7 +119,7 @@ def _show(client: Client, as_json: bool) -> int:
     if as_json:
         print_json({"actual": actual, "memory": memory, "balloon": state})
     else:
-        click.echo(f"{about.get('name') or 'guest'}: {memory_text(memory | {'actual': actual}, state)}")
+        echo(f"{about.get('name') or 'guest'}: {memory_text(memory | {'actual': actual}, state)}")
     return 0
 
 
@@ -161,12 +161,12 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
     if as_json:
         print_json(reply | {"actual": actual, "result": result, "asked-again": goes_on})
     elif actual == size:
-        click.echo(f"reached {format_size(actual)}")
+        echo(f"reached {format_size(actual)}")
     elif result == "timeout":
-        click.echo(f"at {format_size(actual)} after {timeout:g} s, target {format_size(size)}")
+        echo(f"at {format_size(actual)} after {timeout:g} s, target {format_size(size)}")
     else:
         text = f"stays at {format_size(actual)}, target {format_size(size)}: {result}"
-        click.echo(text + ("; it is asked again for some seconds" if goes_on else ""))
+        echo(text + ("; it is asked again for some seconds" if goes_on else ""))
     if actual == size:
         return 0
     return exit_status.TIMEOUT if result == "timeout" else exit_status.ERROR

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pyvmm.cli.output import print_json, table
+from pyvmm.cli.output import echo, print_json, table
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 
 
@@ -31,7 +31,7 @@ def devices(given: str | None, name: str | None, socket: Path | None, as_json: b
     if as_json:
         print_json(rows)
     elif not rows:
-        click.echo("no VMBus devices")
+        echo("no VMBus devices")
     else:
         table(("CHANNEL", "DEVICE", "ID", "STATE", "PACKETS", "SIGNALS", "RINGS", ""), [_row(row) for row in rows])
 

@@ -53,9 +53,9 @@ def doctor(fresh: bool, as_json: bool) -> int:
     for each in findings:
         if each.group != group:
             group = each.group
-            click.echo(click.style(group, bold=True))
+            output.echo(group, bold=True)
         output.finding("ok" if each.ok else "missing" if each.needed else "note", each.what, each.detail, each.fix)
-    click.echo(click.style(_VERDICTS[where], bold=True))
+    output.echo(_VERDICTS[where], bold=True)
     return 0 if where != "nowhere" else exit_status.ERROR
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.cli import exit_status
-from pyvmm.cli.output import print_json
+from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine_options
 from pyvmm.cli.where import say
 from pyvmm.errors import ConfigError, HostError, PyvmmError
+from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
@@ -103,7 +104,7 @@ def wait(
     if as_json:
         print_json({"name": entry.name} | found)
     else:
-        click.echo(f"{entry.name}: {_words(found, event, channel, timeout)}")
+        echo(one_line(f"{entry.name}: {_words(found, event, channel, timeout)}"))
     return _status(found, ends=event is None and channel is None)
 
 
@@ -245,9 +246,9 @@ def kill(given: str | None, name: str | None, socket: Path | None, as_json: bool
     if as_json:
         print_json({"name": entry.name, "pid": entry.pid, "ended-by": means})
     elif means is None:
-        click.echo(f"{entry.name}: process {entry.pid} does not end")
+        echo(f"{entry.name}: process {entry.pid} does not end")
     else:
-        click.echo(f"{entry.name}: ended" + ("" if means == "quit" else f" by {means}: it did not answer"))
+        echo(f"{entry.name}: ended" + ("" if means == "quit" else f" by {means}: it did not answer"))
     return exit_status.ERROR if means is None else 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from pyvmm.cli import output
 from pyvmm.sizes import format_size
 
@@ -24,7 +22,7 @@ def show_history(client: Client, count: int, as_json: bool) -> None:
         output.print_json(about)
         return
     if not about["samples"]:
-        click.echo("no report yet: Linux sends the first 45 s after its driver's start")
+        output.echo("no report yet: Linux sends the first 45 s after its driver's start")
         return
     output.table(("TIME", "MEMORY", "AVAILABLE", "DEMAND", "PRESSURE"), [_row(each) for each in about["samples"]])
 

@@ -27,7 +27,7 @@ def host() -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(f"pyvmm: {text}", err=True)
+    output.echo(f"pyvmm: {text}", err=True)
 
 
 _MEMORY = click.option(
@@ -71,7 +71,7 @@ def start(guest_memory: str, idle: int) -> None:
     """Keep a host up: later commands that need one share it, until it has been idle for a while."""
     from pyvmm.host import commands
 
-    click.echo(commands.start(memory_mib=_memory(guest_memory), idle_seconds=idle, progress=_say))
+    output.echo(commands.start(memory_mib=_memory(guest_memory), idle_seconds=idle, progress=_say))
 
 
 @host.command()
@@ -79,7 +79,7 @@ def stop() -> None:
     """End the host that is kept up."""
     from pyvmm.host import commands
 
-    click.echo(commands.stop())
+    output.echo(commands.stop())
 
 
 @host.command()
@@ -94,7 +94,7 @@ def prepare(guest_memory: str) -> None:
     begin = time.monotonic()
     with EmulatedHost.start(memory_mib=memory, progress=_say):
         seconds = time.monotonic() - begin
-    click.echo(f"ready: starts in {seconds:.1f} s")
+    output.echo(f"ready: starts in {seconds:.1f} s")
 
 
 @host.command()

@@ -70,7 +70,7 @@ def build(name: str | None, force: bool, everything: bool, as_json: bool) -> Non
         output.print_json([_facts(each) for each in built])
         return
     for each in built:
-        click.echo(f"{each.name}: kernel {each.release}, {format_size(sum(each.sizes.values()))}")
+        output.echo(f"{each.name}: kernel {each.release}, {format_size(sum(each.sizes.values()))}")
 
 
 @image.command()
@@ -84,7 +84,7 @@ def show(name: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json(_facts(found))
         return
-    click.echo(click.style(found.name, bold=True) + (" (default)" if found.default else ""))
+    output.echo(found.name + (" (default)" if found.default else ""), bold=True)
 
     def file(part: str) -> str:
         size = f"  ({format_size(found.sizes[part])})" if part in found.sizes else ""
@@ -111,4 +111,4 @@ def _facts(image: Image) -> dict[str, Any]:
 
 
 def _say(name: str, text: str) -> None:
-    click.echo(f"{name}: {text}", err=True)
+    output.echo(f"{name}: {text}", err=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.cli.output import print_json
+from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.guest_text import Cleaner
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
@@ -32,6 +34,8 @@ def log(
     pyvmm log
     pyvmm log web -n 20
     pyvmm log web --follow
+
+    On a terminal, control characters are shown as escapes (\\x1b), so that a guest cannot drive it.
     """
     with connect(find(given, name, socket)) as client:
         reply = client.execute("x-console-tail")
@@ -39,9 +43,11 @@ def log(
         if as_json:
             print_json(reply)
             return
-        click.echo(_clean(reply["text"]), nl=False)
+        show = _Shown()
+        show(reply["text"])
         if follow:
-            _follow(client, reply["end"])
+            _follow(client, reply["end"], show)
+        show.end()
 
 
 def _last(text: str, lines: int | None) -> str:
@@ -51,12 +57,28 @@ def _last(text: str, lines: int | None) -> str:
     return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
 
 
-def _clean(text: str) -> str:
-    """A terminal's line ends as a file's."""
-    return text.replace("\r\n", "\n")
+class _Shown:
+    """Pieces of a console on standard output: what a terminal would obey is escaped there, and goes as it is into a
+    pipe or a file, but for a terminal's line ends.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._cleaner = Cleaner()
+
+    def __call__(self, text: str) -> None:
+        if self._terminal:
+            click.echo(self._cleaner.feed(text), nl=False)
+        else:
+            click.echo(text.replace("\r\n", "\n"), nl=False)
+
+    def end(self) -> None:
+        """The last piece was shown."""
+        if self._terminal:
+            click.echo(self._cleaner.end(), nl=False)
 
 
-def _follow(client: Client, end: int) -> None:
+def _follow(client: Client, end: int, show: _Shown) -> None:
     """Show what comes after byte `end`, up to the machine's last word."""
     from pyvmm.control.client import Disconnected, TimedOut
 
@@ -68,8 +90,8 @@ def _follow(client: Client, end: int) -> None:
             except TimedOut:
                 continue
             if found["begin"] > end:
-                click.echo(f"\npyvmm: {found['begin'] - end} bytes came too fast and are lost", err=True)
+                echo(f"\npyvmm: {found['begin'] - end} bytes came too fast and are lost", err=True)
             end = found["end"]
-            click.echo(_clean(found["text"]), nl=False)
+            show(found["text"])
     except Disconnected:
         return  # the machine's end is the console's

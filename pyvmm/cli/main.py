@@ -16,6 +16,7 @@ import click
 from pyvmm import __version__
 from pyvmm.cli import exit_status
 from pyvmm.errors import PyvmmError
+from pyvmm.guest_text import one_line
 
 _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Guests": {
@@ -166,7 +167,7 @@ def _complain(error: Exception) -> int:
             text = "this computer has not enough memory for that"
         case _:
             text = str(error)
-    line = " ".join(text.split()) or type(error).__name__
+    line = one_line(" ".join(text.split())) or type(error).__name__
     try:
         click.echo(f"{click.style('pyvmm:', fg='red', bold=True)} {line}", err=True)
     except OSError:

@@ -1,4 +1,8 @@
-"""What the commands print: tables, fields, marks, JSON. Colours only on a terminal: click sees to it."""
+"""What the commands print: lines, tables, fields, marks, JSON. Colours only on a terminal: click sees to it.
+
+Every line that a command makes up is printed here, and by nothing else in `pyvmm.cli`: names, error texts and
+counters come from guests, monitors and files, and go through `pyvmm.guest_text` on their way.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,19 @@ from typing import Any, Literal
 
 import click
 
+from pyvmm.guest_text import clean, one_line
+
 TITLE_WIDTH = 22
 
 Mark = Literal["ok", "missing", "note"]
 
 _MARKS: dict[Mark, tuple[str, str]] = {"ok": ("ok", "green"), "missing": ("--", "red"), "note": ("??", "yellow")}
+
+
+def echo(text: object = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
+    """Print `text`, in the style that click's arguments say, with whatever a terminal would obey escaped."""
+    shown = clean(str(text))
+    click.echo(click.style(shown, **style) if style else shown, nl=nl, err=err)
 
 
 def print_json(value: Any) -> None:
@@ -22,7 +34,7 @@ def print_json(value: Any) -> None:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns as wide as they must be, the header in bold."""
-    lines = [tuple(header), *(tuple(row) for row in rows)]
+    lines = [tuple(map(one_line, header)), *(tuple(map(one_line, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -31,7 +43,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
     """Lines of `name   text`; empty texts are left out."""
-    shown = [(name, text) for name, text in pairs if text]
+    shown = [(one_line(name), one_line(text)) for name, text in pairs if text]
     width = max((len(name) for name, _ in shown), default=0)
     for name, text in shown:
         click.echo(f"{indent}{click.style(name.ljust(width), dim=True)}  {text}")
@@ -40,9 +52,10 @@ def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
 def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:
     """A line of `pyvmm doctor`, and one with what to do about it."""
     word, colour = _MARKS[mark]
+    title, text = one_line(title), one_line(text)
     click.echo(f"{click.style(word, fg=colour, bold=True)}  {title.ljust(TITLE_WIDTH)}  {text}".rstrip())
     if fix:
-        click.echo(f"    {' ' * TITLE_WIDTH}  {click.style('->', fg=colour)} {fix}")
+        click.echo(f"    {' ' * TITLE_WIDTH}  {click.style('->', fg=colour)} {one_line(fix)}")
 
 
 _BALLOON_STATES = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.output import print_json
+from pyvmm.cli.output import echo, print_json
 
 if TYPE_CHECKING:
     from pyvmm.tracing.report.latency import Latency
@@ -58,9 +58,9 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
             }
         )
         return
-    click.echo(f"{target}: {len(found.entries)} events in {story.seconds:.1f} s")
+    echo(f"{target}: {len(found.entries)} events in {story.seconds:.1f} s")
     for path in tables:
-        click.echo(path)
+        echo(path)
 
 
 def _summary(latency: Latency) -> dict[str, Any]:

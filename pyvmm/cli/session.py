@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pyvmm.cli.consoles import Console, open_console
 from pyvmm.cli.trace_sinks import traces
+from pyvmm.guest_text import clean, one_line
 from pyvmm.host.inside import socket_path, user_pid
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
@@ -144,7 +145,7 @@ def report(outcome: Outcome, *, show_text: bool = True) -> int:
         case "panic":
             _say(f"guest panicked: {outcome.text}")
             if show_text and outcome.crash is not None and outcome.crash.text:
-                print(outcome.crash.text, file=sys.stderr)
+                print(clean(outcome.crash.text), file=sys.stderr)
             return STATUS_PANIC
         case "error":
             _say(outcome.text)
@@ -153,4 +154,4 @@ def report(outcome: Outcome, *, show_text: bool = True) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"pyvmm: {text}", file=sys.stderr)
+    print(f"pyvmm: {one_line(text)}", file=sys.stderr)

@@ -51,7 +51,7 @@ def status(given: str | None, name: str | None, socket: Path | None, history: in
     if as_json:
         output.print_json(about)
         return
-    click.echo(click.style(_head(about), bold=True))
+    output.echo(_head(about), bold=True)
     output.fields(_fields(about))
 
 
@@ -147,7 +147,7 @@ def ps(as_json: bool) -> None:
         output.print_json(rows)
         return
     if not found:
-        click.echo("no VM is running")
+        output.echo("no VM is running")
         return
     output.table(("NAME", "PID", "STATUS", "MEMORY", "UPTIME", "COMMAND"), [_row(*each) for each in found])
 

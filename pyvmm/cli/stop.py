@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyvmm.cli import exit_status
-from pyvmm.cli.output import print_json
+from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.cli.where import say
 from pyvmm.errors import HostError
@@ -48,9 +48,9 @@ def stop(given: str | None, name: str | None, socket: Path | None, force: bool, 
     if as_json:
         print_json({"name": entry.name, "ended": ended, "seconds": round(seconds, 3), "resumed": resumed})
     elif ended:
-        click.echo(f"{entry.name}: ended after {seconds:.1f} s")
+        echo(f"{entry.name}: ended after {seconds:.1f} s")
     else:
-        click.echo(f"{entry.name}: still running after {timeout:g} s; `pyvmm stop {entry.name} --force` ends it")
+        echo(f"{entry.name}: still running after {timeout:g} s; `pyvmm stop {entry.name} --force` ends it")
     return 0 if ended else exit_status.TIMEOUT
 
 

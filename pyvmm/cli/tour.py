@@ -18,6 +18,7 @@ from pyvmm.cli.run import complete_image
 from pyvmm.cli.tour_show import JsonLines, Measured, Show, Words
 from pyvmm.cli.where import RepeatableCommand, run_somewhere, say
 from pyvmm.errors import ConfigError
+from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
     from devices.balloon.plan import ResizeOutcome
@@ -232,6 +233,6 @@ class _Guide:
         self._timer = None if seconds is None else self._machine.loop.after(seconds, lambda: self._fail(text))
 
     def _fail(self, text: str) -> None:
-        print(f"pyvmm: {text}", file=sys.stderr)
+        print(f"pyvmm: {one_line(text)}", file=sys.stderr)
         self.status = 1
         self._machine.quit()

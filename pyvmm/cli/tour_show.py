@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from pyvmm.guest_text import clean
 from pyvmm.sizes import format_size
 
 MIB = 1 << 20
@@ -88,16 +89,17 @@ class Words:
 
     @staticmethod
     def _title(text: str) -> None:
+        text = clean(text)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(f"\n\x1b[1;36m{text}\x1b[0m" if colour else f"\n{text}", flush=True)
 
     @staticmethod
     def _line(text: str) -> None:
-        print(f"  {text}", flush=True)
+        print(f"  {clean(text)}", flush=True)
 
     @staticmethod
     def _cells(label: str, *cells: str) -> None:
-        print(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+        print(clean(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells)), flush=True)
 
 
 def _counted(number: int, what: str) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.cli import exit_status
-from pyvmm.cli.output import print_json, table
+from pyvmm.cli.output import echo, print_json, table
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.cli.trace_events import complete_event
+from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
     from pyvmm.control.client import Client
@@ -98,10 +99,10 @@ def follow(
         for number, entry in enumerate(_events(client, timeout), 1):
             if as_json:
                 fields = {"time": entry.time, "event": entry.name, "thread": entry.thread} | entry.fields
-                click.echo(_line(fields))
+                echo(_line(fields))
             else:
                 message = entry.message(words_of.get(entry.name))
-                click.echo(f"{entry.time - reply['now']:11.6f} {entry.name} {message}".rstrip())
+                echo(one_line(f"{entry.time - reply['now']:11.6f} {entry.name} {message}".rstrip()))
             if number == count:
                 return 0
     return 0 if count is None else exit_status.TIMEOUT
@@ -129,7 +130,7 @@ def _events(client: Client, timeout: float | None) -> Iterator[Entry]:
                 return
             continue
         if data["dropped"]:
-            click.echo(f"pyvmm: {data['dropped']} events dropped: they came faster than they were read", err=True)
+            echo(f"pyvmm: {data['dropped']} events dropped: they came faster than they were read", err=True)
         yield from filter(None, map(from_object, data["events"]))
 
 
@@ -204,11 +205,11 @@ def diff(
     else:
         _show_diff(found, context)
         counts = summary(found.steps)
-        click.echo(", ".join(f"{number} {word}" for word, number in counts.items()), err=True)
+        echo(", ".join(f"{number} {word}" for word, number in counts.items()), err=True)
         for path, names in ((first, found.unknown_to_b), (second, found.unknown_to_a)):
             if names:
                 listed = ", ".join(f"{name} ({count})" for name, count in names.most_common())
-                click.echo(f"only {path} has: {listed}", err=True)
+                echo(f"only {path} has: {listed}", err=True)
     return 0 if found.same else exit_status.ERROR
 
 
@@ -223,24 +224,26 @@ def _show_diff(found: Difference, context: int) -> None:
     last = -1
     for number in sorted(shown):
         if number != last + 1:
-            click.echo(click.style(f"@@ {number - last - 1} equal events", fg="cyan"))
+            echo(f"@@ {number - last - 1} equal events", fg="cyan")
         last = number
-        click.echo(_step_text(steps[number]))
+        text, style = _step_text(steps[number])
+        echo(text, **style)
 
 
-def _step_text(step: Step) -> str:
+def _step_text(step: Step) -> tuple[str, dict[str, Any]]:
+    """A difference in a line, and the line's colour."""
     from pyvmm.tracing.diff import Changed, OnlyA, OnlyB, Same
 
     match step:
         case Same(a, _):
-            return f"  {a.name} {a.message()}".rstrip()
+            return f"  {a.name} {a.message()}".rstrip(), {}
         case Changed(a, _, fields):
             changes = ", ".join(f"{name}: {x} | {y}" for name, (x, y) in fields.items())
-            return click.style(f"~ {a.name} {a.message()}".rstrip() + f"   [{changes}]", fg="yellow")
+            return f"~ {a.name} {a.message()}".rstrip() + f"   [{changes}]", {"fg": "yellow"}
         case OnlyA(a):
-            return click.style(f"- {a.name} {a.message()}".rstrip(), fg="red")
+            return f"- {a.name} {a.message()}".rstrip(), {"fg": "red"}
         case OnlyB(b):
-            return click.style(f"+ {b.name} {b.message()}".rstrip(), fg="green")
+            return f"+ {b.name} {b.message()}".rstrip(), {"fg": "green"}
 
 
 def _diff_json(found: Difference) -> dict[str, Any]:
@@ -289,4 +292,4 @@ def convert(source: Path, target: Path, format: str | None) -> None:
         raise ConfigError(f"{target} is the trace itself: write to another file")
     with open(target, "w", encoding="utf-8") as file:
         file.writelines(rewrite(found, format or format_of(target)))
-    click.echo(f"{len(found.entries)} events, {found.skipped} lines that are none")
+    echo(f"{len(found.entries)} events, {found.skipped} lines that are none")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyvmm.errors import ConfigError
+from pyvmm.guest_text import one_line
 from pyvmm.host.inside import inside
 
 if TYPE_CHECKING:
@@ -109,4 +110,4 @@ def _present(*paths: Path | None) -> list[Path]:
 
 def say(text: str) -> None:
     """One line of progress on stderr, for people."""
-    print(f"pyvmm: {text}", file=sys.stderr, flush=True)
+    print(f"pyvmm: {one_line(text)}", file=sys.stderr, flush=True)

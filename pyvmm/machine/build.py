@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devices import serial_window
+from firmware import cmdline
 from firmware.linux import check_linux
 from pyvmm.errors import ConfigError
 from pyvmm.machine.config import MachineConfig
@@ -34,12 +35,13 @@ NO_SHELL = "pyvmm.agent"
 def command_line(append: str = "", *, agent_only: bool = False) -> str:
     """A guest's whole command line. Our console comes last, because Linux prints there what it has to say so far when
     it reads that word, and by then should know how much it shall say (`quiet`, the user's `loglevel=`). But a console
-    that the user names comes after ours: the last is /dev/console.
+    that the user names comes after ours: the last is /dev/console. What follows a `--` of the user's is init's, so
+    all words of ours come before it.
     """
-    names_console = any(word.startswith("console=") for word in append.split())
-    words = [BASE_CMDLINE, NO_SHELL if agent_only else "", append]
-    words.insert(0 if names_console else len(words), CONSOLE)
-    return " ".join(word for word in words if word)
+    for_kernel, for_init = cmdline.split(append)
+    words = [BASE_CMDLINE, NO_SHELL if agent_only else "", for_kernel]
+    words.insert(0 if "console" in cmdline.names(for_kernel) else len(words), CONSOLE)
+    return " ".join(word for word in [*words, for_init] if word)
 
 
 def _silent(line: str) -> None:

@@ -13,6 +13,7 @@ from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyvmm.guest_text import one_line
 from pyvmm.trace import Event, Record
 
 FORMATS = ("text", "json", "chrome")
@@ -68,7 +69,7 @@ class TextEncoder:
     def encode(self, record: Record) -> str:
         if self._start is None:
             self._start = record.time
-        return f"{record.time - self._start:.6f} {record.text()}\n"
+        return f"{record.time - self._start:.6f} {one_line(record.text())}\n"
 
     def tail(self) -> str:
         return ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.output import print_json
+from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.target import complete_machine, find
 from pyvmm.errors import ConfigError
 
@@ -239,7 +239,7 @@ def _once(board: Board, interval: float, svg: Path | None, width: int | None) ->
         )
         console.print(board.picture())
         svg.write_text(self_contained(console.export_svg(title="pyvmm top")), encoding="utf-8")
-    click.echo(svg)
+    echo(svg)
 
 
 def _settle(board: Board, interval: float) -> None:

@@ -227,7 +227,7 @@ def _exits(sample: Sample, layout: Layout) -> Panel:
             cells.append(bar(total / most, 10))
         if with_totals:
             cells.append(str(sample.totals[kind]))
-        table.add_row(kind, *cells)
+        table.add_row(Text(kind), *cells)
     if rest:
         table.add_row(Text(f"{len(rest)} more: {rate(sum(each for _, each in rest))}", "dim"))
     return _panel(table, f"exits a second: {rate(sample.exit_rate)}", layout.panel)

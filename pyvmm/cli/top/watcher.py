@@ -13,6 +13,7 @@ from pyvmm.cli.top.samples import Sample, sample
 from pyvmm.control.client import Client, Disconnected, Refused, Starting, TimedOut
 from pyvmm.control.registry import Entry, is_starting
 from pyvmm.errors import PyvmmError
+from pyvmm.guest_text import clean, clean_all, one_line
 from pyvmm.tracing.read import from_object
 
 TRACED = (
@@ -92,7 +93,7 @@ class Watcher:
             except TimedOut:
                 self.error = SILENT  # its host is busy
             except PyvmmError as error:
-                self.error = str(error)
+                self.error = one_line(str(error))
                 return
 
     def _talk(self, client: Client) -> None:
@@ -113,7 +114,7 @@ class Watcher:
 
     def turn(self, client: Client) -> None:
         """Take a sample, then listen for a period."""
-        now = client.execute("x-status")
+        now = clean_all(client.execute("x-status"))
         clock = time.monotonic()
         if self._before is None:
             self.sample = sample(now, None, 0.0)
@@ -139,9 +140,9 @@ class Watcher:
             case "X_TRACE":
                 for entry in filter(None, map(from_object, data["events"])):
                     message = entry.message(self._words.get(entry.name))
-                    self.lines.append((entry.time, f"{entry.name} {message}".rstrip()))
+                    self.lines.append((entry.time, one_line(f"{entry.name} {message}".rstrip())))
             case "GUEST_PANICKED":
-                self.last_words = str(data.get("x-text", ""))
+                self.last_words = clean(str(data.get("x-text", "")))
             case "SHUTDOWN":
                 self._how = ENDS.get(str(data.get("reason")), "ended")
 
@@ -150,4 +151,4 @@ class Watcher:
             wish(client)
             self.error = ""
         except Refused as error:
-            self.error = str(error)
+            self.error = one_line(str(error))

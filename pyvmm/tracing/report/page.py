@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from pyvmm import __version__
+from pyvmm.guest_text import clean
 from pyvmm.tracing.report import charts, conversation
 from pyvmm.tracing.report.latency import Latency
 from pyvmm.tracing.report.story import Story
@@ -53,16 +54,21 @@ OPEN_LIMIT = 4
 """Resizes whose diagram is open when the page is."""
 
 
+def _escape(text: str) -> str:
+    """Text of a trace for the page: neither markup nor characters that change how the rest reads."""
+    return escape(clean(text))
+
+
 def page(story: Story, latencies: Sequence[Latency], source: Path) -> str:
     """The whole page."""
     title = f"{story.machine or source.stem}: what a pyvmm trace tells"
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(story.machine or source.stem)}</h1>",
-        f"<p>Trace <code>{escape(source.name)}</code>"
-        + (f", recorded from {escape(story.wall_clock)} on" if story.wall_clock else "")
+        f"<title>{_escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{_escape(story.machine or source.stem)}</h1>",
+        f"<p>Trace <code>{_escape(source.name)}</code>"
+        + (f", recorded from {_escape(story.wall_clock)} on" if story.wall_clock else "")
         + ". Times are seconds since its first event.</p>",
         *_warnings(story),
         _tiles(story),
@@ -71,7 +77,7 @@ def page(story: Story, latencies: Sequence[Latency], source: Path) -> str:
         *_latencies(latencies),
         *_exits(story),
         *_counts(story),
-        f"<footer>Made by pyvmm {escape(__version__)}: <code>pyvmm report {escape(source.name)}</code></footer>",
+        f"<footer>Made by pyvmm {_escape(__version__)}: <code>pyvmm report {_escape(source.name)}</code></footer>",
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -129,8 +135,8 @@ def _details(sequence: conversation.Sequence, *, is_open: bool) -> str:
     if sequence.result:
         facts.append(sequence.result)
     return (
-        f"<details{' open' if is_open else ''}><summary><b>{escape(sequence.title)}</b>"
-        f"<span>{escape(', '.join(facts))}</span></summary>{_picture(charts.sequence_diagram(sequence))}</details>"
+        f"<details{' open' if is_open else ''}><summary><b>{_escape(sequence.title)}</b>"
+        f"<span>{_escape(', '.join(facts))}</span></summary>{_picture(charts.sequence_diagram(sequence))}</details>"
     )
 
 
@@ -180,7 +186,7 @@ def _counts(story: Story) -> Iterable[str]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{' class=' + chr(34) + 'n' + chr(34) if number else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{' class=' + chr(34) + 'n' + chr(34) if number else ''}>{_escape(cell)}</{tag}>"
             for number, cell in enumerate(row)
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 
+from pyvmm.guest_text import clean
+
 
 class Svg:
     """One picture. `_` in names of attributes stands for `-`, a trailing one is dropped (`class_`)."""
@@ -13,12 +15,12 @@ class Svg:
     def __init__(self, width: float, height: float, title: str) -> None:
         self._parts = [
             f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
-            f'aria-label="{escape(title)}">'
+            f'aria-label="{escape(clean(title))}">'
         ]
 
     def add(self, name: str, text: str = "", **attributes: object) -> None:
         """An element, with text in it."""
-        self._parts.append(f"<{name}{_attributes(attributes)}>{escape(text)}</{name}>")
+        self._parts.append(f"<{name}{_attributes(attributes)}>{escape(clean(text))}</{name}>")
 
     @contextmanager
     def group(self, tooltip: str = "", **attributes: object) -> Iterator[None]:
@@ -45,7 +47,7 @@ def _attributes(attributes: dict[str, object]) -> str:
         if value == "" or value is None:
             continue
         text = f"{value:.1f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-        shown.append(f' {name.rstrip("_").replace("_", "-")}="{escape(text)}"')
+        shown.append(f' {name.rstrip("_").replace("_", "-")}="{escape(clean(text))}"')
     return "".join(shown)
 
 

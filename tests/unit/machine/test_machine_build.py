@@ -14,6 +14,18 @@ def test_a_console_of_the_users_is_the_last() -> None:
     assert command_line("console=tty0 debug") == f"{CONSOLE} {BASE_CMDLINE} console=tty0 debug"
 
 
+def test_words_of_ours_come_before_those_of_init() -> None:
+    words = command_line("loglevel=7 -- single console=tty0", agent_only=True)
+    assert words == f"{BASE_CMDLINE} {NO_SHELL} loglevel=7 {CONSOLE} -- single console=tty0"
+    assert command_line("console=tty0 -- single") == f"{CONSOLE} {BASE_CMDLINE} console=tty0 -- single"
+
+
+def test_quotes_neither_hide_our_words_nor_make_a_separator() -> None:
+    assert command_line('dyndbg="file -- +p"').endswith(f'dyndbg="file -- +p" {CONSOLE}')
+    assert command_line('x="open').endswith(f'x="open" {CONSOLE}')
+    assert command_line('x="console=tty0"').endswith(CONSOLE), "no console is named there"
+
+
 def test_the_early_console_is_named_before_the_later_one() -> None:
     """The other way round Linux would take the later one's address for the early one, and find half a port there."""
     early, late = CONSOLE.split()
