@@ -211,7 +211,7 @@ class Machine:
         from pyvmm.cli.balloon import at_its_end
 
         wanted = size if isinstance(size, int) else parse_size(size)
-        goal = self.qmp("balloon", {"value": wanted})["will-reach"]
+        goal = self.qmp("x-balloon", {"value": wanted})["will-reach"]
         deadline = time.monotonic() + timeout
         still = 0
         while (actual := self.qmp("query-balloon")["actual"]) != goal and still < SETTLED:
@@ -356,7 +356,7 @@ class Machine:
     def monitor(self, line: str) -> str:
         """What the human monitor prints for a line, such as `info vmbus`."""
         printed: str = self.qmp("human-monitor-command", {"command-line": line})
-        return printed
+        return printed.replace("\r\n", "\n")
 
     @property
     def machine(self) -> InnerMachine:

@@ -79,7 +79,7 @@ def balloon(
             client.execute("x-autosize", {"enable": True})
         if size is None:
             return _show(client, as_json)
-        reply = client.execute("balloon", {"value": size})
+        reply = client.execute("x-balloon", {"value": size})
         if wait:
             return _wait(client, size, reply, timeout, as_json)
     if as_json:

@@ -108,7 +108,14 @@ def quit(machine: Controlled) -> Reply:
 
 @command("balloon", value=int)
 def balloon(machine: Controlled, value: int) -> Reply:
-    """QEMU replies `{}`; the machine's reply also says what will be reached, and why if that is not `value`."""
+    """Set the balloon's target. X_BALLOON_TARGET and the reply to `x-balloon` tell what will be reached."""
+    x_balloon(machine, value)
+    return {}
+
+
+@command("x-balloon", value=int)
+def x_balloon(machine: Controlled, value: int) -> Reply:
+    """As `balloon`; the reply says what will be reached, and why if that is not `value`. Not in QEMU."""
     if value <= 0:
         raise ControlError("Parameter 'value' expects a size")
     return machine.balloon_set(value)
@@ -129,7 +136,10 @@ def query_hv_balloon_status_report(machine: Controlled) -> Reply:
 
 @command("human-monitor-command", command_line=str, cpu_index=Argument(int, optional=True))
 def human_monitor_command(machine: Controlled, command_line: str, cpu_index: int = 0) -> Reply:
-    """Run a line of the human monitor and return what it printed. `cpu-index` matters to no command there is yet."""
+    """Run a line of the human monitor and return what it printed, lines ended by `\\r\\n` as by QEMU.
+
+    `cpu-index` matters to no command there is yet.
+    """
     if not 0 <= cpu_index < len(machine.info_cpus()):
         raise ControlError("Parameter 'cpu-index' expects a CPU number")
-    return hmp.execute(machine, command_line)
+    return hmp.execute(machine, command_line).replace("\n", "\r\n")

@@ -5,13 +5,15 @@ Source: QEMU qapi/{machine,qdev,char}.json; system/qdev-monitor.c, hw/core/machi
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.table import Argument, Controlled, Reply, command
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # QEMU util/id.c, id_wellformed()
+_NO_DEVICES = frozenset(
+    {"", "/", "/machine", "/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"}
+)
+"""Paths of objects that hold devices and are none."""
 
 
 @command("query-cpus-fast")
@@ -62,8 +64,6 @@ def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str 
         raise ControlError(f"Bus '{bus}' not found")
     for name in more:
         raise ControlError(f"Property '{driver}.{name}' not found")
-    if id and not _IDENTIFIER.fullmatch(id):
-        raise ControlError("Parameter 'id' expects an identifier")
     machine.add_device(driver, id)
     return {}
 
@@ -71,5 +71,7 @@ def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str 
 @command("device_del", id=str)
 def device_del(machine: Controlled, id: str) -> Reply:
     """Take a device off the VMBus. DEVICE_DELETED follows when the guest has let go of it."""
+    if id in _NO_DEVICES:
+        raise ControlError(f"{id} is not a device")
     machine.remove_device(id)
     return {}

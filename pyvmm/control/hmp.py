@@ -5,6 +5,7 @@ Source: QEMU hmp-commands.hx, hmp-commands-info.hx and monitor/hmp-cmds.c for na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import format_size, parse_size
 
 Run = Callable[[Controlled, list[str]], str]
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # QEMU util/id.c, id_wellformed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,8 @@ def _device_add(machine: Controlled, words: list[str]) -> str:
     for option in options:
         name, _, value = option.partition("=")
         given[name] = value
+    if "id" in given and not _IDENTIFIER.fullmatch(given["id"]):  # through QMP, QEMU takes any text
+        raise ControlError("Parameter 'id' expects an identifier")
     return _qmp(machine, "device_add", given | {"driver": driver})
 
 

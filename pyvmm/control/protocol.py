@@ -10,26 +10,19 @@ Source: QEMU docs/interop/qmp-spec.rst; error texts as in its monitor/qmp.c, qap
       |  <-- {"event": "STOP", ...} -------  |
       |  <-- {"return": {}, "id": 7} ------  |
 
-The input is a stream of JSON objects; lines mean nothing, save that a newline is where reading starts again after
-something malformed. The client may be anybody's program, so everything it can make grow has a limit.
+The input is a stream of JSON objects (`json_stream`); lines mean nothing. The client may be anybody's program, so
+everything it can make grow has a limit.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from pyvmm import __version__
 from pyvmm.control.errors import CommandNotFound, ControlError
-
-MESSAGE_LIMIT = 64 << 10
-"""Bytes of one request. The longest that makes sense is a few hundred; one this long takes a millisecond to parse."""
-
-NESTING_LIMIT = 64
-"""Objects and arrays within each other. Arguments of QMP commands nest four deep; Python's parser recurses."""
+from pyvmm.control.json_stream import Malformed, Reader, Value
 
 MALFORMED_LIMIT = 32
 """Malformed messages in a row, after which the peer is taken for something that does not speak QMP."""
@@ -44,16 +37,6 @@ VERSION: dict[str, Any] = {
 
 Dispatch = Callable[[str, dict[str, Any]], Any]
 """Runs a command by name with its arguments and returns the reply, or a Later; raises ControlError."""
-
-_BRACKET_OR_QUOTE = re.compile(rb"[\"'{}\[\]]")
-_END_OF_STRING = {
-    b'"': re.compile(rb'["\\\x00-\x1f]'),
-    b"'": re.compile(rb"['\\\x00-\x1f]"),  # QEMU takes strings in single quotes too
-}
-_STRING = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*\'""", re.DOTALL)
-_ESCAPE_OR_QUOTE = re.compile(r'\\.|"', re.DOTALL)
-_RESTART = re.compile(rb"[\n\xff]")
-_BLANK = b" \t\r\n\xff"  # 0xff: a client may send it to reset the parser, QEMU's guest agent protocol does
 
 
 class Later:
@@ -82,99 +65,12 @@ class Later:
             self._tell(reply, error)
 
 
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Input that is no JSON object, up to the next newline."""
-
-    reason: str
-
-
-class Splitter:
-    """Cuts a byte stream into JSON texts by counting brackets. Linear in what it is fed, whatever that is."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._scanned = 0
-        self._depth = 0
-        self._quote = b""  # of the string that it is in
-        self._skipping = False
-
-    def feed(self, data: bytes) -> None:
-        self._data += data
-
-    def take(self) -> bytes | Malformed | None:
-        """The next whole text, what was wrong instead of one, or None until more is fed."""
-        if self._skipping and not self._skip():
-            return None
-        if not self._depth:
-            self._data = self._data.lstrip(_BLANK)
-            if not self._data:
-                return None
-            if self._data[0] not in b"{[":
-                return self._malformed("expecting an object")
-        while match := self._next_mark():
-            mark, at = match[0], match.end()
-            self._scanned = at
-            if self._quote:
-                if mark == self._quote:
-                    self._quote = b""
-                elif mark == b"\\":
-                    self._scanned = at + 1  # whatever follows is part of the string
-                else:
-                    self._scanned = at - 1
-                    return self._malformed("control character in a string")
-            elif mark in (b'"', b"'"):
-                self._quote = mark
-            elif mark in b"{[":
-                self._depth += 1
-                if self._depth > NESTING_LIMIT:
-                    return self._malformed(f"nested more than {NESTING_LIMIT} deep")
-            else:
-                self._depth -= 1
-                if not self._depth:
-                    return self._cut(at)
-            if at > MESSAGE_LIMIT:
-                break
-        if len(self._data) > MESSAGE_LIMIT:
-            return self._malformed(f"longer than {MESSAGE_LIMIT} bytes")
-        return None
-
-    def _next_mark(self) -> re.Match[bytes] | None:
-        pattern = _END_OF_STRING[self._quote] if self._quote else _BRACKET_OR_QUOTE
-        match = pattern.search(self._data, self._scanned)
-        if match is None:
-            self._scanned = max(self._scanned, len(self._data))
-        return match
-
-    def _cut(self, end: int) -> bytes:
-        text = bytes(self._data[:end])
-        del self._data[:end]
-        self._scanned = 0
-        return text
-
-    def _malformed(self, reason: str) -> Malformed:
-        """Forget the broken text; what follows counts again from the next newline that was not looked at yet."""
-        del self._data[: self._scanned]
-        self._scanned, self._depth, self._quote, self._skipping = 0, 0, b"", True
-        self._skip()
-        return Malformed(reason)
-
-    def _skip(self) -> bool:
-        match = _RESTART.search(self._data)
-        if match is None:
-            self._data.clear()
-            return False
-        del self._data[: match.end()]
-        self._skipping = False
-        return True
-
-
 class Session:
     """Negotiating --qmp_capabilities--> Commanding. One client; `dispatch` runs the commands."""
 
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
-        self._input = Splitter()
+        self._input = Reader()
         self._malformed = 0
         self.commanding = False
         self.waiting = False  # a command's reply is still to come; the next one waits for it
@@ -201,20 +97,13 @@ class Session:
             case Malformed(reason):
                 self._malformed += 1
                 self.hopeless = self._malformed >= MALFORMED_LIMIT
-                answered(encode(_error(ControlError(f"JSON parse error, {reason}"))))
-            case bytes(text):
-                self._answer(text, lambda message: answered(encode(message)))
+                answered(encode(_error(ControlError(reason))))
+            case Value(request):
+                self._malformed = 0
+                self._answer(request, lambda message: answered(encode(message)))
         return True
 
-    def _answer(self, text: bytes, answered: Callable[[dict[str, Any]], None]) -> None:
-        try:
-            request = decode(text)
-        except ValueError as error:
-            self._malformed += 1
-            self.hopeless = self._malformed >= MALFORMED_LIMIT
-            answered(_error(ControlError(f"JSON parse error, {error}")))
-            return
-        self._malformed = 0
+    def _answer(self, request: Any, answered: Callable[[dict[str, Any]], None]) -> None:
         tag = {"id": request["id"]} if isinstance(request, dict) and "id" in request else {}
         try:
             name, arguments = check_request(request)
@@ -271,6 +160,8 @@ def _check_capabilities(arguments: dict[str, Any]) -> None:
         if not isinstance(value, list):
             raise ControlError("Invalid parameter type for 'enable', expected: array")
         for index, capability in enumerate(value):
+            if not isinstance(capability, str):
+                raise ControlError(f"Invalid parameter type for 'enable[{index}]', expected: string")
             if capability == "oob":
                 raise ControlError("Capability oob not available")
             raise ControlError(f"Parameter 'enable[{index}]' does not accept value '{capability}'")
@@ -293,50 +184,3 @@ def encode_event(name: str, data: dict[str, Any], time: float) -> bytes:
     microseconds = int(time * 1_000_000)
     message["timestamp"] = {"seconds": microseconds // 1_000_000, "microseconds": microseconds % 1_000_000}
     return encode(message)
-
-
-def decode(text: bytes) -> Any:
-    """JSON and QEMU's single quotes, strictly: no NaN, nothing infinite, no key twice. Raises ValueError, shortly."""
-    try:
-        return json.loads(
-            _plain_quotes(text.decode("utf-8")),
-            parse_constant=_refuse,
-            parse_float=_finite,
-            object_pairs_hook=_no_duplicates,
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at {error.pos}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError("invalid UTF-8 sequence in string") from error
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
-def _plain_quotes(text: str) -> str:
-    """JSON for QEMU's extension of it: strings in single quotes, and `\\'` in either kind."""
-    return _STRING.sub(_plain_string, text) if "'" in text else text
-
-
-def _plain_string(match: re.Match[str]) -> str:
-    def plain(part: re.Match[str]) -> str:
-        return {"\\'": "'", '"': '\\"'}.get(part[0], part[0])
-
-    return '"' + _ESCAPE_OR_QUOTE.sub(plain, match[0][1:-1]) + '"'
-
-
-def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"invalid keyword '{word}'")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError("number out of range")
-    return number
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("duplicate key")
-    return made

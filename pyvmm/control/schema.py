@@ -64,7 +64,7 @@ RETURNS = {
     "query-kvm": "KvmInfo",
     "query-target": "TargetInfo",
     "query-status": "StatusInfo",
-    "balloon": "BalloonReply",
+    "x-balloon": "BalloonReply",
     "query-balloon": "BalloonInfo",
     "query-hv-balloon-status-report": "HvBalloonInfo",
     "query-memory-size-summary": "MemoryInfo",
@@ -86,6 +86,7 @@ EVENTS: dict[str, dict[str, str]] = {
     "GUEST_PANICKED": {"action": "GuestPanicAction", "*info": "GuestPanicInformation", "*x-text": "str"},
     "BALLOON_CHANGE": {"actual": "int"},
     "HV_BALLOON_STATUS_REPORT": {"committed": "int", "available": "int"},
+    "X_BALLOON_TARGET": {"target": "int", "will-reach": "int", "reason": "str"},
     "X_AUTOSIZE": {"target": "int", "reason": "str", "demand": "int", "pressure": "int", "limited": "bool"},
     "X_AUTOSIZE_CHANGE": {"enabled": "bool"},
     "MEMORY_DEVICE_SIZE_CHANGE": {"*id": "str", "size": "int", "qom-path": "str"},
@@ -93,6 +94,9 @@ EVENTS: dict[str, dict[str, str]] = {
     "X_TRACE": {"dropped": "int", "events": "[any]"},
     "X_CONSOLE": {"begin": "int", "end": "int", "text": "str"},
 }
+
+_IN_SESSION = {"qmp_capabilities": {"*enable": "[QMPCapability]"}}
+"""Arguments of commands that the session itself answers."""
 
 _EMPTY = "q_empty"
 _ARGUMENT_TYPES = {int: "int", str: "str", bool: "bool"}
@@ -108,7 +112,7 @@ def _commands() -> Iterator[dict[str, Any]]:
         arguments = {
             ("*" if argument.optional else "") + key: _ARGUMENT_TYPES[argument.type]
             for key, argument in each.arguments.items()
-        }
+        } | _IN_SESSION.get(name, {})
         argument_type = f"q_obj_{name}-arg" if arguments else _EMPTY
         if arguments:
             yield _object(argument_type, arguments)
@@ -129,12 +133,12 @@ def _types() -> Iterator[dict[str, Any]]:
     for name, json_type in BUILTIN.items():
         yield {"name": name, "meta-type": "builtin", "json-type": json_type}
     for name, values in ENUMS.items():
-        members = [{"name": value} for value in values]
-        yield {"name": name, "meta-type": "enum", "members": members, "values": list(values)}
+        named = [{"name": value} for value in values]
+        yield {"name": name, "meta-type": "enum", "members": named, "values": list(values)}
     for name, members_of in STRUCTS.items():
         yield _object(name, members_of)
-    in_events = [each for data in EVENTS.values() for each in data.values()]
-    for name in sorted({each for each in (*RETURNS.values(), *in_events) if each.startswith("[")}):
+    members = [each for table in (EVENTS, _IN_SESSION) for data in table.values() for each in data.values()]
+    for name in sorted({each for each in (*RETURNS.values(), *members) if each.startswith("[")}):
         yield {"name": name, "meta-type": "array", "element-type": name[1:-1]}
 
 

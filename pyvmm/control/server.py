@@ -42,9 +42,6 @@ COMMANDS_PER_TURN = 8
 CLIENT_LIMIT = 16
 """Clients at once. Each is a descriptor and some buffers; more than a few is a leak in somebody's script."""
 
-_AFTER_REPLY = frozenset({"SHUTDOWN", "RESET", "POWERDOWN"})
-"""Events that QEMU sends after the reply to the command that caused them; STOP and RESUME come before it."""
-
 
 class ControlServer:
     """The listening sockets at `paths` and their clients. All methods belong to the loop's thread."""
@@ -58,7 +55,6 @@ class ControlServer:
         self._numbers = count(1)
         self._answering = False
         self._closing = False
-        self._held: list[tuple[str, dict[str, Any]]] = []
         self._throttle = Throttle(loop, self._emit)
         self._listens = False
 
@@ -82,7 +78,6 @@ class ControlServer:
             self._closing = True
             return
         self._throttle.flush()
-        self._emit_held()
         for client in list(self._clients):
             client.finish()
             client.drop("the machine ends")
@@ -107,11 +102,8 @@ class ControlServer:
         client.start()
 
     def _happened(self, name: str, data: dict[str, Any]) -> None:
-        if not self._doors:
-            return
-        if self._answering and name in _AFTER_REPLY:
-            self._held.append((name, data))
-        else:
+        """Send an event. What a command causes comes before its reply, as from QEMU since 9.0."""
+        if self._doors:
             self._throttle(name, data)
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
@@ -121,11 +113,6 @@ class ControlServer:
         for client in list(self._clients):
             if client.session.commanding:
                 client.send(message)
-
-    def _emit_held(self) -> None:
-        held, self._held = self._held, []
-        for name, data in held:
-            self._throttle(name, data)
 
 
 class _Client:
@@ -233,7 +220,6 @@ class _Client:
         self._begin_streams()  # before the client can know of it, but the reply itself is nothing to follow
         for reply in replies:
             self._put(reply)
-        server._emit_held()
         if server._closing:
             server.close()
         if self.session.hopeless:

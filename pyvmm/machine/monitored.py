@@ -90,7 +90,9 @@ class Monitored(ABC):
         plan = self._active_balloon().set_target(size)
         if self.pressure is not None:
             self.pressure.set_automatic(False)
-        return {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
+        told = {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
+        self._emit("X_BALLOON_TARGET", told)
+        return told
 
     def _active_balloon(self) -> BalloonDevice:
         if self.balloon is None:

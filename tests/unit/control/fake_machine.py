@@ -78,7 +78,9 @@ class FakeMachine:
         reach = max(size, 64 * MIB)
         self.actual = reach
         self.emit("BALLOON_CHANGE", actual=reach)
-        return {"target": size, "will-reach": reach, "reason": "" if reach == size else "the guest keeps 64 MiB"}
+        told = {"target": size, "will-reach": reach, "reason": "" if reach == size else "the guest keeps 64 MiB"}
+        self.emit("X_BALLOON_TARGET", **told)
+        return told
 
     def balloon_actual(self) -> int:
         if self.actual is None:

@@ -30,7 +30,9 @@ from pyvmm.loop import Timers
         ("device_add", {"driver": "e1000"}, "'e1000' is not a valid device model name"),
         ("device_add", {"driver": "heartbeat", "bus": "pci.0"}, "Bus 'pci.0' not found"),
         ("device_add", {"driver": "heartbeat", "mac": "1"}, "Property 'heartbeat.mac' not found"),
-        ("device_add", {"driver": "heartbeat", "id": "9 lives"}, "Parameter 'id' expects an identifier"),
+        ("device_add", {"driver": 1}, "Parameter 'driver' is missing"),
+        ("device_del", {"id": ""}, " is not a device"),
+        ("device_del", {"id": "/machine"}, "/machine is not a device"),
         (
             "human-monitor-command",
             {"command-line": "info status", "cpu-index": 2},
@@ -59,12 +61,25 @@ def test_query_commands_lists_what_there_is(machine: FakeMachine) -> None:
     assert {each["name"] for each in dispatch(machine, "query-commands", {})} == set(COMMANDS)
 
 
-def test_the_balloon_reply_says_what_will_be_reached_and_why(machine: FakeMachine) -> None:
-    assert dispatch(machine, "balloon", {"value": 10 * MIB}) == {
-        "target": 10 * MIB,
-        "will-reach": 64 * MIB,
-        "reason": "the guest keeps 64 MiB",
-    }
+def test_balloon_replies_as_qemu_and_x_balloon_and_an_event_say_what_will_be_reached_and_why(
+    machine: FakeMachine,
+) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    machine.on_event(lambda name, data: events.append((name, data)))
+    assert dispatch(machine, "balloon", {"value": 10 * MIB}) == {}
+    told = {"target": 10 * MIB, "will-reach": 64 * MIB, "reason": "the guest keeps 64 MiB"}
+    assert dispatch(machine, "x-balloon", {"value": 10 * MIB}) == told
+    assert [data for name, data in events if name == "X_BALLOON_TARGET"] == [told, told]
+
+
+@pytest.mark.parametrize("id", ["9 lives", "a/b", 9])
+def test_device_add_takes_any_id_as_qemu_does(machine: FakeMachine, id: Any) -> None:
+    assert dispatch(machine, "device_add", {"driver": "heartbeat", "id": id, "bus": 1}) == {}
+
+
+def test_the_monitor_command_ends_its_lines_as_qemu_does(machine: FakeMachine) -> None:
+    reply = dispatch(machine, "human-monitor-command", {"command-line": "info memory_size_summary"})
+    assert reply == "base memory: 536870912\r\nplugged memory: 134217728\r\n"
 
 
 def test_a_device_that_is_not_there_is_not_found(machine: FakeMachine) -> None:
@@ -111,6 +126,7 @@ def test_the_schema_tells_optional_arguments(machine: FakeMachine) -> None:
         {"name": "bus", "type": "str", "default": None},
         {"name": "id", "type": "str", "default": None},
     ]
+    assert by_name[by_name["qmp_capabilities"]["arg-type"]]["members"][0]["name"] == "enable"
     assert by_name["RESET"]["meta-type"] == "event"
 
 
@@ -172,6 +188,7 @@ def test_cont_of_a_machine_that_ended_asks_for_a_reset(machine: FakeMachine, sta
         ("device_del nope", "Error: Device 'nope' not found\n"),
         ("device_add heartbeat,id=again", ""),
         ("device_add heartbeat,mac=1", "Error: Property 'heartbeat.mac' not found\n"),
+        ("device_add heartbeat,id=9", "Error: Parameter 'id' expects an identifier\n"),
         ("device_add", "usage: device_add driver[,id=name]\n"),
         ("info nope", "unknown command: 'info nope'\n"),
         ("nope", "unknown command: 'nope'\n"),

@@ -36,6 +36,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
 ) -> None:
     arguments: dict[str, dict[str, Any]] = {
         "balloon": {"value": 256 * MIB},
+        "x-balloon": {"value": 256 * MIB},
         "human-monitor-command": {"command-line": "info balloon"},
         "x-execute": {"command": "true"},
         "x-autosize": {"enable": False},
@@ -43,7 +44,16 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "device_del": {"id": "heartbeat"},
     }
     last = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
-    expected = {"DEVICE_DELETED", "STOP", "RESUME", "RESET", "POWERDOWN", "SHUTDOWN", "BALLOON_CHANGE"}
+    expected = {
+        "DEVICE_DELETED",
+        "STOP",
+        "RESUME",
+        "RESET",
+        "POWERDOWN",
+        "SHUTDOWN",
+        "BALLOON_CHANGE",
+        "X_BALLOON_TARGET",
+    }
 
     async def talk() -> tuple[dict[str, Any], dict[str, Any]]:
         client, replies, events = QMPClient("test"), {}, {}
@@ -65,9 +75,11 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
     replies, events = asyncio.run(talk())
     assert set(replies) | {"qmp_capabilities"} == set(COMMANDS)
     assert replies["query-status"] == {"running": True, "status": "running"}
-    assert replies["human-monitor-command"] == "balloon: actual=256\n"
+    assert replies["human-monitor-command"] == "balloon: actual=256\r\n"
     assert replies["query-hv-balloon-status-report"] == {"committed": 100 * MIB, "available": 300 * MIB}
     assert events["SHUTDOWN"]["data"] == {"guest": False, "reason": "host-qmp-quit"}
+    assert replies["balloon"] == {}
+    assert events["X_BALLOON_TARGET"]["data"] == {"target": 256 * MIB, "will-reach": 256 * MIB, "reason": ""}
     assert events["BALLOON_CHANGE"]["data"] == {"actual": 256 * MIB}
     assert machine.calls == ["execute true", "pause", "resume", "reset", "powerdown", "quit"]
 
@@ -110,10 +122,20 @@ def test_qmp_shell_works(machine: FakeMachine, loop: Loop, path: Path) -> None:
     assert machine.actual == 256 * MIB
 
 
-def test_the_reply_to_quit_comes_before_the_event_and_the_end(loop: Loop, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "event"), [("system_powerdown", "POWERDOWN"), ("system_reset", "RESET"), ("quit", "SHUTDOWN")]
+)
+def test_an_event_comes_before_the_reply_to_its_command_as_from_qemu_10(
+    loop: Loop, path: Path, name: str, event: str
+) -> None:
+    with Client(path) as client:
+        assert client.execute(name) == {}
+        assert [each for each, _ in client.events] == [event]
+
+
+def test_the_reply_to_quit_comes_before_the_end(loop: Loop, path: Path) -> None:
     with Client(path) as client:
         assert client.execute("quit") == {}
-        assert not client.events
         assert client.wait_event({"SHUTDOWN"}) == ("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
         with pytest.raises(Disconnected):
             client.wait_event({"STOP"})
