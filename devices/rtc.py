@@ -35,7 +35,13 @@ UPDATE_SECONDS = 0.002228
 """How long before each second the update bit is set: a reader that saw it clear has that long for all fields."""
 
 _TIME = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEAR_LIMIT = 10_000  # four digits of BCD: after 9999 comes 0000
+_CYCLE_YEARS = 400  # after so many years dates and weekdays are the same again
+_CYCLE = 146_097 * 86_400  # seconds
+_MILLENNIUM = datetime(2000, 1, 1, tzinfo=UTC)
+_YEAR_0 = int(_MILLENNIUM.timestamp()) - 2000 // _CYCLE_YEARS * _CYCLE
+"""Seconds since 1970 at the start of year 0. The guest may set any year from there to 9999 and let the clock run on;
+`datetime` ends at 9999, so it is given the same date in the years from 2000 to 2399."""
 
 
 class Rtc:
@@ -133,15 +139,17 @@ class Rtc:
 
     def _set(self, fields: dict[int, int]) -> None:
         """Make the clock show `fields`. A date that does not exist changes nothing."""
+        year = fields[CENTURY] * 100 + fields[YEAR]
+        if year >= _YEAR_LIMIT:
+            return
+        cycles, years = divmod(year, _CYCLE_YEARS)
+        day, time = (fields[MONTH], fields[DAY]), (fields[HOURS], fields[MINUTES], fields[SECONDS])
         try:
-            year = fields[CENTURY] * 100 + fields[YEAR]
-            date = datetime(
-                year, fields[MONTH], fields[DAY], fields[HOURS], fields[MINUTES], fields[SECONDS], tzinfo=UTC
-            )
+            date = datetime(_MILLENNIUM.year + years, *day, *time, tzinfo=UTC)
         except ValueError:
             return
         now = self._now()
-        self._offset += (date - _EPOCH).total_seconds() - (now - now % 1)
+        self._offset += (date - _MILLENNIUM).total_seconds() + _YEAR_0 + cycles * _CYCLE - (now - now % 1)
         self._events.jump()
 
     def _encode(self, index: int, value: int) -> int:
@@ -151,7 +159,7 @@ class Rtc:
             value = (value + 11) % 12 + 1
         if not self._cells[REG_B] & B_BINARY:
             value = value // 10 << 4 | value % 10
-        return value | flag
+        return (value | flag) & 0xFF  # a clock that is being set shows what was written, be it a number or not
 
     def _decode(self, index: int, value: int) -> int:
         twelve = index == HOURS and not self._cells[REG_B] & B_24_HOURS
@@ -168,7 +176,9 @@ class Rtc:
 @lru_cache(maxsize=1)
 def _registers(second: int) -> dict[int, int]:
     """A time by register. Kept while the second lasts: who reads the clock wants all of them, some twice."""
-    now = _EPOCH + timedelta(seconds=second)
+    cycles, rest = divmod(second - _YEAR_0, _CYCLE)
+    now = _MILLENNIUM + timedelta(seconds=rest)
+    year = (cycles * _CYCLE_YEARS + now.year - _MILLENNIUM.year) % _YEAR_LIMIT
     return {
         SECONDS: now.second,
         MINUTES: now.minute,
@@ -176,6 +186,6 @@ def _registers(second: int) -> dict[int, int]:
         WEEKDAY: now.isoweekday() % 7 + 1,  # Sunday is 1
         DAY: now.day,
         MONTH: now.month,
-        YEAR: now.year % 100,
-        CENTURY: now.year // 100,
+        YEAR: year % 100,
+        CENTURY: year // 100,
     }

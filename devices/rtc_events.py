@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from pyvmm.contain import contained
+
 if TYPE_CHECKING:
     from pyvmm.loop import Timer
 
@@ -120,6 +122,7 @@ class RtcEvents:
         self.enabled = self._flags = 0
         self.plan()
 
+    @contained("CMOS clock")
     def _tick(self) -> None:
         """See what happened, and when to look again."""
         with self._lock:

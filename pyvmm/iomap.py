@@ -1,7 +1,8 @@
 """Port and MMIO addresses to the devices behind them.
 
 A vCPU thread decodes its exit and asks here. The device's own lock is held during the access, because two vCPUs may
-reach the same device at once and the loop may work on it too. An address nobody claims reads as all ones.
+reach the same device at once and the loop may work on it too. An address nobody claims reads as all ones, and so does
+a device that fails (`pyvmm.contain`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pyvmm.contain import contain
 from pyvmm.trace import event
 
 unclaimed = event("iomap.unclaimed", "{space} {kind} at {address:#x}, {size} bytes")
@@ -65,12 +67,19 @@ class IoMap:
         ones = (1 << 8 * size) - 1
         if claim is None:
             return ones
-        with claim.lock:
-            return claim.device.read(address - claim.start, size) & ones
+        try:
+            with claim.lock:
+                return claim.device.read(address - claim.start, size) & ones
+        except Exception as error:
+            contain(f"{self.space} {claim.start:#x} read", error)
+            return ones
 
     def write(self, address: int, size: int, value: int) -> None:
         """Hand a write to the device; nobody there, nothing happens."""
         claim = self._find(address, size, "write")
         if claim is not None:
-            with claim.lock:
-                claim.device.write(address - claim.start, size, value)
+            try:
+                with claim.lock:
+                    claim.device.write(address - claim.start, size, value)
+            except Exception as error:
+                contain(f"{self.space} {claim.start:#x} write", error)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("PYVMM_STRICT", "1")  # pyvmm.contain: a mistake of ours fails the test, in programs too
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests.support`, when run as plain `pytest`
 
 

@@ -82,6 +82,11 @@ REPLY_LIMIT = 16
 """Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
 
 
+STATUS_PAGES_LIMIT = 1 << 51
+"""So many pages in a status report make no sense: in bytes the figures shall fit into a signed number of 64 bits, in
+which a monitor's client may keep them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changed:
     """The guest has more or less memory than before."""
@@ -249,6 +254,8 @@ class BalloonMachine:
                 raise GuestProtocolError(f"balloon: {name} in state {type(self.state).__name__}")
 
     def _take_status(self, report: StatusReport) -> None:
+        if max(report.available_pages, report.committed_pages) >= STATUS_PAGES_LIMIT:
+            raise GuestProtocolError("balloon: a status report of more memory than there can be")
         if trace.status_report.on:
             trace.status_report(report.available_pages, report.committed_pages)
         self.status, self._reported_at = report, self.ledger.current_pages

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pyvmm.contain import contain
 from pyvmm.errors import GuestError
 from pyvmm.hyperv.extended import FIRST_EXTENDED, ExtendedCalls
 from pyvmm.hyperv.partition import MessageListener
@@ -115,6 +116,9 @@ class Hypercalls:
                     return HypercallStatus.INVALID_HYPERCALL_CODE
         except GuestError:
             return HypercallStatus.INVALID_PARAMETER
+        except Exception as error:
+            contain("hypercall", error)
+            return HypercallStatus.OPERATION_DENIED
 
     def _post(self, gpa: int) -> int:
         if gpa % 8:

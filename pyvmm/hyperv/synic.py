@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pyvmm.contain import contained
 from pyvmm.errors import GuestMemoryError
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.tlfs import (
@@ -116,6 +117,7 @@ class Synic:
         for vp in self.vps:
             vp.queues.pop(sint, None)
 
+    @contained("SynIC")
     def retry(self, vp: int) -> None:
         """The guest wrote EOM on `vp`, or changed its SynIC: deliver what waits."""
         for sint, queue in list(self.vps[vp].queues.items()):

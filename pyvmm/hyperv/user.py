@@ -10,7 +10,7 @@ KVM knows none of these registers: what is to be saved of them is here, in plain
 
 from __future__ import annotations
 
-from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError
+from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError, HostError
 from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.clock import APIC_HZ, ReferenceClock
@@ -112,7 +112,11 @@ class UserEngine(Engine):
         value = self.synic.vps[vp].sints[sint]
         if not value.masked and self._vm is not None:
             # The APIC id of a VP is its index (machine/cpu.py numbers them so).
-            self._vm.signal_msi(_MSI_BASE | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
+            try:
+                self._vm.signal_msi(_MSI_BASE | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
+            except HostError as error:  # EPERM: the guest has switched its APICs off, so nobody takes it
+                if trace.interrupt_lost.on:
+                    trace.interrupt_lost(vp, sint, value.vector, str(error))
 
     def _read(self, vcpu: Vcpu, vp: int, msr: int) -> int:
         state = self.synic.vps[vp]

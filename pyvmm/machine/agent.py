@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from images.agent import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
+from pyvmm.contain import contained
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Timer, Timers
 from pyvmm.trace import event
@@ -103,6 +104,7 @@ class GuestAgent:
             if each is command:
                 self._send(self._client.kill(number, "KILL"))
 
+    @contained("agent")
     def received(self, data: bytes) -> None:
         """What the guest wrote to its second serial port."""
         for happened in self._client.feed(data):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from firmware.entry import BootState
+from pyvmm.contain import contain
 from pyvmm.errors import HostError
 from pyvmm.hyperv.engine import Engine
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT
@@ -200,6 +201,15 @@ class Hardware:
         ports, mmio, engine = self._ports, self._mmio, self.engine
 
         def handle(exit: Exit) -> bool:
+            try:
+                return answer(exit)
+            except Exception as error:  # but for what KVM itself could not do, which is told by `failed`
+                contain(type(exit).__name__, error)
+                if isinstance(exit, Rdmsr | Wrmsr):
+                    exit.fault()
+                return True
+
+        def answer(exit: Exit) -> bool:
             if self._coalesced is not None:
                 self.drain()
             if trace.vcpu_exit.on:
@@ -229,9 +239,12 @@ class Hardware:
                     self._reset("Hyper-V reset MSR")
                     return False
                 case FailEntry(reason=reason):
-                    raise HostError(f"vcpu {index}: KVM cannot enter the guest, hardware reason {reason:#x}")
+                    failure = f"vcpu {index}: KVM cannot enter the guest, hardware reason {reason:#x}"
+                    self._failed(HostError(failure))
+                    return False
                 case InternalError():
-                    raise HostError(self._internal_error(vcpu, index, exit))
+                    self._failed(HostError(self._internal_error(vcpu, index, exit)))
+                    return False
                 case _:
                     if trace.unknown_exit.on:
                         trace.unknown_exit(index, exit)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from firmware.e820 import ram_layout
 from firmware.linux import load_linux
+from pyvmm import contain
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
@@ -431,6 +432,7 @@ class Machine(Monitored):
             self._emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
             self._end(Outcome("poweroff"), "shutdown")
 
+    @contain.contained("crash report")
     def _crashed(self, report: CrashReport) -> None:
         if self.outcome is not None:
             return
@@ -449,10 +451,14 @@ class Machine(Monitored):
     def _failed(self, error: BaseException) -> None:
         if self.outcome is not None:
             return
+        text = str(error)
         if not isinstance(error, PyvmmError):
-            raise error  # our own bug: the traceback is the message
+            if contain.strict:
+                raise error
+            contain.report("vCPU thread", error)
+            text = f"an error in pyvmm itself ended the machine: {type(error).__name__}; its traceback is above"
         self._emit("SHUTDOWN", {"guest": False, "reason": "host-error"})
-        self._end(Outcome("error", str(error)), "internal-error")
+        self._end(Outcome("error", text), "internal-error")
 
     def _end(self, outcome: Outcome, state: State) -> None:
         self.outcome = outcome
@@ -466,6 +472,7 @@ class Machine(Monitored):
         if trace.state.on:
             trace.state(state)
 
+    @contain.contained("console")
     def _tick(self) -> None:
         self._drain()
         self.board.tick()

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, assert_never
 
-from pyvmm.errors import GuestError
+from pyvmm.contain import contain
+from pyvmm.errors import GuestError, HostError
 from pyvmm.hyperv.partition import Partition
 from pyvmm.hyperv.tlfs import HypercallStatus
 from pyvmm.memory import GuestMemory
@@ -209,7 +210,10 @@ class Vmbus:
                     self._serving = False
                     return
                 connection_id, payload = self._queue.popleft()
-            self.server.receive(payload, connection_id)
+            try:
+                self.server.receive(payload, connection_id)
+            except Exception as error:
+                contain("VMBus message", error)
             self._act()
         self._loop.post(self._serve)
 
@@ -232,7 +236,10 @@ class Vmbus:
         self._acting = True
         try:
             while self.server.actions:
-                self._do(self.server.actions.popleft())
+                try:
+                    self._do(self.server.actions.popleft())
+                except Exception as error:
+                    contain("VMBus", error)
         finally:
             self._acting = False
 
@@ -324,8 +331,13 @@ class Vmbus:
             notify=lambda: self._notify(served),
             refused=lambda error: self._refused(served, error),
         )
+        try:
+            self._partition.connect_signal(served.connection_id, channel.signalled)
+        except HostError as error:  # no eventfd left, for example
+            contain("VMBus", error)
+            self.server.open_done(served, Status.UNSUCCESSFUL)
+            return
         self._channels[served] = channel
-        self._partition.connect_signal(served.connection_id, channel.signalled)
         self.server.open_done(served, Status.SUCCESS)
 
     def _close(self, served: ServedChannel) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pyvmm.contain import contain
 from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
@@ -169,13 +170,16 @@ class Channel:
         """The guest is told that the channel is open. Tells the device, and reads what the guest wrote already."""
         self.was_opened = True
         self._guarded(lambda: self.device.opened(self))
-        self._read()
+        self._guarded(self._read)
 
     def signalled(self) -> None:
         """The guest signalled: it wrote a packet, or read some of a full ring."""
         self.signals_in += 1
         if trace.channel_signalled.on:
             trace.channel_signalled(self.relid)
+        self._guarded(self._serve)
+
+    def _serve(self) -> None:
         self._flush()
         self._read()
 
@@ -224,7 +228,7 @@ class Channel:
 
     def _continue(self) -> None:
         self._continuing = False
-        self._read()
+        self._guarded(self._read)
 
     def _receive(self, packet: Packet) -> None:
         self.packets_in += 1
@@ -238,11 +242,14 @@ class Channel:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
     def _guarded(self, callback: Callable[[], Any]) -> None:
-        """Run a device's code; what the guest did wrong ends here."""
+        """Run a device's code, or the channel's own; what the guest did wrong ends here, and what we did."""
         try:
             callback()
         except GuestError as error:
             self._refused(error)
+        except Exception as error:
+            self.broken = f"an error in pyvmm: {type(error).__name__}"
+            contain(f"channel {self.name}", error)
 
     # Writing
 
@@ -310,7 +317,7 @@ class Channel:
 
     def _polled(self) -> None:
         self._poll = None
-        self._flush()
+        self._guarded(self._flush)
 
     def _keep(self, timer: Timer) -> Timer:
         if not self._is_open:

@@ -47,6 +47,16 @@ def test_answers_to_negotiation_carry_the_guests_id() -> None:
     assert [m.trans_id for m in play.sent] == [1001, 1002]
 
 
+@pytest.mark.parametrize(("available", "committed"), [(1 << 51, 0), (0, 1 << 51), ((1 << 64) - 1, (1 << 64) - 1)])
+def test_a_status_report_beyond_all_memory_is_refused(available: int, committed: int) -> None:
+    play = Play().boot()
+    with pytest.raises(GuestProtocolError, match="status report"):
+        play.say(play.guest.status(available, committed))
+    assert play.machine.status is None
+    play.say(play.guest.status((1 << 51) - 1, 5))
+    assert play.machine.status is not None
+
+
 def test_an_unknown_version_is_refused_and_the_next_one_taken() -> None:
     play = Play(newest_version=p.WIN8)
     play.machine.opened()

@@ -50,6 +50,41 @@ def test_shows_the_time_in_bcd_and_24_hours() -> None:
     assert get(clock, rtc.REG_C) == 0
 
 
+@pytest.mark.parametrize(
+    ("century", "year", "before", "after"),
+    [
+        (0x99, 0x99, [0x99, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59], [0, 0, 1, 1, 0, 0, 0]),
+        (0x00, 0x00, [0, 0, 0x12, 0x31, 0x23, 0x59, 0x59], [0, 1, 1, 1, 0, 0, 0]),
+        (0x00, 0x01, [0, 1, 0x12, 0x31, 0x23, 0x59, 0x59], [0, 2, 1, 1, 0, 0, 0]),
+        (0x20, 0x99, [0x20, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59], [0x21, 0, 1, 1, 0, 0, 0]),
+    ],
+)
+def test_any_year_can_be_set_and_the_clock_goes_on_from_it(
+    century: int, year: int, before: list[int], after: list[int]
+) -> None:
+    source = Clock(2031, 12, 9, 23, 45, 58)
+    clock = started(source)
+    for index, value in zip(FIELDS, [century, year, 0x12, 0x31, 0x23, 0x59, 0x59], strict=True):
+        put(clock, index, value)
+    assert shown(clock) == before
+    source.now += 1
+    assert shown(clock) == after
+    source.now -= 2
+    assert shown(clock) == [*before[:-1], 0x58]
+
+
+@pytest.mark.parametrize("how", [0, rtc.B_BINARY, rtc.B_SET, rtc.B_SET | rtc.B_BINARY])
+@pytest.mark.parametrize("value", [0x00, 0x13, 0x30, 0x60, 0x9A, 0xA0, 0xFF])
+def test_numbers_that_are_no_time_leave_a_clock_that_can_be_read(how: int, value: int) -> None:
+    clock = started(Clock(2031, 2, 28, 23, 45, 58))
+    put(clock, rtc.REG_B, how)
+    for index in (*FIELDS, rtc.WEEKDAY, rtc.ALARM_HOURS, rtc.ALARM_MINUTES, rtc.ALARM_SECONDS):
+        put(clock, index, value)
+    assert all(0 <= each <= 0xFF for each in shown(clock))
+    put(clock, rtc.REG_B, rtc.B_24_HOURS)
+    assert all(0 <= each <= 0xFF for each in shown(clock))
+
+
 def test_binary_mode_shows_plain_numbers() -> None:
     clock = started(Clock(2031, 12, 9, 23, 45, 58))
     put(clock, rtc.REG_B, rtc.B_24_HOURS | rtc.B_BINARY)

@@ -7,6 +7,7 @@ from struct import unpack
 
 import pytest
 
+from pyvmm.errors import HostError
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT, page_code
 from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallStatus, Msr
 from pyvmm.hyperv.user import UserEngine
@@ -264,3 +265,21 @@ def test_of_several_crashes_the_last_is_told(guest: Guest) -> None:
             guest.engine.handle(guest.vcpu, 0, Wrmsr(msr, value, 0, guest.page))  # type: ignore[arg-type]
     guest.loop.run()
     assert told == [4]
+
+
+def test_an_interrupt_that_no_apic_takes_is_lost_and_the_message_is_not(guest: Guest) -> None:
+    """A guest that switches its APICs off: KVM_SIGNAL_MSI says EPERM."""
+
+    def nobody(address: int, data: int) -> bool:
+        raise HostError("KVM_SIGNAL_MSI: Operation not permitted")
+
+    guest.vm.signal_msi = nobody  # type: ignore[method-assign]
+    guest.wrmsr(Msr.SCONTROL, 1)
+    guest.wrmsr(Msr.SIMP, 0x6001)
+    guest.wrmsr(Msr.SIEFP, 0x7001)
+    guest.wrmsr(Msr.SINT0 + 2, 0xF3)
+    done: list[int] = []
+    guest.engine.post_message(0, 2, 1, b"message", done.append)
+    assert done == [0]
+    assert guest.memory.read(0x6000 + 2 * 256, 1) == b"\1"
+    assert guest.engine.signal_event(0, 2, 5)

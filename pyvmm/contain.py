@@ -1,0 +1,107 @@
+"""Containment: an exception that nobody expected, on a path that a guest reaches, costs that access and not the VMM.
+
+Only `GuestError` should leave guest-facing code. Anything else is our mistake, and a guest that finds one must not be
+able to end the machine with it. So each entry that a guest reaches catches it once, at its outermost function:
+
+    port, MMIO   reads as all ones, a write is ignored (IoMap)     hypercall   a status (Hypercalls.call)
+    MSR          #GP in the guest (Hardware)                       message     dropped (Vmbus)
+    packet, timer or signal of a channel   the channel is broken until the guest opens it anew (Channel)
+    other work on the loop that acts on guest state                dropped
+
+Each is counted and traced, and told on stderr the first time that it happens at a place, with its traceback. Tests
+set `strict`, and the exception passes.
+
+Not for the machine's own life (start, reset, memory running out at set-up): there an exception ends it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from pyvmm.errors import PyvmmError
+from pyvmm.trace import event
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+exception = event("contain.exception", "{where}: {error}")
+
+strict = bool(os.environ.get("PYVMM_STRICT"))
+"""Let exceptions pass: for tests, which shall fail then."""
+
+TOLD_LIMIT = 10
+"""Places told on stderr; each takes a screen, and all of them fit into a pipe that is not read."""
+
+counts: Counter[str] = Counter()
+"""How often, by entry. The entries are named in the code, so this is as small as it."""
+
+_told: set[tuple[str, int, str]] = set()  # file, line and class of what was raised
+
+
+def contain(where: str, error: Exception) -> None:
+    """Take note of `error`, which left guest-facing code at the entry `where`. Call it in the `except` clause.
+
+    Raises `error` again if `strict`.
+    """
+    if strict:
+        raise error
+    counts[where] += 1
+    if exception.on:
+        exception(where, repr(error))
+    place = _place(error)
+    if place in _told or len(_told) >= TOLD_LIMIT:
+        return
+    _told.add(place)
+    _tell(f"{where}: unexpected error, the machine goes on", error)
+
+
+def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    """Decorate an entry that answers nothing: `contain` what leaves it."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R | None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                contain(where, error)
+                return None
+
+        return run
+
+    return decorate
+
+
+def report(where: str, error: BaseException) -> None:
+    """Tell of `error` on stderr with its traceback: the machine ends because of it."""
+    _tell(f"{where}: unexpected error, please report it", error)
+
+
+def _place(error: Exception) -> tuple[str, int, str]:
+    """Where it was raised."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    name = type(error).__name__
+    return ("", 0, name) if at is None else (at.tb_frame.f_code.co_filename, at.tb_lineno, name)
+
+
+def _tell(head: str, error: BaseException) -> None:
+    text = f"pyvmm: {head}\n"
+    if isinstance(error, PyvmmError):  # KVM or the host refused: its text says what
+        text += f"  {error}\n"
+    else:
+        import traceback  # costs a millisecond that no start of the command line has to spare
+
+        text += "".join(traceback.format_exception(error))
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # an error may quote the guest
+    try:
+        sys.stderr.write(shown.replace("\n", "\r\n" if sys.stderr.isatty() else "\n"))
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # nobody listens, or stderr is full: the count and the trace have it
