@@ -32,7 +32,7 @@ SLICE_SECONDS = 0.01
 that is running then still ends: bounds on one callback's work are its owner's."""
 
 CANCELLED_LIMIT = 64
-"""Cancelled timers that may stay in the heap, or as many as live ones: to remove each at once is to search the heap."""
+"""Cancelled timers that may stay in the heap, or as many as live ones: removing each would search the heap."""
 
 
 class Timer:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pyvmm.cli.consoles import Console, open_console
 from pyvmm.cli.trace_sinks import traces
+from pyvmm.control.registry import stall_note
 from pyvmm.guest_text import clean, one_line
 from pyvmm.host.inside import socket_path, user_pid
 from pyvmm.loop import Loop
@@ -86,6 +87,8 @@ class _Run:
         machine, session = self._machine, self._session
         self._console.attach(machine)
         machine.console_place = self._console.place
+        if session.sockets:
+            machine.watchdog.note = stall_note(session.sockets[0])
         if session.timeout is not None:
             machine.loop.after(session.timeout, self._timed_out)
         if session.command is not None:

@@ -98,8 +98,18 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"#{channel.get('relid', '?')} {channel.get('name', '?')}: {channel.get('state', '?')}{traffic}"
         pairs.append(("vmbus" if number == 0 else "", text))
     exits = {key: sum(counts.values()) for key, counts in (about.get("exits") or {}).items()}
+    pairs.append(("event loop", _loop_text(about.get("loop") or {})))
     pairs.append(("exits", ", ".join(f"{key} {count}" for key, count in exits.items())))
     return pairs
+
+
+def _loop_text(loop: dict[str, Any]) -> str:
+    """`1234 turns, the longest 45 ms; stood still once, in reset (machine.py:300)`."""
+    text = f"{loop.get('turns', 0)} turns, the longest {loop.get('longest-turn', 0) * 1000:.0f} ms"
+    if stalls := loop.get("stalls"):
+        often = "once" if stalls == 1 else f"{stalls} times, last"
+        text += f"; stood still {often} in {loop.get('last-stall')}"
+    return text
 
 
 def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:

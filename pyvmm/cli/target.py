@@ -21,6 +21,9 @@ CLAIM_LIMIT = 2.0
 
 POLL = 0.05
 
+NOTE_LIMIT = 500
+"""Characters shown of a watchdog's note."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -69,6 +72,17 @@ def find_soon(given: str | None, name: str | None, socket: Path | None) -> Entry
             time.sleep(POLL)
 
 
+def _stalled_at(entry: Entry) -> str:
+    """Where the machine's loop stands still, as its watchdog has noted."""
+    from pyvmm.control.registry import stall_note
+
+    try:
+        place = stall_note(entry.socket).read_text(errors="replace")[:NOTE_LIMIT]
+    except OSError:
+        return ""
+    return f"its event loop stands still in {place}" if place.isprintable() else ""
+
+
 def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMIT) -> Client:
     """A connection to the machine's monitor. One that just starts is waited for, up to `patience` seconds.
 
@@ -87,8 +101,9 @@ def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMI
             if not registry.is_starting(entry, silent=silent):
                 if not silent:
                     raise
-                more = f": `pyvmm kill {entry.name}` ends it" if entry.pid else ""
-                raise TimedOut(f"{entry.name} does not answer{more}") from error
+                reasons = [_stalled_at(entry), f"`pyvmm kill {entry.name}` ends it" if entry.pid else ""]
+                more = "; ".join(filter(None, reasons))
+                raise TimedOut(f"{entry.name} does not answer" + (more and f": {more}")) from error
             if time.monotonic() >= deadline:
                 raise Starting(f"{entry.name} is still starting; `pyvmm kill {entry.name}` ends it") from error
         time.sleep(POLL)

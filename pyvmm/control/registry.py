@@ -200,6 +200,11 @@ def find(which: str | os.PathLike[str] | None = None) -> Entry:
     raise ConfigError(f"no VM named {text!r} ({hint})")
 
 
+def stall_note(socket: Path) -> Path:
+    """The file that a machine's watchdog keeps while the loop behind `socket` stands still (`pyvmm.watchdog`)."""
+    return socket.with_suffix(".stall")
+
+
 def _parse(name: str, text: bytes) -> Entry | None:
     """The entry as written by `_claim`; None while that is under way."""
     try:
@@ -228,4 +233,5 @@ def _same(descriptor: int, file: Path) -> bool:
 def _remove(file: Path) -> None:
     """Remove an entry whose lock we hold, its socket first."""
     file.with_suffix(".sock").unlink(missing_ok=True)
+    stall_note(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ from pyvmm.machine.monitored import Listener, Monitored, State
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
 from pyvmm.memory import GuestMemory, HostMemory, Region
+from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from devices.balloon.device import BalloonDevice
@@ -98,6 +99,7 @@ class Machine(Monitored):
         self._console_tail = ConsoleTail()
         self._reset_wanted: str | None = None  # why the guest asked for a reset, until that begins
         self._reset_earliest = 0.0  # loop clock
+        self.watchdog = Watchdog(loop)
         self._resetting = Pending(loop, self._reset_soon)
         self._powering_off = Pending(loop, self._power_off)
         self._kvm = Kvm(config.kvm)
@@ -287,8 +289,12 @@ class Machine(Monitored):
 
     def run(self) -> Outcome:
         """Serve the machine until it ends."""
-        while self.outcome is None:
-            self.loop.run()
+        self.watchdog.start()
+        try:
+            while self.outcome is None:
+                self.loop.run()
+        finally:
+            self.watchdog.stop()
         return self.outcome
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.plugging import Plugging
     from pyvmm.machine.pressure import Pressure
     from pyvmm.vmbus.bus import Vmbus
+    from pyvmm.watchdog import Watchdog
 
 State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
 Listener = Callable[[str, dict[str, Any]], None]
@@ -49,6 +50,7 @@ class Monitored(ABC):
     pid: int  # of the process by which the user knows the machine
     console_place: str  # where the console leads, for query-chardev
     resets: int
+    watchdog: Watchdog
     _state: State
     _started: float
     _hardware: Hardware | None
@@ -216,5 +218,6 @@ class Monitored(ABC):
             "page-reporting": self.page_reporting(),
             "autosize": self.pressure.describe() if self.pressure is not None else None,
             "vmbus": self.info_vmbus(),
+            "loop": self.watchdog.info(),
             "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},
         }

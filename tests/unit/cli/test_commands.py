@@ -218,6 +218,20 @@ def test_a_machine_that_does_not_answer_is_one_line(pyvmm: Run, monkeypatch: pyt
                     other.connect(str(hung.socket))
 
 
+def test_a_machine_whose_loop_stands_still_is_told_with_its_place(
+    pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_command, "PATIENCE", 0.1)
+    monkeypatch.setattr(registry, "SETTLING", 0.0)
+    with registry.claim("hung") as hung, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(hung.socket))
+        silent.listen(1)
+        registry.stall_note(hung.socket).write_text("reset (machine.py:300) < run (loop.py:240)")
+        found = pyvmm("status", "hung")
+    assert "its event loop stands still in reset (machine.py:300) < run (loop.py:240); `pyvmm kill hung`" in found.err
+    assert not registry.stall_note(hung.socket).exists()
+
+
 def test_ps_cuts_commands_on_a_terminal_only(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with registry.claim("mute", ["pyvmm", "run", "x" * 100]):
         assert pyvmm("ps").out.endswith(f"pyvmm run {'x' * 100}\n")

@@ -1,0 +1,120 @@
+"""The loop's watchdog: a thread that notices a turn of the loop without an end, and says where it is.
+
+    looks, a PERIOD apart:   waiting   turn 7   turn 7   turn 7   turn 7   waiting
+                                                             ^ "stands still"  ^ "goes on after ..."
+
+It counts looks, not seconds: a process that was stopped, or a laptop that slept, is no loop that stands still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pyvmm.loop import Loop
+
+PERIOD = 1.0
+"""Seconds between two looks."""
+
+PATIENCE = 3
+"""Looks at the same turn, one after another, before it is told. No turn that we know of takes a second."""
+
+FRAMES = 5
+"""Calls shown of the loop's stack, the innermost first."""
+
+
+def say(text: str) -> None:
+    """One line on standard error, past Python's buffer: its lock may be held by the thread that stands still."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"pyvmm: {text}\n".encode())
+
+
+class Watchdog:
+    """Watches `loop` between `start` and `stop`. `say(text)` is called on the watchdog's thread.
+
+    `note`: a file that exists while the loop stands still, for commands that wait for an answer in vain.
+    """
+
+    def __init__(self, loop: Loop, say: Callable[[str], None] = say, *, period: float = PERIOD) -> None:
+        self.note: Path | None = None
+        self.stalls = 0
+        """How often the loop stood still."""
+        self.last_place = ""
+        """Where it did so last."""
+        self._loop = loop
+        self._say = say
+        self._period = period
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more. Harmless twice."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(self._period)  # no longer: it may be writing to a pipe that nobody reads
+
+    def info(self) -> dict[str, Any]:
+        """What `x-status` tells of the loop. Seconds."""
+        return {
+            "turns": self._loop.turns,
+            "longest-turn": round(self._loop.longest_turn, 4),
+            "stalls": self.stalls,
+            "last-stall": self.last_place,
+        }
+
+    def _run(self) -> None:
+        seen, looks, since = -1, 0, 0.0
+        while not self._ending.wait(self._period):
+            began, turn = self._loop.turn_began, self._loop.turns
+            if began is not None and turn == seen:
+                looks += 1
+                if looks == PATIENCE:
+                    since = began
+                    self._stands_still(time.monotonic() - since)
+                continue
+            if looks >= PATIENCE:
+                self._goes_on(time.monotonic() - since)
+            seen, looks = (turn, 1) if began is not None else (-1, 0)
+        self._remove_note()
+
+    def _stands_still(self, seconds: float) -> None:
+        self.stalls += 1
+        thread = self._loop.thread
+        frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
+        self.last_place = place(frame)
+        if self.note is not None:
+            with contextlib.suppress(OSError):
+                self.note.write_text(self.last_place)
+        self._say(
+            f"the machine's event loop has stood still for {seconds:.0f} s, so that monitor commands wait; "
+            f"it is in {self.last_place}"
+        )
+
+    def _goes_on(self, seconds: float) -> None:
+        self._remove_note()
+        self._say(f"the machine's event loop goes on after {seconds:.0f} s")
+
+    def _remove_note(self) -> None:
+        if self.note is not None:
+            with contextlib.suppress(OSError):
+                self.note.unlink(missing_ok=True)
+
+
+def place(frame: FrameType | None) -> str:
+    """A stack in one line, the innermost call first: `discard (memory.py:191) < reset (machine.py:285)`."""
+    calls: list[str] = []
+    while frame is not None and len(calls) < FRAMES:
+        code = frame.f_code
+        calls.append(f"{code.co_name} ({os.path.basename(code.co_filename)}:{frame.f_lineno})")
+        frame = frame.f_back
+    return " < ".join(calls) or "an unknown place"
