@@ -14,6 +14,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any, assert_never
 
 from pyvmm.contain import contain
@@ -51,6 +52,8 @@ OUTBOX_LIMIT = 64
 asks and never reads costs us no more than this."""
 MESSAGES_PER_STEP = 16
 """Messages served before the loop gets a turn."""
+STEP_SECONDS = 0.005
+"""Seconds after which a step ends as well: opening a channel costs up to 5 ms with the largest rings there are."""
 
 _STARTS_AFRESH = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
 
@@ -203,7 +206,8 @@ class Vmbus:
         return True
 
     def _serve(self) -> None:
-        """Serve what is queued, MESSAGES_PER_STEP at most, as long as the guest reads its answers."""
+        """Serve what is queued, MESSAGES_PER_STEP or STEP_SECONDS at most, as long as the guest reads its answers."""
+        until = monotonic() + STEP_SECONDS
         for _ in range(MESSAGES_PER_STEP):
             with self._queue_lock:
                 if not self._queue or self._held():
@@ -215,6 +219,8 @@ class Vmbus:
             except Exception as error:
                 contain("VMBus message", error)
             self._act()
+            if monotonic() > until:
+                break
         self._loop.post(self._serve)
 
     def _held(self) -> bool:

@@ -25,12 +25,20 @@ PACKETS_PER_STEP = 64
 """Packets read before the loop gets a turn: a guest that fills its ring as fast as it can must not starve the rest.
 At some 10 µs each a step stays well under a millisecond of Python."""
 
+BYTES_PER_STEP = 16 << 10
+"""Payload after which a step ends as well, with the packet that reached it: what a device does with a packet goes by
+its length. Four of the longest packets that Linux sends."""
+
 SEND_QUEUE_LIMIT = 256
 """Packets that may wait for room in the guest's ring. No device of ours has more than a few outstanding; a guest that
 does not read for so long is stuck or hostile."""
 
 REPLY_QUEUE_LIMIT = 64
 """With so many packets waiting for room nothing more is read: what is read may need an answer."""
+
+TIMERS_SWEPT = 32
+"""A channel's timers are looked through for cancelled ones when so many are kept, then when there are twice as many
+as were left. No device of ours has more than three at a time."""
 
 FULL_RING_POLL = 0.01
 """Seconds between looks at a full ring of a guest that does not know the pending send size."""
@@ -84,6 +92,7 @@ class Channel:
         self._queue: deque[Packet] = deque()
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
         self._timers: set[Timer] = set()
+        self._sweep_at = TIMERS_SWEPT
         self._poll: Timer | None = None
         self._continuing = False
         self._flushing = False
@@ -199,21 +208,20 @@ class Channel:
     # Reading
 
     def _read(self) -> None:
-        """Take up to PACKETS_PER_STEP packets; go on in the loop's next step if there may be more."""
+        """Take up to PACKETS_PER_STEP packets or BYTES_PER_STEP; go on in the next turn if there may be more."""
         if not self.was_opened or not self._is_open or self.broken or self._continuing:
             return
         if len(self._queue) >= REPLY_QUEUE_LIMIT:
             return  # _flush comes back to it
         try:
             self._reader.mask()
-            packets = self._reader.read(PACKETS_PER_STEP)
-            for packet in packets:
+            for packet in self._reader.read(PACKETS_PER_STEP, BYTES_PER_STEP):
                 self._receive(packet)
                 if not self._is_open or self.broken:
                     return
             if self._reader.publish():
                 self._signal()
-            if len(packets) < PACKETS_PER_STEP and not self._reader.unmask():
+            if not self._reader.available() and not self._reader.unmask():
                 return
         except BrokenRing as error:
             self._break(error)
@@ -323,8 +331,10 @@ class Channel:
         if not self._is_open:
             timer.cancel()
             return timer
-        self._timers = {t for t in self._timers if not t.cancelled}
         self._timers.add(timer)
+        if len(self._timers) >= self._sweep_at:
+            self._timers = {t for t in self._timers if not t.cancelled}
+            self._sweep_at = max(TIMERS_SWEPT, 2 * len(self._timers))
         return timer
 
     def _break(self, error: BrokenRing) -> None:

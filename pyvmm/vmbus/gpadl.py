@@ -24,6 +24,9 @@ from pyvmm.vmbus.protocol import GpadlBody, GpadlHeader, Status
 WORD_SIZE = 8
 GPADL_LIMIT = 4096
 """Lists lent or still coming in: Linux needs one per ring and a few per network device."""
+RING_PAGES_LIMIT = 8192
+"""Pages of a pair of rings: 32 MiB, where Linux's largest (uio_hv_generic) has 4. Every page is looked up in the turn
+of the loop that opens the channel, half a microsecond each, and scattered ones cost us a view each."""
 GPADL_PAGES_LIMIT = 1280 << 8
 """Pages lent in all, 1280 MiB: what newer Hyper-V hosts allow. Keeps a hostile guest from filling our memory."""
 
@@ -60,6 +63,11 @@ class Gpadl:
     ranges: list[GpaRange]
     torn_down: bool = False  # the guest asked for it while a channel still used it
 
+    @property
+    def page_count(self) -> int:
+        """Pages of all ranges."""
+        return sum(len(each.pages) for each in self.ranges)
+
     def read(self, memory: GuestMemory, range_index: int = 0) -> bytes:
         """A copy of all bytes of one range. Raises GuestMemoryError if a page is no longer RAM."""
         return b"".join(memory.read(gpa, length) for gpa, length in self.ranges[range_index].gpas())
@@ -69,21 +77,29 @@ class Gpadl:
         return [memory.view(gpa, length) for gpa, length in self.ranges[range_index].gpas()]
 
     def ring_pages(self) -> list[int]:
-        """The pages, for a ring: one range of whole pages. Raises GuestProtocolError for anything else."""
+        """The pages, for a pair of rings: one range of whole pages. Raises GuestProtocolError for anything else."""
         if len(self.ranges) != 1 or self.ranges[0].offset or self.ranges[0].length % PAGE_SIZE:
             raise GuestProtocolError(f"gpadl {self.id:#x} is not one range of whole pages")
+        if len(self.ranges[0].pages) > RING_PAGES_LIMIT:
+            raise GuestProtocolError(f"rings of {len(self.ranges[0].pages)} pages, {RING_PAGES_LIMIT} are the most")
         return self.ranges[0].pages
 
 
 @dataclass(slots=True)
 class GpadlAssembly:
-    """A list that is still coming in. Raises GuestProtocolError when the announcement makes no sense."""
+    """A list that is still coming in; each message's words are checked when they come, so that the last has no more
+    to do than the others. Raises GuestProtocolError when the announcement makes no sense.
+    """
 
     id: int
     relid: int
     range_bytes: int
     range_count: int
-    words: list[int] = field(default_factory=list)
+    ranges: list[GpaRange] = field(default_factory=list)
+    missing: int = 0
+    """Words still to come."""
+    frames_missing: int = 0
+    """Of the range that came last."""
 
     def __post_init__(self) -> None:
         if (
@@ -92,38 +108,33 @@ class GpadlAssembly:
             or not self.range_count
         ):
             raise GuestProtocolError(f"{self.range_count} ranges in {self.range_bytes} bytes")
+        self.missing = self.range_bytes // WORD_SIZE
 
-    @property
-    def missing(self) -> int:
-        """Words still to come."""
-        return self.range_bytes // WORD_SIZE - len(self.words)
-
-    def add(self, words: tuple[int, ...]) -> None:
-        """Take the words of one message. Raises GuestProtocolError for more than are missing, or none."""
+    def add(self, words: tuple[int, ...], memory: GuestMemory) -> None:
+        """Take the words of one message. Raises GuestProtocolError for more than are missing, or none, or ranges that
+        do not fill the list; GuestMemoryError for a page that is not RAM.
+        """
         if not words or len(words) > self.missing:
             raise GuestProtocolError(f"{len(words)} words come, {self.missing} are missing")
-        self.words += words
+        for word in words:
+            self.missing -= 1
+            if self.frames_missing:
+                self.frames_missing -= 1
+                self.ranges[-1].pages.append(_page(memory, word))
+            else:
+                self._begin_range(word)
+        if not self.missing and len(self.ranges) < self.range_count:
+            raise GuestProtocolError(f"announced {self.range_count} ranges, has {len(self.ranges)}")
 
-    def finish(self, memory: GuestMemory) -> Gpadl:
-        """The complete list. Raises GuestProtocolError if the ranges do not fill it, GuestMemoryError for a page
-        that is not RAM."""
-        ranges: list[GpaRange] = []
-        position = 0
-        for _ in range(self.range_count):
-            if position >= len(self.words):
-                raise GuestProtocolError(
-                    f"gpadl {self.id:#x}: announced {self.range_count} ranges, has {len(ranges)}"
-                )
-            length, offset = self.words[position] & 0xFFFFFFFF, self.words[position] >> 32
-            count = -(-(offset + length) // PAGE_SIZE)
-            frames = self.words[position + 1 : position + 1 + count]
-            if not length or offset >= PAGE_SIZE or len(frames) < count:
-                raise GuestProtocolError(f"{length} bytes from {offset} in {len(frames)} pages")
-            ranges.append(GpaRange(length, offset, [_page(memory, frame) for frame in frames]))
-            position += 1 + count
-        if position != len(self.words):
-            raise GuestProtocolError(f"{len(self.words) - position} words too many")
-        return Gpadl(self.id, self.relid, ranges)
+    def _begin_range(self, word: int) -> None:
+        if len(self.ranges) == self.range_count:
+            raise GuestProtocolError(f"{self.missing + 1} words too many")
+        length, offset = word & 0xFFFFFFFF, word >> 32
+        count = -(-(offset + length) // PAGE_SIZE)
+        if not length or offset >= PAGE_SIZE or count > self.missing:
+            raise GuestProtocolError(f"{length} bytes from {offset} in {self.missing} pages")
+        self.ranges.append(GpaRange(length, offset, []))
+        self.frames_missing = count
 
 
 def _page(memory: GuestMemory, frame: int) -> int:
@@ -147,6 +158,7 @@ class GpadlTable:
     def __init__(self, memory: GuestMemory) -> None:
         self.lists: dict[int, Gpadl] = {}  # complete, by id
         self._coming: dict[int, GpadlAssembly] = {}
+        self._pages = 0  # of complete lists, and words announced for those still coming in
         self._memory = memory
 
     def begin(self, message: GpadlHeader) -> Gpadl | None:
@@ -154,17 +166,16 @@ class GpadlTable:
         relid, gpadl = message.relid, message.gpadl
         if gpadl in self.lists or gpadl in self._coming:
             raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, "exists already")
-        lent = sum(len(r.pages) for g in self.lists.values() for r in g.ranges)
-        coming = sum(a.range_bytes // WORD_SIZE for a in self._coming.values())
         if len(self.lists) + len(self._coming) >= GPADL_LIMIT:
             raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{GPADL_LIMIT} are lent already")
-        if lent + coming + message.range_bytes // WORD_SIZE > GPADL_PAGES_LIMIT:
-            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{lent} pages are lent already")
+        if self._pages + message.range_bytes // WORD_SIZE > GPADL_PAGES_LIMIT:
+            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{self._pages} pages are lent already")
         try:
             assembly = GpadlAssembly(gpadl, relid, message.range_bytes, message.range_count)
         except GuestProtocolError as error:
             raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, str(error)) from error
         self._coming[gpadl] = assembly
+        self._pages += assembly.range_bytes // WORD_SIZE
         return self._add(assembly, message.words)
 
     def extend(self, message: GpadlBody) -> Gpadl | None:
@@ -177,16 +188,26 @@ class GpadlTable:
 
     def _add(self, assembly: GpadlAssembly, words: tuple[int, ...]) -> Gpadl | None:
         try:
-            assembly.add(words)
-            if assembly.missing:
-                return None
-            gpadl = assembly.finish(self._memory)
+            assembly.add(words, self._memory)
         except GuestError as error:
-            del self._coming[assembly.id]
+            self._drop(assembly)
             raise GpadlRefused(assembly.relid, assembly.id, Status.INVALID_PARAMETER, str(error)) from error
-        del self._coming[assembly.id]
-        self.lists[gpadl.id] = gpadl
+        if assembly.missing:
+            return None
+        self._drop(assembly)
+        gpadl = self.lists[assembly.id] = Gpadl(assembly.id, assembly.relid, assembly.ranges)
+        self._pages += gpadl.page_count
         return gpadl
+
+    def _drop(self, assembly: GpadlAssembly) -> None:
+        """It is complete, or of no use."""
+        del self._coming[assembly.id]
+        self._pages -= assembly.range_bytes // WORD_SIZE
+
+    def remove(self, gpadl: Gpadl) -> None:
+        """Take a complete list back."""
+        del self.lists[gpadl.id]
+        self._pages -= gpadl.page_count
 
     def get(self, gpadl: int, relid: int) -> Gpadl:
         """The complete list `gpadl` of the channel `relid`. Raises GuestProtocolError if there is none."""
@@ -197,9 +218,12 @@ class GpadlTable:
 
     def forget(self, relid: int) -> None:
         """Drop everything of one channel."""
-        self.lists = {k: g for k, g in self.lists.items() if g.relid != relid}
-        self._coming = {k: a for k, a in self._coming.items() if a.relid != relid}
+        for gpadl in [each for each in self.lists.values() if each.relid == relid]:
+            self.remove(gpadl)
+        for assembly in [each for each in self._coming.values() if each.relid == relid]:
+            self._drop(assembly)
 
     def clear(self) -> None:
         self.lists.clear()
         self._coming.clear()
+        self._pages = 0

@@ -159,15 +159,17 @@ class RingReader:
         """Bytes that wait to be read. Raises BrokenRing."""
         return (self._ring.index(WRITE_INDEX) - self._next) % self.size
 
-    def read(self, limit: int) -> list[Packet]:
-        """Up to `limit` packets. The guest sees their room as free only after `publish`.
+    def read(self, limit: int, most_bytes: int | None = None) -> list[Packet]:
+        """Up to `limit` packets, the last of which may exceed `most_bytes` (of the ring) together with those before.
+        The guest sees their room as free only after `publish`.
 
         Raises BrokenRing where what lies in the ring cannot be a packet, once all packets before it were returned.
         """
         ring, size, position = self._ring, self.size, self._next
         left = (ring.index(WRITE_INDEX) - position) % size
         packets: list[Packet] = []
-        while left and len(packets) < limit:
+        enough = 0 if most_bytes is None else left - most_bytes  # bytes left of which no more are read
+        while left and len(packets) < limit and (left > enough or not packets):
             if left < DESCRIPTOR_SIZE + TRAILER_SIZE:
                 if packets:
                     break

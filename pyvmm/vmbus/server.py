@@ -322,7 +322,7 @@ class Server:
         return isinstance(channel.state, Open | Opening) and channel.state.gpadl == gpadl.id
 
     def _torndown(self, gpadl: Gpadl) -> None:
-        del self.gpadls.lists[gpadl.id]
+        self.gpadls.remove(gpadl)
         self._post(protocol.GpadlTorndown(MessageType.GPADL_TORNDOWN, 0, gpadl.id), trace.gpadl_torndown, gpadl.id)
 
     def _relid_released(self, message: protocol.RelidReleased) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import struct
+import weakref
 from itertools import pairwise
 from uuid import UUID
 
@@ -12,7 +14,7 @@ import pytest
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus import channel as channel_module
 from pyvmm.vmbus import protocol as p
-from pyvmm.vmbus.channel import PACKETS_PER_STEP, SEND_QUEUE_LIMIT, Channel
+from pyvmm.vmbus.channel import BYTES_PER_STEP, PACKETS_PER_STEP, SEND_QUEUE_LIMIT, TIMERS_SWEPT, Channel
 from pyvmm.vmbus.device import Offer, VmbusDevice
 from tests.support.fake_guest import FakeGuest
 from tests.support.fake_ring import COMPLETION, MASK, PENDING, READ, WRITE
@@ -321,3 +323,53 @@ def test_fake_guest_speaks_ic_framing(guest: FakeGuest) -> None:
 
 def test_reply_limit_leaves_room_below_the_send_limit() -> None:
     assert channel_module.REPLY_QUEUE_LIMIT + 2 * PACKETS_PER_STEP <= SEND_QUEUE_LIMIT
+
+
+def test_long_packets_leave_the_loop_its_turns_too(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device, ring_pages=129)
+    for _ in range(100):
+        driver.outgoing.put(bytes(4000))
+    driver.signal()
+    seen = [len(device.payloads)]
+    while guest.loop.step():
+        seen.append(len(device.payloads))
+    assert seen[-1] == 100
+    assert max(b - a for a, b in pairwise([0, *seen])) <= BYTES_PER_STEP // 4000 + 1
+
+
+def test_a_packet_longer_than_a_step_is_read_by_itself(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device, ring_pages=65)
+    for _ in range(3):
+        driver.outgoing.put(bytes(3 * BYTES_PER_STEP))
+    driver.signal()
+    seen = [len(device.payloads)]
+    while guest.loop.step():
+        seen.append(len(device.payloads))
+    assert seen == [1, 2, 3]
+
+
+def test_a_channel_keeps_no_timers_that_are_over(guest: FakeGuest, device: Recorder) -> None:
+    channel = guest.open(device).channel
+    kept = channel.every(1000.0, lambda: None)
+    for _ in range(10_000):
+        channel.after(0.0, lambda: None)
+        channel.every(1.0, lambda: None).cancel()
+        guest.loop.run_due()
+    assert len(channel._timers) <= TIMERS_SWEPT
+    assert not kept.cancelled
+    guest.close()
+    assert kept.cancelled
+
+
+def test_a_closed_channel_is_let_go_of_at_once(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device)
+    channel = driver.channel
+    channel.every(1000.0, channel.room)
+    channel.when_room(64, lambda: None)
+    held = weakref.ref(channel.reader)
+    del channel
+    device.channel = None  # type: ignore[assignment]
+    guest.close()
+    guest.loop.run()
+    gc.collect()
+    assert held() is None

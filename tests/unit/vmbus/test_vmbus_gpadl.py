@@ -141,3 +141,31 @@ def test_list_belongs_to_its_channel(table: GpadlTable) -> None:
 def test_ring_needs_one_range_of_whole_pages(ranges: list[GpaRange]) -> None:
     with pytest.raises(GuestProtocolError):
         Gpadl(1, 1, ranges).ring_pages()
+
+
+def test_what_was_taken_back_can_be_lent_again(table: GpadlTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GPADL_PAGES_LIMIT", 3)
+    for _ in range(10):
+        made = table.begin(header(0x2000, 1, 2))
+        assert made is not None
+        table.remove(made)
+        assert table.begin(header(0x2000, 1, total=3, relid=2)) is None
+        table.forget(2)
+        with pytest.raises(GpadlRefused):
+            table.begin(header(0x1000, 256))
+        table.begin(header(0x2000, 1, total=3))
+        table.clear()
+
+
+def test_a_page_is_checked_when_its_message_comes(table: GpadlTable) -> None:
+    """Not all of them at the last: with a list of 1.2 GiB that would be half a second of the loop."""
+    table.begin(header(0x4000, 1, total=5))
+    with pytest.raises(GpadlRefused, match="0x1000000"):
+        table.extend(GpadlBody(1, (0x1000,)))
+
+
+def test_rings_are_bounded() -> None:
+    pages = [4096 * n for n in range(module.RING_PAGES_LIMIT + 1)]
+    with pytest.raises(GuestProtocolError, match="are the most"):
+        Gpadl(1, 1, [GpaRange(len(pages) * 4096, 0, pages)]).ring_pages()
+    assert len(Gpadl(1, 1, [GpaRange((len(pages) - 1) * 4096, 0, pages[1:])]).ring_pages()) == len(pages) - 1
