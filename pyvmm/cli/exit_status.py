@@ -5,6 +5,7 @@ from __future__ import annotations
 ERROR = 1
 USAGE = 2
 TIMEOUT = 124
+HANGUP = 129  # as a shell shows SIGHUP
 INTERRUPTED = 130  # as a shell shows SIGINT
 PIPE = 141  # as a shell shows SIGPIPE
 GUEST_DIED = 255

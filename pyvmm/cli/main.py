@@ -1,11 +1,12 @@
 """`pyvmm`: finds the subcommand, and turns errors into one line and a status.
 
-Imports nothing but click at module level: `pyvmm --help` and shell completion should feel instant. Each subcommand is
+Imports little but click at module level: `pyvmm --help` and shell completion should feel instant. Each subcommand is
 imported when it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from importlib import import_module
 import click
 
 from pyvmm import __version__
-from pyvmm.cli import exit_status
+from pyvmm.cli import exit_status, streams
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_text import one_line
 
@@ -60,7 +61,7 @@ Examples:
 
 \b
 Exit status: 0 done, 1 this computer or the request is at fault, 2 usage, 124 time limit,
-130 Ctrl-C, 255 the guest died. PYVMM_DEBUG=1 shows where an error comes from.
+130 Ctrl-C, 141 nobody reads the output, 255 the guest died. PYVMM_DEBUG=1 shows where an error comes from.
 """
 
 
@@ -123,26 +124,36 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. A command returns its status, or None for 0.
 
-    Errors that a user can cause become one line on stderr. Anything else is our bug and keeps its traceback.
+    Errors that a user can cause become one line on stderr. Anything else is our bug and keeps its traceback. Without
+    `argv` it is the process's own command line, and the process's standard streams are made ready for it.
     """
+    if argv is None:
+        streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    status = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _complain(error) if status == 0 else status
+        streams.drop_output()
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     try:
         if "_PYVMM_COMPLETE" in os.environ:
             cli.main(arguments, prog_name="pyvmm")  # prints candidates and exits
         with cli.make_context("pyvmm", arguments) as context:
             result = cli.invoke(context)
-        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit:
         return exit.exit_code
-    except BrokenPipeError:  # `pyvmm ps | head -1`; but a socket of ours is HostError before it gets here
-        _drop_output()
-        return exit_status.PIPE
     except (KeyboardInterrupt, click.Abort):
-        print(file=sys.stderr)  # the terminal's ^C stands there
+        with contextlib.suppress(OSError):
+            print(file=sys.stderr)  # the terminal's ^C stands there
         return exit_status.INTERRUPTED
     except (click.ClickException, PyvmmError, OSError, RecursionError, MemoryError) as error:
-        if os.environ.get("PYVMM_DEBUG"):
+        if os.environ.get("PYVMM_DEBUG") and not isinstance(error, BrokenPipeError | streams.OutputError):
             raise
         return _complain(error)
 
@@ -151,8 +162,18 @@ def _complain(error: Exception) -> int:
     """One line about `error` on stderr; the status it ends with."""
     status = exit_status.ERROR
     match error:
+        case BrokenPipeError():  # `pyvmm ps | head -1`; but a socket of ours is HostError before it gets here
+            return exit_status.PIPE
+        case streams.OutputError():
+            status = streams.status_of(error)
+            if status == exit_status.PIPE:
+                return status
+            text = f"{error.filename}: {error.strerror}"
         case click.exceptions.NoArgsIsHelpError():
-            click.echo(error.format_message())
+            try:
+                click.echo(error.format_message())
+            except OSError as failed:
+                return _complain(failed)
             return exit_status.USAGE
         case click.UsageError():
             where = error.ctx.command_path if error.ctx is not None else "pyvmm"
@@ -173,17 +194,6 @@ def _complain(error: Exception) -> int:
     except OSError:
         pass  # nobody listens; the status says it
     return status
-
-
-def _drop_output() -> None:
-    """Nobody reads our output: keep the interpreter from complaining about it at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            os.dup2(null, stream.fileno())
-    os.close(null)
 
 
 if __name__ == "__main__":

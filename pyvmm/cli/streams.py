@@ -1,0 +1,106 @@
+"""The command line's standard streams: closed ones are filled, and a failure of one has a status and a line.
+
+    what happens to standard output       status   on stderr
+    its reader goes away (EPIPE)          141      nothing for a listing; a line when it ended a machine
+    its terminal hangs up (EIO)           129      a line
+    anything else: full disk, closed fd   1        a line
+
+What standard error cannot take is dropped: no place is left to tell it, and the status says how it went.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from pyvmm.cli import exit_status
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class OutputError(OSError):
+    """Standard output failed: as its OSError, and named."""
+
+
+class _Raw(io.FileIO):
+    """Descriptor 1 or 2: waits while a non-blocking one is full, and names itself in errors."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, "w", closefd=False)
+
+    def write(self, data: ReadableBuffer) -> int:
+        while True:
+            try:
+                written = super().write(data)
+            except OSError as error:
+                if self.fileno() == 2:
+                    return memoryview(data).nbytes
+                raise OutputError(error.errno, error.strerror, "standard output") from None
+            if written is not None:
+                return written
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until a descriptor that another program made non-blocking takes more."""
+        import select
+
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        poll.poll()
+
+
+def prepare() -> None:
+    """Make standard streams of this process, once, before anything else opens a file.
+
+    A closed one is opened, lest a socket or a file of ours get its number: input is empty, what is written to output
+    fails as it would on a closed descriptor, and errors go nowhere.
+    """
+    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number, which is this one
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    sys.stdout, sys.stderr = _stream(1, sys.stdout), _stream(2, sys.stderr)
+
+
+def _stream(fd: int, before: TextIO | None) -> TextIO:
+    if before is not None and not isinstance(before, io.TextIOWrapper):
+        return before  # a test's
+    encoding = "utf-8" if before is None else before.encoding
+    errors = "backslashreplace" if fd == 2 or before is None or before.errors is None else before.errors
+    try:
+        raw = _Raw(fd)
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=fd == 2 or raw.isatty()
+        )
+    except OSError:  # a directory was given for it
+        return before if before is not None else open(os.devnull, "w")
+
+
+def status_of(error: OSError) -> int:
+    """The exit status after standard output failed with `error`."""
+    match error.errno:
+        case errno.EPIPE:
+            return exit_status.PIPE
+        case errno.EIO:
+            return exit_status.HANGUP
+    return exit_status.ERROR
+
+
+def drop_output() -> None:
+    """Standard output failed: what is still buffered goes nowhere, and the interpreter has no complaint at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                os.dup2(null, fd)
+    finally:
+        os.close(null)
