@@ -131,7 +131,8 @@ class Region:
 class GuestMemory:
     """All RAM a guest has, by guest physical address.
 
-    Changed (`add`, `remove`) only while no device uses the range; read and written from any thread.
+    Changed (`add`, `remove`, `replace`) on one thread; read and written from any. Who looks an address up just before
+    it is taken away still reaches the backing memory, which no guest sees any more.
     Every failed access raises GuestMemoryError, which names its length and address.
     """
 
@@ -155,16 +156,19 @@ class GuestMemory:
 
     def add(self, region: Region) -> None:
         """Make `region` part of the guest's RAM. Overlap is our bug."""
-        regions = sorted([*self._table[1], region], key=lambda r: r.gpa)
-        for low, high in pairwise(regions):
-            assert low.end <= high.gpa, f"regions overlap at {high.gpa:#x}"
-        self._set(regions)
+        self.replace(None, region)
 
     def remove(self, region: Region) -> None:
         """Take `region` out again; its HostMemory stays the caller's."""
-        self._set([r for r in self._table[1] if r is not region])
+        self.replace(region, None)
 
-    def _set(self, regions: list[Region]) -> None:
+    def replace(self, old: Region | None, new: Region | None) -> None:
+        """`new` in place of `old`, either of which may be none: readers find one of them at any moment."""
+        regions = [r for r in self._table[1] if r is not old]
+        if new is not None:
+            regions = sorted([*regions, new], key=lambda r: r.gpa)
+        for low, high in pairwise(regions):
+            assert low.end <= high.gpa, f"regions overlap at {high.gpa:#x}"
         self._table = [r.gpa for r in regions], regions  # one assignment: readers in other threads see both or none
 
     def find(self, gpa: int, length: int) -> Region:

@@ -108,7 +108,6 @@ class BalloonDevice(VmbusDevice):
                     channel.when_room(size, self._room_came)
                 break
             channel.send(self.machine.next_message())
-            self.machine.prepare()
         self._tell()
 
     def _room_came(self) -> None:

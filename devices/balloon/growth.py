@@ -15,7 +15,6 @@ offline, and a report whose committed pages are what they were before takes that
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 
 from devices.balloon import events as trace
 from devices.balloon.hot_add import Grant
@@ -102,27 +101,13 @@ class Growth:
             return None
         if our.next == our.window.start and trace.our_range_add.on:
             trace.our_range_add(our.window.pages, our.window.start)
-        covers = grant.covers
         try:
-            our.window.provide(covers.start, covers.pages)
+            our.window.provide(grant.start, grant.pages)
         except HostError as error:
             if trace.map_failed.on:
-                trace.map_failed(covers.pages, covers.start, str(error))
+                trace.map_failed(grant.pages, grant.start, str(error))
             raise
         return grant
-
-    def prepare(self, grant: Grant, wanted: int) -> None:
-        """Make RAM of what comes after `grant` if more than it is wanted, while the guest is busy with it.
-
-        Mapping memory takes the host milliseconds. A failure shows when that memory is asked for.
-        """
-        our = self.ledger.our
-        assert our is not None
-        start = grant.covers.end
-        pages = min(wanted - grant.pages, self.piece * min(2 * self._stride, STRIDE), our.window.end - start)
-        if pages > 0:
-            with suppress(HostError):
-                our.window.provide(start, pages)
 
     def request(self, grant: Grant, trans_id: int, version: Version | None) -> HotAddRequest:
         """The message for a grant.

@@ -10,8 +10,11 @@ It is given from the bottom up, never the same page twice: a guest that is offer
 everything from then on. A guest makes memory in blocks (its alignment), but needs not have all of the last block: the
 rest of that one is given later, as long as the same driver is bound, for it forgets when it goes.
 
-In doubt is what was asked for without an answer, and everything after the guest made contact anew: it may have it, so
-it is not offered again before the machine is reset; it counts once the guest names a page of it.
+Only what is given is RAM, to the page, and what the guest turns down stops being RAM: the guest could use any other.
+
+In doubt is what was asked for without an answer, and everything after the guest made contact anew. The guest may have
+it: so it is not offered again before the machine is reset, it stays RAM, and it counts as memory that the guest may
+use. It is the guest's for sure once the guest names a page of it.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ class Window(Protocol):
     pages: int  # that may be given in all
 
     def provide(self, start: int, pages: int) -> None:
-        """Make these pages RAM, before the guest is told of them. Raises HostError."""
+        """Make these pages RAM, before the guest is told of them. They lie above all that is. Raises HostError."""
+
+    def keep_below(self, end: int) -> None:
+        """Nothing from page `end` on is RAM any more."""
 
     def withdraw(self) -> None:
         """None of it is RAM any more; its contents are gone. For a machine reset."""
@@ -51,7 +57,7 @@ class Grant:
 
     @property
     def covers(self) -> PageRange:
-        """All that must be RAM before the guest hears of it."""
+        """The addresses that the guest knows of from then on, whole blocks of which it may have been given a part."""
         return self.region or PageRange(self.start, self.pages)
 
 
@@ -62,18 +68,23 @@ class OurRange:
     window: Window
     ram: PageRanges = field(default_factory=PageRanges)
     doubtful: PageRanges = field(default_factory=PageRanges)
+    top: int = field(init=False)  # the end of what is the guest's or in doubt: nothing beyond is to be RAM
     next: int = field(init=False)  # the first page never asked for
     block_end: int = field(init=False)  # where the guest's last block ends; `next` if it is used up
 
     def __post_init__(self) -> None:
-        self.next = self.block_end = self.window.start
+        self.top = self.next = self.block_end = self.window.start
 
     def reset(self) -> None:
         """Machine reset: the guest has none of it."""
         self.ram.clear()
         self.doubtful.clear()
         self.window.withdraw()
-        self.next = self.block_end = self.window.start
+        self.top = self.next = self.block_end = self.window.start
+
+    def trim(self) -> None:
+        """Nothing is on offer: take away what was made RAM for an offer that was not taken, or never sent."""
+        self.window.keep_below(self.top)
 
     def driver_gone(self) -> None:
         """The driver was unbound: Linux keeps the memory, and forgets that part of a block was not given yet."""
@@ -129,7 +140,7 @@ class OurRange:
         pages = min(pages, grant.pages)
         if pages:
             self.ram.insert([(grant.start, pages)])
-            self.next = grant.start + pages
+            self.top = self.next = grant.start + pages
             self.block_end = max(self.block_end if grant.region is None else 0, _up(self.next, alignment))
         return pages
 
@@ -140,6 +151,7 @@ class OurRange:
     def unanswered(self, grant: Grant) -> None:
         """Nobody knows whether the guest has it."""
         self.doubtful.insert([(grant.start, grant.pages)])
+        self.top = grant.end
         self.next = self.block_end = max(grant.covers.end, self.block_end)
 
     def answered_late(self, grant: Grant, pages: int) -> int:
@@ -148,6 +160,8 @@ class OurRange:
         asked = PageRanges([(grant.start, grant.pages)])
         if not self.doubtful.subtract(asked):
             return 0  # settled meanwhile
+        if self.top == grant.end:
+            self.top = grant.start + pages
         return self.ram.insert([(grant.start, pages)])
 
     def settle(self, named: PageRanges) -> int:

@@ -197,8 +197,13 @@ class Ledger:
 
     @property
     def actual_pages(self) -> int:
-        """Pages the guest costs the host at most: what query-balloon tells."""
-        return self.ram_pages - self.removed_both_pages
+        """Pages the guest costs the host at most: what query-balloon tells. What is in doubt is among them."""
+        return self.ram_pages - self.removed_both_pages + self.doubtful_pages
+
+    @property
+    def doubtful_pages(self) -> int:
+        """Hot-added pages of which one cannot know whether the guest has them: it may touch them."""
+        return self.our.doubtful.pages if self.our is not None else 0
 
     def book(self, ranges: list[tuple[int, int]]) -> Booking:
         """The guest let go of `ranges`: discard and keep what is RAM and was not out before.

@@ -37,7 +37,7 @@ from devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE,
 from devices.balloon.hot_add import Grant
 from devices.balloon.ledger import PAGE_SIZE, Ledger
 from devices.balloon.patience import Patience
-from devices.balloon.plan import CANNOT_BALLOON, ResizeOutcome, ResizePlan, foresee
+from devices.balloon.plan import CANNOT_BALLOON, IN_DOUBT, ResizeOutcome, ResizePlan, foresee
 from devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
     RANGES_AT,
@@ -140,7 +140,9 @@ class BalloonMachine:
         if our is not None:
             if isinstance(self.state, HotAddWaiting):
                 our.unanswered(self.state.grant)
+                self._note_change()
             our.driver_gone()
+            our.trim()
         self._forget_driver()
         self._enter(Closed())
 
@@ -246,8 +248,8 @@ class BalloonMachine:
                 self._take_added(message, state)
             case HotAddResponse(), _ if self.growth.owed and self.ledger.our is not None:
                 self._late(MessageType.HOT_ADD_RESPONSE)
-                if self.ledger.our.answered_late(self.growth.owed.popleft(), message.pages):
-                    self._note_change()
+                self.ledger.our.answered_late(self.growth.owed.popleft(), message.pages)
+                self._note_change()
                 self._advance()
             case _:
                 name = type(message).__name__
@@ -342,6 +344,7 @@ class BalloonMachine:
             our.refused(grant)
             self.growth.refused = GUEST_REFUSED
         elif current and state.tries < self.tuning.hot_add_tries:
+            our.trim()
             self._next_trans_id()
             self._enter(HotAddPausing(state.tries + 1, self.clock() + self.tuning.hot_add_pause))
             return
@@ -397,11 +400,6 @@ class BalloonMachine:
                 return self._hot_add(grant).build()
         raise AssertionError("nothing to send")
 
-    def prepare(self) -> None:
-        """All is sent: what the host can do meanwhile for the request after this one."""
-        if isinstance(self.state, HotAddWaiting) and self.target is not None:
-            self.growth.prepare(self.state.grant, self.target - self.ledger.current_pages)
-
     def _hot_add(self, grant: Grant) -> HotAddRequest:
         return self.growth.request(grant, self._trans_id, self.version)
 
@@ -445,6 +443,7 @@ class BalloonMachine:
             case HotAddWaiting(grant) if self.ledger.our is not None:
                 self.ledger.our.unanswered(grant)
                 self.growth.owed.append(grant)
+                self._note_change()
         waited = state.deadline - state.asked_at if isinstance(state, HotAddWaiting) else self.tuning.request_timeout
         self._end_attempt(f"the guest did not answer for {waited:g} s")
         self._end_request()
@@ -456,6 +455,8 @@ class BalloonMachine:
 
     def _advance(self, *, tries: int = 1) -> None:
         """At Idle: ask for the next piece of what the target needs, or end the attempt."""
+        if isinstance(self.state, Idle) and self.ledger.our is not None:
+            self.ledger.our.trim()
         if not self._attempting or self.target is None or not isinstance(self.state, Idle) or self.caps is None:
             return
         surplus = self.ledger.current_pages - self.target
@@ -472,8 +473,10 @@ class BalloonMachine:
             self._enter(UnballoonPosting(unsent, pages, started=False, deadline=self._deadline()))
         elif reason := self.growth.why_not():
             self._end_attempt(reason)
+        elif -surplus <= self.ledger.doubtful_pages:
+            self._end_attempt(IN_DOUBT)
         else:
-            self._begin_hot_add(-surplus, tries)
+            self._begin_hot_add(-surplus - self.ledger.doubtful_pages, tries)
 
     def _begin_hot_add(self, wanted: int, tries: int) -> None:
         self._trace_posting("S_HOT_ADD_SETUP")

@@ -69,6 +69,10 @@ def lowest_reachable(current_pages: int, available_pages: int) -> int:
 
 ROUNDED = "a guest's memory comes in pages of 4 KiB"
 NO_DRIVER = "the guest's balloon driver is not there yet; the target is kept for it"
+IN_DOUBT = (
+    "the guest may still have memory that was added for an earlier driver or kernel, and that counts; "
+    "a machine reset takes it away"
+)
 CANNOT_BALLOON = "the guest's driver cannot balloon"
 
 
@@ -78,14 +82,16 @@ def foresee(size: int, growth: Growth, caps: Capabilities | None, available_page
     target = reachable = size // PAGE_SIZE
     reasons = [ROUNDED] if size % PAGE_SIZE else []
     if target > ledger.ram_pages:
-        reachable = min(target, growth.reachable_pages())
+        wanted = max(target - ledger.doubtful_pages, ledger.ram_pages)
+        reachable = min(wanted, growth.reachable_pages())
         if growth.whole_blocks:
-            wanted = (reachable - ledger.ram_pages) // growth.alignment * growth.alignment
-            reachable = ledger.ram_pages + wanted
+            more = (reachable - ledger.ram_pages) // growth.alignment * growth.alignment
+            reachable = ledger.ram_pages + more
         if reachable < target:
             blocks = growth.whole_blocks and target < growth.reachable_pages()
             reasons.append(
                 growth.why_not()
+                or (f"{IN_DOUBT} ({ledger.doubtful_pages >> 8} MiB)" if reachable == wanted else "")
                 or (f"the guest takes memory in blocks of {growth.alignment >> 8} MiB" if blocks else "")
                 or f"{reachable >> 8} MiB are the most this guest can have"
             )

@@ -183,9 +183,10 @@ def _look(entry: Entry, client: Client, least: int, buffer: int, held: set[str])
     limits = Limits(minimum, max(about["max"], minimum), sizing.get("buffer", buffer))
     target = about["target"]
     resting = (client.execute("x-status").get("balloon") or {}).get("state") == "Idle"
-    if resting and target is not None and target > about["current"]:
+    held_now = about["actual"]  # what it has, and what it may still have: the budget pays for both
+    if resting and target is not None and target > held_now:
         target = None  # no promise any more: it did not get there. (One that would not shrink is not asked again.)
-    member = Member(entry.name, about["current"], about["demand"], limits, about["boot"], target)
+    member = Member(entry.name, held_now, about["demand"], limits, about["boot"], target)
     return Guest(client, member, about["pressure"])
 
 

@@ -75,7 +75,7 @@ _OPTIONS = (
         shell_complete=complete_backend,
         help="What guest RAM is made of: anon, memfd, file=PATH or hugetlb=2M|1G; then ,prealloc=on and ,numa=NODE.",
     ),
-    click.option("--slots", type=int, help="KVM memory slots for hot-added memory.  [default: by size]"),
+    click.option("--slots", type=int, help="KVM memory slots for hot-added memory, at most.  [default: 64]"),
     click.option(
         "--balloon-version",
         type=click.Choice(["1.0", "2.0", "3.0"]),

@@ -48,7 +48,7 @@ class MachineConfig:
     buffer: int | None = None  # percent of its demand that automatic sizing gives a guest on top
     max_memory: int | None = None  # what the balloon may grow the guest to; None: the boot size
     mem_backend: Backend = ANONYMOUS
-    slots: int | None = None  # KVM memory slots for hot-added memory; None: by size
+    slots: int | None = None  # KVM memory slots for hot-added memory, at most; None: 64
     balloon_version: BalloonVersion = "3.0"  # the newest Dynamic Memory protocol spoken
     balloon_piece: int = 128 * MIB  # memory asked for at a time
     status_report: bool = True  # the guest's memory pressure is told as events

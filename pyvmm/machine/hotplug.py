@@ -1,17 +1,25 @@
-"""The window for hot-added memory: address space above everything else, mapped into the guest slot by slot.
+"""The window for hot-added memory: address space above everything else, of which the guest has what it was given.
 
-    4 GiB / end of boot RAM      gpa                                                    gpa + extent
-      |                           |  slot 0  |  slot 1  |  slot 2  |  ...                |
-      |                           |  mapped  |  mapped  |     nothing: no RAM yet        |
+    4 GiB / end of boot RAM      gpa                                                    gpa + backing.size
+      |                           |  slot  |slot|      |  slot  |                         |
+      |                           |  RAM        no RAM |  RAM   |  no RAM                 |
 
 The address space costs nothing before its first use (MAP_NORESERVE), but for huge pages, which the host reserves.
-A slot becomes a KVM memory slot and part of GuestMemory when the first of it is given to the guest, and is neither
-any more after a machine reset.
+What the guest is given becomes RAM to the page: a KVM memory slot, and part of GuestMemory. A guest may touch any
+page that is mapped, whether it was told of it or not, so the mapping itself is the limit. Nothing else is mapped, not
+even the rest of a 128 MiB block of which Linux was given a part: Linux makes page structures for that rest and never
+touches it (seen with 5.10 to 7.2); whoever does reads ones and writes into nothing.
+
+Each piece is a slot of its own, for a slot cannot grow while the guest runs. When all slots are in use, neighbours
+are merged: the vCPUs are stopped for that moment, as otherwise one could find nothing in place of its memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import count
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.kvm import CpuidEntry
@@ -21,13 +29,14 @@ from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 MIB = 1 << 20
 GIB = 1 << 30
 BLOCK = 128 * MIB
-"""What Linux adds at least, and what a slot is a multiple of."""
+"""What Linux adds at least."""
 BIG_BLOCK = 2 * GIB
 BIG_GUEST = 64 * GIB
 """Boot RAM from which on Linux adds memory in larger blocks."""
 ALIGNMENTS = (32 * GIB, BIG_BLOCK, BLOCK)
 """The first is the largest that a guest can ask for by its capabilities message."""
 DEFAULT_SLOTS = 64
+"""KVM slots used at most for the window, unless the user says how many."""
 FIRST_SLOT = 16
 """KVM's slots below are the boot RAM's and hardware.FIRST_READONLY_SLOT's."""
 PHYSICAL_BITS_UNKNOWN = 36
@@ -66,11 +75,20 @@ def place(ram_end: int, size: int, limit: int) -> int:
     )
 
 
+@dataclass(slots=True)
+class Slot:
+    """A KVM slot in use: bytes of the window from `start` to `end`."""
+
+    number: int
+    start: int
+    end: int
+
+
 class HotAddWindow:
     """`devices.balloon.hot_add.Window` over KVM. On the loop's thread.
 
     `limit` bytes may be given, of `backing.size` bytes of address space at `gpa`. `map(slot, region)` makes a KVM
-    slot, `unmap(slot)` ends it.
+    slot, `unmap(slot)` ends it. `quiet()` is a context in which no vCPU runs. `slots`: KVM slots used at most.
     """
 
     def __init__(
@@ -84,60 +102,124 @@ class HotAddWindow:
         prealloc: bool = False,
         map: Callable[[int, Region], None],
         unmap: Callable[[int], None],
+        quiet: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.gpa, self.backing = gpa, backing
         self.start = gpa // PAGE_SIZE
         self.end = (gpa + backing.size) // PAGE_SIZE
         self.pages = limit // PAGE_SIZE
-        self.slot_size = slot_size(backing.size, slots, backing.page_size)
-        self.slots = -(-backing.size // self.slot_size)
+        self.slots = slots or DEFAULT_SLOTS
         self._memory = memory
         self._prealloc = prealloc
-        self._map, self._unmap = map, unmap
-        self._mapped: dict[int, Region] = {}
+        self._map, self._unmap, self._quiet = map, unmap, quiet
+        self._slots: list[Slot] = []  # by rising address
+        self._regions: list[Region] = []  # the same, neighbours merged: what GuestMemory has
 
     @property
     def mapped(self) -> int:
         """Slots the guest has."""
-        return len(self._mapped)
+        return len(self._slots)
+
+    @property
+    def mapped_pages(self) -> int:
+        """Pages the guest can touch."""
+        return sum(each.end - each.start for each in self._slots) // PAGE_SIZE
 
     def provide(self, start: int, pages: int) -> None:
-        """Make these pages RAM. Raises HostError; what was mapped on the way stays."""
-        first = (start - self.start) * PAGE_SIZE // self.slot_size
-        last = ((start + pages - self.start) * PAGE_SIZE - 1) // self.slot_size
-        assert 0 <= first <= last < self.slots, f"{pages} pages at {start:#x} are outside the window"
-        for index in range(first, last + 1):
-            if index not in self._mapped:
-                self._provide_slot(index)
-
-    def _provide_slot(self, index: int) -> None:
-        offset = index * self.slot_size
-        size = min(self.slot_size, self.backing.size - offset)
+        """Make these pages RAM: they lie above all that is. Raises HostError, and nothing has changed then."""
+        low, high = self._offset(start), self._offset(start + pages)
+        assert (self._slots[-1].end if self._slots else 0) <= low < high <= self.backing.size, (
+            f"{pages} pages at {start:#x} are not above what is mapped of the window"
+        )
+        assert self.mapped_pages + pages <= self.pages, "more is given than the guest may have"
+        if len(self._slots) == self.slots:
+            self._merge()
         if self._prealloc:
-            self.backing.populate(offset, size)
-        region = Region(self.gpa + offset, size, self.backing, offset)
-        if trace.map_slot.on:
-            trace.map_slot(index, self.slots, offset)
-        self._memory.add(region)
-        try:
-            self._map(FIRST_SLOT + index, region)
-        except HostError:
-            self._memory.remove(region)
-            raise
-        self._mapped[index] = region
+            self._populate(low, high)
+        self._map_slot(low, high)
+        self._extend_memory(low, high)
+
+    def keep_below(self, end: int) -> None:
+        """Nothing from page `end` on is RAM any more; its contents are gone. The guest did not take it."""
+        limit = self._offset(end)
+        if not self._slots or self._slots[-1].end <= limit:
+            return
+        top = self._slots[-1].end
+        whole = [each for each in self._slots if each.start >= limit]
+        for slot in reversed(whole):
+            self._unmap_slot(slot)
+        if self._slots and self._slots[-1].end > limit:
+            with self._quiet():  # the guest keeps a part of the slot, and must not miss it for a moment
+                slot = self._slots[-1]
+                self._unmap_slot(slot)
+                self._map_slot(slot.start, limit)
+        self._cut_memory(limit)
+        self.backing.discard(limit, top - limit)
 
     def withdraw(self) -> None:
         """Unmap all and throw the contents away. The vCPUs must not run."""
-        for index, region in self._mapped.items():
-            if trace.unmap_slot.on:
-                trace.unmap_slot(index, self.slots, region.offset)
-            self._unmap(FIRST_SLOT + index)
-            self._memory.remove(region)
-            self.backing.discard(region.offset, region.size)
-        self._mapped.clear()
+        self.keep_below(self.start)
 
+    def _offset(self, page: int) -> int:
+        return (page - self.start) * PAGE_SIZE
 
-def slot_size(extent: int, slots: int | None, page_size: int = PAGE_SIZE) -> int:
-    """Bytes a slot: as few as give no more than `slots`, in whole blocks."""
-    unit = max(BLOCK, page_size)
-    return -(-extent // (unit * (slots or DEFAULT_SLOTS))) * unit
+    def _populate(self, low: int, high: int) -> None:
+        unit = self.backing.page_size
+        low = low // unit * unit
+        self.backing.populate(low, min(-(-high // unit) * unit, self.backing.size) - low)
+
+    # KVM's slots
+
+    def _map_slot(self, low: int, high: int) -> None:
+        number = next(n for n in count() if all(n != each.number for each in self._slots))
+        if trace.map_slot.on:
+            trace.map_slot(number, self.slots, low)
+        self._map(FIRST_SLOT + number, self._region(low, high))
+        self._slots.append(Slot(number, low, high))
+        self._slots.sort(key=lambda each: each.start)
+
+    def _unmap_slot(self, slot: Slot) -> None:
+        if trace.unmap_slot.on:
+            trace.unmap_slot(slot.number, self.slots, slot.start)
+        self._unmap(FIRST_SLOT + slot.number)
+        self._slots.remove(slot)
+
+    def _merge(self) -> None:
+        """One slot for all that is in a row. Raises HostError if that frees none."""
+        if len(self._regions) == len(self._slots):
+            raise HostError(f"all {self.slots} memory slots are in use; a machine reset frees them")
+        with self._quiet():
+            for region in self._regions:
+                low, high = region.offset, region.offset + region.size
+                parts = [each for each in self._slots if low <= each.start < high]
+                if len(parts) > 1:
+                    self._merge_slots(parts)
+
+    def _merge_slots(self, parts: list[Slot]) -> None:
+        for slot in parts:
+            self._unmap_slot(slot)
+        try:
+            self._map_slot(parts[0].start, parts[-1].end)
+        except HostError:
+            for slot in parts:  # as it was: the guest must not lose what it has
+                self._map_slot(slot.start, slot.end)
+            raise
+
+    # GuestMemory, which knows of no slots: what lies in a row is one region
+
+    def _region(self, low: int, high: int) -> Region:
+        return Region(self.gpa + low, high - low, self.backing, low)
+
+    def _extend_memory(self, low: int, high: int) -> None:
+        last = self._regions.pop() if self._regions and self._regions[-1].end == self.gpa + low else None
+        region = self._region(low if last is None else last.offset, high)
+        self._memory.replace(last, region)
+        self._regions.append(region)
+
+    def _cut_memory(self, limit: int) -> None:
+        while self._regions and self._regions[-1].end > self.gpa + limit:
+            last = self._regions.pop()
+            region = self._region(last.offset, limit) if last.offset < limit else None
+            self._memory.replace(last, region)
+            if region is not None:
+                self._regions.append(region)

@@ -19,9 +19,12 @@ BALLOON = "hv-balloon"
 
 
 def plugged_memory(plugging: Plugging) -> int:
-    """Bytes hot-added to the guest by now. They stay the guest's when the balloon is taken off the bus."""
+    """Bytes hot-added to the guest by now, in doubt or not: only a machine reset takes them away."""
     balloon = cast("BalloonDevice | None", plugging.device(BALLOON))
-    return 0 if balloon is None else balloon.machine.ledger.added_pages * PAGE_SIZE
+    if balloon is None:
+        return 0
+    ledger = balloon.machine.ledger
+    return (ledger.added_pages + ledger.doubtful_pages) * PAGE_SIZE
 
 
 def vmbus_devices(channels: list[dict[str, Any]], plugging: Plugging) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
@@ -167,6 +167,7 @@ class Machine(Monitored):
                     prealloc=backend.prealloc,
                     map=self._map_slot,
                     unmap=self._unmap_slot,
+                    quiet=self._quiet,
                 )
 
     def _map_slot(self, slot: int, region: Region) -> None:
@@ -176,6 +177,18 @@ class Machine(Monitored):
     def _unmap_slot(self, slot: int) -> None:
         if self._hardware is not None:
             self._hardware.unmap_memory(slot)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No vCPU runs meanwhile: for a moment, so guest time goes on."""
+        hardware = self._hardware if self._state == "running" else None
+        if hardware is not None:
+            hardware.pause()
+        try:
+            yield
+        finally:
+            if hardware is not None:
+                hardware.resume()
 
     @property
     def services(self) -> Services:

@@ -109,6 +109,7 @@ class Pressure:
         ledger = self._balloon.machine.ledger
         return {
             "current": ledger.current_pages * PAGE_SIZE,
+            "actual": ledger.actual_pages * PAGE_SIZE,
             "boot": ledger.boot_pages * PAGE_SIZE,
             "max": ledger.most_pages * PAGE_SIZE,
             "target": self._balloon.target,

@@ -96,6 +96,7 @@ class FakeMachine:
         samples = [{"time": 1.0, "available": 1, "committed": 2, "actual": actual, "out": 0}]
         return {
             "current": actual,
+            "actual": actual,
             "boot": 512 * MIB,
             "max": 512 * MIB,
             "target": actual,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from devices.balloon import protocol as p
 from devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
 from devices.balloon.hot_add import OurRange
-from devices.balloon.plan import ROUNDED
+from devices.balloon.plan import IN_DOUBT, ROUNDED
 from devices.balloon.ranges import PageRanges
 from devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
 from pyvmm.errors import GuestProtocolError, HostError
@@ -39,7 +39,15 @@ class FakeWindow:
         assert self.start <= start and start + pages <= self.end
         if self.broken:
             raise HostError(self.broken)
+        assert all(r.end <= start for r in self.ram), "not above what is RAM"
+        assert self.ram.pages + pages <= self.pages, "more than the guest may have"
         self.ram.insert([(start, pages)])
+
+    def keep_below(self, end: int) -> None:
+        self.ram.subtract(PageRanges(r for r in self.ram if r.start >= end))
+        for start, pages in list(self.ram):
+            if start + pages > end:
+                self.ram.subtract(PageRanges([(end, start + pages - end)]))
 
     def withdraw(self) -> None:
         self.withdrawn += 1
@@ -63,8 +71,7 @@ class Play(BalloonPlay):
 
     def look_at(self, message: p.HostMessage) -> None:
         if isinstance(message, p.HotAddRequest):
-            start, pages = message.region or message.range
-            asked = PageRanges([(start, pages)])
+            asked = PageRanges([message.range])
             assert (asked & self.window.ram) == asked, "offered before it was there"
 
     def grow(self, pages: int) -> Play:
@@ -269,10 +276,14 @@ def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_pro
     (request,) = play.host_turn()
     list(play.guest.answers(request))  # taken, but the answer is lost
     play.rebind()
-    assert play.outcome().reached
-    assert play.ledger.added_pages == BLOCK
-    assert play.our.doubtful.pages == BLOCK
+    assert play.outcome().reason == IN_DOUBT
+    assert (play.our.doubtful.pages, play.ledger.added_pages) == (BLOCK, 0)
+    assert play.ledger.actual_pages == BOOT + BLOCK, "it may use it"
+    plan = play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
+    assert plan.will_reach == (BOOT + BLOCK) * PAGE and IN_DOUBT in plan.reason
+    play.run()
     assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK)
+    assert play.ledger.actual_pages == BOOT + 2 * BLOCK
     play.machine.set_target((BOOT - 16) * PAGE)
     play.host_turn()
     play.say(p.BalloonResponse(1, False, [(START, 16)]).build())
@@ -306,9 +317,10 @@ def test_after_a_new_contact_all_is_in_doubt_and_never_offered_again(play: Play)
     play.machine.closed()
     play.machine.forget_pages("new contact")
     assert (play.ledger.current_pages, play.our.doubtful.pages) == (BOOT, BLOCK)
+    assert play.ledger.actual_pages == BOOT + BLOCK, "it may use it"
     play.guest.rebind()
-    play.boot()
-    assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK), "the target is kept"
+    play.boot().grow(2 * BLOCK)
+    assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK)
     assert play.window.withdrawn == 0
 
 
@@ -379,14 +391,15 @@ def test_a_guest_that_claims_more_than_it_was_given_gets_what_it_was_given(play:
     assert play.outcome().reached
 
 
-def test_the_next_piece_is_made_ready_while_the_guest_is_busy(play: Play) -> None:
+def test_only_what_is_on_offer_or_was_taken_is_ram(play: Play) -> None:
     play.machine.set_target((BOOT + 3 * BLOCK) * PAGE)
     play.host_turn()
-    play.machine.prepare()
-    assert play.window.ram.pages == 3 * BLOCK
-    play.window.broken = "no more"
-    play.machine.prepare()
-    assert isinstance(play.machine.state, HotAddWaiting)
+    assert list(play.window.ram) == [(START, 2 * BLOCK)], "the request that is out"
+    play.say(answer(BLOCK + 5, 1))
+    assert list(play.window.ram & PageRanges([(START, 2 * BLOCK)])) == [(START, 2 * BLOCK)], "the rest is asked for"
+    play.say(answer(0, 0)) if play.host_turn() else None
+    assert isinstance(play.machine.state, HotAddPausing)
+    assert list(play.window.ram) == [(START, BLOCK + 5)]
 
 
 def test_the_guest_is_told_the_most_it_may_have() -> None:
@@ -439,11 +452,13 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
     play = Play().boot()
     waiting = deque[p.HostMessage]()
     offered = PageRanges()  # since the last reset
+    highest = BOOT  # target
     for what, value in steps:
         try:
             match what, value:
                 case "target", int(pages):
                     play.machine.set_target(pages * PAGE)
+                    highest = max(highest, pages)
                 case "host", int(limit):
                     for message in play.host_turn(limit):
                         waiting.append(message)
@@ -502,7 +517,12 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
         assert our.given_pages <= play.window.pages
         assert our.lost_pages >= 0
         assert START <= our.next <= our.block_end or our.next == our.block_end
-        assert ((our.ram | our.doubtful) & play.window.ram) == our.ram | our.doubtful, "given, and not RAM"
+        given_or_doubted = our.ram | our.doubtful
+        match play.machine.state:
+            case HotAddPosting(grant) | HotAddWaiting(grant):
+                given_or_doubted.insert([(grant.start, grant.pages)])
+        assert play.window.ram == given_or_doubted, "RAM is what was given, and what is on offer"
+        assert BOOT + play.window.ram.pages <= highest, "the guest can touch more than it was ever to have"
         for books in (ledger.boot, ledger.added):
             assert books.removed_guest.isdisjoint(books.removed_both)
             removed = books.removed_guest | books.removed_both

@@ -26,7 +26,11 @@ class Balloon:
         self.last_status: object = None
         self.insisting = True  # on a target set by hand
         ledger = SimpleNamespace(
-            current_pages=512 * PAGES, removed_pages=0, boot_pages=512 * PAGES, most_pages=1024 * PAGES
+            current_pages=512 * PAGES,
+            actual_pages=512 * PAGES,
+            removed_pages=0,
+            boot_pages=512 * PAGES,
+            most_pages=1024 * PAGES,
         )
         self.machine = SimpleNamespace(ledger=ledger)
 
