@@ -1,7 +1,7 @@
 """The user's cache folder: where packages, kernels and images are kept, and how they get there whole or not at all.
 
-`PYVMM_CACHE` names it, else it is `pyvmm` in XDG_CACHE_HOME or ~/.cache. Everything in it can be deleted at any time
-when nothing is being built.
+`pyvmm.paths` says where it is and who may write there. Everything in it can be deleted at any time when nothing is
+being built.
 """
 
 from __future__ import annotations
@@ -9,21 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pyvmm.errors import HostError
+from pyvmm.paths import cache_folder, make_folder, new_folder, open_private
+from pyvmm.paths import write_private as write_file
 
-
-def cache_folder(*parts: str) -> Path:
-    """A folder in the cache, not necessarily there yet."""
-    base = os.environ.get("PYVMM_CACHE")
-    if not base:
-        base = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm")
-    return Path(base, *parts)
+__all__ = ["cache_folder", "disk_errors", "locked", "new_folder", "write_file"]
 
 
 @contextmanager
@@ -46,41 +39,10 @@ def disk_errors(doing: str) -> Iterator[None]:
 def locked(name: str) -> Iterator[None]:
     """Hold a lock in the cache, waiting for another process that builds the same. Freed when the process ends."""
     folder = cache_folder("locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    make_folder(folder)
+    descriptor = open_private(folder / f"{name}.lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` at the end, or vanishes if the block fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.rename(old / "was")
-            temporary.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def write_file(target: Path, data: bytes) -> None:
-    """Write a file in one piece: whoever reads `target` finds the old contents or the new, never half."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    finally:
+        os.close(descriptor)

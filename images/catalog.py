@@ -14,7 +14,6 @@ again, which needs no network. Only `build_image` looks for newer packages.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from images.cache import cache_folder, disk_errors, locked, new_folder, write_file
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.paths import make_folder, scratch_folder
 
 if TYPE_CHECKING:
     from images.packages import Package
@@ -246,8 +246,8 @@ def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:
     folder = cache_folder("kernels", f"{package.name}_{package.version}".replace(":", "%3a"))
     if (folder / "kernel.json").exists() and not force:
         return folder
-    with new_folder(folder) as new, tempfile.TemporaryDirectory(prefix=".unpack.", dir=folder.parent) as scratch:
-        _unpack_kernel(package, Path(scratch), new, progress)
+    with new_folder(folder) as new, scratch_folder(folder.parent) as scratch:
+        _unpack_kernel(package, scratch, new, progress)
     return folder
 
 
@@ -277,7 +277,7 @@ def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progres
     (new / "vmlinux").write_bytes(unpack_kernel(data, package.name))
     for config in (*scratch.glob("boot/config-*"), *trees[0].glob("config")):
         (new / "config").write_bytes(config.read_bytes())
-    (new / "modules").mkdir()
+    make_folder(new / "modules")
     modules = ModuleTree(trees[0]).load_order(list(MODULES))
     for module, contents in modules:
         (new / "modules" / f"{module}.ko").write_bytes(contents)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from images.cache import cache_folder
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.orphans import die_with
+from pyvmm.paths import cache_folder, make_folder, scratch_folder, write_private
 
 LIST_LIFETIME = 24 * 3600.0  # seconds after which our own package lists are fetched again
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -65,6 +66,8 @@ def run(*command: str, cwd: Path | None = None) -> str:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
             process_group=0,
+            preexec_fn=partial(die_with, os.getpid()),
+            umask=0o077,  # what it writes is kept in the cache
         )
     except FileNotFoundError as error:
         if cwd is not None and not cwd.exists():
@@ -112,23 +115,18 @@ def natural(name: str) -> list[tuple[int, str]]:
 def download(package: Package) -> Path:
     """The package's .deb in the cache, fetched unless already there."""
     folder = cache_folder("packages")
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"{package.name}_{package.version.replace(':', '%3a')}_"
     found = sorted(folder.glob(f"{stem}*.deb"))
     if found:
         return found[0]
-    partial = folder / f".{package.name}.{os.getpid()}"
-    partial.mkdir(exist_ok=True)
-    try:
+    with scratch_folder(folder) as scratch:
         what = f"{package.name}={package.version}"
         # Without this apt, as root, complains that its own user may not write here.
-        run("apt-get", *package.source.options, "-q", "-o", "APT::Sandbox::User=root", "download", what, cwd=partial)
-        (deb,) = partial.glob("*.deb")
-        return deb.rename(folder / deb.name)
-    except ValueError:
-        raise HostError(f"apt-get fetched no file for {package.name}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        run("apt-get", *package.source.options, "-q", "-o", "APT::Sandbox::User=root", "download", what, cwd=scratch)
+        debs = list(scratch.glob("*.deb"))
+        if len(debs) != 1:
+            raise HostError(f"apt-get fetched no file for {package.name}")
+        return debs[0].rename(folder / debs[0].name)
 
 
 def unpack(deb: Path, folder: Path) -> None:
@@ -158,10 +156,10 @@ def private_source(suite: str) -> Source:
         fresh = False
     if not fresh:
         for part in ("lists/partial", "archives/partial"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / "sources.list").write_text(_sources(suite))
+            make_folder(folder / part)
+        write_private(folder / "sources.list", _sources(suite).encode())
         run("apt-get", *options, "-q", "update")
-        stamp.touch()
+        write_private(stamp, b"")
     return source
 
 

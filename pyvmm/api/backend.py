@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pyvmm.control import registry
 from pyvmm.errors import HostError
 from pyvmm.orphans import die_with
+from pyvmm.paths import runtime_folder
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine, MachineConfig
@@ -188,7 +189,7 @@ class ProcessBackend:
     def __init__(self, arguments: Sequence[str], name: str | None) -> None:
         self.name = name or f"api-{os.getpid()}-{next(_numbers)}"
         registry.claim(self.name).release()  # or it would be another machine's monitor that answers us
-        self.socket = registry.runtime_folder() / f"{self.name}.sock"
+        self.socket = runtime_folder() / f"{self.name}.sock"
         self.console = Tail(CONSOLE_LIMIT)
         self._said = Tail(STDERR_LIMIT)
         self._process = subprocess.Popen(

@@ -132,11 +132,14 @@ def _images() -> Iterator[Finding]:
 
 
 def _room() -> Iterator[Finding]:
-    from images.cache import cache_folder
-    from pyvmm.control.registry import runtime_folder
     from pyvmm.errors import HostError
+    from pyvmm.paths import cache_folder, runtime_folder
 
-    cache = cache_folder()
+    try:
+        cache = cache_folder()
+    except HostError as error:
+        yield Finding("Room", "cache folder", False, str(error))
+        return
     there = _first_that_exists(cache)
     writable = os.access(there, os.W_OK | os.X_OK)
     fix = "" if writable else "PYVMM_CACHE set to a folder you can write"

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.paths import open_private, runtime_folder
 from pyvmm.sizes import is_size
 
 SETTLING = 15.0
@@ -74,20 +74,6 @@ class Registration:
         self.release()
 
 
-def runtime_folder() -> Path:
-    """The folder, made if needed. HostError if somebody else could have put things into it."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base, "pyvmm") if base and Path(base).is_dir() else Path(f"/tmp/pyvmm-{os.getuid()}")
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise HostError(f"runtime folder {folder}: {error.strerror}; set XDG_RUNTIME_DIR to one you own") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise HostError(f"runtime folder {folder} is not yours alone: remove it, or set XDG_RUNTIME_DIR")
-    return folder
-
-
 def check_name(name: str) -> str:
     """`name` itself, or ConfigError if a machine cannot be called so."""
     if not _NAME.fullmatch(name) or name.endswith((".json", ".sock")):
@@ -124,7 +110,7 @@ def _claim(name: str, argv: Sequence[str], socket: Path | None) -> Registration 
     )
     while True:
         try:
-            lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            lock = open_private(file)
         except OSError as error:
             raise HostError(f"{file}: {error.strerror}") from error
         try:
@@ -150,7 +136,7 @@ def running() -> list[Entry]:
 def _running(folder: Path) -> Iterator[Entry]:
     for file in sorted(folder.glob("*.json")):
         try:
-            lock = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = open_private(file, create=False)
         except OSError:
             continue
         try:
@@ -211,7 +197,7 @@ def _parse(name: str, text: bytes) -> Entry | None:
         found: dict[str, Any] = json.loads(text)
         argv = [str(each) for each in found["argv"]]
         return Entry(name, Path(found["socket"]), int(found["pid"]), argv, float(found["started"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -26,6 +26,7 @@ from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
 from pyvmm.host.inside import VARIABLE, inner_socket
 from pyvmm.host.preload import sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
+from pyvmm.unix_socket import ListeningSocket
 
 NUDGE_EVERY = 1.0
 """Seconds between interrupts that the host gets from outside.
@@ -91,21 +92,12 @@ class Forward:
     """A Unix socket listened on here whose connections are made to the command's socket inside."""
 
     def __init__(self, path: Path, inner: str) -> None:
-        self.path, self.inner = path, inner
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self.listener.bind(str(path))
-            self.listener.listen(8)
-        except OSError as error:
-            self.listener.close()
-            raise HostError(f"{path}: {error.strerror or error}") from error
-        self.listener.setblocking(False)
+        self.inner = inner
+        self.listener = ListeningSocket(path, 8)
 
     def close(self) -> None:
         """Stop listening."""
         self.listener.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
 
 
 @contextlib.contextmanager
@@ -178,6 +170,7 @@ class CommandRun:
             "tty": self.on_terminal,
             "window": [size.lines, size.columns],
             "sources": sources_digest(),
+            "umask": current_umask(),
         }
         self._connect_outputs()
         self.endpoint.send(Frame(Kind.START, self.stream, payload=json.dumps(start).encode()))
@@ -232,7 +225,7 @@ class CommandRun:
 
     def _accept(self, forward: Forward) -> None:
         try:
-            connection, _ = forward.listener.accept()
+            connection, _ = forward.listener.socket.accept()
         except OSError:
             return
         connection.setblocking(False)
@@ -266,6 +259,15 @@ def run_command(endpoint: Endpoint, request: Request, stream: int = 1) -> int:
         return CommandRun(endpoint, request, stream).run()
     except Disconnected as error:
         raise HostError("the emulated host went away") from error
+
+
+def current_umask() -> int:
+    """This process's umask, read without changing it: other threads may be making files."""
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o077
 
 
 def complain(text: str) -> None:

@@ -76,8 +76,3 @@ def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> N
 def shell_status(status: int) -> int:
     """A status as the shell gives it: 128 + N for a command that signal N killed."""
     return status if status >= 0 else 128 - status
-
-
-def runtime_folder() -> Path:
-    """See daemon.runtime_folder."""
-    return daemon.runtime_folder()

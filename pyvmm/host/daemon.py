@@ -29,38 +29,47 @@ from pyvmm.errors import HostError, PyvmmError
 from pyvmm.host.emulated import EmulatedHost
 from pyvmm.host.kit import Progress
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError
+from pyvmm.paths import open_private, private_folder, runtime_folder
+from pyvmm.unix_socket import ListeningSocket
 
 IDLE_SECONDS = 30 * 60
 START_LIMIT = 240.0  # seconds, a first boot included
+LOOK_LIMIT = 1.0  # seconds that a lock may be held by processes that only look
 _LAST = (Kind.EXIT, Kind.REFUSED)
 
 
-def runtime_folder() -> Path:
-    """Where this user's sockets of running things are; made, for the user alone. Raises HostError."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) / "pyvmm" if base else Path(f"/tmp/pyvmm-{os.getuid()}")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        entry = folder.stat()
-    except OSError as error:
-        raise HostError(f"{folder}: {error.strerror}") from error
-    if entry.st_uid != os.getuid() or entry.st_mode & 0o077:
-        raise HostError(f"{folder} is open to other users: remove it, or set XDG_RUNTIME_DIR")
-    return folder
+def _folder() -> Path:
+    """Not the runtime folder itself, where NAME.json and NAME.sock are a machine's."""
+    return private_folder(runtime_folder() / "emulated-host", "remove it")
 
 
 def _socket_path() -> Path:
-    return runtime_folder() / "host.sock"
+    return _folder() / "host.sock"
 
 
 def _information() -> dict[str, int] | None:
-    """What the daemon that runs wrote about itself."""
+    """What the daemon that runs wrote about itself. Its lock on the file tells that it does: a pid may be reused."""
     try:
-        told: dict[str, int] = json.loads((runtime_folder() / "host.json").read_text())
-        os.kill(told["pid"], 0)
-    except (OSError, ValueError, KeyError):
+        descriptor = open_private(_folder() / "host.json", create=False)
+    except OSError:
         return None
-    return told
+    try:
+        if _try_lock(descriptor):
+            return None
+        told = json.loads(os.pread(descriptor, 1 << 12, 0))
+        return {name: int(told[name]) for name in ("pid", "memory_mib", "idle")}
+    except (ValueError, KeyError, TypeError):  # not written yet
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def connect(memory_mib: int = 0) -> socket.socket | None:
@@ -136,6 +145,8 @@ def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
         nothing = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
+        os.closerange(3, report)  # locks of the caller's among them, which would stay taken as long as we live
+        os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
         os.chdir("/")
 
         def end(number: int, frame: FrameType | None) -> None:
@@ -158,28 +169,25 @@ def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
 
 
 def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
-    folder = runtime_folder()
-    lock = os.open(folder / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise HostError("another emulated host is just starting") from error
-    path = _socket_path()
-    with EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host:
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-            listener.bind(str(path))
-            path.chmod(0o600)
-            listener.listen(32)
-            told = {"pid": os.getpid(), "memory_mib": memory_mib, "idle": idle_seconds}
-            (folder / "host.json").write_text(json.dumps(told))
-            try:
-                _tell(report, "ready")
-                os.close(report)
-                Router(host, listener, idle_seconds).serve()
-            finally:
-                path.unlink(missing_ok=True)
-                (folder / "host.json").unlink(missing_ok=True)
+    file = open_private(_folder() / "host.json")
+    until = time.monotonic() + LOOK_LIMIT
+    while not _try_lock(file):  # perhaps by one who just looks whether it is locked
+        if time.monotonic() > until:
+            raise HostError("another emulated host is just starting")
+        time.sleep(0.05)
+    os.ftruncate(file, 0)  # what a killed one left
+    with (
+        EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host,
+        ListeningSocket(_socket_path(), 32) as listener,
+    ):
+        told = {"pid": os.getpid(), "memory_mib": memory_mib, "idle": idle_seconds}
+        os.pwrite(file, json.dumps(told).encode(), 0)
+        try:
+            _tell(report, "ready")
+            os.close(report)
+            Router(host, listener.socket, idle_seconds).serve()
+        finally:
+            os.ftruncate(file, 0)
 
 
 def _tell(report: int, line: str) -> None:

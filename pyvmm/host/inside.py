@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 
-VARIABLE = "PYVMM_INSIDE_HOST"
-"""Set inside, to the process id of the command outside that this one runs for."""
+from pyvmm.paths import INSIDE
+
+VARIABLE = INSIDE
 
 FOLDER = "/run/pyvmm-sockets"
 

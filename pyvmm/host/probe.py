@@ -16,8 +16,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from images.cache import cache_folder
 from pyvmm.errors import HostError
+from pyvmm.paths import cache_folder, write_private
 
 PROBE_VERSION = 1  # raise it when the verdict may differ
 # A processor that runs the loop itself does thousands of millions of these a second, TCG under us a hundred or more;
@@ -71,10 +71,7 @@ def probe(*, fresh: bool = False, path: str = "/dev/kvm") -> Probe:
     found = _look(path)
     if found.findings[0].ok:  # a missing device or permission may be mended any minute
         with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps([asdict(finding) for finding in found.findings]))
-            partial.replace(kept)
+            write_private(kept, json.dumps([asdict(finding) for finding in found.findings]).encode())
     return found
 
 

@@ -121,6 +121,7 @@ class Qemu:
                 stderr=errors,
                 pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), console],
                 preexec_fn=lambda: _child_of(parent),
+                umask=0o077,  # its memory and state are kept; what a command inside makes has the mode it asked for
             )
         except OSError as error:
             for end in (agent_ours, qmp_ours):

@@ -67,6 +67,7 @@ class Zygote:
             if terminal is not None:
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
             os.chdir(name)
+            os.umask(request.get("umask", 0o077))
             if not self.serves(argv, env):
                 name = argv[0]
                 os.execvpe(argv[0], argv, env)

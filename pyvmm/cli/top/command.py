@@ -204,7 +204,7 @@ def _is_back(watcher: Watcher) -> bool:
     """Whether another machine listens at the socket of one that ended; who is known by name has another process."""
     if watcher.ended is None or watcher.entry.pid:
         return False
-    from pyvmm.control.door import is_listening
+    from pyvmm.unix_socket import is_listening
 
     return is_listening(watcher.entry.socket)
 

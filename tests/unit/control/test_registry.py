@@ -97,3 +97,37 @@ def test_find_takes_the_path_of_a_socket() -> None:
 def test_find_says_which_names_there_are() -> None:
     with registry.claim("a"), pytest.raises(ConfigError, match=r"no VM named 'b' \(running: a\)"):
         registry.find("b")
+
+
+def test_looking_for_machines_leaves_a_kept_up_emulated_host_alone(folder: Path) -> None:
+    """Its files were taken for a dead machine's, named `host`, and removed."""
+    from pyvmm.host import daemon
+
+    daemon._socket_path().touch()
+    assert registry.running() == []
+    assert daemon._socket_path().exists()
+
+
+def test_a_name_whose_holder_was_killed_is_free_and_its_socket_replaced(folder: Path) -> None:
+    from pyvmm.unix_socket import ListeningSocket
+
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, "web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        holder.kill()
+    assert (folder / "web.sock").exists()
+    with registry.claim("web") as taken, ListeningSocket(taken.socket, 1):
+        assert (folder / "web.sock").is_socket()
+
+
+_HOLDER = """
+import sys
+from pyvmm.control import registry
+from pyvmm.unix_socket import ListeningSocket
+taken = registry.claim(sys.argv[1])
+listening = ListeningSocket(taken.socket, 1)
+print("here", flush=True)
+sys.stdin.read()
+"""
