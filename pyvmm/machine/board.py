@@ -52,8 +52,8 @@ CONSOLE_PERIOD = 0.04
 class Board:
     """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `unheard(gpa, on)` says
     whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the guest
-    asks for; all four are called on vCPU threads. `console` and `agent` take the serial ports' output, on the loop's
-    thread or on a vCPU's, as `Outbox` has it.
+    asks for; all four are called on vCPU threads. `console` takes the first serial port's output, on the loop's
+    thread or on a vCPU's, as `Outbox` has it; `agent` takes the second's, on the vCPUs'.
     """
 
     def __init__(
@@ -73,12 +73,13 @@ class Board:
         self.acpi = AcpiConfig.for_cpus(cpus, com_windows=tuple(window.base for window in WINDOWS))
         self._pages = [HostMemory(PAGE_SIZE, huge=False) for _ in WINDOWS]
         self.serials: list[Serial] = []
-        self._outboxes = [Outbox(console, loop, period=CONSOLE_PERIOD), Outbox(agent, loop)]
+        self._console = Outbox(console, loop, period=CONSOLE_PERIOD)
         self._data: dict[int, Serial] = {}  # by the addresses of their data registers
-        for (base, line), window, page, outbox in zip(COM_PORTS, WINDOWS, self._pages, self._outboxes, strict=True):
+        outputs = (self._console.add, agent)
+        for (base, line), window, page, output in zip(COM_PORTS, WINDOWS, self._pages, outputs, strict=True):
             name = f"ttyS{len(self.serials)}"
             port = Serial(
-                partial(irq, line), outbox.add, page=page.view[:], unheard=partial(unheard, window.page), name=name
+                partial(irq, line), output, page=page.view[:], unheard=partial(unheard, window.page), name=name
             )
             self.serials.append(port)
             self.ports.claim(base, SERIAL_PORTS, port, port.lock)
@@ -122,14 +123,12 @@ class Board:
             self.ports.write(address, 1, data[-1])
 
     def tick(self) -> None:
-        """The outboxes' tick, on the loop's thread."""
-        for outbox in self._outboxes:
-            outbox.tick()
+        """The console's tick, on the loop's thread."""
+        self._console.tick()
 
     def flush(self) -> None:
-        """Hand on all that the guest has written."""
-        for outbox in self._outboxes:
-            outbox.flush()
+        """Hand on all that the guest has written to its console."""
+        self._console.flush()
 
     def reset(self) -> None:
         """Back to power-on; the time of day goes on."""

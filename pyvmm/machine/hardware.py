@@ -16,6 +16,7 @@ from pyvmm.contain import contain
 from pyvmm.errors import HostError
 from pyvmm.hyperv.engine import Engine
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT
+from pyvmm.inbox import Inbox
 from pyvmm.iomap import IoMap
 from pyvmm.kvm import (
     Cap,
@@ -64,7 +65,8 @@ ROUTES: Final = tuple(_routes())
 class Hardware:
     """The running half of a machine.
 
-    `reset(reason)` and `failed(error)` are called on vCPU threads; they post to the loop.
+    `reset(reason)` and `failed(error)` are called on vCPU threads; they post to the loop. While `inbox` is full
+    vCPUs wait at their exits.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Hardware:
         *,
         reset: Callable[[str], None],
         failed: Callable[[BaseException], None],
+        inbox: Inbox,
         coalesced: Callable[[int, bytes], None] | None = None,
         polled: Mapping[int, bytearray] | None = None,
         readonly: Mapping[int, HostMemory] | None = None,
@@ -87,6 +90,7 @@ class Hardware:
         self._mmio = mmio
         self._reset = reset
         self._failed = failed
+        self._inbox = inbox
         self._coalesced = coalesced
         self._polled = polled or {}
         self._readonly = readonly or {}
@@ -198,7 +202,7 @@ class Hardware:
 
     def _handler(self, vcpu: Vcpu, index: int) -> Callable[[Exit], bool]:
         """What answers the exits of one vCPU; False when it shall not run on."""
-        ports, mmio, engine = self._ports, self._mmio, self.engine
+        ports, mmio, engine, inbox = self._ports, self._mmio, self.engine, self._inbox
 
         def handle(exit: Exit) -> bool:
             try:
@@ -212,6 +216,8 @@ class Hardware:
         def answer(exit: Exit) -> bool:
             if self._coalesced is not None:
                 self.drain()
+            if inbox.full:
+                inbox.hold(lambda: vcpu.immediate_exit)
             if trace.vcpu_exit.on:
                 trace.vcpu_exit(index, exit)
             match exit:

@@ -28,6 +28,7 @@ from pyvmm import contain
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
+from pyvmm.inbox import Inbox
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop, Pending
 from pyvmm.machine import cpu, engines, hotplug
@@ -121,6 +122,7 @@ class Machine(Monitored):
         self.engine.on_crash = self._crashed
         self.engine.on_reset = partial(self._want_reset, "Hyper-V reset MSR")
         self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data), self.guest_time)
+        self._agent_input = Inbox(self.agent.received, loop)
         self.board = Board(
             config.cpus,
             loop,
@@ -129,7 +131,7 @@ class Machine(Monitored):
             reset=self._want_reset,
             power_off=self._want_power_off,
             console=self._console,
-            agent=partial(loop.post, self.agent.received),
+            agent=self._agent_input.add,
         )
         self._services: Services | None = None
         self._plugging: Plugging | None = None
@@ -277,6 +279,7 @@ class Machine(Monitored):
             self.board.mmio,
             reset=self._want_reset,
             failed=lambda error: self.loop.post(self._failed, error),
+            inbox=self._agent_input,
             coalesced=self.board.coalesced,
             polled=self.board.polled(),
             readonly=self.board.readonly(),
@@ -353,6 +356,7 @@ class Machine(Monitored):
         for region in self.memory:
             self.memory.discard(region.gpa, region.size)
         self.board.reset()
+        self._agent_input.flush()
         self.agent.reset()
         if self.pressure is not None:
             self.pressure.restarted()

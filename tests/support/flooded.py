@@ -47,7 +47,7 @@ class Flooded:
         folder = Path(self._folder.name)
         self.socket = folder / "vm.sock"
         (folder / "kernel").write_bytes(kernel(bytes.fromhex(code)))
-        options = {"engine": "user", "memory": MEMORY, "entry": "pvh"} | options
+        options = {"memory": MEMORY, "entry": "pvh"} | options
         self._said: str | None = None
         self._process = subprocess.Popen(
             [

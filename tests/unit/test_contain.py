@@ -12,9 +12,11 @@ from pyvmm import contain, trace
 from pyvmm.errors import HostError
 from pyvmm.hyperv.hypercall import Hypercalls
 from pyvmm.hyperv.tlfs import HypercallStatus
+from pyvmm.inbox import Inbox
 from pyvmm.iomap import IoMap
 from pyvmm.kvm import IoIn, IoOut, Rdmsr
 from pyvmm.kvm.abi import RUN_EXIT
+from pyvmm.loop import Loop
 from pyvmm.machine.hardware import Hardware
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus.device import Offer
@@ -141,6 +143,7 @@ def test_a_vcpu_goes_on_after_an_exit_that_failed() -> None:
     hardware.engine = FailingEngine()  # type: ignore[assignment]
     hardware._ports = hardware._mmio = IoMap("port")
     hardware._coalesced = None
+    hardware._inbox = Inbox(lambda data: None, Loop())
     handle = hardware._handler(None, 0)  # type: ignore[arg-type]
     page = mmap.mmap(-1, 8192)
     assert handle(Rdmsr(0x40000000, 0, page))
