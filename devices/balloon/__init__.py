@@ -29,6 +29,7 @@ Read in this order:
 * `protocol`  the bytes
 * `ranges`    sets of pages, quick at any fragmentation
 * `hot_add`   memory beyond the boot size: what was given, what is in doubt, what comes next
+* `discards`  giving pages back to the host, a slice each turn of the loop
 * `ledger`    whose each page is; the one place that discards
 * `growth`    hot-add with one driver: what its answers mean
 * `plan`      what a target will come to: the guest keeps a floor

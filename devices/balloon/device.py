@@ -58,12 +58,14 @@ class BalloonDevice(VmbusDevice):
         self.on_status: list[Callable[[int, int], object]] = []
         self._channel: Channel | None = None
         self._waiting_for_room = False
+        ledger.turns.progress = self._discarded
 
     # The channel's side
 
     def opened(self, channel: Channel) -> None:
         self._channel = channel
         self._waiting_for_room = False
+        self.machine.ledger.turns.later = channel.later
         self.machine.opened(message_limit=channel.max_payload)
         channel.every(self.CHECK_PERIOD, self._check)
 
@@ -93,6 +95,10 @@ class BalloonDevice(VmbusDevice):
         """
         self.machine.forget_pages("the guest made contact anew")
         self._tell()
+
+    def _discarded(self) -> None:
+        self.machine.discarded()
+        self._pump()
 
     def _check(self) -> None:
         self.machine.check_time()

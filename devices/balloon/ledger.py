@@ -7,16 +7,19 @@
 `removed_guest` keeps what the host could not discard (part of a huge page, or an error): gone for the guest, yet
 still costing the host. `removed_both` is the ordinary case and what `actual` counts. A page is in one of them at
 most, both lie within RAM, and neither ever takes a page twice: what a guest says beyond that is counted and refused.
+Pages that wait for their discard (`devices.balloon.discards`) are in `removed_both` already; the figures still count
+them as costing the host.
 
 Boot RAM and hot-added memory have books of their own, for the latter are dropped as a whole at a machine reset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from devices.balloon import events as trace
+from devices.balloon.discards import Turns, slice_of
 from devices.balloon.hot_add import OurRange, Window
 from devices.balloon.ranges import PageRange, PageRanges, clipped
 from pyvmm.errors import HostError
@@ -65,6 +68,7 @@ class Books:
     granule: int = 1
     removed_guest: PageRanges = field(default_factory=PageRanges)
     removed_both: PageRanges = field(default_factory=PageRanges)
+    waiting: PageRanges = field(default_factory=PageRanges)  # of removed_both: to be discarded
 
     @property
     def removed_pages(self) -> int:
@@ -74,6 +78,7 @@ class Books:
         """The guest has all of its RAM."""
         self.removed_guest.clear()
         self.removed_both.clear()
+        self.waiting.clear()
 
     def absorb(self, given: PageRanges) -> tuple[int, int, PageRanges]:
         """Take what of `given` is RAM and not out: pages in RAM, pages taken, and those to discard now."""
@@ -96,6 +101,8 @@ class Books:
 
     def give_back(self, pages: PageRanges) -> int:
         """Cross out what of `pages` is out; how many were."""
+        if self.waiting:
+            self.waiting.subtract(pages if self.granule == 1 else self._granules(pages))
         gone = self.removed_both.subtract(pages)
         if gone and self.granule > 1:
             # A granule the guest has a page of is whole on the host again.
@@ -127,8 +134,10 @@ class Ledger:
     our: OurRange | None = field(init=False)
     added: Books = field(init=False)
     counters: Counters = field(default_factory=Counters)
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
+        self.turns = Turns(self._discard_some)
         self.boot = Books(PageRanges(self.boot_ranges), self.granule)
         self.our = OurRange(self.window) if self.window is not None else None
         self.added = Books(self.our.ram if self.our is not None else PageRanges(), self.granule)
@@ -184,11 +193,16 @@ class Ledger:
 
     @property
     def removed_guest_pages(self) -> int:
-        return self.boot.removed_guest.pages + self.added.removed_guest.pages
+        return self.boot.removed_guest.pages + self.added.removed_guest.pages + self.waiting_pages
 
     @property
     def removed_both_pages(self) -> int:
-        return self.boot.removed_both.pages + self.added.removed_both.pages
+        return self.boot.removed_both.pages + self.added.removed_both.pages - self.waiting_pages
+
+    @property
+    def waiting_pages(self) -> int:
+        """Pages the guest let go of that the host still has to discard."""
+        return self.boot.waiting.pages + self.added.waiting.pages
 
     @property
     def current_pages(self) -> int:
@@ -206,9 +220,9 @@ class Ledger:
         return self.our.doubtful.pages if self.our is not None else 0
 
     def book(self, ranges: list[tuple[int, int]]) -> Booking:
-        """The guest let go of `ranges`: discard and keep what is RAM and was not out before.
+        """The guest let go of `ranges`: discard and keep what is RAM and was not out before. Nothing else ever is.
 
-        Each merged range is discarded in one call. Nothing else ever is.
+        A slice is discarded at once, the rest turn by turn.
         """
         announced = sum([pages for _, pages in ranges])
         beyond = 0
@@ -241,29 +255,49 @@ class Ledger:
         return [*self.boot_ranges, PageRange(start, self.our.next - start)]
 
     def _discard(self, books: Books, pages: PageRanges) -> None:
-        kept = []
-        for start, count in pages:
-            both = 1
-            self.counters.discards += 1
-            try:
-                self.discard(start << PAGE_SHIFT, count << PAGE_SHIFT)
-            except HostError as error:
-                both = 0
-                kept.append((start, count))
-                if trace.discard_failed.on:
-                    trace.discard_failed(count, start, str(error))
-            if trace.remove_response.on:
-                trace.remove_response(count, start, both)
-            if books is self.boot:
-                if trace.remove_response_remainder.on:
-                    trace.remove_response_remainder(count, start, both)
-            elif trace.remove_response_common.on and self.our is not None:
-                first = self.our.window.start
-                trace.remove_response_common(count, start, count, start, self.our.next - first, first, count, both)
-        if kept:
-            failed = PageRanges(kept)
-            self.counters.undiscarded += failed.pages
-            books.keep(failed)
+        if pages:
+            books.waiting.update(pages)
+            self.turns.ask()
+
+    def _discard_some(self) -> bool:
+        """Discard a slice of what waits; whether something is left."""
+        for books in (self.boot, self.added):
+            if books.waiting:
+                done = list(self._discard_each(books, slice_of(books.waiting, books.granule)))
+                books.waiting.subtract(PageRanges(done))
+                break
+        return bool(self.boot.waiting or self.added.waiting)
+
+    def _discard_each(self, books: Books, pieces: Iterable[PageRange]) -> Iterator[PageRange]:
+        for piece in pieces:
+            both = self._discard_piece(piece)
+            if not both:
+                self.counters.undiscarded += piece.pages
+                books.keep(PageRanges([piece]))
+            self._trace_discard(books, piece, both)
+            yield piece
+
+    def _discard_piece(self, piece: PageRange) -> int:
+        """1 if neither has it now, 0 if the host could not let go of it."""
+        self.counters.discards += 1
+        try:
+            self.discard(piece.start << PAGE_SHIFT, piece.pages << PAGE_SHIFT)
+        except HostError as error:
+            if trace.discard_failed.on:
+                trace.discard_failed(piece.pages, piece.start, str(error))
+            return 0
+        return 1
+
+    def _trace_discard(self, books: Books, piece: PageRange, both: int) -> None:
+        start, count = piece
+        if trace.remove_response.on:
+            trace.remove_response(count, start, both)
+        if books is self.boot:
+            if trace.remove_response_remainder.on:
+                trace.remove_response_remainder(count, start, both)
+        elif trace.remove_response_common.on and self.our is not None:
+            first = self.our.window.start
+            trace.remove_response_common(count, start, count, start, self.our.next - first, first, count, both)
 
     def choose(self, pages: int, max_ranges: int) -> list[PageRange]:
         """Which `pages` to give back next: about `max_ranges` ranges at most. They stay on the books.

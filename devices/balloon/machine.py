@@ -429,6 +429,8 @@ class BalloonMachine:
         if isinstance(state, Closed | AwaitVersion | AwaitCaps | Idle) or self.clock() < state.deadline:
             return
         if isinstance(state, BalloonPausing | HotAddPausing):
+            if self.ledger.waiting_pages:
+                return
             self._attempting = True
             self._enter(Idle())
             self._advance(tries=state.tries)
@@ -453,10 +455,17 @@ class BalloonMachine:
 
     # The next step
 
+    def discarded(self) -> None:
+        """The host took back some of what it had no time for when the guest let go of it."""
+        self._note_change()
+        self._advance()
+
     def _advance(self, *, tries: int = 1) -> None:
         """At Idle: ask for the next piece of what the target needs, or end the attempt."""
         if isinstance(self.state, Idle) and self.ledger.our is not None:
             self.ledger.our.trim()
+        if self.ledger.waiting_pages:
+            return  # `discarded` comes back to it: no more is asked for than the host has time to take
         if not self._attempting or self.target is None or not isinstance(self.state, Idle) or self.caps is None:
             return
         surplus = self.ledger.current_pages - self.target

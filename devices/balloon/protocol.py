@@ -24,8 +24,9 @@ from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.wire import Buffer, Wire, u16, u32, u64, wire
 
 MESSAGE_LIMIT = 4096
-"""Bytes of the longest message of a guest: the buffer of Linux's driver. The host's own are shorter, because a packet
-with its header is not longer (pyvmm.vmbus.ring.PACKET_LIMIT)."""
+"""Bytes of the longest message of a guest: the buffer of Linux's driver. A longer one is refused, for each of its
+ranges is work, and a packet could hold 8189 of them. The host's own are shorter, because a packet with its header is
+not longer (pyvmm.vmbus.ring.PACKET_LIMIT)."""
 PAGE_COUNT_SHIFT = 40
 _START_MASK = (1 << PAGE_COUNT_SHIFT) - 1
 RANGE_PAGES_LIMIT = (1 << 24) - 1
@@ -287,6 +288,8 @@ def parse_guest_message(payload: Buffer) -> GuestMessage:
 
     Raises WireError if it is shorter than it says, GuestProtocolError for a type that no guest sends.
     """
+    if len(payload) > MESSAGE_LIMIT:
+        raise GuestProtocolError(f"balloon message of {len(payload)} bytes: drivers send {MESSAGE_LIMIT} at most")
     header = Header.parse(payload)
     if not Header.SIZE <= header.size <= len(payload):
         raise WireError(f"balloon message type {header.type}: says {header.size} bytes, has {len(payload)}")

@@ -173,6 +173,10 @@ class Channel:
         """Call `callback()` every `period` seconds until cancelled or the channel closes."""
         return self._keep(self._loop.every(period, lambda: self._guarded(callback)))
 
+    def later(self, callback: Callable[[], Any]) -> None:
+        """Call `callback()` in a later turn of the loop, even if the channel closes before: for work in slices."""
+        self._loop.post(lambda: self._guarded(callback))
+
     # What the bus calls
 
     def opened(self) -> None:

@@ -104,3 +104,13 @@ def test_a_malformed_unballoon_is_refused(body: bytes) -> None:
 def test_a_hot_add_is_16_or_24_bytes(size: int) -> None:
     with pytest.raises(WireError):
         p.HotAddRequest.parse(bytes(size))
+
+
+def test_a_message_longer_than_any_driver_sends_is_refused() -> None:
+    most = p.BalloonResponse(7, True, [(n, 1) for n in range(p.RANGES_LIMIT)]).build()
+    assert len(most) == p.MESSAGE_LIMIT
+    assert isinstance(p.parse_guest_message(most), p.BalloonResponse)
+    with pytest.raises(GuestProtocolError, match="4096 at most"):
+        p.parse_guest_message(most + bytes(8))
+    with pytest.raises(GuestProtocolError, match="4096 at most"):
+        p.parse_guest_message(p.BalloonResponse(7, True, [(n, 1) for n in range(8189)]).build())

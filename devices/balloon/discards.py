@@ -1,0 +1,72 @@
+"""Giving pages back to the host: a slice of what is waiting each turn of the loop.
+
+A guest decides how many pages it lets go of and how scattered they are, and each piece is a system call: a message of
+510 single pages costs 5 ms, 1 TiB of them twenty minutes. So the books take a message at once, at bit speed, and what
+is to be discarded waits as a set of pages, which is bounded by the guest's RAM however it is fragmented.
+
+    book --+--> waiting --slice--> discarded         at most RANGES_A_TURN calls of PIECE_PAGES, or SECONDS_A_TURN
+           +--> the first slice of a turn is done at once: an ordinary answer never waits
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from devices.balloon.ranges import PageRange, PageRanges
+
+RANGES_A_TURN = 256
+"""System calls in a turn of the loop: some 10 µs each."""
+SECONDS_A_TURN = 0.004
+"""Seconds after which a turn's slice ends with the call that is running. Memory that was never touched costs next to
+nothing, written memory 0.1 µs a page and more."""
+PIECE_PAGES = 64 << 8
+"""Pages in one call, 64 MiB: written single pages of so much take the kernel about 5 ms."""
+
+Later = Callable[[Callable[[], object]], object]
+
+
+class Turns:
+    """Calls `work()` at most once a turn of the loop, as long as it says that something is left.
+
+    `later(callback)` runs a callback in a later turn, and `progress()` is called after the work there. Without it
+    there are no turns, and all is done at once.
+    """
+
+    def __init__(self, work: Callable[[], bool]) -> None:
+        self.later: Later | None = None
+        self.progress: Callable[[], object] = lambda: None
+        self._work = work
+        self._turn_is_used = False
+        self._is_left = False
+
+    def ask(self) -> None:
+        """There is something to do."""
+        self._is_left = True
+        if self.later is None:
+            while self._work():
+                pass
+        elif not self._turn_is_used:
+            self._is_left = self._work()
+            self._turn_is_used = True
+            self.later(self._next)
+
+    def _next(self) -> None:
+        self._turn_is_used = self._is_left
+        if self._is_left and self.later is not None:
+            self._is_left = self._work()
+            self.later(self._next)
+            self.progress()
+
+
+def slice_of(waiting: PageRanges, granule: int) -> Iterator[PageRange]:
+    """Pieces of `waiting` for one turn, each of whole granules. The caller takes out what it has done."""
+    piece = max(PIECE_PAGES // granule, 1) * granule
+    until = time.monotonic() + SECONDS_A_TURN
+    left = RANGES_A_TURN
+    for each in waiting.top(RANGES_A_TURN * piece, RANGES_A_TURN):
+        for part in each.parts(piece):
+            yield part
+            left -= 1
+            if not left or time.monotonic() > until:
+                return
