@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -68,11 +69,16 @@ class Flooded:
 
     def __enter__(self) -> Self:
         until = time.monotonic() + START_LIMIT
-        while not self.socket.exists():
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > until:
                 raise AssertionError(f"the machine did not start: {self.stderr()}")
             time.sleep(0.01)
         return self
+
+    def _listens(self) -> bool:
+        """Whether the monitor takes connections: its socket is there a moment before."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+            return made.connect_ex(str(self.socket)) == 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
