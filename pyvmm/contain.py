@@ -99,7 +99,9 @@ def _tell(head: str, error: BaseException) -> None:
         import traceback  # costs a millisecond that no start of the command line has to spare
 
         text += "".join(traceback.format_exception(error))
-    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # an error may quote the guest
+    from pyvmm.guest_text import clean
+
+    shown = clean(text)  # an error may quote the guest
     try:
         sys.stderr.write(shown.replace("\n", "\r\n" if sys.stderr.isatty() else "\n"))
         sys.stderr.flush()

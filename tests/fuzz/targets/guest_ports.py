@@ -16,6 +16,14 @@ from pyvmm.iomap import IoDevice
 from tests.fuzz.feed import Feed
 from tests.support.fake_clock import FakeLoop
 
+DATES = (  # century, year, month, day, hours, minutes, seconds; BCD
+    (0x99, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59),
+    (0x00, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00),
+    (0x00, 0x01, 0x01, 0x01, 0x00, 0x00, 0x00),
+    (0x20, 0x31, 0x02, 0x30, 0x12, 0x00, 0x00),
+    (0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF),
+)
+
 
 def _accesses(feed: Feed, device: IoDevice, ports: int, between: Callable[[], None] = lambda: None) -> None:
     """Reads and writes of every width, as KVM may report them."""
@@ -64,6 +72,10 @@ def rtc(data: bytes) -> None:
         clock[0] = max(0.0, min(clock[0] + step, 253_402_300_799.0))  # a host's own clock ends in 9999 at the latest
         loop.advance(min(max(step, 0.0), 5.0))
 
+    if feed.flag():
+        for index, value in zip((0x32, 9, 8, 7, 4, 2, 0), feed.choice(DATES), strict=True):
+            device.write(0, 1, index)
+            device.write(1, 1, value)
     _accesses(feed, device, RTC_PORTS, host)
 
 
