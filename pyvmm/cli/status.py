@@ -112,6 +112,10 @@ def _loop_text(loop: dict[str, Any]) -> str:
     return text
 
 
+RESIDENT_SLACK = 256 << 20
+"""Bytes resident beyond the guest's size that mean nothing: pyvmm itself, and memory on its way out."""
+
+
 def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:
     """`256 MiB of 1 GiB, target 128 MiB; 300 MiB resident on the host`, from what is known. `of` is the most that the
     guest may get.
@@ -128,6 +132,8 @@ def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:
         text += f", target {format_size(target)}"
     if memory.get("resident"):
         text += f"; {format_size(memory['resident'])} resident on the host"
+        if memory["resident"] > actual + RESIDENT_SLACK:
+            text += " (more than it should have: it uses pages that it gave back)"
     return text
 
 

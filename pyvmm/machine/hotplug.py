@@ -75,6 +75,14 @@ def place(ram_end: int, size: int, limit: int) -> int:
     )
 
 
+def usable_slots(wanted: int | None, kvm_slots: int) -> int:
+    """Slots for the window, of all that KVM has. Raises ConfigError for more than there are."""
+    left = (kvm_slots or 32) - FIRST_SLOT
+    if wanted is not None and wanted > left:
+        raise ConfigError(f"{wanted} memory slots: this KVM has {left} to spare; lower --slots")
+    return max(1, min(wanted or DEFAULT_SLOTS, left))
+
+
 @dataclass(slots=True)
 class Slot:
     """A KVM slot in use: bytes of the window from `start` to `end`."""

@@ -17,19 +17,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
-from firmware.e820 import ram_layout
 from firmware.linux import load_linux
 from pyvmm import contain
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.inbox import Inbox
-from pyvmm.kvm import Kvm
+from pyvmm.kvm import Cap, Kvm
 from pyvmm.loop import Loop, Pending
 from pyvmm.machine import cpu, engines, hotplug
 from pyvmm.machine import events as trace
@@ -38,11 +37,11 @@ from pyvmm.machine.board import Board
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
-from pyvmm.machine.hotplug import HotAddWindow
 from pyvmm.machine.monitored import Listener, Monitored, State
+from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
-from pyvmm.memory import GuestMemory, HostMemory, Region
+from pyvmm.memory import Region
 from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -104,11 +103,16 @@ class Machine(Monitored):
         self._resetting = Pending(loop, self._reset_soon)
         self._powering_off = Pending(loop, self._power_off)
         self._kvm = Kvm(config.kvm)
-        self._backings: list[HostMemory] = []
         self._host_cpuid = cpu.host_entries(self._kvm)
-        self.memory = GuestMemory()
-        self.window: HotAddWindow | None = None
-        self._make_memory()
+        self._ram = Ram(
+            config,
+            hotplug.physical_limit(self._host_cpuid),
+            self._kvm.check(Cap.NR_MEMSLOTS),
+            map=self._map_slot,
+            unmap=self._unmap_slot,
+            quiet=self._quiet,
+        )
+        self.memory, self.window = self._ram.memory, self._ram.window
         self.engine = engines.choose(
             config.engine,
             self._kvm,
@@ -143,34 +147,6 @@ class Machine(Monitored):
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
 
     # Building
-
-    def _make_memory(self) -> None:
-        """Boot RAM, and address space for what may be hot-added."""
-        config, backend = self.config, self.config.mem_backend
-        growth, space, gpa = config.most_memory - config.memory, 0, 0
-        if growth:
-            space = hotplug.window_size(config.memory, growth, backend.page_size)
-            ram_end = sum(ram_layout(config.memory)[-1])
-            gpa = hotplug.place(ram_end, space, hotplug.physical_limit(self._host_cpuid))
-        with closing(backend.open(config.memory + space)) as pool:
-            for start, length in ram_layout(config.memory):
-                backing = pool.take(length)
-                self._backings.append(backing)
-                self.memory.add(Region(start, length, backing))
-            if growth:
-                backing = pool.take(space, populate=False)
-                self._backings.append(backing)
-                self.window = HotAddWindow(
-                    self.memory,
-                    backing,
-                    gpa,
-                    growth,
-                    slots=config.slots,
-                    prealloc=backend.prealloc,
-                    map=self._map_slot,
-                    unmap=self._unmap_slot,
-                    quiet=self._quiet,
-                )
 
     def _map_slot(self, slot: int, region: Region) -> None:
         assert self._hardware is not None, "memory is added only to a running guest"
@@ -324,12 +300,7 @@ class Machine(Monitored):
                 self._services.bus.reset()
             hardware.close()
         self.board.close()
-        for region in list(self.memory):
-            region.view.release()
-            self.memory.remove(region)
-        for backing in self._backings:
-            backing.close()
-        self._backings = []
+        self._ram.close()
         self._kvm.close()
 
     def reset(self, reason: str = "host") -> None:

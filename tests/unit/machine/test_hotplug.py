@@ -15,12 +15,14 @@ from pyvmm.kvm import CpuidEntry
 from pyvmm.machine.hotplug import (
     BIG_BLOCK,
     BLOCK,
+    DEFAULT_SLOTS,
     FIRST_SLOT,
     GIB,
     MIB,
     HotAddWindow,
     physical_limit,
     place,
+    usable_slots,
     window_size,
 )
 from pyvmm.memory import GuestMemory, HostMemory, Region
@@ -211,6 +213,18 @@ def test_preallocated_memory_is_there_before_the_guest(memory: GuestMemory, vm: 
     window.provide(window.start, 100)
     assert os.fstat(fd).st_blocks * 512 == 100 * 4096
     os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kvm_slots", "slots"), [(None, 32764, DEFAULT_SLOTS), (None, 32, 16), (3, 509, 3), (400, 509, 400)]
+)
+def test_slots_are_as_many_as_kvm_has_at_most(wanted: int | None, kvm_slots: int, slots: int) -> None:
+    assert usable_slots(wanted, kvm_slots) == slots
+
+
+def test_more_slots_than_kvm_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="this KVM has 16 to spare; lower --slots"):
+        usable_slots(17, 32)
 
 
 moves = st.lists(

@@ -1,0 +1,67 @@
+"""The guest's RAM: what it boots with, and the window in which it may be given more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+
+from firmware.e820 import ram_layout
+from pyvmm.machine import hotplug
+from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.hotplug import HotAddWindow
+from pyvmm.memory import GuestMemory, HostMemory, Region
+
+
+class Ram:
+    """`memory` is all that the guest has by now. `window` is None for a guest that cannot grow.
+
+    `limit` is the end of what its CPU can address, `kvm_slots` how many memory slots KVM has; the other arguments are
+    HotAddWindow's.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        limit: int,
+        kvm_slots: int,
+        *,
+        map: Callable[[int, Region], None],
+        unmap: Callable[[int], None],
+        quiet: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.memory = GuestMemory()
+        self.window: HotAddWindow | None = None
+        self._backings: list[HostMemory] = []
+        backend = config.mem_backend
+        growth, space, gpa = config.most_memory - config.memory, 0, 0
+        if growth:
+            space = hotplug.window_size(config.memory, growth, backend.page_size)
+            gpa = hotplug.place(sum(ram_layout(config.memory)[-1]), space, limit)
+        with closing(backend.open(config.memory + space)) as pool:
+            for start, length in ram_layout(config.memory):
+                backing = pool.take(length)
+                self._backings.append(backing)
+                self.memory.add(Region(start, length, backing))
+            if growth:
+                backing = pool.take(space, populate=False)
+                self._backings.append(backing)
+                self.window = HotAddWindow(
+                    self.memory,
+                    backing,
+                    gpa,
+                    growth,
+                    slots=hotplug.usable_slots(config.slots, kvm_slots),
+                    prealloc=backend.prealloc,
+                    map=map,
+                    unmap=unmap,
+                    quiet=quiet,
+                )
+
+    def close(self) -> None:
+        """Give everything back to the host. No guest may run any more. Harmless twice."""
+        for region in list(self.memory):
+            region.view.release()
+            self.memory.remove(region)
+        for backing in self._backings:
+            backing.close()
+        self._backings = []
