@@ -1,4 +1,5 @@
-"""The serial port: a 16550A UART, eight one-byte ports. Its transmitter is as fast as the host, so always empty.
+"""The serial port: a 16550A UART, eight one-byte ports. Its transmitter is as fast as the host, so always empty;
+while the host is behind, its interrupt waits (`hold`).
 
 Source: National Semiconductor PC16550D data sheet; Linux drivers/tty/serial/8250/8250_port.c for what probes it.
 
@@ -94,6 +95,7 @@ class Serial:
         self._output = output
         self._page = page
         self._unheard = unheard
+        self.holding = False  # see `hold`; may be set without the lock, and then takes effect with the next access
         self._zeroes = 0  # written to an IER of 0 since it last meant something; from ZEROES_HEARD on, unheard
         self._queue: deque[int] = deque()
         self._level = False
@@ -138,6 +140,16 @@ class Serial:
         with self.lock:
             self._queue.append(_BREAK)
             self._fill()
+            self._update()
+
+    def hold(self, on: bool) -> None:
+        """Whether a driver that sends on interrupts shall wait: it gets none for its transmitter meanwhile.
+
+        Its readers in the guest notice nothing else. A kernel's messages are sent by polling LSR, and go on: made to
+        wait there, Linux would spin for 10 ms a byte and then send all the same.
+        """
+        with self.lock:
+            self.holding = on
             self._update()
 
     @property
@@ -318,7 +330,7 @@ class Serial:
             # No line time passes here, so a FIFO below its trigger level is a character timeout at once.
             level = TRIGGER_LEVELS[self._fcr >> 6] if self._fcr & FCR_ENABLE else 1
             return IIR_RECEIVE if len(self._fifo) >= level else IIR_TIMEOUT
-        if self._ier & IER_TRANSMIT and self._transmitted:
+        if self._ier & IER_TRANSMIT and self._transmitted and not self.holding:
             return IIR_TRANSMIT
         if self._ier & IER_MODEM and self._deltas:
             return IIR_MODEM

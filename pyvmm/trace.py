@@ -172,8 +172,12 @@ class TextSink:
         self._stream = stream or sys.stderr
         self._start = time.monotonic()
 
+    def line(self, record: Record) -> str:
+        """What is shown of `record`."""
+        return f"{record.time - self._start:.6f} {one_line(record.text())}\r\n"
+
     def __call__(self, record: Record) -> None:
-        self._stream.write(f"{record.time - self._start:.6f} {one_line(record.text())}\r\n")
+        self._stream.write(self.line(record))
 
 
 class TailSink:

@@ -8,16 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import threading
+import tty
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from devices.serial import RECEIVE_LIMIT
 from pyvmm.errors import ConfigError
+from pyvmm.host.inside import inside
 from pyvmm.machine import Machine
+from pyvmm.output import Output
 
 _READ_SIZE = 4096
+
+_PTY_LIMIT = 256 << 10
+"""Bytes of output that a pseudo-terminal keeps for a reader who comes later: a boot with all its messages."""
 
 _FULL_PERIOD = 0.1
 """Seconds between two looks at whether the guest has read enough for more input."""
@@ -28,6 +35,8 @@ class Console:
 
     place = "null"
     """What it is, in QEMU's form for character devices."""
+    outputs: Sequence[Output] = ()
+    """What writes the guest's output: the guest waits for them."""
     tied = False
     """Whether the machine ends with its input: so it does not outlive a program that started it by a pipe."""
 
@@ -40,7 +49,7 @@ class Console:
         self.close()
 
     def write(self, data: bytes) -> None:
-        """The guest's output, on the loop's thread or a vCPU's."""
+        """The guest's output, on the loop's thread or a vCPU's. Does not wait."""
 
     def attach(self, machine: Machine) -> None:
         """Begin to pass input to `machine`."""
@@ -54,31 +63,17 @@ class StdioConsole(Console):
 
     place = "stdio"
 
-    def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
+    def __init__(self, output: Output, stdin: int = 0) -> None:
+        self.outputs = (output,)
+        self.write = output.write  # type: ignore[method-assign]
         self._stdin = stdin
-        self._stdout = stdout
         self._stack = contextlib.ExitStack()
-        self._machine: Machine | None = None
-        self._broken = False
         self._is_file = False
-
-    def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view and not self._broken:
-            try:
-                view = view[os.write(self._stdout, view) :]
-            except BlockingIOError:  # somebody made the terminal non-blocking; it takes more in a moment
-                os.set_blocking(self._stdout, True)
-            except OSError:  # nobody reads any more
-                self._broken = True
-                if self._machine is not None:
-                    self._machine.loop.post(self._machine.quit)
 
     def attach(self, machine: Machine) -> None:
         from pyvmm.control import hmp
         from pyvmm.terminal import ConsoleInput, MonitorPrompt, raw_terminal
 
-        self._machine = machine
         prompt = MonitorPrompt(lambda line: hmp.execute(machine, line), hmp.names)
         self._input = ConsoleInput(machine.serials[0].receive, self.write, machine.quit, prompt)
         terminal = os.isatty(self._stdin)
@@ -132,63 +127,100 @@ class StdioConsole(Console):
 
 
 class FileConsole(Console):
-    """The guest's output into a file, made anew."""
+    """The guest's output into a file, made anew. A disk that is full loses the rest; the machine goes on."""
 
     def __init__(self, path: Path) -> None:
+        check_reachable(path, "console")
         try:
             self._file = open(path, "wb", buffering=0)
         except OSError as error:
             raise ConfigError(f"console {path}: {error.strerror}") from error
-        self._path = path
+        output = Output(self._file.fileno(), f"console {path}")
+        self.outputs = (output,)
+        self.write = output.write  # type: ignore[method-assign]
         self.place = f"file:{path}"
-        self._failed = False
-
-    def write(self, data: bytes) -> None:
-        if not self._failed:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self._failed = True
-                print(f"pyvmm: console {self._path}: {error.strerror}; the rest is lost", file=sys.stderr)
 
     def close(self) -> None:
-        self._file.close()
+        if not self.outputs[0].pending:  # else its thread is still at it: the process's end closes it
+            self._file.close()
 
 
 class PtyConsole(Console):
-    """A pseudo-terminal for `screen`, `minicom` and the like; its name is printed at the start."""
+    """A pseudo-terminal for `screen`, `minicom` and the like; its name is printed at the start.
+
+    What nobody reads is kept up to a limit, so that who comes later sees the boot; the rest is lost, as on a real
+    line, and its size told at the end.
+    """
 
     def __init__(self) -> None:
         self._master, self._slave = os.openpty()  # the slave stays open: no hang-up while nobody is attached
+        tty.setraw(self._slave)  # else it sends the guest's own output back, as an echo
         os.set_blocking(self._master, False)
         self.place = f"pty:{os.ttyname(self._slave)}"
-        print(f"pyvmm: console on {os.ttyname(self._slave)}", file=sys.stderr)
+        print(f"pyvmm: console on {os.ttyname(self._slave)}", file=sys.stderr, flush=True)
         self._machine: Machine | None = None
+        self._kept = bytearray()
+        self._lost = 0
+        self._lock = threading.Lock()
 
     def write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # nobody reads: a real line loses it too
-            os.write(self._master, data)
+        with self._lock:
+            room = max(0, _PTY_LIMIT - len(self._kept))
+            self._lost += max(0, len(data) - room)
+            self._kept += data[:room]
+            left = self._send()
+        if left and self._machine is not None:
+            self._machine.loop.post(self._wait)
+
+    def _send(self) -> bool:
+        """Give the terminal what it takes; whether something is left."""
+        with contextlib.suppress(OSError):
+            while self._kept:
+                del self._kept[: os.write(self._master, self._kept)]
+        return bool(self._kept)
+
+    def _wait(self) -> None:
+        if self._machine is not None:
+            self._machine.loop.add_writer(self._master, self._writable)
+
+    def _writable(self) -> None:
+        with self._lock:
+            left = self._send()
+        if not left and self._machine is not None:
+            self._machine.loop.remove_writer(self._master)
 
     def attach(self, machine: Machine) -> None:
         self._machine = machine
         machine.loop.add_reader(self._master, lambda: self._readable(machine))
+        self._wait()
 
     def _readable(self, machine: Machine) -> None:
         with contextlib.suppress(OSError):
             machine.serials[0].receive(os.read(self._master, _READ_SIZE))
 
     def close(self) -> None:
-        if self._machine is not None:
-            self._machine.loop.remove_reader(self._master)
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.loop.remove_reader(self._master)
+            machine.loop.remove_writer(self._master)
+        lost = self._lost + len(self._kept)
+        if lost:
+            print(f"pyvmm: console {self.place}: {lost} bytes that nobody read are lost", file=sys.stderr)
         os.close(self._master)
         os.close(self._slave)
 
 
-def open_console(where: str) -> Console:
-    """The console for `--console stdio|pty|none|FILE`."""
+def check_reachable(path: Path, what: str) -> None:
+    """ConfigError for a FIFO in the emulated host: the FIFO that it would open there is another one."""
+    if inside() and path.is_fifo():
+        raise ConfigError(f"{what} {path}: the emulated host cannot write to this computer's FIFOs; name a file")
+
+
+def open_console(where: str, output: Output) -> Console:
+    """The console for `--console stdio|pty|none|FILE`; `output` is standard output."""
     match where:
         case "stdio":
-            return StdioConsole()
+            return StdioConsole(output)
         case "pty":
             return PtyConsole()
         case "none":

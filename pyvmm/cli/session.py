@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyvmm.cli.consoles import Console, open_console
+from pyvmm.cli.outputs import PATIENCE, Outputs, connect, drain, say, say_ended, say_lost, settle, threaded
+from pyvmm.cli.streams import status_of
 from pyvmm.cli.trace_sinks import traces
 from pyvmm.control.registry import stall_note
-from pyvmm.guest_text import clean, one_line
+from pyvmm.guest_text import clean
 from pyvmm.host.inside import socket_path, user_pid
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
+from pyvmm.output import Output
 
 STATUS_PANIC = 255
 STATUS_ERROR = 1
@@ -48,14 +50,15 @@ def run_session(session: Session) -> int:
     """Run the machine to its end; the exit status. ConfigError and HostError are the caller's to print."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(
+        outputs = stack.enter_context(threaded())
+        tracing = stack.enter_context(
             traces(session.trace, session.trace_file, session.trace_format, machine=session.config.name)
         )
         loop = Loop()
-        console = stack.enter_context(open_console(session.console))
+        console = stack.enter_context(open_console(session.console, outputs.out))
         console.tied = session.tied
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
-        run = _Run(session, machine, console)
+        run = _Run(session, machine, console, outputs)
         stack.enter_context(run.signals())
         machine.start()
         # From here on the guest boots beside us.
@@ -63,7 +66,8 @@ def run_session(session: Session) -> int:
         # What start-up made lives as long as the machine; a collection that walks it would hold up the guest.
         gc.collect()
         gc.freeze()
-        return run.run()
+        status = run.run()
+    return status or int(tracing.failed)
 
 
 def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.ExitStack) -> None:
@@ -77,11 +81,21 @@ def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.E
 class _Run:
     """The machine while it runs."""
 
-    def __init__(self, session: Session, machine: Machine, console: Console) -> None:
+    def __init__(self, session: Session, machine: Machine, console: Console, outputs: Outputs) -> None:
         self._session = session
         self._machine = machine
         self._console = console
+        self._outputs = outputs
         self._status: int | None = None
+        self._forced: int | None = None  # the status of a signal or of the time limit
+        self._counted = [outputs.out, outputs.err]  # whose losses show in the status
+        for output in console.outputs:
+            connect(machine, 0, output, self._output_failed)
+            if output not in self._counted:
+                self._counted.append(output)
+        if session.command is not None:
+            for output in (outputs.out, outputs.err):
+                connect(machine, 1, output, self._output_failed)
 
     def run(self) -> int:
         machine, session = self._machine, self._session
@@ -94,47 +108,77 @@ class _Run:
         if session.command is not None:
             machine.agent.execute(session.command, self._output, self._command_done)
         outcome = machine.run()
-        machine.close()  # the last console output comes before what we say
+        machine.halt()  # the last console output comes before what we say
+        asked = outcome.kind == "quit" and self._status is None
+        self._drain(PATIENCE if asked or self._forced is not None else None)
+        machine.close()
         self._console.close()
+        return settle(self._counted, self._ended(outcome))
+
+    def _ended(self, outcome: Outcome) -> int:
+        """Tell how it ended; the status."""
+        if self._forced is not None:
+            return self._forced
         if self._status is not None:
             return self._status
-        if session.command is not None and outcome.kind in ("poweroff", "reset"):
-            _say("the guest ended before the command did")
+        if self._session.command is not None and outcome.kind in ("poweroff", "reset"):
+            say("the guest ended before the command did")
             return STATUS_PANIC
-        return report(outcome, show_text=session.console != "stdio")
+        return report(outcome, show_text=self._session.console != "stdio")
+
+    def _drain(self, seconds: float | None) -> None:
+        machine = self._machine
+        drain(machine, self._counted, lambda: machine.hurried or self._forced is not None, seconds)
+        if self._forced is not None or machine.hurried:
+            for output in self._counted:
+                output.flush(PATIENCE)
 
     def _output(self, stream: str, data: bytes) -> None:
-        fd = 1 if stream == "out" else 2
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(fd, view) :]
-        except OSError:  # nobody reads any more
-            self._end(128 + signal.SIGPIPE)
+        (self._outputs.out if stream == "out" else self._outputs.err).write(data)
+
+    def _output_failed(self, output: Output, error: OSError) -> None:
+        if output is self._outputs.out or (output is self._outputs.err and self._session.command is not None):
+            if self._machine.outcome is None:
+                say_ended(output, error)
+            else:
+                say_lost(output, error)
+            self._end(status_of(error))
+        elif output is not self._outputs.err:
+            say_lost(output, error)
 
     def _command_done(self, status: int | None) -> None:
         if status is None:
-            _say("the guest restarted before the command ended")
+            say("the guest restarted before the command ended")
         self._end(STATUS_PANIC if status is None else status)
 
     def _timed_out(self) -> None:
-        _say(f"time limit of {self._session.timeout:g} s reached, machine ended")
-        self._end(STATUS_TIMEOUT)
+        say(f"time limit of {self._session.timeout:g} s reached, machine ended")
+        self._force(STATUS_TIMEOUT)
 
     def _signalled(self, number: int) -> None:
-        self._end(128 + number, "host-signal")
+        self._force(128 + number, "host-signal")
 
-    def _end(self, status: int, cause: str = "host-qmp-quit") -> None:
+    def _force(self, status: int, cause: str = "host-qmp-quit") -> None:
+        if self._forced is None:
+            self._forced = status
+        self._machine.quit(cause)
+
+    def _end(self, status: int) -> None:
         if self._status is None:
             self._status = status
-        self._machine.quit(cause)
+        if self._machine.outcome is None:
+            self._machine.quit()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show."""
+        """SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show. One that was ignored when
+        we came (`nohup`, a script's `&`) stays ignored.
+        """
+        post = self._machine.loop.post_first
         before = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.signal(number, lambda n, frame: self._machine.loop.post_first(self._signalled, n))
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda n, frame: post(self._signalled, n))
         try:
             yield
         finally:
@@ -146,15 +190,11 @@ def report(outcome: Outcome, *, show_text: bool = True) -> int:
     """Tell the user how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else."""
     match outcome.kind:
         case "panic":
-            _say(f"guest panicked: {outcome.text}")
+            say(f"guest panicked: {outcome.text}")
             if show_text and outcome.crash is not None and outcome.crash.text:
                 print(clean(outcome.crash.text), file=sys.stderr)
             return STATUS_PANIC
         case "error":
-            _say(outcome.text)
+            say(outcome.text)
             return STATUS_ERROR
     return 0
-
-
-def _say(text: str) -> None:
-    print(f"pyvmm: {one_line(text)}", file=sys.stderr)

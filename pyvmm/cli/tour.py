@@ -105,13 +105,17 @@ def tour(
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
     from pyvmm.cli.consoles import Console, StdioConsole
+    from pyvmm.cli.outputs import PATIENCE, connect, drain, say_ended, settle, threaded
     from pyvmm.cli.session import SWITCH_INTERVAL, report, serve
+    from pyvmm.cli.streams import status_of
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine
+    from pyvmm.output import Output
 
     started = time.monotonic()
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
+        outputs = stack.enter_context(threaded())
         console: list[Console] = [Console()]
         loop = Loop()
         machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
@@ -121,20 +125,32 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
 
         def finished() -> None:
             if shell:
-                console[0] = stack.enter_context(StdioConsole())
+                console[0] = stack.enter_context(StdioConsole(outputs.out))
                 console[0].attach(machine)
                 machine.serials[0].receive(b"\n")  # the shell's prompt went by unseen
             else:
                 machine.powerdown()
 
+        def failed(output: Output, error: OSError) -> None:
+            if machine.outcome is None:
+                say_ended(output, error)
+                guide.interrupted(status_of(error))
+
+        connect(machine, 0, outputs.out, failed)
         guide.finished = finished
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda n, frame: loop.post_first(guide.interrupted, 128 + n))
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda n, frame: loop.post_first(guide.interrupted, 128 + n))
         guide.start()
         outcome = machine.run()
+        machine.halt()
+        sys.stdout.flush()
+        orderly = guide.status is None
+        drain(machine, [outputs.out], lambda: machine.hurried, None if orderly else PATIENCE)
         machine.close()
         console[0].close()
-        return guide.status if guide.status is not None else report(outcome)
+        status = guide.status if guide.status is not None else report(outcome)
+        return settle([outputs.out], status)
 
 
 class _Guide:

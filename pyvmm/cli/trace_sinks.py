@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pyvmm import trace
 from pyvmm.errors import ConfigError
+from pyvmm.output import Output
+
+PATIENCE = 1.0
+"""Seconds that the last lines on stderr may take."""
+
+
+class Tracing:
+    """What came of a session's traces: `failed` if some are lost because their file could not be written."""
+
+    failed = False
 
 
 @contextlib.contextmanager
 def traces(
     patterns: Sequence[str], file: Path | None = None, format: str | None = None, *, machine: str = ""
-) -> Iterator[None]:
+) -> Iterator[Tracing]:
     """Record events while the block runs: into `file` (all of them without `patterns`), else as text on stderr.
 
     Raises ConfigError for a pattern that matches nothing and a file that cannot be written.
     """
+    tracing = Tracing()
     if not patterns and file is None:
         if format is not None:
             raise ConfigError("--trace-format says how --trace-file is written: give one")
-        yield
+        yield tracing
         return
     check_patterns(patterns)
     chosen = patterns or ["*"]
@@ -31,13 +43,59 @@ def traces(
         if file is None:
             if format is not None:
                 raise ConfigError("--trace-format says how --trace-file is written: give one")
-            sink = trace.TextSink()
+            sink = stack.enter_context(_on_stderr())
         else:
-            sink = stack.enter_context(_writing(file, format, machine))
+            sink = stack.enter_context(_writing(file, format, machine, tracing))
         for pattern in chosen:
             trace.subscribe(pattern, sink)
         stack.callback(trace.unsubscribe, sink)
-        yield
+        yield tracing
+
+
+class _OutputSink(trace.TextSink):
+    """Lines of text on an output. What comes while its reader is behind is dropped, counted and told: a vCPU's
+    thread, which holds a device's lock, cannot wait.
+    """
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+        self._lost = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, record: trace.Record) -> None:
+        if self._output.level:
+            with self._lock:
+                self._lost += 1
+            return
+        if self._lost:
+            self.tell()
+        self._output.write(self.line(record).encode("utf-8", "backslashreplace"))
+
+    def tell(self) -> None:
+        """Say how many events were dropped."""
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        if lost:
+            self._output.write(f"pyvmm: {lost} trace events dropped: standard error was read too slowly\r\n".encode())
+
+
+@contextlib.contextmanager
+def _on_stderr() -> Iterator[trace.Sink]:
+    try:
+        real = sys.stderr.fileno() == 2
+    except (OSError, ValueError):
+        real = False
+    if not real:
+        yield trace.TextSink()
+        return
+    output = Output(2, "trace")
+    sink = _OutputSink(output)
+    try:
+        yield sink
+    finally:
+        sink.tell()
+        output.flush(PATIENCE)
 
 
 def check_patterns(patterns: Sequence[str]) -> None:
@@ -50,15 +108,17 @@ def check_patterns(patterns: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _writing(file: Path, format: str | None, machine: str) -> Iterator[trace.Sink]:
+def _writing(file: Path, format: str | None, machine: str, tracing: Tracing) -> Iterator[trace.Sink]:
     from pyvmm.tracing.writer import FileSink
 
-    sink = FileSink(file, format, machine=machine)
+    def failed(error: OSError) -> None:
+        tracing.failed = True
+        print(f"pyvmm: trace file {file}: {error.strerror}; the rest is lost", file=sys.stderr, flush=True)
+
+    sink = FileSink(file, format, machine=machine, failed=failed)
     try:
         yield sink
     finally:
         sink.close()
-        if sink.error is not None:
-            print(f"pyvmm: trace file {file}: {sink.error.strerror}; its end is lost", file=sys.stderr)
-        elif sink.lost:
+        if sink.lost and sink.error is None:
             print(f"pyvmm: trace file {file}: {sink.lost} events lost, the disk was too slow", file=sys.stderr)

@@ -167,6 +167,11 @@ class Hardware:
         for thread in self.threads:
             thread.ask(stop=True)
 
+    def freeze(self, on: bool) -> None:
+        """Keep every vCPU out of the guest, or no more, apart from `pause`. From any thread; does not wait."""
+        for thread in self.threads:
+            thread.ask(freeze=on)
+
     def halt(self) -> None:
         """End the threads: the guest is no more. On the loop's thread."""
         self.stop()

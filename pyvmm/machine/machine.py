@@ -41,6 +41,7 @@ from pyvmm.machine.monitored import Listener, Monitored, State
 from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
+from pyvmm.machine.throttle import Throttles
 from pyvmm.memory import Region
 from pyvmm.watchdog import Watchdog
 
@@ -137,6 +138,8 @@ class Machine(Monitored):
             console=self._console,
             agent=self._agent_input.add,
         )
+        self.throttles = Throttles(loop, self.board.serials, self._freeze)
+        self.hurried = False  # asked to end when it had ended already: its last output is not waited for
         self._services: Services | None = None
         self._plugging: Plugging | None = None
         self._size_watch: SizeWatch | None = None
@@ -289,6 +292,13 @@ class Machine(Monitored):
             self.watchdog.stop()
         return self.outcome
 
+    def halt(self) -> None:
+        """After the end: the guest runs no more, and all it wrote is handed on. The monitor may still ask."""
+        if self._hardware is not None:
+            self._hardware.halt()
+            self._hardware.drain()
+        self.board.flush()
+
     def close(self) -> None:
         """Give everything back to the host. Harmless twice."""
         self._tick_timer.cancel()
@@ -339,6 +349,7 @@ class Machine(Monitored):
             return
         hardware = self._hardware
         assert hardware is not None
+        hardware.freeze(self.throttles.frozen)
         if paused:
             for thread in hardware.threads:
                 thread.ask(pause=True)
@@ -376,7 +387,9 @@ class Machine(Monitored):
 
     def quit(self, cause: str = "host-qmp-quit") -> None:
         """End the machine at once; `cause` is QEMU's ShutdownCause."""
-        if self.outcome is None:
+        if self.outcome is not None:
+            self.hurried = True
+        else:
             self._emit("SHUTDOWN", {"guest": False, "reason": cause})
             self._end(Outcome("quit"), "shutdown")
 
@@ -391,6 +404,11 @@ class Machine(Monitored):
         hardware = self._hardware
         if hardware is not None:
             hardware.drop_zeroes(gpa, on)
+
+    def _freeze(self, on: bool) -> None:
+        hardware = self._hardware
+        if hardware is not None:
+            hardware.freeze(on)
 
     def _want_reset(self, reason: str) -> None:
         if self._reset_wanted is None:

@@ -3,7 +3,9 @@
 A thread answers what cannot wait (ports, MMIO, MSRs, hypercalls) and posts the rest to the loop. To get it out of
 the guest, set `immediate_exit` and signal it; the two together miss no moment.
 
-    Running --pause()--> Paused --resume()--> Running        any --stop()--> ended
+    Running --pause or freeze--> Parked --neither--> Running        any --stop--> ended
+
+Pausing is what a user asks for; frozen is a guest whose output nobody takes (`pyvmm.machine.throttle`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm import Exit, Interrupted, Vcpu
 
 KICK = signal.SIGUSR1
+_PAUSED, _FROZEN = 1, 2  # why a thread is parked
 _handler_set = False
 
 
@@ -44,7 +47,7 @@ class VcpuThread:
         self._failed = failed
         self._state = threading.Condition()
         self._stop = False
-        self._pause = False
+        self._pause = 0
         self._parked = False
         self._thread = threading.Thread(target=self._run, name=f"vcpu{index}", daemon=True)
 
@@ -62,14 +65,15 @@ class VcpuThread:
         if self._thread.ident is not None and self._thread.is_alive():
             signal.pthread_kill(self._thread.ident, KICK)
 
-    def ask(self, *, pause: bool | None = None, stop: bool = False) -> None:
-        """Request a state; `wait_parked` and `join` tell when it is reached."""
+    def ask(self, *, pause: bool | None = None, freeze: bool | None = None, stop: bool = False) -> None:
+        """Request a state; `wait_parked` and `join` tell when it is reached. From any thread."""
         with self._state:
-            if pause is not None:
-                self._pause = pause
+            for why, on in ((_PAUSED, pause), (_FROZEN, freeze)):
+                if on is not None:
+                    self._pause = self._pause | why if on else self._pause & ~why
             self._stop = self._stop or stop
             self._state.notify_all()
-        if pause or stop:
+        if pause or freeze or stop:
             self.kick()
 
     def wait_parked(self) -> None:

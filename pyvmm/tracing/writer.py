@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from pyvmm import trace
@@ -29,10 +30,15 @@ BATCH = 512
 """Records of one write, where so many wait: in the emulated host each is a request to the outside."""
 
 
+CLOSE_LIMIT = 2.0
+"""Seconds without a record written after which the file's end is given up."""
+
+
 class FileSink:
     """A trace sink that writes to `path`. Raises ConfigError if that cannot be opened. `close()` writes the rest.
 
-    `error` is why writing ended early, if it did; from then on records are dropped.
+    `error` is why writing ended early, if it did; `failed` is told at once, on the writer's thread, and from then on
+    records are dropped.
     """
 
     def __init__(
@@ -42,8 +48,10 @@ class FileSink:
         *,
         queue_limit: int = QUEUE_LIMIT,
         machine: str = "",
+        failed: Callable[[OSError], None] = lambda error: None,
     ) -> None:
         self.path = path
+        self._failed = failed
         self.error: OSError | None = None
         self.lost = 0  # records that found the queue full, all in all
         self._encoder = encoder(format or format_of(path))
@@ -70,9 +78,17 @@ class FileSink:
                 self.lost += 1
 
     def close(self) -> None:
-        """Write what is left and close the file. The sink must be unsubscribed by now."""
+        """Write what is left and close the file. The sink must be unsubscribed by now. What a file that takes no
+        more (a FIFO, a hanging disk) has not got after CLOSE_LIMIT counts as lost.
+        """
         self._ending.set()
-        self._thread.join()
+        before = -1
+        while self._thread.is_alive() and len(self._queue) != before:
+            before = len(self._queue)
+            self._thread.join(CLOSE_LIMIT)
+        if self._thread.is_alive():
+            with self._lock:
+                self.lost += len(self._queue) + 1
 
     def _run(self) -> None:
         try:
@@ -83,6 +99,7 @@ class FileSink:
             self._write(self._encoder.tail())
         except OSError as error:
             self.error = error
+            self._failed(error)
             self._limit = 0
             self._queue.clear()
         finally:

@@ -11,6 +11,7 @@ import pytest
 from devices.serial import RECEIVE_LIMIT
 from pyvmm.cli.consoles import StdioConsole, open_console
 from pyvmm.loop import Loop
+from pyvmm.output import Output
 
 
 class Port:
@@ -63,14 +64,14 @@ def drain(machine: Machine, wanted: int) -> bytes:
 def test_a_file_longer_than_the_ports_queue_arrives_whole(machine: Machine, tmp_path: Path) -> None:
     text = os.urandom(RECEIVE_LIMIT + 300_000)
     (tmp_path / "input").write_bytes(text)
-    with open(tmp_path / "input", "rb") as file, StdioConsole(stdin=file.fileno()) as console:
+    with open(tmp_path / "input", "rb") as file, StdioConsole(Output(1, "out"), stdin=file.fileno()) as console:
         console.attach(machine)  # type: ignore[arg-type]
         assert drain(machine, len(text)) == text
 
 
 def test_a_pipe_arrives_whole_and_may_end(machine: Machine) -> None:
     reader, writer = os.pipe()
-    with StdioConsole(stdin=reader) as console:
+    with StdioConsole(Output(1, "out"), stdin=reader) as console:
         console.attach(machine)  # type: ignore[arg-type]
         os.write(writer, b"first ")
         machine.loop.step(1)
@@ -85,7 +86,7 @@ def test_a_pipe_arrives_whole_and_may_end(machine: Machine) -> None:
 
 def test_a_full_port_stops_the_reading_of_a_pipe(machine: Machine) -> None:
     reader, writer = os.pipe()
-    with StdioConsole(stdin=reader) as console:
+    with StdioConsole(Output(1, "out"), stdin=reader) as console:
         console.attach(machine)  # type: ignore[arg-type]
         machine.serials[0].waiting += bytes(RECEIVE_LIMIT)
         os.write(writer, b"later")
@@ -101,7 +102,7 @@ def test_a_full_port_stops_the_reading_of_a_pipe(machine: Machine) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_machine_tied_to_its_input_ends_with_it(machine: Machine, tied: bool) -> None:
     reader, writer = os.pipe()
-    with StdioConsole(stdin=reader) as console:
+    with StdioConsole(Output(1, "out"), stdin=reader) as console:
         console.tied = tied
         console.attach(machine)  # type: ignore[arg-type]
         os.close(writer)
@@ -112,5 +113,5 @@ def test_a_machine_tied_to_its_input_ends_with_it(machine: Machine, tied: bool) 
 
 @pytest.mark.parametrize(("where", "place"), [("none", "null"), ("stdio", "stdio"), ("{}/out", "file:{}/out")])
 def test_a_console_says_what_it_is_as_qemu_does(tmp_path: Path, where: str, place: str) -> None:
-    with open_console(where.format(tmp_path)) as console:
+    with open_console(where.format(tmp_path), Output(1, "out")) as console:
         assert console.place == place.format(tmp_path)

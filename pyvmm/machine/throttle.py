@@ -1,0 +1,70 @@
+"""Back-pressure: a guest's writing waits while what takes its output is behind.
+
+    level of the output (pyvmm.output)     what happens to the guest
+    0  there is room                       nothing
+    1  HIGH bytes wait                     the port's transmit interrupt waits: a process that writes to the tty does,
+                                           too, and everything else in the guest goes on
+    2  LIMIT bytes wait                    its vCPUs are held: it sends without waiting for interrupts, as a kernel
+                                           does with its messages, which find LIMIT - HIGH bytes of room before
+
+An output rises from any thread, a vCPU's with the port's lock too, so only a flag is set there and the vCPUs told.
+The loop then sets what holds: it looks again, so that a fall in between is not missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pyvmm.loop import Loop
+from pyvmm.trace import event
+
+if TYPE_CHECKING:
+    from devices.serial import Serial
+
+level_changed = event("machine.output_level", "ttyS{port} level {level}")
+
+Level = Callable[[], int]
+
+
+class Throttles:
+    """For the serial ports of one machine. `freeze(on)` holds the vCPUs, from any thread."""
+
+    def __init__(self, loop: Loop, serials: Sequence[Serial], freeze: Callable[[bool], None]) -> None:
+        self._loop = loop
+        self._serials = serials
+        self._freeze = freeze
+        self._levels: dict[int, list[Level]] = {}
+        self._pending: set[int] = set()  # ports at which the loop is going to look
+
+    def watch(self, port: int, level: Level) -> Callable[[], None]:
+        """Let the output whose `level()` is given slow `port` down. Call what is returned whenever it changes."""
+        self._levels.setdefault(port, []).append(level)
+        return partial(self._changed, port)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the vCPUs shall be held."""
+        return any(self._level(port) > 1 for port in self._levels)
+
+    def _level(self, port: int) -> int:
+        return max(level() for level in self._levels[port])
+
+    def _changed(self, port: int) -> None:
+        level = self._level(port)
+        if level:
+            self._serials[port].holding = True
+        if level > 1:
+            self._freeze(True)
+        if port not in self._pending:
+            self._pending.add(port)
+            self._loop.post(self._settle, port)
+
+    def _settle(self, port: int) -> None:
+        self._pending.discard(port)  # before looking: what changes from now on posts again
+        level = self._level(port)
+        if level_changed.on:
+            level_changed(port, level)
+        self._serials[port].hold(level > 0)
+        self._freeze(self.frozen)
