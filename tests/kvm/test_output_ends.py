@@ -20,6 +20,7 @@ import pytest
 from pyvmm.control.client import Client
 from pyvmm.kvm import Kvm
 from pyvmm.output import LIMIT
+from pyvmm.unix_socket import is_listening
 from tests.support.flooded import kernel
 
 FOREVER = bytes.fromhex(
@@ -95,7 +96,7 @@ def test_a_reader_that_stops_holds_up_the_guest_alone(start: Start, tmp_path: Pa
     reader, writer = os.pipe()
     machine = start(FOREVER, stdout=writer)
     os.close(writer)
-    until(socket(tmp_path).exists, "the monitor")
+    until(lambda: is_listening(socket(tmp_path)), "the monitor")
     with Client(socket(tmp_path)) as client:
         sent = lambda: client.execute("x-console-tail")["end"]  # noqa: E731
         until(lambda: sent() > LIMIT and sent() == (time.sleep(0.5), sent())[1], "the guest to be held")
@@ -135,7 +136,7 @@ def test_output_at_the_end_does_not_wait_after_a_signal(start: Start, tmp_path: 
     reader, writer = os.pipe()
     machine = start(rounds(ROUNDS), stdout=writer)
     os.close(writer)
-    until(socket(tmp_path).exists, "the monitor")
+    until(lambda: is_listening(socket(tmp_path)), "the monitor")
     with Client(socket(tmp_path)) as client:
         until(lambda: client.execute("query-status")["status"] == "shutdown", "the guest's end")
     machine.send_signal(signal.SIGINT)
@@ -205,7 +206,7 @@ def test_a_signal_that_was_ignored_stays_so(start: Start, tmp_path: Path, number
         signal.signal(number, signal.SIG_IGN)
 
     machine = start(FOREVER, "--console", "none", preexec_fn=ignore)
-    until(socket(tmp_path).exists, "the monitor")
+    until(lambda: is_listening(socket(tmp_path)), "the monitor")
     machine.send_signal(number)
     assert ask(socket(tmp_path)) < 0.5
     machine.send_signal(signal.SIGTERM)
