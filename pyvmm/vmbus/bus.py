@@ -53,7 +53,7 @@ asks and never reads costs us no more than this."""
 MESSAGES_PER_STEP = 16
 """Messages served before the loop gets a turn."""
 STEP_SECONDS = 0.005
-"""Seconds after which a step ends as well: opening a channel costs up to 5 ms with the largest rings there are."""
+"""Seconds after which a step ends as well: opening a channel with the largest rings there are (32 MiB) costs 5 ms."""
 
 _STARTS_AFRESH = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
 

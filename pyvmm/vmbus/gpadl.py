@@ -24,9 +24,6 @@ from pyvmm.vmbus.protocol import GpadlBody, GpadlHeader, Status
 WORD_SIZE = 8
 GPADL_LIMIT = 4096
 """Lists lent or still coming in: Linux needs one per ring and a few per network device."""
-RING_PAGES_LIMIT = 8192
-"""Pages of a pair of rings: 32 MiB, where Linux's largest (uio_hv_generic) has 4. Every page is looked up in the turn
-of the loop that opens the channel, half a microsecond each, and scattered ones cost us a view each."""
 GPADL_PAGES_LIMIT = 1280 << 8
 """Pages lent in all, 1280 MiB: what newer Hyper-V hosts allow. Keeps a hostile guest from filling our memory."""
 
@@ -77,11 +74,12 @@ class Gpadl:
         return [memory.view(gpa, length) for gpa, length in self.ranges[range_index].gpas()]
 
     def ring_pages(self) -> list[int]:
-        """The pages, for a pair of rings: one range of whole pages. Raises GuestProtocolError for anything else."""
+        """The pages, for a pair of rings: one range of whole pages. Raises GuestProtocolError for anything else.
+
+        They are 8190 at most, 32 MiB: a list's size in bytes is a u16.
+        """
         if len(self.ranges) != 1 or self.ranges[0].offset or self.ranges[0].length % PAGE_SIZE:
             raise GuestProtocolError(f"gpadl {self.id:#x} is not one range of whole pages")
-        if len(self.ranges[0].pages) > RING_PAGES_LIMIT:
-            raise GuestProtocolError(f"rings of {len(self.ranges[0].pages)} pages, {RING_PAGES_LIMIT} are the most")
         return self.ranges[0].pages
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 from struct import pack, unpack_from
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pyvmm.guest_time import GuestTimers
 from pyvmm.memory import PAGE_SIZE, GuestMemory
@@ -162,9 +162,15 @@ class FakeGuest:
     """See the module's docstring. `version` is what the guest asks for, the other arguments make the machine."""
 
     def __init__(
-        self, *, vp_count: int = 1, memory_mib: int = 16, version: int = 0x50003, max_version: int = p.LATEST_VERSION
+        self,
+        *,
+        vp_count: int = 1,
+        memory_mib: int = 16,
+        version: int = 0x50003,
+        max_version: int = p.LATEST_VERSION,
+        loop: Any = None,
     ) -> None:
-        self.loop = FakeLoop()
+        self.loop = FakeLoop() if loop is None else loop
         self.memory = GuestMemory.flat(memory_mib << 20)
         self.partition = FakePartition(vp_count)
         self.time = GuestTimers(self.loop)
