@@ -44,8 +44,11 @@ class GuestRing:
 
     def poke(self, index: int, data: bytes) -> None:
         """Store bytes in the data area, wrapping."""
-        for at in range(0, len(data), 8):
-            self.memory.write(self._address(index + at), data[at : at + 8])
+        at = 0
+        while at < len(data):
+            step = 4096 - (index + at) % 4096
+            self.memory.write(self._address(index + at), data[at : at + step])
+            at += step
 
     def peek(self, index: int, length: int) -> bytes:
         return b"".join(self.memory.read(self._address(index + at), 8) for at in range(0, length + 7, 8))[:length]
