@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING
 from pyvmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
+    from pyvmm.files import FileBytes
     from pyvmm.wire import Buffer
-
-    class _Decompressor(Protocol):
-        @property
-        def eof(self) -> bool: ...
-        def decompress(self, data: bytes, /) -> bytes: ...
 
 
 HEADER_START = 0x1F1
@@ -35,8 +29,7 @@ SECTOR = 512
 LOADED_64 = 1 << 0  # XLF_KERNEL_64
 OLDEST_PROTOCOL = 0x20C  # Linux 3.8: the first with xloadflags
 
-MAX_VMLINUX = 1 << 30  # refuse to unpack more: a hostile file could otherwise fill the host's memory
-LZ4_BLOCK = 8 << 20  # what `lz4 -l` packs at a time
+MAX_VMLINUX = 1 << 30  # bytes unpacked. Debian's have 60 MiB; a hostile file could otherwise fill the host's memory
 
 
 @dataclass(slots=True)
@@ -62,14 +55,15 @@ class BzImage:
         return bool(self.xloadflags & LOADED_64)
 
 
-def is_bzimage(data: Buffer) -> bool:
+def is_bzimage(data: Buffer | FileBytes) -> bool:
     """Does the file carry a setup header?"""
-    return bytes(memoryview(data)[0x202:0x206]) == HEADER_MAGIC
+    return bytes(data[0x202:0x206]) == HEADER_MAGIC
 
 
-def parse(data: Buffer, name: str = "kernel") -> BzImage:
+def parse(data: Buffer | FileBytes, name: str = "kernel") -> BzImage:
     """Read and check the setup header. Raises ConfigError if this is no kernel pyvmm can load, or not all of it."""
-    view = memoryview(data)
+    whole = len(data)
+    view = bytes(data[:HEADER_LIMIT])
     if len(view) < 0x26C or not is_bzimage(view):
         raise ConfigError(f"{name}: not a bzImage: no setup header")
     sectors = view[HEADER_START] or 4
@@ -86,11 +80,11 @@ def parse(data: Buffer, name: str = "kernel") -> BzImage:
     offset = (sectors + 1) * SECTOR
     size = paragraphs * 16
     # The last paragraph may be cut: the builder rounds up.
-    if offset + size > len(view) + 15 or offset >= len(view):
+    if offset + size > whole + 15 or offset >= whole:
         raise ConfigError(
-            f"{name}: truncated bzImage: {len(view)} bytes, its header announces {offset + size}; copy it again"
+            f"{name}: truncated bzImage: {whole} bytes, its header announces {offset + size}; copy it again"
         )
-    size = min(size, len(view) - offset)
+    size = min(size, whole - offset)
     if payload_offset + payload_length > size or payload_length < 4:
         raise ConfigError(f"{name}: damaged bzImage: its payload lies outside the file")
     length = 2 + view[0x201]  # the jump over the header tells where it ends
@@ -98,7 +92,7 @@ def parse(data: Buffer, name: str = "kernel") -> BzImage:
     return BzImage(
         header=bytes(view[HEADER_START:end]),
         version=version,
-        release=_release(view),
+        release=_release(data, view),
         xloadflags=xloadflags,
         kernel_offset=offset,
         kernel_size=size,
@@ -111,87 +105,25 @@ def parse(data: Buffer, name: str = "kernel") -> BzImage:
     )
 
 
-def _release(view: memoryview) -> str:
+def _release(data: Buffer | FileBytes, head: bytes) -> str:
     """The version string's first word: what `uname -r` says. Empty if the file has none."""
-    (pointer,) = unpack_from("<H", view, 0x20E)
+    (pointer,) = unpack_from("<H", head, 0x20E)
     if not pointer:
         return ""
-    text = bytes(view[pointer + 0x200 : pointer + 0x200 + 128]).split(b"\0")[0]
+    text = bytes(data[pointer + 0x200 : pointer + 0x200 + 128]).split(b"\0")[0]
     return text.decode("ascii", "replace").split(" ")[0]
 
 
-def unpack_kernel(data: Buffer, name: str = "kernel") -> bytes:
+def unpack_kernel(data: Buffer | FileBytes, name: str = "kernel") -> bytearray:
     """The vmlinux inside a bzImage. Takes a second or so; images.payload keeps the result."""
-    import lzma
-    import zlib
+    from firmware.decompress import PackedError, decompress
 
     image = parse(data, name)
-    payload = bytes(memoryview(data)[image.payload_offset : image.payload_offset + image.payload_length])
+    payload = bytes(data[image.payload_offset : image.payload_offset + image.payload_length])
     try:
-        vmlinux = decompress(payload)
-    except (ValueError, RuntimeError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ConfigError(f"{name}: cannot unpack the kernel inside: {error}") from error
+        vmlinux = decompress(payload, MAX_VMLINUX)
+    except PackedError as error:
+        raise ConfigError(f"{name}: cannot unpack the kernel inside: {error}; copy it again") from error
     if vmlinux[:4] != b"\x7fELF":
         raise ConfigError(f"{name}: what is packed in it is not an ELF kernel")
     return vmlinux
-
-
-def decompress(payload: bytes) -> bytes:
-    """Unpack by what the first bytes say; the unpacked size follows the stream (as every builder but gzip's adds)."""
-    # Most boots find the kernel unpacked: what unpacks it is imported only here.
-    import bz2
-    import lzma
-    import zlib
-
-    if payload.startswith(b"\x1f\x8b"):
-        return _bounded(zlib.decompressobj(31), payload)
-    if payload.startswith(b"\xfd7zXZ\0"):
-        return _bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ), payload)
-    if payload.startswith(b"BZh"):
-        return _bounded(bz2.BZ2Decompressor(), payload)
-    if payload.startswith(b"\x5d\0\0"):
-        return _bounded(lzma.LZMADecompressor(lzma.FORMAT_ALONE), payload)
-    if payload.startswith(b"\x02\x21\x4c\x18"):
-        return _lz4_legacy(payload)
-    if payload.startswith(b"\x28\xb5\x2f\xfd"):
-        import zstandard  # 30 ms, only where it is needed
-
-        return _bounded(zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), payload)
-    if payload.startswith(b"\x7fELF"):
-        return payload  # CONFIG_KERNEL_UNCOMPRESSED
-    raise ValueError(f"unknown compression (starts with {payload[:6].hex(' ')})")
-
-
-def _bounded(decompressor: _Decompressor, payload: bytes) -> bytes:
-    """Feed piece by piece, so that a bomb is noticed before it fills memory."""
-    pieces, total = [], 0
-    step = 64 << 10
-    for start in range(0, len(payload), step):
-        piece = decompressor.decompress(payload[start : start + step])
-        pieces.append(piece)
-        total += len(piece)
-        if total > MAX_VMLINUX:
-            raise ValueError(f"unpacks to more than {MAX_VMLINUX >> 20} MiB")
-        if decompressor.eof:
-            return b"".join(pieces)
-    raise ValueError("the packed kernel ends early")
-
-
-def _lz4_legacy(payload: bytes) -> bytes:
-    """`lz4 -l`: blocks of 8 MiB, each after its packed size, up to the end; the kernel's size comes last."""
-    import lz4.block
-
-    pieces, total, at = [], 0, 4
-    (expected,) = unpack_from("<I", payload, len(payload) - 4)
-    if expected > MAX_VMLINUX:
-        raise ValueError(f"unpacks to more than {MAX_VMLINUX >> 20} MiB")
-    while total < expected:
-        if at + 4 > len(payload):
-            raise ValueError("the packed kernel ends early")
-        (size,) = unpack_from("<I", payload, at)
-        if size > len(payload) - at - 4:
-            raise ValueError("an LZ4 block reaches past the end")
-        pieces.append(lz4.block.decompress(payload[at + 4 : at + 4 + size], uncompressed_size=LZ4_BLOCK))
-        total += len(pieces[-1])
-        at += 4 + size
-    return b"".join(pieces)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pyvmm.files import FileBytes
     from pyvmm.wire import Buffer
 
 ELF_MAGIC = b"\x7fELF"
@@ -53,9 +54,10 @@ class Vmlinux:
         return max(segment.gpa + segment.size for segment in self.segments)
 
 
-def parse(data: Buffer, name: str = "kernel") -> Vmlinux:
+def parse(data: Buffer | FileBytes, name: str = "kernel") -> Vmlinux:
     """Read and check the headers. Raises ConfigError if it is no 64-bit x86 kernel, or not all of it is there."""
-    view = memoryview(data)
+    whole = len(data)
+    view = bytes(data[:HEADER_SIZE])
     if len(view) < HEADER_SIZE or bytes(view[:4]) != ELF_MAGIC:
         raise ConfigError(f"{name}: not an ELF kernel")
     if view[4] != CLASS_64 or view[5] != LITTLE_ENDIAN or unpack_from("<H", view, 18)[0] != EM_X86_64:
@@ -64,24 +66,25 @@ def parse(data: Buffer, name: str = "kernel") -> Vmlinux:
     entry_size, count = unpack_from("<HH", view, 54)
     if entry_size != PROGRAM_HEADER_SIZE or not 0 < count <= MAX_PROGRAM_HEADERS:
         raise ConfigError(f"{name}: an ELF file with {count} program headers is not a kernel (an object file?)")
-    if table + count * PROGRAM_HEADER_SIZE > len(view):
+    if table + count * PROGRAM_HEADER_SIZE > whole:
         raise ConfigError(f"{name}: truncated: its program headers lie past the end; copy it again")
 
+    headers = bytes(data[table : table + count * PROGRAM_HEADER_SIZE])
     segments: list[Segment] = []
     pvh_entry = None
     virtual = {}
     for index in range(count):
         kind, _flags, offset, vaddr, paddr, file_size, size, _align = unpack_from(
-            "<IIQQQQQQ", view, table + index * PROGRAM_HEADER_SIZE
+            "<IIQQQQQQ", headers, index * PROGRAM_HEADER_SIZE
         )
         if kind not in (PT_LOAD, PT_NOTE):
             continue
-        if offset + file_size > len(view):
+        if offset + file_size > whole:
             raise ConfigError(
-                f"{name}: truncated: {len(view)} bytes, {offset + file_size} needed; copy or build it again"
+                f"{name}: truncated: {whole} bytes, {offset + file_size} needed; copy or build it again"
             )
         if kind == PT_NOTE:
-            pvh_entry = pvh_entry or _pvh_entry(view[offset : offset + min(file_size, MAX_NOTE_BYTES)])
+            pvh_entry = pvh_entry or _pvh_entry(bytes(data[offset : offset + min(file_size, MAX_NOTE_BYTES)]))
         elif size:
             if file_size > size or paddr + size > 1 << 52:
                 raise ConfigError(f"{name}: damaged ELF file: a segment of {size} bytes at {paddr:#x}")
@@ -114,7 +117,7 @@ def trim_zeros(data: bytearray, name: str = "kernel") -> None:
             pack_into("<Q", data, at + FILE_SIZE, used)
 
 
-def _pvh_entry(notes: memoryview) -> int | None:
+def _pvh_entry(notes: bytes) -> int | None:
     """The address in Xen's PHYS32_ENTRY note, 32 or 64 bits wide; None if there is no such note."""
     at = 0
     while at + 12 <= len(notes):

@@ -10,17 +10,17 @@ another structure.
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from firmware import bzimage, elf, entry, pvh, zero_page
 from firmware.acpi import AcpiConfig, build_acpi
 from firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE, HIGH_RAM, MIB, E820Entry, e820_map, ram_layout
 from firmware.sniff import describe
 from pyvmm.errors import ConfigError
+from pyvmm.files import FileBytes, shown
 
 if TYPE_CHECKING:
     from firmware.entry import BootState
@@ -105,9 +105,9 @@ def check_linux(
 
 
 def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_size: int, protocol: Entry) -> _Plan:
-    name = str(kernel) if isinstance(kernel, Path) else "kernel"
+    name = shown(kernel) if isinstance(kernel, Path) else "kernel"
     kernel_source = _Source(kernel, name)
-    initrd_name = str(initrd) if isinstance(initrd, Path) else "initrd"
+    initrd_name = shown(initrd) if isinstance(initrd, Path) else "initrd"
     initrd_source = _Source(initrd, initrd_name) if initrd is not None else None
     initrd_size = len(initrd_source.view) if initrd_source is not None else 0
     try:
@@ -123,11 +123,13 @@ def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_s
         loader = _Vmlinux(kernel_source, name, protocol)
     elif bzimage.is_bzimage(kernel_data):
         if protocol == "pvh":
-            loader = _Vmlinux(_Source(bytes(bzimage.unpack_kernel(kernel_data, name)), name), name, protocol)
+            loader = _Vmlinux(_Source(bzimage.unpack_kernel(kernel_data, name), name), name, protocol)
         else:
             loader = _Bzimage(kernel_source, name)
     else:
-        raise ConfigError(f"{name}: not a Linux kernel but {describe(kernel_data)}; give a bzImage or a vmlinux")
+        raise ConfigError(
+            f"{name}: not a Linux kernel but {describe(bytes(kernel_data[:512]))}; give a bzImage or a vmlinux"
+        )
 
     if len(text) > loader.cmdline_size:
         raise ConfigError(
@@ -174,36 +176,24 @@ def _write_parameters(
 class _Source:
     """A kernel or initramfs: bytes, or a file.
 
-    `view` maps the file, for a look at its headers. The bulk is read straight into guest memory instead: from a
-    network file system (the emulated host's 9p) that took half as long as a copy out of the mapping, page by page.
+    `view` is for a look at the headers. The bulk is read straight into guest memory.
     """
 
-    def __init__(self, source: Path | bytes, name: str) -> None:
+    def __init__(self, source: Path | bytes | bytearray, name: str) -> None:
         self._name = name
-        self._file: BinaryIO | None = None
-        self.view = memoryview(b"")
-        if isinstance(source, bytes):
-            self.view = memoryview(source)
-        else:
-            try:
-                self._file = source.open("rb", buffering=0)
-                self.view = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
-            except ValueError:
-                pass  # mmap's way of saying that there is nothing
-            except OSError as error:
-                raise ConfigError(f"{name}: cannot read it: {error.strerror}") from error
-        if not self.view:
+        self.view: memoryview | FileBytes = FileBytes(source) if isinstance(source, Path) else memoryview(source)
+        if not len(self.view):
             raise ConfigError(f"{name}: the file is empty")
 
     def copy(self, memory: Memory, gpa: int, offset: int, size: int) -> None:
         """Put `size` bytes from `offset` at `gpa`."""
-        if self._file is None:
+        if isinstance(self.view, memoryview):
             memory.write(gpa, self.view[offset : offset + size])
             return
         target = memory.view(gpa, size)
         while target:
             try:
-                done = os.preadv(self._file.fileno(), [target[:READ_SIZE]], offset)
+                done = os.preadv(self.view.descriptor, [target[:READ_SIZE]], offset)
             except OSError as error:
                 raise ConfigError(f"{self._name}: cannot read it: {error.strerror}") from error
             if not done:

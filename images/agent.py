@@ -95,7 +95,10 @@ class AgentClient:
 
     def run(self, command: str, seconds: int = 0) -> tuple[int, bytes]:
         """A command's id, and the request to send once the agent is ready. Raises ConfigError if it is too long."""
-        text = command.encode()
+        try:
+            text = command.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ConfigError("the command is no text: it has half a surrogate pair in it") from error
         if len(text) > MAX_COMMAND:
             raise ConfigError(f"the command is {len(text)} bytes long, the agent takes {MAX_COMMAND}; shorten it")
         if b"\0" in text:

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from struct import error as StructError
 from struct import unpack_from
 
 from images.cache import cache_folder, new_folder
-from images.packages import download, find_package, run, unpack
+from images.packages import find_package, run, unpack_package
 from pyvmm.errors import HostError
+from pyvmm.files import FileError, read_file
 
 PT_INTERP = 3
+PROGRAM_LIMIT = 64 << 20
 SUITES = ("bookworm", "trixie", "bullseye")
 
 
 def busybox(progress: object = None) -> Path:
     """A static busybox program, fetched into the cache if the machine has none."""
     for place in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
-        if place.exists() and is_static(place.read_bytes()):
+        if _usable(place):
             return place
     folder = cache_folder("busybox")
     for place in (folder / "bin/busybox", folder / "usr/bin/busybox"):
-        if place.exists():
+        if _usable(place):
             return place
     if callable(progress):
         progress("fetching busybox-static")
     package = find_package("busybox-static", SUITES)
     with new_folder(folder) as new:
-        unpack(download(package), new)
+        unpack_package(package, new)
     for place in (folder / "bin/busybox", folder / "usr/bin/busybox"):
-        if place.exists():
+        if _usable(place):
             return place
     raise HostError("the package busybox-static holds no busybox where it used to be")
+
+
+def _usable(place: Path) -> bool:
+    try:
+        return is_static(read_file(place, PROGRAM_LIMIT))
+    except FileError:
+        return False
 
 
 def applets(program: Path) -> list[str]:
@@ -42,6 +52,9 @@ def is_static(data: bytes) -> bool:
     """Is this an ELF program that needs no loader and libraries? The initramfs has none."""
     if data[:5] != b"\x7fELF\x02":
         return False
-    (table,) = unpack_from("<Q", data, 32)
-    size, count = unpack_from("<HH", data, 54)
-    return all(unpack_from("<I", data, table + i * size)[0] != PT_INTERP for i in range(count))
+    try:
+        (table,) = unpack_from("<Q", data, 32)
+        size, count = unpack_from("<HH", data, 54)
+        return all(unpack_from("<I", data, table + i * size)[0] != PT_INTERP for i in range(count))
+    except (StructError, OverflowError):
+        return False  # cut, or damaged

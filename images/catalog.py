@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from images.cache import cache_folder, disk_errors, locked, new_folder, write_file
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.files import FileError, Shape, load_object
 from pyvmm.paths import make_folder, scratch_folder
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ MODULES = ("hv_vmbus", "hv_utils", "hv_balloon")
 """What the guest loads, besides what these need."""
 
 DEFAULT = "debian-6.1"
+
+KERNEL_FACTS: dict[str, Shape] = {"release": str, "package": str, "modules": [str]}
+"""Members of a kernel.json and of a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = 
     recipe = _recipe(name)
     with disk_errors(f"cannot build image {name}"), locked("images"):
         folder = _kernel(name, recipe, progress, force)
-        facts = json.loads((folder / "kernel.json").read_text())
+        facts = load_object(folder / "kernel.json", KERNEL_FACTS)
         image = Image(
             name=name,
             built=True,
@@ -139,7 +143,9 @@ def _manifest(name: str) -> Path:
 def _read(name: str) -> Image | None:
     """The image as its manifest tells; None if there is none."""
     try:
-        facts = json.loads(_manifest(name).read_text())
+        facts = load_object(_manifest(name), KERNEL_FACTS | {"kernel": str, "vmlinux": str, "initrd": str})
+        if not isinstance(facts.get("sizes"), dict) or facts["sizes"].keys() - {"kernel", "vmlinux", "initrd"}:
+            return None
         return Image(
             name=name,
             built=True,
@@ -152,7 +158,7 @@ def _read(name: str) -> Image | None:
             modules=tuple(facts["modules"]),
             sizes=facts["sizes"],
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileError:
         return None
 
 
@@ -244,17 +250,31 @@ def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:
             raise
         return before.kernel.parent
     folder = cache_folder("kernels", f"{package.name}_{package.version}".replace(":", "%3a"))
-    if (folder / "kernel.json").exists() and not force:
+    if not force and _whole(folder):
         return folder
     with new_folder(folder) as new, scratch_folder(folder.parent) as scratch:
         _unpack_kernel(package, scratch, new, progress)
     return folder
 
 
+def _whole(folder: Path) -> bool:
+    """Whether a kernel's folder in the cache holds what `_unpack_kernel` writes last, and its files."""
+    try:
+        facts = load_object(folder / "kernel.json", KERNEL_FACTS)
+    except FileError:
+        return False
+    files = [
+        folder / "vmlinuz",
+        folder / "vmlinux",
+        *(folder / "modules" / f"{name}.ko" for name in facts["modules"]),
+    ]
+    return all(file.is_file() and file.stat().st_size for file in files)
+
+
 def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progress) -> None:
     """Fill `new` from the package, and from those it is split into since Linux 7.0."""
     from images.modules import ModuleTree
-    from images.packages import dependency, download, unpack
+    from images.packages import dependency, unpack_package
     from images.payload import unpack as unpack_kernel
 
     parts = [package]
@@ -264,9 +284,7 @@ def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progres
             parts.append(part)
     for part in parts:
         progress(f"fetching {part.name}")
-        deb = download(part)
-        progress(f"unpacking {part.name}")
-        unpack(deb, scratch)
+        unpack_package(part, scratch)
     trees = sorted([*scratch.glob("lib/modules/*"), *scratch.glob("usr/lib/modules/*")])
     kernels = sorted([*scratch.glob("boot/vmlinuz-*"), *(tree / "vmlinuz" for tree in trees)], key=Path.exists)
     if not trees or not kernels or not kernels[-1].exists():

@@ -9,14 +9,20 @@ Owners are root and times zero, so that the same input gives the same bytes.
 
 from __future__ import annotations
 
+import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from pyvmm.errors import ConfigError
 
 MAGIC = b"070701"
 HEADER_SIZE = 110
 TRAILER = "TRAILER!!!"
 BLOCK = 512  # the whole is padded to this, as cpio does
+MEMBER_LIMIT = (1 << 32) - 1  # eight hex digits
+_DIGITS = re.compile(rb"[0-9a-fA-F]{104}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class CpioWriter:
 
     def symlink(self, name: str, target: str) -> None:
         self._parent(name)
-        self.add(Entry(name, stat.S_IFLNK | 0o777, target.encode()))
+        self.add(Entry(name, stat.S_IFLNK | 0o777, os.fsencode(target)))
 
     def character_device(self, name: str, major: int, minor: int, mode: int = 0o600) -> None:
         self._parent(name)
@@ -75,7 +81,11 @@ class CpioWriter:
 
     @staticmethod
     def _member(entry: Entry, inode: int) -> Iterator[bytes]:
-        name = entry.name.encode() + b"\0"
+        name = os.fsencode(entry.name) + b"\0"
+        if b"\0" in name[:-1]:
+            raise ConfigError(f"{entry.name!r}: a zero byte cannot be in a name of an archive")
+        if len(entry.data) > MEMBER_LIMIT:
+            raise ConfigError(f"{entry.name}: {len(entry.data)} bytes are more than a member of a cpio archive holds")
         links = 2 if stat.S_ISDIR(entry.mode) else 1
         major, minor = entry.device
         numbers = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, major, minor, len(name), 0)
@@ -92,10 +102,14 @@ def read_cpio(data: bytes) -> Iterator[Entry]:
         header = data[at : at + HEADER_SIZE]
         if len(header) < HEADER_SIZE or header[:6] != MAGIC:
             raise ValueError(f"no cpio header at {at}")
+        if not _DIGITS.fullmatch(header, 6):
+            raise ValueError(f"no cpio header at {at}")
         numbers = [int(header[6 + 8 * i : 14 + 8 * i], 16) for i in range(13)]
         mode, size, major, minor, name_size = numbers[1], numbers[6], numbers[9], numbers[10], numbers[11]
         start = at + HEADER_SIZE + name_size
-        name = data[at + HEADER_SIZE : start - 1].decode()
+        if not name_size or start > len(data):
+            raise ValueError(f"the name at {at} reaches past the end")
+        name = os.fsdecode(data[at + HEADER_SIZE : start - 1])
         start += -start % 4
         if start + size > len(data):
             raise ValueError(f"{name}: {size} bytes announced, {len(data) - start} left")

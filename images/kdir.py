@@ -8,6 +8,7 @@ from pathlib import Path
 from images.kernel_config import missing_options
 from images.modules import ModuleTree
 from pyvmm.errors import ConfigError
+from pyvmm.files import FileError, read_text
 
 BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 
@@ -42,11 +43,11 @@ def open_kdir(folder: Path) -> KernelTree:
     kernel = vmlinux if vmlinux.is_file() else bzimage
     assert kernel is not None
     try:
-        release = (folder / "include/config/kernel.release").read_text().strip()
-    except OSError:
+        release = read_text(folder / "include/config/kernel.release").strip()
+    except FileError:
         release = ""
     try:
-        missing = tuple(missing_options((folder / ".config").read_text()))
-    except OSError:
+        missing = tuple(missing_options(read_text(folder / ".config")))
+    except FileError:
         missing = ()
     return KernelTree(folder, kernel, bzimage, vmlinux if vmlinux.is_file() else None, release, missing)

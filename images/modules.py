@@ -12,6 +12,13 @@ from struct import error as StructError
 from struct import unpack_from
 
 from pyvmm.errors import ConfigError
+from pyvmm.files import read_file, read_text
+
+MODULE_LIMIT = 256 << 20
+"""Bytes of a module, packed or not: the largest (amdgpu with its debugging information) has some 200 MiB."""
+
+CHAIN_LIMIT = 100
+"""Modules that need each other in a row; real chains have fewer than ten."""
 
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
@@ -25,7 +32,7 @@ class ModuleTree:
         self._files: dict[str, Path] = {}
         if listing is not None and listing.is_file():
             # Up to Linux 6.2 it says kernel/drivers/... .ko, later drivers/... .o.
-            lines = [line.removeprefix("kernel/") for line in listing.read_text().split()]
+            lines = [line.removeprefix("kernel/") for line in read_text(listing).split()]
             paths = [folder / (line[:-2] + ".ko" if line.endswith(".o") else line) for line in lines]
         else:
             paths = [path for path in folder.rglob("*.ko*") if path.name.endswith(SUFFIXES)]
@@ -34,7 +41,7 @@ class ModuleTree:
         self._builtin: set[str] = set()
         builtin = folder / "modules.builtin"
         if builtin.exists():
-            self._builtin = {module_name(Path(line)) for line in builtin.read_text().split()}
+            self._builtin = {module_name(Path(line)) for line in read_text(builtin).split()}
 
     def has(self, name: str) -> bool:
         return name in self._files
@@ -58,11 +65,16 @@ class ModuleTree:
                 raise ConfigError(
                     f"{self.folder}: no module {name}{by}; is it enabled in the kernel's configuration?"
                 )
+            if len(needed_by) >= CHAIN_LIMIT:
+                raise ConfigError(
+                    f"{path}: the last of {CHAIN_LIMIT} modules that each need the next; build it again"
+                )
+            data = read_module(path)
             try:
-                data = read_module(path)
-            except OSError as error:
-                raise ConfigError(f"{path}: cannot read it: {error.strerror}") from error
-            for need in depends(data):
+                needs = depends(data)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
+            for need in needs:
                 visit(need, (*needed_by, name))
             order[name] = data
 
@@ -77,21 +89,16 @@ def module_name(path: Path) -> str:
 
 
 def read_module(path: Path) -> bytes:
-    """A module's ELF file, uncompressed: the guest should not have to."""
-    data = path.read_bytes()
-    if path.suffix == ".xz":
-        import lzma
+    """A module's ELF file, uncompressed: the guest should not have to. Raises ConfigError for what is none."""
+    data = read_file(path, MODULE_LIMIT)
+    if path.suffix == ".ko":
+        return data
+    from firmware.decompress import PackedError, decompress
 
-        return lzma.decompress(data)
-    if path.suffix == ".gz":
-        import gzip
-
-        return gzip.decompress(data)
-    if path.suffix == ".zst":
-        import zstandard
-
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    return data
+    try:
+        return bytes(decompress(data, MODULE_LIMIT))
+    except PackedError as error:
+        raise ConfigError(f"{path}: cannot unpack it: {error}; build or fetch it again") from error
 
 
 def depends(module: bytes) -> list[str]:

@@ -129,6 +129,16 @@ def download(package: Package) -> Path:
         return debs[0].rename(folder / debs[0].name)
 
 
+def unpack_package(package: Package, folder: Path) -> None:
+    """Fetch a package unless the cache has it, and unpack it. A damaged file in the cache is fetched again."""
+    deb = download(package)
+    try:
+        unpack(deb, folder)
+    except HostError:
+        deb.unlink(missing_ok=True)
+        unpack(download(package), folder)
+
+
 def unpack(deb: Path, folder: Path) -> None:
     """Unpack a .deb's files into `folder`."""
     run("dpkg-deb", "-x", str(deb), str(folder))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firmware import bzimage, elf
 from images.cache import cache_folder, disk_errors, locked, write_file
 from pyvmm.errors import ConfigError
+from pyvmm.files import FileBytes
+
+if TYPE_CHECKING:
+    from pyvmm.wire import Buffer
 
 
 def cached_vmlinux(kernel: Path) -> Path:
@@ -15,27 +21,32 @@ def cached_vmlinux(kernel: Path) -> Path:
 
     Kept by path, time and size. Raises ConfigError for a damaged bzImage, HostError if the cache cannot be written.
     """
-    try:
-        status = kernel.stat()
-        with kernel.open("rb") as file:
-            start = file.read(0x300)
-    except OSError as error:
-        raise ConfigError(f"{kernel}: cannot read it: {error.strerror}") from error
-    if not bzimage.is_bzimage(start):
+    file = FileBytes(kernel)
+    if not bzimage.is_bzimage(file):
         return kernel
+    status = os.fstat(file.descriptor)
     key = f"{kernel.resolve()} {status.st_mtime_ns} {status.st_size}"
-    target = cache_folder("vmlinux", hashlib.sha256(key.encode()).hexdigest()[:24])
-    if not target.exists():
+    target = cache_folder("vmlinux", hashlib.sha256(os.fsencode(key)).hexdigest()[:24])
+    if not _whole(target):
         with disk_errors(f"cannot keep the unpacked {kernel}"), locked("vmlinux"):
-            write_file(target, unpack(kernel.read_bytes(), str(kernel)))
+            write_file(target, unpack(file, str(kernel)))
     return target
 
 
-def unpack(data: bytes, name: str) -> bytes:
+def _whole(kept: Path) -> bool:
+    """Whether a vmlinux in the cache is there and all of it."""
+    try:
+        elf.parse(FileBytes(kept))
+    except ConfigError:
+        return False
+    return True
+
+
+def unpack(data: Buffer | FileBytes, name: str) -> bytes:
     """The vmlinux in a bzImage, with the zeros at its segments' ends taken out of the file.
 
     The packed kernel holds .bss as zeros: 14 MiB in Debian's 6.1. Fresh guest memory is zero anyway.
     """
-    vmlinux = bytearray(bzimage.unpack_kernel(data, name))
+    vmlinux = bzimage.unpack_kernel(data, name)
     elf.trim_zeros(vmlinux, name)
     return bytes(vmlinux)

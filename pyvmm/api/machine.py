@@ -23,6 +23,7 @@ from pyvmm.api.options import arguments_for, parse
 from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
 from pyvmm.control.client import Client, Disconnected, TimedOut
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.seconds import check_seconds
 from pyvmm.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Machine:
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Wait until the guest takes commands. Only our own images ever do. Raises TimedOut."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + check_seconds(timeout)
         while not self.describe()["agent"]["ready"]:
             if time.monotonic() > deadline:
                 raise TimedOut(f"the guest takes no commands after {timeout:g} s")
@@ -198,7 +199,7 @@ class Machine:
         With `check` another status than 0 raises CommandFailed.
         """
         text = command if isinstance(command, str) else shlex.join(command)
-        seconds = max(1, ceil(timeout))
+        seconds = max(1, ceil(check_seconds(timeout)))
         reply = self.qmp("x-execute", {"command": text, "timeout": seconds}, timeout=seconds + 15)
         out, err = (b64decode(reply[key]).decode("utf-8", "replace") for key in ("stdout", "stderr"))
         completed = Completed(reply["status"], out, err, reply["truncated"])
@@ -212,7 +213,7 @@ class Machine:
 
         wanted = size if isinstance(size, int) else parse_size(size)
         goal = self.qmp("x-balloon", {"value": wanted})["will-reach"]
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + check_seconds(timeout)
         still = 0
         while (actual := self.qmp("query-balloon")["actual"]) != goal and still < SETTLED:
             if time.monotonic() > deadline:
@@ -250,7 +251,7 @@ class Machine:
         """Wait until the machine has ended. Raises TimedOut."""
         if self._end is None:
             backend, client = self._started()
-            deadline = time.monotonic() + timeout
+            deadline = time.monotonic() + check_seconds(timeout)
             self._drain()
             try:
                 while True:
@@ -314,7 +315,7 @@ class Machine:
 
     def wait_event(self, *names: str, timeout: float = 60.0) -> Event:
         """The next event of these names, those not read yet included; others stay to be read. Raises TimedOut."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + check_seconds(timeout)
         self._drain()
         seen = self._ending.seen
         for event in seen:
@@ -340,7 +341,7 @@ class Machine:
     def qmp(self, name: str, arguments: dict[str, Any] | None = None, *, timeout: float = 20.0) -> Any:
         """Run any command of the machine's monitor. Raises pyvmm.control.client.Refused if it says no."""
         backend, client = self._started()
-        client.timeout = timeout
+        client.timeout = check_seconds(timeout)
         try:
             return client.execute(name, arguments)
         except TimedOut:

@@ -47,6 +47,8 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
     from pyvmm.cli.run import run
 
+    if any("\0" in word for word in arguments):
+        raise ConfigError("a zero byte is in an option of the machine; remove it")
     try:
         with run.make_context("pyvmm run", list(arguments)) as context:
             return context.params

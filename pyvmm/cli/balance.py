@@ -12,6 +12,7 @@ import click
 
 from pyvmm.cli import output
 from pyvmm.cli.memory_options import SizeType
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import format_size
@@ -48,7 +49,7 @@ class Guest:
 @click.option("--buffer", type=click.IntRange(1, 2000), default=20, show_default=True, help="Percent of the demand.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=INTERVAL,
     show_default=True,
     help="Seconds between two looks.",

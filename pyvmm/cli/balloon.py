@@ -12,6 +12,7 @@ import click
 
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.status import memory_text
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.errors import ConfigError
@@ -38,7 +39,7 @@ def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -
 @click.argument("words", nargs=-1, metavar="[NAME] [SIZE]", shell_complete=complete_name)
 @machine_options
 @click.option("--wait", "-w", is_flag=True, help="Wait until the guest is there, or will not get there.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to --wait.")
+@click.option("--timeout", type=Seconds(min=0), default=60.0, show_default=True, help="Seconds to --wait.")
 @click.option("--auto", is_flag=True, help="Let the guest's automatic sizing go on, which a SIZE holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def balloon(

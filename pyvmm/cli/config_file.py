@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ import click
 
 from pyvmm.cli.where import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError
+from pyvmm.files import FileError, read_file
 
 SIZE_LIMIT = 1 << 20
 """Bytes of a file. Written by hand they have a few hundred."""
+
+DOT_LIMIT = 1000
+"""Dots in a line: tomllib takes quadratic time for a key of many."""
 
 FIXED_CONSOLES = ("stdio", "pty", "none")
 _ONE_SOURCE = ("kernel", "kdir", "initrd", "image")
@@ -84,16 +89,18 @@ def load(file: Path, command: click.Command, ctx: click.Context) -> dict[str, An
     import tomllib
 
     try:
-        with open(file, "rb") as stream:
-            data = stream.read(SIZE_LIMIT + 1)
-        if len(data) > SIZE_LIMIT:
-            raise ConfigError(f"{file} is larger than {SIZE_LIMIT >> 20} MiB: that is no configuration")
-        table = tomllib.loads(data.decode())
-    except OSError as error:
-        raise ConfigError(f"configuration {file}: {error.strerror}") from error
+        data = read_file(file, SIZE_LIMIT)
+    except FileError as error:
+        missing = isinstance(error.__cause__, (OSError, ValueError))
+        raise ConfigError(f"configuration {error}" if missing else str(error)) from error
+    try:
+        text = data.decode()
+        if any(line.count(".") > DOT_LIMIT for line in text.splitlines()):
+            raise ConfigError(f"{file} is no configuration: a line has more than {DOT_LIMIT} dots")
+        table = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: a TOML file has to be") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is the former, as is a number of 5000 digits
         raise ConfigError(f"{file} is not TOML: {error}") from error
     known = keys(command)
     values: dict[str, Any] = {}
@@ -121,6 +128,7 @@ def _value(file: Path, key: str, value: Any, param: click.Parameter, ctx: click.
             words = " or ".join(_WORDS[each] for each in wanted)
             what = f"a list of them, each {words}" if param.multiple else words
             raise ConfigError(f"{file}: {key} takes {what}, not {_short(item)}")
+        _check(file, key, item)
     texts = [item if isinstance(item, bool) else str(item) for item in items]
     if _is_path(key, param, str(value)):
         texts = [str(_from_folder(file, str(text))) for text in texts]
@@ -128,6 +136,14 @@ def _value(file: Path, key: str, value: Any, param: click.Parameter, ctx: click.
         return param.type_cast_value(ctx, texts if param.multiple else texts[0])
     except click.BadParameter as error:
         raise ConfigError(f"{file}: {key}: {error.message.rstrip('.')}") from error
+
+
+def _check(file: Path, key: str, item: Any) -> None:
+    """What TOML can say and the command line cannot: a zero byte, and numbers of any length in hexadecimal."""
+    if isinstance(item, str) and "\0" in item:
+        raise ConfigError(f"{file}: {key} holds a zero byte (\\u0000); remove it")
+    if isinstance(item, int) and abs(item) >= 1 << 64:
+        raise ConfigError(f"{file}: {key} is a number of more than 64 bits")
 
 
 _WORDS = {bool: "true or false", str: "a text", int: "a number", float: "a number"}
@@ -147,10 +163,11 @@ def _wanted(param: click.Parameter) -> tuple[type, ...]:
 
 
 def _command(file: Path, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and all(isinstance(word, str) for word in value):
-        return tuple(value)
+    words = [value] if isinstance(value, str) else value
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        for word in words:
+            _check(file, "command", word)
+        return tuple(words)
     raise ConfigError(f"{file}: command takes a text or a list of words, not {_short(value)}")
 
 
@@ -163,7 +180,7 @@ def _from_folder(file: Path, text: str) -> Path:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # which goes a few levels deep and no further
     return text if len(text) <= 60 else text[:59] + "…"
 
 

@@ -15,6 +15,7 @@ import click
 
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine_options
 from pyvmm.cli.where import say
 from pyvmm.errors import ConfigError, HostError, PyvmmError
@@ -68,7 +69,7 @@ def complete_channel(ctx: click.Context, param: click.Parameter, incomplete: str
     shell_complete=complete_channel,
     help="Until the guest's driver has opened this device: hv-balloon.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0), help="Give up after SECONDS, with status 124.")
+@click.option("--timeout", type=Seconds(min=0), help="Give up after SECONDS, with status 124.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def wait(
     given: str | None,

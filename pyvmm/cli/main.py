@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
@@ -63,6 +64,10 @@ Examples:
 Exit status: 0 done, 1 this computer or the request is at fault, 2 usage, 124 time limit,
 130 Ctrl-C, 141 nobody reads the output, 255 the guest died. PYVMM_DEBUG=1 shows where an error comes from.
 """
+
+
+LINE_LIMIT = 1000
+"""Characters of an error; what a user gave may be repeated in it, whatever its length."""
 
 
 class LazyGroup(click.Group):
@@ -124,12 +129,15 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. A command returns its status, or None for 0.
 
-    Errors that a user can cause become one line on stderr. Anything else is our bug and keeps its traceback. Without
-    `argv` it is the process's own command line, and the process's standard streams are made ready for it.
+    Errors that a user can cause become one line on stderr. Anything else is our bug: one line that says so, and the
+    traceback with PYVMM_DEBUG=1. Without `argv` it is the process's own command line, and the process's standard
+    streams are made ready for it.
     """
     if argv is None:
         streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names are not always text that it can write
     status = _run(arguments)
     try:
         sys.stdout.flush()
@@ -143,6 +151,9 @@ def _run(arguments: list[str]) -> int:
     try:
         if "_PYVMM_COMPLETE" in os.environ:
             cli.main(arguments, prog_name="pyvmm")  # prints candidates and exits
+        for word in arguments:
+            if "\0" in word:  # not from a shell, but from a program that calls main()
+                raise click.UsageError(f"a zero byte is in the argument {word[:40]!r}")
         with cli.make_context("pyvmm", arguments) as context:
             result = cli.invoke(context)
         return result if isinstance(result, int) else 0
@@ -156,6 +167,25 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("PYVMM_DEBUG") and not isinstance(error, BrokenPipeError | streams.OutputError):
             raise
         return _complain(error)
+    except Exception as error:
+        if os.environ.get("PYVMM_DEBUG"):
+            raise
+        return _complain(PyvmmError(_internal(error)))
+
+
+def _internal(error: Exception) -> str:
+    """What is said of an error of ours: where it happened, and how to report it."""
+    from pathlib import Path
+    from traceback import extract_tb
+
+    place = ""
+    for frame in extract_tb(error.__traceback__):
+        if {"pyvmm", "devices", "firmware", "images"} & set(Path(frame.filename).parts[-4:-1]):
+            place = f" at {Path(frame.filename).name}:{frame.lineno}"
+    return (
+        f"internal error, {type(error).__name__}{place}: {error}; this is a bug in pyvmm: "
+        "please report it with the traceback, which PYVMM_DEBUG=1 shows"
+    )
 
 
 def _complain(error: Exception) -> int:
@@ -189,6 +219,8 @@ def _complain(error: Exception) -> int:
         case _:
             text = str(error)
     line = one_line(" ".join(text.split())) or type(error).__name__
+    if len(line) > LINE_LIMIT:
+        line = f"{line[: LINE_LIMIT // 2]} … {line[-LINE_LIMIT // 2 :]}"
     try:
         click.echo(f"{click.style('pyvmm:', fg='red', bold=True)} {line}", err=True)
     except OSError:

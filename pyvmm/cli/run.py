@@ -11,6 +11,7 @@ import click
 from pyvmm.cli.completion import files_by_ending, kinds_or_file
 from pyvmm.cli.config_file import FIXED_CONSOLES, ConfiguredCommand, command_line, render
 from pyvmm.cli.memory_options import MEMORY_PARAMETERS, memory_fields, memory_options
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.trace_events import complete_event
 from pyvmm.cli.where import run_somewhere, say
 
@@ -102,7 +103,7 @@ def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str)
     type=click.Choice(["text", "json", "chrome"]),
     help="How; default by the file's ending: .txt text, .json chrome (for Perfetto), else JSON lines.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="End with status 124 after SECONDS.")
+@click.option("--timeout", type=Seconds(min=0, min_open=True), help="End with status 124 after SECONDS.")
 @click.option("--no-reboot", is_flag=True, help="End when the guest resets.")
 @click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)

@@ -10,6 +10,7 @@ import click
 
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.cli.where import say
 from pyvmm.errors import HostError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
 @machine_options
 @click.option("--force", "-f", is_flag=True, help="End the machine at once: the guest hears nothing of it.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait.")
+@click.option("--timeout", type=Seconds(min=0), default=60.0, show_default=True, help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stop(given: str | None, name: str | None, socket: Path | None, force: bool, timeout: float, as_json: bool) -> int:
     """Ask a guest to power itself off, and wait until its machine has ended.

@@ -11,6 +11,7 @@ import click
 
 from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json, table
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.cli.trace_events import complete_event
 from pyvmm.guest_text import one_line
@@ -66,7 +67,7 @@ def trace() -> None:
 @machine_options
 @click.option("--follow", "-f", "patterns", multiple=True, metavar="PATTERN", shell_complete=complete_event)
 @click.option("--count", "-n", type=click.IntRange(min=1), help="End after that many events.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="End after that many seconds.")
+@click.option("--timeout", type=Seconds(min=0), help="End after that many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, as --trace-file keeps them.")
 def follow(
     given: str | None,

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyvmm.errors import HostError
+from pyvmm.seconds import check_seconds
 
 REPLY_LIMIT = 16 << 20
 """Bytes of one reply, against a server that is not one."""
@@ -46,7 +47,7 @@ class Client:
 
     def __init__(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
         self.path = os.fspath(path)
-        self.timeout = timeout
+        self.timeout = check_seconds(timeout)
         self.events: deque[tuple[str, dict[str, Any]]] = deque()
         self._input = bytearray()
         self._socket = self._connect()
@@ -67,6 +68,9 @@ class Client:
         except (TimeoutError, BlockingIOError) as error:  # the latter: so many wait there that no more may
             made.close()
             raise TimedOut(f"{self.path}: the VM does not accept a connection") from error
+        except ValueError as error:
+            made.close()
+            raise HostError(f"{self.path!r}: no socket can have such a name") from error
         except OSError as error:
             made.close()
             if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
@@ -101,7 +105,7 @@ class Client:
 
     def wait_event(self, names: Collection[str], timeout: float | None = None) -> tuple[str, dict[str, Any]]:
         """The next event of one of `names`, earlier unread ones included; others are dropped. Raises TimedOut."""
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        deadline = time.monotonic() + (self.timeout if timeout is None else check_seconds(timeout))
         while True:
             while self.events:
                 name, data = self.events.popleft()

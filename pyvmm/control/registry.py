@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.files import Shape, parse_object
 from pyvmm.paths import open_private, runtime_folder
 from pyvmm.sizes import is_size
 
@@ -29,6 +29,9 @@ SETTLING = 15.0
 
 DEFAULT_NAME = "vm"
 """What a machine without a name is called; the second one is vm2."""
+
+ENTRY: dict[str, Shape] = {"socket": str, "pid": int, "argv": [str], "started": (int, float)}
+"""Members of NAME.json."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
 
@@ -194,10 +197,11 @@ def stall_note(socket: Path) -> Path:
 def _parse(name: str, text: bytes) -> Entry | None:
     """The entry as written by `_claim`; None while that is under way."""
     try:
-        found: dict[str, Any] = json.loads(text)
-        argv = [str(each) for each in found["argv"]]
-        return Entry(name, Path(found["socket"]), int(found["pid"]), argv, float(found["started"]))
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        found = parse_object(text.decode("utf-8", "replace"), ENTRY)
+        if not 0 <= found["pid"] < 1 << 31:
+            return None
+        return Entry(name, Path(found["socket"]), found["pid"], found["argv"], float(found["started"]))
+    except ValueError:
         return None
 
 

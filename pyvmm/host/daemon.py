@@ -26,6 +26,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pyvmm.errors import HostError, PyvmmError
+from pyvmm.files import Shape, parse_object
 from pyvmm.host.emulated import EmulatedHost
 from pyvmm.host.kit import Progress
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError
@@ -47,6 +48,10 @@ def _socket_path() -> Path:
     return _folder() / "host.sock"
 
 
+TOLD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int}
+"""Members of host.json."""
+
+
 def _information() -> dict[str, int] | None:
     """What the daemon that runs wrote about itself. Its lock on the file tells that it does: a pid may be reused."""
     try:
@@ -56,9 +61,9 @@ def _information() -> dict[str, int] | None:
     try:
         if _try_lock(descriptor):
             return None
-        told = json.loads(os.pread(descriptor, 1 << 12, 0))
-        return {name: int(told[name]) for name in ("pid", "memory_mib", "idle")}
-    except (ValueError, KeyError, TypeError):  # not written yet
+        told = parse_object(os.pread(descriptor, 1 << 12, 0).decode("utf-8", "replace"), TOLD)
+        return {name: told[name] for name in TOLD}
+    except ValueError:  # not written yet
         return None
     finally:
         os.close(descriptor)

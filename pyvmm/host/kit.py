@@ -24,8 +24,9 @@ from images.busybox import busybox
 from images.cache import cache_folder, disk_errors, locked, new_folder
 from images.cpio import CpioWriter
 from images.modules import ModuleTree, module_name
-from images.packages import download, find_package, unpack
+from images.packages import find_package, unpack_package
 from pyvmm.errors import HostError
+from pyvmm.files import FileError, Shape, load_object
 from pyvmm.host import preload
 
 Progress = Callable[[str], None]
@@ -37,6 +38,17 @@ SUITES = ("bookworm",)
 QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new kit for every save costs more
 KEPT = 4  # kits of other checkouts or interpreters kept before the oldest go
 VERSION = 2  # raise it when this file makes something different from the same ingredients
+
+
+TOLD: dict[str, Shape] = {
+    "files": [str],
+    "stable": str,
+    "sources": str,
+    "python": str,
+    "kernel": str,
+    "digest": str,
+}
+"""Members of kit.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +88,14 @@ def prepare(progress: Progress = lambda line: None) -> Kit:
 def _fresh(folder: Path) -> Kit | None:
     """The kit in `folder`, if it was made from the files as they are."""
     try:
-        told = json.loads((folder / "kit.json").read_text())
+        told = load_object(folder / "kit.json", TOLD)
         if preload.stable_digest(told["files"]) != told["stable"]:
             return None
         if preload.sources_digest() != told["sources"] and preload.sources_quiet_for() > QUIET_SECONDS:
             return None
         initramfs = folder / "initramfs.cpio"
         return Kit(Path(told["kernel"]), initramfs, told["digest"], told["python"], told["sources"])
-    except (OSError, ValueError, KeyError):
+    except (FileError, OSError):
         return None
 
 
@@ -100,7 +112,7 @@ def _base(progress: Progress) -> Path:
         new_folder(target) as made,
     ):
         whole = Path(folder)
-        unpack(download(package), whole)
+        unpack_package(package, whole)
         (kernel,) = (whole / "boot").glob("vmlinuz-*")
         shutil.copy(kernel, made / "vmlinuz")
         (modules,) = (whole / "lib/modules").iterdir()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pyvmm.errors import HostError
+from pyvmm.files import JSON_LIMIT, FileError, parse_json, read_text
 from pyvmm.paths import cache_folder, write_private
 
 PROBE_VERSION = 1  # raise it when the verdict may differ
@@ -66,13 +67,24 @@ def probe(*, fresh: bool = False, path: str = "/dev/kvm") -> Probe:
     """Look at the local KVM, or repeat what was found since this kernel booted. Never raises for what it finds."""
     kept = _kept_verdict(path)
     if not fresh:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            return Probe([Finding(**finding) for finding in json.loads(kept.read_text())])
+        with contextlib.suppress(FileError, ValueError):
+            return Probe(_findings(parse_json(read_text(kept, JSON_LIMIT))))
     found = _look(path)
     if found.findings[0].ok:  # a missing device or permission may be mended any minute
         with contextlib.suppress(OSError):
             write_private(kept, json.dumps([asdict(finding) for finding in found.findings]).encode())
     return found
+
+
+def _findings(told: object) -> list[Finding]:
+    """The findings as they were kept. Raises ValueError for anything else."""
+    kinds = {"what": str, "ok": bool, "detail": str, "fix": str, "needed": bool}
+    if not isinstance(told, list) or not told:
+        raise ValueError("no list of findings")
+    for each in told:
+        if not isinstance(each, dict) or {name: type(value) for name, value in each.items()} != kinds:
+            raise ValueError("not a finding")
+    return [Finding(**each) for each in told]
 
 
 def _kept_verdict(path: str) -> Path:

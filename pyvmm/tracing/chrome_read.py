@@ -10,8 +10,29 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pyvmm.files import DECODER, DEPTH_LIMIT
 from pyvmm.tracing.chrome import GROUPS
 from pyvmm.tracing.entry import Entry
+
+VAIN_LIMIT = 16
+"""How many times its length a text may be read in vain."""
+
+TIME_LIMIT_US = 1e18
+"""Microseconds: thirty thousand years."""
+
+
+def depth(value: Any) -> int:
+    """Levels of objects and arrays, up to DEPTH_LIMIT and one."""
+    level, most = [value], 0
+    while level and most <= DEPTH_LIMIT:
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        most += 1
+    return most
 
 
 def chrome_entries(text: str) -> Iterator[Entry | None]:
@@ -25,6 +46,9 @@ def chrome_entries(text: str) -> Iterator[Entry | None]:
         elif each.get("ph") == "i":
             time, name, fields = each.get("ts"), each.get("name"), each.get("args", {})
             if not isinstance(time, (int, float)) or not isinstance(name, str) or not isinstance(fields, dict):
+                yield None
+                continue
+            if not abs(time) < TIME_LIMIT_US or depth(fields) > DEPTH_LIMIT:
                 yield None
                 continue
             yield Entry(time / 1e6, name, threads.get(str(each.get("tid")), ""), fields)
@@ -43,18 +67,23 @@ def _learn(element: dict[str, Any], threads: dict[str, str]) -> None:
 
 
 def _elements(text: str) -> Iterator[Any]:
-    """The array's elements one by one: where one is cut or broken, the rest of its line is left out."""
-    decoder = json.JSONDecoder()
+    """The array's elements one by one: where one is cut or broken, the rest of its line is left out.
+
+    An element may begin at each line, and each may be found broken only at the end of the text: what is read in vain
+    has a limit, after which the rest counts for nothing.
+    """
     at, end = text.find("[") + 1, len(text)
-    while True:
+    patience = VAIN_LIMIT * end
+    while patience >= 0:
         while at < end and text[at] in " \t\r\n,":
             at += 1
         if at >= end or text[at] == "]":
             return
         try:
-            element, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            element, at = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
             element = None
+            patience -= error.pos - at if isinstance(error, json.JSONDecodeError) else end - at
             at = text.find("\n", at)
             if at < 0:
                 at = end

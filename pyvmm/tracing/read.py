@@ -16,13 +16,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from string import Formatter
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from pyvmm import trace
 from pyvmm.errors import ConfigError
+from pyvmm.files import NUMBER_LIMIT, open_regular, parse_json
 from pyvmm.tracing.entry import Entry
 
 _LINE = re.compile(
@@ -31,6 +31,19 @@ _LINE = re.compile(
 )
 _SNIFF = 200
 """Lines without an event after which a file is taken for something else."""
+
+
+LINE_LIMIT = 1 << 20
+"""Characters of a line. The longest event (a panic's text, a command's output) has some ten thousand."""
+
+EVENT_LIMIT = 2_000_000
+"""Events of a file, some 600 bytes of memory each."""
+
+CHROME_LIMIT = 512 << 20
+"""Characters of a file in Chrome's format, which is read whole."""
+
+TIME_LIMIT = 1e12
+"""Seconds: thirty thousand years."""
 
 
 @dataclass(slots=True)
@@ -59,11 +72,14 @@ class Trace:
 def read_trace(path: Path) -> Trace:
     """The events in `path`. ConfigError if it cannot be read or holds none."""
     found = Trace(path)
+    descriptor = open_regular(path)
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for entry in _events(file):
+        with open(descriptor, encoding="utf-8", errors="replace") as file:
+            for entry in _events(file, path):
                 if entry is not None:
                     found.entries.append(entry)
+                    if len(found.entries) > EVENT_LIMIT:
+                        raise ConfigError(f"{path}: more than {EVENT_LIMIT} events; cut it, or trace fewer of them")
                     continue
                 found.skipped += 1
                 if not found.entries and found.skipped > _SNIFF:
@@ -76,17 +92,28 @@ def read_trace(path: Path) -> Trace:
     return found
 
 
-def _events(file: IO[str]) -> Iterator[Entry | None]:
+def _events(file: IO[str], path: Path) -> Iterator[Entry | None]:
     """The file's events, None for what is none."""
-    first = file.readline()
+    first = file.readline(LINE_LIMIT)
     if first.lstrip()[:1] == "[":
         from pyvmm.tracing.chrome_read import chrome_entries
 
-        yield from chrome_entries(first + file.read())
+        text = first + file.read(CHROME_LIMIT)
+        if len(text) > CHROME_LIMIT:
+            raise ConfigError(
+                f"{path}: more than {CHROME_LIMIT >> 20} MiB of Chrome's format; JSON lines may be longer"
+            )
+        yield from chrome_entries(text)
         return
-    for line in chain((first,), file):
-        if line.strip():
+    line = first
+    while line:
+        if len(line) >= LINE_LIMIT and line[-1] != "\n":
+            while len(file.readline(LINE_LIMIT)) >= LINE_LIMIT:
+                pass  # no event is that long
+            yield None
+        elif line.strip():
             yield parse_line(line)
+        line = file.readline(LINE_LIMIT)
 
 
 def parse_line(line: str) -> Entry | None:
@@ -96,19 +123,24 @@ def parse_line(line: str) -> Entry | None:
 
 def _from_json(line: str) -> Entry | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = parse_json(line)
+    except ValueError:
         return None  # the last line of a machine that was killed
-    return from_object(found)
+    return from_object(found) if isinstance(found, dict) else None
 
 
 def from_object(found: Mapping[str, Any]) -> Entry | None:
     """An event as JSON lines and X_TRACE carry it."""
     fields = dict(found)
     time, name, thread = (fields.pop(key, None) for key in ("time", "event", "thread"))
-    if not isinstance(time, (int, float)) or not isinstance(name, str):
+    if not is_time(time) or not isinstance(name, str):
         return None
     return Entry(float(time), name, str(thread or ""), fields)
+
+
+def is_time(value: object) -> TypeGuard[int | float]:
+    """A number of seconds that can be calculated with: no NaN, nothing beyond TIME_LIMIT."""
+    return isinstance(value, (int, float)) and abs(value) < TIME_LIMIT
 
 
 def _from_text(line: str) -> Entry | None:
@@ -116,6 +148,8 @@ def _from_text(line: str) -> Entry | None:
     if match is None:
         return None
     time = float(match["qemu_time"] or match["time"] or 0)
+    if not is_time(time):
+        return None
     return Entry(time, match["name"], "", _fields(match["name"], match["message"] or ""))
 
 
@@ -130,6 +164,8 @@ def _fields(name: str, message: str) -> dict[str, Any]:
 
 
 def _value(text: str, base: int) -> Any:
+    if len(text) > NUMBER_LIMIT:
+        return text
     try:
         return int(text, base)
     except ValueError:

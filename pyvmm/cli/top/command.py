@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.cli.output import echo, print_json
+from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, find
 from pyvmm.errors import ConfigError
 
@@ -39,7 +40,7 @@ STEPS = 16
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_machine)
-@click.option("--interval", "-i", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS")
+@click.option("--interval", "-i", type=Seconds(min=0.1), default=1.0, show_default=True, metavar="SECONDS")
 @click.option("--once", is_flag=True, help="Print one picture, with the rates of one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with --once.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Write such a picture to a file instead.")

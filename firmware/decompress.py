@@ -1,0 +1,136 @@
+"""Packed kernels and modules, unpacked within a limit: gzip, xz, lzma, bzip2, LZ4 (legacy frames) and zstd.
+
+Source: Linux lib/decompress.c for the magics, scripts/Makefile.lib for how each is packed.
+
+Whatever a damaged or hostile payload makes the libraries raise becomes one PackedError. Output is taken in pieces of
+at most PIECE bytes, so that a bomb is noticed before it fills memory, and dictionaries have a limit of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import unpack_from
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class _Decompressor(Protocol):
+        @property
+        def eof(self) -> bool: ...
+        @property
+        def needs_input(self) -> bool: ...
+        def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
+
+
+MEMORY_LIMIT = 256 << 20
+"""Bytes of a dictionary or window: Linux packs with up to 128 MiB (zstd -22, xz since 6.12)."""
+
+PIECE = 1 << 20
+STEP = 64 << 10
+ZSTD_STEP = 512  # a block of 4 bytes may be 128 KiB of one byte, and there is no bound to ask for: 16 MiB a step
+LZ4_BLOCK = 8 << 20  # what `lz4 -l` packs at a time
+
+
+class PackedError(ValueError):
+    """The payload cannot be unpacked; the text says why."""
+
+
+def decompress(payload: bytes, limit: int) -> bytearray:
+    """Unpack by what the first bytes say. Raises PackedError, nothing else."""
+    made = bytearray()
+    try:
+        for piece in _pieces(payload, limit):
+            made += piece
+            if len(made) > limit:
+                raise PackedError(f"unpacks to more than {limit >> 20} MiB")
+    except PackedError:
+        raise
+    except MemoryError:
+        raise PackedError("this computer has not enough memory to unpack it") from None
+    except Exception as error:  # what six libraries raise for damaged input is theirs to choose
+        raise PackedError(str(error) or type(error).__name__) from error
+    return made
+
+
+def _pieces(payload: bytes, limit: int) -> Iterator[bytes]:
+    # Most boots find the kernel unpacked: what unpacks it is imported only here.
+    import bz2
+    import lzma
+    import zlib
+
+    if payload.startswith(b"\x1f\x8b"):
+        return _gzip(zlib.decompressobj(31), payload)
+    if payload.startswith(b"\xfd7zXZ\0"):
+        return _fed(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY_LIMIT), payload)
+    if payload.startswith(b"BZh"):
+        return _fed(bz2.BZ2Decompressor(), payload)
+    if payload.startswith(b"\x5d\0\0"):
+        return _fed(lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MEMORY_LIMIT), payload)
+    if payload.startswith(b"\x02\x21\x4c\x18"):
+        return _lz4_legacy(payload, limit)
+    if payload.startswith(b"\x28\xb5\x2f\xfd"):
+        return _zstd(payload)
+    if payload.startswith(b"\x7fELF"):
+        return iter([payload])  # CONFIG_KERNEL_UNCOMPRESSED
+    raise PackedError(f"unknown compression (starts with {payload[:6].hex(' ')})")
+
+
+def _fed(decompressor: _Decompressor, payload: bytes) -> Iterator[bytes]:
+    """lzma and bz2: what a piece of input leaves in them is asked for before they get more."""
+    for start in range(0, len(payload), STEP):
+        yield decompressor.decompress(payload[start : start + STEP], PIECE)
+        while not decompressor.eof and not decompressor.needs_input:
+            yield decompressor.decompress(b"", PIECE)
+        if decompressor.eof:
+            return
+    raise PackedError("its packed data ends early")
+
+
+def _gzip(decompressor: object, payload: bytes) -> Iterator[bytes]:
+    """zlib hands back what it did not take."""
+    import zlib
+
+    unpacker = decompressor
+    assert isinstance(unpacker, type(zlib.decompressobj()))
+    for start in range(0, len(payload), STEP):
+        rest = payload[start : start + STEP]
+        while rest and not unpacker.eof:
+            yield unpacker.decompress(rest, PIECE)
+            rest = unpacker.unconsumed_tail
+        if unpacker.eof:
+            return
+    raise PackedError("its packed data ends early")
+
+
+def _zstd(payload: bytes) -> Iterator[bytes]:
+    import zstandard  # 30 ms, only where it is needed
+
+    unpacker = zstandard.ZstdDecompressor(max_window_size=MEMORY_LIMIT).decompressobj()
+    for start in range(0, len(payload), ZSTD_STEP):
+        yield unpacker.decompress(payload[start : start + ZSTD_STEP])
+        if unpacker.eof:
+            return
+    raise PackedError("its packed data ends early")
+
+
+def _lz4_legacy(payload: bytes, limit: int) -> Iterator[bytes]:
+    """`lz4 -l`: blocks of 8 MiB, each after its packed size, up to the end; the kernel's size comes last."""
+    import lz4.block
+
+    total, at = 0, 4
+    (expected,) = unpack_from("<I", payload, len(payload) - 4)
+    if expected > limit:
+        raise PackedError(f"unpacks to more than {limit >> 20} MiB")
+    while total < expected:
+        if at + 4 > len(payload):
+            raise PackedError("its packed data ends early")
+        (size,) = unpack_from("<I", payload, at)
+        if size > len(payload) - at - 4:
+            raise PackedError("an LZ4 block reaches past the end")
+        piece = lz4.block.decompress(payload[at + 4 : at + 4 + size], uncompressed_size=LZ4_BLOCK)
+        total += len(piece)
+        if len(piece) < LZ4_BLOCK and total < expected:
+            raise PackedError("an LZ4 block is shorter than it must be")
+        yield piece
+        at += 4 + size

@@ -1,0 +1,211 @@
+"""Files that a user names or a cache holds, read with a limit and with errors of one line.
+
+A path may lead to anything: a folder, a FIFO that nobody writes to, /dev/zero, a file of any size that is cut while
+it is read. Only regular files are read here, opening one never waits, and what is wrong is a FileError that names
+the file. Whoever reads a cache takes FileError for "make it anew".
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from pyvmm.errors import ConfigError
+
+MIB = 1 << 20
+TEXT_LIMIT = 16 * MIB
+"""Bytes of a text file that is read whole; kernel configurations and module lists have half a megabyte."""
+
+JSON_LIMIT = 16 * MIB
+"""Bytes of a JSON file of ours; the largest, an emulated host's kit.json, has some 100 KiB."""
+
+DEPTH_LIMIT = 100
+"""Objects and arrays within each other in a JSON text: reading and writing them again recurses."""
+
+NUMBER_LIMIT = 20
+"""Characters of an integer in JSON: 64 bits have 20 digits. Longer ones stay text: they are no size or count."""
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class FileError(ConfigError):
+    """A file cannot be read, or does not hold what it should."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor of the regular file at `path`. Raises FileError, also for anything else that is there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise FileError(f"{shown(path)}: {_reason(path, error)}") from error
+    except ValueError as error:
+        raise FileError(f"{shown(path)}: no file can have such a name") from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
+                raise FileError(f"{shown(path)}: {os.strerror(errno.EISDIR)}")
+            kind = next((words for test, words in _KINDS if test(mode)), "something else")
+            raise FileError(f"{shown(path)}: it is {kind}, not a file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _reason(path: str | os.PathLike[str], error: OSError) -> str:
+    """A socket cannot even be opened, and ENXIO says little."""
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            return "it is a socket, not a file"
+    except OSError:
+        pass
+    return error.strerror or str(error)
+
+
+def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The contents of a regular file of at most `limit` bytes. Raises FileError."""
+    descriptor = open_regular(path)
+    try:
+        with io.FileIO(descriptor) as file:
+            made = bytearray()
+            while len(made) <= limit and (piece := file.read(min(4 * MIB, limit + 1 - len(made)))):
+                made += piece
+    except OSError as error:
+        raise FileError(f"{shown(path)}: {error.strerror}") from error
+    if len(made) > limit:
+        raise FileError(f"{shown(path)} is larger than {_size(limit)}, the most that is read of such a file")
+    return bytes(made)
+
+
+def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
+    """The same as text; bytes that are no UTF-8 become U+FFFD."""
+    return read_file(path, limit).decode("utf-8", "replace")
+
+
+class FileBytes:
+    """A regular file that is looked at in pieces: `len`, and slices that are read when they are asked for.
+
+    Unlike a mapping, whose use is fatal (SIGBUS) once the file is cut, a piece that is gone is a FileError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = shown(path)
+        self.descriptor = open_regular(path)
+        self._size = os.fstat(self.descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: slice) -> bytes:
+        start, end, _ = where.indices(self._size)
+        made = bytearray()
+        while start + len(made) < end:
+            try:
+                piece = os.pread(self.descriptor, min(end - start - len(made), 16 * MIB), start + len(made))
+            except OSError as error:
+                raise FileError(f"{self.name}: {error.strerror}") from error
+            if not piece:
+                raise FileError(f"{self.name}: became shorter while it was read")
+            made += piece
+        return bytes(made)
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "descriptor", -1) >= 0:
+            self.close()
+
+
+def _integer(text: str) -> int | str:
+    return int(text) if len(text) <= NUMBER_LIMIT else text
+
+
+def _float(text: str) -> float | str:
+    number = float(text)
+    return number if abs(number) < float("inf") else text
+
+
+DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=str)
+"""Reads JSON of any origin: numbers beyond 64 bits or a double, NaN and Infinity stay text."""
+
+
+def parse_json(text: str) -> Any:
+    """The value in a JSON text. Raises ValueError for all that is none, or nests more than DEPTH_LIMIT levels."""
+    if text.count("[") + text.count("{") > DEPTH_LIMIT and _depth(text) > DEPTH_LIMIT:
+        raise ValueError("nested too deep")
+    return DECODER.decode(text)
+
+
+def _depth(text: str) -> int:
+    """Levels of brackets, those in strings too: what is close to the limit is no file of ours."""
+    depth = most = 0
+    for letter in text:
+        if letter in "[{":
+            depth += 1
+            most = max(most, depth)
+        elif letter in "]}":
+            depth -= 1
+    return most
+
+
+Shape = type | tuple[type, ...] | list[Any] | dict[Any, Any]
+"""What a member must be: a type, `[type]` a list of them, `{str: type}` an object of them."""
+
+
+def load_object(path: str | os.PathLike[str], members: Mapping[str, Shape]) -> dict[str, Any]:
+    """The JSON object in a file, each of `members` there and of its shape; others pass. Raises FileError."""
+    try:
+        return parse_object(read_text(path, JSON_LIMIT), members)
+    except ValueError as error:
+        raise FileError(f"{shown(path)}: damaged: {error}; remove it") from error
+
+
+def parse_object(text: str, members: Mapping[str, Shape]) -> dict[str, Any]:
+    """The same of a text. Raises ValueError."""
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    for name, shape in members.items():
+        if name not in found:
+            raise ValueError(f"no member {name!r}")
+        if not _fits(found[name], shape):
+            raise ValueError(f"member {name!r} is of another kind")
+    return found
+
+
+def _fits(value: Any, shape: Shape) -> bool:
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        [inner] = shape.values()
+        return isinstance(value, dict) and all(_fits(each, inner) for each in value.values())
+    if isinstance(value, bool):
+        return bool in shape if isinstance(shape, tuple) else shape is bool
+    if isinstance(value, str) and "\0" in value:
+        return False  # no path or name of ours
+    return isinstance(value, shape)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for a message: cut if it is absurdly long."""
+    text = os.fspath(path)
+    text = text if isinstance(text, str) else os.fsdecode(text)
+    return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MiB" if limit >= MIB else f"{limit >> 10} KiB"

@@ -1,0 +1,19 @@
+"""Seconds as users and programs give them: time limits and periods that a clock and a socket can take."""
+
+from __future__ import annotations
+
+from pyvmm.errors import ConfigError
+
+LONGEST = 10 * 366 * 86400
+"""Ten years. poll(2) and socket time-outs take less than infinity, and nobody waits longer."""
+
+
+def check_seconds(value: float, name: str = "timeout") -> float:
+    """`value` itself. Raises ConfigError for NaN, a negative number and one beyond LONGEST, infinity too."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not 0 <= number <= LONGEST:
+        raise ConfigError(f"{name} {str(value)[:40]}: give seconds, from 0 to {LONGEST} (ten years)")
+    return number
