@@ -91,8 +91,8 @@ def load(file: Path, command: click.Command, ctx: click.Context) -> dict[str, An
     try:
         data = read_file(file, SIZE_LIMIT)
     except FileError as error:
-        missing = isinstance(error.__cause__, (OSError, ValueError))
-        raise ConfigError(f"configuration {error}" if missing else str(error)) from error
+        large = str(error).startswith(f"{file} is larger")
+        raise ConfigError(str(error) if large else f"configuration {error}") from error
     try:
         text = data.decode()
         if any(line.count(".") > DOT_LIMIT for line in text.splitlines()):
