@@ -32,6 +32,7 @@ Read in this order:
 * `discards`  giving pages back to the host, a slice each turn of the loop
 * `ledger`    whose each page is; the one place that discards
 * `growth`    hot-add with one driver: what its answers mean
+* `driver`    the driver that is bound: what was negotiated, its last report
 * `plan`      what a target will come to: the guest keeps a floor
 * `patience`  a guest that stopped short is asked again
 * `tuning`    what may be turned

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devices.balloon import events as trace
+from devices.balloon.driver import Driver
 from devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
 from devices.balloon.hot_add import Grant
 from devices.balloon.ledger import PAGE_SIZE, Ledger
@@ -41,23 +42,19 @@ from devices.balloon.plan import CANNOT_BALLOON, IN_DOUBT, ResizeOutcome, Resize
 from devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
     RANGES_AT,
-    VERSIONS,
     BalloonRequest,
     BalloonResponse,
     Capabilities,
     CapabilitiesReport,
-    CapabilitiesResponse,
     GuestMessage,
     HotAddRequest,
     HotAddResponse,
-    Info,
     MessageType,
     StatusReport,
     UnballoonRequest,
     UnballoonResponse,
     Version,
     VersionRequest,
-    VersionResponse,
 )
 from devices.balloon.states import (
     AwaitCaps,
@@ -77,14 +74,6 @@ from devices.balloon.states import (
 from devices.balloon.tuning import Tuning
 from pyvmm.errors import ConfigError, GuestProtocolError, HostError
 from pyvmm.vmbus.ring import MAX_PAYLOAD
-
-REPLY_LIMIT = 16
-"""Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
-
-
-STATUS_PAGES_LIMIT = 1 << 51
-"""So many pages in a status report make no sense: in bytes the figures shall fit into a signed number of 64 bits, in
-which a monitor's client may keep them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +95,32 @@ class BalloonMachine:
         self.tuning = tuning or Tuning()
         self.clock = clock
         self.state: State = Closed()
-        self.version: Version | None = None
-        self.caps: Capabilities | None = None
-        self.status: StatusReport | None = None
-        self._reported_at = 0  # pages the guest had when it made that
+        self.driver = Driver(self.tuning.newest_version)
         self.target: int | None = None  # pages
         self.outcome: ResizeOutcome | None = None  # of the last attempt that ended
         self.happened: deque[Happening] = deque()
         self._attempting = False
         self._attempt = 0
         self.patience = Patience(self.tuning.balloon_pauses)
-        self._replies: deque[bytes] = deque()
         self._trans_id = 0
         self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
         self.growth = self._new_growth()
         self._ranges_limit = _ranges_in(MAX_PAYLOAD)  # of an unballoon message
+
+    @property
+    def version(self) -> Version | None:
+        """The protocol's version agreed on with the driver that is bound."""
+        return self.driver.version
+
+    @property
+    def caps(self) -> Capabilities | None:
+        """What that driver can do; None before it has told."""
+        return self.driver.caps
+
+    @property
+    def status(self) -> StatusReport | None:
+        """That driver's last report."""
+        return self.driver.status
 
     def _new_growth(self) -> Growth:
         piece, whole = self.tuning.hot_add_piece, self.tuning.hot_add_whole_blocks
@@ -147,9 +147,8 @@ class BalloonMachine:
         self._enter(Closed())
 
     def _forget_driver(self) -> None:
-        self.version = self.caps = self.status = None
+        self.driver = Driver(self.tuning.newest_version)
         self.growth = self._new_growth()
-        self._replies.clear()
         self._owed_balloons = self._owed_unballoons = 0
 
     def forget_pages(self, reason: str) -> None:
@@ -187,7 +186,7 @@ class BalloonMachine:
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
         self.target = size // PAGE_SIZE
-        plan = foresee(size, self.growth, self.caps, self._available_pages())
+        plan = foresee(size, self.growth, self.caps, self.driver.available_pages(self.ledger.current_pages))
         if trace.target_set.on:
             trace.target_set(self.target, self.ledger.current_pages, plan.reason)
         self._attempting = True
@@ -203,12 +202,6 @@ class BalloonMachine:
                 state.unsent, state.left = [], 0  # an empty message without `more` ends what was begun
         self._advance()
         return plan
-
-    def _available_pages(self) -> int | None:
-        """What the guest could give at its last report, and what came and went since; None before the first."""
-        if self.status is None:
-            return None
-        return max(0, self.status.available_pages + self.ledger.current_pages - self._reported_at)
 
     def stop_insisting(self) -> None:
         """Ask a guest that stopped short no more, once the outcome was told: somebody else decides from now on."""
@@ -226,7 +219,8 @@ class BalloonMachine:
             case StatusReport(), _:
                 self._take_status(message)
             case VersionRequest(), AwaitVersion():
-                self._take_version(message)
+                if self.driver.take_version(message):
+                    self._enter(AwaitCaps())
             case CapabilitiesReport(), AwaitCaps():
                 self._take_caps(message)
             case BalloonResponse(), BalloonWaiting() as state:
@@ -256,35 +250,15 @@ class BalloonMachine:
                 raise GuestProtocolError(f"balloon: {name} in state {type(self.state).__name__}")
 
     def _take_status(self, report: StatusReport) -> None:
-        if max(report.available_pages, report.committed_pages) >= STATUS_PAGES_LIMIT:
-            raise GuestProtocolError("balloon: a status report of more memory than there can be")
-        if trace.status_report.on:
-            trace.status_report(report.available_pages, report.committed_pages)
-        self.status, self._reported_at = report, self.ledger.current_pages
+        self.driver.take_status(report, self.ledger.current_pages)
         self.growth.take_status(report)
         self.happened.append(report)
 
-    def _take_version(self, request: VersionRequest) -> None:
-        offered = Version(request.version)
-        if trace.incoming_version.on:
-            trace.incoming_version(offered.major, offered.minor)
-        accepted = offered in VERSIONS and offered <= self.tuning.newest_version
-        self._reply(VersionResponse.of(request.trans_id, accepted).build())
-        if accepted:
-            self.version = offered
-            self._enter(AwaitCaps())
-
     def _take_caps(self, report: CapabilitiesReport) -> None:
-        if trace.incoming_caps.on:
-            trace.incoming_caps(report.caps & 0xFFFFFFFF)
-        self.caps = Capabilities(report.caps)
-        self.growth.meet(hot_add=bool(self.caps.hot_add), alignment_log2_mib=self.caps.alignment_log2_mib)
-        suppress = not self.tuning.wants_status
-        self._reply(CapabilitiesResponse.of(report.trans_id, suppress_reports=suppress).build())
+        caps = self.driver.take_caps(report, suppress_reports=not self.tuning.wants_status)
+        self.growth.meet(hot_add=bool(caps.hot_add), alignment_log2_mib=caps.alignment_log2_mib)
         if self.tuning.send_info:
-            if trace.info_sent.on:
-                trace.info_sent(self.ledger.most_pages)
-            self._reply(Info.of(self._trans_id, self.ledger.most_pages).build())
+            self.driver.tell_most(self._trans_id, self.ledger.most_pages)
         self._enter(Idle())
         self._attempting = self.target is not None
         self._advance()
@@ -356,18 +330,13 @@ class BalloonMachine:
         if trace.late_answer.on:
             trace.late_answer(int(kind))
 
-    def _reply(self, message: bytes) -> None:
-        if len(self._replies) >= REPLY_LIMIT:
-            raise GuestProtocolError(f"balloon: {REPLY_LIMIT} answers wait for a guest that does not read")
-        self._replies.append(message)
-
     # Messages out
 
     @property
     def next_size(self) -> int:
         """Bytes of room that the next message needs; 0 if there is none to send."""
-        if self._replies:
-            return len(self._replies[0])
+        if self.driver.replies:
+            return len(self.driver.replies[0])
         match self.state:
             case BalloonPosting():
                 return BalloonRequest.SIZE
@@ -379,8 +348,8 @@ class BalloonMachine:
 
     def next_message(self) -> bytes:
         """The message of `next_size` bytes, now being sent. What follows from its being sent happens here."""
-        if self._replies:
-            return self._replies.popleft()
+        if self.driver.replies:
+            return self.driver.replies.popleft()
         match self.state:
             case BalloonPosting(pages, tries):
                 self._trace_posting("S_BALLOON_POSTING")

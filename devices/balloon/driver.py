@@ -1,0 +1,88 @@
+"""The driver that is bound now: what was negotiated with it, its last report, and the answers it is still to get.
+
+Source: Linux drivers/hv/hv_balloon.c, balloon_connect_vsp() and post_status().
+
+Another driver, or the same one bound again, is a new `Driver`: nothing of the old one holds for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from devices.balloon import events as trace
+from devices.balloon.protocol import (
+    VERSIONS,
+    Capabilities,
+    CapabilitiesReport,
+    CapabilitiesResponse,
+    Info,
+    StatusReport,
+    Version,
+    VersionRequest,
+    VersionResponse,
+)
+from pyvmm.errors import GuestProtocolError
+
+REPLY_LIMIT = 16
+"""Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
+
+STATUS_PAGES_LIMIT = 1 << 51
+"""So many pages in a status report make no sense: in bytes the figures shall fit into a signed number of 64 bits, in
+which a monitor's client may keep them."""
+
+
+@dataclass(slots=True)
+class Driver:
+    """`newest` is the newest version spoken with it. `replies` are messages for it, oldest first."""
+
+    newest: Version
+    version: Version | None = None
+    caps: Capabilities | None = None
+    status: StatusReport | None = None
+    replies: deque[bytes] = field(default_factory=deque)
+    _had: int = 0  # pages of the guest when it made that report
+
+    def take_version(self, request: VersionRequest) -> bool:
+        """It offers a version; whether that is agreed now."""
+        offered = Version(request.version)
+        if trace.incoming_version.on:
+            trace.incoming_version(offered.major, offered.minor)
+        accepted = offered in VERSIONS and offered <= self.newest
+        self._reply(VersionResponse.of(request.trans_id, accepted).build())
+        if accepted:
+            self.version = offered
+        return accepted
+
+    def take_caps(self, report: CapabilitiesReport, *, suppress_reports: bool) -> Capabilities:
+        """It tells what it can do."""
+        if trace.incoming_caps.on:
+            trace.incoming_caps(report.caps & 0xFFFFFFFF)
+        self.caps = Capabilities(report.caps)
+        self._reply(CapabilitiesResponse.of(report.trans_id, suppress_reports=suppress_reports).build())
+        return self.caps
+
+    def tell_most(self, trans_id: int, pages: int) -> None:
+        """Tell it how much memory the guest may have."""
+        if trace.info_sent.on:
+            trace.info_sent(pages)
+        self._reply(Info.of(trans_id, pages).build())
+
+    def take_status(self, report: StatusReport, current: int) -> None:
+        """It reports its memory; the guest has `current` pages. Raises GuestProtocolError for absurd figures."""
+        if max(report.available_pages, report.committed_pages) >= STATUS_PAGES_LIMIT:
+            raise GuestProtocolError("balloon: a status report of more memory than there can be")
+        if trace.status_report.on:
+            trace.status_report(report.available_pages, report.committed_pages)
+        self.status, self._had = report, current
+
+    def available_pages(self, current: int) -> int | None:
+        """What the guest could give at its last report, and what came and went since; None before the first."""
+        if self.status is None:
+            return None
+        return max(0, self.status.available_pages + current - self._had)
+
+    def _reply(self, message: bytes) -> None:
+        if len(self.replies) >= REPLY_LIMIT:
+            raise GuestProtocolError(f"balloon: {REPLY_LIMIT} answers wait for a guest that does not read")
+        self.replies.append(message)
