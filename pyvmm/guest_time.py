@@ -26,6 +26,8 @@ LOOK_PERIOD = 0.5
 STALL = 3.0
 """Seconds without a look after which this process, and with it the guest, counts as having been stopped. A loop that
 was merely busy for so long gives the guest that much more time, which does no harm."""
+PAUSED = "paused"
+"""The reason for which a guest cannot run, unless another is told: by order, or not started yet."""
 _SHORTEST_WAIT = 1e-4
 """Seconds until a timer is looked at again that is not due yet by a rounding error."""
 
@@ -54,6 +56,7 @@ class GuestTimers(Timers):
         self._on_stall = on_stall
         self._seen = loop.clock()
         self._lost = 0.0  # seconds of the loop's clock that are not guest time
+        self._reasons = {PAUSED} if frozen else set()  # why it stands still
         self._frozen_at: float | None = self._seen if frozen else None  # guest time
         self._alarm: Timer | None = None  # of the loop, for the next timer due
         self._look = loop.every(LOOK_PERIOD, self._now)
@@ -75,15 +78,17 @@ class GuestTimers(Timers):
     def frozen(self) -> bool:
         return self._frozen_at is not None
 
-    def freeze(self) -> None:
-        """The guest cannot run from now on. Harmless twice."""
+    def freeze(self, why: str = PAUSED) -> None:
+        """The guest cannot run from now on. Harmless twice; several reasons hold until the last of them is gone."""
+        self._reasons.add(why)
         if self._frozen_at is None:
             self._frozen_at = self._now()
             self._disarm()
 
-    def thaw(self) -> None:
-        """The guest runs (again). Harmless twice."""
-        if self._frozen_at is not None:
+    def thaw(self, why: str = PAUSED) -> None:
+        """The guest runs (again), if nothing else keeps it from that. Harmless twice."""
+        self._reasons.discard(why)
+        if self._frozen_at is not None and not self._reasons:
             self._seen = self._loop.clock()
             self._lost = self._seen - self._frozen_at
             self._frozen_at = None

@@ -77,6 +77,19 @@ def test_freezing_and_thawing_twice_is_once(loop: FakeLoop) -> None:
     assert timers.clock() == 1002.0
 
 
+def test_several_reasons_hold_until_the_last_is_gone(loop: FakeLoop) -> None:
+    timers = GuestTimers(loop)
+    timers.freeze()
+    timers.freeze("output")
+    loop.advance(1)
+    timers.thaw()
+    loop.advance(1)
+    assert timers.frozen and timers.clock() == 1000.0
+    timers.thaw("output")
+    loop.advance(1)
+    assert timers.clock() == 1001.0
+
+
 def test_a_process_that_was_stopped_is_found_out(loop: FakeLoop, called: list[str]) -> None:
     timers = GuestTimers(loop, on_stall=lambda: called.append("stall"))
     timers.after(30.0, lambda: called.append("late"))
