@@ -29,8 +29,8 @@ Later = Callable[[Callable[[], object]], object]
 class Turns:
     """Calls `work()` at most once a turn of the loop, as long as it says that something is left.
 
-    `later(callback)` runs a callback in a later turn, and `progress()` is called after the work there. Without it
-    there are no turns, and all is done at once.
+    `later(callback)` runs a callback in a later turn; `progress()` is called after the work there. As long as there
+    is no `later` there are no turns, and nothing is to be left for one.
     """
 
     def __init__(self, work: Callable[[], bool]) -> None:
@@ -43,10 +43,7 @@ class Turns:
     def ask(self) -> None:
         """There is something to do."""
         self._is_left = True
-        if self.later is None:
-            while self._work():
-                pass
-        elif not self._turn_is_used:
+        if self.later is not None and not self._turn_is_used:
             self._is_left = self._work()
             self._turn_is_used = True
             self.later(self._next)
@@ -70,3 +67,10 @@ def slice_of(waiting: PageRanges, granule: int) -> Iterator[PageRange]:
             left -= 1
             if not left or time.monotonic() > until:
                 return
+
+
+def noting(pieces: Iterator[PageRange], done: list[PageRange]) -> Iterator[PageRange]:
+    """The same pieces; those that were asked for are in `done`."""
+    for piece in pieces:
+        done.append(piece)
+        yield piece

@@ -15,11 +15,11 @@ Boot RAM and hot-added memory have books of their own, for the latter are droppe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from devices.balloon import events as trace
-from devices.balloon.discards import Turns, slice_of
+from devices.balloon.discards import Turns, noting, slice_of
 from devices.balloon.hot_add import OurRange, Window
 from devices.balloon.ranges import PageRange, PageRanges, clipped
 from pyvmm.errors import HostError
@@ -255,49 +255,44 @@ class Ledger:
         return [*self.boot_ranges, PageRange(start, self.our.next - start)]
 
     def _discard(self, books: Books, pages: PageRanges) -> None:
-        if pages:
+        if self.turns.later is None:
+            self._discard_each(books, pages)
+        elif pages:
             books.waiting.update(pages)
             self.turns.ask()
 
     def _discard_some(self) -> bool:
         """Discard a slice of what waits; whether something is left."""
-        for books in (self.boot, self.added):
-            if books.waiting:
-                done = list(self._discard_each(books, slice_of(books.waiting, books.granule)))
-                books.waiting.subtract(PageRanges(done))
-                break
+        books = self.boot if self.boot.waiting else self.added
+        done: list[PageRange] = []
+        self._discard_each(books, noting(slice_of(books.waiting, books.granule), done))
+        books.waiting.subtract(PageRanges(done))
         return bool(self.boot.waiting or self.added.waiting)
 
-    def _discard_each(self, books: Books, pieces: Iterable[PageRange]) -> Iterator[PageRange]:
-        for piece in pieces:
-            both = self._discard_piece(piece)
-            if not both:
-                self.counters.undiscarded += piece.pages
-                books.keep(PageRanges([piece]))
-            self._trace_discard(books, piece, both)
-            yield piece
-
-    def _discard_piece(self, piece: PageRange) -> int:
-        """1 if neither has it now, 0 if the host could not let go of it."""
-        self.counters.discards += 1
-        try:
-            self.discard(piece.start << PAGE_SHIFT, piece.pages << PAGE_SHIFT)
-        except HostError as error:
-            if trace.discard_failed.on:
-                trace.discard_failed(piece.pages, piece.start, str(error))
-            return 0
-        return 1
-
-    def _trace_discard(self, books: Books, piece: PageRange, both: int) -> None:
-        start, count = piece
-        if trace.remove_response.on:
-            trace.remove_response(count, start, both)
-        if books is self.boot:
-            if trace.remove_response_remainder.on:
-                trace.remove_response_remainder(count, start, both)
-        elif trace.remove_response_common.on and self.our is not None:
-            first = self.our.window.start
-            trace.remove_response_common(count, start, count, start, self.our.next - first, first, count, both)
+    def _discard_each(self, books: Books, pieces: Iterable[PageRange]) -> None:
+        kept = []
+        for start, count in pieces:
+            both = 1
+            self.counters.discards += 1
+            try:
+                self.discard(start << PAGE_SHIFT, count << PAGE_SHIFT)
+            except HostError as error:
+                both = 0
+                kept.append((start, count))
+                if trace.discard_failed.on:
+                    trace.discard_failed(count, start, str(error))
+            if trace.remove_response.on:
+                trace.remove_response(count, start, both)
+            if books is self.boot:
+                if trace.remove_response_remainder.on:
+                    trace.remove_response_remainder(count, start, both)
+            elif trace.remove_response_common.on and self.our is not None:
+                first = self.our.window.start
+                trace.remove_response_common(count, start, count, start, self.our.next - first, first, count, both)
+        if kept:
+            failed = PageRanges(kept)
+            self.counters.undiscarded += failed.pages
+            books.keep(failed)
 
     def choose(self, pages: int, max_ranges: int) -> list[PageRange]:
         """Which `pages` to give back next: about `max_ranges` ranges at most. They stay on the books.
