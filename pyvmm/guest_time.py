@@ -6,6 +6,7 @@ loop. The clock stands still
 
     before the first vCPU runs        `frozen` at the start, until `thaw`
     while the machine is paused       `freeze`, `thaw`
+    while nobody takes its output     the same, for a reason of its own
     while this process was stopped    found out: nothing looked at the loop's clock for longer than STALL
 
 A suspended host needs nothing: time.monotonic() stands still by itself (Linux CLOCK_MONOTONIC).

@@ -138,7 +138,7 @@ class Machine(Monitored):
             console=self._console,
             agent=self._agent_input.add,
         )
-        self.throttles = Throttles(loop, self.board.serials, self._freeze)
+        self.throttles = Throttles(loop, self.board.serials, self._freeze, self._held)
         self.hurried = False  # asked to end when it had ended already: its last output is not waited for
         self._services: Services | None = None
         self._plugging: Plugging | None = None
@@ -409,6 +409,13 @@ class Machine(Monitored):
         hardware = self._hardware
         if hardware is not None:
             hardware.freeze(on)
+
+    def _held(self, on: bool) -> None:
+        """Its output is not taken: time in which it may not run, as a pause is."""
+        if on:
+            self.guest_time.freeze("output")
+        else:
+            self.guest_time.thaw("output")
 
     def _want_reset(self, reason: str) -> None:
         if self._reset_wanted is None:

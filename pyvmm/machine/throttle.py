@@ -29,12 +29,20 @@ Level = Callable[[], int]
 
 
 class Throttles:
-    """For the serial ports of one machine. `freeze(on)` holds the vCPUs, from any thread."""
+    """For the serial ports of one machine. `freeze(on)` holds the vCPUs, from any thread; `held(on)` is told on the
+    loop's thread what holds."""
 
-    def __init__(self, loop: Loop, serials: Sequence[Serial], freeze: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        serials: Sequence[Serial],
+        freeze: Callable[[bool], None],
+        held: Callable[[bool], None] = lambda on: None,
+    ) -> None:
         self._loop = loop
         self._serials = serials
         self._freeze = freeze
+        self._held = held
         self._levels: dict[int, list[Level]] = {}
         self._pending: set[int] = set()  # ports at which the loop is going to look
 
@@ -67,4 +75,6 @@ class Throttles:
         if level_changed.on:
             level_changed(port, level)
         self._serials[port].hold(level > 0)
-        self._freeze(self.frozen)
+        frozen = self.frozen
+        self._freeze(frozen)
+        self._held(frozen)

@@ -80,6 +80,26 @@ def test_guest_time_stands_still_while_the_guest_cannot_run(make, clock: Clock, 
     assert len(synced) == 2
 
 
+def test_guest_time_stands_still_while_nobody_takes_the_output(make, clock: Clock) -> None:
+    machine = make()
+    machine.start()
+    level = 2
+    changed = machine.throttles.watch(0, lambda: level)
+    changed()
+    machine.loop.step(0)
+    clock.now += 42
+    assert (machine.status(), machine.guest_time.clock()) == ("running", 1000.0)
+    machine.pause()
+    level = 0
+    changed()
+    machine.loop.step(0)
+    clock.now += 42
+    assert machine.guest_time.clock() == 1000.0, "paused, too"
+    machine.resume()
+    clock.now += 1
+    assert machine.guest_time.clock() == 1001.0
+
+
 def test_memory_is_given_and_merged_while_the_guest_runs(make) -> None:
     machine = make(memory=64 * MIB, max_memory=80 * MIB, slots=2, cpus=2)
     machine.start()
