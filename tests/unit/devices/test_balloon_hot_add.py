@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from devices.balloon import discards
 from devices.balloon import protocol as p
 from devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
 from devices.balloon.hot_add import OurRange
@@ -90,6 +92,12 @@ class Play(BalloonPlay):
 
 def answer(pages: int, result: int) -> bytes:
     return p.HotAddResponse(p.MessageType.HOT_ADD_RESPONSE, 16, 1, pages, result).build()
+
+
+@pytest.fixture(autouse=True)
+def slow_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are turns, each is used up by one call."""
+    monkeypatch.setattr(discards, "SECONDS_A_TURN", 0.0)
 
 
 @pytest.fixture
@@ -436,6 +444,7 @@ steps = st.lists(
         st.tuples(st.just("claim"), st.tuples(st.integers(START - 300, END + 300), st.integers(0, 400))),
         st.tuples(st.just("fail"), st.integers(0, 2)),
         st.tuples(st.just("wait"), st.integers(1, 50)),
+        st.tuples(st.just("turn"), st.integers(1, 300)),
         st.tuples(st.just("rebind"), st.none()),
         st.tuples(st.just("contact"), st.none()),
         st.tuples(st.just("reset"), st.none()),
@@ -444,12 +453,16 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(steps)
-def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str, object]]) -> None:
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps, st.booleans())
+def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str, object]], in_turns: bool) -> None:
     """Any operations in any order; the guest answers rightly, late, wrongly or not at all. BalloonGuest objects to
     memory added twice and to pages given back that are not out."""
     play = Play().boot()
+    turns = deque[Callable[[], object]]()
+    if in_turns:
+        play.ledger.turns.later = turns.append
+        play.ledger.turns.progress = play.machine.discarded
     waiting = deque[p.HostMessage]()
     offered = PageRanges()  # since the last reset
     highest = BOOT  # target
@@ -485,6 +498,9 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                 case "wait", int(seconds):
                     play.now += seconds
                     play.machine.check_time()
+                case "turn", int(count):
+                    for _ in range(min(count, len(turns))):
+                        turns.popleft()()
                 case "rebind", None:
                     waiting.clear()
                     play.machine.closed()
@@ -527,9 +543,13 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
             assert books.removed_guest.isdisjoint(books.removed_both)
             removed = books.removed_guest | books.removed_both
             assert (removed & books.ram) == removed
+            assert (books.waiting & books.removed_both) == books.waiting
         assert ledger.current_pages + ledger.removed_pages == BOOT + our.ram.pages
         ram = ledger.boot.ram | our.ram
         for start, count in play.discarded:
             named = PageRanges([(start, count)])
             assert (named & ram) == named or what == "reset", "discarded what is not the guest's"
+            if what == "turn":
+                removed = ledger.removed_both
+                assert (named & removed) == named, "discarded what the guest has again"
         play.discarded.clear()
