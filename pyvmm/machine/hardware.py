@@ -35,6 +35,7 @@ from pyvmm.kvm import (
     Rdmsr,
     Shutdown,
     SystemEvent,
+    Unknown,
     Vcpu,
     Vm,
     Wrmsr,
@@ -255,6 +256,10 @@ class Hardware:
                     return False
                 case InternalError():
                     self._failed(HostError(self._internal_error(vcpu, index, exit)))
+                    return False
+                case Unknown():  # nobody can tell what it wants; entering again may only bring it back
+                    what = f"reason {exit.reason}, hardware reason {exit.hardware:#x}"
+                    self._failed(HostError(f"vcpu {index}: KVM left the guest, and pyvmm does not know why ({what})"))
                     return False
                 case _:
                     if trace.unknown_exit.on:

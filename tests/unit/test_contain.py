@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -14,7 +16,7 @@ from pyvmm.hyperv.hypercall import Hypercalls
 from pyvmm.hyperv.tlfs import HypercallStatus
 from pyvmm.inbox import Inbox
 from pyvmm.iomap import IoMap
-from pyvmm.kvm import IoIn, IoOut, Rdmsr
+from pyvmm.kvm import Exit, FailEntry, InternalError, IoIn, IoOut, Rdmsr, Unknown
 from pyvmm.kvm.abi import RUN_EXIT
 from pyvmm.loop import Loop
 from pyvmm.machine.hardware import Hardware
@@ -152,3 +154,28 @@ def test_a_vcpu_goes_on_after_an_exit_that_failed() -> None:
     assert handle(IoIn(0x80, 1, 1, page, 4096))
     assert page[4096] == 0xFF
     assert contain.counts["Rdmsr"] == contain.counts["IoOut"] == 1
+
+
+@pytest.mark.parametrize(
+    ("exit", "text"),
+    [
+        (FailEntry(0x80000021, 0), "KVM cannot enter the guest, hardware reason 0x80000021"),
+        (InternalError(1, ()), "KVM internal error 1"),
+        (Unknown(0, 0x42), r"does not know why \(reason 0, hardware reason 0x42\)"),
+        (Unknown(99), "reason 99"),
+    ],
+)
+def test_what_kvm_cannot_do_ends_the_machine_in_one_line(exit: Exit, text: str) -> None:
+    failed: list[BaseException] = []
+    hardware = Hardware.__new__(Hardware)
+    hardware.engine = FailingEngine()  # type: ignore[assignment]
+    hardware._ports = hardware._mmio = IoMap("port")
+    hardware._coalesced = None
+    hardware._inbox = Inbox(lambda data: None, Loop())
+    hardware._failed = failed.append
+    vcpu = SimpleNamespace(regs=SimpleNamespace(rip=0xFFF0))
+    assert not hardware._handler(vcpu, 0)(exit)  # type: ignore[arg-type]
+    (error,) = failed
+    assert isinstance(error, HostError)
+    assert re.search(text, str(error))
+    assert "\n" not in str(error)
