@@ -9,14 +9,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import stat
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pyvmm.errors import HostError
-from pyvmm.paths import cache_folder, make_folder, new_folder, open_private
+from pyvmm.paths import cache_folder, make_folder, new_folder, open_private, remove_leftovers
 from pyvmm.paths import write_private as write_file
 
-__all__ = ["cache_folder", "disk_errors", "locked", "new_folder", "write_file"]
+__all__ = ["cache_folder", "disk_errors", "locked", "mark_used", "new_folder", "prune", "write_file"]
 
 
 @contextmanager
@@ -46,3 +50,36 @@ def locked(name: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def mark_used(path: Path) -> None:
+    """Set a file's time of access, from which `prune` counts: where file systems keep none by themselves."""
+    with suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def prune(folder: Path, seconds: float, limit: int, needed: Collection[Path]) -> list[Path]:
+    """Remove from `folder` what has not been used for `seconds`, and the longest unused of what takes more than
+    `limit` bytes; not what is `needed`. Returns what was removed.
+    """
+    removed = []
+    now = time.time()
+    with suppress(OSError):
+        remove_leftovers(folder)
+        entries = [(_used(path.lstat()), path) for path in folder.iterdir() if path not in needed]
+        for used, path in sorted(entries, reverse=True):
+            if path.name.startswith("."):
+                continue  # being made
+            limit -= sum(each.lstat().st_size for each in (path, *path.rglob("*")))
+            if limit < 0 or now - used > seconds:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+                removed.append(path)
+    return removed
+
+
+def _used(found: os.stat_result) -> float:
+    """When something was last used. A folder's time of access tells only when somebody listed it."""
+    return found.st_mtime if stat.S_ISDIR(found.st_mode) else max(found.st_atime, found.st_mtime)

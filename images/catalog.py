@@ -4,11 +4,12 @@ In the cache:
 
     packages/*.deb                     as fetched
     kernels/PACKAGE_VERSION/           vmlinuz, vmlinux, config, modules/NAME.ko, kernel.json
-    initrd/NAME-HASH.cpio              HASH over all that went into it
+    initrd/NAME-HASH.cpio              HASH over all that went into it: checkouts with another init have another
     images/NAME.json                   the manifest; written last, so what it names is whole
 
-`find_image` reads the manifest and is quick. When our own init or agent has changed since, it makes the initramfs
-again, which needs no network. Only `build_image` looks for newer packages.
+`find_image` reads the manifest and is quick. When the cache lacks an initramfs with this checkout's init and agent,
+it makes one, which needs no network. Only `build_image` looks for newer packages. What has not been used for a month,
+or is more than `LIMITS` allow, is removed when something new is made (`tidy`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images.cache import cache_folder, disk_errors, locked, new_folder, write_file
+from images.cache import cache_folder, disk_errors, locked, mark_used, new_folder, prune, write_file
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import FileError, Shape, load_object
 from pyvmm.paths import make_folder, scratch_folder
@@ -34,6 +35,13 @@ DEFAULT = "debian-6.1"
 
 KERNEL_FACTS: dict[str, Shape] = {"release": str, "package": str, "modules": [str]}
 """Members of a kernel.json and of a manifest."""
+
+INITRDS = 16
+"""Initramfs of one image whose sizes its manifest keeps: as many checkouts can be used side by side."""
+
+UNUSED_SECONDS = 30 * 24 * 3600.0
+LIMITS = {"initrd": 1 << 30, "vmlinux": 2 << 30, "packages": 2 << 30, "kernels": 4 << 30}
+"""Bytes that each part of the cache may take; what a manifest names is not counted and stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +95,15 @@ def list_images() -> list[Image]:
 def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _quiet) -> Image:
     """The image, built now if it is not (and `build`). Raises ConfigError for an unknown name, HostError if stuck."""
     _recipe(name)
-    image = _load(name)
+    image = _load(name, ("kernel", "vmlinux"))
     if image is None:
         if not build:
             raise ConfigError(f"image {name} is not built; `pyvmm image build {name}` does it")
         return build_image(name, progress)
-    if image.initrd.name != _initrd_name(image):
+    if image.initrd.name != _initrd_name(image) or not _is_whole(image, "initrd"):
         with disk_errors(f"cannot build image {name}"), locked("images"):
             return _finish(image, progress)
+    mark_used(image.initrd)
     return image
 
 
@@ -103,7 +112,10 @@ def known_image(name: str = DEFAULT) -> Image:
     each look at a file is several requests to it.
     """
     _recipe(name)
-    return _read(name) or find_image(name)
+    image = _read(name)
+    if image is None or image.initrd.name != _initrd_name(image):  # another checkout has looked since
+        return find_image(name)
+    return image
 
 
 def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = False) -> Image:
@@ -126,7 +138,7 @@ def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = 
             package=facts["package"],
             modules=tuple(facts["modules"]),
         )
-        return _finish(image, progress)
+        return _finish(image, progress, force)
 
 
 def _recipe(name: str) -> Recipe:
@@ -162,20 +174,19 @@ def _read(name: str) -> Image | None:
         return None
 
 
-def _load(name: str) -> Image | None:
-    """The image as its manifest tells; None if there is none, or files are gone."""
+def _load(name: str, parts: tuple[str, ...] = ("kernel", "vmlinux", "initrd")) -> Image | None:
+    """The image as its manifest tells; None if there is none, or `parts` of it are gone."""
     image = _read(name)
-    if image is None:
-        return None
-    # A size that does not fit is a file somebody cut or replaced.
-    for part, size in image.sizes.items():
-        path: Path = getattr(image, part)
-        try:
-            if path.stat().st_size != size:
-                return None
-        except OSError:
-            return None
-    return image
+    return image if image is not None and all(_is_whole(image, part) for part in parts) else None
+
+
+def _is_whole(image: Image, part: str) -> bool:
+    """A size that does not fit is a file somebody cut or replaced."""
+    path: Path = getattr(image, part)
+    try:
+        return path.stat().st_size == image.sizes[part]
+    except (OSError, KeyError):
+        return False
 
 
 def _initrd_name(image: Image) -> str:
@@ -184,16 +195,19 @@ def _initrd_name(image: Image) -> str:
     return f"{image.name}-{recipe_hash(image.package, *image.modules)}.cpio"
 
 
-def _finish(image: Image, progress: Progress) -> Image:
-    """Make the initramfs for an image whose kernel is there, and write the manifest."""
-    folder = image.kernel.parent / "modules"
-    modules = [(name, (folder / f"{name}.ko").read_bytes()) for name in image.modules]
+def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
+    """Make the initramfs for an image whose kernel is there, unless that is there too, and write the manifest."""
     initrd = cache_folder("initrd", _initrd_name(image))
-    _make_initrd(initrd, modules, progress)
+    sizes = _initrd_sizes(image.name)
+    if force or not initrd.exists() or sizes.pop(initrd.name, None) != initrd.stat().st_size:
+        folder = image.kernel.parent / "modules"
+        _make_initrd(initrd, [(name, (folder / f"{name}.ko").read_bytes()) for name in image.modules], progress)
+    sizes = dict([*sizes.items(), (initrd.name, initrd.stat().st_size)][-INITRDS:])
     facts = {
         "kernel": str(image.kernel),
         "vmlinux": str(image.vmlinux),
         "initrd": str(initrd),
+        "initrds": sizes,
         "release": image.release,
         "package": image.package,
         "modules": list(image.modules),
@@ -203,11 +217,34 @@ def _finish(image: Image, progress: Progress) -> Image:
             "initrd": initrd.stat().st_size,
         },
     }
+    mark_used(initrd)
     write_file(_manifest(image.name), json.dumps(facts, indent=2).encode() + b"\n")
     done = _load(image.name)
     if done is None:
         raise HostError(f"image {image.name} vanished while it was built; is something else cleaning the cache?")
+    tidy()
     return done
+
+
+def _initrd_sizes(name: str) -> dict[str, int]:
+    """Sizes of an image's initramfs in the cache, by name, the latest last."""
+    try:
+        return {str(key): int(size) for key, size in json.loads(_manifest(name).read_text())["initrds"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def tidy(*, everything: bool = False) -> list[Path]:
+    """Remove what has not been used for a month, what is past LIMITS (the longest unused first) and what killed
+    processes left; with `everything` all that no image needs. Returns what was removed.
+    """
+    images = [image for image in map(_load, RECIPES) if image is not None]
+    needed = {path for image in images for path in (image.kernel.parent, image.initrd)}
+    removed = []
+    for part, limit in LIMITS.items():
+        seconds, limit = (0.0, 0) if everything else (UNUSED_SECONDS, limit)
+        removed += prune(cache_folder(part), seconds, limit, needed)
+    return removed
 
 
 def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progress) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firmware import bzimage, elf
-from images.cache import cache_folder, disk_errors, locked, write_file
+from images.cache import cache_folder, disk_errors, locked, mark_used, write_file
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes
 
@@ -30,6 +30,7 @@ def cached_vmlinux(kernel: Path) -> Path:
     if not _whole(target):
         with disk_errors(f"cannot keep the unpacked {kernel}"), locked("vmlinux"):
             write_file(target, unpack(file, str(kernel)))
+    mark_used(target)
     return target
 
 

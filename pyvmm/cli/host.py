@@ -89,7 +89,7 @@ def prepare(guest_memory: str) -> None:
     from pyvmm.host.emulated import EmulatedHost
 
     memory = _memory(guest_memory)
-    with EmulatedHost.start(memory_mib=memory, progress=_say):
+    with EmulatedHost.start(memory_mib=memory, progress=_say, exact=True):
         pass
     begin = time.monotonic()
     with EmulatedHost.start(memory_mib=memory, progress=_say):
@@ -103,18 +103,28 @@ def status(as_json: bool) -> None:
     """Show what is kept for starting emulated hosts: which QEMU, how many saved ones, the disk they take; and if one
     is up.
     """
-    from images.cache import cache_folder
     from pyvmm.errors import HostError
-    from pyvmm.host import commands
+    from pyvmm.host import commands, keeping, snapshot
     from pyvmm.host.qemu import find_qemu, version
+    from pyvmm.paths import cache_folder
 
     folder = cache_folder("host")
-    kept = sorted(each for each in folder.glob("snapshot-*") if (each / "state").exists())
+    kept = snapshot.all_saved()
     facts: dict[str, Any] = {
         "kept-up": commands.status(),
         "folder": str(folder),
-        "saved": [each.name for each in kept],
-        "disk": sum(_disk_usage(each) for each in folder.rglob("*")),
+        "saved": [
+            {
+                "name": Path(each.folder).name,
+                "memory": each.memory_mib << 20,
+                "checkout": each.repository,
+                "python": each.python,
+                "disk": keeping.disk_usage(Path(each.folder)),
+            }
+            for each in kept
+        ],
+        "disk": keeping.disk_usage(folder),
+        "limit": keeping.SAVED_BYTES,
     }
     try:
         facts["qemu"] = version(find_qemu())
@@ -129,16 +139,25 @@ def status(as_json: bool) -> None:
             ("kept up", facts["kept-up"]),
             ("QEMU", facts["qemu"] or facts["problem"]),
             ("saved hosts", f"{len(kept)}" if kept else "none yet: `pyvmm host prepare` makes one"),
-            ("disk", f"{format_size(facts['disk'])} in {folder}"),
+            *(
+                ("", f"{format_size(each['memory'])} for {each['checkout']}, {format_size(each['disk'])} on disk")
+                for each in facts["saved"]
+            ),
+            ("disk", f"{format_size(facts['disk'])} in {folder}; saved hosts may take {format_size(facts['limit'])}"),
         ],
         indent="",
     )
 
 
-def _disk_usage(path: Path) -> int:
-    """Bytes on the disk: a saved host's memory file is mostly holes."""
-    try:
-        found = path.lstat()
-    except OSError:  # another process tidies up
-        return 0
-    return found.st_blocks * 512
+@host.command()
+@click.option("--all", "everything", is_flag=True, help="Remove all that is kept, unless it is in use.")
+def clean(everything: bool) -> None:
+    """Remove what is kept for starting emulated hosts and of no more use.
+
+    That is: what has not been used for 30 days, saved hosts of checkouts or Pythons that are gone, those past 2 GiB
+    together (the longest unused first), and what killed processes left. It happens by itself when a host is saved.
+    """
+    from pyvmm.host import keeping
+
+    removed = keeping.clear() if everything else keeping.tidy()
+    click.echo(f"{len(removed)} removed" + "".join(f"\n  {path.name}" for path in removed))

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from pyvmm.errors import HostError
+from pyvmm.errors import ConfigError, HostError
 from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
 from pyvmm.host.inside import VARIABLE, inner_socket
-from pyvmm.host.preload import sources_digest
+from pyvmm.host.preload import REPOSITORY, sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
 from pyvmm.unix_socket import ListeningSocket
 
@@ -93,7 +93,10 @@ class Forward:
 
     def __init__(self, path: Path, inner: str) -> None:
         self.inner = inner
-        self.listener = ListeningSocket(path, 8)
+        try:
+            self.listener = ListeningSocket(path, 8)
+        except ConfigError as error:
+            raise HostError(str(error)) from error
 
     def close(self) -> None:
         """Stop listening."""
@@ -170,6 +173,7 @@ class CommandRun:
             "tty": self.on_terminal,
             "window": [size.lines, size.columns],
             "sources": sources_digest(),
+            "repository": str(REPOSITORY),
             "umask": current_umask(),
         }
         self._connect_outputs()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pyvmm.ending import ending_on_signals
-from pyvmm.host import daemon
+from pyvmm.host import daemon, keeping
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
 from pyvmm.host.endpoint import Endpoint
@@ -67,10 +66,8 @@ def status() -> str:
 
 def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> None:
     """Make kernel, Python and saved state anew: newer packages, pyvmm's sources as they are now."""
-    from images.cache import cache_folder
-
-    shutil.rmtree(cache_folder("host"), ignore_errors=True)
-    EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress).stop()
+    keeping.clear()
+    EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress, exact=True).stop()
 
 
 def shell_status(status: int) -> int:

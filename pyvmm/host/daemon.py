@@ -23,12 +23,13 @@ import struct
 import time
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.files import Shape, parse_object
 from pyvmm.host.emulated import EmulatedHost
 from pyvmm.host.kit import Progress
+from pyvmm.host.preload import agent_digest
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError
 from pyvmm.paths import open_private, private_folder, runtime_folder
 from pyvmm.unix_socket import ListeningSocket
@@ -48,11 +49,11 @@ def _socket_path() -> Path:
     return _folder() / "host.sock"
 
 
-TOLD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int}
+TOLD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int, "agent": str}
 """Members of host.json."""
 
 
-def _information() -> dict[str, int] | None:
+def _information() -> dict[str, Any] | None:
     """What the daemon that runs wrote about itself. Its lock on the file tells that it does: a pid may be reused."""
     try:
         descriptor = open_private(_folder() / "host.json", create=False)
@@ -78,10 +79,16 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def connect(memory_mib: int = 0) -> socket.socket | None:
-    """A connection to the daemon, or None if there is none with that much memory."""
+    """A connection to the daemon, or None if there is none with that much memory that speaks as we do (another
+    checkout may have started it).
+    """
     told = _information()
-    if told is None or told.get("memory_mib", 0) < memory_mib:
+    if told is None or told["memory_mib"] < memory_mib or told["agent"] != agent_digest():
         return None
+    return _connect()
+
+
+def _connect() -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.connect(str(_socket_path()))
@@ -93,8 +100,7 @@ def connect(memory_mib: int = 0) -> socket.socket | None:
 
 def start(memory_mib: int, idle_seconds: int, progress: Progress) -> str:
     """Start the daemon unless one runs, and wait until it serves."""
-    if connection := connect():
-        connection.close()
+    if _information() is not None:
         return status()
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -122,7 +128,7 @@ def start(memory_mib: int, idle_seconds: int, progress: Progress) -> str:
 def stop() -> str:
     """Ask the daemon to end, and wait for it."""
     told = _information()
-    connection = connect()
+    connection = _connect()
     if told is None or connection is None:
         return "no emulated host is kept up"
     with connection:
@@ -185,7 +191,7 @@ def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
         EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host,
         ListeningSocket(_socket_path(), 32) as listener,
     ):
-        told = {"pid": os.getpid(), "memory_mib": memory_mib, "idle": idle_seconds}
+        told = {"pid": os.getpid(), "memory_mib": host.memory_mib, "idle": idle_seconds, "agent": agent_digest()}
         os.pwrite(file, json.dumps(told).encode(), 0)
         try:
             _tell(report, "ready")

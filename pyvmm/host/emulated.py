@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.host import kit, snapshot
+from pyvmm.host import keeping, kit, snapshot
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.endpoint import Disconnected, Endpoint
 from pyvmm.host.kit import Progress
 from pyvmm.host.protocol import Frame, Kind
-from pyvmm.host.qemu import Hardware, Qemu
+from pyvmm.host.qemu import Qemu
 
-SIZES_MIB = (1536, 2560, 4608, 8704, 16896, 33280)  # few sizes, so that snapshots serve again: a guest's plus 512
+SIZES_MIB = (1536, 2560, 4608, 8704, 16896, 33280)
+"""Classes of a host's memory, a guest's plus 512: few, so that saved hosts serve again."""
+
+LARGE_STEP_MIB = 32768  # between the classes past the last of those
 OWN_MIB = 512  # what the host's kernel, Python and page tables need themselves
 AGENT_LIMIT = 60.0  # seconds from the word to go on to the agent's HELLO
 
@@ -27,7 +29,7 @@ def memory_for(guest_mib: int) -> int:
     for size in SIZES_MIB:
         if guest_mib + OWN_MIB <= size:
             return size
-    return guest_mib + OWN_MIB
+    return -(-(guest_mib + OWN_MIB) // LARGE_STEP_MIB) * LARGE_STEP_MIB
 
 
 class EmulatedHost:
@@ -37,22 +39,29 @@ class EmulatedHost:
         self._machine = machine
         self.endpoint = Endpoint(machine.port)
         self._stream = 1
+        self.memory_mib = 0  # what it has, perhaps more than was asked for
 
     @classmethod
-    def start(cls, *, memory_mib: int = SIZES_MIB[0], progress: Progress = lambda line: None) -> EmulatedHost:
-        """Restore the ready-made host, or boot one. Raises HostError or ConfigError in one line."""
+    def start(
+        cls, *, memory_mib: int = SIZES_MIB[0], progress: Progress = lambda line: None, exact: bool = False
+    ) -> EmulatedHost:
+        """Restore a ready-made host with that much memory or more, or boot one and keep it. Raises HostError or
+        ConfigError in one line.
+
+        `exact`: only one that has pyvmm's modules of this checkout as they are now.
+        """
         if memory_mib < 256:
             raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
-        hardware = Hardware(memory_mib)
         ingredients = kit.prepare(progress)
-        ready = snapshot.folder_for(ingredients, hardware)
         for attempt in range(2):
-            if not (ready / "state").exists():
-                snapshot.make(ready, ingredients, hardware, progress)
+            saved = snapshot.find(ingredients, memory_mib, exact=exact)
+            if saved is None:
+                saved = snapshot.make(ingredients, memory_mib, progress, exact=exact)
             try:
-                machine = snapshot.restore(ready, ingredients, hardware)
+                machine = snapshot.restore(saved, ingredients)
                 try:
                     host = cls(machine)
+                    host.memory_mib = saved.memory_mib
                     host._go()
                 except BaseException:
                     machine.kill()
@@ -62,7 +71,7 @@ class EmulatedHost:
                 if attempt:
                     raise
                 progress("the kept host does not start: booting it anew")
-                shutil.rmtree(ready, ignore_errors=True)
+                keeping.remove(Path(saved.folder))
         raise AssertionError("not reached")
 
     def _go(self) -> None:

@@ -1,16 +1,17 @@
 """What the saved host holds ready of Python: an interpreter in which everything a command imports is imported.
 
-Under emulation starting Python takes a second and importing what `pyvmm` needs several. So the files for that are in
-the initramfs, under the very paths they have on the machine; the agent imports them before its state is saved, and a
-`python -m MODULE` is then a fork of it, ready in some ten milliseconds.
+Under emulation starting Python takes a second and importing what `pyvmm` needs several. So the files for that come in
+a second archive after the initramfs, under the very paths they have on the machine; the agent imports them before its
+state is saved, and a `python -m MODULE` is then a fork of it, ready in some ten milliseconds.
 
-Files of other packages are *stable*: a change of one makes a new kit and a new snapshot. pyvmm's own change all the
-time where somebody works on it: if the digest of the sources is another than that of the imported ones, the fork
-forgets pyvmm's modules and imports them anew from the machine's files.
+Files of other packages are *stable*: a host saved before one changed is of no use. pyvmm's own change all the time
+where it is worked on: if the digest of the command's sources is another than that of the imported ones (edited since,
+or of another checkout), the fork forgets pyvmm's modules and imports them anew, from the command's own checkout.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -29,7 +30,7 @@ from pyvmm.errors import HostError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN_PACKAGES = ("pyvmm", "devices", "firmware", "images")
-# Ours, but part of the running agent: a change makes a new kit.
+# Ours, but part of the running agent, with which a command's outer side speaks: both must be the same.
 AGENT_MODULES = ("agent.py", "endpoint.py", "protocol.py", "preload.py", "rootfs.py", "zygote.py")
 
 _COLLECT = """
@@ -83,6 +84,15 @@ def sources_quiet_for() -> float:
 def stable_digest(files: Iterable[str]) -> str:
     """Names the state of `files`."""
     return _digest(Path(file) for file in files)
+
+
+@functools.cache
+def agent_digest() -> str:
+    """Names the contents of the agent's sources, wherever they are: checkouts with the same can share a host."""
+    total = hashlib.sha256()
+    for name in AGENT_MODULES:
+        total.update((REPOSITORY / "pyvmm" / "host" / name).read_bytes())
+    return total.hexdigest()[:16]
 
 
 def _own_sources() -> Iterator[Path]:
@@ -192,8 +202,18 @@ class Tree:
         return done
 
 
-def add_to(archive: CpioWriter, preload: Preload) -> None:
-    """Put the files into an initramfs, with byte code that is not checked against file times (all zero there)."""
+def archive(preload: Preload, sources: str) -> bytes:
+    """All of it as a cpio archive, to follow the initramfs."""
+    made = CpioWriter()
+    _add_to(made, preload)
+    told = {"modules": preload.modules, "sources": sources, "repository": str(REPOSITORY)}
+    made.file("host/preload.json", json.dumps(told).encode())
+    made.file("host/python", f"{sys.executable}\t{REPOSITORY}\n".encode())
+    return made.build()
+
+
+def _add_to(archive: CpioWriter, preload: Preload) -> None:
+    """Put the files into an archive, with byte code that is not checked against file times (all zero there)."""
     tree = Tree(archive)
     for other in preload.others:
         tree.add(other)

@@ -1,11 +1,18 @@
-"""The suspended, ready-made host: booted once, its memory and state kept, so that a later start takes a second.
+"""The suspended, ready-made hosts: booted once, memory and state kept, so that a later start takes a second.
 
-Saved while the inner init waits for its orders: modules loaded, nothing of the machine mounted yet (QEMU refuses to
-save its state while a 9p file system is mounted).
+Saved while the inner init waits for its orders: modules loaded, Python and pyvmm imported, nothing of the machine
+mounted yet (QEMU refuses to save its state while a 9p file system is mounted).
 
-Two files: `memory`, which is the guest's RAM itself (the first QEMU writes it through a shared mapping, restored ones
-map it privately, so only the pages a run touches are ever read, many runs share them, and pages never used are holes
-in the file), and `state`, all else, as a QEMU migration stream of a few hundred KiB (capability x-ignore-shared).
+    host/saved-KEY/    KEY: kit, QEMU, interpreter, checkout and memory class
+        memory         the guest's RAM itself: the first QEMU writes it through a shared mapping, restored ones map it
+                       privately, so only the pages a run touches are ever read, many runs share them, and pages
+                       never used are holes in the file
+        state          all else, as a QEMU migration stream of a few hundred KiB (capability x-ignore-shared)
+        saved.json     what was saved; who restores it holds a lock on the folder until QEMU has opened the rest
+
+`find` takes the smallest that has the memory. One that holds pyvmm's modules as they are in this checkout comes
+first. While the sources here are being edited, one with other modules serves too (see `preload`), of this checkout or
+another; once they rest, this checkout gets its own.
 """
 
 from __future__ import annotations
@@ -13,31 +20,95 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shlex
 import shutil
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from images.cache import cache_folder, disk_errors, locked, new_folder
+from images.cache import disk_errors, locked
 from pyvmm.errors import HostError
-from pyvmm.host import qemu
-from pyvmm.host.kit import Kit, Progress, forget_old
+from pyvmm.host import keeping, preload, qemu
+from pyvmm.host.kit import Kit, Progress
 from pyvmm.host.qemu import Hardware, Qemu
+from pyvmm.paths import cache_folder, make_folder, new_folder, write_private
 
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
-NEEDED_BYTES = 400 << 20  # a snapshot takes about half of this
+NEEDED_BYTES = 400 << 20  # a saved host takes about half of this
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
-KEPT = 4  # snapshots of other memory sizes or versions kept before the oldest go
+QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new host for every save costs more
 
 
-def folder_for(kit: Kit, hardware: Hardware) -> Path:
-    """Where the snapshot for this very kit, hardware and QEMU lives."""
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A saved host, as its saved.json tells."""
+
+    folder: str
+    fits: str  # the kit and QEMU it was saved with
+    memory_mib: int
+    python: str  # the interpreter in it, by its path on the machine
+    repository: str  # the checkout whose modules are imported
+    sources: str  # digest of their state then
+    agent: str  # digest of the agent's sources
+    files: list[str]  # of other packages, and their state then
+    stable: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether its modules are what this checkout has now."""
+        return self.sources == preload.sources_digest()
+
+    def serves(self, fits: str, memory_mib: int) -> bool:
+        """Whether a command of this checkout can run in it, for guests of `memory_mib` (the host's own included)."""
+        return (
+            (self.fits, self.python, self.agent) == (fits, sys.executable, preload.agent_digest())
+            and memory_mib <= self.memory_mib <= max(memory_mib, _installed_mib())
+            and preload.stable_digest(self.files) == self.stable
+        )
+
+
+def _installed_mib() -> int:
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)
+
+
+def _fits(kit: Kit) -> str:
+    """Names what a saved state depends on: a QEMU called alike, and what it booted."""
     program = qemu.find_qemu()
     entry = os.stat(program)
-    line = qemu.command_line("qemu", kit, hardware, 0, 0, 0)
+    line = qemu.command_line("qemu", Kit(Path("kernel"), Path("initramfs"), ""), Hardware(0), 0, 0, 0)
     key = repr((kit.digest, line, os.path.realpath(program), entry.st_size, entry.st_mtime_ns))
-    return cache_folder() / "host" / f"snapshot-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def all_saved() -> list[Saved]:
+    """The saved hosts in the cache, of whatever kind."""
+    return list(_all_saved())
+
+
+def _all_saved() -> Iterator[Saved]:
+    for folder in sorted(cache_folder("host").glob("saved-*")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            yield Saved(**{**json.loads((folder / "saved.json").read_bytes()), "folder": str(folder)})
+
+
+def find(kit: Kit, memory_mib: int, *, exact: bool = False) -> Saved | None:
+    """The saved host for a command of this checkout; None if one should be made.
+
+    `exact`: only one whose modules are what this checkout has now.
+    """
+    fits = _fits(kit)
+    here = str(preload.REPOSITORY)
+    order = sorted(_all_saved(), key=lambda each: (not each.exact, each.repository != here, each.memory_mib))
+    best = next((each for each in order if each.serves(fits, memory_mib)), None)
+    if best is None or best.exact:
+        return best
+    if exact or preload.sources_quiet_for() > QUIET_SECONDS:
+        return None
+    return best
 
 
 def _memory(path: Path, hardware: Hardware, share: str) -> list[str]:
@@ -46,21 +117,33 @@ def _memory(path: Path, hardware: Hardware, share: str) -> list[str]:
     return ["-object", backend, "-machine", "memory-backend=ram"]
 
 
-def make(folder: Path, kit: Kit, hardware: Hardware, progress: Progress) -> None:
-    """Boot a host and save it as `folder`, unless another process just did. Raises HostError."""
+def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) -> Saved:
+    """Boot a host and save it, unless another process just did. Raises HostError."""
     with disk_errors("saving the emulated host"), locked("host-snapshot"):
-        if (folder / "state").exists():
-            return
+        if (just_made := find(kit, memory_mib, exact=exact)) is not None:
+            return just_made
         progress("booting the emulated host for the first time (kept for later starts)")
-        for left in folder.parent.glob(".snapshot-*"):  # of a maker that was killed: we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
+        parent = cache_folder("host")
+        make_folder(parent)
+        free = shutil.disk_usage(parent).free
         if free < NEEDED_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
-        with new_folder(folder) as made:
-            _boot_and_save(made, kit, hardware)
-        forget_old(folder, "snapshot-*", KEPT)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(parent))
+        sources, python = preload.sources_digest(), preload.collect()
+        files = [file for file in [*python.others, *python.files] if not preload.is_own(file)]
+        fits, here = _fits(kit), str(preload.REPOSITORY)
+        key = repr((fits, memory_mib, sys.executable, here))
+        folder = parent / f"saved-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        agent, stable = preload.agent_digest(), preload.stable_digest(files)
+        saved = Saved(str(folder), fits, memory_mib, sys.executable, here, sources, agent, files, stable)
+        with contextlib.ExitStack() as stack, new_folder(folder) as made:
+            initramfs = made / "initramfs"
+            write_private(initramfs, kit.initramfs.read_bytes() + preload.archive(python, sources))
+            _boot_and_save(made, Kit(kit.kernel, initramfs, kit.digest), Hardware(memory_mib))
+            initramfs.unlink()
+            write_private(made / "saved.json", json.dumps(asdict(saved)).encode())
+            stack.enter_context(keeping.replacing(folder))
+        keeping.tidy(keep=folder)
+        return saved
 
 
 def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
@@ -93,19 +176,19 @@ def wait_ready(machine: Qemu, until: float) -> None:
         line = (line + part)[-64:]
 
 
-def restore(folder: Path, kit: Kit, hardware: Hardware) -> Qemu:
-    """A QEMU that goes on where the snapshot stopped."""
-    more = _memory(folder / "memory", hardware, "off")
-    with contextlib.suppress(OSError):
-        os.utime(folder)
-    machine = Qemu.launch(kit, hardware, [*more, "-incoming", "defer"])
-    try:
-        machine.greet()
-        machine.execute("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
-        machine.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(str(folder / 'state'))}")
-        machine.wait_migrated(time.monotonic() + 20)
-        machine.execute("cont")  # it was saved stopped
-    except BaseException:
-        machine.kill()
-        raise
+def restore(saved: Saved, kit: Kit) -> Qemu:
+    """A QEMU that goes on where the saved host stopped. Raises HostError."""
+    folder = Path(saved.folder)
+    more = [*_memory(folder / "memory", Hardware(saved.memory_mib), "off"), "-incoming", "defer"]
+    with keeping.in_use(folder):
+        machine = Qemu.launch(kit, Hardware(saved.memory_mib), more)
+        try:
+            machine.greet()
+            machine.execute("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
+            machine.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(str(folder / 'state'))}")
+            machine.wait_migrated(time.monotonic() + 20)
+            machine.execute("cont")  # it was saved stopped
+        except BaseException:
+            machine.kill()
+            raise
     return machine

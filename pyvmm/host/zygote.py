@@ -79,12 +79,18 @@ class Zygote:
             os._exit(127)
         status = 1
         try:
-            status = self._run(argv[2], argv[3:], env, request.get("sources", ""))
+            status = self._run(
+                argv[2], argv[3:], env, request.get("sources", ""), request.get("repository") or self.repository
+            )
         finally:
             os._exit(status)
 
-    def _run(self, module: str, arguments: list[str], env: dict[str, str], sources: str) -> int:
-        """Run `module` as the interpreter would; the exit status."""
+    def _run(self, module: str, arguments: list[str], env: dict[str, str], sources: str, repository: str) -> int:
+        """Run `module` as the interpreter would; the exit status.
+
+        pyvmm's own modules are those of the checkout that the command came from, `repository`, whatever the working
+        folder holds.
+        """
         import atexit
         import runpy
         import threading
@@ -95,7 +101,10 @@ class Zygote:
         os.environ.update(env)
         sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
         _open_streams(unbuffered=bool(env.get("PYTHONUNBUFFERED")))
+        sys.path[:] = [repository if place == self.repository else place for place in sys.path]
         sys.path.insert(0, os.getcwd())
+        if module.partition(".")[0] in _OWN_PACKAGES:
+            sys.path.insert(0, repository)
         importlib.invalidate_caches()
         if sources != self.sources:
             for name in [name for name in sys.modules if name.partition(".")[0] in _OWN_PACKAGES]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.errors import ConfigError
+from pyvmm.errors import HostError
 from pyvmm.host import daemon
 from pyvmm.host.client import Forward, current_umask
 from pyvmm.paths import runtime_folder
@@ -30,7 +30,7 @@ def test_what_a_killed_command_left_is_replaced_by_a_socket_for_the_user_alone(t
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(ConfigError, match="in use"):
+    with pytest.raises(HostError, match="in use"):
         Forward(path, "/run/inner")
     forward.close()
     assert not path.exists()

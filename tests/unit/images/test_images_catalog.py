@@ -9,12 +9,13 @@ import os
 import shutil
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from sample_modules import module
 
-from images import busybox, cache, catalog, packages
+from images import busybox, cache, catalog, initramfs, packages
 from images.catalog import build_image, find_image, known_image, list_images
 from images.cpio import read_cpio
 from pyvmm.errors import ConfigError, HostError
@@ -246,3 +247,40 @@ def test_an_image_can_be_taken_at_its_manifests_word(debian: Debian) -> None:
     built.initrd.unlink()
     assert known_image() == built
     assert find_image().initrd.exists()
+
+
+def test_checkouts_with_another_init_share_all_but_the_initramfs_and_make_it_once(
+    debian: Debian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    ours = build_image()
+    other = {**initramfs.guest_files(), "init": b"another"}
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(initramfs, "guest_files", lambda: other)
+            theirs = find_image(progress=told.append)
+            assert known_image() == theirs
+        assert known_image() == find_image(progress=told.append) == ours
+        assert (theirs.kernel, theirs.vmlinux) == (ours.kernel, ours.vmlinux)
+        assert theirs.initrd != ours.initrd
+    assert told == ["making the initramfs"]
+
+
+def test_a_lost_initramfs_is_made_again_without_a_look_for_packages(debian: Debian) -> None:
+    build_image().initrd.unlink()
+    debian.online = False
+    assert find_image().initrd.exists()
+
+
+def test_what_images_no_longer_need_goes_by_age_and_size(debian: Debian, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = build_image()
+    folder = image.initrd.parent
+    for name, used in (("old.cpio", 1), ("new.cpio", time.time())):
+        (folder / name).write_bytes(bytes(100))
+        os.utime(folder / name, (used, 1))
+    (folder / ".new-left").write_bytes(b"by a killed process")
+    assert [path.name for path in catalog.tidy()] == ["old.cpio"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([image.initrd.name, "new.cpio"])
+    monkeypatch.setitem(catalog.LIMITS, "initrd", 99)
+    assert [path.name for path in catalog.tidy()] == ["new.cpio"]
+    assert find_image() == image
