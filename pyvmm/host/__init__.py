@@ -2,9 +2,11 @@
 
 For machines whose KVM is missing or cannot run Linux (`probe` tells). The user sees no difference but the speed.
 
-    kit       a Debian kernel, and an initramfs with a few modules and a ready Python (`preload`)
+    kit       a Debian kernel, and an initramfs with a few modules: the same for all checkouts
+    preload   the ready Python with pyvmm's modules, a second archive for the boot before a host is saved
     qemu      the hardware; it dies with its parent
-    snapshot  boots the kit once and keeps it, suspended; a later start restores it in a fraction of a second
+    snapshot  boots them once and keeps the host, suspended; a later start restores it in a fraction of a second
+    keeping   how much of that is kept, for how long, and what is removed first
     agent     first process inside (`rootfs`: the machine's files; `zygote`: how a fork becomes a command)
     protocol, endpoint   frames, windows and descriptors, on both sides
     client    the outer side of one command: terminal, signals, forwarded sockets
@@ -18,12 +20,14 @@ Decisions, and why:
   restoring copies nothing and untouched pages cost nothing, on disk or in memory.
 * **Python waits inside, imported.** Under emulation an interpreter's start and imports take seconds, a fork of one
   that has them takes a tenth. `python -m MODULE` by the same interpreter is such a fork; all else is exec'ed.
-  Changed sources of pyvmm are imported anew (some seconds), until nobody has edited them for ten minutes (or until
-  `refresh`): then the saved host is made again.
+  Sources of pyvmm that are not those imported (edited since, or another checkout's) are imported anew (some seconds),
+  until they have not been edited for ten minutes (or until `refresh`): then this checkout's host is saved.
 * **The root is the machine's, writable**, not cached (/usr alone is cached, and read-only): what a command writes is
   where the user looks, what an editor saves is what the next command reads. QEMU acts with the user's own rights.
 * **Sockets are forwarded, not shared:** a socket belongs to its kernel. The same path names both ends (`inside`).
   Descriptors passed over them do not travel.
+* **A larger host serves a smaller guest.** Untouched memory costs nothing, so the smallest saved host that has enough
+  is used, and sizes come in classes.
 * **Nothing is left over:** socket pairs instead of socket files, memory instead of log files, PR_SET_PDEATHSIG on
   QEMU, and an agent that powers off when its port closes. What is kept in the cache is made under a lock and renamed.
 
