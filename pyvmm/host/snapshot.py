@@ -135,7 +135,7 @@ def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) 
         folder = parent / f"saved-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         agent, stable = preload.agent_digest(), preload.stable_digest(files)
         saved = Saved(str(folder), fits, memory_mib, sys.executable, here, sources, agent, files, stable)
-        with contextlib.ExitStack() as stack, new_folder(folder) as made:
+        with contextlib.ExitStack() as stack, keeping.in_use(kit.kernel.parent), new_folder(folder) as made:
             initramfs = made / "initramfs"
             write_private(initramfs, kit.initramfs.read_bytes() + preload.archive(python, sources))
             _boot_and_save(made, Kit(kit.kernel, initramfs, kit.digest), Hardware(memory_mib))
@@ -180,7 +180,7 @@ def restore(saved: Saved, kit: Kit) -> Qemu:
     """A QEMU that goes on where the saved host stopped. Raises HostError."""
     folder = Path(saved.folder)
     more = [*_memory(folder / "memory", Hardware(saved.memory_mib), "off"), "-incoming", "defer"]
-    with keeping.in_use(folder):
+    with keeping.in_use(kit.kernel.parent), keeping.in_use(folder):
         machine = Qemu.launch(kit, Hardware(saved.memory_mib), more)
         try:
             machine.greet()
