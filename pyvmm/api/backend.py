@@ -39,7 +39,15 @@ STDERR_LIMIT = 64 << 10
 SWITCH_INTERVAL = 0.001
 """Seconds a busy Python thread may keep the GIL while a vCPU waits for it."""
 
-_RUN = (sys.executable, "-m", "pyvmm.cli.main", "run")
+_HERE = str(Path(__file__).parents[2])
+_START = """import sys
+here = sys.argv.pop(1)
+if here not in sys.path:
+    sys.path.insert(0, here)
+from pyvmm.cli.main import main
+sys.exit(main())"""
+"""The command line of this very pyvmm, wherever the caller found it. -P: none of the working folder."""
+_RUN = (sys.executable, "-P", "-c", _START, _HERE, "run")
 _numbers = count(1)
 
 

@@ -169,7 +169,7 @@ class CommandRun:
         start = {
             "argv": list(request.argv),
             "env": env,
-            "cwd": request.cwd or os.getcwd(),
+            "cwd": request.cwd or _working_folder(),
             "tty": self.on_terminal,
             "window": [size.lines, size.columns],
             "sources": sources_digest(),
@@ -263,6 +263,13 @@ def run_command(endpoint: Endpoint, request: Request, stream: int = 1) -> int:
         return CommandRun(endpoint, request, stream).run()
     except Disconnected as error:
         raise HostError("the emulated host went away") from error
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise HostError("the working folder was removed: change to another") from None
 
 
 def current_umask() -> int:

@@ -229,3 +229,14 @@ def test_a_tail_keeps_the_end() -> None:
     for _ in range(5):
         tail.add(b"abc")
     assert tail.text() == "cabc"
+
+
+def test_a_process_runs_this_pyvmm_wherever_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyvmm").mkdir()
+    (tmp_path / "pyvmm/__init__.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    backend = ProcessBackend(["--kernel", "/nowhere"], "here")
+    assert backend.join(30)
+    assert "/nowhere" in backend.trouble()
+    backend.close()
