@@ -193,12 +193,14 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _temporary(parent: Path, *, folder: bool) -> Iterator[tuple[Path, int]]:
     """A new folder or file in `parent` with a descriptor that holds its lock: what is not locked is left over.
 
-    Making one and looking for what is left over exclude each other by a lock on `parent`.
+    Making one and looking for what is left over exclude each other by a lock on `parent`. In a folder that is
+    temporary itself (and locked for that) nobody else makes or looks for anything.
     """
     lock = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        flock(lock, LOCK_EX)
-        remove_leftovers(parent)
+        if not parent.name.startswith(_TEMPORARY):
+            flock(lock, LOCK_EX)
+            remove_leftovers(parent)
         if folder:
             path = tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent)
             os.chmod(path, 0o700)

@@ -32,9 +32,10 @@ def test_folders_and_files_are_the_users_alone_whatever_the_umask(umask: int, tm
     os.close(paths.open_private(tmp_path / "a/lock"))
     with paths.new_folder(tmp_path / "a/made") as made:
         (made / "data").write_bytes(b"1")
+        paths.write_private(made / "more", b"1")
         paths.make_folder(made / "sub")
     assert [mode(tmp_path / name) for name in ("a", "a/b", "a/made", "a/made/sub")] == [0o700] * 4
-    assert [mode(tmp_path / name) for name in ("a/b/file", "a/lock", "a/made/data")] == [0o600] * 3
+    assert [mode(tmp_path / name) for name in ("a/b/file", "a/lock", "a/made/data", "a/made/more")] == [0o600] * 4
 
 
 def test_the_runtime_folder_has_mode_0700_whatever_the_umask(
