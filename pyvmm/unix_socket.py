@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.paths import is_own, open_private, runtime_folder
+from pyvmm.paths import is_own, runtime_folder
 
 PATH_LIMIT = 107
 """Bytes in the path of a Unix socket, sun_path without its NUL."""
@@ -135,7 +135,7 @@ def _is_bound(path: Path) -> bool:
 def _lock() -> Iterator[None]:
     """Of all processes of this user only one is in here; freed when it ends."""
     try:
-        descriptor = open_private(runtime_folder() / "sockets.lock")
+        descriptor = os.open(runtime_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"{error.filename}: {error.strerror}") from error
     try:

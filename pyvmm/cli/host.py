@@ -160,4 +160,4 @@ def clean(everything: bool) -> None:
     from pyvmm.host import keeping
 
     removed = keeping.clear() if everything else keeping.tidy()
-    click.echo(f"{len(removed)} removed" + "".join(f"\n  {path.name}" for path in removed))
+    output.echo("\n  ".join([f"{len(removed)} removed", *(path.name for path in removed)]))

@@ -113,7 +113,7 @@ def clean(everything: bool) -> None:
     from images import catalog
 
     removed = catalog.tidy(everything=everything)
-    click.echo(f"{len(removed)} removed" + "".join(f"\n  {path.parent.name}/{path.name}" for path in removed))
+    output.echo("\n  ".join([f"{len(removed)} removed", *(f"{path.parent.name}/{path.name}" for path in removed)]))
 
 
 def _facts(image: Image) -> dict[str, Any]:

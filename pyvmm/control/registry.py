@@ -10,6 +10,7 @@ away by the next one who looks. A pid alone could be somebody else's by then.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import Shape, parse_object
 from pyvmm.paths import open_private, runtime_folder
 from pyvmm.sizes import is_size
+from pyvmm.unix_socket import is_listening
 
 SETTLING = 15.0
 """Seconds that a socket may be there and silent: an emulated host's, before the machine inside has its monitor."""
@@ -123,6 +125,8 @@ def _claim(name: str, argv: Sequence[str], socket: Path | None) -> Registration 
             if not _same(lock, file):  # the one who had it removed the file between our open and lock
                 os.close(lock)
                 continue
+            if os.fstat(lock).st_size and not socket:  # a killed one's, whose socket would pass for ours meanwhile
+                _remove_socket(file)
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps(asdict(entry) | {"socket": str(entry.socket)}).encode(), 0)
         except OSError as error:
@@ -221,7 +225,14 @@ def _same(descriptor: int, file: Path) -> bool:
 
 
 def _remove(file: Path) -> None:
-    """Remove an entry whose lock we hold, its socket first."""
-    file.with_suffix(".sock").unlink(missing_ok=True)
+    """Remove an entry whose lock we hold, its socket first (unless a process has that, whoever it is)."""
+    _remove_socket(file)
     stall_note(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
+
+
+def _remove_socket(file: Path) -> None:
+    socket = file.with_suffix(".sock")
+    with contextlib.suppress(HostError):
+        if not is_listening(socket):
+            socket.unlink(missing_ok=True)

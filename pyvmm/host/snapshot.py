@@ -142,6 +142,10 @@ def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) 
             initramfs.unlink()
             write_private(made / "saved.json", json.dumps(asdict(saved)).encode())
             stack.enter_context(keeping.replacing(folder))
+        for other in _all_saved():  # what this one does as well
+            family = (other.fits, other.python, other.repository)
+            if family == (fits, sys.executable, here) and other.memory_mib < memory_mib:
+                keeping.remove(Path(other.folder))
         keeping.tidy(keep=folder)
         return saved
 

@@ -131,3 +131,14 @@ listening = ListeningSocket(taken.socket, 1)
 print("here", flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_new_holder_is_starting_whatever_socket_a_killed_one_left(folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, "web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        holder.kill()
+    with registry.claim("web") as taken:
+        assert registry.is_starting(taken.entry)
