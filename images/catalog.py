@@ -229,9 +229,10 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
 def _initrd_sizes(name: str) -> dict[str, int]:
     """Sizes of an image's initramfs in the cache, by name, the latest last."""
     try:
-        return {str(key): int(size) for key, size in json.loads(_manifest(name).read_text())["initrds"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sizes: dict[str, int] = load_object(_manifest(name), {"initrds": {str: int}})["initrds"]
+    except FileError:
         return {}
+    return sizes
 
 
 def tidy(*, everything: bool = False) -> list[Path]:

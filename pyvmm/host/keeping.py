@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyvmm.errors import HostError
+from pyvmm.files import FileError, load_object
 from pyvmm.paths import cache_folder, remove_leftovers
 
 SAVED_BYTES = 2 << 30
@@ -121,10 +121,10 @@ def _used(path: Path) -> float:
 def _is_orphaned(folder: Path) -> bool:
     """A saved host whose interpreter or checkout is no longer there, or of which parts are missing."""
     try:
-        told = json.loads((folder / "saved.json").read_bytes())
-        return not all(os.path.exists(path) for path in (told["python"], told["repository"], folder / "state"))
-    except (OSError, ValueError, KeyError, TypeError):
+        told = load_object(folder / "saved.json", {"python": str, "repository": str})
+    except FileError:
         return True
+    return not all(os.path.exists(path) for path in (told["python"], told["repository"], folder / "state"))
 
 
 def remove(path: Path) -> bool:

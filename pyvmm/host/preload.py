@@ -108,7 +108,7 @@ def _digest(files: Iterable[Path]) -> str:
         try:
             entry = os.stat(file)
             total.update(f"{file}\0{entry.st_size}\0{entry.st_mtime_ns}\n".encode())
-        except OSError:
+        except (OSError, ValueError):
             total.update(f"{file}\0gone\n".encode())
     return total.hexdigest()[:32]
 

@@ -32,6 +32,7 @@ from pathlib import Path
 
 from images.cache import disk_errors, locked
 from pyvmm.errors import HostError
+from pyvmm.files import FileError, Shape, load_object
 from pyvmm.host import keeping, preload, qemu
 from pyvmm.host.kit import Kit, Progress
 from pyvmm.host.qemu import Hardware, Qemu
@@ -41,6 +42,18 @@ BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
 NEEDED_BYTES = 400 << 20  # a saved host takes about half of this
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new host for every save costs more
+
+TOLD: dict[str, Shape] = {
+    "fits": str,
+    "memory_mib": int,
+    "python": str,
+    "repository": str,
+    "sources": str,
+    "agent": str,
+    "files": [str],
+    "stable": str,
+}
+"""Members of saved.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,9 @@ def all_saved() -> list[Saved]:
 
 def _all_saved() -> Iterator[Saved]:
     for folder in sorted(cache_folder("host").glob("saved-*")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            yield Saved(**{**json.loads((folder / "saved.json").read_bytes()), "folder": str(folder)})
+        with contextlib.suppress(FileError):
+            told = load_object(folder / "saved.json", TOLD)
+            yield Saved(folder=str(folder), **{name: told[name] for name in TOLD})
 
 
 def find(kit: Kit, memory_mib: int, *, exact: bool = False) -> Saved | None:
