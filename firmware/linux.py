@@ -11,6 +11,7 @@ another structure.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -20,13 +21,14 @@ from firmware.acpi import AcpiConfig, build_acpi
 from firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE, HIGH_RAM, MIB, E820Entry, e820_map, ram_layout
 from firmware.sniff import describe
 from pyvmm.errors import ConfigError
-from pyvmm.files import FileBytes, shown
+from pyvmm.files import FileBytes, open_regular, shown
 
 if TYPE_CHECKING:
     from firmware.entry import BootState
     from pyvmm.wire import Buffer
 
 Entry = Literal["auto", "64", "pvh"]
+Opener = Callable[[Path], int]
 
 PAGE = 4096
 BZIMAGE_ENTRY64 = 0x200  # startup_64, after the start of the protected-mode kernel
@@ -54,14 +56,15 @@ def load_linux(
     acpi: AcpiConfig | None = None,
     protocol: Entry = "auto",
     fresh: bool = True,
+    opener: Opener = open_regular,
 ) -> BootState:
     """Fill `memory` (`ram_size` bytes, laid out as `ram_layout` says) and return the first vCPU's registers.
 
     `acpi` None leaves the tables out. `fresh` says that the memory holds zeros, so that zeros need not be written;
     False for loading again after a reset. Raises ConfigError, one line with the next step, if the files or sizes
-    will not do. Guest memory may be partly written then.
+    will not do. Guest memory may be partly written then. `opener` opens the files.
     """
-    plan = _plan(kernel, initrd, cmdline, ram_size, protocol)
+    plan = _plan(kernel, initrd, cmdline, ram_size, protocol, opener)
     loader, rsdp, e820 = plan.loader, 0, e820_map(ram_size)
     loader.write(memory, fresh)
     if plan.initrd is not None:
@@ -104,11 +107,18 @@ def check_linux(
     _plan(kernel, initrd, cmdline, ram_size, protocol)
 
 
-def _plan(kernel: Path | bytes, initrd: Path | bytes | None, cmdline: str, ram_size: int, protocol: Entry) -> _Plan:
+def _plan(
+    kernel: Path | bytes,
+    initrd: Path | bytes | None,
+    cmdline: str,
+    ram_size: int,
+    protocol: Entry,
+    opener: Opener = open_regular,
+) -> _Plan:
     name = shown(kernel) if isinstance(kernel, Path) else "kernel"
-    kernel_source = _Source(kernel, name)
+    kernel_source = _Source(kernel, name, opener)
     initrd_name = shown(initrd) if isinstance(initrd, Path) else "initrd"
-    initrd_source = _Source(initrd, initrd_name) if initrd is not None else None
+    initrd_source = _Source(initrd, initrd_name, opener) if initrd is not None else None
     initrd_size = len(initrd_source.view) if initrd_source is not None else 0
     try:
         text = cmdline.encode("utf-8", "surrogateescape")  # as Python took it from the user's own command line
@@ -179,9 +189,11 @@ class _Source:
     `view` is for a look at the headers. The bulk is read straight into guest memory.
     """
 
-    def __init__(self, source: Path | bytes | bytearray, name: str) -> None:
+    def __init__(self, source: Path | bytes | bytearray, name: str, opener: Opener = open_regular) -> None:
         self._name = name
-        self.view: memoryview | FileBytes = FileBytes(source) if isinstance(source, Path) else memoryview(source)
+        self.view: memoryview | FileBytes = (
+            FileBytes(source, opener) if isinstance(source, Path) else memoryview(source)
+        )
         if not len(self.view):
             raise ConfigError(f"{name}: the file is empty")
 

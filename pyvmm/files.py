@@ -12,7 +12,8 @@ import io
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigError
@@ -99,9 +100,9 @@ class FileBytes:
     Unlike a mapping, whose use is fatal (SIGBUS) once the file is cut, a piece that is gone is a FileError.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: Path, opener: Callable[[Path], int] = open_regular) -> None:
         self.name = shown(path)
-        self.descriptor = open_regular(path)
+        self.descriptor = opener(path)
         self._size = os.fstat(self.descriptor).st_size
 
     def __len__(self) -> int:

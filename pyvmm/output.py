@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from pyvmm import held_threads
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -79,13 +81,14 @@ class Output:
             changed = self._count(len(data))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                held_threads.start(self._thread)
             self._state.notify_all()
         if changed:
             self.changed()
 
     def flush(self, seconds: float) -> bool:
         """Wait until all is written or writing has failed; whether it came to that."""
+        held_threads.release()
         with self._state:
             return self._state.wait_for(lambda: not self._pending, seconds)
 

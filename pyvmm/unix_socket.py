@@ -17,7 +17,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -66,7 +66,8 @@ class ListeningSocket:
         if self.socket.fileno() < 0:
             return
         if self._identity is not None and _identity(self._file) == self._identity:
-            self._file.unlink(missing_ok=True)
+            with suppress(PermissionError):  # a confined process may not: pyvmm.sandbox.sweeper does it
+                self._file.unlink(missing_ok=True)
         self.socket.close()
 
     def __enter__(self) -> Self:

@@ -39,11 +39,12 @@ def say(text: str) -> None:
 class Watchdog:
     """Watches `loop` between `start` and `stop`. `say(text)` is called on the watchdog's thread.
 
-    `note`: a file that exists while the loop stands still, for commands that wait for an answer in vain.
+    A note, if it is to keep one, is a file that says where the loop stands still, for commands that wait for an
+    answer in vain, and that is empty while it turns.
     """
 
     def __init__(self, loop: Loop, say: Callable[[str], None] = say, *, period: float = PERIOD) -> None:
-        self.note: Path | None = None
+        self._note = -1
         self.stalls = 0
         """How often the loop stood still."""
         self.last_place = ""
@@ -53,6 +54,12 @@ class Watchdog:
         self._period = period
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def keep_note(self, path: Path) -> None:
+        """Keep the note at `path`. Opened now: a confined process opens no file later. Without, if it cannot be."""
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._note = os.open(path, flags, 0o600)
 
     def start(self) -> None:
         self._thread.start()
@@ -85,29 +92,28 @@ class Watchdog:
             if looks >= PATIENCE:
                 self._goes_on(time.monotonic() - since)
             seen, looks = (turn, 1) if began is not None else (-1, 0)
-        self._remove_note()
+        self._write_note("")
 
     def _stands_still(self, seconds: float) -> None:
         self.stalls += 1
         thread = self._loop.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
         self.last_place = place(frame)
-        if self.note is not None:
-            with contextlib.suppress(OSError):
-                self.note.write_text(self.last_place)
+        self._write_note(self.last_place)
         self._say(
             f"the machine's event loop has stood still for {seconds:.0f} s, so that monitor commands wait; "
             f"it is in {self.last_place}"
         )
 
     def _goes_on(self, seconds: float) -> None:
-        self._remove_note()
+        self._write_note("")
         self._say(f"the machine's event loop goes on after {seconds:.0f} s")
 
-    def _remove_note(self) -> None:
-        if self.note is not None:
+    def _write_note(self, text: str) -> None:
+        if self._note >= 0:
             with contextlib.suppress(OSError):
-                self.note.unlink(missing_ok=True)
+                os.ftruncate(self._note, 0)
+                os.pwrite(self._note, text.encode(errors="replace"), 0)
 
 
 def place(frame: FrameType | None) -> str:

@@ -206,8 +206,9 @@ class PtyConsole(Console):
         lost = self._lost + len(self._kept)
         if lost:
             print(f"pyvmm: console {self.place}: {lost} bytes that nobody read are lost", file=sys.stderr)
-        os.close(self._master)
-        os.close(self._slave)
+        for fd in {self._master, self._slave} - {-1}:
+            os.close(fd)
+        self._master = self._slave = -1
 
 
 def check_reachable(path: Path, what: str) -> None:

@@ -44,7 +44,7 @@ def doctor(fresh: bool, as_json: bool) -> int:
     ok  is there     --  is missing     ??  would be nice to have
     Status 0 if guests can run here, on its own KVM or in the emulated host; 1 if not.
     """
-    findings = [*_python(), *_kvm(fresh), *_emulated(), *_images(), *_room()]
+    findings = [*_python(), *_kvm(fresh), *_confinement(), *_emulated(), *_images(), *_room()]
     where = _where(findings)
     if as_json:
         output.print_json({"guests": where, "findings": [asdict(each) for each in findings]})
@@ -105,6 +105,17 @@ def _virtualization() -> bool:
     except OSError:
         return False
     return "vmx" in words or "svm" in words
+
+
+def _confinement() -> Iterator[Finding]:
+    from pyvmm.sandbox import landlock
+    from pyvmm.sandbox.confine import missing
+
+    lacking = dict(missing())
+    version = landlock.abi()
+    for what, detail in (("Landlock", f"ABI {version}"), ("seccomp", "takes filters")):
+        fix = lacking.get(what, "")
+        yield Finding("Confinement", what, not fix, "not in this kernel" if fix else detail, fix, needed=False)
 
 
 def _emulated() -> Iterator[Finding]:

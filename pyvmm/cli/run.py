@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from pyvmm.machine.config import MachineConfig
+    from pyvmm.sandbox.confine import Mode
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -104,6 +105,13 @@ def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str)
     help="How; default by the file's ending: .txt text, .json chrome (for Perfetto), else JSON lines.",
 )
 @click.option("--timeout", type=Seconds(min=0, min_open=True), help="End with status 124 after SECONDS.")
+@click.option(
+    "--sandbox",
+    type=click.Choice(["on", "off", "require"]),
+    default="on",
+    show_default=True,
+    help="Confine pyvmm by Landlock, seccomp and capabilities: as this kernel can, not, or all or nothing.",
+)
 @click.option("--no-reboot", is_flag=True, help="End when the guest resets.")
 @click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
@@ -122,6 +130,7 @@ def run(
     trace_file: Path | None,
     trace_format: str | None,
     timeout: float | None,
+    sandbox: Mode,
     control_socket: Path | None,
     tied: bool,
     command: tuple[str, ...],
@@ -155,6 +164,10 @@ def run(
         from pyvmm.cli.trace_sinks import check_patterns
 
         check_patterns(trace)  # before an emulated host is booted for it
+    if sandbox == "require":
+        from pyvmm.sandbox.confine import check
+
+        check(sandbox)
 
     def here(config: MachineConfig, sockets: list[Path]) -> int:
         from pyvmm.cli.session import Session, run_session
@@ -170,6 +183,7 @@ def run(
                 trace_file=trace_file,
                 trace_format=trace_format,
                 tied=tied,
+                sandbox=sandbox,
             )
         )
 

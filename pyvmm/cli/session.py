@@ -13,16 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyvmm import held_threads
+from pyvmm.cli.confined import confine_session, open_doors
 from pyvmm.cli.consoles import Console, open_console
 from pyvmm.cli.outputs import PATIENCE, Outputs, connect, drain, say, say_ended, say_lost, settle, threaded
 from pyvmm.cli.streams import status_of
 from pyvmm.cli.trace_sinks import traces
+from pyvmm.control.door import Door
 from pyvmm.control.registry import stall_note
 from pyvmm.guest_text import clean
 from pyvmm.host.inside import socket_path, user_pid
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 from pyvmm.output import Output
+from pyvmm.sandbox.confine import Mode
 
 STATUS_PANIC = 255
 STATUS_ERROR = 1
@@ -44,25 +48,34 @@ class Session:
     trace_file: Path | None = None
     trace_format: str | None = None
     tied: bool = False  # end when standard input does
+    sandbox: Mode = "off"
 
 
 def run_session(session: Session) -> int:
     """Run the machine to its end; the exit status. ConfigError and HostError are the caller's to print."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
+        held_threads.hold()
+        stack.callback(held_threads.release)
         outputs = stack.enter_context(threaded())
         tracing = stack.enter_context(
             traces(session.trace, session.trace_file, session.trace_format, machine=session.config.name)
         )
         loop = Loop()
+        doors = open_doors(map(socket_path, session.sockets), loop, stack, confined=session.sandbox != "off")
         console = stack.enter_context(open_console(session.console, outputs.out))
         console.tied = session.tied
         machine = stack.enter_context(Machine(session.config, loop, console=console.write))
         run = _Run(session, machine, console, outputs)
         stack.enter_context(run.signals())
+        if session.sockets:
+            machine.watchdog.keep_note(stall_note(session.sockets[0]))
+        confine_session(session.sandbox, machine, doors)
+        # All is open, and only now there are threads, which are confined like us.
+        held_threads.release()
         machine.start()
         # From here on the guest boots beside us.
-        serve(session.sockets, loop, machine, stack)
+        serve(doors, loop, machine, stack)
         # What start-up made lives as long as the machine; a collection that walks it would hold up the guest.
         gc.collect()
         gc.freeze()
@@ -70,12 +83,12 @@ def run_session(session: Session) -> int:
     return status or int(tracing.failed)
 
 
-def serve(sockets: list[Path], loop: Loop, machine: Machine, stack: contextlib.ExitStack) -> None:
-    """Monitors on `sockets`, until `stack` ends. Raises ConfigError for one in use."""
+def serve(doors: list[Door], loop: Loop, machine: Machine, stack: contextlib.ExitStack) -> None:
+    """Monitors at `doors`, until `stack` ends."""
     from pyvmm.control.server import ControlServer
 
     machine.pid = user_pid()
-    stack.enter_context(ControlServer(loop, machine, *map(socket_path, sockets)))
+    stack.enter_context(ControlServer(loop, machine, *doors))
 
 
 class _Run:
@@ -101,8 +114,6 @@ class _Run:
         machine, session = self._machine, self._session
         self._console.attach(machine)
         machine.console_place = self._console.place
-        if session.sockets:
-            machine.watchdog.note = stall_note(session.sockets[0])
         if session.timeout is not None:
             machine.loop.after(session.timeout, self._timed_out)
         if session.command is not None:

@@ -85,6 +85,8 @@ def _head(about: dict[str, Any]) -> str:
 def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     known = {"name", "status", "uptime", "memory", "balloon", "vmbus", "exits", "resets"}
     pairs = [(key, str(each)) for key, each in about.items() if key not in known and isinstance(each, (str, int))]
+    if about.get("sandbox"):
+        pairs.append(("sandbox", _sandbox_text(about["sandbox"])))
     if about.get("resets"):
         pairs.append(("resets", str(about["resets"])))
     if about.get("status") == "starting":
@@ -110,6 +112,17 @@ def _loop_text(loop: dict[str, Any]) -> str:
         often = "once" if stalls == 1 else f"{stalls} times, last"
         text += f"; stood still {often} in {loop.get('last-stall')}"
     return text
+
+
+def _sandbox_text(sandbox: dict[str, Any]) -> str:
+    """`Landlock (ABI 7), seccomp, no new privileges, capabilities: none`, or `off`."""
+    if sandbox.get("mode") == "off":
+        return "off"
+    parts = [f"Landlock (ABI {sandbox['landlock-abi']})"] if sandbox.get("landlock-abi") else []
+    parts += [key.replace("-", " ") for key in ("seccomp", "no-new-privileges") if sandbox.get(key)]
+    parts.append(f"capabilities: {sandbox.get('capabilities', 'unknown')}")
+    missing = sandbox.get("missing")
+    return ", ".join(parts) + (f"; missing: {', '.join(missing)}" if missing else "")
 
 
 RESIDENT_SLACK = 256 << 20

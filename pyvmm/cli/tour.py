@@ -104,10 +104,12 @@ def tour(
 
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
+    from pyvmm.cli.confined import open_doors
     from pyvmm.cli.consoles import Console, StdioConsole
     from pyvmm.cli.outputs import PATIENCE, connect, drain, say_ended, settle, threaded
     from pyvmm.cli.session import SWITCH_INTERVAL, report, serve
     from pyvmm.cli.streams import status_of
+    from pyvmm.host.inside import socket_path
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine
     from pyvmm.output import Output
@@ -118,9 +120,10 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
         outputs = stack.enter_context(threaded())
         console: list[Console] = [Console()]
         loop = Loop()
+        doors = open_doors(map(socket_path, sockets), loop, stack)
         machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
         machine.start()
-        serve(sockets, loop, machine, stack)
+        serve(doors, loop, machine, stack)
         guide = _Guide(machine, show, shell, started)
 
         def finished() -> None:

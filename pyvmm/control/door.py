@@ -15,19 +15,27 @@ QUEUE = 16
 
 
 class Door:
-    """A socket at `path` that listens until `close`; `admit(connection, path)` gets who comes."""
+    """A socket at `path` that listens until `close`. Clients wait until `open(admit)`: `admit(connection, path)` gets
+    who comes.
+    """
 
-    def __init__(self, loop: Loop, path: Path, admit: Callable[[socket.socket, Path], None]) -> None:
+    def __init__(self, loop: Loop, path: Path) -> None:
         self._loop = loop
-        self._path = path
-        self._admit = admit
+        self.path = path
         self._socket = ListeningSocket(path, QUEUE)
+        self._open = False
+
+    def open(self, admit: Callable[[socket.socket, Path], None]) -> None:
+        """Let clients in."""
+        self._admit = admit
         self._open = True
-        loop.add_reader(self._socket.fileno(), self._accept)
+        self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def close(self) -> None:
-        self._open = False
-        self._loop.remove_reader(self._socket.fileno())
+        """Stop listening and remove the socket. Harmless twice."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
 
     def _accept(self) -> None:
@@ -37,7 +45,7 @@ class Door:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                 self._rest()
             return  # else the client gave up before we came to it
-        self._admit(connection, self._path)
+        self._admit(connection, self.path)
 
     def _rest(self) -> None:
         """No descriptor left for a client that waits: look again in a second rather than spin."""

@@ -194,7 +194,7 @@ def find(which: str | os.PathLike[str] | None = None) -> Entry:
 
 
 def stall_note(socket: Path) -> Path:
-    """The file that a machine's watchdog keeps while the loop behind `socket` stands still (`pyvmm.watchdog`)."""
+    """The file where a machine's watchdog says that the loop behind `socket` stands still (`pyvmm.watchdog`)."""
     return socket.with_suffix(".stall")
 
 

@@ -44,12 +44,14 @@ CLIENT_LIMIT = 16
 
 
 class ControlServer:
-    """The listening sockets at `paths` and their clients. All methods belong to the loop's thread."""
+    """The listening sockets at `places` (paths, or doors that are there already) and their clients. All methods
+    belong to the loop's thread.
+    """
 
-    def __init__(self, loop: Loop, controlled: Controlled, *paths: str | os.PathLike[str]) -> None:
+    def __init__(self, loop: Loop, controlled: Controlled, *places: str | os.PathLike[str] | Door) -> None:
         self._loop = loop
         self._machine = controlled
-        self._paths = [Path(path) for path in paths]
+        self._places = places
         self._doors: list[Door] = []  # while it listens
         self._clients: list[_Client] = []
         self._numbers = count(1)
@@ -61,8 +63,9 @@ class ControlServer:
     def start(self) -> None:
         """Listen. ConfigError if another process listens there or something else is in the way."""
         try:
-            for path in self._paths:
-                self._doors.append(Door(self._loop, path, self._admit))
+            for place in self._places:
+                self._doors.append(place if isinstance(place, Door) else Door(self._loop, Path(place)))
+                self._doors[-1].open(self._admit)
         except BaseException:
             self.close()
             raise

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from firmware.linux import load_linux
 from pyvmm import contain
@@ -34,6 +34,7 @@ from pyvmm.machine import cpu, engines, hotplug
 from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.board import Board
+from pyvmm.machine.boot_files import BootFiles
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
@@ -146,6 +147,8 @@ class Machine(Monitored):
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
         self.pid = os.getpid()
         self.console_place = "null"  # where the console leads, for query-chardev
+        self.sandbox: dict[str, Any] = {"mode": "off"}  # what confines the process
+        self.boot_files = BootFiles()
         self._tick_timer = loop.every(_TICK_PERIOD, self._tick)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
 
@@ -245,6 +248,7 @@ class Machine(Monitored):
             acpi=self.board.acpi,
             protocol=self.config.entry,
             fresh=fresh,
+            opener=self.boot_files.open,
         )
         if trace.loaded.on:
             trace.loaded(self.config.kernel, round((time.monotonic() - before) * 1000))
@@ -311,6 +315,7 @@ class Machine(Monitored):
             hardware.close()
         self.board.close()
         self._ram.close()
+        self.boot_files.close()
         self._kvm.close()
 
     def reset(self, reason: str = "host") -> None:
@@ -344,7 +349,7 @@ class Machine(Monitored):
         self.resets += 1
         try:
             self._power_on(fresh=True)
-        except PyvmmError as error:  # the kernel's file may be gone by now
+        except PyvmmError as error:  # the kernel's file may have become another
             self._failed(error)
             return
         hardware = self._hardware

@@ -49,6 +49,7 @@ class Monitored(ABC):
     pressure: Pressure | None  # with a balloon whose status reports are wanted
     pid: int  # of the process by which the user knows the machine
     console_place: str  # where the console leads, for query-chardev
+    sandbox: dict[str, Any]  # what confines the process
     resets: int
     watchdog: Watchdog
     _state: State
@@ -212,6 +213,7 @@ class Monitored(ABC):
             "kernel": str(self.config.kernel),
             "uptime": round(time.monotonic() - self._started, 1),
             "resets": self.resets,
+            "sandbox": self.sandbox,
             "agent": {"ready": self.agent.ready, "release": self.agent.release},
             "memory": self._memory_figures(),
             "balloon": self.balloon.info() if self.balloon is not None else None,

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from pyvmm import trace
+from pyvmm import held_threads, trace
 from pyvmm.errors import ConfigError
 from pyvmm.trace import Record
 from pyvmm.tracing.formats import encode_in_turns, encoder, format_of
@@ -67,7 +67,7 @@ class FileSink:
         wall_clock = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._queue.append(_record(trace.started, machine or path.name, wall_clock))
         self._thread = threading.Thread(target=self._run, name="trace", daemon=True)
-        self._thread.start()
+        held_threads.start(self._thread)
 
     def __call__(self, record: Record) -> None:
         """Keep `record` for the writer. From any thread."""
@@ -81,6 +81,7 @@ class FileSink:
         """Write what is left and close the file. The sink must be unsubscribed by now. What a file that takes no
         more (a FIFO, a hanging disk) has not got after CLOSE_LIMIT counts as lost.
         """
+        held_threads.release()
         self._ending.set()
         before = -1
         while self._thread.is_alive() and len(self._queue) != before:

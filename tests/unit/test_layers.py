@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"devices", "firmware"},
     {"pyvmm.vmbus"},
     {"pyvmm.hyperv"},
+    {"pyvmm.sandbox"},  # knows KVM's requests
     {"pyvmm.kvm"},
     {"pyvmm"},  # its single modules
 ]

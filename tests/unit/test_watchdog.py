@@ -23,7 +23,8 @@ class Watched:
         self.loop = Loop()
         self.said: list[str] = []
         self.dog = Watchdog(self.loop, self.said.append, period=PERIOD)
-        self.dog.note = note
+        self.note = note
+        self.dog.keep_note(note)
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
 
     def wait(self, lines: int) -> list[str]:
@@ -55,12 +56,12 @@ def test_a_loop_that_stands_still_is_told_of_once_with_its_place(watched: Watche
     (line,) = watched.wait(1)
     assert "has stood still" in line
     assert "hang_here (test_watchdog.py:" in line
-    assert "hang_here" in watched.dog.note.read_text()
+    assert "hang_here" in watched.note.read_text()
     time.sleep(10 * PERIOD)
     assert len(watched.said) == 1
     released.set()
     assert "goes on after" in watched.wait(2)[1]
-    assert not watched.dog.note.exists()
+    assert watched.note.read_text() == ""
     assert watched.dog.info()["stalls"] == 1
     assert "hang_here" in watched.dog.info()["last-stall"]
     assert watched.dog.info()["longest-turn"] > 3 * PERIOD

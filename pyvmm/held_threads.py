@@ -1,0 +1,34 @@
+"""Threads that are held back until the process is confined: Landlock and capabilities are a thread's own, and only
+those started later have them as it has.
+
+    hold() ... start(writer) ... start(other) ... confine ... release(): both start
+"""
+
+from __future__ import annotations
+
+import threading
+
+_held: list[threading.Thread] | None = None
+
+
+def start(thread: threading.Thread) -> None:
+    """Start `thread`, or have it started by `release`."""
+    if _held is None:
+        thread.start()
+    else:
+        _held.append(thread)
+
+
+def hold() -> None:
+    """Hold threads back from now on."""
+    global _held
+    if _held is None:
+        _held = []
+
+
+def release() -> None:
+    """Start what was held back; hold back no more. Harmless at any time: whoever waits for such a thread calls it."""
+    global _held
+    held, _held = _held, None
+    for thread in held or ():
+        thread.start()
