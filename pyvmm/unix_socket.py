@@ -90,6 +90,8 @@ class ListeningSocket:
 
 def is_listening(path: Path) -> bool:
     """Whether a process accepts connections at the Unix socket `path`."""
+    if not os.path.lexists(path):
+        return False  # without a socket to try: a confined process gets none
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

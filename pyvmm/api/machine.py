@@ -133,7 +133,8 @@ class Machine:
     def _make_backend(self) -> Backend:
         from pyvmm.cli.run import config_of
 
-        if not self._own_process and runs_here(self._params["host"]):
+        confined = self._params["sandbox"] == "require"  # which takes a process, and this one is the caller's
+        if not self._own_process and not confined and runs_here(self._params["host"]):
             return ThreadBackend(lambda: config_of(self._params), self._params)
         config_of(self._params)  # wrong options are told now, before a process is made for them
         return ProcessBackend(self._arguments, self._name)
