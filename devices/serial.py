@@ -138,7 +138,8 @@ class Serial:
     def send_break(self) -> None:
         """A break on the line, in order with what was queued before: Linux's SysRq on a serial console."""
         with self.lock:
-            self._queue.append(_BREAK)
+            if len(self._queue) < RECEIVE_LIMIT:
+                self._queue.append(_BREAK)
             self._fill()
             self._update()
 

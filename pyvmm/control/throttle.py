@@ -24,6 +24,7 @@ class Timing(Protocol):
 PERIODS = {
     "BALLOON_CHANGE": 0.1,  # QEMU: 1 s, too coarse to draw progress with
     "HV_BALLOON_STATUS_REPORT": 1.0,
+    "MEMORY_DEVICE_SIZE_CHANGE": 1.0,
 }
 """Seconds between two events of a name."""
 

@@ -37,6 +37,8 @@ def check_command(command: str) -> None:
         raise ConfigError("the command holds a zero byte; remove it")
 
 
+COMMANDS_LIMIT = 64
+"""Commands that wait for the agent or run. A guest that answers none of them gets no more of its users' memory."""
 TIMED_OUT = 124
 """Status of a command that took too long, as timeout(1) and the agent have it."""
 KILL_AFTER = 2.0
@@ -91,6 +93,8 @@ class GuestAgent:
         What it returns cancels: a command that waits is not sent, one that runs is killed, and nothing is called.
         """
         check_command(command)
+        if len(self._waiting) + len(self._running) >= COMMANDS_LIMIT:
+            raise ConfigError(f"{COMMANDS_LIMIT} commands wait for the guest already: `pyvmm kill` or reset it")
         wanted = _Command(command, seconds, output, done)
         self._waiting.append(wanted)
         self._submit()
