@@ -246,3 +246,10 @@ def test_the_quick_status_is_what_a_read_gives_and_only_while_the_read_would_cha
     assert port.idle_status[0] == 0, "bytes held back may owe the guest an interrupt"
     port.reset()
     assert port.idle_status[0] == get(port, Register.LSR)
+
+
+def test_breaks_wait_within_the_limit_of_other_input(port: Serial) -> None:
+    port.receive(bytes(serial.RECEIVE_LIMIT))
+    for _ in range(100):
+        port.send_break()
+    assert port.queued == serial.RECEIVE_LIMIT

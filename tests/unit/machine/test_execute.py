@@ -8,7 +8,7 @@ import pytest
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.guest_time import GuestTimers
 from pyvmm.loop import Timers
-from pyvmm.machine.agent import TIMED_OUT, GuestAgent
+from pyvmm.machine.agent import COMMANDS_LIMIT, TIMED_OUT, GuestAgent
 from pyvmm.machine.execute import GRACE, OUTPUT_LIMIT, execute
 from tests.support.fake_clock import FakeLoop
 
@@ -131,3 +131,13 @@ def test_a_pause_counts_for_no_command_s_time(bench: Bench) -> None:
     assert bench.sent == [b"run 1 0 c2xlZXAgNQ==\n"] and results == []
     loop.advance(30)
     assert b"kill 1 TERM\n" in bench.sent and isinstance(results[0], HostError)
+
+
+def test_commands_that_wait_for_a_silent_guest_are_bounded(bench: Bench) -> None:
+    for _ in range(COMMANDS_LIMIT):
+        bench.run("sleep 1")
+    with pytest.raises(ConfigError, match="wait for the guest"):
+        bench.run("sleep 1")
+    bench.after(10 + GRACE)
+    assert len(bench.results) == COMMANDS_LIMIT
+    bench.run("sleep 1")
