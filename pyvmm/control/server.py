@@ -39,6 +39,9 @@ CHUNK = 16 << 10
 COMMANDS_PER_TURN = 8
 """Commands run for a client before the loop's other callers have their turn."""
 
+SECONDS_PER_TURN = 0.01
+"""After so long as well, with the command that is running: a reset takes 40 ms by itself."""
+
 CLIENT_LIMIT = 16
 """Clients at once. Each is a descriptor and some buffers; more than a few is a leak in somebody's script."""
 
@@ -190,6 +193,7 @@ class _Client:
     def _work(self) -> None:
         """Answer a few requests; come back for the rest, after others and once the client has read its replies."""
         self._working = False
+        until = time.monotonic() + SECONDS_PER_TURN
         for _ in range(COMMANDS_PER_TURN):
             if not self._open:
                 return
@@ -199,6 +203,8 @@ class _Client:
                 if not self.session.waiting:
                     self._loop.add_reader(self._socket.fileno(), self._readable)
                 return
+            if time.monotonic() > until:
+                break
         if self._open:
             self._loop.remove_reader(self._socket.fileno())
             if len(self._output) <= OUTPUT_PAUSE:

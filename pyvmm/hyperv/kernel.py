@@ -126,7 +126,8 @@ class KernelEngine(Engine):
         # A second irqfd on the line, never written: KVM tells its resample side of each EOM. The first stays a plain
         # one because KVM raises those at once and resampling ones from a work queue.
         self._vm.irqfd(unused, gsi, resample_fd=eom)
-        self.loop.post(self.loop.add_reader, eom, lambda: self._eom(vp, eom))
+        # Not posted: the next reset may close it before.
+        self.loop.add_reader(eom, lambda: self._eom(vp, eom))
 
     def reset(self) -> None:
         super().reset()

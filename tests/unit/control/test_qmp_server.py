@@ -379,3 +379,15 @@ def test_the_machine_may_end_while_a_command_runs(machine: FakeMachine, loop: Lo
         other.execute("quit")
         with pytest.raises(Disconnected):
             client.wait_event({"STOP"})
+
+
+def test_slow_commands_in_a_row_leave_the_others_their_turns(
+    machine: FakeMachine, loop: Loop, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "reset", lambda: time.sleep(0.1))
+    with Client(path) as other, Client(path) as client:
+        client._socket.sendall(b'{"execute": "system_reset"}\n' * 8)
+        time.sleep(0.05)
+        began = time.monotonic()
+        other.execute("query-status")
+        assert time.monotonic() - began < 0.6

@@ -134,3 +134,15 @@ def test_reset_gives_every_descriptor_back(memory: GuestMemory, loop: FakeLoop, 
     guest.engine.reset()
     assert len(os.listdir("/proc/self/fd")) == before
     assert not loop.readers
+
+
+def test_a_reset_before_the_loop_s_next_turn_leaves_it_no_closed_descriptor(
+    memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu
+) -> None:
+    """Two `system_reset` in one message of a client."""
+    engine = KernelEngine(1, memory, loop, base_routes=BASE)  # type: ignore[arg-type]
+    engine.setup_vm(vm)  # type: ignore[arg-type]
+    engine.setup_vcpu(vcpu, 0)  # type: ignore[arg-type]
+    engine.reset()
+    loop.run()
+    assert not loop.readers
