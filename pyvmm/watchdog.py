@@ -62,7 +62,9 @@ class Watchdog:
             self._note = os.open(path, flags, 0o600)
 
     def start(self) -> None:
-        self._thread.start()
+        """Watch from now on. Harmless twice."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         """Watch no more. Harmless twice."""
