@@ -120,11 +120,15 @@ def _confinement() -> Iterator[Finding]:
 
 def _emulated() -> Iterator[Finding]:
     from pyvmm.errors import HostError
-    from pyvmm.host.qemu import find_qemu, version
+    from pyvmm.host.qemu import find_qemu, has_sandbox, version
 
     try:
         program = find_qemu()
         yield Finding("Emulated host", "QEMU", True, version(program).removeprefix("QEMU emulator "))
+        confined = has_sandbox(program)
+        fix = "" if confined else "a QEMU built with seccomp (Debian's is): apt-get install qemu-system-x86"
+        detail = "can be used" if confined else "not in this QEMU, or the kernel has no seccomp"
+        yield Finding("Emulated host", "QEMU's sandbox", confined, detail, fix, needed=False)
     except HostError as error:
         yield Finding("Emulated host", "QEMU", False, str(error), "apt-get install qemu-system-x86")
 

@@ -38,6 +38,10 @@ KERNEL_OPTIONS = "tsc=reliable quiet panic=-1 console=ttyS0 mitigations=off noka
 CPUS = 1
 
 
+SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+"""QEMU's own seccomp filter: no programs or processes, no other user's rights, nothing a QEMU has no use for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What differs from one emulated host to another."""
@@ -60,6 +64,17 @@ def version(program: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise HostError(f"{program} --version: {error}") from error
     return text.splitlines()[0] if text else "unknown"
+
+
+def has_sandbox(program: str) -> bool:
+    """Whether this QEMU was built with its seccomp filter, and the kernel takes it."""
+    orders = '{"execute":"qmp_capabilities"}\n{"execute":"quit"}\n'
+    argv = [program, *SANDBOX, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
+    try:
+        done = subprocess.run(argv, input=orders, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
 
 
 def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: int) -> list[str]:
@@ -105,8 +120,10 @@ class Qemu:
         self._logs = logs  # what QEMU, and what its kernel said; memory, so nothing is left behind
 
     @classmethod
-    def launch(cls, kit: Kit, hardware: Hardware, more: Sequence[str] = ()) -> Qemu:
-        """Start QEMU with `more` arguments. Call it from a thread that lives as long as QEMU shall."""
+    def launch(cls, kit: Kit, hardware: Hardware, more: Sequence[str] = (), fds: Sequence[int] = ()) -> Qemu:
+        """Start QEMU with `more` arguments and the descriptors `fds`. Call it from a thread that lives as long as
+        QEMU shall.
+        """
         program = find_qemu()
         agent_ours, agent_theirs = socket.socketpair()
         qmp_ours, qmp_theirs = socket.socketpair()
@@ -119,7 +136,7 @@ class Qemu:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), console],
+                pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), console, *fds],
                 preexec_fn=lambda: _child_of(parent),
                 umask=0o077,  # its memory and state are kept; what a command inside makes has the mode it asked for
             )

@@ -41,6 +41,7 @@ from pyvmm.paths import cache_folder, make_folder, new_folder, write_private
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
 NEEDED_BYTES = 400 << 20  # a saved host takes about half of this
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
+CONFINED = "confined"  # a file beside the state that says whether QEMU has its sandbox: seen once, when it is made
 QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new host for every save costs more
 
 TOLD: dict[str, Shape] = {
@@ -93,7 +94,7 @@ def _fits(kit: Kit) -> str:
     program = qemu.find_qemu()
     entry = os.stat(program)
     line = qemu.command_line("qemu", Kit(Path("kernel"), Path("initramfs"), ""), Hardware(0), 0, 0, 0)
-    key = repr((kit.digest, line, os.path.realpath(program), entry.st_size, entry.st_mtime_ns))
+    key = repr((kit.digest, line, CONFINED, os.path.realpath(program), entry.st_size, entry.st_mtime_ns))
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -178,6 +179,8 @@ def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
         machine.kill()
     if not (made / "state").stat().st_size:
         raise HostError("emulated host: QEMU saved no state")
+    if qemu.has_sandbox(qemu.find_qemu()):
+        (made / CONFINED).touch()
 
 
 def wait_ready(machine: Qemu, until: float) -> None:
@@ -198,12 +201,21 @@ def restore(saved: Saved, kit: Kit) -> Qemu:
     """A QEMU that goes on where the saved host stopped. Raises HostError."""
     folder = Path(saved.folder)
     more = [*_memory(folder / "memory", Hardware(saved.memory_mib), "off"), "-incoming", "defer"]
+    if (folder / CONFINED).exists():
+        more += qemu.SANDBOX
     with keeping.in_use(kit.kernel.parent), keeping.in_use(folder):
-        machine = Qemu.launch(kit, Hardware(saved.memory_mib), more)
+        try:
+            state = os.open(folder / "state", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"emulated host: {folder / 'state'}: {error.strerror}") from error
+        try:
+            machine = Qemu.launch(kit, Hardware(saved.memory_mib), more, [state])
+        finally:
+            os.close(state)
         try:
             machine.greet()
             machine.execute("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
-            machine.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(str(folder / 'state'))}")
+            machine.execute("migrate-incoming", uri=f"fd:{state}")  # its number in QEMU, too
             machine.wait_migrated(time.monotonic() + 20)
             machine.execute("cont")  # it was saved stopped
         except BaseException:
