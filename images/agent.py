@@ -10,6 +10,7 @@ ids, counting from 1; several commands may run at once.
                                         <-  err ID BASE64(bytes)
                                         <-  exit ID STATUS               0-255; 124 after SECONDS, 128+n for signal n
     kill ID SIGNAL                      ->                               the command and all it started
+    size ROWS COLUMNS                   ->                               of the console's terminal, from now on
                                         <-  error TEXT                   a request it did not understand
 
 What the guest says is not to be trusted: lines and ids are checked, and a bad line costs an event, nothing more.
@@ -113,6 +114,10 @@ class AgentClient:
         if not signal.isalnum() or not signal.isascii():
             raise ConfigError(f"no signal is named {signal!r}")
         return f"kill {number} {signal}\n".encode()
+
+    def size(self, rows: int, columns: int) -> bytes:
+        """The request that gives the guest's console a terminal's size."""
+        return b"size %d %d\n" % (rows, columns)
 
     def feed(self, data: bytes) -> list[Event]:
         """What the next bytes from the guest mean, in order."""

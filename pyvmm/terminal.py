@@ -1,23 +1,17 @@
-"""The user's terminal as the guest's console: raw mode that always ends, the Ctrl-A keys, the monitor's prompt.
+"""What is typed at the guest's console: the Ctrl-A keys and the monitor's prompt.
 
     keyboard --> ConsoleInput --> the guest's serial port
                      |  Ctrl-A c
                      +----------> MonitorPrompt --> a line for the human monitor
 
-The keys are those of QEMU's `-nographic`. Everything but `raw_terminal` is pure: bytes in, bytes and calls out.
+The keys are those of QEMU's `-nographic`. All of it is pure: bytes in, bytes and calls out. The
+terminal itself is `pyvmm.foreground`'s.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
-import signal
-import termios
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from pyvmm.guest_text import clean
@@ -30,102 +24,6 @@ KEYS_HELP = (
     "Ctrl-A c  switch between the guest's console and the monitor\n"
     "Ctrl-A a  send a Ctrl-A to the guest (Ctrl-A Ctrl-A too)\n"
 )
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-
-
-class _Raw:
-    """One terminal in raw mode, with what it was before."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.before = termios.tcgetattr(fd)
-        self.owner = os.getpid()
-
-    def enter(self) -> None:
-        mode = termios.tcgetattr(self.fd)
-        mode[0] &= ~(
-            termios.BRKINT
-            | termios.ICRNL
-            | termios.IGNBRK
-            | termios.IGNCR
-            | termios.INLCR
-            | termios.INPCK
-            | termios.ISTRIP
-            | termios.IXON
-            | termios.PARMRK
-        )
-        # OPOST stays, as in QEMU: a host message's "\n" in between still starts a new line.
-        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)
-        mode[6][termios.VMIN] = 1
-        mode[6][termios.VTIME] = 0
-        termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
-
-    def leave(self) -> None:
-        """Back to what it was. Does nothing in a forked child: the terminal is its parent's."""
-        if os.getpid() != self.owner:
-            return
-        with contextlib.suppress(termios.error, OSError):  # hung up: nothing left to restore
-            # a background job that changes the terminal is stopped by SIGTTOU
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-            try:
-                termios.tcsetattr(self.fd, termios.TCSADRAIN, self.before)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-@contextlib.contextmanager
-def raw_terminal(fd: int) -> Iterator[None]:
-    """Put the terminal `fd` in raw mode for the block; nothing happens if it is no terminal.
-
-    It is restored when the block ends, however it ends, at interpreter exit, and before the process dies of a signal
-    or is stopped by one. Handlers that were installed before are called after the restoring. Only the main thread can
-    watch signals; elsewhere the rest holds.
-    """
-    if not os.isatty(fd):
-        yield
-        return
-    raw = _Raw(fd)
-    atexit.register(raw.leave)
-    try:
-        with _signals(raw):
-            raw.enter()
-            yield
-    finally:
-        raw.leave()
-        atexit.unregister(raw.leave)
-
-
-@contextlib.contextmanager
-def _signals(raw: _Raw) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {}
-
-    def ending(number: int, frame: FrameType | None) -> None:
-        raw.leave()
-        previous = before.get(number)
-        if callable(previous):
-            previous(number, frame)
-        elif previous != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    def stopping(number: int, frame: FrameType | None) -> None:
-        raw.leave()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        raw.enter()  # continued
-
-    for ends in _ENDING:
-        before[int(ends)] = signal.signal(ends, ending)
-    before[int(signal.SIGTSTP)] = signal.signal(signal.SIGTSTP, stopping)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclass(frozen=True, slots=True)

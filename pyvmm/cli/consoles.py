@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import tty
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from devices.serial import RECEIVE_LIMIT
 from pyvmm.errors import ConfigError
+from pyvmm.foreground import LOOK_AGAIN, Terminal, raw_terminal, window_of
 from pyvmm.host.inside import inside
 from pyvmm.machine import Machine
 from pyvmm.output import Output
@@ -72,20 +74,34 @@ class StdioConsole(Console):
 
     def attach(self, machine: Machine) -> None:
         from pyvmm.control import hmp
-        from pyvmm.terminal import ConsoleInput, MonitorPrompt, raw_terminal
+        from pyvmm.terminal import ConsoleInput, MonitorPrompt
 
         prompt = MonitorPrompt(lambda line: hmp.execute(machine, line), hmp.names)
         self._input = ConsoleInput(machine.serials[0].receive, self.write, machine.quit, prompt)
-        terminal = os.isatty(self._stdin)
-        if terminal:
-            self._stack.enter_context(raw_terminal(self._stdin))
-        readable = (lambda: self._readable(machine, self._input.feed)) if terminal else (lambda: self._plain(machine))
+        self._follow_window(machine)
+        terminal = self._stack.enter_context(raw_terminal(self._stdin))
+        if terminal is not None:
+            self._keyboard(machine, terminal)
+            self._stack.callback(machine.loop.remove_reader, self._stdin)
+            return
         try:
-            machine.loop.add_reader(self._stdin, readable)
+            machine.loop.add_reader(self._stdin, lambda: self._plain(machine))
             self._stack.callback(machine.loop.remove_reader, self._stdin)
         except PermissionError:  # a plain file: epoll has nothing to wait for, it is all there
             self._is_file = True
             self._plain(machine)
+
+    def _follow_window(self, machine: Machine) -> None:
+        """Give the guest the terminal's size, now and whenever it changes."""
+
+        def look() -> None:
+            if size := window_of(self._stdin) or window_of(self.outputs[0].fd):
+                machine.agent.resize(*size)
+
+        look()
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGWINCH, lambda number, frame: machine.loop.post(look))
+            self._stack.callback(signal.signal, signal.SIGWINCH, before)
 
     def _plain(self, machine: Machine) -> None:
         """Input from a pipe or a file: as much as the serial port queues, the rest when the guest has read some."""
@@ -115,12 +131,28 @@ class StdioConsole(Console):
         except OSError:  # the terminal was hung up
             return b""
 
-    def _readable(self, machine: Machine, feed: Callable[[bytes], None]) -> None:
-        data = self._read()
-        if data:
-            feed(data)
-        else:
-            machine.loop.remove_reader(self._stdin)
+    def _keyboard(self, machine: Machine, terminal: Terminal) -> None:
+        """Input from a terminal, while this process is in its foreground."""
+        loop = machine.loop
+
+        def readable() -> None:
+            if not terminal.look():
+                loop.remove_reader(self._stdin)  # what is typed there is the shell's
+                loop.after(LOOK_AGAIN, wait)
+                return
+            data = self._read()
+            if data:
+                self._input.feed(data)
+            else:
+                loop.remove_reader(self._stdin)
+
+        def wait() -> None:
+            if terminal.look():
+                loop.add_reader(self._stdin, readable)
+            elif machine.outcome is None:
+                loop.after(LOOK_AGAIN, wait)
+
+        wait()
 
     def close(self) -> None:
         self._stack.close()

@@ -57,9 +57,10 @@ def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
     In the one that `pyvmm host start` keeps up, or else in one of its own. The files are this computer's, writable;
     /proc, /sys, /dev and /run are the host's.
     """
-    from pyvmm.host.commands import execute, shell_status
+    from pyvmm.cli.where import settle_emulated
+    from pyvmm.host.commands import execute
 
-    return shell_status(execute(list(command), memory_mib=_memory(guest_memory), progress=_say))
+    return execute(list(command), memory_mib=_memory(guest_memory), progress=_say, settle=settle_emulated)
 
 
 @host.command()

@@ -196,6 +196,7 @@ def run(
             name=name,
             qmp=qmp,
             control_socket=control_socket,
+            input=not command and console in (None, "stdio"),
         )
     )
 
@@ -215,6 +216,7 @@ def config_of(params: Mapping[str, Any]) -> MachineConfig:
             for name in ("kernel", "kdir", "initrd", "image", "append", "cpus", "entry", "on_panic")
         },
         agent_only=bool(params["command"]),
+        window=_window() if params["console"] in (None, "stdio") and not params["command"] else None,
         progress=say,
         look_into=not inside(),  # the outer side has
         engine=params["hyperv"],
@@ -222,3 +224,9 @@ def config_of(params: Mapping[str, Any]) -> MachineConfig:
         reboot=not params["no_reboot"],
         **memory_fields(**{name: params[name] for name in MEMORY_PARAMETERS}),
     )
+
+
+def _window() -> tuple[int, int] | None:
+    from pyvmm.foreground import window_of
+
+    return window_of(0) or window_of(1)

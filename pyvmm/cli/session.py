@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from pyvmm.cli.trace_sinks import traces
 from pyvmm.control.door import Door
 from pyvmm.control.registry import stall_note
 from pyvmm.guest_text import clean
-from pyvmm.host.inside import socket_path, user_pid
+from pyvmm.host.inside import inside, socket_path, user_pid
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 from pyvmm.output import Output
@@ -190,6 +191,10 @@ class _Run:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, lambda n, frame: post(self._signalled, n))
+        if inside():  # no shell there: the kernel ignores SIGTSTP, and the outer side stops when it hears that we did
+            before[signal.SIGTSTP] = signal.signal(
+                signal.SIGTSTP, lambda n, frame: os.kill(os.getpid(), signal.SIGSTOP)
+            )
         try:
             yield
         finally:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pyvmm.cli import exit_status
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
 from pyvmm.host.inside import inside
 
 if TYPE_CHECKING:
     from pyvmm.machine.config import MachineConfig
+    from pyvmm.output import Output
 
 
 _WORDS = "pyvmm.cli.words"
@@ -42,14 +46,15 @@ def run_somewhere(
     name: str | None,
     qmp: Path | None = None,
     control_socket: Path | None = None,
+    input: bool = True,
 ) -> int:
     """Claim a name, `make` the machine's config and run `here(config, sockets)`, or the whole command of `ctx` (a
     RepeatableCommand) in the emulated host.
 
     The name comes first: `make` may build an image for minutes, and others shall see meanwhile that the name is
     taken and its machine on the way. `sockets` are where monitors shall listen. `control_socket` is set by the outer
-    side for the inner one, where the name is claimed already. Returns the exit status; raises ConfigError and
-    HostError.
+    side for the inner one, where the name is claimed already. `input`: whether the command reads standard input.
+    Returns the exit status; raises ConfigError and HostError.
     """
     if inside():
         config = make()
@@ -69,7 +74,7 @@ def run_somewhere(
         if not wants_emulated(host):
             return here(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-        return run_emulated([command, *extra, *words], config.most_memory, sockets)
+        return run_emulated([command, *extra, *words], config.most_memory, sockets, input=input)
 
 
 def runs_here(host: str) -> bool:
@@ -96,11 +101,39 @@ def wants_emulated(host: str) -> bool:
     return True
 
 
-def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path]) -> int:
+def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path], *, input: bool = True) -> int:
     """Run `pyvmm ARGUMENTS` in the emulated host; its exit status."""
     from pyvmm.host.commands import run_in_host
 
-    status: int = run_in_host(arguments, memory_mib=memory >> 20, forward_sockets=sockets, progress=say)
+    status: int = run_in_host(
+        arguments,
+        memory_mib=memory >> 20,
+        forward_sockets=sockets,
+        progress=say,
+        input=input,
+        settle=partial(settle_emulated, ended=": the machine was ended"),
+    )
+    return status
+
+
+def settle_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") -> int:
+    """The status of a command in the emulated host, with what came of our outputs: inside, each that failed was a
+    broken pipe, or a terminal that hung up. `ended` is what to say of the command.
+    """
+    from pyvmm.cli.streams import status_of
+
+    for output in outputs:
+        if output.error is not None and output.fd != 2:
+            by_that = status in (exit_status.PIPE, exit_status.HANGUP)
+            if output.error.errno != errno.EPIPE:
+                say(f"{output.name}: {output.error.strerror}{ended if by_that else '; the rest is lost'}")
+            elif by_that and ended:
+                say(f"nobody reads {output.name} any more{ended}")
+            if status == 0 or by_that:
+                status = status_of(output.error)
+        elif output.lost and output.error is None:
+            say(f"{output.name}: {output.lost} bytes were not read and are lost")
+            status = status or exit_status.ERROR
     return status
 
 

@@ -113,12 +113,14 @@ class Agent:
                 self._kill(command, frame.number)
             case Kind.RESIZE if command and command.terminal >= 0 and len(frame.payload) == 4:
                 set_window_size(command.terminal, *struct.unpack("<HH", frame.payload))
+            case Kind.BROKEN if command:
+                self._break(command, frame.channel)
             case Kind.CLOSE if command:
                 self._kill(command, signal.SIGHUP)
                 command.kill_at = time.monotonic() + GRACE
             case Kind.CLOSE:
                 self._close_socket(frame.stream)
-            case Kind.SIGNAL | Kind.RESIZE:
+            case Kind.SIGNAL | Kind.RESIZE | Kind.BROKEN:
                 pass  # it has ended meanwhile
             case _:
                 raise ProtocolError(f"agent: unexpected {frame.kind.name}")
@@ -177,6 +179,13 @@ class Agent:
             except (ProcessLookupError, ValueError, OSError):
                 pass
 
+    def _break(self, command: Command, channel: int) -> None:
+        """Nobody takes what comes on `channel`: a terminal is hung up, a pipe is one without a reader."""
+        if channel == TERMINAL:
+            self._kill(command, signal.SIGHUP)
+        elif (descriptor := self.endpoint.drop_source(command.stream, channel)) is not None:
+            command.close(descriptor)
+
     def _kill_late(self) -> None:
         for command in self.commands.values():
             if command.kill_at is not None and time.monotonic() >= command.kill_at:
@@ -185,13 +194,16 @@ class Agent:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 break
             if pid == 0:
                 break
             for command in self.commands.values():
-                if command.pid == pid:
+                if command.pid == pid and os.WIFSTOPPED(status):
+                    number = os.WSTOPSIG(status)
+                    self.endpoint.send(Frame.of_number(Kind.STOPPED, command.stream, number))
+                elif command.pid == pid:
                     command.status = os.waitstatus_to_exitcode(status)
                     self.endpoint.drain(command.stream)
         for command in [c for c in self.commands.values() if c.status is not None]:

@@ -12,9 +12,7 @@ import os
 import signal
 import socket
 import sys
-import termios
 import time
-import tty as tty_modes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +20,12 @@ from pathlib import Path
 from types import FrameType
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.foreground import LOOK_AGAIN, Terminal, all_raw, stop_by, taken
 from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
 from pyvmm.host.inside import VARIABLE, inner_socket
 from pyvmm.host.preload import REPOSITORY, sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
+from pyvmm.output import Output
 from pyvmm.unix_socket import ListeningSocket
 
 NUDGE_EVERY = 1.0
@@ -36,6 +36,10 @@ timers and devices sets another, and one of the two is gone. The interrupt contr
 the CPU of all it has at the next one. A lost timer would be the last, and the host would stand still.
 """
 GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
+READER_GRACE = 3.0
+"""Seconds after a signal to end, or after the end itself and a signal, for a reader that takes nothing."""
+STOP_GRACE = 0.5  # seconds for a command to be stopped before we are
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -51,6 +55,8 @@ class Request:
     env: Mapping[str, str] | None = None  # None: this process's
     cwd: str | None = None
     forward_sockets: Sequence[str | Path] = field(default_factory=list)  # paths to listen on, see inside.py
+    input: bool = True  # whether the command reads standard input; else it is left to whoever does, Ctrl-Z and all
+    outputs: list[Output] = field(default_factory=list)  # filled by running it: what came of the three
 
 
 class Signals:
@@ -71,8 +77,9 @@ class Signals:
             os.close(writer)
             yield
             return
-        for number in (*FORWARDED_SIGNALS, signal.SIGWINCH):
-            before[number] = signal.signal(number, self._catch)
+        for number in (*FORWARDED_SIGNALS, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, a script's `&`
+                before[number] = signal.signal(number, self._catch)
         endpoint.watch(reader, lambda: (os.read(reader, 4096), None)[1])
         try:
             yield
@@ -103,20 +110,6 @@ class Forward:
         self.listener.close()
 
 
-@contextlib.contextmanager
-def _raw(terminal: int | None) -> Iterator[None]:
-    """The terminal in raw mode: the one inside does the editing, the echo and the Ctrl-C."""
-    if terminal is None:
-        yield
-        return
-    before = termios.tcgetattr(terminal)
-    try:
-        tty_modes.setraw(terminal, termios.TCSADRAIN)
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-
 class CommandRun:
     """One command, from START to EXIT."""
 
@@ -130,11 +123,15 @@ class CommandRun:
         self._next = stream + 1
         self._ended = False
         self._give_up_at: float | None = None  # set once we were told to end
+        self._reader_due: float | None = None  # until when a reader must have taken something, since then
+        self._stop_at: float | None = None  # when we are to be stopped, whether or not the command is by then
         outer = {STDIN: request.stdin, STDOUT: request.stdout, STDERR: request.stderr}
-        wants = os.isatty(request.stdin) if request.tty is None else request.tty
+        wants = (request.input and os.isatty(request.stdin)) if request.tty is None else request.tty
         self.on_terminal = [n for n, descriptor in outer.items() if wants and os.isatty(descriptor)]
         self.outer = outer
         self.terminal = outer[self.on_terminal[0]] if self.on_terminal else None
+        # The terminal inside does the editing, the echo and the Ctrl-C.
+        self.keyboard = Terminal(outer[STDIN], all_raw) if STDIN in self.on_terminal else None
 
     def run(self) -> int:
         """The command's status: its exit code, or minus the signal that killed it."""
@@ -146,8 +143,7 @@ class CommandRun:
                 self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
             with self.signals.kept(self.endpoint):
                 self._start()
-                keyboard = self.terminal if STDIN in self.on_terminal else None
-                with _raw(keyboard):
+                with contextlib.nullcontext() if self.keyboard is None else taken(self.keyboard, watch=False):
                     return self._serve()
         finally:
             for forward in self.forwards:
@@ -156,6 +152,7 @@ class CommandRun:
             for stream in list(self.connections):
                 self._drop(stream)
             self.endpoint.forget(self.stream)
+            self.endpoint.close_waker()
             if not self._ended:
                 self.endpoint.send(Frame(Kind.CLOSE, self.stream))
 
@@ -165,7 +162,7 @@ class CommandRun:
         env[VARIABLE] = str(os.getpid())
         # What is said is English anyway, and each look for a translation (click's) is several requests to our files.
         env.setdefault("LANGUAGE", "C")
-        size = os.get_terminal_size(self.terminal) if self.terminal is not None else os.terminal_size((80, 24))
+        size = self._window() or os.terminal_size((80, 24))
         start = {
             "argv": list(request.argv),
             "env": env,
@@ -179,51 +176,125 @@ class CommandRun:
         self._connect_outputs()
         self.endpoint.send(Frame(Kind.START, self.stream, payload=json.dumps(start).encode()))
 
+    def _window(self) -> os.terminal_size | None:
+        with contextlib.suppress(OSError):
+            if self.terminal is not None:
+                return os.get_terminal_size(self.terminal)
+        return None
+
     def _serve(self) -> int:
         nudge_at = time.monotonic() + NUDGE_EVERY
+        status: int | None = None
         while True:
-            wake_at = nudge_at if self._give_up_at is None else min(nudge_at, self._give_up_at)
-            for frame in self.endpoint.step(max(0.0, wake_at - time.monotonic())):
+            for frame in self.endpoint.step(self._patience(nudge_at)):
                 if frame.stream != self.stream:
                     self._handle_connection(frame)
                     continue
                 match frame.kind:
                     case Kind.STARTED:
-                        self.endpoint.source(self.stream, STDIN, self.outer[STDIN], lambda: None)
+                        self._connect_input()
                     case Kind.REFUSED:
                         self._ended = True
                         raise HostError(frame.payload.decode(errors="replace"))
+                    case Kind.STOPPED:
+                        self._stop()
                     case Kind.EXIT:
                         self._ended = True
-                        while self.endpoint.unwritten(self.stream):
-                            self.endpoint.step(0.1)
-                        return frame.number
+                        status = frame.number
+                        self._give_up_at = None
+                        if self.keyboard is not None:
+                            self.keyboard.give_back()
+            if status is not None and not self.endpoint.unwritten(self.stream):
+                return status
             if time.monotonic() >= nudge_at:
                 self.endpoint.send(Frame(Kind.NUDGE))
                 nudge_at = time.monotonic() + NUDGE_EVERY
             while self.signals.caught:
-                self._pass_on(self.signals.caught.pop(0))
-            if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
-                raise HostError(f"the command in the emulated host did not end in {GRACE:.0f} s; it was killed")
+                number = self.signals.caught.pop(0)
+                if status is not None and number in ENDING_SIGNALS:
+                    self.endpoint.give_up(self.stream)
+                    return 128 + number
+                self._pass_on(number)
+            self._look_at_limits()
+
+    def _patience(self, nudge_at: float) -> float:
+        """Seconds to the next thing that is due."""
+        dues = [nudge_at, self._give_up_at, self._reader_due, self._stop_at]
+        if self.keyboard is not None and not self.keyboard.held:
+            dues.append(time.monotonic() + LOOK_AGAIN)
+        return max(0.0, min(due for due in dues if due is not None) - time.monotonic())
+
+    def _look_at_limits(self) -> None:
+        now = time.monotonic()
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop()
+        if self._reader_due is not None and now >= self._reader_due:
+            self._reader_due = None
+            if self._taken == sum(output.written for output in self.request.outputs):
+                self.endpoint.give_up(self.stream)
+        if self._give_up_at is not None and now >= self._give_up_at:
+            raise HostError(f"the command in the emulated host did not end in {GRACE:.0f} s; it was killed")
+
+    def _connect_input(self) -> None:
+        if not self.request.input:
+            self.endpoint.send(Frame(Kind.END, self.stream, STDIN))
+        elif self.keyboard is not None:
+            self.endpoint.source(self.stream, STDIN, self.keyboard.fd, lambda: None, self.keyboard.look)
+        else:
+            self.endpoint.source(self.stream, STDIN, self.outer[STDIN], lambda: None)
 
     def _connect_outputs(self) -> None:
         """Before START: what a quick command says comes in one piece with the news that it has started."""
         if self.terminal is not None:
-            self.endpoint.sink(self.stream, TERMINAL, self.terminal, lambda: None)
-        for channel in (STDOUT, STDERR):
+            self._connect_output(TERMINAL, self.terminal, "the terminal")
+        for channel, name in ((STDOUT, "standard output"), (STDERR, "standard error")):
             if channel not in self.on_terminal:
-                self.endpoint.sink(self.stream, channel, self.outer[channel], lambda: None)
+                self._connect_output(channel, self.outer[channel], name)
+
+    def _connect_output(self, channel: int, descriptor: int, name: str) -> None:
+        output = Output(descriptor, name, progress=True)
+        self.request.outputs.append(output)
+
+        def failed() -> None:
+            if not self._ended:
+                self.endpoint.send(Frame(Kind.BROKEN, self.stream, channel))
+
+        self.endpoint.output(self.stream, channel, output, failed)
 
     def _pass_on(self, number: int) -> None:
-        if number == signal.SIGWINCH:
-            if self.terminal is not None:
-                size = os.get_terminal_size(self.terminal)
-                payload = window_size(size.lines, size.columns)
-                self.endpoint.send(Frame(Kind.RESIZE, self.stream, payload=payload))
-        else:
-            self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
-            if number in (signal.SIGTERM, signal.SIGHUP) and self._give_up_at is None:
-                self._give_up_at = time.monotonic() + GRACE
+        match number:
+            case signal.SIGWINCH:
+                self._resize()
+            case signal.SIGTSTP:
+                self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
+                self._stop_at = time.monotonic() + STOP_GRACE
+            case signal.SIGCONT:
+                self._resumed()
+            case _:
+                self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
+                if number in ENDING_SIGNALS:
+                    self._taken = sum(output.written for output in self.request.outputs)
+                    self._reader_due = time.monotonic() + READER_GRACE
+                if number in (signal.SIGTERM, signal.SIGHUP) and self._give_up_at is None:
+                    self._give_up_at = time.monotonic() + GRACE
+
+    def _resize(self) -> None:
+        if size := self._window():
+            self.endpoint.send(Frame(Kind.RESIZE, self.stream, payload=window_size(size.lines, size.columns)))
+
+    def _stop(self) -> None:
+        """Be stopped as the command is, and let it go on when we do."""
+        self._stop_at = None
+        if self.keyboard is not None:
+            self.keyboard.give_back()
+        stop_by(signal.SIGTSTP)
+        self._resumed()
+        self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, signal.SIGCONT))
+
+    def _resumed(self) -> None:
+        if self.keyboard is not None:
+            self.keyboard.look(resumed=True)
+        self._resize()
 
     # Forwarded sockets
 

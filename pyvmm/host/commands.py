@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyvmm.ending import ending_on_signals
@@ -12,10 +12,18 @@ from pyvmm.host.client import Request, run_command
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
 from pyvmm.host.endpoint import Endpoint
 from pyvmm.host.kit import Progress
+from pyvmm.output import Output
 
 
 def _silent(line: str) -> None:
     pass
+
+
+Settle = Callable[[Sequence[Output], int], int]
+
+
+def _as_it_is(outputs: Sequence[Output], status: int) -> int:
+    return status
 
 
 def run_in_host(
@@ -24,11 +32,18 @@ def run_in_host(
     memory_mib: int = 512,
     forward_sockets: Sequence[str | Path] = (),
     progress: Progress = _silent,
+    input: bool = True,
+    settle: Settle = _as_it_is,
 ) -> int:
-    """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status."""
+    """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status.
+
+    See `Request.input`; `settle(outputs, status)` has the last word on the status.
+    """
     argv = [sys.executable, "-m", "pyvmm.cli.main", *arguments]
     needed = memory_for(memory_mib)
-    return execute(argv, memory_mib=needed, forward_sockets=forward_sockets, progress=progress)
+    return execute(
+        argv, memory_mib=needed, forward_sockets=forward_sockets, progress=progress, input=input, settle=settle
+    )
 
 
 def execute(
@@ -37,16 +52,19 @@ def execute(
     memory_mib: int | None = None,
     forward_sockets: Sequence[str | Path] = (),
     progress: Progress = _silent,
+    input: bool = True,
+    settle: Settle = _as_it_is,
 ) -> int:
     """Run a command in the host that is kept up, if one is and has the memory, else in one of its own."""
-    request = Request(argv, forward_sockets=list(forward_sockets))
+    request = Request(argv, forward_sockets=list(forward_sockets), input=input)
     with ending_on_signals():
         connection = daemon.connect(memory_mib or 0)
         if connection is not None:
             with connection:
-                return shell_status(run_command(Endpoint(connection.fileno()), request))
+                status = run_command(Endpoint(connection.fileno()), request)
+                return settle(request.outputs, shell_status(status))
         with EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress) as host:
-            return shell_status(host.run(argv, forward_sockets=forward_sockets))
+            return settle(request.outputs, shell_status(host.run_request(request)))
 
 
 def start(*, memory_mib: int | None = None, idle_seconds: int | None = None, progress: Progress = _silent) -> str:

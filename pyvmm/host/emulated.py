@@ -100,7 +100,10 @@ class EmulatedHost:
         forward_sockets: Sequence[str | Path] = (),
     ) -> int:
         """Run a command in the host; returns as subprocess does. One at a time (the daemon runs many)."""
-        request = Request(argv, stdin, stdout, stderr, tty, env, cwd, list(forward_sockets))
+        return self.run_request(Request(argv, stdin, stdout, stderr, tty, env, cwd, list(forward_sockets)))
+
+    def run_request(self, request: Request) -> int:
+        """The same, all in one."""
         stream, self._stream = self._stream, self._stream + (1 << 16)
         return run_command(self.endpoint, request, stream)
 

@@ -6,13 +6,16 @@ one thread, by poll(2) (epoll refuses regular files, which a command's input may
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pyvmm.host.protocol import CHUNK, Decoder, Frame, Kind, ReceiveWindow, SendWindow
+from pyvmm.output import Output
 
 Key = tuple[int, int]  # stream, channel
 # A write of at most PIPE_BUF bytes to a pipe that poll calls writable never blocks: the user's own descriptors stay
@@ -29,6 +32,7 @@ class _Source:
     descriptor: int
     ended: Callable[[], None]
     window: SendWindow = field(default_factory=SendWindow)
+    ready: Callable[[], bool] = lambda: True  # whether it may be read now; asked at each step
     draining: bool = False  # its command has ended: what is there now is all there will be
 
 
@@ -39,6 +43,9 @@ class _Sink:
     window: ReceiveWindow = field(default_factory=ReceiveWindow)
     ending: bool = False
     broken: bool = False  # nobody reads: swallow
+    output: Output | None = None  # writes instead of us: a user's own descriptor, which may hang
+    handed: int = 0  # bytes of the window's that `output` has and has not written
+    done: int = 0  # bytes of `output.written` that are credited
 
 
 class Endpoint:
@@ -52,16 +59,51 @@ class Endpoint:
         self._sources: dict[Key, _Source] = {}
         self._sinks: dict[Key, _Sink] = {}
         self._watched: dict[int, Callable[[], None]] = {}
+        self._waker: Waker | None = None
 
     # What is connected
 
-    def source(self, stream: int, channel: int, descriptor: int, ended: Callable[[], None]) -> None:
-        """Send what `descriptor` gives, then END; then call `ended`."""
-        self._sources[stream, channel] = _Source(descriptor, ended)
+    def source(
+        self,
+        stream: int,
+        channel: int,
+        descriptor: int,
+        ended: Callable[[], None],
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Send what `descriptor` gives while it is `ready`, then END; then call `ended`."""
+        self._sources[stream, channel] = _Source(descriptor, ended, ready=ready)
+
+    def drop_source(self, stream: int, channel: int) -> int | None:
+        """Read a source no more, without calling anybody; its descriptor, if there was one."""
+        source = self._sources.pop((stream, channel), None)
+        return None if source is None else source.descriptor
 
     def sink(self, stream: int, channel: int, descriptor: int, ended: Callable[[], None]) -> None:
         """Write what comes to `descriptor`; after END and the last byte, or when nobody reads it, call `ended`."""
         self._sinks[stream, channel] = _Sink(descriptor, ended)
+
+    def output(self, stream: int, channel: int, output: Output, failed: Callable[[], None]) -> None:
+        """Write what comes by `output`, whose thread may hang; call `failed` when it has failed."""
+        if self._waker is None:
+            self._waker = Waker()
+            self.watch(self._waker.reader, self._waker.clear)
+        output.changed = self._waker.wake
+        self._sinks[stream, channel] = _Sink(output.fd, failed, output=output)
+
+    def give_up(self, stream: int) -> None:
+        """Swallow what comes for the outputs of `stream` from now on."""
+        for (number, _), sink in self._sinks.items():
+            if number == stream and sink.output is not None:
+                sink.output.give_up()
+                sink.broken = True
+
+    def close_waker(self) -> None:
+        """Forget what woke us for outputs."""
+        if self._waker is not None:
+            self.unwatch(self._waker.reader)
+            self._waker.close()
+            self._waker = None
 
     def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
         """Call `ready` whenever `descriptor` can be read."""
@@ -102,6 +144,9 @@ class Endpoint:
 
         Raises Disconnected when the port is gone.
         """
+        for key, sink in list(self._sinks.items()):
+            if sink.output is not None:
+                self._feed(key, sink, sink.output)
         poll = select.poll()
         wanted: dict[int, int] = {}
 
@@ -110,12 +155,12 @@ class Endpoint:
 
         want(self.port, select.POLLIN | (select.POLLOUT if self._out else 0))
         for source in self._sources.values():
-            if source.window.left and len(self._out) < (1 << 20):
+            if source.window.left and len(self._out) < (1 << 20) and source.ready():
                 want(source.descriptor, select.POLLIN)
                 if source.draining:
                     timeout = 0
         for sink in self._sinks.values():
-            if sink.window.pending and not sink.broken:
+            if sink.window.pending and not sink.broken and sink.output is None:
                 want(sink.descriptor, select.POLLOUT)
         for descriptor in self._watched:
             want(descriptor, select.POLLIN)
@@ -127,18 +172,21 @@ class Endpoint:
         if events := ready.get(self.port, 0):
             self._use_port(events, frames)
         for key, sink in list(self._sinks.items()):
-            if sink.window.pending and (sink.broken or ready.get(sink.descriptor, 0)):
+            if sink.output is None and sink.window.pending and (sink.broken or ready.get(sink.descriptor, 0)):
                 self._write_sink(key, sink)
         for key, source in list(self._sources.items()):
             if not source.window.left or self._sources.get(key) is not source:
                 continue
-            if ready.get(source.descriptor, 0) & ~select.POLLOUT:
+            if ready.get(source.descriptor, 0) & ~select.POLLOUT and source.ready():
                 self._read_source(key, source)
             elif source.draining and source.descriptor in wanted:
                 self._end_source(key, source)
         for descriptor, callback in list(self._watched.items()):
             if descriptor in ready and descriptor in self._watched:
                 callback()
+        for key, sink in list(self._sinks.items()):
+            if sink.output is not None:
+                self._feed(key, sink, sink.output)
         return frames
 
     def flush(self) -> None:
@@ -207,9 +255,28 @@ class Endpoint:
         if sink.ending and not sink.window.pending:
             self._end_sink(key, sink)
 
+    def _feed(self, key: Key, sink: _Sink, output: Output) -> None:
+        """Hand on what came, and give credit for what is written."""
+        pending = sink.window.pending
+        if output.error is not None and not sink.broken:
+            sink.broken = True
+            sink.ended()
+        if sink.broken:
+            count = len(pending)
+        else:
+            fresh = bytes(pending[sink.handed :])
+            output.write(fresh)
+            count = output.written - sink.done
+            sink.done += count
+            sink.handed += len(fresh) - count
+        if credit := sink.window.taken(count):
+            self.send(Frame.of_number(Kind.CREDIT, key[0], credit, key[1]))
+        if sink.ending and not pending:
+            self._end_sink(key, sink)
+
     def _end_sink(self, key: Key, sink: _Sink) -> None:
         self._sinks.pop(key, None)
-        if not sink.broken:
+        if not sink.broken and sink.output is None:
             sink.ended()
 
     def _read_source(self, key: Key, source: _Source) -> None:
@@ -231,6 +298,33 @@ class Endpoint:
         self._sources.pop(key, None)
         self.send(Frame(Kind.END, key[0], key[1]))
         source.ended()
+
+
+class Waker:
+    """A pipe that other threads make readable; harmless after its end."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def wake(self) -> None:
+        """Make it readable. From any thread."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if not self._closed:
+                os.write(self._writer, b"x")
+
+    def clear(self) -> None:
+        """Take what made it readable."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.reader, 4096)
+
+    def close(self) -> None:
+        """Close both ends."""
+        with self._lock:
+            self._closed = True
+            os.close(self.reader)
+            os.close(self._writer)
 
 
 def window_size(rows: int, columns: int) -> bytes:

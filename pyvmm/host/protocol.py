@@ -55,6 +55,8 @@ class Kind(IntEnum):
     EXIT = 11  # i: payload i32, as subprocess gives it (-9: killed by signal 9); the stream is over
     CLOSE = 12  # o: nobody waits for this stream any more: end it; i: the socket is closed
     POWEROFF = 13  # o: end the emulated host
+    STOPPED = 15  # i: payload u32, the signal that stopped the command; SIGNAL with SIGCONT lets it go on
+    BROKEN = 16  # o: nobody takes this channel's bytes any more: the command shall find a broken pipe
     NUDGE = 14  # o: nothing, but it makes an interrupt inside; see client.NUDGE_EVERY
 
 
@@ -78,7 +80,7 @@ class Frame:
 
     @property
     def number(self) -> int:
-        """The payload of CREDIT, SIGNAL and EXIT."""
+        """The payload of CREDIT, SIGNAL, STOPPED and EXIT."""
         if len(self.payload) != 4:
             raise ProtocolError(f"a {self.kind.name} of {len(self.payload)} bytes, needs 4")
         return int.from_bytes(self.payload, "little", signed=self.kind is Kind.EXIT)

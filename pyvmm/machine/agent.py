@@ -71,6 +71,7 @@ class GuestAgent:
         self._client = AgentClient()
         self._waiting: deque[_Command] = deque()
         self._running: dict[int, _Command] = {}
+        self._size: tuple[int, int] | None = None  # of the console's terminal, if it has one
 
     @property
     def ready(self) -> bool:
@@ -109,6 +110,18 @@ class GuestAgent:
                 self._send(self._client.kill(number, "KILL"))
 
     @contained("agent")
+    def resize(self, rows: int, columns: int) -> None:
+        """The console's terminal has this size: tell the guest, and each one that starts from now on. An image made
+        before guests knew of it refuses, and goes without.
+        """
+        if self._size != (rows, columns):
+            self._size = rows, columns
+            self._tell_size()
+
+    def _tell_size(self) -> None:
+        if self._size is not None and self._client.ready:
+            self._send(self._client.size(*self._size))
+
     def received(self, data: bytes) -> None:
         """What the guest wrote to its second serial port."""
         for happened in self._client.feed(data):
@@ -117,6 +130,7 @@ class GuestAgent:
                     self.release = release
                     if ready.on:
                         ready(release)
+                    self._tell_size()
                     self._submit()
                 case Output(number, stream, piece):
                     self._running[number].output(stream, piece)

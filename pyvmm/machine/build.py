@@ -32,14 +32,18 @@ NO_SHELL = "pyvmm.agent"
 """On the kernel's command line it keeps our images' init from starting a shell on the console."""
 
 
-def command_line(append: str = "", *, agent_only: bool = False) -> str:
+SIZE = "pyvmm.size={}x{}"
+"""Rows and columns of the console, likewise. A kernel takes it for a parameter of a module that is not there."""
+
+
+def command_line(append: str = "", *, agent_only: bool = False, window: tuple[int, int] | None = None) -> str:
     """A guest's whole command line. Our console comes last, because Linux prints there what it has to say so far when
     it reads that word, and by then should know how much it shall say (`quiet`, the user's `loglevel=`). But a console
     that the user names comes after ours: the last is /dev/console. What follows a `--` of the user's is init's, so
-    all words of ours come before it.
+    all words of ours come before it. `window`: rows and columns of the terminal that is the console, for init.
     """
     for_kernel, for_init = cmdline.split(append)
-    words = [BASE_CMDLINE, NO_SHELL if agent_only else "", for_kernel]
+    words = [BASE_CMDLINE, NO_SHELL if agent_only else "", SIZE.format(*window) if window else "", for_kernel]
     words.insert(0 if "console" in cmdline.names(for_kernel) else len(words), CONSOLE)
     return " ".join(word for word in [*words, for_init] if word)
 
@@ -56,6 +60,7 @@ def build_config(
     image: str | None = None,
     append: str = "",
     agent_only: bool = False,
+    window: tuple[int, int] | None = None,
     progress: Callable[[str], None] = _silent,
     look_into: bool = True,
     **machine: Any,
@@ -69,7 +74,8 @@ def build_config(
     """
     config = MachineConfig(kernel=Path(), **machine)
     config.check()  # before an image is made for a machine that cannot be
-    if kernel is not None or kdir is not None:
+    own = kernel is None and kdir is None
+    if not own:
         if agent_only:
             raise ConfigError(
                 "COMMAND needs one of our images: leave --kernel and --kdir out, or boot to your own init"
@@ -83,7 +89,7 @@ def build_config(
         found = guest_image(image, progress, look_into=look_into)
         kernel, initrd = found.vmlinux, found.initrd
     config.kernel, config.initrd = kernel, initrd
-    config.cmdline = command_line(append, agent_only=agent_only)
+    config.cmdline = command_line(append, agent_only=agent_only, window=window if own else None)
     if look_into:
         check_linux(
             kernel=config.kernel,

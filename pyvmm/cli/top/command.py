@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -214,14 +216,38 @@ def _live(board: Board, width: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from pyvmm.cli.top.keys import one_by_one, read_keys
+    from pyvmm.cli.top.keys import read_keys
+    from pyvmm.foreground import Terminal, key_by_key, stop_by, taken
 
     console = Console(width=width)
-    fd = sys.stdin.fileno()
-    with one_by_one(fd), Live(console=console, screen=True, auto_refresh=False) as live:
+    terminal = Terminal(sys.stdin.fileno(), key_by_key)
+    full = False
+
+    def stop(number: int, frame: object = None) -> None:
+        """Leave the shell its own screen while we are stopped."""
+        if full:
+            console.set_alt_screen(False)
+            console.show_cursor(True)
+        stop_by(number)
+        if full:
+            console.set_alt_screen(True)
+            console.show_cursor(False)
+
+    before = signal.signal(signal.SIGTSTP, stop)
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTSTP, before)
+        stack.enter_context(taken(terminal))
+        while not terminal.look():  # as every program for a whole screen that is started in the background
+            stop(signal.SIGTTIN)
+            time.sleep(FRAME)
+        full = True
+        live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         while True:
+            while not terminal.look():
+                stop(signal.SIGTTIN)
+                time.sleep(FRAME)
             live.update(board.picture(console.height), refresh=True)
-            for key in read_keys(fd, FRAME):
+            for key in read_keys(terminal, FRAME):
                 if not board.key(key):
                     return
             board.look_again()

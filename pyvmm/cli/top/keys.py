@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import termios
-import tty
-from collections.abc import Iterator
+import time
+
+from pyvmm.foreground import Terminal
 
 _SEQUENCES = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down", b"\x03": "q", b"\x1b": "q"}
 _SINGLE = {b"k": "up", b"j": "down", b"=": "+", b"_": "-"}
@@ -32,23 +31,17 @@ def decode(data: bytes) -> list[str]:
     return keys
 
 
-@contextlib.contextmanager
-def one_by_one(fd: int) -> Iterator[None]:
-    """The terminal `fd` without echo and lines while the block runs."""
-    before = termios.tcgetattr(fd)
-    try:
-        tty.setcbreak(fd)
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
-
-
-def read_keys(fd: int, seconds: float) -> list[str]:
-    """Keys pressed within `seconds`; `q` when the terminal is gone."""
-    if not select.select([fd], [], [], seconds)[0]:
+def read_keys(terminal: Terminal, seconds: float) -> list[str]:
+    """Keys pressed within `seconds`; `q` when the terminal is gone. None while another has it."""
+    ready = select.select([terminal.fd], [], [], seconds)[0]
+    if not terminal.look():
+        if ready:
+            time.sleep(seconds)  # what is typed there is the shell's
+        return []
+    if not ready:
         return []
     try:
-        data = os.read(fd, 64)
+        data = os.read(terminal.fd, 64)
     except OSError:
         data = b""
     return decode(data) if data else ["q"]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.terminal import ConsoleInput, ConsoleKeys, End, Help, MonitorPrompt, Toggle, Typed, raw_terminal
+from pyvmm.foreground import raw_terminal
+from pyvmm.terminal import ConsoleInput, ConsoleKeys, End, Help, MonitorPrompt, Toggle, Typed
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_the_terminal_is_restored_however_the_process_ends(terminal: int, how: s
     code = (
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup and some CIs have it ignored
-        f"from pyvmm.terminal import raw_terminal\nwith raw_terminal(0):\n {ENDS[how]}"
+        f"from pyvmm.foreground import raw_terminal\nwith raw_terminal(0):\n {ENDS[how]}"
     )
     done = subprocess.run([sys.executable, "-c", code], stdin=terminal, stderr=subprocess.PIPE, timeout=20)
     assert echoes(terminal), done

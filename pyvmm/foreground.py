@@ -1,0 +1,212 @@
+"""The user's terminal in raw mode while this process is in its foreground, and in nobody's way at any other time.
+
+    Background --fg: SIGCONT, or `look`--> Foreground: raw mode, keys are read
+        ^                                     |  stop: mode restored, stopped by SIGTSTP as the shell expects
+        +-------------- bg -------------------+  end, signal, exception: mode restored
+
+A shell gives the terminal to one process group. A background process that changes its mode is stopped by SIGTTOU, one
+that reads it by SIGTTIN: so every change and every read comes after a look at who has it. `fg` on a job that runs in
+the background sends no signal, so who wants to read looks again every LOOK_AGAIN.
+
+TCSANOW everywhere: the other kinds wait until a terminal that was stopped has shown what it was sent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+LOOK_AGAIN = 0.25
+"""Seconds between two looks at whether a background process has become the foreground's."""
+
+WINDOW_LIMIT = 4096
+"""Rows and columns; the smallest letters on the largest screens make some 2,000."""
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+Mode = list[Any]
+"""What tcgetattr gives."""
+
+
+def guest_console(mode: Mode) -> None:
+    """Raw input; output keeps OPOST, as in QEMU: a host message's "\\n" in between still starts a new line."""
+    mode[0] &= ~(
+        termios.BRKINT
+        | termios.ICRNL
+        | termios.IGNBRK
+        | termios.IGNCR
+        | termios.INLCR
+        | termios.INPCK
+        | termios.ISTRIP
+        | termios.IXON
+        | termios.PARMRK
+    )
+    mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)
+    mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+
+
+def all_raw(mode: Mode) -> None:
+    """Raw both ways: another terminal, further away, does all the work."""
+    guest_console(mode)
+    mode[1] &= ~termios.OPOST
+
+
+def key_by_key(mode: Mode) -> None:
+    """Keys one by one and not shown; Ctrl-C and Ctrl-Z are signals still."""
+    mode[3] &= ~(termios.ECHO | termios.ICANON)
+    mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+
+
+def in_foreground(fd: int) -> bool:
+    """Whether this process may read and change the terminal `fd`. One that is not its controlling terminal it may."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True
+
+
+def stop_by(number: int) -> None:
+    """Be stopped by signal `number`, so that the parent sees that one; on return the process was continued, or never
+    stopped because no shell would continue it (its process group is orphaned).
+    """
+    before = signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    signal.signal(number, before)
+
+
+def window_of(fd: int) -> tuple[int, int] | None:
+    """Rows and columns of the terminal `fd`; None if it is none, or does not know, or says what cannot be."""
+    try:
+        size = os.get_terminal_size(fd)
+    except OSError:
+        return None
+    known = 0 < size.lines <= WINDOW_LIMIT and 0 < size.columns <= WINDOW_LIMIT
+    return (size.lines, size.columns) if known else None
+
+
+class Terminal:
+    """One terminal: `make(mode)` changes its mode for us. On the main thread."""
+
+    def __init__(self, fd: int, make: Callable[[Mode], None] = guest_console) -> None:
+        self.fd = fd
+        self.held = False
+        """Whether it is in our mode."""
+        self._make = make
+        self._owner = os.getpid()
+        self._before: Mode | None = None
+        self._ours: Mode | None = None
+
+    def look(self, *, resumed: bool = False) -> bool:
+        """Whether we are in the foreground. Takes the terminal if so; after a stop (`resumed`) once more, because the
+        shell has set its mode.
+        """
+        if not in_foreground(self.fd):
+            self.held = False
+            return False
+        if not self.held or resumed:
+            with contextlib.suppress(termios.error, OSError):  # hung up: the read will tell
+                self._enter()
+        return True
+
+    def _enter(self) -> None:
+        mode = termios.tcgetattr(self.fd)
+        if mode != self._ours:  # else a shell left it as it was when we were stopped
+            self._before = mode
+        ours = termios.tcgetattr(self.fd)
+        self._make(ours)
+        self.held = True
+        termios.tcsetattr(self.fd, termios.TCSANOW, ours)
+        self._ours = termios.tcgetattr(self.fd)
+
+    def give_back(self) -> None:
+        """Set the mode from before, if the terminal is ours. Does nothing in a forked child: it is its parent's."""
+        if os.getpid() != self._owner or not self.held or self._before is None:
+            return
+        self.held = False
+        if not in_foreground(self.fd):
+            return
+        with contextlib.suppress(termios.error, OSError):  # hung up: nothing left to restore
+            # The shell may take the terminal between the look and this: then it must not stop us.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            try:
+                termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def taken(terminal: Terminal, *, watch: bool = True) -> Iterator[Terminal]:
+    """Take a terminal for the block, as soon as and as long as this process is in its foreground.
+
+    Its mode is restored when the block ends, however it ends, and at interpreter exit. With `watch`, on the main
+    thread, also before the process dies of a signal or is stopped by one. Handlers that were installed before are
+    called after the restoring; signals that were ignored stay so.
+    """
+    atexit.register(terminal.give_back)
+    try:
+        with _signals(terminal) if watch else contextlib.nullcontext():
+            terminal.look()
+            yield terminal
+    finally:
+        terminal.give_back()
+        atexit.unregister(terminal.give_back)
+
+
+@contextlib.contextmanager
+def raw_terminal(fd: int, make: Callable[[Mode], None] = guest_console) -> Iterator[Terminal | None]:
+    """The terminal `fd` in raw mode for the block: see `taken`. None if it is no terminal."""
+    if not os.isatty(fd):
+        yield None
+        return
+    with taken(Terminal(fd, make)) as terminal:
+        yield terminal
+
+
+@contextlib.contextmanager
+def _signals(terminal: Terminal) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def ending(number: int, frame: FrameType | None) -> None:
+        terminal.give_back()
+        previous = before.get(number)
+        if callable(previous):
+            previous(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def stopping(number: int, frame: FrameType | None) -> None:
+        terminal.give_back()
+        previous = before.get(number)
+        if callable(previous):
+            previous(number, frame)
+        else:
+            stop_by(number)
+        terminal.look(resumed=True)
+
+    def continued(number: int, frame: FrameType | None) -> None:
+        terminal.look(resumed=True)
+        previous = before.get(number)
+        if callable(previous):
+            previous(number, frame)
+
+    handlers = dict.fromkeys(_ENDING, ending) | {signal.SIGTSTP: stopping, signal.SIGCONT: continued}
+    for each, handler in handlers.items():
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            before[int(each)] = signal.signal(each, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
