@@ -31,3 +31,8 @@ def test_the_early_console_is_named_before_the_later_one() -> None:
     early, late = CONSOLE.split()
     assert early.startswith("earlycon=uart8250,mmio,0x")
     assert late.startswith("console=uart8250,mmio,0x")
+
+
+def test_a_terminals_size_is_told_before_the_users_words_for_init() -> None:
+    words = command_line("loglevel=7 -- single", window=(50, 132)).split()
+    assert words.index("pyvmm.size=50x132") < words.index("--")

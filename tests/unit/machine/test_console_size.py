@@ -1,0 +1,36 @@
+"""The guest's console gets the size of the user's terminal: at the agent's start, at changes, at its next start."""
+
+from __future__ import annotations
+
+from pyvmm.machine.agent import GuestAgent
+
+READY = b"ready 1 6.1.0\n"
+
+
+def test_the_size_is_told_when_the_agent_is_ready_and_when_it_changes() -> None:
+    sent: list[bytes] = []
+    agent = GuestAgent(lambda data: sent.append(data) or len(data))
+    agent.resize(24, 80)
+    assert sent == [], "nobody is there to hear it"
+    agent.received(READY)
+    assert sent == [b"size 24 80\n"]
+    agent.resize(24, 80)
+    agent.resize(50, 132)
+    assert sent[1:] == [b"size 50 132\n"]
+
+
+def test_a_guest_that_starts_anew_is_told_again() -> None:
+    sent: list[bytes] = []
+    agent = GuestAgent(lambda data: sent.append(data) or len(data))
+    agent.resize(50, 132)
+    agent.received(READY)
+    agent.reset()
+    agent.received(READY)
+    assert sent == [b"size 50 132\n"] * 2
+
+
+def test_without_a_terminal_nothing_is_told() -> None:
+    sent: list[bytes] = []
+    agent = GuestAgent(lambda data: sent.append(data) or len(data))
+    agent.received(READY)
+    assert sent == []
