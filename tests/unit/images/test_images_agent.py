@@ -7,6 +7,7 @@ import random
 import select
 import shutil
 import subprocess
+import termios
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -126,7 +127,8 @@ class Guest:
 
     def __init__(self, folder: Path) -> None:
         self.main, port = os.openpty()
-        command = ["busybox", "sh", str(SCRIPT), os.ttyname(port), str(folder / "run")]
+        self.console, self._slave = os.openpty()
+        command = ["busybox", "sh", str(SCRIPT), os.ttyname(port), str(folder / "run"), os.ttyname(self._slave)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -158,6 +160,8 @@ class Guest:
     def close(self) -> None:
         os.close(self.main)
         self.process.wait(10)
+        os.close(self.console)
+        os.close(self._slave)
 
 
 @pytest.fixture
@@ -167,6 +171,15 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     guest = Guest(tmp_path)
     yield guest
     guest.close()
+
+
+def test_script_gives_the_console_a_size(guest: Guest) -> None:
+    os.write(guest.main, b"size x 80\nsize 24\n" + guest.client.size(50, 132))
+    assert guest.run("true")[2] == 0
+    end = time.monotonic() + 10
+    while termios.tcgetwinsize(guest.console) != (50, 132):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_script_separates_output_errors_and_status(guest: Guest) -> None:

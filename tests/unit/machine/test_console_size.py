@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvmm.loop import Timers
 from pyvmm.machine.agent import GuestAgent
 
 READY = b"ready 1 6.1.0\n"
@@ -9,7 +10,7 @@ READY = b"ready 1 6.1.0\n"
 
 def test_the_size_is_told_when_the_agent_is_ready_and_when_it_changes() -> None:
     sent: list[bytes] = []
-    agent = GuestAgent(lambda data: sent.append(data) or len(data))
+    agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.resize(24, 80)
     assert sent == [], "nobody is there to hear it"
     agent.received(READY)
@@ -21,7 +22,7 @@ def test_the_size_is_told_when_the_agent_is_ready_and_when_it_changes() -> None:
 
 def test_a_guest_that_starts_anew_is_told_again() -> None:
     sent: list[bytes] = []
-    agent = GuestAgent(lambda data: sent.append(data) or len(data))
+    agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.resize(50, 132)
     agent.received(READY)
     agent.reset()
@@ -31,6 +32,6 @@ def test_a_guest_that_starts_anew_is_told_again() -> None:
 
 def test_without_a_terminal_nothing_is_told() -> None:
     sent: list[bytes] = []
-    agent = GuestAgent(lambda data: sent.append(data) or len(data))
+    agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.received(READY)
     assert sent == []
