@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devices.serial import RECEIVE_LIMIT
-from pyvmm.cli.consoles import StdioConsole, open_console
+from pyvmm.cli.consoles import PtyConsole, StdioConsole, open_console
 from pyvmm.loop import Loop
 from pyvmm.output import Output
 
@@ -115,3 +115,41 @@ def test_a_machine_tied_to_its_input_ends_with_it(machine: Machine, tied: bool) 
 def test_a_console_says_what_it_is_as_qemu_does(tmp_path: Path, where: str, place: str) -> None:
     with open_console(where.format(tmp_path), Output(1, "out")) as console:
         assert console.place == place.format(tmp_path)
+
+
+def slave_of(console: PtyConsole) -> int:
+    return os.open(console.place.removeprefix("pty:"), os.O_RDWR | os.O_NOCTTY)
+
+
+def test_a_pseudo_terminal_does_not_send_the_guests_own_output_back(machine: Machine) -> None:
+    with PtyConsole() as console:
+        console.attach(machine)  # type: ignore[arg-type]
+        console.write(b"login: \r\n")
+        reader = slave_of(console)
+        assert os.read(reader, 100) == b"login: \r\n"
+        machine.loop.step(0.1)
+        machine.loop.step(0.1)
+        assert bytes(machine.serials[0].waiting) == b""
+        os.write(reader, b"root\r")
+        machine.loop.step(1)
+        assert bytes(machine.serials[0].waiting) == b"root\r"
+        os.close(reader)
+
+
+def test_a_pseudo_terminal_keeps_output_for_who_comes_later_and_tells_what_is_lost(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with PtyConsole() as console:
+        console.attach(machine)  # type: ignore[arg-type]
+        console.write(bytes(200_000))
+        reader = slave_of(console)
+        found = 0
+        while found < 200_000:
+            found += len(os.read(reader, 65536))
+            machine.loop.step(0)
+            machine.loop.step(0)
+        console.write(bytes(1_000_000))
+        os.close(reader)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "nobody read" in line]
+    lost = int(told.split(":")[-1].split()[0])
+    assert 1_000_000 - (64 << 10) < lost < 1_000_000, "some are in the terminal"
