@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyvmm import held_threads
 from pyvmm.cli.confined import confine_session, open_doors
@@ -187,19 +188,26 @@ class _Run:
         we came (`nohup`, a script's `&`) stays ignored.
         """
         post = self._machine.loop.post_first
-        before = {}
+        before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, lambda n, frame: post(self._signalled, n))
-        if inside():  # no shell there: the kernel ignores SIGTSTP, and the outer side stops when it hears that we did
-            before[signal.SIGTSTP] = signal.signal(
-                signal.SIGTSTP, lambda n, frame: os.kill(os.getpid(), signal.SIGSTOP)
-            )
+        before |= stop_with_outer_side()
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def stop_with_outer_side() -> dict[int, Any]:
+    """In the emulated host, let SIGTSTP stop this process; the handler from before. No shell is there, so the kernel
+    would ignore it; the outer side is stopped when it hears that we are.
+    """
+    if not inside():
+        return {}
+    number = signal.SIGTSTP
+    return {number: signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))}
 
 
 def report(outcome: Outcome, *, show_text: bool = True) -> int:

@@ -107,7 +107,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
     from pyvmm.cli.confined import open_doors
     from pyvmm.cli.consoles import Console, StdioConsole
     from pyvmm.cli.outputs import PATIENCE, connect, drain, say_ended, settle, threaded
-    from pyvmm.cli.session import SWITCH_INTERVAL, report, serve
+    from pyvmm.cli.session import SWITCH_INTERVAL, report, serve, stop_with_outer_side
     from pyvmm.cli.streams import status_of
     from pyvmm.host.inside import socket_path
     from pyvmm.loop import Loop
@@ -144,6 +144,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda n, frame: loop.post_first(guide.interrupted, 128 + n))
+        stop_with_outer_side()
         guide.start()
         outcome = machine.run()
         machine.halt()
