@@ -253,3 +253,18 @@ def test_breaks_wait_within_the_limit_of_other_input(port: Serial) -> None:
     for _ in range(100):
         port.send_break()
     assert port.queued == serial.RECEIVE_LIMIT
+
+
+def test_a_port_that_is_held_does_not_interrupt_for_its_transmitter(port: Serial, wires: Wires) -> None:
+    open_as_linux_does(port)
+    port.hold(True)
+    put(port, Register.IER, serial.IER_TRANSMIT | serial.IER_RECEIVE)
+    assert not wires.level
+    assert get(port, Register.IIR) & 0x0F == serial.IIR_NONE
+    assert get(port, Register.LSR) & serial.LSR_THR_EMPTY, "a kernel that polls does not wait"
+    port.receive(b"x")
+    assert wires.level, "input comes all the same"
+    assert get(port, Register.DATA) == ord("x")
+    port.hold(False)
+    assert wires.level
+    assert get(port, Register.IIR) & 0x0F == serial.IIR_TRANSMIT
