@@ -56,6 +56,9 @@ class Console:
     def attach(self, machine: Machine) -> None:
         """Begin to pass input to `machine`."""
 
+    def release(self) -> None:
+        """The guest has ended: take no more input. While its output is waited for, Ctrl-C is a signal again."""
+
     def close(self) -> None:
         """Give the terminal or file back."""
 
@@ -154,8 +157,11 @@ class StdioConsole(Console):
 
         wait()
 
-    def close(self) -> None:
+    def release(self) -> None:
         self._stack.close()
+
+    def close(self) -> None:
+        self.release()
 
 
 class FileConsole(Console):

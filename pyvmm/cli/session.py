@@ -122,6 +122,7 @@ class _Run:
             machine.agent.execute(session.command, self._output, self._command_done)
         outcome = machine.run()
         machine.halt()  # the last console output comes before what we say
+        self._console.release()
         asked = outcome.kind == "quit" and self._status is None
         self._drain(PATIENCE if asked or self._forced is not None else None)
         machine.close()

@@ -148,6 +148,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
         guide.start()
         outcome = machine.run()
         machine.halt()
+        console[0].release()
         sys.stdout.flush()
         orderly = guide.status is None
         drain(machine, [outputs.out], lambda: machine.hurried, None if orderly else PATIENCE)

@@ -202,8 +202,7 @@ class CommandRun:
                         self._ended = True
                         status = frame.number
                         self._give_up_at = None
-                        if self.keyboard is not None:
-                            self.keyboard.give_back()
+                        self._release_keyboard()
             if status is not None and not self.endpoint.unwritten(self.stream):
                 return status
             if time.monotonic() >= nudge_at:
@@ -216,6 +215,13 @@ class CommandRun:
                     return 128 + number
                 self._pass_on(number)
             self._look_at_limits()
+
+    def _release_keyboard(self) -> None:
+        """The command has ended: while its output is waited for, Ctrl-C is a signal again."""
+        self.endpoint.drop_source(self.stream, STDIN)
+        if self.keyboard is not None:
+            self.keyboard.give_back()
+            self.keyboard = None
 
     def _patience(self, nudge_at: float) -> float:
         """Seconds to the next thing that is due."""

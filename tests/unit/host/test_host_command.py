@@ -144,7 +144,7 @@ def test_a_command_with_a_terminal_goes_raw_and_back(bash: Bash, program: str) -
     bash.send(f"{program} input sh -c 'stty size; read word; echo got $word'\r")
     bash.until(lambda: "0 0\r" in bash.seen or "24 80\r" in bash.seen, "its start")
     bash.send("xyz\r")
-    bash.until(lambda: "got xyz" in bash.seen, "the answer")
+    bash.until(lambda: "got xyz" in bash.seen and bash.seen.endswith("ready$ "), "the answer, and the shell")
     bash.says("stty -a | grep -o '[-]*isig'", "isig")
     assert "-isig" not in bash.seen
 
