@@ -206,6 +206,7 @@ class Agent:
                 elif command.pid == pid:
                     command.status = os.waitstatus_to_exitcode(status)
                     self.endpoint.drain(command.stream)
+                    self.endpoint.send(Frame.of_number(Kind.ENDED, command.stream, command.status))
         for command in [c for c in self.commands.values() if c.status is not None]:
             if not self.endpoint.has_sources(command.stream):
                 self._finish(command)

@@ -40,6 +40,7 @@ READER_GRACE = 3.0
 """Seconds after a signal to end, or after the end itself and a signal, for a reader that takes nothing."""
 STOP_GRACE = 0.5  # seconds for a command to be stopped before we are
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORCED_STATUSES = (124, *(128 + number for number in ENDING_SIGNALS))
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -198,11 +199,12 @@ class CommandRun:
                         raise HostError(frame.payload.decode(errors="replace"))
                     case Kind.STOPPED:
                         self._stop()
+                    case Kind.ENDED:
+                        self._command_ended(frame.number)
                     case Kind.EXIT:
                         self._ended = True
                         status = frame.number
                         self._give_up_at = None
-                        self._release_keyboard()
             if status is not None and not self.endpoint.unwritten(self.stream):
                 return status
             if time.monotonic() >= nudge_at:
@@ -279,10 +281,19 @@ class CommandRun:
             case _:
                 self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
                 if number in ENDING_SIGNALS:
-                    self._taken = sum(output.written for output in self.request.outputs)
-                    self._reader_due = time.monotonic() + READER_GRACE
+                    self._hurry_readers()
                 if number in (signal.SIGTERM, signal.SIGHUP) and self._give_up_at is None:
                     self._give_up_at = time.monotonic() + GRACE
+
+    def _hurry_readers(self) -> None:
+        self._taken = sum(output.written for output in self.request.outputs)
+        self._reader_due = time.monotonic() + READER_GRACE
+
+    def _command_ended(self, status: int) -> None:
+        """All it wrote is waited for, except after a time limit or a signal."""
+        self._release_keyboard()
+        if status in FORCED_STATUSES or -status in ENDING_SIGNALS:
+            self._hurry_readers()
 
     def _resize(self) -> None:
         if size := self._window():

@@ -57,10 +57,12 @@ class Kind(IntEnum):
     POWEROFF = 13  # o: end the emulated host
     STOPPED = 15  # i: payload u32, the signal that stopped the command; SIGNAL with SIGCONT lets it go on
     BROKEN = 16  # o: nobody takes this channel's bytes any more: the command shall find a broken pipe
+    ENDED = 17  # i: as EXIT, which follows once all that the command wrote was taken
     NUDGE = 14  # o: nothing, but it makes an interrupt inside; see client.NUDGE_EVERY
 
 
 _KINDS = frozenset(Kind)
+_SIGNED = (Kind.EXIT, Kind.ENDED)
 
 
 @dataclass(slots=True)
@@ -83,12 +85,12 @@ class Frame:
         """The payload of CREDIT, SIGNAL, STOPPED and EXIT."""
         if len(self.payload) != 4:
             raise ProtocolError(f"a {self.kind.name} of {len(self.payload)} bytes, needs 4")
-        return int.from_bytes(self.payload, "little", signed=self.kind is Kind.EXIT)
+        return int.from_bytes(self.payload, "little", signed=self.kind in _SIGNED)
 
     @classmethod
     def of_number(cls, kind: Kind, stream: int, number: int, channel: int = 0) -> Frame:
         """A CREDIT, SIGNAL or EXIT."""
-        return cls(kind, stream, channel, number.to_bytes(4, "little", signed=kind is Kind.EXIT))
+        return cls(kind, stream, channel, number.to_bytes(4, "little", signed=kind in _SIGNED))
 
 
 class Decoder:

@@ -90,6 +90,17 @@ def test_a_reader_that_stops_does_not_outlast_a_signal(program: str, number: sig
     os.close(reader)
 
 
+def test_a_reader_that_stops_does_not_outlast_a_time_limit(program: str) -> None:
+    reader, writer = os.pipe()
+    words = ["none", "timeout", "1", "yes"]  # ends with the status that `pyvmm run --timeout` has
+    started = subprocess.Popen([*program.split(), *words], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 124
+    assert b"bytes were not read and are lost" in said
+    os.close(reader)
+
+
 class Bash:
     """An interactive shell on a terminal of its own."""
 
