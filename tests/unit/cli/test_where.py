@@ -21,7 +21,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     monkeypatch.setattr("pyvmm.machine.build.build_config", lambda **fields: _Config(**fields))
     made: list[list[str]] = []
 
-    def run_emulated(arguments: list[str], memory: int, sockets: list[Path]) -> int:
+    def run_emulated(arguments: list[str], memory: int, sockets: list[Path], **more: object) -> int:
         made.append(list(arguments))
         made.append(registry.running()[0].argv)
         return 7
