@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -145,8 +145,8 @@ def test_of_many_that_find_a_dead_socket_one_replaces_it(path: Path) -> None:
         ]
         leave_dead(path)
 
-        def say() -> None:
-            for each in many:
+        def say(to: list[subprocess.Popen[str]]) -> None:
+            for each in to:
                 assert each.stdin is not None
                 each.stdin.write("\n")
                 each.stdin.flush()
@@ -155,9 +155,8 @@ def test_of_many_that_find_a_dead_socket_one_replaces_it(path: Path) -> None:
             return [each.stdout.readline().strip() for each in many if each.stdout is not None]
 
         assert hear() == ["ready"] * 4
-        say()
+        say(many)
         told = hear()
         assert sorted(text == "won" for text in told) == [False, False, False, True], told
         assert all("in use" in text for text in told if text != "won")
-        with suppress(BrokenPipeError):
-            say()
+        say([each for each, text in zip(many, told, strict=True) if text == "won"])  # the others have ended
