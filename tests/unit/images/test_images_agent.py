@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
 import shutil
+import signal
 import subprocess
 import termios
 import time
@@ -126,15 +128,19 @@ class Guest:
     """The agent's script, run by the host's busybox with a pty for a serial port."""
 
     def __init__(self, folder: Path) -> None:
-        self.main, port = os.openpty()
+        self.main, self.port = os.openpty()
         self.console, self._slave = os.openpty()
-        command = ["busybox", "sh", str(SCRIPT), os.ttyname(port), str(folder / "run"), os.ttyname(self._slave)]
+        self.folder = folder
+        self.client = AgentClient()
+        self.start()
+
+    def start(self) -> None:
+        run, console = str(self.folder / "run"), os.ttyname(self._slave)
+        command = ["busybox", "sh", str(SCRIPT), os.ttyname(self.port), run, console]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self.client = AgentClient()
         self.wait(lambda events: any(isinstance(event, Ready) for event in events))
-        os.close(port)
 
     def wait(self, done: object) -> list[Event]:
         """Events until `done(events)`, ten seconds at most."""
@@ -159,6 +165,9 @@ class Guest:
 
     def close(self) -> None:
         os.close(self.main)
+        os.close(self.port)
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((self.folder / "run/ballast").read_text()), signal.SIGKILL)
         self.process.wait(10)
         os.close(self.console)
         os.close(self._slave)
@@ -196,7 +205,35 @@ def test_script_ends_a_command_that_takes_too_long(guest: Guest) -> None:
 
 
 def test_script_tells_which_signal_ended_a_command(guest: Guest) -> None:
-    assert guest.run("kill -9 $$") == (b"", b"", 137)
+    assert guest.run("kill -15 $$") == (b"", b"", 143)
+
+
+def test_script_says_when_a_command_was_killed(guest: Guest) -> None:
+    """And why, if the kernel counts processes killed for want of memory; here that may be so."""
+    out, err, status = guest.run("kill -9 $$")
+    assert (out, status) == (b"", 137)
+    assert err.startswith(b"pyvmm: the command was killed by signal 9")
+    assert guest.run("echo well") == (b"well\n", b"", 0)
+    assert guest.run("kill -9 $$")[1] == b"pyvmm: the command was killed by signal 9\n", (
+        "an earlier reason is told once"
+    )
+
+
+def test_script_that_starts_anew_ends_what_was_left_of_it(guest: Guest) -> None:
+    _, request = guest.client.run(f"kill -9 {guest.process.pid}")
+    os.write(guest.main, request)
+    guest.process.wait(10)
+    guest.wait(lambda events: any(isinstance(event, Exited) for event in events))
+    guest.start()
+    assert guest.run("echo well") == (b"well\n", b"", 0)
+
+
+def test_script_survives_what_passes_its_output_on(guest: Guest) -> None:
+    """The OOM killer takes that last, and then the command's end is still told."""
+    _, err, status = guest.run("kill -9 $PPID; sleep 0.2")
+    assert status == 137
+    assert err.startswith(b"pyvmm: the command was killed")
+    assert guest.run("echo well") == (b"well\n", b"", 0)
 
 
 def test_script_loses_no_request_while_commands_end(guest: Guest) -> None:
