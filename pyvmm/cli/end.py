@@ -179,7 +179,7 @@ def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str
     from pyvmm.control.client import Disconnected
 
     ending: dict[str, Any] = {"result": "ended"}
-    names = {"SHUTDOWN", "GUEST_PANICKED", *([wanted] if wanted else [])}
+    names = {"SHUTDOWN", "GUEST_PANICKED", "RESET", *([wanted] if wanted else [])}
     while True:
         try:
             name, data = client.wait_event(names, min(3600.0, max(0.0, deadline - time.monotonic())))
@@ -202,6 +202,9 @@ def _note(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
         ending.update(result="panicked", data=data)
         ending.pop("reason", None)
         say(f"guest panicked: {panic_line(str(data.get('x-text', '')))}")
+    elif name == "RESET":  # a crash kernel's work is done, or the panic was not to end the machine
+        ending.clear()
+        ending["result"] = "ended"
     elif name == "SHUTDOWN" and ending["result"] == "ended":
         ending["reason"] = data.get("reason", "")
 

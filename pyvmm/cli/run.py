@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pyvmm.machine.config import MachineConfig
     from pyvmm.sandbox.confine import Mode
 
+SILENCE, SILENCE_EMULATED = 10.0, 30.0
+"""Seconds without a word of the guest until the user is told, on a KVM of this computer and in the emulated host."""
+
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Image names, for the shell."""
@@ -113,7 +116,13 @@ def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str)
     help="Confine pyvmm by Landlock, seccomp and capabilities: as this kernel can, not, or all or nothing.",
 )
 @click.option("--no-reboot", is_flag=True, help="End when the guest resets.")
-@click.option("--on-panic", type=click.Choice(["stop", "keep"]), default="stop", show_default=True, hidden=True)
+@click.option(
+    "--on-panic",
+    type=click.Choice(["auto", "stop", "keep"]),
+    default="auto",
+    show_default=True,
+    help="When the guest panics: end the machine, keep it, or end it unless it goes on to a crash kernel (kdump).",
+)
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
 @click.option("--tied", is_flag=True, hidden=True, help="End with standard input: for the Python API.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_config)
@@ -155,7 +164,8 @@ def run(
     Ctrl-A h lists the keys.
 
     \b
-    Exit status: 0 power-off, 255 panic, 124 time limit, 1 host trouble, 2 usage; COMMAND's own with COMMAND.
+    Exit status: 0 power-off, 255 the guest panicked or resets for ever, 124 time limit, 1 host trouble, 2 usage;
+    COMMAND's own with COMMAND.
     """
     if print_config:
         click.echo(render(ctx.command, ctx.params), nl=False)
@@ -222,6 +232,7 @@ def config_of(params: Mapping[str, Any]) -> MachineConfig:
         engine=params["hyperv"],
         max_vmbus=int(major) << 16 | int(minor),
         reboot=not params["no_reboot"],
+        silence=SILENCE_EMULATED if inside() else SILENCE,
         **memory_fields(**{name: params[name] for name in MEMORY_PARAMETERS}),
     )
 

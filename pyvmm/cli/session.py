@@ -18,6 +18,7 @@ from typing import Any
 from pyvmm import held_threads
 from pyvmm.cli.confined import confine_session, open_doors
 from pyvmm.cli.consoles import Console, open_console
+from pyvmm.cli.notices import Notices
 from pyvmm.cli.outputs import PATIENCE, Outputs, connect, drain, say, say_ended, say_lost, settle, threaded
 from pyvmm.cli.streams import status_of
 from pyvmm.cli.trace_sinks import traces
@@ -102,6 +103,7 @@ class _Run:
         self._console = console
         self._outputs = outputs
         self._status: int | None = None
+        self._notices = Notices(machine, waits_for_agent=session.command is not None)
         self._forced: int | None = None  # the status of a signal or of the time limit
         self._counted = [outputs.out, outputs.err]  # whose losses show in the status
         for output in console.outputs:
@@ -138,7 +140,7 @@ class _Run:
         if self._session.command is not None and outcome.kind in ("poweroff", "reset"):
             say("the guest ended before the command did")
             return STATUS_PANIC
-        return report(outcome, show_text=self._session.console != "stdio")
+        return report(outcome, show_text=self._session.console != "stdio", told=self._notices.panic_told)
 
     def _drain(self, seconds: float | None) -> None:
         machine = self._machine
@@ -162,7 +164,9 @@ class _Run:
 
     def _command_done(self, status: int | None) -> None:
         if status is None:
-            say("the guest restarted before the command ended")
+            if self._notices.panicked:
+                return  # a crash kernel has started the agent: let it do its work; the machine's end tells the status
+            say("the guest, or the agent in it, restarted before the command ended")
         self._end(STATUS_PANIC if status is None else status)
 
     def _timed_out(self) -> None:
@@ -211,11 +215,14 @@ def stop_with_outer_side() -> dict[int, Any]:
     return {number: signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))}
 
 
-def report(outcome: Outcome, *, show_text: bool = True) -> int:
-    """Tell the user how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else."""
+def report(outcome: Outcome, *, show_text: bool = True, told: str = "") -> int:
+    """Tell the user how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else.
+    `told`: the panic's line, if it was said already.
+    """
     match outcome.kind:
         case "panic":
-            say(f"guest panicked: {outcome.text}")
+            if outcome.text != told:
+                say(f"guest panicked: {outcome.text}")
             if show_text and outcome.crash is not None and outcome.crash.text:
                 print(clean(outcome.crash.text), file=sys.stderr)
             return STATUS_PANIC

@@ -83,12 +83,16 @@ def _head(about: dict[str, Any]) -> str:
 
 
 def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
-    known = {"name", "status", "uptime", "memory", "balloon", "vmbus", "exits", "resets"}
+    known = {"name", "status", "uptime", "memory", "balloon", "vmbus", "exits", "resets", "notices", "panics"}
     pairs = [(key, str(each)) for key, each in about.items() if key not in known and isinstance(each, (str, int))]
     if about.get("sandbox"):
         pairs.append(("sandbox", _sandbox_text(about["sandbox"])))
     if about.get("resets"):
         pairs.append(("resets", str(about["resets"])))
+    if about.get("panics"):
+        pairs.append(("panics", str(about["panics"])))
+    for number, notice in enumerate(about.get("notices") or []):
+        pairs.append(("notice" if number == 0 else "", str(notice)))
     if about.get("status") == "starting":
         return pairs
     pairs.append(("memory", memory_text(about.get("memory") or {}, about.get("balloon") or {})))

@@ -6,6 +6,8 @@ imported here declare more; importing this one declares them all.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pyvmm.control import console, devices, guest, hmp, observe, pressure, schema
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
@@ -103,6 +105,23 @@ def system_powerdown(machine: Controlled) -> Reply:
 @command("quit")
 def quit(machine: Controlled) -> Reply:
     machine.quit()
+    return {}
+
+
+_PANIC_ACTIONS: dict[str, Literal["stop", "keep", "auto"]] = {"none": "keep", "shutdown": "stop", "x-auto": "auto"}
+_REBOOT_ACTIONS = {"reset": True, "shutdown": False}
+
+
+@command("set-action", reboot=Argument(str, optional=True), panic=Argument(str, optional=True))
+def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Reply:
+    """What follows a guest's reset and panic. QEMU's `none` and `shutdown` are `--on-panic keep` and `stop`; `x-auto`
+    is ours, and the default.
+    """
+    for name, value, known in (("reboot", reboot, _REBOOT_ACTIONS), ("panic", panic, _PANIC_ACTIONS)):
+        if value and value not in known:
+            raise ControlError(f"Parameter '{name}' does not accept value '{value}': it takes {', '.join(known)}")
+    if panic or reboot:
+        machine.set_action(_PANIC_ACTIONS.get(panic), _REBOOT_ACTIONS.get(reboot))
     return {}
 
 

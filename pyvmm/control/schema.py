@@ -84,6 +84,8 @@ EVENTS: dict[str, dict[str, str]] = {
     "STOP": {},
     "RESUME": {},
     "GUEST_PANICKED": {"action": "GuestPanicAction", "*info": "GuestPanicInformation", "*x-text": "str"},
+    "GUEST_CRASHLOADED": {"action": "GuestPanicAction", "*info": "GuestPanicInformation"},
+    "X_NOTICE": {"text": "str"},
     "BALLOON_CHANGE": {"actual": "int"},
     "HV_BALLOON_STATUS_REPORT": {"committed": "int", "available": "int"},
     "X_BALLOON_TARGET": {"target": "int", "will-reach": "int", "reason": "str"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
@@ -50,6 +50,9 @@ class Controlled(Protocol):
 
     def set_autosize(self, on: bool) -> None:
         """Let automatic sizing decide, or hold it. Raises ConfigError where there is none."""
+
+    def set_action(self, panic: Literal["stop", "keep", "auto"] | None, reboot: bool | None) -> None:
+        """What follows a panic, and whether a reset starts the guest again; None leaves it as it is."""
 
     def describe(self) -> dict[str, Any]:
         """Everything `pyvmm status` shows, ready for JSON."""

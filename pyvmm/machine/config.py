@@ -13,11 +13,11 @@ from typing import Literal
 from pyvmm.backend import ANONYMOUS, Backend
 from pyvmm.errors import ConfigError
 from pyvmm.machine.autosize import Limits
+from pyvmm.machine.panic import Policy
 
 EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]
 BalloonVersion = Literal["1.0", "2.0", "3.0"]
-PanicPolicy = Literal["stop", "keep"]
 
 MIB = 1 << 20
 MAX_CPUS = 255  # VP index = APIC id; more needs x2APIC ids in MSIs
@@ -38,7 +38,8 @@ class MachineConfig:
     name: str = "vm"
     engine: EngineChoice = "auto"
     entry: EntryProtocol = "auto"
-    on_panic: PanicPolicy = "stop"
+    on_panic: Policy = "auto"  # the machine ends, goes on, or ends unless a crash kernel runs
+    silence: float = 10.0  # seconds without a word of the guest until that is told; ours print within two
     reboot: bool = True  # False: a reset ends the machine
     keep_target: bool = True  # the balloon's target is applied again after a reset
     page_reporting: bool = True  # the guest's free pages go back to the host by themselves

@@ -4,6 +4,8 @@ from pyvmm.trace import event
 
 state = event("machine.state", "-> {state}")
 reset = event("machine.reset", "{reason}")
+crash_kernel = event("machine.crash_kernel", "runs {seconds} s after the panic")
+notice = event("machine.notice", "{text}")
 power_off = event("machine.power_off", "{reason}")
 loaded = event("machine.loaded", "kernel {kernel}, {milliseconds} ms")
 unknown_exit = event("machine.unknown_exit", "vcpu {vcpu}: {exit}")

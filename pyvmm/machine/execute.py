@@ -35,7 +35,7 @@ def execute(agent: GuestAgent, timers: Timers, command: str, seconds: int, done:
     def ended(status: int | None) -> None:
         timer.cancel()
         if status is None:
-            done(HostError("the guest restarted before the command ended"))
+            done(HostError("the guest, or the agent in it, restarted before the command ended"))
             return
         out, err = bytes(streams["out"]), bytes(streams["err"])
         done({"status": status, "stdout": out, "stderr": err, "truncated": truncated})

@@ -45,6 +45,7 @@ from pyvmm.kvm.irq import pc_routes
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO
+from pyvmm.machine.glimpse import Glimpse, glimpse
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.memory import GuestMemory, HostMemory, Region
 
@@ -172,6 +173,14 @@ class Hardware:
         """Keep every vCPU out of the guest, or no more, apart from `pause`. From any thread; does not wait."""
         for thread in self.threads:
             thread.ask(freeze=on)
+
+    def look(self) -> list[Glimpse]:
+        """Where each vCPU is; stops those that run for a moment. Raises HostError."""
+        self.pause()
+        try:
+            return [glimpse(thread.vcpu) for thread in self.threads]
+        finally:
+            self.resume()
 
     def halt(self) -> None:
         """End the threads: the guest is no more. On the loop's thread."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +38,11 @@ from pyvmm.machine.board import Board
 from pyvmm.machine.boot_files import BootFiles
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
+from pyvmm.machine.glimpse import Glimpse
 from pyvmm.machine.hardware import Hardware
-from pyvmm.machine.monitored import Listener, Monitored, State
+from pyvmm.machine.life_signs import LifeSigns
+from pyvmm.machine.monitored import NOTICES_KEPT, Listener, Monitored, State
+from pyvmm.machine.panic import PanicWatch
 from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
@@ -96,6 +100,7 @@ class Machine(Monitored):
         self._state: State = "prelaunch"
         self._started = time.monotonic()
         self._listeners: list[Listener] = []
+        self._notices: deque[str] = deque(maxlen=NOTICES_KEPT)
         self._hardware: Hardware | None = None
         self._console_output = console
         self._console_tail = ConsoleTail()
@@ -126,6 +131,23 @@ class Machine(Monitored):
         if config.page_reporting:
             self.engine.report_free_pages(FreePages(self.memory).discard)
         self.engine.on_crash = self._crashed
+        self.panic = PanicWatch(
+            config.on_panic,
+            self.guest_time,
+            look=self._look,
+            console=self._console_tail.since,
+            emit=self._emit,
+            end=self._panicked,
+        )
+        self.life_signs = LifeSigns(
+            self.guest_time,
+            console=self._console_tail.since,
+            contacts=lambda: self._services.bus.contacts if self._services is not None else 0,
+            look=self._look,
+            notice=self.notice,
+            died=self._died,
+            silence=config.silence,
+        )
         self.engine.on_reset = partial(self._want_reset, "Hyper-V reset MSR")
         self.agent = GuestAgent(lambda data: self.board.serials[1].receive(data), self.guest_time)
         self._agent_input = Inbox(self.agent.received, loop)
@@ -268,6 +290,7 @@ class Machine(Monitored):
             readonly=self.board.readonly(),
         )
         self._hardware.boot(state)
+        self.life_signs.power_on()
 
     # Life
 
@@ -307,6 +330,8 @@ class Machine(Monitored):
         """Give everything back to the host. Harmless twice."""
         self._tick_timer.cancel()
         self._memory_timer.cancel()
+        self.life_signs.close()
+        self.panic.close()
         self.guest_time.close()
         hardware, self._hardware = self._hardware, None
         if hardware is not None:
@@ -326,10 +351,15 @@ class Machine(Monitored):
             return
         if trace.reset.on:
             trace.reset(reason)
+        if self.panic.undecided and self.panic.report is not None:
+            self._panicked(self.panic.report)  # no crash kernel ran: the one that panicked has reset the machine
+            return
+        if self.config.reboot and not self.life_signs.reset(by_guest=reason != "host"):
+            return
         cause = {"guest": reason != "host", "reason": "guest-reset" if reason != "host" else "host-qmp-system-reset"}
         self._emit("RESET" if self.config.reboot else "SHUTDOWN", cause)
         if not self.config.reboot:
-            self._end(Outcome("reset", reason), "shutdown")
+            self._end(self._last_words() or Outcome("reset", reason), "shutdown")
             return
         paused = self._state == "paused"
         self._trace_exits()
@@ -344,6 +374,7 @@ class Machine(Monitored):
         self.board.reset()
         self._agent_input.flush()
         self.agent.reset()
+        self.panic.restarted()
         if self.pressure is not None:
             self.pressure.restarted()
         self.resets += 1
@@ -453,24 +484,42 @@ class Machine(Monitored):
         if self.outcome is None:
             if trace.power_off.on:
                 trace.power_off("ACPI S5")
-            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
-            self._end(Outcome("poweroff"), "shutdown")
+            outcome = self._last_words() or Outcome("poweroff")
+            self._emit(
+                "SHUTDOWN",
+                {"guest": True, "reason": "guest-panic" if outcome.kind == "panic" else "guest-shutdown"},
+            )
+            self._end(outcome, "shutdown")
 
     @contain.contained("crash report")
     def _crashed(self, report: CrashReport) -> None:
-        if self.outcome is not None:
-            return
-        self._emit(
-            "GUEST_PANICKED",
-            {
-                "action": "poweroff" if self.config.on_panic == "stop" else "run",
-                "info": {"type": "hyper-v", **{f"arg{n + 1}": p for n, p in enumerate(report.parameters)}},
-                "x-text": report.text or report.summary(),
-            },
-        )
-        if self.config.on_panic == "stop":
+        if self.outcome is None:
+            self.panic.reported(report)
+
+    def _last_words(self) -> Outcome | None:
+        """How a machine ends whose guest panicked and was not the end of it: a crash kernel ran, or it was kept."""
+        report = self.panic.report
+        return Outcome("panic", report.summary(), report) if report is not None else None
+
+    def _panicked(self, report: CrashReport) -> None:
+        """The guest is dead, as its last words in the crash MSRs say."""
+        if self.outcome is None:
             self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self._end(Outcome("panic", report.summary(), report), "guest-panicked")
+
+    def _died(self, line: str) -> None:
+        """The guest died before it had crash MSRs to write to."""
+        if self.outcome is not None:
+            return
+        keep = self.panic.policy == "keep"
+        self._emit("GUEST_PANICKED", {"action": "run" if keep else "poweroff", "x-text": line})
+        if not keep:
+            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
+            self._end(Outcome("panic", line), "guest-panicked")
+
+    def _look(self) -> list[Glimpse]:
+        """Where the vCPUs are; none while the machine is paused or between two lives."""
+        return self._hardware.look() if self._hardware is not None and self._state == "running" else []
 
     def _failed(self, error: BaseException) -> None:
         if self.outcome is not None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyvmm.errors import ConfigError, HostError, NotActiveError
+from pyvmm.machine import events as trace
 from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.console_tail import ConsoleTail
     from pyvmm.machine.hardware import Hardware
     from pyvmm.machine.hotplug import HotAddWindow
+    from pyvmm.machine.panic import PanicWatch, Policy
     from pyvmm.machine.plugging import Plugging
     from pyvmm.machine.pressure import Pressure
     from pyvmm.vmbus.bus import Vmbus
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
 Listener = Callable[[str, dict[str, Any]], None]
+
+NOTICES_KEPT = 8
+"""Notices that `pyvmm status` shows: the last ones, for a guest can bring about many."""
 
 NO_STATUS_REPORTS = "guest memory status reporting not enabled"
 
@@ -57,6 +63,8 @@ class Monitored(ABC):
     _hardware: Hardware | None
     _console_tail: ConsoleTail
     _listeners: list[Listener]
+    _notices: deque[str]
+    panic: PanicWatch
 
     @property
     @abstractmethod
@@ -80,6 +88,20 @@ class Monitored(ABC):
     def on_event(self, listener: Listener) -> None:
         """Tell `listener(name, data)` of each event, by its QMP name."""
         self._listeners.append(listener)
+
+    def notice(self, text: str) -> None:
+        """Tell the user something about the machine: an event, a line on stderr, and a line of `pyvmm status`."""
+        if trace.notice.on:
+            trace.notice(text)
+        self._notices.append(text)
+        self._emit("X_NOTICE", {"text": text})
+
+    def set_action(self, panic: Policy | None, reboot: bool | None) -> None:
+        """Change what happens when the guest panics, and whether a reset starts it again."""
+        if panic is not None:
+            self.config.on_panic = self.panic.policy = panic
+        if reboot is not None:
+            self.config.reboot = reboot
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
         for listener in self._listeners:
@@ -220,6 +242,9 @@ class Monitored(ABC):
             "page-reporting": self.page_reporting(),
             "autosize": self.pressure.describe() if self.pressure is not None else None,
             "vmbus": self.info_vmbus(),
+            "on-panic": self.panic.policy,
+            "panics": self.panic.count,
+            "notices": list(self._notices),
             "loop": self.watchdog.info(),
             "exits": {f"vcpu{t.index}": dict(t.exits) for t in hardware.threads} if hardware is not None else {},
         }

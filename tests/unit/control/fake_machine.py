@@ -70,6 +70,9 @@ class FakeMachine:
         self.emit("SHUTDOWN", guest=False, reason="host-qmp-quit")
         self.ended()
 
+    def set_action(self, panic: str | None, reboot: bool | None) -> None:
+        self.calls.append(f"set_action {panic} {reboot}")
+
     def balloon_set(self, size: int) -> dict[str, Any]:
         if self.actual is None:
             raise NotActiveError("No balloon device has been activated")

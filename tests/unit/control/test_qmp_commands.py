@@ -270,3 +270,24 @@ def test_a_throttled_event_survives_the_end() -> None:
     throttle("BALLOON_CHANGE", {"actual": 2})
     throttle.flush()
     assert sent == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call"),
+    [
+        ({"panic": "none"}, "set_action keep None"),
+        ({"panic": "shutdown"}, "set_action stop None"),
+        ({"panic": "x-auto", "reboot": "shutdown"}, "set_action auto False"),
+        ({"reboot": "reset"}, "set_action None True"),
+    ],
+)
+def test_set_action_has_qemus_words(machine: FakeMachine, arguments: dict[str, str], call: str) -> None:
+    assert dispatch(machine, "set-action", arguments) == {}
+    assert machine.calls == [call]
+
+
+@pytest.mark.parametrize("arguments", [{"panic": "pause"}, {"reboot": "never"}, {"panic": 1}])
+def test_set_action_refuses_what_there_is_not(machine: FakeMachine, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ControlError):
+        dispatch(machine, "set-action", arguments)
+    assert machine.calls == []

@@ -1,0 +1,59 @@
+"""What `pyvmm run` says on stderr about its guest while that runs: panics, a crash kernel, a missing agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli.where import say
+from pyvmm.hyperv.crash import panic_line
+
+if TYPE_CHECKING:
+    from pyvmm.machine import Machine
+
+LINES = 20
+"""Lines at most, for a guest can bring about any number."""
+
+AGENT_FACTOR = 3
+"""The agent of a guest that has something to run is missed after so many times the silence of `life_signs`."""
+
+
+class Notices:
+    """Prints a machine's news, one line each. `panic_told` is the last panic's line that was printed."""
+
+    def __init__(self, machine: Machine, *, waits_for_agent: bool) -> None:
+        self.panic_told = ""
+        self.panicked = False  # since the guest's last reset
+        self._machine = machine
+        self._left = LINES
+        machine.on_event(self._happened)
+        if waits_for_agent:
+            machine.guest_time.after(AGENT_FACTOR * machine.config.silence, self._look_for_agent)
+
+    def _happened(self, name: str, data: dict[str, Any]) -> None:
+        match name:
+            case "GUEST_PANICKED":
+                self.panicked = True
+                line = panic_line(str(data.get("x-text", "")))
+                if data["action"] == "run" and line != self.panic_told:  # else it is told at the machine's end
+                    self.panic_told = line
+                    self._say(f"guest panicked: {line}")
+            case "GUEST_CRASHLOADED":
+                self._say("its crash kernel runs now: the machine goes on")
+            case "RESET":
+                self.panicked = False
+            case "X_NOTICE":
+                self._say(str(data["text"]))
+
+    def _say(self, line: str) -> None:
+        if self._left > 0:
+            self._left -= 1
+            say(line if self._left else f"{line} (no more of this is shown: `pyvmm status` has it)")
+
+    def _look_for_agent(self) -> None:
+        machine = self._machine
+        if not machine.agent.ready and machine.outcome is None:
+            seconds = AGENT_FACTOR * machine.config.silence
+            machine.notice(
+                f"the guest's agent, which runs COMMAND, has not answered for {seconds:g} s; "
+                f"`pyvmm log {machine.name}` shows the guest's console"
+            )

@@ -1,0 +1,167 @@
+"""Notices a guest that dies before it can speak: it says nothing, panics early, or resets for ever.
+
+Until Linux has loaded hv_vmbus a panic leaves no word in the crash MSRs, and an early fault none on the console. From
+the first contact with the VMBus on nothing here applies: the kernel runs, and speaks for itself.
+
+    power-on --`silence` s without output, not idle--> a notice
+             --panic() ended on the console-------> the guest died
+             --reset within SHORT_LIFE, RESETS_TOLD times in a row--> a notice, RESETS_LIMIT times--> the guest died
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pyvmm.guest_text import one_line
+from pyvmm.loop import Timer
+from pyvmm.machine.glimpse import Glimpse
+
+LOOK_PERIOD = 0.5
+"""Seconds of guest time between two looks at a guest that has made no contact."""
+
+SHORT_LIFE = 10.0
+"""Seconds. A guest that resets itself sooner, without contact with the VMBus, has not got far."""
+
+BUSY_LOOKS = 3
+"""Looks at a silent guest, none of which finds it idle, before that is told: one may find an idle guest at work."""
+
+RESETS_TOLD = 3
+RESETS_LIMIT = 10
+"""Resets in a row after so short lives: from so many on they are told, and the machine ended."""
+
+_TAIL = 4096
+"""Bytes of the console's end that are searched for a panic's last line."""
+
+_ENDED = re.compile(r"(?:^|\] )---\[ end (Kernel panic - not syncing.*?)(?: \]---)?$")
+_PANIC = re.compile(r"Kernel panic - not syncing.*")
+
+
+class Timing(Protocol):
+    """The part of guest time that is needed."""
+
+    clock: Callable[[], float]
+
+    def every(self, period: float, callback: Callable[[], Any], /) -> Timer: ...
+
+
+class LifeSigns:
+    """Watches one machine's guest. All on the loop's thread.
+
+    `console(offset)` is `ConsoleTail.since`, `contacts()` how often a kernel has made contact with the VMBus,
+    `look()` where the vCPUs are. `notice(line)` tells the user; `died(line)` says that the guest is dead. `silence`
+    is in seconds of guest time.
+    """
+
+    def __init__(
+        self,
+        timing: Timing,
+        *,
+        console: Callable[[int], tuple[int, bytes]],
+        contacts: Callable[[], int],
+        look: Callable[[], list[Glimpse]],
+        notice: Callable[[str], None],
+        died: Callable[[str], None],
+        silence: float,
+    ) -> None:
+        self._timing = timing
+        self._console = console
+        self._contacts = contacts
+        self._look = look
+        self._notice = notice
+        self._died = died
+        self._silence = silence
+        self._timer: Timer | None = None
+        self._born = 0.0
+        self._offset = self._end = 0  # of the console, at power-on and at the last look
+        self._known = 0  # contacts before
+        self._short_lives = 0
+        self._busy_looks: int | None = 0  # at a silent guest; None once it was told, or found idle
+
+    def power_on(self) -> None:
+        """The guest's first instruction is next."""
+        self._born = self._timing.clock()
+        self._offset = self._end = self._console_end()
+        self._known = self._contacts()
+        self._busy_looks = 0
+        self.close()
+        self._timer = self._timing.every(LOOK_PERIOD, self._turn)
+
+    def reset(self, by_guest: bool) -> bool:
+        """The guest is about to start anew. Whether it shall: False if it died, which was told then."""
+        short = self._timing.clock() - self._born < SHORT_LIFE and not self._has_contact()
+        self._short_lives = self._short_lives + 1 if by_guest and short else 0
+        if self._short_lives < RESETS_TOLD:
+            return True
+        line = f"it reset itself {self._short_lives} times in a row before it reached the VMBus"
+        reason = self._panic()
+        if reason:
+            line += f": {reason}"
+        if self._short_lives >= RESETS_LIMIT:
+            self._short_lives = 0
+            self._died(line)
+            return False
+        if self._short_lives == RESETS_TOLD:
+            self._notice(
+                f"the guest resets for ever: {line}; --no-reboot ends at the first reset, "
+                "--append 'ignore_loglevel' shows more"
+            )
+        return True
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _has_contact(self) -> bool:
+        return self._contacts() != self._known
+
+    def _console_end(self) -> int:
+        begin, data = self._console(0)
+        return begin + len(data)
+
+    def _turn(self) -> None:
+        if self._has_contact():
+            self.close()
+            return
+        before, self._end = self._end, self._console_end()
+        if self._end == self._offset:
+            self._silent()
+        elif self._end == before:
+            ended = _ENDED.search(self._last_line())
+            if ended is not None:
+                self.close()
+                self._died(one_line(ended[1]))
+
+    def _silent(self) -> None:
+        if self._busy_looks is None or self._timing.clock() - self._born < self._silence:
+            return
+        vcpus = self._look()
+        if any(each.idles for each in vcpus):
+            self._busy_looks = None  # it works, and has another console or none
+            return
+        self._busy_looks += 1
+        if self._busy_looks < BUSY_LOOKS:
+            return
+        self._busy_looks = None
+        how = "and stands still with interrupts off" if all(each.stands for each in vcpus) else "but runs"
+        self._notice(
+            f"the guest has said nothing for {self._silence:g} s, on its console and the VMBus, {how}; "
+            "--append 'earlyprintk=ttyS0 ignore_loglevel' may show why"
+        )
+
+    def _lines(self) -> list[str]:
+        data = self._console(max(self._offset, self._console_end() - _TAIL))[1]
+        return [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+
+    def _last_line(self) -> str:
+        return (self._lines() or [""])[-1]
+
+    def _panic(self) -> str:
+        """The panic's line in what the guest has printed since power-on."""
+        for line in reversed(self._lines()):
+            if (found := _PANIC.search(line)) is not None and "---[ end" not in line:
+                return one_line(found[0])
+        return ""

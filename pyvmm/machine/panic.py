@@ -1,0 +1,153 @@
+"""What a machine does when its guest panics: end, go on, or let a loaded crash kernel run (kdump).
+
+Source: Linux drivers/hv/hv_common.c: on Hyper-V a kernel reports its panic in the crash MSRs first
+(`crash_kexec_post_notifiers`) and starts a loaded crash kernel after that. Whether one is loaded, only the guest
+knows: nothing of it is in the report.
+
+    policy `stop`   Alive --report--> the machine ends
+    policy `keep`   Alive --report--> Alive
+    policy `auto`   Alive --report--> Undecided --page tables changed--> CrashKernel --report--> Undecided
+                                      Undecided --a reset, PATIENCE--> the machine ends
+                                      Undecided --"end Kernel panic" on the console--> the machine ends
+
+The kernel that panicked loops for ever in panic(), on the page tables it had; kexec begins with tables of its own,
+and the crash kernel makes new ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from pyvmm.hyperv.crash import CrashReport
+from pyvmm.loop import Timer
+from pyvmm.machine import events as trace
+from pyvmm.machine.glimpse import Glimpse
+
+Policy = Literal["stop", "keep", "auto"]
+
+LOOK_PERIOD = 0.2
+"""Seconds between two looks at what became of a kernel that panicked; each stops the vCPUs for a moment."""
+
+PATIENCE = 5.0
+"""Seconds from the report until a kernel that is still there is dead. Before kexec it waits up to one second for the
+other CPUs to stop, and asks VMBus to unload."""
+
+TELL_PERIOD = 1.0
+"""Seconds between two GUEST_PANICKED of a guest that reports panics in a loop. The last one is always told."""
+
+_OVER = re.compile(rb"---\[ end Kernel panic - not syncing|\bRebooting in \d+ seconds\.\.")
+"""What panic() prints last, once no crash kernel was started."""
+
+
+class Timing(Protocol):
+    """The part of guest time that is needed."""
+
+    clock: Callable[[], float]
+
+    def after(self, seconds: float, callback: Callable[[], Any], /) -> Timer: ...
+
+
+class PanicWatch:
+    """A guest's panics. All on the loop's thread.
+
+    `look()` tells where the vCPUs are, `console(offset)` gives the console's output as `ConsoleTail.since`, `emit`
+    takes QMP events, `end(report)` ends the machine.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        timing: Timing,
+        *,
+        look: Callable[[], list[Glimpse]],
+        console: Callable[[int], tuple[int, bytes]],
+        emit: Callable[[str, dict[str, Any]], None],
+        end: Callable[[CrashReport], None],
+    ) -> None:
+        self.policy: Policy = policy
+        self.report: CrashReport | None = None
+        """The last panic since power-on."""
+        self.count = 0  # of reports since power-on
+        self._timing = timing
+        self._look = look
+        self._console = console
+        self._emit = emit
+        self._end = end
+        self._tables: set[int] = set()
+        self._reported = 0.0  # guest time
+        self._console_from = 0
+        self._timer: Timer | None = None  # while it is undecided
+        self._telling: Timer | None = None  # while no more is told
+        self._untold = False
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a panic was reported, and what comes of it is not known yet."""
+        return self._timer is not None
+
+    def reported(self, report: CrashReport) -> None:
+        """The guest wrote its last words into the crash MSRs, perhaps not for the last time."""
+        self.report = report
+        self.count += 1
+        self._tell()
+        if self.policy == "stop":
+            self._end(report)
+        elif self.policy == "auto" and self._timer is None:
+            self._tables = {each.page_table for each in self._look()}
+            self._reported = self._timing.clock()
+            self._console_from = self._console(0)[0] + len(self._console(0)[1])
+            self._timer = self._timing.after(LOOK_PERIOD, self._turn)
+
+    def restarted(self) -> None:
+        """A new life of the machine."""
+        self._settle()
+        self.report, self.count = None, 0
+
+    def close(self) -> None:
+        """Look no more."""
+        self._settle()
+        if self._telling is not None:
+            self._telling.cancel()
+
+    def _settle(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._untold = True
+            return
+        report = self.report
+        if report is None:
+            return
+        self._untold = False
+        self._telling = self._timing.after(TELL_PERIOD, self._tell_again)
+        action = "poweroff" if self.policy == "stop" else "run"
+        self._emit("GUEST_PANICKED", self._about(report, action) | {"x-text": report.text or report.summary()})
+
+    def _tell_again(self) -> None:
+        self._telling = None
+        if self._untold:
+            self._tell()
+
+    @staticmethod
+    def _about(report: CrashReport, action: str) -> dict[str, Any]:
+        info = {"type": "hyper-v", **{f"arg{n + 1}": p for n, p in enumerate(report.parameters)}}
+        return {"action": action, "info": info}
+
+    def _turn(self) -> None:
+        self._timer = None
+        report = self.report
+        assert report is not None, "the timer ends with the report"
+        waited = self._timing.clock() - self._reported
+        if any(each.page_table not in self._tables for each in self._look()):
+            if trace.crash_kernel.on:
+                trace.crash_kernel(round(waited, 1))
+            self._emit("GUEST_CRASHLOADED", self._about(report, "run"))
+        elif waited >= PATIENCE or _OVER.search(self._console(self._console_from)[1]):
+            self._end(report)
+        else:
+            self._timer = self._timing.after(LOOK_PERIOD, self._turn)

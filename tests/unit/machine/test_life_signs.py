@@ -1,0 +1,145 @@
+"""Guests that die before they can speak, and guests that only look as if."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.loop import Timers
+from pyvmm.machine.console_tail import ConsoleTail
+from pyvmm.machine.glimpse import Glimpse
+from pyvmm.machine.life_signs import RESETS_LIMIT, RESETS_TOLD, SHORT_LIFE, LifeSigns
+
+SPINS = Glimpse(0xFFFFFFFF81000000, 0x1000, True, False)
+IDLES = Glimpse(0xFFFFFFFF81000000, 0x1000, True, True)
+STANDS = Glimpse(0xFFFFFFFF81000000, 0x1000, False, True)
+PANIC = b"[    0.20] Kernel panic - not syncing: Too many boot init vars at `33'\r\n"
+END = b"[    0.23] ---[ end Kernel panic - not syncing: Too many boot init vars at `33' ]---\r\n"
+
+
+class Guest:
+    """A machine as LifeSigns sees it; a test moves time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers = Timers(lambda: self.now)
+        self.console = ConsoleTail()
+        self.contacts = 0
+        self.vcpus = [SPINS]
+        self.looks = 0
+        self.notices: list[str] = []
+        self.deaths: list[str] = []
+        self.signs = LifeSigns(
+            self.timers,
+            console=self.console.since,
+            contacts=lambda: self.contacts,
+            look=self.look,
+            notice=self.notices.append,
+            died=self.deaths.append,
+            silence=10.0,
+        )
+        self.signs.power_on()
+
+    def look(self) -> list[Glimpse]:
+        self.looks += 1
+        return self.vcpus
+
+    def advance(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            self.now += 0.1
+            self.timers.run_due()
+
+    def reset(self, after: float, *, by_guest: bool = True) -> bool:
+        self.advance(after)
+        goes_on = self.signs.reset(by_guest)
+        self.signs.power_on()
+        return goes_on
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+@pytest.mark.parametrize(("vcpu", "words"), [(SPINS, "but runs"), (STANDS, "stands still with interrupts off")])
+def test_a_silent_guest_is_told_once_with_the_next_step(guest: Guest, vcpu: Glimpse, words: str) -> None:
+    guest.vcpus = [vcpu]
+    guest.advance(9.5)
+    assert guest.notices == []
+    guest.advance(60)
+    assert len(guest.notices) == 1
+    assert words in guest.notices[0]
+    assert "--append 'earlyprintk=ttyS0" in guest.notices[0]
+    assert guest.deaths == []
+
+
+def test_a_guest_that_prints_or_reaches_the_bus_is_not_silent(guest: Guest) -> None:
+    guest.advance(5)
+    guest.console(b"x")
+    guest.advance(60)
+    guest.signs.power_on()
+    guest.advance(5)
+    guest.contacts += 1
+    guest.advance(60)
+    assert guest.notices == []
+    assert guest.looks == 0
+
+
+def test_an_idle_guest_without_a_console_is_no_dead_one(guest: Guest) -> None:
+    guest.vcpus = [IDLES, STANDS]
+    guest.advance(11)
+    guest.vcpus = [SPINS]  # at work now and then
+    guest.advance(60)
+    assert guest.notices == []
+    assert guest.looks == 1, "each look stops the guest for a moment"
+
+
+def test_a_panic_that_ended_on_the_console_is_the_guests_death(guest: Guest) -> None:
+    guest.console(PANIC + b"[    0.22] Call Trace:\r\n" + END)
+    guest.advance(3)
+    assert guest.deaths == ["Kernel panic - not syncing: Too many boot init vars at `33'"]
+    guest.advance(60)
+    assert len(guest.deaths) == 1
+
+
+@pytest.mark.parametrize("after", [b"~ # ", b"login: "])
+def test_a_panics_text_that_something_follows_is_no_death(guest: Guest, after: bytes) -> None:
+    """Somebody looked at an old log."""
+    guest.console(PANIC + END + after)
+    guest.advance(60)
+    assert guest.deaths == []
+
+
+def test_a_panic_of_a_guest_that_reached_the_bus_is_the_crash_registers_matter(guest: Guest) -> None:
+    guest.contacts += 1
+    guest.console(PANIC + END)
+    guest.advance(60)
+    assert guest.deaths == []
+
+
+def test_a_guest_that_resets_for_ever_is_told_and_ended(guest: Guest) -> None:
+    for number in range(1, RESETS_LIMIT):
+        guest.console(PANIC)
+        assert guest.reset(1.2)
+        assert len(guest.notices) == (number >= RESETS_TOLD)
+    guest.console(PANIC)
+    assert not guest.reset(1.2)
+    assert guest.deaths == [
+        f"it reset itself {RESETS_LIMIT} times in a row before it reached the VMBus: "
+        "Kernel panic - not syncing: Too many boot init vars at `33'"
+    ]
+    assert "--no-reboot" in guest.notices[0]
+
+
+def test_resets_that_are_no_loop_are_let_be(guest: Guest) -> None:
+    guest.vcpus = [IDLES]
+    for number in range(5 * RESETS_LIMIT):
+        match number % 3:
+            case 0:
+                assert guest.reset(SHORT_LIFE + 1)
+            case 1:
+                assert guest.reset(0.5, by_guest=False)
+            case 2:
+                guest.contacts += 1
+                assert guest.reset(0.5)
+    assert guest.notices == []
