@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pyvmm import contain
 from pyvmm.guest_text import one_line
 from pyvmm.loop import Timer
 from pyvmm.machine.glimpse import Glimpse
@@ -122,6 +123,7 @@ class LifeSigns:
         begin, data = self._console(0)
         return begin + len(data)
 
+    @contain.contained("life signs")
     def _turn(self) -> None:
         if self._has_contact():
             self.close()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from firmware.linux import load_linux
 from pyvmm import contain
-from pyvmm.errors import PyvmmError
+from pyvmm.errors import HostError, PyvmmError
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.inbox import Inbox
@@ -519,7 +519,12 @@ class Machine(Monitored):
 
     def _look(self) -> list[Glimpse]:
         """Where the vCPUs are; none while the machine is paused or between two lives."""
-        return self._hardware.look() if self._hardware is not None and self._state == "running" else []
+        if self._hardware is None or self._state != "running":
+            return []
+        try:
+            return self._hardware.look()
+        except HostError:  # the vCPU's thread will hear of it, and say so
+            return []
 
     def _failed(self, error: BaseException) -> None:
         if self.outcome is not None:

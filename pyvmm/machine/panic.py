@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from pyvmm import contain
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.loop import Timer
 from pyvmm.machine import events as trace
@@ -138,6 +139,7 @@ class PanicWatch:
         info = {"type": "hyper-v", **{f"arg{n + 1}": p for n, p in enumerate(report.parameters)}}
         return {"action": action, "info": info}
 
+    @contain.contained("panic")
     def _turn(self) -> None:
         self._timer = None
         report = self.report
