@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli.where import say
+from pyvmm.cli.outputs import say
 from pyvmm.hyperv.crash import panic_line
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ class LifeSigns:
 
     `console(offset)` is `ConsoleTail.since`, `contacts()` how often a kernel has made contact with the VMBus,
     `look()` where the vCPUs are. `notice(line)` tells the user; `died(line)` says that the guest is dead. `silence`
-    is in seconds of guest time.
+    is in seconds of guest time. `died` answers whether that ended the machine.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LifeSigns:
         contacts: Callable[[], int],
         look: Callable[[], list[Glimpse]],
         notice: Callable[[str], None],
-        died: Callable[[str], None],
+        died: Callable[[str], bool],
         silence: float,
     ) -> None:
         self._timing = timing
@@ -90,7 +90,7 @@ class LifeSigns:
         self._timer = self._timing.every(LOOK_PERIOD, self._turn)
 
     def reset(self, by_guest: bool) -> bool:
-        """The guest is about to start anew. Whether it shall: False if it died, which was told then."""
+        """The guest is about to start anew. Whether it shall: False if it was told dead, and the machine ended."""
         short = self._timing.clock() - self._born < SHORT_LIFE and not self._has_contact()
         self._short_lives = self._short_lives + 1 if by_guest and short else 0
         if self._short_lives < RESETS_TOLD:
@@ -101,8 +101,7 @@ class LifeSigns:
             line += f": {reason}"
         if self._short_lives >= RESETS_LIMIT:
             self._short_lives = 0
-            self._died(line)
-            return False
+            return not self._died(line)
         if self._short_lives == RESETS_TOLD:
             self._notice(
                 f"the guest resets for ever: {line}; --no-reboot ends at the first reset, "

@@ -507,15 +507,16 @@ class Machine(Monitored):
             self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self._end(Outcome("panic", report.summary(), report), "guest-panicked")
 
-    def _died(self, line: str) -> None:
-        """The guest died before it had crash MSRs to write to."""
+    def _died(self, line: str) -> bool:
+        """The guest died before it had crash MSRs to write to. Whether that is the machine's end."""
         if self.outcome is not None:
-            return
+            return True
         keep = self.panic.policy == "keep"
         self._emit("GUEST_PANICKED", {"action": "run" if keep else "poweroff", "x-text": line})
         if not keep:
             self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self._end(Outcome("panic", line), "guest-panicked")
+        return not keep
 
     def _look(self) -> list[Glimpse]:
         """Where the vCPUs are; none while the machine is paused or between two lives."""

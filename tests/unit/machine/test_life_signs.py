@@ -26,6 +26,7 @@ class Guest:
         self.contacts = 0
         self.vcpus = [SPINS]
         self.looks = 0
+        self.ends = True
         self.notices: list[str] = []
         self.deaths: list[str] = []
         self.signs = LifeSigns(
@@ -34,10 +35,14 @@ class Guest:
             contacts=lambda: self.contacts,
             look=self.look,
             notice=self.notices.append,
-            died=self.deaths.append,
+            died=self.died,
             silence=10.0,
         )
         self.signs.power_on()
+
+    def died(self, line: str) -> bool:
+        self.deaths.append(line)
+        return self.ends
 
     def look(self) -> list[Glimpse]:
         self.looks += 1
@@ -129,6 +134,12 @@ def test_a_guest_that_resets_for_ever_is_told_and_ended(guest: Guest) -> None:
         "Kernel panic - not syncing: Too many boot init vars at `33'"
     ]
     assert "--no-reboot" in guest.notices[0]
+
+
+def test_a_guest_that_is_kept_may_reset_itself_for_ever(guest: Guest) -> None:
+    guest.ends = False
+    assert all(guest.reset(0.2) for _ in range(3 * RESETS_LIMIT))
+    assert len(guest.deaths) == 3
 
 
 def test_resets_that_are_no_loop_are_let_be(guest: Guest) -> None:
