@@ -9,8 +9,9 @@ import hashlib
 from pathlib import Path
 
 from images.cpio import CpioWriter
+from images.scheduled import PROGRAMS
 
-RECIPE = 1  # raise when what is built from the same inputs changes
+RECIPE = 2  # raise when what is built from the same inputs changes
 
 FOLDERS = ("bin", "sbin", "dev", "etc/pyvmm", "proc", "root", "run", "sys", "tmp", "lib/modules")
 # Programs that the kernel calls by these names. Not modprobe: /init loads all modules there are, and while the kernel
@@ -47,6 +48,8 @@ def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str,
         archive.symlink(f"sbin/{program}", "../bin/busybox")
     archive.file("init", guest["init"], 0o755)
     archive.file("etc/pyvmm/agent", guest["agent"], 0o755)
+    for name, contents in PROGRAMS.items():
+        archive.file(f"etc/pyvmm/{name}", contents, 0o755)
     archive.file("etc/profile", guest["profile"])
     archive.file("etc/fstab", FSTAB.encode())
     archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
@@ -60,7 +63,7 @@ def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str,
 def recipe_hash(*inputs: str) -> str:
     """Names what an initramfs would be made of: the recipe, our guest files, and `inputs` (packages, modules)."""
     digest = hashlib.sha256(f"{RECIPE} {FSTAB} {FOLDERS} {SBIN}".encode())
-    for name, data in guest_files().items():
+    for name, data in (guest_files() | PROGRAMS).items():
         digest.update(f"\0{name}\0".encode() + data)
     for text in inputs:
         digest.update(b"\0" + text.encode())

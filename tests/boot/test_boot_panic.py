@@ -65,7 +65,7 @@ def test_an_agent_that_is_killed_comes_back() -> None:
     with Booted() as guest:
         lost: list[int | None] = []
         guest.machine.agent.execute("sleep 100", lambda stream, data: None, lost.append)
-        guest.send("for p in /proc/[0-9]*; do grep -q ^sh./etc/pyvmm $p/cmdline && kill -9 ${p#/proc/}; done")
+        guest.send("for p in /proc/[0-9]*; do grep -q ^/bin/sh./etc/pyvmm $p/cmdline && kill -9 ${p#/proc/}; done")
         guest.until(lambda: lost, 30, "word of the agent that came after")
         assert lost == [None]
         assert guest.sh("echo well") == "well\n"

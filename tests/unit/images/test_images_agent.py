@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import select
 import shutil
-import signal
 import subprocess
 import termios
 import time
@@ -166,8 +164,6 @@ class Guest:
     def close(self) -> None:
         os.close(self.main)
         os.close(self.port)
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((self.folder / "run/ballast").read_text()), signal.SIGKILL)
         self.process.wait(10)
         os.close(self.console)
         os.close(self._slave)

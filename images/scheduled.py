@@ -1,0 +1,66 @@
+"""Two tiny programs for the guest: run another one in a scheduling class, which busybox cannot do here (no chrt).
+
+    realtime PROGRAM ARGUMENT...    SCHED_RR, priority 1     for the agent
+    normal PROGRAM ARGUMENT...      SCHED_OTHER              for the commands it starts
+
+PROGRAM is a path. Linux lets a real-time task use a part of the memory that it keeps free (`min_free_kbytes`): a
+quarter, or half in newer ones (mm/page_alloc.c, gfp_to_alloc_flags()). A guest whose memory is used up by commands
+thus still has some for its agent, and the OOM killer is not called for what that allocates.
+"""
+
+from __future__ import annotations
+
+import struct
+
+SCHED_OTHER, SCHED_RR = 0, 2
+_BASE = 0x400000
+_HEADERS = 64 + 56  # ELF header, one program header
+
+
+def program(policy: int, priority: int) -> bytes:
+    """A static ELF program. If the class is refused the other program runs all the same."""
+    code = b"".join(
+        [
+            bytes.fromhex("4c8b2424"),  # mov r12, [rsp]               argc
+            bytes.fromhex("4c8d6c2410"),  # lea r13, [rsp + 16]          &argv[1]
+            bytes.fromhex("4e8d74e410"),  # lea r14, [rsp + r12*8 + 16]  envp
+            b"\x6a" + struct.pack("B", priority),  # push priority       struct sched_param
+            bytes.fromhex("b890000000"),  # mov eax, 144                 sched_setscheduler
+            bytes.fromhex("31ff"),  # xor edi, edi                       this process
+            b"\xbe" + struct.pack("<I", policy),  # mov esi, policy
+            bytes.fromhex("4889e2"),  # mov rdx, rsp
+            bytes.fromhex("0f05"),  # syscall
+            bytes.fromhex("b83b000000"),  # mov eax, 59                  execve
+            bytes.fromhex("498b7d00"),  # mov rdi, [r13]
+            bytes.fromhex("4c89ee"),  # mov rsi, r13
+            bytes.fromhex("4c89f2"),  # mov rdx, r14
+            bytes.fromhex("0f05"),  # syscall
+            bytes.fromhex("b83c000000"),  # mov eax, 60                  exit: there is no such program
+            bytes.fromhex("bf7f000000"),  # mov edi, 127
+            bytes.fromhex("0f05"),  # syscall
+        ]
+    )
+    size = _HEADERS + len(code)
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01",
+        2,  # ET_EXEC
+        62,  # EM_X86_64
+        1,
+        _BASE + _HEADERS,  # entry
+        64,  # program headers
+        0,
+        0,
+        64,
+        56,
+        1,
+        0,
+        0,
+        0,
+    )
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 4096)  # PT_LOAD, readable and executable
+    return header + segment + code
+
+
+PROGRAMS = {"realtime": program(SCHED_RR, 1), "normal": program(SCHED_OTHER, 0)}
+"""By name, in /etc/pyvmm of the guest."""
