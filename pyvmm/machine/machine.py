@@ -351,7 +351,7 @@ class Machine(Monitored):
             return
         if trace.reset.on:
             trace.reset(reason)
-        if self.panic.undecided and self.panic.report is not None:
+        if reason != "host" and self.panic.undecided and self.panic.report is not None:
             self._panicked(self.panic.report)  # no crash kernel ran: the one that panicked has reset the machine
             return
         if self.config.reboot and not self.life_signs.reset(by_guest=reason != "host"):
