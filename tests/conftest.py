@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 
 os.environ.setdefault("PYVMM_STRICT", "1")  # pyvmm.contain: a mistake of ours fails the test, in programs too
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests.support`, when run as plain `pytest`
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's `&` starts its jobs so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.hookimpl(trylast=True)
