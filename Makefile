@@ -7,6 +7,10 @@ VENV := .venv
 PYTHON ?= python3
 STAMPS := .setup
 TESTS ?=
+MINUTES ?= 2
+SEED ?= 1
+TARGET ?=
+KEEP ?=
 IMAGES := debian-6.1 debian-6.12
 MORE_IMAGES := debian-5.10 debian-7.2
 
@@ -14,7 +18,7 @@ MORE_IMAGES := debian-5.10 debian-7.2
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
 TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-tools tmux:tmux cpio:cpio fish:fish
 
-.PHONY: help run test quick setup lint fmt clean
+.PHONY: help run test quick fuzz setup lint fmt clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -29,6 +33,12 @@ test: setup ## Set up, then all tests, Linux boots included; TESTS="tests/unit -
 
 quick: $(VENV)/.ready ## Unit, guest, KVM and fuzz tests: under a minute, no Linux
 	$(VENV)/bin/python -m pytest -q tests/unit tests/guest tests/kvm tests/fuzz
+
+fuzz: $(VENV)/.ready ## Fuzz each boundary for MINUTES=2 in all; TARGET=prefix SEED=1 KEEP=1
+	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[fuzz]' || \
+		echo "atheris cannot be had: seeded mutations without coverage instead"
+	$(VENV)/bin/python -m tests.fuzz.run --minutes $(MINUTES) --seed $(SEED) $(TARGET:%=--target %) $(KEEP:1=--keep)
 
 setup: $(VENV)/.ready $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images ## Virtual environment, missing Debian packages, guest images
 

@@ -1,0 +1,79 @@
+"""Text that users write and files of ours in cache and runtime folders: sizes, options, TOML, JSON of each shape."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from images.kernel_config import missing_options
+from pyvmm.backend import Backend
+from pyvmm.cli.config_file import load
+from pyvmm.cli.run import run
+from pyvmm.control import registry
+from pyvmm.control.json_stream import Reader
+from pyvmm.errors import ConfigError
+from pyvmm.files import parse_json, parse_object
+from pyvmm.host import kit, probe
+from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
+from pyvmm.trace import check_pattern
+
+
+def toml(data: bytes) -> None:
+    """A file of options, and each option's value."""
+    descriptor = os.memfd_create("config")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        with suppress(ConfigError):
+            load(Path(f"/proc/self/fd/{descriptor}"), run, click.Context(run))
+    finally:
+        os.close(descriptor)
+
+
+def sizes(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with suppress(ConfigError):
+        assert parse_size(text) >= 0 and is_size(text) and format_size(parse_size(text))
+    for read in (parse_memory, Backend.parse, registry.check_name, check_pattern):
+        with suppress(ConfigError):
+            read(text)
+
+
+def kernel_config(data: bytes) -> None:
+    missing_options(data.decode("utf-8", "replace"))
+
+
+def json_of_ours(data: bytes) -> None:
+    """What is read of a cache: never an exception but ValueError, which makes it anew."""
+    for text in (data.decode("utf-8", "replace"), '{"socket": "/x", "pid": 1, ' + data.decode("utf-8", "replace")):
+        registry._parse("vm", text.encode())
+        with suppress(ValueError):
+            parse_object(text, kit.TOLD)
+        with suppress(ValueError):
+            probe._findings(parse_json(text))
+
+
+def json_stream(data: bytes) -> None:
+    """The monitor's JSON reader: in one piece and byte by byte it finds the same."""
+    whole, single = Reader(), Reader()
+    expected, found = [], []
+    whole.feed(data)
+    while (each := whole.take()) is not None:
+        expected.append(repr(each))
+    for byte in data:
+        single.feed(bytes([byte]))
+        while (each := single.take()) is not None:
+            found.append(repr(each))
+    assert found == expected
+
+
+TARGETS = {
+    "file_toml": toml,
+    "file_sizes": sizes,
+    "file_kernel_config": kernel_config,
+    "file_json": json_of_ours,
+    "file_json_stream": json_stream,
+}
