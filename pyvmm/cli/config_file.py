@@ -176,7 +176,7 @@ def _is_path(key: str, param: click.Parameter, value: str) -> bool:
 
 
 def _from_folder(file: Path, text: str) -> Path:
-    return Path(os.path.abspath(file)).parent / Path(text).expanduser()
+    return Path(os.path.abspath(file)).parent / os.path.expanduser(text)  # ~name of nobody stays as it is
 
 
 def _short(value: Any) -> str:

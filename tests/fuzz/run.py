@@ -93,6 +93,13 @@ def _guided(target: Target, folders: list[Path], seconds: float, seed: int, arti
     """libFuzzer, by atheris; it ends the process."""
     import atheris
 
+    def saving(data: bytes) -> None:
+        try:
+            target(data)
+        except BaseException:
+            Path(f"{artifact}crash").write_bytes(data)  # libFuzzer keeps those that hang or take memory only
+            raise
+
     options = [
         f"-max_total_time={max(1, round(seconds))}",
         f"-seed={seed}",
@@ -101,7 +108,7 @@ def _guided(target: Target, folders: list[Path], seconds: float, seed: int, arti
         f"-rss_limit_mb={MEMORY_MIB}",
         f"-max_len={LONGEST}",
     ]
-    atheris.Setup([sys.argv[0], *options, *map(str, folders)], target)
+    atheris.Setup([sys.argv[0], *options, *map(str, folders)], saving)
     atheris.Fuzz()
 
 

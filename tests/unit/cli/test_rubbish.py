@@ -76,6 +76,7 @@ def test_a_socket_of_an_impossible_name_is_a_host_error(path: str) -> None:
         "memory" + ".a" * 5000 + " = 1",
         "memory" + ".a" * 900 + " = 1",
         "kernel = 2024-99-99",
+        'kernel = "~nobody-of-that-name/x"',
     ],
 )
 def test_a_toml_file_of_rubbish_is_one_line(pyvmm: Run, tmp_path: Path, text: str) -> None:
