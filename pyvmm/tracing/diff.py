@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from typing import Any
 
 from pyvmm.errors import ConfigError
 from pyvmm.tracing.entry import Entry
+from pyvmm.tracing.lineup import Lineup
 
 IGNORED = frozenset(
     {
@@ -41,7 +41,7 @@ NOISE = ("trace.*", "machine.vcpu_exit", "machine.exit_count", "machine.memory",
 """Events that no two runs have alike, left out unless asked for."""
 
 LIMIT = 30_000
-"""Events of a trace that are lined up. The work grows with the square in the worst case."""
+"""Events of a trace that are lined up: some seconds, whatever they are."""
 
 Key = tuple[str, tuple[tuple[str, Any], ...]]
 
@@ -131,21 +131,19 @@ def _key(entry: Entry, ignored: Collection[str]) -> Key:
 
 
 def _align(a: list[Entry], b: list[Entry], ignored: Collection[str]) -> Iterator[Step]:
-    matcher = SequenceMatcher(
-        None, [_key(entry, ignored) for entry in a], [_key(entry, ignored) for entry in b], autojunk=False
-    )
-    for kind, a1, a2, b1, b2 in matcher.get_opcodes():
-        if kind == "equal":
+    lineup = Lineup()
+    keys = [_key(entry, ignored) for entry in a], [_key(entry, ignored) for entry in b]
+    for equal, a1, a2, b1, b2 in lineup.stretches(*keys):
+        if equal:
             yield from (Same(x, y) for x, y in zip(a[a1:a2], b[b1:b2], strict=True))
         else:
-            yield from _align_names(a[a1:a2], b[b1:b2], ignored)
+            yield from _align_names(a[a1:a2], b[b1:b2], ignored, lineup)
 
 
-def _align_names(a: list[Entry], b: list[Entry], ignored: Collection[str]) -> Iterator[Step]:
+def _align_names(a: list[Entry], b: list[Entry], ignored: Collection[str], lineup: Lineup) -> Iterator[Step]:
     """A stretch without equal events: pair those of the same name, in order."""
-    matcher = SequenceMatcher(None, [entry.name for entry in a], [entry.name for entry in b], autojunk=False)
-    for kind, a1, a2, b1, b2 in matcher.get_opcodes():
-        if kind == "equal":
+    for equal, a1, a2, b1, b2 in lineup.stretches([entry.name for entry in a], [entry.name for entry in b]):
+        if equal:
             for x, y in zip(a[a1:a2], b[b1:b2], strict=True):
                 changes = _changes(x, y, ignored)
                 yield Changed(x, y, changes) if changes else Same(x, y)
