@@ -124,11 +124,12 @@ class Client:
         del self._input[: end + 1]
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
-        if not isinstance(message, dict):
+        if not _is_message(message):
             raise HostError(f"{self.path} does not speak QMP")
-        return message
+        found: dict[str, Any] = message
+        return found
 
     def _read(self, deadline: float) -> bytes:
         left = deadline - time.monotonic()
@@ -153,3 +154,17 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_message(message: object) -> bool:
+    """Whether it is of the form that a monitor's messages have."""
+    if not isinstance(message, dict):
+        return False
+    error = message.get("error", {"class": "", "desc": ""})
+    return (
+        isinstance(error, dict)
+        and isinstance(error.get("class"), str)
+        and isinstance(error.get("desc"), str)
+        and isinstance(message.get("event", ""), str)
+        and isinstance(message.get("data", {}), dict)
+    )
