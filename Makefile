@@ -36,7 +36,7 @@ quick: $(VENV)/.ready ## Unit, guest, KVM and fuzz tests: under a minute, no Lin
 
 fuzz: $(VENV)/.ready ## Fuzz each boundary for MINUTES=2 in all; TARGET=prefix SEED=1 KEEP=1
 	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || \
-		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[fuzz]' || \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
 		echo "atheris cannot be had: seeded mutations without coverage instead"
 	$(VENV)/bin/python -m tests.fuzz.run --minutes $(MINUTES) --seed $(SEED) $(TARGET:%=--target %) $(KEEP:1=--keep)
 
