@@ -16,7 +16,7 @@ from pyvmm.control import registry
 from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
 from pyvmm.files import parse_json, parse_object
-from pyvmm.host import kit, probe
+from pyvmm.host import daemon, probe, snapshot
 from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
 from pyvmm.trace import check_pattern
 
@@ -50,8 +50,9 @@ def json_of_ours(data: bytes) -> None:
     """What is read of a cache: never an exception but ValueError, which makes it anew."""
     for text in (data.decode("utf-8", "replace"), '{"socket": "/x", "pid": 1, ' + data.decode("utf-8", "replace")):
         registry._parse("vm", text.encode())
-        with suppress(ValueError):
-            parse_object(text, kit.TOLD)
+        for shape in (daemon.TOLD, snapshot.TOLD):
+            with suppress(ValueError):
+                parse_object(text, shape)
         with suppress(ValueError):
             probe._findings(parse_json(text))
 
