@@ -14,7 +14,7 @@ from pyvmm.host.client import Request, run_command
 from pyvmm.host.endpoint import Disconnected, Endpoint
 from pyvmm.host.kit import Progress
 from pyvmm.host.protocol import Frame, Kind
-from pyvmm.host.qemu import Qemu
+from pyvmm.host.qemu import Qemu, find_qemu
 
 SIZES_MIB = (1536, 2560, 4608, 8704, 16896, 33280)
 """Classes of a host's memory, a guest's plus 512: few, so that saved hosts serve again."""
@@ -52,6 +52,7 @@ class EmulatedHost:
         """
         if memory_mib < 256:
             raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
+        find_qemu()  # nothing needs to be fetched for a machine that has none
         ingredients = kit.prepare(progress)
         for attempt in range(2):
             saved = snapshot.find(ingredients, memory_mib, exact=exact)
