@@ -21,7 +21,7 @@ from pyvmm.kvm import Kvm
 from pyvmm.sandbox import landlock, seccomp
 from tests.support.tiny_kernel import TEXT, vmlinux
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
 
 RUN_HERE = Path(__file__).parents[1] / "support" / "run_here.py"
 PATIENCE = 30.0

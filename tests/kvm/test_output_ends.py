@@ -39,6 +39,8 @@ def rounds(count: int) -> bytes:
     return body + bytes.fromhex("66 BA F9 0C  B0 06  EE  F4")  # mov dx, 0xcf9; mov al, 6; out dx, al
 
 
+pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
+
 Start = Callable[..., subprocess.Popen[bytes]]
 
 

@@ -17,7 +17,7 @@ from pyvmm.kvm import Kvm
 from pyvmm.machine.machine import RESET_SPACING
 from tests.support.flooded import Flooded
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
 
 ANSWER_LIMIT = 0.5
 """Seconds from connecting to the answer."""

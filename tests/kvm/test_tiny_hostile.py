@@ -51,6 +51,7 @@ def test_a_hostile_guest_raises_nothing(kvm: Kvm, engine: str, tmp_path: Path) -
     assert exits > 50 or machine.resets
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("engine", ["user", "kernel"])
 @pytest.mark.parametrize("seed", range(int(os.environ.get("PYVMM_HOSTILE_SEEDS", "2"))))
 def test_a_hostile_guest_is_served_and_ended(kvm: Kvm, seed: int, engine: str) -> None:
