@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from devices.rtc_events import ALL, UPDATED, Alarm, RtcEvents, Scheduler
+from pyvmm.devices.rtc_events import ALL, UPDATED, Alarm, RtcEvents, Scheduler
 
 INDEX, DATA = 0, 1
 PORTS = 2

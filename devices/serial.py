@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
-from devices.serial_window import show
+from pyvmm.devices.serial_window import show
 from pyvmm.trace import event
 
 irq_level = event("serial.irq", "{name} level {level} iir {iir:#x}")

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import pack, pack_into
 
-from firmware import aml
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import aml
 from pyvmm.wire import Buffer
 
 OEM_ID = b"PYVMM "

@@ -116,7 +116,7 @@ def _release(data: Buffer | FileBytes, head: bytes) -> str:
 
 def unpack_kernel(data: Buffer | FileBytes, name: str = "kernel") -> bytearray:
     """The vmlinux inside a bzImage. Takes a second or so; images.payload keeps the result."""
-    from firmware.decompress import PackedError, decompress
+    from pyvmm.firmware.decompress import PackedError, decompress
 
     image = parse(data, name)
     payload = bytes(data[image.payload_offset : image.payload_offset + image.payload_length])

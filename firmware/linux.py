@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from firmware import bzimage, elf, entry, pvh, zero_page
-from firmware.acpi import AcpiConfig, build_acpi
-from firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE, HIGH_RAM, MIB, E820Entry, e820_map, ram_layout
-from firmware.sniff import describe
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes, open_regular, shown
+from pyvmm.firmware import bzimage, elf, entry, pvh, zero_page
+from pyvmm.firmware.acpi import AcpiConfig, build_acpi
+from pyvmm.firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE, HIGH_RAM, MIB, E820Entry, e820_map, ram_layout
+from pyvmm.firmware.sniff import describe
 
 if TYPE_CHECKING:
-    from firmware.entry import BootState
+    from pyvmm.firmware.entry import BootState
     from pyvmm.wire import Buffer
 
 Entry = Literal["auto", "64", "pvh"]

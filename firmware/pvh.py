@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from struct import Struct
 
-from firmware.e820 import E820Entry
+from pyvmm.firmware.e820 import E820Entry
 
 MAGIC = 0x336EC578
 VERSION = 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from struct import pack_into
 
-from firmware.bzimage import HEADER_LIMIT, HEADER_MAGIC, HEADER_START
-from firmware.e820 import E820Entry
+from pyvmm.firmware.bzimage import HEADER_LIMIT, HEADER_MAGIC, HEADER_START
+from pyvmm.firmware.e820 import E820Entry
 
 SIZE = 4096
 ACPI_RSDP_ADDR = 0x070

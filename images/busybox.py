@@ -6,10 +6,10 @@ from pathlib import Path
 from struct import error as StructError
 from struct import unpack_from
 
-from images.cache import cache_folder, new_folder
-from images.packages import find_package, run, unpack_package
 from pyvmm.errors import HostError
 from pyvmm.files import FileError, read_file
+from pyvmm.images.cache import cache_folder, new_folder
+from pyvmm.images.packages import find_package, run, unpack_package
 
 PT_INTERP = 3
 PROGRAM_LIMIT = 64 << 20

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images.cache import cache_folder, disk_errors, locked, mark_used, new_folder, prune, write_file
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import FileError, Shape, load_object
+from pyvmm.images.cache import cache_folder, disk_errors, locked, mark_used, new_folder, prune, write_file
 from pyvmm.paths import make_folder, scratch_folder
 
 if TYPE_CHECKING:
-    from images.packages import Package
+    from pyvmm.images.packages import Package
 
 MODULES = ("hv_vmbus", "hv_utils", "hv_balloon")
 """What the guest loads, besides what these need."""
@@ -190,7 +190,7 @@ def _is_whole(image: Image, part: str) -> bool:
 
 
 def _initrd_name(image: Image) -> str:
-    from images.initramfs import recipe_hash
+    from pyvmm.images.initramfs import recipe_hash
 
     return f"{image.name}-{recipe_hash(image.package, *image.modules)}.cpio"
 
@@ -249,8 +249,8 @@ def tidy(*, everything: bool = False) -> list[Path]:
 
 
 def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progress) -> None:
-    from images.busybox import applets, busybox
-    from images.initramfs import build_initramfs
+    from pyvmm.images.busybox import applets, busybox
+    from pyvmm.images.initramfs import build_initramfs
 
     progress("making the initramfs")
     program = busybox(progress)
@@ -264,7 +264,7 @@ def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress 
     """
     import hashlib
 
-    from images.initramfs import recipe_hash
+    from pyvmm.images.initramfs import recipe_hash
 
     contents = [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in modules]
     target = cache_folder("initrd", f"{label.replace('/', '_')}-{recipe_hash(*contents)}.cpio")
@@ -276,7 +276,7 @@ def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress 
 
 def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:
     """The folder with the newest kernel, fetched and unpacked unless it is there."""
-    from images.packages import find_package
+    from pyvmm.images.packages import find_package
 
     progress("looking for the kernel package")
     try:
@@ -311,9 +311,9 @@ def _whole(folder: Path) -> bool:
 
 def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progress) -> None:
     """Fill `new` from the package, and from those it is split into since Linux 7.0."""
-    from images.modules import ModuleTree
-    from images.packages import dependency, unpack_package
-    from images.payload import unpack as unpack_kernel
+    from pyvmm.images.modules import ModuleTree
+    from pyvmm.images.packages import dependency, unpack_package
+    from pyvmm.images.payload import unpack as unpack_kernel
 
     parts = [package]
     for kind in ("base", "binary", "modules"):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from images.cpio import CpioWriter
-from images.scheduled import PROGRAMS
+from pyvmm.images.cpio import CpioWriter
+from pyvmm.images.scheduled import PROGRAMS
 
 RECIPE = 2  # raise when what is built from the same inputs changes
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.kernel_config import missing_options
-from images.modules import ModuleTree
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileError, read_text
+from pyvmm.images.kernel_config import missing_options
+from pyvmm.images.modules import ModuleTree
 
 BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 

@@ -93,7 +93,7 @@ def read_module(path: Path) -> bytes:
     data = read_file(path, MODULE_LIMIT)
     if path.suffix == ".ko":
         return data
-    from firmware.decompress import PackedError, decompress
+    from pyvmm.firmware.decompress import PackedError, decompress
 
     try:
         return bytes(decompress(data, MODULE_LIMIT))

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firmware import bzimage, elf
-from images.cache import cache_folder, disk_errors, locked, mark_used, write_file
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes
+from pyvmm.firmware import bzimage, elf
+from pyvmm.images.cache import cache_folder, disk_errors, locked, mark_used, write_file
 
 if TYPE_CHECKING:
     from pyvmm.wire import Buffer

@@ -49,8 +49,8 @@ Known limit: pages named in answers that were still in the ring when the channel
 the guest reboots; the guest does not repeat them.
 """
 
-from devices.balloon.device import BalloonDevice
-from devices.balloon.plan import ResizeOutcome, ResizePlan
-from devices.balloon.tuning import Tuning
+from pyvmm.devices.balloon.device import BalloonDevice
+from pyvmm.devices.balloon.plan import ResizeOutcome, ResizePlan
+from pyvmm.devices.balloon.tuning import Tuning
 
 __all__ = ["BalloonDevice", "ResizeOutcome", "ResizePlan", "Tuning"]

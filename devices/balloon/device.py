@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 from uuid import UUID
 
-from devices.balloon.hot_add import Window
-from devices.balloon.ledger import PAGE_SHIFT, PAGE_SIZE, Discard, Ledger
-from devices.balloon.machine import BalloonMachine, Changed
-from devices.balloon.plan import ResizeOutcome, ResizePlan
-from devices.balloon.protocol import StatusReport, parse_guest_message
-from devices.balloon.ranges import PageRange
-from devices.balloon.tuning import Tuning
+from pyvmm.devices.balloon.hot_add import Window
+from pyvmm.devices.balloon.ledger import PAGE_SHIFT, PAGE_SIZE, Discard, Ledger
+from pyvmm.devices.balloon.machine import BalloonMachine, Changed
+from pyvmm.devices.balloon.plan import ResizeOutcome, ResizePlan
+from pyvmm.devices.balloon.protocol import StatusReport, parse_guest_message
+from pyvmm.devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.tuning import Tuning
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import Offer, VmbusDevice
 

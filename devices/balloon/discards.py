@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from devices.balloon.ranges import PageRange, PageRanges
+from pyvmm.devices.balloon.ranges import PageRange, PageRanges
 
 RANGES_A_TURN = 256
 """System calls in a turn of the loop: some 10 µs each."""

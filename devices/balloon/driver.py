@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from devices.balloon import events as trace
-from devices.balloon.protocol import (
+from pyvmm.devices.balloon import events as trace
+from pyvmm.devices.balloon.protocol import (
     VERSIONS,
     Capabilities,
     CapabilitiesReport,

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from devices.balloon import events as trace
-from devices.balloon.hot_add import Grant
-from devices.balloon.ledger import Ledger
-from devices.balloon.protocol import RANGE_PAGES_LIMIT, WIN7, HotAddRequest, StatusReport, Version
+from pyvmm.devices.balloon import events as trace
+from pyvmm.devices.balloon.hot_add import Grant
+from pyvmm.devices.balloon.ledger import Ledger
+from pyvmm.devices.balloon.protocol import RANGE_PAGES_LIMIT, WIN7, HotAddRequest, StatusReport, Version
 from pyvmm.errors import HostError
 
 ONLINE_WAIT = 5.0

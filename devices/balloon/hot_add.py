@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from devices.balloon.ranges import PageRange, PageRanges
+from pyvmm.devices.balloon.ranges import PageRange, PageRanges
 
 
 class Window(Protocol):

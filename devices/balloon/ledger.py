@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from devices.balloon import events as trace
-from devices.balloon.discards import Turns, noting, slice_of
-from devices.balloon.hot_add import OurRange, Window
-from devices.balloon.ranges import PageRange, PageRanges, clipped
+from pyvmm.devices.balloon import events as trace
+from pyvmm.devices.balloon.discards import Turns, noting, slice_of
+from pyvmm.devices.balloon.hot_add import OurRange, Window
+from pyvmm.devices.balloon.ranges import PageRange, PageRanges, clipped
 from pyvmm.errors import HostError
 
 PAGE_SHIFT = 12

@@ -32,14 +32,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from devices.balloon import events as trace
-from devices.balloon.driver import Driver
-from devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
-from devices.balloon.hot_add import Grant
-from devices.balloon.ledger import PAGE_SIZE, Ledger
-from devices.balloon.patience import Patience
-from devices.balloon.plan import CANNOT_BALLOON, IN_DOUBT, ResizeOutcome, ResizePlan, foresee
-from devices.balloon.protocol import (
+from pyvmm.devices.balloon import events as trace
+from pyvmm.devices.balloon.driver import Driver
+from pyvmm.devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
+from pyvmm.devices.balloon.hot_add import Grant
+from pyvmm.devices.balloon.ledger import PAGE_SIZE, Ledger
+from pyvmm.devices.balloon.patience import Patience
+from pyvmm.devices.balloon.plan import CANNOT_BALLOON, IN_DOUBT, ResizeOutcome, ResizePlan, foresee
+from pyvmm.devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
     RANGES_AT,
     BalloonRequest,
@@ -56,7 +56,7 @@ from devices.balloon.protocol import (
     Version,
     VersionRequest,
 )
-from devices.balloon.states import (
+from pyvmm.devices.balloon.states import (
     AwaitCaps,
     AwaitVersion,
     BalloonPausing,
@@ -71,7 +71,7 @@ from devices.balloon.states import (
     UnballoonPosting,
     UnballoonWaiting,
 )
-from devices.balloon.tuning import Tuning
+from pyvmm.devices.balloon.tuning import Tuning
 from pyvmm.errors import ConfigError, GuestProtocolError, HostError
 from pyvmm.vmbus.ring import MAX_PAYLOAD
 

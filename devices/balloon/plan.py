@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devices.balloon.ledger import PAGE_SIZE
+from pyvmm.devices.balloon.ledger import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from devices.balloon.growth import Growth
-    from devices.balloon.protocol import Capabilities
+    from pyvmm.devices.balloon.growth import Growth
+    from pyvmm.devices.balloon.protocol import Capabilities
 
 PAGES_PER_MIB = 256
 _FLOOR = ((128, 8, 2), (512, 40, 4), (2048, 104, 8), (8192, 232, 16))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from devices.balloon.hot_add import Grant
-from devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.hot_add import Grant
+from pyvmm.devices.balloon.ranges import PageRange
 
 
 @dataclass(slots=True)

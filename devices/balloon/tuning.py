@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from devices.balloon.protocol import RANGES_LIMIT, VERSIONS, Version
+from pyvmm.devices.balloon.protocol import RANGES_LIMIT, VERSIONS, Version
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ Each is a channel of its own and all speak in one frame, where the host asks and
 In Linux all three are served by the module hv_utils.
 """
 
-from devices.ic.heartbeat import Heartbeat
-from devices.ic.shutdown import Shutdown, ShutdownKind
-from devices.ic.timesync import TimeSync
+from pyvmm.devices.ic.heartbeat import Heartbeat
+from pyvmm.devices.ic.shutdown import Shutdown, ShutdownKind
+from pyvmm.devices.ic.timesync import TimeSync
 
 __all__ = ["Heartbeat", "Shutdown", "ShutdownKind", "TimeSync"]

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import ClassVar
 from uuid import UUID
 
-from devices.ic import events as trace
-from devices.ic.link import IcLink, IcReply, Negotiated
-from devices.ic.protocol import HeartbeatBody, IcType
+from pyvmm.devices.ic import events as trace
+from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.protocol import HeartbeatBody, IcType
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import Offer, VmbusDevice

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from devices.ic import events as trace
-from devices.ic.protocol import (
+from pyvmm.devices.ic import events as trace
+from pyvmm.devices.ic.protocol import (
     PIPE_FLAGS,
     PIPE_SIZE,
     IcFlag,

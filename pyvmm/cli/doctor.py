@@ -139,7 +139,7 @@ def _images() -> Iterator[Finding]:
         detail = path or f"not found ({purpose})"
         fix = "" if path else "Debian or Ubuntu; elsewhere bring your own kernel with --kernel and --initrd"
         yield Finding("Images", program, path is not None, detail, fix, needed=False)
-    from images.catalog import DEFAULT, list_images
+    from pyvmm.images.catalog import DEFAULT, list_images
 
     built = [each.name for each in list_images() if each.built]
     fix = "" if DEFAULT in built else f"pyvmm image build {DEFAULT} (`pyvmm run` does it by itself)"

@@ -12,12 +12,12 @@ from pyvmm.cli import output
 from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
-    from images.catalog import Image
+    from pyvmm.images.catalog import Image
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Image names, for the shell."""
-    from images.catalog import RECIPES
+    from pyvmm.images.catalog import RECIPES
 
     return [name for name in RECIPES if name.startswith(incomplete)]
 
@@ -37,7 +37,7 @@ def image() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """Show which images there are and which are built."""
-    from images.catalog import list_images
+    from pyvmm.images.catalog import list_images
 
     found = list_images()
     if as_json:
@@ -58,8 +58,8 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def build(name: str | None, force: bool, everything: bool, as_json: bool) -> None:
     """Build an image (the default one without NAME) from Debian's newest kernel package of its version."""
-    from images import catalog
     from pyvmm.ending import ending_on_signals
+    from pyvmm.images import catalog
 
     if everything and name is not None:
         raise click.UsageError("either NAME or --all")
@@ -78,7 +78,7 @@ def build(name: str | None, force: bool, everything: bool, as_json: bool) -> Non
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str | None, as_json: bool) -> None:
     """Show where an image's files are and what is in it."""
-    from images import catalog
+    from pyvmm.images import catalog
 
     found = catalog.find_image(name or catalog.DEFAULT, build=False)
     if as_json:
@@ -110,7 +110,7 @@ def clean(everything: bool) -> None:
     That is: packages, kernels and initramfs not used for 30 days, those that take more than their part of the cache
     may (the longest unused first), and what killed processes left. It happens by itself when an image is made.
     """
-    from images import catalog
+    from pyvmm.images import catalog
 
     removed = catalog.tidy(everything=everything)
     output.echo("\n  ".join([f"{len(removed)} removed", *(f"{path.parent.name}/{path.name}" for path in removed)]))

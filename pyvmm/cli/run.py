@@ -27,7 +27,7 @@ SILENCE, SILENCE_EMULATED = 10.0, 30.0
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Image names, for the shell."""
-    from images.catalog import list_images
+    from pyvmm.images.catalog import list_images
 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
 

@@ -21,7 +21,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
-    from devices.balloon.plan import ResizeOutcome
+    from pyvmm.devices.balloon.plan import ResizeOutcome
     from pyvmm.machine import MachineConfig
 
 MIB = 1 << 20

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from images.busybox import busybox
-from images.cache import disk_errors, locked
-from images.cpio import CpioWriter
-from images.modules import ModuleTree
-from images.packages import find_package, unpack_package
 from pyvmm.files import FileError, load_object
+from pyvmm.images.busybox import busybox
+from pyvmm.images.cache import disk_errors, locked
+from pyvmm.images.cpio import CpioWriter
+from pyvmm.images.modules import ModuleTree
+from pyvmm.images.packages import find_package, unpack_package
 from pyvmm.paths import cache_folder, make_folder, new_folder, scratch_folder
 
 Progress = Callable[[str], None]

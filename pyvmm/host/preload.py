@@ -25,26 +25,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.cpio import CpioWriter, Entry
 from pyvmm.errors import HostError
+from pyvmm.images.cpio import CpioWriter, Entry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OWN_PACKAGES = ("pyvmm", "devices", "firmware", "images")
+OWN_PACKAGE = "pyvmm"
 # Ours, but part of the running agent, with which a command's outer side speaks: both must be the same.
 AGENT_MODULES = ("agent.py", "endpoint.py", "protocol.py", "preload.py", "rootfs.py", "zygote.py")
 
 _COLLECT = """
 import importlib, json, os, pkgutil, sys
 wanted = ["pyvmm.host.agent"]
-for package in {packages!r}:
-    try:
-        top = importlib.import_module(package)
-    except ImportError:
-        continue
-    wanted.append(package)
-    for module in pkgutil.walk_packages(top.__path__, package + ".", onerror=lambda name: None):
-        if not module.name.endswith("__main__"):
-            wanted.append(module.name)
+top = importlib.import_module({package!r})
+wanted.append({package!r})
+for module in pkgutil.walk_packages(top.__path__, {package!r} + ".", onerror=lambda name: None):
+    if not module.name.endswith("__main__"):
+        wanted.append(module.name)
 import encodings.ascii, encodings.latin_1, encodings.idna, runpy, traceback, linecache, tokenize, codecs, _strptime
 done = ["runpy", "traceback", "linecache", "tokenize", "_strptime"]
 for name in wanted:
@@ -96,10 +92,10 @@ def agent_digest() -> str:
 
 
 def _own_sources() -> Iterator[Path]:
-    for package in OWN_PACKAGES:
-        for folder, folders, names in os.walk(REPOSITORY / package):
-            folders[:] = sorted(name for name in folders if name != "__pycache__")
-            yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
+    # In a checkout pyvmm/devices, pyvmm/firmware and pyvmm/images are links to the folders beside pyvmm.
+    for folder, folders, names in os.walk(REPOSITORY / OWN_PACKAGE, followlinks=True):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
 def _digest(files: Iterable[Path]) -> str:
@@ -118,14 +114,14 @@ def is_own(file: str) -> bool:
     path = Path(file)
     if path.parent == REPOSITORY / "pyvmm" / "host" and path.name in AGENT_MODULES:
         return False
-    return any(path.is_relative_to(REPOSITORY / package) for package in OWN_PACKAGES)
+    return path.is_relative_to(REPOSITORY / OWN_PACKAGE)
 
 
 def collect() -> Preload:
     """Ask a fresh interpreter what it needs to import everything."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env["PYTHONPATH"] = str(REPOSITORY)
-    script = _COLLECT.format(packages=OWN_PACKAGES)
+    script = _COLLECT.format(package=OWN_PACKAGE)
     done = subprocess.run(
         [sys.executable, "-P", "-c", script], env=env, cwd="/", capture_output=True, text=True, check=False
     )

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 # Variables that the fork can honour; with any other PYTHON... a real interpreter is started.
 HONOURED = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONUTF8")
-_OWN_PACKAGES = ("pyvmm", "devices", "firmware", "images")
+_OWN_PACKAGE = "pyvmm"
 _FRESH_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH)
 
 
@@ -103,11 +103,11 @@ class Zygote:
         _open_streams(unbuffered=bool(env.get("PYTHONUNBUFFERED")))
         sys.path[:] = [repository if place == self.repository else place for place in sys.path]
         sys.path.insert(0, os.getcwd())
-        if module.partition(".")[0] in _OWN_PACKAGES:
+        if module.partition(".")[0] == _OWN_PACKAGE:
             sys.path.insert(0, repository)
         importlib.invalidate_caches()
         if sources != self.sources:
-            for name in [name for name in sys.modules if name.partition(".")[0] in _OWN_PACKAGES]:
+            for name in [name for name in sys.modules if name.partition(".")[0] == _OWN_PACKAGE]:
                 del sys.modules[name]
         else:
             sys.modules.pop(module, None)  # it is to run as __main__, without a warning

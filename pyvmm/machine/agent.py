@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from images.agent import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
 from pyvmm.contain import contained
 from pyvmm.errors import ConfigError
+from pyvmm.images.agent import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
 from pyvmm.loop import Timer, Timers
 from pyvmm.trace import event
 

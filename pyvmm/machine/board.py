@@ -11,22 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from devices import serial_window
-from devices.acpi_pm import PORTS as PM_PORTS
-from devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
-from devices.i8042 import BASE as I8042_BASE
-from devices.i8042 import DATA as I8042_DATA
-from devices.i8042 import I8042
-from devices.i8042 import STATUS as I8042_STATUS
-from devices.rtc import BASE as RTC_BASE
-from devices.rtc import INDEX as RTC_INDEX
-from devices.rtc import LINE as RTC_LINE
-from devices.rtc import PORTS as RTC_PORTS
-from devices.rtc import Rtc
-from devices.serial import PORTS as SERIAL_PORTS
-from devices.serial import Register as SerialRegister
-from devices.serial import Serial
-from firmware.acpi import AcpiConfig
+from pyvmm.devices import serial_window
+from pyvmm.devices.acpi_pm import PORTS as PM_PORTS
+from pyvmm.devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
+from pyvmm.devices.i8042 import BASE as I8042_BASE
+from pyvmm.devices.i8042 import DATA as I8042_DATA
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.i8042 import STATUS as I8042_STATUS
+from pyvmm.devices.rtc import BASE as RTC_BASE
+from pyvmm.devices.rtc import INDEX as RTC_INDEX
+from pyvmm.devices.rtc import LINE as RTC_LINE
+from pyvmm.devices.rtc import PORTS as RTC_PORTS
+from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.serial import PORTS as SERIAL_PORTS
+from pyvmm.devices.serial import Register as SerialRegister
+from pyvmm.devices.serial import Serial
+from pyvmm.firmware.acpi import AcpiConfig
 from pyvmm.iomap import IoMap
 from pyvmm.loop import Loop
 from pyvmm.memory import PAGE_SIZE, HostMemory

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devices import serial_window
-from firmware import cmdline
-from firmware.linux import check_linux
+from pyvmm.devices import serial_window
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import cmdline
+from pyvmm.firmware.linux import check_linux
 from pyvmm.machine.config import MachineConfig
 
 if TYPE_CHECKING:
-    from images.catalog import Image
+    from pyvmm.images.catalog import Image
 
 BASE_CMDLINE = "quiet pci=off 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
 """What every guest of ours is told: what is not there to be looked for, that its ciphers work (their self-tests took
@@ -107,7 +107,7 @@ def _own_kernel(
     if kdir is None:
         assert kernel is not None
         return kernel, initrd
-    from images.kdir import open_kdir
+    from pyvmm.images.kdir import open_kdir
 
     tree = open_kdir(kdir)
     if tree.missing:
@@ -117,7 +117,7 @@ def _own_kernel(
 
 def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, look_into: bool = True) -> Image:
     """One of our images (None: the default), built if it is not there yet."""
-    from images import catalog
+    from pyvmm.images import catalog
 
     if not look_into:
         return catalog.known_image(name or catalog.DEFAULT)

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from firmware.entry import BootState
 from pyvmm.contain import contain
 from pyvmm.errors import HostError
+from pyvmm.firmware.entry import BootState
 from pyvmm.hyperv.engine import Engine
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT
 from pyvmm.inbox import Inbox

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
+    from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.machine.hotplug import HotAddWindow
     from pyvmm.machine.plugging import Plugging
 

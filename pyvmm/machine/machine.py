@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from firmware.linux import load_linux
 from pyvmm import contain
 from pyvmm.errors import HostError, PyvmmError
+from pyvmm.firmware.linux import load_linux
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.inbox import Inbox
@@ -51,8 +51,8 @@ from pyvmm.memory import Region
 from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
-    from devices.serial import Serial
+    from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.devices.serial import Serial
     from pyvmm.machine.inventory import SizeWatch
     from pyvmm.machine.plugging import Plugging
     from pyvmm.machine.pressure import Pressure

@@ -18,7 +18,7 @@ from pyvmm.machine import events as trace
 from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
+    from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.guest_time import GuestTimers
     from pyvmm.hyperv.engine import Engine
     from pyvmm.loop import Loop

@@ -13,8 +13,8 @@ from pyvmm.machine.history import PressureHistory, Sample
 from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from devices.balloon.device import BalloonDevice
-    from devices.balloon.plan import ResizeOutcome
+    from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.devices.balloon.plan import ResizeOutcome
 
 Emit = Callable[[str, dict[str, Any]], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 
-from firmware.e820 import ram_layout
+from pyvmm.firmware.e820 import ram_layout
 from pyvmm.machine import hotplug
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.hotplug import HotAddWindow

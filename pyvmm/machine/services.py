@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from devices.balloon.device import BalloonDevice
-from devices.balloon.hot_add import Window
-from devices.balloon.ledger import PAGE_SHIFT
-from devices.balloon.protocol import WIN7, WIN8, WIN10
-from devices.balloon.tuning import Tuning
-from devices.ic.heartbeat import Heartbeat
-from devices.ic.shutdown import Shutdown
-from devices.ic.timesync import TimeSync
+from pyvmm.devices.balloon.device import BalloonDevice
+from pyvmm.devices.balloon.hot_add import Window
+from pyvmm.devices.balloon.ledger import PAGE_SHIFT
+from pyvmm.devices.balloon.protocol import WIN7, WIN8, WIN10
+from pyvmm.devices.balloon.tuning import Tuning
+from pyvmm.devices.ic.heartbeat import Heartbeat
+from pyvmm.devices.ic.shutdown import Shutdown
+from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.engine import Engine
 from pyvmm.machine.config import MachineConfig

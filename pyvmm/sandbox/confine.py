@@ -26,7 +26,6 @@ Mode = Literal["off", "on", "require"]
 REQUESTS = (Op.RUN, *(op for op in Op if op is not Op.RUN), *seccomp.TERMINAL_REQUESTS.values())
 """The ioctls of a machine, the most frequent first."""
 
-_PACKAGES = ("pyvmm", "devices", "firmware", "images")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _OWN_SIZE = "/proc/self/statm"
 
@@ -118,11 +117,13 @@ def confine(mode: Mode, removable: Iterable[Path] = ()) -> Confinement:
 
 def code_places() -> list[str]:
     """Where Python, its packages and ours, and the libraries of both are: imports and tracebacks read there later."""
-    home = Path(__file__).parents[2]
+    own = Path(__file__).parents[1]
     found = [os.path.dirname(os.__file__), str(Path(sys.base_prefix, "lib")), *_LIBRARIES]
     found += [each for each in sys.path if os.path.basename(each) in ("site-packages", "dist-packages")]
     found += [sys.pycache_prefix] if sys.pycache_prefix else []
-    found += [str(home / package) for package in _PACKAGES]
+    found.append(str(own))
+    # Landlock grants what a link leads to: in a checkout pyvmm/devices and its sisters are links.
+    found += [os.path.realpath(each) for each in own.iterdir() if each.is_symlink()]
     places = dict.fromkeys(found)
     return [each for each in places if not any(parent in places for parent in map(str, Path(each).parents))]
 

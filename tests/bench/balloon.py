@@ -31,10 +31,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from images.agent import AgentClient, Exited
 from pyvmm.control.client import Client, Disconnected
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import socket_path
+from pyvmm.images.agent import AgentClient, Exited
 from pyvmm.tracing.read import parse_line
 from tests.bench import boot
 
@@ -313,9 +313,9 @@ def measure(guest: Guest) -> dict[str, float]:
 
 def virtio_initrd(image: Any) -> str:
     """The image's initramfs with virtio's modules instead of Hyper-V's."""
-    from images.catalog import RECIPES, initrd_for
-    from images.modules import ModuleTree
-    from images.packages import download, find_package, unpack
+    from pyvmm.images.catalog import RECIPES, initrd_for
+    from pyvmm.images.modules import ModuleTree
+    from pyvmm.images.packages import download, find_package, unpack
 
     package = find_package(RECIPES[image.name].pattern, RECIPES[image.name].suites)
     with tempfile.TemporaryDirectory() as folder:
@@ -346,7 +346,7 @@ def report(label: str, image: str, results: dict[str, list[dict[str, float]]]) -
 
 def main() -> int:
     """See the module."""
-    from images.catalog import find_image
+    from pyvmm.images.catalog import find_image
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from random import Random
 from time import process_time
 
-from devices.balloon.ledger import Ledger
-from devices.balloon.protocol import RANGES_LIMIT, BalloonResponse, UnballoonRequest
-from devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.ledger import Ledger
+from pyvmm.devices.balloon.protocol import RANGES_LIMIT, BalloonResponse, UnballoonRequest
+from pyvmm.devices.balloon.ranges import PageRange
 
 GIB = 1 << 18  # pages
 TIB = 1 << 28

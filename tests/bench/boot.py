@@ -33,7 +33,7 @@ from statistics import median
 
 from pyvmm.host.emulated import SIZES_MIB
 from pyvmm.host.inside import inside
-from pyvmm.host.preload import OWN_PACKAGES
+from pyvmm.host.preload import OWN_PACKAGE
 
 FIRST_LINE = b"pyvmm: init"
 LIMIT = 90.0  # seconds for one boot
@@ -63,7 +63,7 @@ class Contender:
 
 def contenders(image: str, facts: dict[str, object]) -> list[Contender]:
     """All there are, pyvmm's first."""
-    from images.catalog import find_image
+    from pyvmm.images.catalog import find_image
 
     found = find_image(image, build=False)
     kernel, vmlinux, initrd = str(found.kernel), str(found.vmlinux), str(found.initrd)
@@ -161,10 +161,9 @@ def _become_pyvmm(arguments: tuple[str, ...], output: int) -> None:
 
 def import_all() -> None:
     """What the emulated host's ready Python has imported."""
-    for package in OWN_PACKAGES:
-        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(importlib.import_module(OWN_PACKAGE).__path__, f"{OWN_PACKAGE}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def wash() -> None:
@@ -240,7 +239,7 @@ def main() -> int:
 
 def qemu_facts(image: str) -> str:
     """What the side that measures must know of QEMU; also sees to it that the image is built."""
-    from images.catalog import find_image
+    from pyvmm.images.catalog import find_image
     from tests.bench.qemu10 import find_qemu
 
     find_image(image)

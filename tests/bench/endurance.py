@@ -171,7 +171,7 @@ def resizes(real: RealGuest, times: int, label: str) -> bool:
 
 def synthetic(times: int) -> bool:
     """Open, negotiate, out, back; leave by CLOSE, UNLOAD or machine reset."""
-    from devices.balloon import BalloonDevice
+    from pyvmm.devices.balloon import BalloonDevice
     from tests.guest.test_balloon import FREE, PAGES, RAM, bind, serve
     from tests.support.balloon_guest import BalloonGuest
     from tests.support.fake_guest import FakeGuest

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.cache import cache_folder, locked, new_folder
-from images.packages import Package, Source, download, find_package, private_source, unpack
-from images.packages import _package as package_record
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.images.cache import cache_folder, locked, new_folder
+from pyvmm.images.packages import Package, Source, download, find_package, private_source, unpack
+from pyvmm.images.packages import _package as package_record
 
 SUITE = "bookworm-backports"
 PROGRAM = "qemu-system-x86_64"

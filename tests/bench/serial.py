@@ -39,7 +39,7 @@ def contenders(image: str, facts: dict[str, object]) -> list[boot.Contender]:
 
 def whole(runs: int, image: str) -> None:
     """Time commands in turns, and print medians and ratios: up to the first line of /init, and as a whole."""
-    from images.catalog import find_image
+    from pyvmm.images.catalog import find_image
 
     find_image(image)
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}

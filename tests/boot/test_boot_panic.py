@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from images.catalog import find_image
+from pyvmm.images.catalog import find_image
 from tests.support.booted import BOOT_LIMIT, MIB, Booted
 from tests.support.kexec import kexec_initrd
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from images.catalog import find_image
 from pyvmm.control.client import Client
 from pyvmm.errors import HostError
 from pyvmm.host.inside import socket_path
+from pyvmm.images.catalog import find_image
 from tests.support.booted import BOOT_LIMIT, MIB
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from devices.balloon.growth import GUEST_REFUSED, LEFT_OFFLINE
-from devices.balloon.plan import ResizeOutcome
+from pyvmm.devices.balloon.growth import GUEST_REFUSED, LEFT_OFFLINE
+from pyvmm.devices.balloon.plan import ResizeOutcome
 from tests.support.booted import MIB, Booted
 
 BOOT = 512 * MIB

@@ -14,7 +14,7 @@ from pathlib import Path
 import lz4.block
 import zstandard
 
-from images.cpio import CpioWriter
+from pyvmm.images.cpio import CpioWriter
 from tests.fuzz.targets.file_kernels import MAGICS
 from tests.unit.firmware.sample_kernels import bzimage, elf, note
 

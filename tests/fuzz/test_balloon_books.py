@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from devices.balloon.ledger import Ledger
-from devices.balloon.machine import BalloonMachine
-from devices.balloon.protocol import MessageType, parse_guest_message
-from devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.ledger import Ledger
+from pyvmm.devices.balloon.machine import BalloonMachine
+from pyvmm.devices.balloon.protocol import MessageType, parse_guest_message
+from pyvmm.devices.balloon.ranges import PageRange
 from pyvmm.errors import GuestError
 from tests.support.balloon_guest import BalloonGuest
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.balloon import BalloonDevice, ResizeOutcome, Tuning
-from devices.balloon import protocol as p
 from pyvmm import trace
+from pyvmm.devices.balloon import BalloonDevice, ResizeOutcome, Tuning
+from pyvmm.devices.balloon import protocol as p
 from tests.support.balloon_guest import BalloonGuest
 from tests.support.fake_guest import FakeDriver, FakeGuest
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from devices.balloon import BalloonDevice, Tuning, discards
-from devices.balloon import protocol as p
-from devices.balloon.discards import RANGES_A_TURN
+from pyvmm.devices.balloon import BalloonDevice, Tuning, discards
+from pyvmm.devices.balloon import protocol as p
+from pyvmm.devices.balloon.discards import RANGES_A_TURN
 from tests.support.balloon_guest import BalloonGuest
 from tests.support.fake_guest import FakeDriver, FakeGuest
 

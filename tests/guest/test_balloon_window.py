@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from devices.balloon import BalloonDevice, ResizeOutcome, Tuning
-from devices.balloon import protocol as p
 from pyvmm import trace
+from pyvmm.devices.balloon import BalloonDevice, ResizeOutcome, Tuning
+from pyvmm.devices.balloon import protocol as p
 from pyvmm.machine.hotplug import HotAddWindow
 from pyvmm.memory import GuestMemory, HostMemory, Region
 from tests.support.balloon_guest import BalloonGuest

@@ -14,13 +14,13 @@ from struct import pack
 
 import pytest
 
-from devices.balloon.device import BalloonDevice
-from devices.balloon.protocol import MessageType as Dm
-from devices.ic.heartbeat import Heartbeat
-from devices.ic.shutdown import Shutdown
-from devices.ic.timesync import TimeSync
 from pyvmm.control.client import Client
 from pyvmm.control.server import ControlServer
+from pyvmm.devices.balloon.device import BalloonDevice
+from pyvmm.devices.balloon.protocol import MessageType as Dm
+from pyvmm.devices.ic.heartbeat import Heartbeat
+from pyvmm.devices.ic.shutdown import Shutdown
+from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.loop import Loop
 from pyvmm.vmbus import protocol as p
 from tests.support.fake_guest import FakeDriver, FakeGuest, gpadl_messages

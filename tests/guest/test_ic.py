@@ -6,10 +6,10 @@ from struct import pack
 
 import pytest
 
-from devices.ic import Heartbeat, Shutdown, ShutdownKind, TimeSync
-from devices.ic.heartbeat import Health
-from devices.ic.link import IcLink
-from devices.ic.protocol import (
+from pyvmm.devices.ic import Heartbeat, Shutdown, ShutdownKind, TimeSync
+from pyvmm.devices.ic.heartbeat import Health
+from pyvmm.devices.ic.link import IcLink
+from pyvmm.devices.ic.protocol import (
     FAILED,
     HeartbeatBody,
     IcHeader,
@@ -20,7 +20,7 @@ from devices.ic.protocol import (
     TimeFlag,
     TimeReferenceBody,
 )
-from devices.ic.timesync import UNIX_EPOCH_100NS
+from pyvmm.devices.ic.timesync import UNIX_EPOCH_100NS
 from pyvmm.errors import GuestError
 from tests.support.fake_guest import FakeGuest
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from devices.balloon import BalloonDevice, Tuning
-from devices.balloon import protocol as p
-from devices.ic import Heartbeat, TimeSync
-from devices.ic.heartbeat import Health
-from devices.ic.protocol import HeartbeatBody, TimeBody
+from pyvmm.devices.balloon import BalloonDevice, Tuning
+from pyvmm.devices.balloon import protocol as p
+from pyvmm.devices.ic import Heartbeat, TimeSync
+from pyvmm.devices.ic.heartbeat import Health
+from pyvmm.devices.ic.protocol import HeartbeatBody, TimeBody
 from pyvmm.machine.hotplug import HotAddWindow
 from pyvmm.memory import HostMemory
 from tests.support.balloon_guest import BalloonGuest

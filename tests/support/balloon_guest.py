@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from devices.balloon.protocol import (
+from pyvmm.devices.balloon.protocol import (
     RANGES_LIMIT,
     BalloonRequest,
     BalloonResponse,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Self
 
-from devices.balloon import protocol as p
-from devices.balloon.hot_add import Window
-from devices.balloon.ledger import Ledger
-from devices.balloon.machine import BalloonMachine
-from devices.balloon.plan import ResizeOutcome
-from devices.balloon.ranges import PageRange
-from devices.balloon.tuning import Tuning
+from pyvmm.devices.balloon import protocol as p
+from pyvmm.devices.balloon.hot_add import Window
+from pyvmm.devices.balloon.ledger import Ledger
+from pyvmm.devices.balloon.machine import BalloonMachine
+from pyvmm.devices.balloon.plan import ResizeOutcome
+from pyvmm.devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.tuning import Tuning
 from tests.support.balloon_guest import BalloonGuest
 
 PAGE = 4096

@@ -73,7 +73,7 @@ def what_is_missing(*, emulated: bool) -> str:
     """Why no boot test can run; empty if they can. Builds the guest images if they are not there."""
     if emulated and shutil.which(PROGRAM) is None:
         return f"{PROGRAM} is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
-    from images.catalog import find_image
+    from pyvmm.images.catalog import find_image
     from tests.support.booted import NEEDED_IMAGES
     from tests.support.kexec import kexec_initrd
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from devices.balloon.plan import ResizeOutcome
-from images.catalog import find_image
 from pyvmm import trace
+from pyvmm.devices.balloon.plan import ResizeOutcome
 from pyvmm.errors import ConfigError
+from pyvmm.images.catalog import find_image
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 from pyvmm.machine.build import CONSOLE, command_line

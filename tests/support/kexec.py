@@ -11,11 +11,11 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-from images.cache import cache_folder, write_file
-from images.catalog import Image
-from images.cpio import CpioWriter
-from images.packages import Package, dependency, download, find_package, unpack
 from pyvmm.errors import HostError
+from pyvmm.images.cache import cache_folder, write_file
+from pyvmm.images.catalog import Image
+from pyvmm.images.cpio import CpioWriter
+from pyvmm.images.packages import Package, dependency, download, find_package, unpack
 
 LIBRARIES = (Path("/lib/x86_64-linux-gnu"), Path("/usr/lib/x86_64-linux-gnu"))
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from devices.balloon.protocol import MessageType as BalloonMessage
+from pyvmm.devices.balloon.protocol import MessageType as BalloonMessage
 from pyvmm.tracing.entry import Entry
 from pyvmm.tracing.read import Trace
 from pyvmm.vmbus.protocol import MessageType

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from firmware import bzimage, elf
-from firmware.decompress import PackedError, decompress
-from firmware.linux import check_linux
-from firmware.sniff import describe
-from images.busybox import is_static
-from images.cpio import read_cpio
-from images.modules import depends
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import bzimage, elf
+from pyvmm.firmware.decompress import PackedError, decompress
+from pyvmm.firmware.linux import check_linux
+from pyvmm.firmware.sniff import describe
+from pyvmm.images.busybox import is_static
+from pyvmm.images.cpio import read_cpio
+from pyvmm.images.modules import depends
 
 LIMIT = 1 << 20
 RAM = 128 << 20

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from images.agent import AgentClient
 from pyvmm.control import hmp
 from pyvmm.control.commands import COMMANDS, dispatch
 from pyvmm.control.protocol import Session
 from pyvmm.errors import ConfigError
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError, ReceiveWindow, SendWindow
+from pyvmm.images.agent import AgentClient
 from tests.unit.control.fake_machine import FakeMachine
 
 NAMES = sorted(COMMANDS)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from images.kernel_config import missing_options
 from pyvmm.backend import Backend
 from pyvmm.cli.config_file import load
 from pyvmm.cli.run import run
@@ -17,6 +16,7 @@ from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
 from pyvmm.files import parse_json, parse_object
 from pyvmm.host import daemon, probe, snapshot
+from pyvmm.images.kernel_config import missing_options
 from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
 from pyvmm.trace import check_pattern
 

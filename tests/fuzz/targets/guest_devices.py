@@ -5,12 +5,12 @@ from __future__ import annotations
 from base64 import b64encode
 from struct import pack
 
-from devices.balloon import BalloonDevice
-from devices.balloon.protocol import MessageType
-from devices.ic.heartbeat import Heartbeat
-from devices.ic.protocol import IcHeader
-from devices.ic.shutdown import Shutdown, ShutdownKind
-from devices.ic.timesync import TimeSync
+from pyvmm.devices.balloon import BalloonDevice
+from pyvmm.devices.balloon.protocol import MessageType
+from pyvmm.devices.ic.heartbeat import Heartbeat
+from pyvmm.devices.ic.protocol import IcHeader
+from pyvmm.devices.ic.shutdown import Shutdown, ShutdownKind
+from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.errors import HostError
 from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.autosize import Limits

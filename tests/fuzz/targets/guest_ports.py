@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from devices.acpi_pm import PORTS as PM_PORTS
-from devices.acpi_pm import AcpiPm, ResetPort
-from devices.i8042 import I8042
-from devices.i8042 import PORTS as I8042_PORTS
-from devices.rtc import PORTS as RTC_PORTS
-from devices.rtc import Rtc
-from devices.serial import PORTS as SERIAL_PORTS
-from devices.serial import Serial
+from pyvmm.devices.acpi_pm import PORTS as PM_PORTS
+from pyvmm.devices.acpi_pm import AcpiPm, ResetPort
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.i8042 import PORTS as I8042_PORTS
+from pyvmm.devices.rtc import PORTS as RTC_PORTS
+from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.serial import PORTS as SERIAL_PORTS
+from pyvmm.devices.serial import Serial
 from pyvmm.iomap import IoDevice
 from tests.fuzz.feed import Feed
 from tests.support.fake_clock import FakeLoop

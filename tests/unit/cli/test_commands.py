@@ -12,10 +12,10 @@ import pytest
 from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
-from devices.balloon import states
 from pyvmm.cli import doctor, output
 from pyvmm.cli import status as status_command
 from pyvmm.control import registry
+from pyvmm.devices.balloon import states
 from pyvmm.errors import HostError
 
 
@@ -370,7 +370,7 @@ def test_what_no_machine_can_be_is_said_before_anything_is_made(
     def made(*unused: object, **options: object) -> None:
         raise AssertionError("an image or a host was made for it")
 
-    monkeypatch.setattr("images.catalog.find_image", made)
+    monkeypatch.setattr("pyvmm.images.catalog.find_image", made)
     monkeypatch.setattr("pyvmm.host.commands.run_in_host", made)
     found = pyvmm("run", *words)
     assert found.status in (1, 2)
@@ -388,7 +388,7 @@ def test_the_name_is_taken_before_an_image_is_built(
         seen.append(pyvmm("run", "--name", "web").err)
         raise HostError("cannot build it")
 
-    monkeypatch.setattr("images.catalog.find_image", build)
+    monkeypatch.setattr("pyvmm.images.catalog.find_image", build)
     assert pyvmm(command, "--name", "web") == (1, "", "pyvmm: cannot build it\n")
     row, second = seen
     assert row.split()[::2][:2] == ["web", "starting"]

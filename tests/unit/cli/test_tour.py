@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from command_line import Run
 
-from devices.balloon.plan import ResizeOutcome
 from pyvmm.cli.tour import _Guide
 from pyvmm.cli.tour_show import JsonLines, Show, Words
+from pyvmm.devices.balloon.plan import ResizeOutcome
 
 MIB = 1 << 20
 DEVICE = {"relid": 1, "name": "hv-balloon", "state": "open", "guid": "1eccfd72-4b41-45ef-b73a-4a6e44c12924"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from devices import acpi_pm
-from devices.acpi_pm import CONTROL, EVENT, TIMER, AcpiPm, ResetPort
+from pyvmm.devices import acpi_pm
+from pyvmm.devices.acpi_pm import CONTROL, EVENT, TIMER, AcpiPm, ResetPort
 
 
 class Machine:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.balloon import discards
-from devices.balloon.discards import PIECE_PAGES, RANGES_A_TURN
-from devices.balloon.ledger import Ledger
-from devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon import discards
+from pyvmm.devices.balloon.discards import PIECE_PAGES, RANGES_A_TURN
+from pyvmm.devices.balloon.ledger import Ledger
+from pyvmm.devices.balloon.ranges import PageRange
 from pyvmm.errors import HostError
 
 BOOT = 1 << 20  # pages: 4 GiB

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from devices.balloon import discards
-from devices.balloon import protocol as p
-from devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
-from devices.balloon.hot_add import OurRange
-from devices.balloon.plan import IN_DOUBT, ROUNDED
-from devices.balloon.ranges import PageRanges
-from devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
+from pyvmm.devices.balloon import discards
+from pyvmm.devices.balloon import protocol as p
+from pyvmm.devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
+from pyvmm.devices.balloon.hot_add import OurRange
+from pyvmm.devices.balloon.plan import IN_DOUBT, ROUNDED
+from pyvmm.devices.balloon.ranges import PageRanges
+from pyvmm.devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
 from pyvmm.errors import GuestProtocolError, HostError
 from tests.support.balloon_guest import BalloonGuest
 from tests.support.balloon_play import Play as BalloonPlay

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from devices.balloon.ledger import PLAIN_CLAIM_PAGES, Ledger
-from devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.ledger import PLAIN_CLAIM_PAGES, Ledger
+from pyvmm.devices.balloon.ranges import PageRange
 from pyvmm.errors import HostError
 
 BOOT = [PageRange(0, 1000), PageRange(2000, 1000)]

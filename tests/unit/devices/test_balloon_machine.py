@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.balloon import protocol as p
-from devices.balloon.growth import NEEDS_HOT_ADD
-from devices.balloon.machine import Changed
-from devices.balloon.plan import ResizeOutcome, linux_floor, lowest_reachable
-from devices.balloon.states import (
+from pyvmm.devices.balloon import protocol as p
+from pyvmm.devices.balloon.growth import NEEDS_HOT_ADD
+from pyvmm.devices.balloon.machine import Changed
+from pyvmm.devices.balloon.plan import ResizeOutcome, linux_floor, lowest_reachable
+from pyvmm.devices.balloon.states import (
     AwaitCaps,
     AwaitVersion,
     BalloonPosting,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from devices.balloon import protocol as p
-from devices.balloon.patience import Patience
-from devices.balloon.states import BalloonPausing, Closed, Idle
+from pyvmm.devices.balloon import protocol as p
+from pyvmm.devices.balloon.patience import Patience
+from pyvmm.devices.balloon.states import BalloonPausing, Closed, Idle
 from pyvmm.errors import GuestProtocolError
 from tests.support.balloon_guest import BalloonGuest
 from tests.support.balloon_play import BOOT, PAGE, PIECE, Play

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from devices.balloon import protocol as p
+from pyvmm.devices.balloon import protocol as p
 from pyvmm.errors import GuestProtocolError, WireError
 
 

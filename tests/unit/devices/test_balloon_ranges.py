@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.balloon.ranges import CHUNK, PageRange, PageRanges, clipped
+from pyvmm.devices.balloon.ranges import CHUNK, PageRange, PageRanges, clipped
 
 near_borders = st.integers(0, 6 * CHUNK)
 ranges = st.lists(st.tuples(near_borders, st.integers(0, 2 * CHUNK + 3) | st.integers(0, 5)), max_size=12)

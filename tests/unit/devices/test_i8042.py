@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from devices import i8042
-from devices.i8042 import DATA, I8042, STATUS
+from pyvmm.devices import i8042
+from pyvmm.devices.i8042 import DATA, I8042, STATUS
 
 
 class Machine:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from devices import rtc
-from devices.rtc import Rtc
+from pyvmm.devices import rtc
+from pyvmm.devices.rtc import Rtc
 from tests.support.fake_clock import FakeLoop
 
 

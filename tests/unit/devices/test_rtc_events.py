@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from devices import rtc
-from devices.rtc import B_24_HOURS, B_BINARY, B_SET, Rtc
-from devices.rtc_events import ALARM, C_INTERRUPT, PERIODIC, UPDATED, Alarm
+from pyvmm.devices import rtc
+from pyvmm.devices.rtc import B_24_HOURS, B_BINARY, B_SET, Rtc
+from pyvmm.devices.rtc_events import ALARM, C_INTERRUPT, PERIODIC, UPDATED, Alarm
 from tests.support.fake_clock import FakeLoop
 
 NOON = 12 * 3600

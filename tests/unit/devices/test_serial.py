@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from devices import serial
-from devices.serial import Register, Serial
+from pyvmm.devices import serial
+from pyvmm.devices.serial import Register, Serial
 
 
 class Wires:

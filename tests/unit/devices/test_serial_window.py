@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.serial import FIFO_SIZE, Register, Serial
-from devices.serial_window import AGENT, CONSOLE, SIZE, Window
+from pyvmm.devices.serial import FIFO_SIZE, Register, Serial
+from pyvmm.devices.serial_window import AGENT, CONSOLE, SIZE, Window
 
 SHOWN = [register for register in Register if register != Register.DATA]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from firmware import aml
-from firmware.acpi import IO_APIC, LOCAL_APIC, AcpiConfig, build_acpi
-from firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import aml
+from pyvmm.firmware.acpi import IO_APIC, LOCAL_APIC, AcpiConfig, build_acpi
+from pyvmm.firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE
 
 
 def tables(config: AcpiConfig) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ import pytest
 import sample_kernels as kernels
 import zstandard
 
-from firmware import bzimage
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import bzimage
 
 VMLINUX = kernels.vmlinux()
 SIZE = struct.pack("<I", len(VMLINUX))

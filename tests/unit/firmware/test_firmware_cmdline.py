@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from firmware import cmdline
+from pyvmm.firmware import cmdline
 
 
 @pytest.mark.parametrize(

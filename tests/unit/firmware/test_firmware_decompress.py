@@ -14,9 +14,9 @@ import pytest
 import sample_kernels as kernels
 import zstandard
 
-from firmware import bzimage
-from firmware.decompress import PackedError, decompress
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import bzimage
+from pyvmm.firmware.decompress import PackedError, decompress
 
 LIMIT = 64 << 20
 DATA = random.Random(1).randbytes(5000) + bytes(300_000) + b"end" * 1000

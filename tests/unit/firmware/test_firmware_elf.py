@@ -8,8 +8,8 @@ import struct
 import pytest
 import sample_kernels as kernels
 
-from firmware import elf
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import elf
 
 
 def patched(offset: int, layout: str, *values: int) -> bytes:

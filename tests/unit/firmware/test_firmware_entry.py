@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from firmware import entry
+from pyvmm.firmware import entry
 from pyvmm.kvm.structs import Regs, Sregs
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import sample_kernels as kernels
 
-from firmware import entry
-from firmware.acpi import AcpiConfig
-from firmware.e820 import ACPI_AREA, E820Type
-from firmware.linux import check_linux, load_linux
 from pyvmm.errors import ConfigError
+from pyvmm.firmware import entry
+from pyvmm.firmware.acpi import AcpiConfig
+from pyvmm.firmware.e820 import ACPI_AREA, E820Type
+from pyvmm.firmware.linux import check_linux, load_linux
 from pyvmm.memory import GuestMemory
 
 MIB = 1 << 20

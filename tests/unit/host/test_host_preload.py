@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from images.cpio import CpioWriter, read_cpio
 from pyvmm.errors import ConfigError
 from pyvmm.host import inside, preload
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
+from pyvmm.images.cpio import CpioWriter, read_cpio
 
 
 def test_a_file_comes_with_folders_and_links_on_the_way(tmp_path: Path) -> None:

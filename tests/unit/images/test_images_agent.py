@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from images import agent
-from images.agent import AgentClient, Event, Exited, Garbled, Lost, Output, Ready, Refused
 from pyvmm.errors import ConfigError
+from pyvmm.images import agent
+from pyvmm.images.agent import AgentClient, Event, Exited, Garbled, Lost, Output, Ready, Refused
 
 SCRIPT = Path(agent.__file__).parent / "guest" / "agent"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from sample_modules import module
 
-from images import busybox, cache, catalog, initramfs, packages
-from images.catalog import build_image, find_image, known_image, list_images
-from images.cpio import read_cpio
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.images import busybox, cache, catalog, initramfs, packages
+from pyvmm.images.catalog import build_image, find_image, known_image, list_images
+from pyvmm.images.cpio import read_cpio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "firmware"))
 import sample_kernels as kernels
@@ -130,7 +130,7 @@ def test_unknown_image_lists_the_known(debian: Debian) -> None:
 def test_changed_init_makes_a_new_initramfs_without_the_network(
     debian: Debian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from images import initramfs
+    from pyvmm.images import initramfs
 
     before = build_image()
     files = initramfs.guest_files()

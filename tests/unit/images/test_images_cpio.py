@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from images.cpio import CpioWriter, Entry, read_cpio
+from pyvmm.images.cpio import CpioWriter, Entry, read_cpio
 
 
 def sample() -> CpioWriter:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from images import busybox, catalog, packages
-from images.cpio import CpioWriter, Entry, read_cpio
-from images.kdir import open_kdir
-from images.modules import CHAIN_LIMIT, ModuleTree, read_module
-from images.payload import cached_vmlinux
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.images import busybox, catalog, packages
+from pyvmm.images.cpio import CpioWriter, Entry, read_cpio
+from pyvmm.images.kdir import open_kdir
+from pyvmm.images.modules import CHAIN_LIMIT, ModuleTree, read_module
+from pyvmm.images.payload import cached_vmlinux
 from tests.unit.firmware import sample_kernels as kernels
 
 DAMAGED = [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b'{"release": 1}']
@@ -81,8 +81,8 @@ def test_modules_that_need_each_other_without_end_are_refused(
 ) -> None:
     for number in range(CHAIN_LIMIT + 5):
         (tmp_path / f"m{number}.ko").write_bytes(b"x")
-    monkeypatch.setattr("images.modules.read_module", lambda path: path.name.encode())
-    monkeypatch.setattr("images.modules.depends", lambda data: [f"m{int(data[1:-3]) + 1}"])
+    monkeypatch.setattr("pyvmm.images.modules.read_module", lambda path: path.name.encode())
+    monkeypatch.setattr("pyvmm.images.modules.depends", lambda data: [f"m{int(data[1:-3]) + 1}"])
     with pytest.raises(ConfigError, match="each need the next"):
         ModuleTree(tmp_path).load_order(["m0"])
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sample_modules import module
 
-from images.kdir import open_kdir
-from images.kernel_config import FRAGMENT, missing_options
-from images.payload import cached_vmlinux
 from pyvmm.errors import ConfigError
+from pyvmm.images.kdir import open_kdir
+from pyvmm.images.kernel_config import FRAGMENT, missing_options
+from pyvmm.images.payload import cached_vmlinux
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "firmware"))
 import sample_kernels as kernels

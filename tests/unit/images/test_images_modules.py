@@ -10,8 +10,8 @@ import pytest
 import zstandard
 from sample_modules import module
 
-from images.modules import ModuleTree, depends
 from pyvmm.errors import ConfigError
+from pyvmm.images.modules import ModuleTree, depends
 
 
 def names(order: list[tuple[str, bytes]]) -> list[str]:

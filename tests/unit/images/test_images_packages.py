@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from images import packages
-from images.packages import dependency, download, find_package, natural, run
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.images import packages
+from pyvmm.images.packages import dependency, download, find_package, natural, run
 
 TARGETS = """\
 Packages|Debian|http://mirror.example/debian/|bookworm

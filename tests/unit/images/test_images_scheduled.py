@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from images.scheduled import PROGRAMS, SCHED_RR, program
+from pyvmm.images.scheduled import PROGRAMS, SCHED_RR, program
 
 SHOW = "import os, sys; print(os.sched_getscheduler(0), sys.argv[1:], os.environ['HERE'])"
 

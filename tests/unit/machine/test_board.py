@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.acpi_pm import RTC
-from devices.rtc import (
+from pyvmm.devices.acpi_pm import RTC
+from pyvmm.devices.rtc import (
     ALARM_ANY,
     ALARM_HOURS,
     ALARM_MINUTES,
@@ -18,9 +18,9 @@ from devices.rtc import (
     REG_C,
     REG_D,
 )
-from devices.rtc_events import ALARM
-from devices.serial import IER_RECEIVE, ZEROES_HEARD, Register
-from devices.serial_window import AGENT, CONSOLE
+from pyvmm.devices.rtc_events import ALARM
+from pyvmm.devices.serial import IER_RECEIVE, ZEROES_HEARD, Register
+from pyvmm.devices.serial_window import AGENT, CONSOLE
 from pyvmm.loop import Loop
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO, Board
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from devices.balloon.plan import ResizeOutcome
+from pyvmm.devices.balloon.plan import ResizeOutcome
 from pyvmm.errors import ConfigError
 from pyvmm.machine.autosize import Limits
 from pyvmm.machine.pressure import Pressure
