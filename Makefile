@@ -18,7 +18,7 @@ MORE_IMAGES := debian-5.10 debian-7.2
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
 TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-tools tmux:tmux cpio:cpio fish:fish
 
-.PHONY: help run test quick fuzz setup lint fmt clean
+.PHONY: help run test quick fuzz setup lint fmt build clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -50,6 +50,9 @@ lint: $(VENV)/.ready ## ruff and mypy
 fmt: $(VENV)/.ready ## Format the code, and fix what ruff can fix
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+build: $(VENV)/.ready ## Source distribution and wheel, in dist/
+	$(VENV)/bin/python -m build --outdir dist .
 
 clean: ## Remove what was made here (the cache in ~/.cache/pyvmm stays)
 	rm -rf $(VENV) $(STAMPS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,7 +20,8 @@ from tests.support.booted import Booted
 FOLDER = Path(__file__).parent
 STALLS = 4
 """Emulated hosts that may stand still in one run of the tests."""
-OUTSIDE = {"test_emulated_host.py", "test_balance_guests.py"}  # these start emulated hosts of their own
+OUTSIDE = {"test_emulated_host.py", "test_balance_guests.py", "test_wheel.py"}
+"""These start emulated hosts of their own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
