@@ -12,7 +12,7 @@
 Read `machine` for the calls, `results` for what they give, `options` for what the keywords are, `backend` for the two
 places a machine can run in: a thread of this process where its KVM runs Linux, else a process of its own (that is
 `pyvmm run`, and so also the emulated host). Either way the calls go through the machine's monitor, so what works here
-works with `pyvmm.control.client` and any QMP program.
+works with `pyvmm.client.qmp` and any QMP program.
 """
 
 from pyvmm.api.machine import Machine, runs_here

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pyvmm.control import registry
+from pyvmm.client import registry
 from pyvmm.errors import HostError
 from pyvmm.orphans import die_with
 from pyvmm.paths import runtime_folder

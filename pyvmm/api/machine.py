@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from pyvmm.api.backend import Backend, ProcessBackend, ThreadBackend
 from pyvmm.api.options import arguments_for, parse
 from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
-from pyvmm.control.client import Client, Disconnected, TimedOut
+from pyvmm.client.qmp import Client, Disconnected, TimedOut
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.seconds import check_seconds
 from pyvmm.sizes import format_size, parse_size
@@ -340,7 +340,7 @@ class Machine:
     # Below
 
     def qmp(self, name: str, arguments: dict[str, Any] | None = None, *, timeout: float = 20.0) -> Any:
-        """Run any command of the machine's monitor. Raises pyvmm.control.client.Refused if it says no."""
+        """Run any command of the machine's monitor. Raises pyvmm.client.qmp.Refused if it says no."""
         backend, client = self._started()
         client.timeout = check_seconds(timeout)
         try:

@@ -18,8 +18,8 @@ from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
-    from pyvmm.control.registry import Entry
+    from pyvmm.client.qmp import Client
+    from pyvmm.client.registry import Entry
     from pyvmm.machine.budget import Member
 
 INTERVAL = 5.0
@@ -71,7 +71,7 @@ def balance(
     pyvmm balance --budget 4G web db --interval 2
     pyvmm balance --budget 2G --once --json
     """
-    from pyvmm.control import registry
+    from pyvmm.client import registry
     from pyvmm.ending import ending_on_signals
 
     asked = list(dict.fromkeys(names))
@@ -99,7 +99,7 @@ def balance(
 
 def _let_go(held: Iterable[str]) -> None:
     """Let the guests' own sizing go on, of those that still run."""
-    from pyvmm.control import registry
+    from pyvmm.client import registry
 
     for entry in registry.running():
         if entry.name in held:

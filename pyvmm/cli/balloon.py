@@ -19,7 +19,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.sizes import format_size, is_size, parse_size
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
+    from pyvmm.client.qmp import Client
 
 POLL = 0.25
 """Seconds between two looks at the guest while waiting; events tell of most changes before that."""
@@ -130,7 +130,7 @@ def at_its_end(balloon: Mapping[str, Any]) -> bool:
 
 
 def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_json: bool) -> int:
-    from pyvmm.control.client import TimedOut
+    from pyvmm.client.qmp import TimedOut
 
     deadline = time.monotonic() + timeout
     goal = reply.get("will-reach", size)

@@ -22,8 +22,8 @@ from pyvmm.errors import ConfigError, HostError, PyvmmError
 from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
-    from pyvmm.control.registry import Entry
+    from pyvmm.client.qmp import Client
+    from pyvmm.client.registry import Entry
 
 PROMPT = 1.0
 """Seconds that a machine may take to start before the user is told that it still does."""
@@ -120,7 +120,7 @@ def _check_event(event: str | None) -> None:
 
 def _await(entry: Entry, event: str | None, channel: str | None, deadline: float) -> dict[str, Any]:
     """What happened. A machine that is slow to answer, as while it starts, is asked again."""
-    from pyvmm.control.client import Disconnected, Starting, TimedOut
+    from pyvmm.client.qmp import Disconnected, Starting, TimedOut
 
     met = starting = False
     while True:
@@ -176,7 +176,7 @@ def _status(found: dict[str, Any], *, ends: bool) -> int:
 
 def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str, Any]:
     """The event, or how the machine ended. Raises TimedOut."""
-    from pyvmm.control.client import Disconnected
+    from pyvmm.client.qmp import Disconnected
 
     ending: dict[str, Any] = {"result": "ended"}
     names = {"SHUTDOWN", "GUEST_PANICKED", "RESET", *([wanted] if wanted else [])}
@@ -213,7 +213,7 @@ def _wait_channel(client: Client, name: str, deadline: float) -> dict[str, Any]:
     """When the channel is open, or how the machine ended before. Raises TimedOut; ConfigError if there is no such
     device.
     """
-    from pyvmm.control.client import Disconnected, TimedOut
+    from pyvmm.client.qmp import Disconnected, TimedOut
 
     while True:
         try:
@@ -274,7 +274,7 @@ def end(entry: Entry) -> str | None:
 
 def _quit(entry: Entry) -> bool:
     """Whether its own monitor ended it."""
-    from pyvmm.control.client import Disconnected, TimedOut
+    from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:
         with connect(entry, QUICK, patience=0) as client:
@@ -292,7 +292,7 @@ def _quit(entry: Entry) -> bool:
 
 def _gone(entry: Entry, deadline: float, clock: Callable[[], float] = time.monotonic) -> bool:
     """Whether the process that holds the name has let go of it by `deadline`."""
-    from pyvmm.control.registry import running
+    from pyvmm.client.registry import running
 
     while any(each.name == entry.name and each.pid == entry.pid for each in running()):
         if clock() >= deadline:

@@ -9,7 +9,7 @@ from pyvmm.cli import output
 from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
+    from pyvmm.client.qmp import Client
 
 BAR = 30
 """Characters of a bar that is 100 % pressure."""

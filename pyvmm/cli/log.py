@@ -13,7 +13,7 @@ from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.guest_text import Cleaner
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
+    from pyvmm.client.qmp import Client
 
 WAIT = 3600.0
 """Seconds: a guest may be silent for long. The machine's end is told by the connection's."""
@@ -80,7 +80,7 @@ class _Shown:
 
 def _follow(client: Client, end: int, show: _Shown) -> None:
     """Show what comes after byte `end`, up to the machine's last word."""
-    from pyvmm.control.client import Disconnected, TimedOut
+    from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:
         client.execute("x-console-subscribe", {"since": end})

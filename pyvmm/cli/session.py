@@ -22,8 +22,8 @@ from pyvmm.cli.notices import Notices
 from pyvmm.cli.outputs import PATIENCE, Outputs, connect, drain, say, say_ended, say_lost, settle, threaded
 from pyvmm.cli.streams import status_of
 from pyvmm.cli.trace_sinks import traces
+from pyvmm.client.registry import stall_note
 from pyvmm.control.door import Door
-from pyvmm.control.registry import stall_note
 from pyvmm.guest_text import clean
 from pyvmm.host.inside import inside, socket_path, user_pid
 from pyvmm.loop import Loop

@@ -16,7 +16,7 @@ from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
-    from pyvmm.control.registry import Entry
+    from pyvmm.client.registry import Entry
 
 PATIENCE = 10.0
 """Seconds `status` waits for the machine's answer."""
@@ -57,7 +57,7 @@ def status(given: str | None, name: str | None, socket: Path | None, history: in
 
 def _describe(entry: Entry) -> dict[str, Any]:
     """What the machine says of itself; while it starts, what is known of it."""
-    from pyvmm.control.client import Starting
+    from pyvmm.client.qmp import Starting
 
     try:
         with connect(entry, PATIENCE, patience=0) as client:
@@ -172,7 +172,7 @@ def _balloon_text(balloon: dict[str, Any] | None) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ps(as_json: bool) -> None:
     """List the running machines of this user."""
-    from pyvmm.control.registry import running
+    from pyvmm.client.registry import running
 
     found = [(entry, _ask(entry)) for entry in running()]
     if as_json:
@@ -187,7 +187,7 @@ def ps(as_json: bool) -> None:
 
 def _ask(entry: Entry) -> dict[str, Any] | None:
     """The machine's own words; its status alone while it starts; None if it does not answer."""
-    from pyvmm.control.client import Starting
+    from pyvmm.client.qmp import Starting
     from pyvmm.errors import HostError
 
     try:

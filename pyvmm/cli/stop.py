@@ -16,7 +16,7 @@ from pyvmm.cli.where import say
 from pyvmm.errors import HostError
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
+    from pyvmm.client.qmp import Client
 
 
 @click.command()
@@ -68,7 +68,7 @@ def _let_run(client: Client, name: str) -> bool:
 
 
 def _tell(client: Client, command: str) -> None:
-    from pyvmm.control.client import Disconnected
+    from pyvmm.client.qmp import Disconnected
 
     try:
         client.execute(command)
@@ -78,7 +78,7 @@ def _tell(client: Client, command: str) -> None:
 
 def _wait(client: Client, deadline: float) -> bool:
     """Whether the machine hung up before the deadline."""
-    from pyvmm.control.client import Disconnected, TimedOut
+    from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:
         client.wait_event((), max(0.0, deadline - time.monotonic()))

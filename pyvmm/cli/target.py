@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
-    from pyvmm.control.registry import Entry
+    from pyvmm.client.qmp import Client
+    from pyvmm.client.registry import Entry
 
 START_LIMIT = 60.0
 """Seconds a command waits for a machine that has its name and no monitor yet."""
@@ -29,7 +29,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of running machines, for the shell, but for those that are named already."""
-    from pyvmm.control.registry import running
+    from pyvmm.client.registry import running
     from pyvmm.errors import PyvmmError
 
     given = ctx.params.get(param.name or "")
@@ -48,7 +48,7 @@ def machine_options(command: Command) -> Command:
 
 def find(given: str | None, name: str | None, socket: Path | None) -> Entry:
     """The machine meant by an argument, --name or --socket; without any of them the only one that runs."""
-    from pyvmm.control import registry
+    from pyvmm.client import registry
 
     which = [each for each in (given, name, socket) if each is not None]
     if len(which) > 1:
@@ -74,7 +74,7 @@ def find_soon(given: str | None, name: str | None, socket: Path | None) -> Entry
 
 def _stalled_at(entry: Entry) -> str:
     """Where the machine's loop stands still, as its watchdog has noted."""
-    from pyvmm.control.registry import stall_note
+    from pyvmm.client.registry import stall_note
 
     try:
         place = stall_note(entry.socket).read_text(errors="replace")[:NOTE_LIMIT]
@@ -89,8 +89,8 @@ def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMI
     Raises Starting where that was not enough, TimedOut for a machine that says nothing for `timeout` seconds, and
     Disconnected where nobody listens.
     """
-    from pyvmm.control import registry
-    from pyvmm.control.client import Client, Disconnected, Starting, TimedOut
+    from pyvmm.client import registry
+    from pyvmm.client.qmp import Client, Disconnected, Starting, TimedOut
 
     deadline = time.monotonic() + patience
     while True:

@@ -17,7 +17,7 @@ from pyvmm.cli.trace_events import complete_event
 from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
-    from pyvmm.control.client import Client
+    from pyvmm.client.qmp import Client
     from pyvmm.tracing.diff import Difference, Step
     from pyvmm.tracing.entry import Entry
 
@@ -116,7 +116,7 @@ def _is_pattern(word: str) -> bool:
 
 def _events(client: Client, timeout: float | None) -> Iterator[Entry]:
     """What X_TRACE brings, with a note where events were dropped. Ends with the machine, or after `timeout`."""
-    from pyvmm.control.client import Disconnected, TimedOut
+    from pyvmm.client.qmp import Disconnected, TimedOut
     from pyvmm.tracing.read import from_object
 
     deadline = None if timeout is None else time.monotonic() + timeout

@@ -60,7 +60,7 @@ def run_somewhere(
         config = make()
         config.name = name or "vm"
         return here(config, _present(control_socket, qmp))
-    from pyvmm.control import registry
+    from pyvmm.client import registry
     from pyvmm.ending import ending_on_signals
 
     if host == "local":

@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from pyvmm.control.client import Client, Disconnected
+from pyvmm.client.qmp import Client, Disconnected
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import socket_path
 from pyvmm.images.agent import AgentClient, Exited

@@ -54,7 +54,7 @@ def until(done: Callable[[], object], what: str) -> None:
 
 def execute(name: str, command: str, /, **arguments: Any) -> Any:
     from pyvmm.cli.target import connect
-    from pyvmm.control import registry
+    from pyvmm.client import registry
 
     with connect(registry.find(name), LIMIT) as client:
         return client.execute(command, arguments)

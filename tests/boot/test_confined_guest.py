@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.client import Client
+from pyvmm.client.qmp import Client
 from pyvmm.errors import HostError
 from pyvmm.host.inside import socket_path
 from pyvmm.images.catalog import find_image

@@ -14,7 +14,7 @@ from struct import pack
 
 import pytest
 
-from pyvmm.control.client import Client
+from pyvmm.client.qmp import Client
 from pyvmm.control.server import ControlServer
 from pyvmm.devices.balloon.device import BalloonDevice
 from pyvmm.devices.balloon.protocol import MessageType as Dm

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.client import Client, Disconnected
+from pyvmm.client.qmp import Client, Disconnected
 from pyvmm.errors import HostError
 from pyvmm.kvm import Kvm
 from pyvmm.sandbox import landlock, seccomp

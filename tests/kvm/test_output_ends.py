@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.control.client import Client
+from pyvmm.client.qmp import Client
 from pyvmm.kvm import Kvm
 from pyvmm.output import LIMIT
 from pyvmm.unix_socket import is_listening

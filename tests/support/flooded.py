@@ -88,7 +88,7 @@ class Flooded:
 
     def ask(self, command: str = "x-status") -> tuple[float, Any]:
         """Seconds from connecting to the answer, and the answer."""
-        from pyvmm.control.client import Client
+        from pyvmm.client.qmp import Client
 
         began = time.monotonic()
         with Client(self.socket) as client:

@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"pyvmm.hyperv"},
     {"pyvmm.sandbox"},  # knows KVM's requests
     {"pyvmm.kvm"},
+    {"pyvmm.client"},  # reaches machines of other processes
     {"pyvmm"},  # its single modules
 ]
 STARTERS = {"pyvmm.__main__": "pyvmm.cli"}  # `python -m pyvmm` is the command line, wherever it lies

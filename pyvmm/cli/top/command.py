@@ -21,7 +21,7 @@ from pyvmm.errors import ConfigError
 if TYPE_CHECKING:
     from pyvmm.cli.top.view import Screen
     from pyvmm.cli.top.watcher import Watcher
-    from pyvmm.control.registry import Entry
+    from pyvmm.client.registry import Entry
 
 MIB = 1 << 20
 FRAME = 0.2
@@ -95,7 +95,7 @@ class Board:
         self.look()
 
     def _entries(self) -> list[Entry]:
-        from pyvmm.control.registry import running
+        from pyvmm.client.registry import running
 
         if not self._names:
             return running()

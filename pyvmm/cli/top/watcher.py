@@ -10,8 +10,8 @@ from typing import Any
 
 from pyvmm.cli.target import connect
 from pyvmm.cli.top.samples import Sample, sample
-from pyvmm.control.client import Client, Disconnected, Refused, Starting, TimedOut
-from pyvmm.control.registry import Entry, is_starting
+from pyvmm.client.qmp import Client, Disconnected, Refused, Starting, TimedOut
+from pyvmm.client.registry import Entry, is_starting
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_text import clean, clean_all, one_line
 from pyvmm.tracing.read import from_object

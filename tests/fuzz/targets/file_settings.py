@@ -11,7 +11,7 @@ import click
 from pyvmm.backend import Backend
 from pyvmm.cli.config_file import load
 from pyvmm.cli.run import run
-from pyvmm.control import registry
+from pyvmm.client import registry
 from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
 from pyvmm.files import parse_json, parse_object

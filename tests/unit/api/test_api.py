@@ -11,8 +11,8 @@ from fake_machine import MIB, FakeMachine
 import pyvmm
 from pyvmm.api.backend import ProcessBackend, Tail
 from pyvmm.cli.status import memory_text
-from pyvmm.control import registry
-from pyvmm.control.client import Disconnected, Refused, TimedOut
+from pyvmm.client import registry
+from pyvmm.client.qmp import Disconnected, Refused, TimedOut
 from pyvmm.errors import ConfigError, HostError
 
 

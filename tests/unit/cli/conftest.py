@@ -12,7 +12,7 @@ from command_line import Result, Run
 from fake_machine import FakeMachine, serving
 
 from pyvmm.cli.main import main
-from pyvmm.control import registry
+from pyvmm.client import registry
 
 
 @pytest.fixture(autouse=True)

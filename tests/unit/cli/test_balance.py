@@ -11,7 +11,7 @@ from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli import balance
-from pyvmm.control import registry
+from pyvmm.client import registry
 
 
 class Sized(FakeMachine):

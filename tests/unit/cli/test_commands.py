@@ -14,7 +14,7 @@ from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli import doctor, output
 from pyvmm.cli import status as status_command
-from pyvmm.control import registry
+from pyvmm.client import registry
 from pyvmm.devices.balloon import states
 from pyvmm.errors import HostError
 

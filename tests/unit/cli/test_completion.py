@@ -12,7 +12,7 @@ import pytest
 from command_line import Run
 from fake_machine import FakeMachine
 
-from pyvmm.control import registry
+from pyvmm.client import registry
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -19,7 +19,7 @@ from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli import end
 from pyvmm.cli.trace_sinks import traces
-from pyvmm.control import registry
+from pyvmm.client import registry
 from pyvmm.errors import ConfigError
 from pyvmm.trace import event
 
@@ -329,7 +329,7 @@ def test_kill_takes_a_stronger_means_where_nobody_answers(
 ) -> None:
     monkeypatch.setattr(end, "QUICK", 0.3)
     code = (
-        "import socket, signal, sys, time; from pyvmm.control import registry\n"
+        "import socket, signal, sys, time; from pyvmm.client import registry\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "r = registry.claim('stuck'); s = socket.socket(socket.AF_UNIX); s.bind(str(r.socket)); s.listen(5)\n"
         "print('up', flush=True); time.sleep(60)\n"

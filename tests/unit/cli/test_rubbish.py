@@ -14,7 +14,7 @@ from command_line import Run
 from pyvmm import Machine
 from pyvmm.cli import main as command
 from pyvmm.cli.main import LINE_LIMIT
-from pyvmm.control.client import Client
+from pyvmm.client.qmp import Client
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.seconds import check_seconds
 

@@ -19,7 +19,7 @@ from pyvmm.cli.top.keys import decode
 from pyvmm.cli.top.samples import Memory, sample
 from pyvmm.cli.top.view import Row, Screen, bar, rate
 from pyvmm.cli.top.watcher import Watcher
-from pyvmm.control import registry
+from pyvmm.client import registry
 
 STATUS = {
     "name": "web",

@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.cli import main as command_line
 from pyvmm.cli import where
-from pyvmm.control import registry
+from pyvmm.client import registry
 
 
 @pytest.fixture

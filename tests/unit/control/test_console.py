@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_machine import FakeMachine
 
-from pyvmm.control.client import Client, Disconnected, Refused
+from pyvmm.client.qmp import Client, Disconnected, Refused
 from pyvmm.control.console import ConsoleStream
 from pyvmm.loop import Loop
 from pyvmm.machine.console_tail import ConsoleTail

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pyvmm import trace
+from pyvmm.client.qmp import Client, Refused
 from pyvmm.control import observe
-from pyvmm.control.client import Client, Refused
 from pyvmm.control.observe import BATCH, QUEUE_LIMIT, TraceStream
 from pyvmm.loop import Loop
 from pyvmm.trace import Record, event

@@ -17,7 +17,7 @@ from fake_machine import MIB, FakeMachine, serving
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm import trace
-from pyvmm.control.client import Client, Disconnected, Refused, TimedOut
+from pyvmm.client.qmp import Client, Disconnected, Refused, TimedOut
 from pyvmm.control.commands import COMMANDS
 from pyvmm.control.server import CLIENT_LIMIT, OUTPUT_LIMIT, ControlServer
 from pyvmm.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control import registry
+from pyvmm.client import registry
 from pyvmm.errors import ConfigError, HostError
 
 
@@ -59,10 +59,8 @@ def test_names_that_would_confuse_are_refused(name: str) -> None:
 
 
 def test_what_a_killed_machine_left_is_cleaned_and_its_name_is_free(folder: Path) -> None:
-    code = (
-        "import sys, time; from pyvmm.control import registry as r; c = r.claim('web'); c.socket.touch(); print(); \
+    code = "import sys, time; from pyvmm.client import registry as r; c = r.claim('web'); c.socket.touch(); print(); \
 sys.stdout.flush(); time.sleep(60)"
-    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -124,7 +122,7 @@ def test_a_name_whose_holder_was_killed_is_free_and_its_socket_replaced(folder: 
 
 _HOLDER = """
 import sys
-from pyvmm.control import registry
+from pyvmm.client import registry
 from pyvmm.unix_socket import ListeningSocket
 taken = registry.claim(sys.argv[1])
 listening = ListeningSocket(taken.socket, 1)

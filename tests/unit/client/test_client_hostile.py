@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.control.client import Client
+from pyvmm.client.qmp import Client
 from pyvmm.errors import HostError
 
 
