@@ -18,7 +18,8 @@ from pyvmm.devices.balloon.protocol import StatusReport, parse_guest_message
 from pyvmm.devices.balloon.ranges import PageRange
 from pyvmm.devices.balloon.tuning import Tuning
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import Offer, VmbusDevice
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.offer import Offer
 
 
 class BalloonDevice(VmbusDevice):

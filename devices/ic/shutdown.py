@@ -16,7 +16,8 @@ from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
 from pyvmm.devices.ic.protocol import IcType, ShutdownBody, ShutdownFlag
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import Offer, VmbusDevice
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.offer import Offer
 
 Answered = Callable[[int], object]
 

@@ -17,7 +17,8 @@ from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
 from pyvmm.devices.ic.protocol import IcType, TimeBody, TimeFlag, TimeReferenceBody, Version
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import Offer, VmbusDevice
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.offer import Offer
 
 UNIX_EPOCH_100NS = 116_444_736_000_000_000
 """1970 in units of 100 ns since 1601."""

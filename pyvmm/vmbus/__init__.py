@@ -65,6 +65,6 @@ much room it needs (the pending size), and the reader rings when it has made tha
 **Devices** (`device`, `channel`) see little of it: `opened`, `received`, `closed`, `reset`, and a `Channel` to send
 on and to keep timers with. `bus` ties all of it together; its `Vmbus` is what a machine has.
 
-Reading order: protocol, states, server, gpadl, ring (run it: `python -m pyvmm.vmbus.ring`), device, channel, bus; and
-tests/support/fake_guest.py, which is the other side.
+Reading order: protocol, offer, states, server, gpadl, ring (run it: `python -m pyvmm.vmbus.ring`), device, channel,
+bus; and tests/support/fake_guest.py, which is the other side.
 """

@@ -23,8 +23,8 @@ from pyvmm.memory import GuestMemory
 from pyvmm.trace import Event
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
-from pyvmm.vmbus.device import Offer
 from pyvmm.vmbus.gpadl import WORD_SIZE, Gpadl, GpadlRefused, GpadlTable
+from pyvmm.vmbus.offer import Offer
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.states import (
     Action,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pyvmm.trace import Event
 from pyvmm.vmbus import protocol
-from pyvmm.vmbus.device import Offer
+from pyvmm.vmbus.offer import Offer
 
 # Connection states
 

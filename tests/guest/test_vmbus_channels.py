@@ -9,7 +9,7 @@ import pytest
 from pyvmm.errors import GuestProtocolError
 from pyvmm.trace import Record, subscribe, unsubscribe
 from pyvmm.vmbus import protocol as p
-from pyvmm.vmbus.device import Offer
+from pyvmm.vmbus.offer import Offer
 from tests.support.fake_guest import FakeGuest
 from tests.support.recorder_device import BALLOON, Recorder
 

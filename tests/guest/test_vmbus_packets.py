@@ -15,7 +15,8 @@ from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus import channel as channel_module
 from pyvmm.vmbus import protocol as p
 from pyvmm.vmbus.channel import BYTES_PER_STEP, PACKETS_PER_STEP, SEND_QUEUE_LIMIT, TIMERS_SWEPT, Channel
-from pyvmm.vmbus.device import Offer, VmbusDevice
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.offer import Offer
 from tests.support.fake_guest import FakeGuest
 from tests.support.fake_ring import COMPLETION, MASK, PENDING, READ, WRITE
 from tests.support.recorder_device import BALLOON, Recorder

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import Offer, VmbusDevice
+from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.offer import Offer
 
 BALLOON = UUID("525074dc-8985-46e2-8057-a307dc18a502")
 

@@ -21,7 +21,7 @@ from pyvmm.kvm.abi import RUN_EXIT
 from pyvmm.loop import Loop
 from pyvmm.machine.hardware import Hardware
 from pyvmm.memory import GuestMemory
-from pyvmm.vmbus.device import Offer
+from pyvmm.vmbus.offer import Offer
 from tests.support.fake_guest import FakeGuest
 from tests.support.recorder_device import BALLOON, Recorder
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pyvmm.errors import GuestError
 from pyvmm.vmbus import protocol as p
-from pyvmm.vmbus.device import Offer
+from pyvmm.vmbus.offer import Offer
 from tests.fuzz.feed import Feed
 from tests.support.fake_guest import FakeGuest, gpadl_messages
 from tests.support.fake_ring import FEATURES, MASK, PENDING, READ, WRITE

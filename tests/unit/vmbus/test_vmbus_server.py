@@ -9,7 +9,7 @@ import pytest
 
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import protocol as p
-from pyvmm.vmbus.device import Offer
+from pyvmm.vmbus.offer import Offer
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.server import Server
 from pyvmm.vmbus.states import (

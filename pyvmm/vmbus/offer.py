@@ -1,0 +1,29 @@
+"""What a guest is told of a device before it opens the device's channel.
+
+Source: Linux include/linux/hyperv.h, struct vmbus_channel_offer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the guest learns of a device before it opens the channel.
+
+    `type` selects the guest's driver, `instance` names this very device: Linux makes its sysfs name from it and
+    finds it again by it after hibernation, so it must stay the same across resets and re-offers.
+    """
+
+    name: str  # for people and traces; the guest never sees it
+    type: UUID
+    instance: UUID
+    flags: int = 0  # Linux VMBUS_CHANNEL_*; 7.2 refuses the confidential bits 2 and 4 in an ordinary guest
+    mmio_mib: int = 0  # address space the driver needs, in MiB
+    sub_channel: int = 0  # 0: the primary channel
+    user_defined: bytes = b""  # at most 120 bytes, e.g. a pipe's type
+    signal_each: bool = False
+    """Signal the guest for every packet, not only for the first in an empty ring. For drivers that take a single
+    packet per event (Linux: shutdown, KVP, VSS) where the host may send a second one before that."""
