@@ -33,6 +33,11 @@ remove_response = event(
 remove_response_remainder = event(
     "hv_balloon_remove_response_remainder", "remove response remaining range {count} @ 0x{start:x}, both {both}"
 )
+remove_response_hole = event(
+    "hv_balloon_remove_response_hole",
+    "response range hole {counthole} @ 0x{starthole:x} from range {countrange} @ 0x{startrange:x},"
+    " before our start 0x{starthpr:x}, both {both}",
+)
 remove_response_common = event(
     "hv_balloon_remove_response_common",
     "response common range {countcommon} @ 0x{startcommon:x} from range {countrange} @ 0x{startrange:x}"

@@ -22,6 +22,7 @@ from pyvmm.devices.balloon import events as trace
 from pyvmm.devices.balloon.discards import Turns, noting, slice_of
 from pyvmm.devices.balloon.hot_add import OurRange, Window
 from pyvmm.devices.balloon.ranges import PageRange, PageRanges, clipped
+from pyvmm.devices.balloon.response_trace import trace_response, trace_wanted
 from pyvmm.errors import HostError
 
 PAGE_SHIFT = 12
@@ -73,6 +74,10 @@ class Books:
     @property
     def removed_pages(self) -> int:
         return self.removed_guest.pages + self.removed_both.pages
+
+    def removed_of(self, named: PageRanges) -> PageRanges:
+        """Those of `named` that the guest does not have."""
+        return (named & self.removed_guest) | (named & self.removed_both)
 
     def clear(self) -> None:
         """The guest has all of its RAM."""
@@ -230,6 +235,7 @@ class Ledger:
         if announced > PLAIN_CLAIM_PAGES:
             claimed, beyond = clipped(ranges, self._bounds())
         named = PageRanges(claimed)
+        before = self.added.removed_of(named) if trace_wanted() else None
         inside, booked, ready = self.boot.absorb(named)
         self._discard(self.boot, ready)
         if self.our is not None and inside < named.pages:
@@ -237,6 +243,9 @@ class Ledger:
             more, also, ready = self.added.absorb(named)
             self._discard(self.added, ready)
             inside, booked = inside + more, booked + also
+        if before is not None:
+            both = (named & self.boot.removed_both) | (named & self.added.removed_both)
+            trace_response(named, both, self._hot_add_range(), self.added.removed_of(named) - before)
         outside = named.pages - inside + beyond
         booking = Booking(booked, outside, inside - booked, announced - named.pages - beyond)
         if booking.refused:
@@ -246,6 +255,12 @@ class Ledger:
             if trace.pages_refused.on:
                 trace.pages_refused(outside, booking.known, booking.repeated)
         return booking
+
+    def _hot_add_range(self) -> PageRange:
+        """QEMU's "our range": made at the first hot add after a reset, with what is not yet added."""
+        if self.our is None or self.our.next == self.our.window.start:
+            return PageRange(0, 0)
+        return PageRange(self.our.window.start, self.our.window.pages)
 
     def _bounds(self) -> list[PageRange]:
         """Where RAM may be at all."""
@@ -272,23 +287,13 @@ class Ledger:
     def _discard_each(self, books: Books, pieces: Iterable[PageRange]) -> None:
         kept = []
         for start, count in pieces:
-            both = 1
             self.counters.discards += 1
             try:
                 self.discard(start << PAGE_SHIFT, count << PAGE_SHIFT)
             except HostError as error:
-                both = 0
                 kept.append((start, count))
                 if trace.discard_failed.on:
                     trace.discard_failed(count, start, str(error))
-            if trace.remove_response.on:
-                trace.remove_response(count, start, both)
-            if books is self.boot:
-                if trace.remove_response_remainder.on:
-                    trace.remove_response_remainder(count, start, both)
-            elif trace.remove_response_common.on and self.our is not None:
-                first = self.our.window.start
-                trace.remove_response_common(count, start, count, start, self.our.next - first, first, count, both)
         if kept:
             failed = PageRanges(kept)
             self.counters.undiscarded += failed.pages
