@@ -8,8 +8,8 @@ from struct import unpack_from
 
 from pyvmm.errors import HostError
 from pyvmm.files import FileError, read_file
-from pyvmm.images.cache import cache_folder, new_folder
 from pyvmm.images.packages import find_package, run, unpack_package
+from pyvmm.paths import cache_folder, new_folder
 
 PT_INTERP = 3
 PROGRAM_LIMIT = 64 << 20

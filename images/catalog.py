@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyvmm.cache import disk_errors, locked, mark_used, prune
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import FileError, Shape, load_object
-from pyvmm.images.cache import cache_folder, disk_errors, locked, mark_used, new_folder, prune, write_file
-from pyvmm.paths import make_folder, scratch_folder
+from pyvmm.paths import cache_folder, make_folder, new_folder, scratch_folder, write_private
 
 if TYPE_CHECKING:
     from pyvmm.images.packages import Package
@@ -218,7 +218,7 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
         },
     }
     mark_used(initrd)
-    write_file(_manifest(image.name), json.dumps(facts, indent=2).encode() + b"\n")
+    write_private(_manifest(image.name), json.dumps(facts, indent=2).encode() + b"\n")
     done = _load(image.name)
     if done is None:
         raise HostError(f"image {image.name} vanished while it was built; is something else cleaning the cache?")
@@ -254,7 +254,7 @@ def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progr
 
     progress("making the initramfs")
     program = busybox(progress)
-    write_file(target, build_initramfs(program.read_bytes(), applets(program), modules))
+    write_private(target, build_initramfs(program.read_bytes(), applets(program), modules))
 
 
 def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress = _quiet) -> Path:

@@ -15,12 +15,11 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.orphans import die_with
 from pyvmm.paths import cache_folder, make_folder, scratch_folder, write_private
+from pyvmm.process import kill_with_parent
 
 LIST_LIFETIME = 24 * 3600.0  # seconds after which our own package lists are fetched again
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -66,7 +65,7 @@ def run(*command: str, cwd: Path | None = None) -> str:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
             process_group=0,
-            preexec_fn=partial(die_with, os.getpid()),
+            preexec_fn=kill_with_parent(),
             umask=0o077,  # what it writes is kept in the cache
         )
     except FileNotFoundError as error:

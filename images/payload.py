@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyvmm.cache import disk_errors, locked, mark_used
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes
 from pyvmm.firmware import bzimage, elf
-from pyvmm.images.cache import cache_folder, disk_errors, locked, mark_used, write_file
+from pyvmm.paths import cache_folder, write_private
 
 if TYPE_CHECKING:
     from pyvmm.wire import Buffer
@@ -29,7 +30,7 @@ def cached_vmlinux(kernel: Path) -> Path:
     target = cache_folder("vmlinux", hashlib.sha256(os.fsencode(key)).hexdigest()[:24])
     if not _whole(target):
         with disk_errors(f"cannot keep the unpacked {kernel}"), locked("vmlinux"):
-            write_file(target, unpack(file, str(kernel)))
+            write_private(target, unpack(file, str(kernel)))
     mark_used(target)
     return target
 

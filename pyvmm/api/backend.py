@@ -15,15 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyvmm.client import registry
 from pyvmm.errors import HostError
-from pyvmm.orphans import die_with
 from pyvmm.paths import runtime_folder
+from pyvmm.process import kill_with_parent
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine, MachineConfig
@@ -206,7 +205,7 @@ class ProcessBackend:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C in the notebook is the caller's
-            preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
+            preexec_fn=kill_with_parent(signal.SIGTERM),
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

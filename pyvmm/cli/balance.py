@@ -72,12 +72,12 @@ def balance(
     pyvmm balance --budget 2G --once --json
     """
     from pyvmm.client import registry
-    from pyvmm.ending import ending_on_signals
+    from pyvmm.process import signals_as_exceptions
 
     asked = list(dict.fromkeys(names))
     shown: object = None
     held: set[str] = set()
-    with ending_on_signals():
+    with signals_as_exceptions():
         try:
             while True:
                 entries = [registry.find(name) for name in asked] if asked else registry.running()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pyvmm.cli import process
+from pyvmm import process
 from pyvmm.control.door import Door
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import FOLDER, inside

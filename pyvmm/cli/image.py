@@ -58,13 +58,13 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def build(name: str | None, force: bool, everything: bool, as_json: bool) -> None:
     """Build an image (the default one without NAME) from Debian's newest kernel package of its version."""
-    from pyvmm.ending import ending_on_signals
     from pyvmm.images import catalog
+    from pyvmm.process import signals_as_exceptions
 
     if everything and name is not None:
         raise click.UsageError("either NAME or --all")
     names = list(catalog.RECIPES) if everything else [name or catalog.DEFAULT]
-    with ending_on_signals():
+    with signals_as_exceptions():
         built = [catalog.build_image(each, partial(_say, each), force) for each in names]
     if as_json:
         output.print_json([_facts(each) for each in built])

@@ -15,8 +15,8 @@ from io import TextIOWrapper
 
 import click
 
-from pyvmm import __version__
-from pyvmm.cli import exit_status, process, streams
+from pyvmm import __version__, process
+from pyvmm.cli import exit_status, streams
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_text import one_line
 
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams are made ready for it.
     """
     if argv is None:
-        process.take()
+        process.set_own()
         streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, TextIOWrapper):

@@ -61,13 +61,13 @@ def run_somewhere(
         config.name = name or "vm"
         return here(config, _present(control_socket, qmp))
     from pyvmm.client import registry
-    from pyvmm.ending import ending_on_signals
+    from pyvmm.process import signals_as_exceptions
 
     if host == "local":
         wants_emulated(host)  # if it cannot run here: now, not after minutes of building an image
     command, words = ctx.command.name or "run", ctx.meta[_WORDS]
     with registry.claim(name, ["pyvmm", command, *words]) as registration:
-        with ending_on_signals():  # so that nothing of a half-built image stays behind, nor who builds it
+        with signals_as_exceptions():  # so that nothing of a half-built image stays behind, nor who builds it
             config = make()
         config.name = registration.name
         sockets = _present(registration.socket, qmp)

@@ -1,4 +1,4 @@
-"""The other end of the monitor's socket: a small synchronous QMP client, for the command line and for tests.
+"""A synchronous QMP client, for the command line, the API and the emulated host (which has a QEMU to control).
 
 with Client(path) as vm:
     vm.execute("balloon", {"value": 256 << 20})
@@ -43,14 +43,19 @@ class Refused(HostError):
 
 
 class Client:
-    """A connection to the monitor at `path`, negotiated. `timeout` bounds each command, in seconds."""
+    """A connection to the monitor at `path`, negotiated. `timeout` bounds each command, in seconds.
 
-    def __init__(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
+    `connection` is a socket that is connected already: `path` then only names the server in errors.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], timeout: float = 10.0, connection: socket.socket | None = None
+    ) -> None:
         self.path = os.fspath(path)
         self.timeout = check_seconds(timeout)
         self.events: deque[tuple[str, dict[str, Any]]] = deque()
         self._input = bytearray()
-        self._socket = self._connect()
+        self._socket = self._connect() if connection is None else connection
         try:
             greeting = self._receive(time.monotonic() + timeout)
             if "QMP" not in greeting:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyvmm.ending import ending_on_signals
 from pyvmm.host import daemon, keeping
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
 from pyvmm.host.endpoint import Endpoint
 from pyvmm.host.kit import Progress
 from pyvmm.output import Output
+from pyvmm.process import signals_as_exceptions
 
 
 def _silent(line: str) -> None:
@@ -57,7 +57,7 @@ def execute(
 ) -> int:
     """Run a command in the host that is kept up, if one is and has the memory, else in one of its own."""
     request = Request(argv, forward_sockets=list(forward_sockets), input=input)
-    with ending_on_signals():
+    with signals_as_exceptions():
         connection = daemon.connect(memory_mib or 0)
         if connection is not None:
             with connection:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from pyvmm.cache import disk_errors, locked
 from pyvmm.files import FileError, load_object
 from pyvmm.images.busybox import busybox
-from pyvmm.images.cache import disk_errors, locked
 from pyvmm.images.cpio import CpioWriter
 from pyvmm.images.modules import ModuleTree
 from pyvmm.images.packages import find_package, unpack_package

@@ -10,7 +10,6 @@ one is killed, by PR_SET_PDEATHSIG.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -18,13 +17,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyvmm.client.qmp import Client, Disconnected, Refused, TimedOut
 from pyvmm.errors import HostError
 from pyvmm.host.kit import Kit
-from pyvmm.orphans import die_with
+from pyvmm.process import kill_with_parent
 
 PROGRAM = "qemu-system-x86_64"
 # mitigations=off, nokaslr: nobody attacks this host, and both cost time under emulation. panic=-1 with -no-reboot:
@@ -37,6 +37,8 @@ KERNEL_OPTIONS = "tsc=reliable quiet panic=-1 console=ttyS0 mitigations=off noka
 # docs/emulated-host.md has what was found.
 CPUS = 1
 
+QMP_TIMEOUT = 20.0
+"""Seconds for the greeting, and for each command."""
 
 SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 """QEMU's own seccomp filter: no programs or processes, no other user's rights, nothing a QEMU has no use for."""
@@ -103,20 +105,14 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
     ]
 
 
-def _child_of(parent: int) -> None:
-    """In QEMU's process before exec."""
-    die_with(parent)
-    os.setpgid(0, 0)  # Ctrl-C in the terminal is for us, who pass it on
-
-
 class Qemu:
     """A running QEMU: its process, its QMP connection, and the agent's port."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, qmp: socket.socket, logs: list[int]) -> None:
         self.process = process
         self.port = port  # our end of the agent's port
-        self._qmp = qmp
-        self._replies = bytearray()
+        self._socket = qmp
+        self._client: Client | None = None  # after `greet`
         self._logs = logs  # what QEMU, and what its kernel said; memory, so nothing is left behind
 
     @classmethod
@@ -129,7 +125,12 @@ class Qemu:
         qmp_ours, qmp_theirs = socket.socketpair()
         errors, console = os.memfd_create("qemu-errors"), os.memfd_create("host-console")
         argv = command_line(program, kit, hardware, agent_theirs.fileno(), qmp_theirs.fileno(), console)
-        parent = os.getpid()
+        bound = kill_with_parent()
+
+        def before_exec() -> None:
+            bound()
+            os.setpgid(0, 0)  # Ctrl-C in the terminal is for us, who pass it on
+
         try:
             process = subprocess.Popen(
                 [*argv, *more],
@@ -137,7 +138,7 @@ class Qemu:
                 stdout=errors,
                 stderr=errors,
                 pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), console, *fds],
-                preexec_fn=lambda: _child_of(parent),
+                preexec_fn=before_exec,
                 umask=0o077,  # its memory and state are kept; what a command inside makes has the mode it asked for
             )
         except OSError as error:
@@ -175,49 +176,34 @@ class Qemu:
         self.process.wait()
         with contextlib.suppress(OSError):
             os.close(self.port)
-        self._qmp.close()
+        self._socket.close()
         while self._logs:
             os.close(self._logs.pop())
 
     # QMP
 
-    def _message(self, until: float) -> dict[str, Any]:
-        while b"\n" not in self._replies:
-            self._qmp.settimeout(max(0.01, until - time.monotonic()))
-            try:
-                data = self._qmp.recv(1 << 16)
-            except TimeoutError as error:
-                raise HostError("QEMU does not answer") from error
-            except OSError as error:
-                raise HostError(f"QEMU: {error.strerror}") from error
-            if not data:
-                raise HostError(f"QEMU ended: {self.why_ended()}")
-            self._replies += data
-        line, _, rest = bytes(self._replies).partition(b"\n")
-        self._replies = bytearray(rest)
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def greet(self, timeout: float = 20) -> None:
+    def greet(self) -> None:
         """Begin QMP. Raises HostError if QEMU ended instead."""
-        until = time.monotonic() + timeout
-        while "QMP" not in self._message(until):
-            pass
-        self.execute("qmp_capabilities")
+        with self._explained("qmp_capabilities"):
+            self._client = Client("QEMU", QMP_TIMEOUT, self._socket)
 
-    def execute(self, command: str, timeout: float = 20, **arguments: Any) -> Any:
+    def execute(self, command: str, **arguments: Any) -> Any:
         """Run one QMP command and return its answer. Raises HostError if QEMU refuses."""
-        until = time.monotonic() + timeout
+        assert self._client is not None, "greet() comes first"
+        with self._explained(command):
+            return self._client.execute(command, arguments)
+
+    @contextlib.contextmanager
+    def _explained(self, command: str) -> Iterator[None]:
+        """Turn the client's errors into lines about QEMU."""
         try:
-            self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        except OSError as error:
+            yield
+        except Disconnected as error:
             raise HostError(f"QEMU ended: {self.why_ended()}") from error
-        while True:
-            message = self._message(until)
-            if "return" in message:
-                return message["return"]
-            if "error" in message:
-                raise HostError(f"QEMU {command}: {message['error'].get('desc')}")
+        except TimedOut as error:
+            raise HostError("QEMU does not answer") from error
+        except Refused as error:
+            raise HostError(f"QEMU {command}: {error}") from error
 
     def save(self, target: str, timeout: float = 60) -> None:
         """Stop the machine and write its state to `target`, a migration URI."""

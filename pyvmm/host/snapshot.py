@@ -30,12 +30,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pyvmm.cache import disk_errors, locked
 from pyvmm.errors import HostError
 from pyvmm.files import FileError, Shape, load_object
 from pyvmm.host import keeping, preload, qemu
 from pyvmm.host.kit import Kit, Progress
 from pyvmm.host.qemu import Hardware, Qemu
-from pyvmm.images.cache import disk_errors, locked
 from pyvmm.paths import cache_folder, make_folder, new_folder, write_private
 
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine

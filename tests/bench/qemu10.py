@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.cache import locked
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.images.cache import cache_folder, locked, new_folder
 from pyvmm.images.packages import Package, Source, download, find_package, private_source, unpack
 from pyvmm.images.packages import _package as package_record
+from pyvmm.paths import cache_folder, new_folder
 
 SUITE = "bookworm-backports"
 PROGRAM = "qemu-system-x86_64"

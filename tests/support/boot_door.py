@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +30,7 @@ from typing import IO, Any
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import inside
 from pyvmm.host.qemu import PROGRAM
-from pyvmm.orphans import die_with
+from pyvmm.process import kill_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS_VARIABLE = "PYVMM_BOOT_REPORTS"
@@ -153,7 +152,7 @@ class InnerPytest:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=partial(die_with, os.getpid(), signal.SIGTERM),
+                preexec_fn=kill_with_parent(signal.SIGTERM),
                 start_new_session=True,  # Ctrl-C is this side's; it ends the host by `close`
             )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from pyvmm.errors import HostError
-from pyvmm.images.cache import cache_folder, write_file
 from pyvmm.images.catalog import Image
 from pyvmm.images.cpio import CpioWriter
 from pyvmm.images.packages import Package, dependency, download, find_package, unpack
+from pyvmm.paths import cache_folder, write_private
 
 LIBRARIES = (Path("/lib/x86_64-linux-gnu"), Path("/usr/lib/x86_64-linux-gnu"))
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
@@ -27,7 +27,7 @@ def kexec_initrd(image: Image, *, build: bool = True) -> Path:
     target = cache_folder("tests", f"kexec-{image.initrd.name}")
     if build and not target.exists():
         initrd = image.initrd.read_bytes()
-        write_file(target, initrd + _additions(image.kernel.read_bytes(), initrd))
+        write_private(target, initrd + _additions(image.kernel.read_bytes(), initrd))
     return target
 
 

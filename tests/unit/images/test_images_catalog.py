@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from sample_modules import module
 
+from pyvmm import paths
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.images import busybox, cache, catalog, initramfs, packages
+from pyvmm.images import busybox, catalog, initramfs, packages
 from pyvmm.images.catalog import build_image, find_image, known_image, list_images
 from pyvmm.images.cpio import read_cpio
 
@@ -169,7 +170,7 @@ def test_cut_file_or_manifest_makes_the_image_unbuilt(debian: Debian) -> None:
     image = build_image()
     image.initrd.write_bytes(b"cut")
     assert not list_images()[1].built
-    manifest = cache.cache_folder("images", "debian-6.1.json")
+    manifest = paths.cache_folder("images", "debian-6.1.json")
     for text in ("", "[]", "{}", json.dumps({"kernel": 1})):
         manifest.write_text(text)
         assert not list_images()[1].built
@@ -195,7 +196,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(Path, "write_text", lambda path, text: write_bytes(path, text.encode()))
-    monkeypatch.setattr(cache.os, "replace", replace)
+    monkeypatch.setattr(paths.os, "replace", replace)
     with pytest.raises(HostError, match=r"cannot build image debian-6.1: no space left") as caught:
         build_image()
     assert "\n" not in str(caught.value)
@@ -220,13 +221,13 @@ def test_cache_that_cannot_be_written_is_one_line(debian: Debian, tmp_path: Path
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYVMM_CACHE", "/a")
-    assert cache.cache_folder("b") == Path("/a/b")
+    assert paths.cache_folder("b") == Path("/a/b")
     monkeypatch.delenv("PYVMM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache.cache_folder() == Path("/x/pyvmm")
+    assert paths.cache_folder() == Path("/x/pyvmm")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cache.cache_folder() == Path("/home/someone/.cache/pyvmm")
+    assert paths.cache_folder() == Path("/home/someone/.cache/pyvmm")
 
 
 def test_other_modules_get_an_initramfs_of_their_own(debian: Debian) -> None:

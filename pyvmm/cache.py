@@ -1,7 +1,7 @@
-"""The user's cache folder: where packages, kernels and images are kept, and how they get there whole or not at all.
+"""The user's cache folder in use: locks between processes that build the same, errors of the disk, and pruning.
 
-`pyvmm.paths` says where it is and who may write there. Everything in it can be deleted at any time when nothing is
-being built.
+`pyvmm.paths` says where the folder is and how files get there whole. Everything in it can be deleted at any time when
+nothing is being built.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyvmm.errors import HostError
-from pyvmm.paths import cache_folder, make_folder, new_folder, open_private, remove_leftovers
-from pyvmm.paths import write_private as write_file
-
-__all__ = ["cache_folder", "disk_errors", "locked", "mark_used", "new_folder", "prune", "write_file"]
+from pyvmm.paths import cache_folder, make_folder, open_private, remove_leftovers
 
 
 @contextmanager
