@@ -10,7 +10,7 @@ import click
 from pyvmm.cli.output import echo, print_json
 
 if TYPE_CHECKING:
-    from pyvmm.tracing.report.latency import Latency
+    from pyvmm.analysis.report.latency import Latency
 
 
 @click.command()
@@ -29,13 +29,13 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
     pyvmm report run.jsonl -o run.html --csv run-data
     pyvmm report run.jsonl --json | jq '.latencies[] | {what, median}'
     """
+    from pyvmm.analysis.read import read_trace
+    from pyvmm.analysis.report.latency import latencies
+    from pyvmm.analysis.report.page import page
+    from pyvmm.analysis.report.story import tell
+    from pyvmm.analysis.report.tables import write_tables
     from pyvmm.cli.trace_events import load_events
     from pyvmm.errors import ConfigError
-    from pyvmm.tracing.read import read_trace
-    from pyvmm.tracing.report.latency import latencies
-    from pyvmm.tracing.report.page import page
-    from pyvmm.tracing.report.story import tell
-    from pyvmm.tracing.report.tables import write_tables
 
     load_events()  # QEMU's log and ours are text, which their templates turn back into fields
     found = read_trace(trace)

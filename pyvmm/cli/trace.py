@@ -17,9 +17,9 @@ from pyvmm.cli.trace_events import complete_event
 from pyvmm.guest_text import one_line
 
 if TYPE_CHECKING:
+    from pyvmm.analysis.diff import Difference, Step
+    from pyvmm.analysis.entry import Entry
     from pyvmm.client.qmp import Client
-    from pyvmm.tracing.diff import Difference, Step
-    from pyvmm.tracing.entry import Entry
 
 CONTEXT = 2
 """Equal events shown around a difference."""
@@ -116,8 +116,8 @@ def _is_pattern(word: str) -> bool:
 
 def _events(client: Client, timeout: float | None) -> Iterator[Entry]:
     """What X_TRACE brings, with a note where events were dropped. Ends with the machine, or after `timeout`."""
+    from pyvmm.analysis.read import from_object
     from pyvmm.client.qmp import Disconnected, TimedOut
-    from pyvmm.tracing.read import from_object
 
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -194,9 +194,9 @@ def diff(
     \b
     ~ in both, with other values (A's | B's)     - only in A     + only in B
     """
+    from pyvmm.analysis.diff import compare, summary
+    from pyvmm.analysis.read import read_trace
     from pyvmm.cli.trace_events import load_events
-    from pyvmm.tracing.diff import compare, summary
-    from pyvmm.tracing.read import read_trace
 
     load_events()
     a, b = read_trace(first), read_trace(second)
@@ -215,7 +215,7 @@ def diff(
 
 
 def _show_diff(found: Difference, context: int) -> None:
-    from pyvmm.tracing.diff import Same
+    from pyvmm.analysis.diff import Same
 
     steps = found.steps
     interesting = [number for number, step in enumerate(steps) if not isinstance(step, Same)]
@@ -233,7 +233,7 @@ def _show_diff(found: Difference, context: int) -> None:
 
 def _step_text(step: Step) -> tuple[str, dict[str, Any]]:
     """A difference in a line, and the line's colour."""
-    from pyvmm.tracing.diff import Changed, OnlyA, OnlyB, Same
+    from pyvmm.analysis.diff import Changed, OnlyA, OnlyB, Same
 
     match step:
         case Same(a, _):
@@ -248,7 +248,7 @@ def _step_text(step: Step) -> tuple[str, dict[str, Any]]:
 
 
 def _diff_json(found: Difference) -> dict[str, Any]:
-    from pyvmm.tracing.diff import Changed, OnlyA, OnlyB, summary
+    from pyvmm.analysis.diff import Changed, OnlyA, OnlyB, summary
 
     rows: list[dict[str, Any]] = []
     for step in found.steps:
@@ -282,10 +282,10 @@ def convert(source: Path, target: Path, format: str | None) -> None:
     pyvmm trace convert run.jsonl run.json      Chrome's format, for https://ui.perfetto.dev
     pyvmm trace convert qemu.log qemu.jsonl
     """
+    from pyvmm.analysis.read import read_trace, rewrite
     from pyvmm.cli.trace_events import load_events
     from pyvmm.errors import ConfigError
-    from pyvmm.tracing.formats import format_of
-    from pyvmm.tracing.read import read_trace, rewrite
+    from pyvmm.trace.formats import format_of
 
     load_events()
     found = read_trace(source)

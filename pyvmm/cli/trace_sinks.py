@@ -109,7 +109,7 @@ def check_patterns(patterns: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _writing(file: Path, format: str | None, machine: str, tracing: Tracing) -> Iterator[trace.Sink]:
-    from pyvmm.tracing.writer import FileSink
+    from pyvmm.trace.writer import FileSink
 
     def failed(error: OSError) -> None:
         tracing.failed = True

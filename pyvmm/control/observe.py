@@ -19,7 +19,7 @@ from pyvmm.control.errors import ControlError
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
 from pyvmm.control.table import Argument, Controlled, Reply, command
 from pyvmm.trace import Record
-from pyvmm.tracing.formats import JsonEncoder, encode_in_turns
+from pyvmm.trace.formats import JsonEncoder, encode_in_turns
 
 PERIOD = 0.025
 """Seconds between two batches: quick enough for the eye."""

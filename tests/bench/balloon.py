@@ -31,11 +31,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from pyvmm.analysis.read import parse_line
 from pyvmm.client.qmp import Client, Disconnected
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import socket_path
 from pyvmm.images.agent import AgentClient, Exited
-from pyvmm.tracing.read import parse_line
 from tests.bench import boot
 
 T = TypeVar("T")

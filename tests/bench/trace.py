@@ -31,7 +31,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm import Exit, Interrupted, IoOut, Kvm, Vcpu
 from pyvmm.loop import Loop
 from pyvmm.machine.runner import VcpuThread, install_kick
-from pyvmm.tracing.writer import FileSink
+from pyvmm.trace.writer import FileSink
 
 WANTED_RATE = 10_000
 RAM = 0x10000

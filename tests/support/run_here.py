@@ -20,7 +20,7 @@ from pyvmm.cli.main import main
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.sandbox.attempts import attempts
-from pyvmm.tracing.writer import FileSink
+from pyvmm.trace.writer import FileSink
 
 
 def trying(thread: str, method: Callable[..., Any]) -> Callable[..., Any]:

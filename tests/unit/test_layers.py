@@ -16,9 +16,9 @@ LONG_FILE = 450  # lines; a file past some 400 usually holds two ideas
 LAYERS: list[set[str]] = [
     {"pyvmm.api"},  # takes the options of `pyvmm run`, by the same names
     {"pyvmm.cli"},
+    {"pyvmm.analysis"},  # reads traces that all below has written; only commands need it
     {"pyvmm.control", "pyvmm.host"},
     {"pyvmm.machine"},
-    {"pyvmm.tracing"},  # reads traces of all that is below
     {"pyvmm.images"},  # unpacks kernels with firmware's reader
     {"pyvmm.devices", "pyvmm.firmware"},
     {"pyvmm.vmbus"},
@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"pyvmm.sandbox"},  # knows KVM's requests
     {"pyvmm.kvm"},
     {"pyvmm.client"},  # reaches machines of other processes
-    {"pyvmm"},  # its single modules
+    {"pyvmm"},  # its single modules, and pyvmm.trace, which they emit events with
 ]
 STARTERS = {"pyvmm.__main__": "pyvmm.cli"}  # `python -m pyvmm` is the command line, wherever it lies
 DOOR = "pyvmm"  # names the API's classes for `from pyvmm import Machine`, and imports them only then

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from pyvmm.analysis.read import from_object
 from pyvmm.cli.target import connect
 from pyvmm.cli.top.samples import Sample, sample
 from pyvmm.client.qmp import Client, Disconnected, Refused, Starting, TimedOut
 from pyvmm.client.registry import Entry, is_starting
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_text import clean, clean_all, one_line
-from pyvmm.tracing.read import from_object
 
 TRACED = (
     "vmbus*,!vmbus_signal_event,!vmbus_channel_notify_guest,!vmbus.channel_signalled,!vmbus.packet_*,hv_balloon_*,balloon.*,"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pyvmm.analysis.diff import compare
+from pyvmm.analysis.read import Trace, read_trace, rewrite
+from pyvmm.analysis.report.latency import latencies
+from pyvmm.analysis.report.page import page
+from pyvmm.analysis.report.story import tell
 from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
-from pyvmm.tracing.diff import compare
-from pyvmm.tracing.read import Trace, read_trace, rewrite
-from pyvmm.tracing.report.latency import latencies
-from pyvmm.tracing.report.page import page
-from pyvmm.tracing.report.story import tell
 
 load_events()
 

@@ -23,7 +23,7 @@ from pyvmm.client import registry
 from pyvmm.errors import ConfigError
 from pyvmm.trace import event
 
-CAPTURES = Path(__file__).parents[1] / "tracing" / "captures"
+CAPTURES = Path(__file__).parents[1] / "analysis" / "captures"
 seen = event("observing.seen", "{what}")
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pyvmm import trace
+from pyvmm.analysis.diff import compare
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import read_trace
 from pyvmm.devices.balloon.ledger import Ledger
 from pyvmm.devices.balloon.ranges import PageRange
 from pyvmm.errors import HostError
-from pyvmm.tracing.diff import compare
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import read_trace
 from tests.unit.devices.test_balloon_hot_add import FakeWindow
 
 OUR = PageRange(0x1000, 0x800)

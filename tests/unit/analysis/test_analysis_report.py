@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import Trace, read_trace
+from pyvmm.analysis.report.charts import NOTE_WIDTH
+from pyvmm.analysis.report.conversation import Message, Note
+from pyvmm.analysis.report.latency import latencies
+from pyvmm.analysis.report.page import page
+from pyvmm.analysis.report.story import Story, tell
+from pyvmm.analysis.report.svg import nice_ticks
+from pyvmm.analysis.report.tables import write_tables
 from pyvmm.cli.trace_events import load_events
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import Trace, read_trace
-from pyvmm.tracing.report.charts import NOTE_WIDTH
-from pyvmm.tracing.report.conversation import Message, Note
-from pyvmm.tracing.report.latency import latencies
-from pyvmm.tracing.report.page import page
-from pyvmm.tracing.report.story import Story, tell
-from pyvmm.tracing.report.svg import nice_ticks
-from pyvmm.tracing.report.tables import write_tables
 
 CAPTURES = Path(__file__).parent / "captures"
 MIB = 1 << 20

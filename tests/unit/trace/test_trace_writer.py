@@ -9,7 +9,7 @@ import pytest
 from pyvmm import trace
 from pyvmm.errors import ConfigError
 from pyvmm.trace import Record, event
-from pyvmm.tracing.writer import FileSink
+from pyvmm.trace.writer import FileSink
 
 ticked = event("writer.ticked", "{number}")
 

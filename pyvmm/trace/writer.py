@@ -18,7 +18,7 @@ from pathlib import Path
 from pyvmm import held_threads, trace
 from pyvmm.errors import ConfigError
 from pyvmm.trace import Record
-from pyvmm.tracing.formats import encode_in_turns, encoder, format_of
+from pyvmm.trace.formats import encode_in_turns, encoder, format_of
 
 QUEUE_LIMIT = 200_000
 """Records that may wait, some 40 MB: 20 seconds of 10,000 a second on a disk that hangs."""

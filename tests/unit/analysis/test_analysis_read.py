@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import parse_line, read_trace, rewrite
 from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import parse_line, read_trace, rewrite
 
 CAPTURES = Path(__file__).parent / "captures"
 

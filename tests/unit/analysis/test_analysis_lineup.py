@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from pyvmm.tracing.diff import LIMIT, compare
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.lineup import Lineup
+from pyvmm.analysis.diff import LIMIT, compare
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.lineup import Lineup
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pyvmm.analysis.entry import Entry
 from pyvmm.files import DECODER, DEPTH_LIMIT
-from pyvmm.tracing.chrome import GROUPS
-from pyvmm.tracing.entry import Entry
+from pyvmm.trace.chrome import GROUPS
 
 VAIN_LIMIT = 16
 """How many times its length a text may be read in vain."""

@@ -5,9 +5,17 @@
     if trace.opened.on:
         trace.opened(relid, gpadl, vp)
 
+    Event --> Record --> TextSink, TailSink                here
+                     --> writer.FileSink                   a file, by a thread with a queue
+                     --> control.observe                   a client of a running machine
+    formats, chrome, tracks: records as text, JSON lines, Chrome's trace format
+
 Names and fields are QEMU's where QEMU has the event (so that the logs of both compare), ours otherwise as
 `package.what_happened`. A sink is any callable that takes a `Record`; it runs in the thread that traced, a vCPU's
-often, so one that does more than keep the record belongs behind a queue (`pyvmm.tracing.writer`).
+often, so one that does more than keep the record belongs behind a queue (`pyvmm.trace.writer`).
+
+Values are numbers, strings and lists of them, in the words that a client may rely on; an object of ours never is one,
+for its text would change with the names of classes. `pyvmm.analysis` reads what is written here.
 """
 
 from __future__ import annotations

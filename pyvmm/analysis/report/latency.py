@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import Trace
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,6 @@ def encoder(format: str) -> Encoder:
 
 
 def _chrome() -> Encoder:
-    from pyvmm.tracing.chrome import ChromeEncoder
+    from pyvmm.trace.chrome import ChromeEncoder
 
     return ChromeEncoder()

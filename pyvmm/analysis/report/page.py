@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 
 from pyvmm import __version__
+from pyvmm.analysis.report import charts, conversation
+from pyvmm.analysis.report.latency import Latency
+from pyvmm.analysis.report.story import Story
 from pyvmm.guest_text import clean
-from pyvmm.tracing.report import charts, conversation
-from pyvmm.tracing.report.latency import Latency
-from pyvmm.tracing.report.story import Story
 
 _STYLE = """
 :root { --page: #fcfcfb; --ink: #1c1c1a; --soft: #62625c; --grid: #e6e5e0; --axis: #b9b8b0; --panel: #f4f3ef;

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import Trace
-from pyvmm.tracing.report.conversation import Sequence, balloon_sequences, vmbus_sequences
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import Trace
+from pyvmm.analysis.report.conversation import Sequence, balloon_sequences, vmbus_sequences
 
 PAGE = 4096
 

@@ -21,9 +21,9 @@ from string import Formatter
 from typing import IO, Any, TypeGuard
 
 from pyvmm import trace
+from pyvmm.analysis.entry import Entry
 from pyvmm.errors import ConfigError
 from pyvmm.files import NUMBER_LIMIT, open_regular, parse_json
-from pyvmm.tracing.entry import Entry
 
 _LINE = re.compile(
     r"(?:(?P<pid>\d+)@(?P<qemu_time>\d+\.\d+):|(?P<time>\d+\.\d+) )?"
@@ -96,7 +96,7 @@ def _events(file: IO[str], path: Path) -> Iterator[Entry | None]:
     """The file's events, None for what is none."""
     first = file.readline(LINE_LIMIT)
     if first.lstrip()[:1] == "[":
-        from pyvmm.tracing.chrome_read import chrome_entries
+        from pyvmm.analysis.chrome_read import chrome_entries
 
         text = first + file.read(CHROME_LIMIT)
         if len(text) > CHROME_LIMIT:
@@ -188,7 +188,7 @@ def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
 def rewrite(found: Trace, format: str) -> Iterator[str]:
     """The trace as text, JSON lines or Chrome's format, piece by piece."""
     if format == "chrome":
-        from pyvmm.tracing.chrome import ChromeEncoder
+        from pyvmm.trace.chrome import ChromeEncoder
 
         chrome = ChromeEncoder()
         yield chrome.head()

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvmm.tracing.report.conversation import Message
-from pyvmm.tracing.report.latency import Latency
-from pyvmm.tracing.report.story import FIGURES, Story
+from pyvmm.analysis.report.conversation import Message
+from pyvmm.analysis.report.latency import Latency
+from pyvmm.analysis.report.story import FIGURES, Story
 
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.lineup import Lineup
 from pyvmm.errors import ConfigError
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.lineup import Lineup
 
 IGNORED = frozenset(
     {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.analysis import read
+from pyvmm.analysis.chrome_read import chrome_entries
+from pyvmm.analysis.read import parse_line, read_trace, rewrite
+from pyvmm.analysis.report.latency import latencies
+from pyvmm.analysis.report.page import page
+from pyvmm.analysis.report.story import tell
 from pyvmm.errors import ConfigError
-from pyvmm.tracing import read
-from pyvmm.tracing.chrome_read import chrome_entries
-from pyvmm.tracing.read import parse_line, read_trace, rewrite
-from pyvmm.tracing.report.latency import latencies
-from pyvmm.tracing.report.page import page
-from pyvmm.tracing.report.story import tell
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/", "a\0b", "x" * 5000])

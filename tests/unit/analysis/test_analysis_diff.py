@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.analysis import diff
+from pyvmm.analysis.diff import Changed, OnlyA, OnlyB, Same, compare, summary
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import read_trace
 from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
-from pyvmm.tracing import diff
-from pyvmm.tracing.diff import Changed, OnlyA, OnlyB, Same, compare, summary
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import read_trace
 
 CAPTURES = Path(__file__).parent / "captures"
 

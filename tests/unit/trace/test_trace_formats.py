@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pyvmm.trace import Record, event
-from pyvmm.tracing.chrome import ChromeEncoder
-from pyvmm.tracing.formats import Encoder, JsonEncoder, TextEncoder, encoder, format_of
-from pyvmm.tracing.tracks import Track, track_of
+from pyvmm.trace.chrome import ChromeEncoder
+from pyvmm.trace.formats import Encoder, JsonEncoder, TextEncoder, encoder, format_of
+from pyvmm.trace.tracks import Track, track_of
 
 said = event("formats.said", "{who} said {what}, 100% sure")
 quiet = event("formats.quiet")

@@ -15,8 +15,8 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
 from pyvmm.trace import Record
-from pyvmm.tracing.formats import encode_value
-from pyvmm.tracing.tracks import Track, track_of
+from pyvmm.trace.formats import encode_value
+from pyvmm.trace.tracks import Track, track_of
 
 GROUPS = {"threads": 1, "channels": 2, "devices": 3}
 _MEMORY_FIELDS = ("actual", "target", "resident", "available", "committed")

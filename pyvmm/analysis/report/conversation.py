@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.read import Trace
 from pyvmm.devices.balloon.protocol import MessageType as BalloonMessage
-from pyvmm.tracing.entry import Entry
-from pyvmm.tracing.read import Trace
 from pyvmm.vmbus.protocol import MessageType
 
 PAGES_PER_MIB = 256
