@@ -2,17 +2,19 @@
 
 Source: Linux include/linux/hyperv.h, struct vmbus_channel_*; versions and sizes also from OpenVMM's vmbus_core.
 
-Each message starts with `type u32` and four bytes of padding; sizes include them. `parse` turns a guest's message
-into one of the classes below or raises WireError. A message may be longer than its structure (QEMU and some guests
-round up to 8 bytes), never shorter.
+Each message is one class, and its decorator is its row in the table of messages: type and oldest version; the fields
+give the size. `parse` turns a guest's message into one of the classes or raises WireError; the server refuses those
+that the agreed version lacks. Each message starts with `type u32` and four bytes of padding, which sizes include. A
+message may be longer than its structure (QEMU and some guests round up to 8 bytes), never shorter.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import field
 from enum import IntEnum
-from struct import unpack_from
-from typing import Annotated
+from struct import Struct, pack, unpack_from
+from typing import Annotated, ClassVar, Self, TypeVar, dataclass_transform, get_args
 
 from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.wire import Buffer, Guid, Wire, u8, u16, u32, u64, wire
@@ -100,15 +102,62 @@ class MessageHeader(Wire):
     padding: u32 = 0
 
 
+class Message(Wire):
+    """Base of the messages: `TYPE` and `SINCE` are its row in the table of messages, SIZE includes the header."""
+
+    __slots__ = ()
+    TYPE: ClassVar[MessageType]
+    SINCE: ClassVar[Version]
+    """The oldest version in which it exists."""
+
+    def build(self) -> bytes:
+        return self.TYPE.to_bytes(4, "little") + super().build()[4:]
+
+
+class MessageWithWords(Message):
+    """Base of the messages that end in any number of u64, which SIZE does not count."""
+
+    __slots__ = ("words",)
+    words: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self.words = ()
+
+    @classmethod
+    def parse(cls, data: Buffer, offset: int = 0) -> Self:
+        """Read a message and all whole u64 behind it; a rest of 1 to 7 bytes is the sender's rounding."""
+        made, end = super().parse(data, offset), offset + cls.SIZE
+        made.words = unpack_from(f"<{(len(data) - end) // 8}Q", data, end)
+        return made
+
+    def build(self) -> bytes:
+        return super().build() + pack(f"<{len(self.words)}Q", *self.words)
+
+
+T = TypeVar("T", bound=Message)
+
+
+@dataclass_transform(field_specifiers=(field,))
+def message(kind: MessageType, *, since: Version = Version.WIN8) -> Callable[[type[T]], type[T]]:
+    """Make a class one row of the table of messages: its fields follow the header of this type."""
+
+    def row(cls: type[T]) -> type[T]:
+        made = wire(cls)
+        made._struct = Struct(f"<{MessageHeader.SIZE}x{made._struct.format.removeprefix('<')}")
+        made.SIZE = made._struct.size
+        made.TYPE, made.SINCE = kind, since
+        return made
+
+    return row
+
+
 # From the guest
 
 
-@wire
-class InitiateContact(Wire):
+@message(MessageType.INITIATE_CONTACT)
+class InitiateContact(Message):
     """struct vmbus_channel_initiate_contact. Before 5.0 `target` is the interrupt page's address."""
 
-    type: u32
-    padding: u32
     version: u32
     target_vp: u32
     target: u64
@@ -126,12 +175,10 @@ class InitiateContact(Wire):
         return self.target >> 32
 
 
-@wire
-class OpenChannel(Wire):
+@message(MessageType.OPEN)
+class OpenChannel(Message):
     """struct vmbus_channel_open_channel. `receive_offset`: ring pages before it carry guest to host."""
 
-    type: u32
-    padding: u32
     relid: u32
     open_id: u32
     ring_gpadl: u32
@@ -140,126 +187,70 @@ class OpenChannel(Wire):
     user_data: Annotated[bytes, "120s"]
 
 
-@wire
-class CloseChannel(Wire):
+@message(MessageType.CLOSE)
+class CloseChannel(Message):
     """struct vmbus_channel_close_channel."""
 
-    type: u32
-    padding: u32
     relid: u32
 
 
-@wire
-class GpadlHeaderFixed(Wire):
-    """struct vmbus_channel_gpadl_header, without the ranges."""
+@message(MessageType.GPADL_HEADER)
+class GpadlHeader(MessageWithWords):
+    """struct vmbus_channel_gpadl_header. `words`: the ranges' u64 that came with it, the rest follows in bodies."""
 
-    type: u32
-    padding: u32
     relid: u32
     gpadl: u32
     range_bytes: u16
     range_count: u16
 
 
-@dataclass(slots=True)
-class GpadlHeader:
-    """struct vmbus_channel_gpadl_header. `words`: the ranges' u64 that came with it, the rest follows in bodies."""
+@message(MessageType.GPADL_BODY)
+class GpadlBody(MessageWithWords):
+    """struct vmbus_channel_gpadl_body. `words`: more of the ranges' u64. Linux leaves `number` 0."""
 
-    relid: int
-    gpadl: int
-    range_bytes: int
-    range_count: int
-    words: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, data: Buffer) -> GpadlHeader:
-        """Read a message. Raises WireError if it is too short for its fixed part."""
-        head = GpadlHeaderFixed.parse(data)
-        words = _words(data, GpadlHeaderFixed.SIZE)
-        return cls(head.relid, head.gpadl, head.range_bytes, head.range_count, words)
-
-
-@wire
-class GpadlBodyFixed(Wire):
-    """struct vmbus_channel_gpadl_body, without the frame numbers. Linux leaves `number` 0."""
-
-    type: u32
-    padding: u32
     number: u32
     gpadl: u32
 
 
-@dataclass(slots=True)
-class GpadlBody:
-    """struct vmbus_channel_gpadl_body: more of the ranges' u64."""
-
-    gpadl: int
-    words: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, data: Buffer) -> GpadlBody:
-        """Read a message. Raises WireError if it is too short for its fixed part."""
-        return cls(GpadlBodyFixed.parse(data).gpadl, _words(data, GpadlBodyFixed.SIZE))
-
-
-def _words(data: Buffer, offset: int) -> tuple[int, ...]:
-    """All whole u64 from `offset` on; a rest of 1 to 7 bytes is the sender's rounding."""
-    return unpack_from(f"<{(len(data) - offset) // 8}Q", data, offset)
-
-
-@wire
-class GpadlTeardown(Wire):
+@message(MessageType.GPADL_TEARDOWN)
+class GpadlTeardown(Message):
     """struct vmbus_channel_gpadl_teardown."""
 
-    type: u32
-    padding: u32
     relid: u32
     gpadl: u32
 
 
-@wire
-class RelidReleased(Wire):
+@message(MessageType.RELID_RELEASED)
+class RelidReleased(Message):
     """struct vmbus_channel_relid_released: the guest's last word on a rescinded channel."""
 
-    type: u32
-    padding: u32
     relid: u32
 
 
-@wire
-class ModifyChannel(Wire):
+@message(MessageType.MODIFY_CHANNEL, since=Version.WIN10_4_1)
+class ModifyChannel(Message):
     """struct vmbus_channel_modifychannel: events go to another VP from now on."""
 
-    type: u32
-    padding: u32
     relid: u32
     target_vp: u32
 
 
-@wire
-class TlConnectRequest(Wire):
+@message(MessageType.TL_CONNECT_REQUEST, since=Version.WIN10)
+class TlConnectRequest(Message):
     """struct vmbus_channel_tl_connect_request: an hvsock connection asked for by the guest."""
 
-    type: u32
-    padding: u32
     endpoint: Guid
     service: Guid
 
 
-@wire
-class RequestOffers(Wire):
+@message(MessageType.REQUEST_OFFERS)
+class RequestOffers(Message):
     """CHANNELMSG_REQUESTOFFERS: only a header."""
 
-    type: u32
-    padding: u32
 
-
-@wire
-class Unload(Wire):
+@message(MessageType.UNLOAD)
+class Unload(Message):
     """CHANNELMSG_UNLOAD: only a header."""
-
-    type: u32
-    padding: u32
 
 
 GuestMessage = (
@@ -276,41 +267,28 @@ GuestMessage = (
     | Unload
 )
 
-_PARSERS: dict[int, type[GuestMessage]] = {
-    MessageType.INITIATE_CONTACT: InitiateContact,
-    MessageType.REQUEST_OFFERS: RequestOffers,
-    MessageType.OPEN: OpenChannel,
-    MessageType.CLOSE: CloseChannel,
-    MessageType.GPADL_HEADER: GpadlHeader,
-    MessageType.GPADL_BODY: GpadlBody,
-    MessageType.GPADL_TEARDOWN: GpadlTeardown,
-    MessageType.RELID_RELEASED: RelidReleased,
-    MessageType.MODIFY_CHANNEL: ModifyChannel,
-    MessageType.TL_CONNECT_REQUEST: TlConnectRequest,
-    MessageType.UNLOAD: Unload,
-}
+GUEST_MESSAGES: dict[int, type[GuestMessage]] = {kind.TYPE: kind for kind in get_args(GuestMessage)}
+"""The messages that are served, by type."""
 
 
 def parse(data: Buffer) -> GuestMessage:
     """A guest's message. Raises WireError if too short or too long, GuestProtocolError for a type not known."""
     if len(data) > MESSAGE_SIZE_MAX:
         raise WireError(f"message of {len(data)} bytes, at most {MESSAGE_SIZE_MAX}")
-    kind = MessageHeader.parse(data).type
-    parser = _PARSERS.get(kind)
-    if parser is None:
-        raise GuestProtocolError(f"message type {kind} is not served")
-    return parser.parse(data)
+    number = MessageHeader.parse(data).type
+    kind = GUEST_MESSAGES.get(number)
+    if kind is None:
+        raise GuestProtocolError(f"message type {number} is not served")
+    return kind.parse(data)
 
 
 # To the guest
 
 
-@wire
-class OfferChannel(Wire):
+@message(MessageType.OFFER)
+class OfferChannel(Message):
     """struct vmbus_channel_offer_channel."""
 
-    type: u32
-    padding: u32
     device_type: Guid
     instance: Guid
     reserved: Annotated[bytes, "16s"]
@@ -326,72 +304,57 @@ class OfferChannel(Wire):
     connection_id: u32
 
 
-@wire
-class Rescind(Wire):
+@message(MessageType.RESCIND)
+class Rescind(Message):
     """struct vmbus_channel_rescind_offer."""
 
-    type: u32
-    padding: u32
     relid: u32
 
 
-@wire
-class AllOffersDelivered(Wire):
+@message(MessageType.ALL_OFFERS_DELIVERED)
+class AllOffersDelivered(Message):
     """CHANNELMSG_ALLOFFERS_DELIVERED: only a header."""
 
-    type: u32
-    padding: u32
 
-
-@wire
-class OpenResult(Wire):
+@message(MessageType.OPEN_RESULT)
+class OpenResult(Message):
     """struct vmbus_channel_open_result."""
 
-    type: u32
-    padding: u32
     relid: u32
     open_id: u32
     status: u32
 
 
-@wire
-class GpadlCreated(Wire):
+@message(MessageType.GPADL_CREATED)
+class GpadlCreated(Message):
     """struct vmbus_channel_gpadl_created."""
 
-    type: u32
-    padding: u32
     relid: u32
     gpadl: u32
     status: u32
 
 
-@wire
-class GpadlTorndown(Wire):
+@message(MessageType.GPADL_TORNDOWN)
+class GpadlTorndown(Message):
     """struct vmbus_channel_gpadl_torndown."""
 
-    type: u32
-    padding: u32
     gpadl: u32
 
 
-@wire
-class VersionResponse(Wire):
+@message(MessageType.VERSION_RESPONSE)
+class VersionResponse(Message):
     """struct vmbus_channel_version_response. Before 5.0 `connection_id` is the version."""
 
-    type: u32
-    padding: u32
     supported: u8
     state: u8
     padding2: u16
     connection_id: u32
 
 
-@wire
-class VersionResponseFeatures(Wire):
+@message(MessageType.VERSION_RESPONSE, since=Version.COPPER)
+class VersionResponseFeatures(Message):
     """The same from 6.0 on, with the features that guest and host both have."""
 
-    type: u32
-    padding: u32
     supported: u8
     state: u8
     padding2: u16
@@ -399,31 +362,24 @@ class VersionResponseFeatures(Wire):
     feature_flags: u32
 
 
-@wire
-class UnloadResponse(Wire):
+@message(MessageType.UNLOAD_RESPONSE)
+class UnloadResponse(Message):
     """CHANNELMSG_UNLOAD_RESPONSE: only a header."""
 
-    type: u32
-    padding: u32
 
-
-@wire
-class TlConnectResult(Wire):
+@message(MessageType.TL_CONNECT_RESULT, since=Version.WIN10_4_1)
+class TlConnectResult(Message):
     """CHANNELMSG_TL_CONNECT_RESULT. Linux ignores it."""
 
-    type: u32
-    padding: u32
     endpoint: Guid
     service: Guid
     status: u32
 
 
-@wire
-class ModifyChannelResponse(Wire):
+@message(MessageType.MODIFY_CHANNEL_RESPONSE, since=Version.WIN10_5_3)
+class ModifyChannelResponse(Message):
     """struct vmbus_channel_modifychannel_response; from 5.3 on."""
 
-    type: u32
-    padding: u32
     relid: u32
     status: u32
 

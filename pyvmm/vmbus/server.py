@@ -90,7 +90,7 @@ class Server:
                 trace.rescind(channel.relid, channel.offer.name)
             self._close(channel)
             self._enter_channel(channel, Rescinded())
-            self._post(protocol.Rescind(MessageType.RESCIND, 0, channel.relid))
+            self._post(protocol.Rescind(channel.relid))
 
     def open_done(self, channel: ServedChannel, status: int) -> None:
         """Answer to OpenRings: 0, or why there are no rings."""
@@ -151,6 +151,8 @@ class Server:
         expected = self._message_connection(self.state.version)
         if connection_id != expected:
             raise GuestProtocolError(f"came over connection {connection_id}, agreed on {expected}")
+        if self.state.version < message.SINCE:
+            raise GuestProtocolError(f"{message.TYPE.name} in version {self.state.version:#x}")
         match message:
             case protocol.RequestOffers():
                 self._request_offers()
@@ -167,7 +169,7 @@ class Server:
             case protocol.RelidReleased():
                 self._relid_released(message)
             case protocol.ModifyChannel():
-                self._modify_channel(message, self.state.version)
+                self._modify_channel(message)
             case protocol.TlConnectRequest():
                 self._tl_connect(message)
             case _:
@@ -200,9 +202,9 @@ class Server:
     def _version_response(self, version: int, vp: int, supported: int, connection_id: int) -> None:
         if trace.version_response.on:
             trace.version_response(version >> 16, version & 0xFFFF, supported, connection_id)
-        fields = MessageType.VERSION_RESPONSE, 0, supported, 0, 0, connection_id
+        fields = supported, 0, 0, connection_id
         response: protocol.VersionResponse | protocol.VersionResponseFeatures
-        if supported and version >= Version.COPPER:
+        if supported and version >= protocol.VersionResponseFeatures.SINCE:
             response = protocol.VersionResponseFeatures(*fields, feature_flags=0)  # we have none of the features
         else:
             response = protocol.VersionResponse(*fields)
@@ -219,7 +221,7 @@ class Server:
             trace.unload(sum(isinstance(c.state, Open) for c in self.channels.values()), len(self.gpadls.lists))
         vp = 0 if isinstance(self.state, Disconnected) else self.state.vp
         self.reset("unload")
-        self.actions.append(Post(vp, protocol.UnloadResponse(MessageType.UNLOAD_RESPONSE, 0).build()))
+        self.actions.append(Post(vp, protocol.UnloadResponse().build()))
 
     def _request_offers(self) -> None:
         if not isinstance(self.state, Contacted):
@@ -227,7 +229,7 @@ class Server:
         self._enter(Serving(self.state.version, self.state.vp))
         for channel in self.channels.values():
             self._offer(channel)
-        self._post(protocol.AllOffersDelivered(MessageType.ALL_OFFERS_DELIVERED, 0), trace.terminate_offers)
+        self._post(protocol.AllOffersDelivered(), trace.terminate_offers)
 
     def _open_channel(self, message: protocol.OpenChannel, version: int) -> None:
         if trace.open_channel.on:
@@ -251,8 +253,7 @@ class Server:
         self.actions.append(OpenRings(channel, pages[:split], pages[split:], version))
 
     def _open_result(self, relid: int, open_id: int, status: int) -> None:
-        result = protocol.OpenResult(MessageType.OPEN_RESULT, 0, relid, open_id, status)
-        self._post(result, trace.channel_open, relid, status)
+        self._post(protocol.OpenResult(relid, open_id, status), trace.channel_open, relid, status)
 
     def _close_channel(self, message: protocol.CloseChannel) -> None:
         if trace.close_channel.on:
@@ -294,13 +295,12 @@ class Server:
             self._gpadl_created(made)
 
     def _gpadl_created(self, gpadl: Gpadl) -> None:
-        result = protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, gpadl.relid, gpadl.id, Status.SUCCESS)
-        self._post(result, trace.gpadl_created, gpadl.id)
+        self._post(protocol.GpadlCreated(gpadl.relid, gpadl.id, Status.SUCCESS), trace.gpadl_created, gpadl.id)
 
     def _gpadl_refused(self, error: GpadlRefused) -> None:
         if trace.gpadl_refused.on:
             trace.gpadl_refused(error.gpadl, str(error))
-        self._post(protocol.GpadlCreated(MessageType.GPADL_CREATED, 0, error.relid, error.gpadl, error.status))
+        self._post(protocol.GpadlCreated(error.relid, error.gpadl, error.status))
 
     def _gpadl_teardown(self, message: protocol.GpadlTeardown) -> None:
         """Take a list back. While a channel runs on it the answer waits for the CLOSE: a refusal would hang Linux."""
@@ -323,7 +323,7 @@ class Server:
 
     def _torndown(self, gpadl: Gpadl) -> None:
         self.gpadls.remove(gpadl)
-        self._post(protocol.GpadlTorndown(MessageType.GPADL_TORNDOWN, 0, gpadl.id), trace.gpadl_torndown, gpadl.id)
+        self._post(protocol.GpadlTorndown(gpadl.id), trace.gpadl_torndown, gpadl.id)
 
     def _relid_released(self, message: protocol.RelidReleased) -> None:
         if trace.relid_released.on:
@@ -334,26 +334,20 @@ class Server:
         self._release(channel)
         self.actions.append(Gone(channel))
 
-    def _modify_channel(self, message: protocol.ModifyChannel, version: int) -> None:
-        if version < Version.WIN10_4_1:
-            raise GuestProtocolError(f"MODIFYCHANNEL in version {version:#x}")
+    def _modify_channel(self, message: protocol.ModifyChannel) -> None:
         channel = self.channels.get(message.relid)
         usable = channel is not None and isinstance(channel.state, Open) and message.target_vp < self._vp_count
         status = Status.SUCCESS if usable else Status.INVALID_PARAMETER
         if trace.modify_channel.on:
             trace.modify_channel(message.relid, message.target_vp, status)
-        if version >= Version.WIN10_5_3:
-            self._post(protocol.ModifyChannelResponse(MessageType.MODIFY_CHANNEL_RESPONSE, 0, message.relid, status))
+        self._post(protocol.ModifyChannelResponse(message.relid, status))
         if channel is None or not isinstance(channel.state, Open) or status:
             raise GuestProtocolError(f"MODIFYCHANNEL {message.relid} to VP {message.target_vp}")
         channel.state.target_vp = message.target_vp
 
     def _tl_connect(self, message: protocol.TlConnectRequest) -> None:
         """No hvsock service runs here. Linux has no handler for the answer; its connect() times out."""
-        result = protocol.TlConnectResult(
-            MessageType.TL_CONNECT_RESULT, 0, message.endpoint, message.service, Status.CONNECTION_REFUSED
-        )
-        self._post(result)
+        self._post(protocol.TlConnectResult(message.endpoint, message.service, Status.CONNECTION_REFUSED))
 
     # Both
 
@@ -378,8 +372,6 @@ class Server:
         offer = channel.offer
         self._post(
             protocol.OfferChannel(
-                MessageType.OFFER,
-                0,
                 offer.type,
                 offer.instance,
                 bytes(16),
@@ -418,7 +410,8 @@ class Server:
             self._place(successor)
 
     def _post(self, message: protocol.HostMessage, event: Event | None = None, *values: int) -> None:
-        if not isinstance(self.state, Disconnected):
+        """Send a message, if the agreed version has it."""
+        if not isinstance(self.state, Disconnected) and self.state.version >= message.SINCE:
             self.actions.append(Post(self.state.vp, message.build(), event, values))
 
     def _enter(self, state: ConnectionState) -> None:

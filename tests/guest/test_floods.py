@@ -74,17 +74,17 @@ Flood = Callable[[Flooding], Action]
 
 
 def contacts(on: Flooding) -> Action:
-    return lambda: not on.guest.post(p.InitiateContact(14, 0, 0x50003, 0, 2, 0x2000, 0x3000), 4)
+    return lambda: not on.guest.post(p.InitiateContact(0x50003, 0, 2, 0x2000, 0x3000), 4)
 
 
 def unloads(on: Flooding) -> Action:
-    return lambda: on.post(p.Unload(16, 0))
+    return lambda: on.post(p.Unload())
 
 
 def contacts_and_offers(on: Flooding) -> Action:
     def act() -> bool:
-        on.guest.post(p.InitiateContact(14, 0, 0x50003, 0, 2, 0x2000, 0x3000), 4)
-        return on.post(p.RequestOffers(3, 0))
+        on.guest.post(p.InitiateContact(0x50003, 0, 2, 0x2000, 0x3000), 4)
+        return on.post(p.RequestOffers())
 
     return act
 
@@ -93,8 +93,8 @@ def opens_and_closes(ring_pages: int) -> Flood:
     def flood(on: Flooding) -> Action:
         pages = on.guest.pages(2 * ring_pages)
         handle = on.guest.lend(on.relid, pages)
-        opening = p.OpenChannel(5, 0, on.relid, on.relid, handle, 0, ring_pages, b"")
-        return lambda: on.post(opening, p.CloseChannel(7, 0, on.relid))
+        opening = p.OpenChannel(on.relid, on.relid, handle, 0, ring_pages, b"")
+        return lambda: on.post(opening, p.CloseChannel(on.relid))
 
     return flood
 
@@ -110,7 +110,7 @@ def lists(pages: int) -> Flood:
             if not queue:
                 handle = next(on.numbers)
                 queue.extend(gpadl_messages(on.relid, handle, addresses))
-                queue.append(p.GpadlTeardown(11, 0, on.relid, handle))
+                queue.append(p.GpadlTeardown(on.relid, handle))
             taken = on.post(queue[0])
             if taken:
                 del queue[0]

@@ -32,7 +32,7 @@ def test_every_version_serves_a_channel(device: Recorder, version: int) -> None:
 
 def test_guest_falls_back_to_what_is_served(device: Recorder) -> None:
     guest = FakeGuest(max_version=0x40000)
-    assert guest.partition.hypercall_post(4, p.InitiateContact(14, 0, 0x50003, 0, 2, 0, 0).build()) == 0x12
+    assert guest.partition.hypercall_post(4, p.InitiateContact(0x50003, 0, 2, 0, 0).build()) == 0x12
     assert not guest.contact(0x40001).supported
     guest.version = 0x40000
     guest.open(device).send(b"12345678")
@@ -97,7 +97,7 @@ def test_events_follow_modify_channel() -> None:
     device.channel.send(b"one")
     assert driver.signals == 1
     driver.take_packet()
-    guest.request(p.ModifyChannel(22, 0, driver.offer.relid, 0))
+    guest.request(p.ModifyChannel(driver.offer.relid, 0))
     assert guest.expect(p.ModifyChannelResponse).status == 0
     driver.target_vp = 0
     device.channel.send(b"two")
@@ -107,7 +107,7 @@ def test_events_follow_modify_channel() -> None:
 def test_messages_go_to_the_vp_of_the_contact() -> None:
     guest = FakeGuest(vp_count=3)
     guest.contact(vp=2)
-    guest.request(p.RequestOffers(3, 0))
+    guest.request(p.RequestOffers())
     assert [vp for vp, _ in guest.inbox] == [2]
 
 

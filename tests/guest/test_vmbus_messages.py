@@ -34,7 +34,7 @@ def test_guest_that_does_not_read_its_messages_is_not_served(guest: FakeGuest, d
     guest.bus.add(device)
     guest.connect()
     guest.partition.slots_busy = True
-    request = p.TlConnectRequest(21, 0, UUID(int=1), UUID(int=2)).build()
+    request = p.TlConnectRequest(UUID(int=1), UUID(int=2)).build()
     statuses = []
     for _ in range(300):
         statuses.append(guest.post(request))
@@ -53,7 +53,7 @@ def test_message_the_partition_drops_is_counted_and_the_next_goes_out(guest: Fak
         done(-errno.EINVAL)
 
     guest.partition.post_message = dropped  # type: ignore[method-assign]
-    guest.post(p.InitiateContact(14, 0, 0x50003, 0, 2, 0, 0), 4)
+    guest.post(p.InitiateContact(0x50003, 0, 2, 0, 0), 4)
     guest.loop.run()
     assert guest.bus.refused["POST"] == 1
     del guest.partition.post_message  # type: ignore[misc]
@@ -67,10 +67,10 @@ def test_late_word_on_a_dropped_message_is_ignored(guest: FakeGuest) -> None:
         posted.append((payload[0], done))
 
     guest.partition.post_message = keep  # type: ignore[method-assign]
-    contact = p.InitiateContact(14, 0, 0x50003, 0, 2, 0, 0)
+    contact = p.InitiateContact(0x50003, 0, 2, 0, 0)
     guest.request(contact, 4)
     guest.request(contact, 4)
-    guest.request(p.RequestOffers(3, 0), 5)
+    guest.request(p.RequestOffers(), 5)
     posted[0][1](0)
     assert [kind for kind, _ in posted] == [15, 15]
     posted[1][1](0)
@@ -81,9 +81,9 @@ def test_unload_is_served_though_the_slots_are_full(guest: FakeGuest, device: Re
     guest.open(device)
     guest.partition.slots_busy = True
     for _ in range(200):
-        guest.post(p.TlConnectRequest(21, 0, UUID(int=1), UUID(int=2)))
+        guest.post(p.TlConnectRequest(UUID(int=1), UUID(int=2)))
         guest.loop.run()
-    guest.request(p.Unload(16, 0))
+    guest.request(p.Unload())
     assert device.calls == ["opened", "closed"]
     guest.partition.free_slots()
     assert [int.from_bytes(m[:4], "little") for _, m in guest.inbox] == [23, 17]
@@ -101,6 +101,6 @@ def test_ring_over_memory_that_went_away_is_not_opened(guest: FakeGuest, device:
     relid = guest.find_offer(device).relid
     handle = guest.lend(relid, guest.pages(4))
     guest.memory.remove(next(iter(guest.memory)))
-    guest.request(p.OpenChannel(5, 0, relid, relid, handle, 0, 2, b""))
+    guest.request(p.OpenChannel(relid, relid, handle, 0, 2, b""))
     assert guest.expect(p.OpenResult).status
     assert device.calls == []

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 from struct import pack, unpack_from
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, get_args
 
 from pyvmm.guest_time import GuestTimers
 from pyvmm.memory import PAGE_SIZE, GuestMemory
@@ -50,18 +50,8 @@ class Parsable(Protocol):
 T = TypeVar("T", bound=Parsable)
 M = TypeVar("M")
 
-_ANSWERS: dict[int, type] = {
-    MessageType.OFFER: p.OfferChannel,
-    MessageType.RESCIND: p.Rescind,
-    MessageType.ALL_OFFERS_DELIVERED: p.AllOffersDelivered,
-    MessageType.OPEN_RESULT: p.OpenResult,
-    MessageType.GPADL_CREATED: p.GpadlCreated,
-    MessageType.GPADL_TORNDOWN: p.GpadlTorndown,
-    MessageType.VERSION_RESPONSE: p.VersionResponse,
-    MessageType.UNLOAD_RESPONSE: p.UnloadResponse,
-    MessageType.TL_CONNECT_RESULT: p.TlConnectResult,
-    MessageType.MODIFY_CHANNEL_RESPONSE: p.ModifyChannelResponse,
-}
+_ANSWERS: dict[int, type] = {kind.TYPE: kind for kind in reversed(get_args(p.HostMessage))}
+"""By type; of two that share one, the older, which the newer begins like."""
 
 
 @dataclass
@@ -226,7 +216,7 @@ class FakeGuest:
         if connection is None:
             connection = 4 if version >= 0x50000 else 1
         target = 2 if version >= 0x50000 else 0x1000
-        self.request(p.InitiateContact(14, 0, version, vp, target, 0x2000, 0x3000), connection)
+        self.request(p.InitiateContact(version, vp, target, 0x2000, 0x3000), connection)
         response = self.expect(p.VersionResponse)
         if response.supported:
             self.message_connection = response.connection_id if version >= 0x50000 else 1
@@ -234,7 +224,7 @@ class FakeGuest:
 
     def request_offers(self) -> list[p.OfferChannel]:
         """REQUEST_OFFERS; what is offered."""
-        self.request(p.RequestOffers(3, 0))
+        self.request(p.RequestOffers())
         self.offers = []
         while int.from_bytes(self.inbox[0][1][:4], "little") == MessageType.OFFER:
             self.offers.append(self.expect(p.OfferChannel))
@@ -252,7 +242,7 @@ class FakeGuest:
 
     def unload(self) -> Self:
         """UNLOAD, as before kexec: channels are not closed first."""
-        self.request(p.Unload(16, 0))
+        self.request(p.Unload())
         self.expect(p.UnloadResponse)
         self._forget()
         return self
@@ -312,7 +302,7 @@ class FakeGuest:
         rings = [GuestRing(self.memory, pages[:ring_pages]), GuestRing(self.memory, pages[ring_pages:])]
         driver = FakeDriver(self, device, offer, gpadl, *rings, target_vp=target_vp)
         self.drivers.append(driver)
-        self.request(p.OpenChannel(5, 0, offer.relid, offer.relid, gpadl, target_vp, ring_pages, b""))
+        self.request(p.OpenChannel(offer.relid, offer.relid, gpadl, target_vp, ring_pages, b""))
         result = self.expect(p.OpenResult)
         assert (result.relid, result.open_id, result.status) == (offer.relid, offer.relid, 0)
         return driver
@@ -326,8 +316,8 @@ class FakeGuest:
     def close(self, driver: FakeDriver | None = None) -> Self:
         """Unbind: CLOSE, then take the GPADL back."""
         driver = driver or self.driver
-        self.request(p.CloseChannel(7, 0, driver.offer.relid))
-        self.request(p.GpadlTeardown(11, 0, driver.offer.relid, driver.gpadl))
+        self.request(p.CloseChannel(driver.offer.relid))
+        self.request(p.GpadlTeardown(driver.offer.relid, driver.gpadl))
         torndown = self.expect(p.GpadlTorndown)
         assert torndown.gpadl == driver.gpadl
         self.drivers.remove(driver)
@@ -343,10 +333,10 @@ class FakeGuest:
         """What Linux does on RESCIND: CLOSE if open, then RELID_RELEASED."""
         rescind = self.expect(p.Rescind)
         for driver in [d for d in self.drivers if d.offer.relid == rescind.relid]:
-            self.request(p.CloseChannel(7, 0, rescind.relid))
+            self.request(p.CloseChannel(rescind.relid))
             self.drivers.remove(driver)
         self.offers = [o for o in self.offers if o.relid != rescind.relid]
-        self.request(p.RelidReleased(13, 0, rescind.relid))
+        self.request(p.RelidReleased(rescind.relid))
         return self
 
     # The driver opened last
@@ -386,9 +376,9 @@ def gpadl_messages(relid: int, handle: int, pages: list[int]) -> list[bytes]:
     """GPADL_HEADER and BODYs for one range of whole pages, cut as Linux cuts them."""
     words = [len(pages) * PAGE_SIZE, *(page // PAGE_SIZE for page in pages)]  # offset 0 in the upper half
     first, rest = words[:27], words[27:]
-    head = p.GpadlHeaderFixed(8, 0, relid, handle, 8 * len(words), 1).build()
+    head = p.GpadlHeader(relid, handle, 8 * len(words), 1).build()
     messages = [head + pack(f"<{len(first)}Q", *first)]
     for at in range(0, len(rest), 28):
         part = rest[at : at + 28]
-        messages.append(p.GpadlBodyFixed(9, 0, 0, handle).build() + pack(f"<{len(part)}Q", *part))
+        messages.append(p.GpadlBody(0, handle).build() + pack(f"<{len(part)}Q", *part))
     return messages

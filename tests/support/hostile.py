@@ -83,14 +83,14 @@ class _Messages:
     def __init__(self, random: Random) -> None:
         self.blocks: list[bytes] = []
         self.opening = [
-            self._post(4, p.InitiateContact(14, 0, 0x50003, 0, 2, 0, 0).build()),
-            self._post(5, p.RequestOffers(3, 0).build()),
+            self._post(4, p.InitiateContact(0x50003, 0, 2, 0, 0).build()),
+            self._post(5, p.RequestOffers().build()),
         ]
         for relid in range(1, CHANNELS + 1):
             at = RINGS + relid * RING_PAGES * 4096
             pages = [at + n * 4096 for n in range(RING_PAGES)]
             self.opening += [self._post(5, message) for message in gpadl_messages(relid, relid, pages)]
-            opening = p.OpenChannel(5, 0, relid, relid, relid, 0, RING_PAGES // 2, b"")
+            opening = p.OpenChannel(relid, relid, relid, 0, RING_PAGES // 2, b"")
             self.opening.append(self._post(5, opening.build()))
         self.others = [self._post(random.choice((1, 4, 5, 5, 5)), self._any(random)) for _ in range(60)]
 
@@ -104,26 +104,26 @@ class _Messages:
         relid = random.choice((1, 2, 3, 4, 5, 0, random.getrandbits(32)))
         match random.randrange(9):
             case 0:
-                return p.CloseChannel(7, 0, relid).build()
+                return p.CloseChannel(relid).build()
             case 1:
-                return p.GpadlTeardown(11, 0, relid, relid).build()
+                return p.GpadlTeardown(relid, relid).build()
             case 2:
-                return p.OpenChannel(5, 0, relid, relid, relid, 0, random.randrange(5), b"").build()
+                return p.OpenChannel(relid, relid, relid, 0, random.randrange(5), b"").build()
             case 3:
-                return p.ModifyChannel(22, 0, relid, random.randrange(3)).build()
+                return p.ModifyChannel(relid, random.randrange(3)).build()
             case 4:
                 words = [random.choice((0x4000, 0x2000, random.getrandbits(64)))]
                 words += [
                     random.choice((RINGS >> 12, random.getrandbits(13), random.getrandbits(52))) for _ in range(4)
                 ]
-                head = p.GpadlHeaderFixed(8, 0, relid, relid, random.choice((40, 24, 80, 0xFFF8)), 1)
+                head = p.GpadlHeader(relid, relid, random.choice((40, 24, 80, 0xFFF8)), 1)
                 return head.build() + pack("<5Q", *words)
             case 5:
-                return p.GpadlBodyFixed(9, 0, 0, relid).build() + random.randbytes(80)
+                return p.GpadlBody(0, relid).build() + random.randbytes(80)
             case 6:
-                return p.RelidReleased(13, 0, relid).build()
+                return p.RelidReleased(relid).build()
             case 7:
-                return p.InitiateContact(14, 0, random.choice((0x50003, 0x40000, 7)), 0, 2, 0, 0).build()
+                return p.InitiateContact(random.choice((0x50003, 0x40000, 7)), 0, 2, 0, 0).build()
             case _:
                 return pack("<II", random.randrange(30), 0) + random.randbytes(random.randrange(230))
 

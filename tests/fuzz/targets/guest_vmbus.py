@@ -41,34 +41,33 @@ def _message(feed: Feed) -> bytes:
             return feed.bytes(feed.below(250))
         case 1:
             version = feed.choice((*map(int, p.Version), 0x10000, 0, 0xFFFFFFFF))
-            return p.InitiateContact(14, 0, version, _number(feed), feed.choice((2, 0, 1 << 63)), 0, 0).build()
+            return p.InitiateContact(version, _number(feed), feed.choice((2, 0, 1 << 63)), 0, 0).build()
         case 2:
-            return p.RequestOffers(3, 0).build()
+            return p.RequestOffers().build()
         case 3 | 4:
-            return p.OpenChannel(
-                5, 0, _number(feed), _number(feed), _number(feed), feed.choice((0, 0, 1, feed.number(4))),
+            return p.OpenChannel(_number(feed), _number(feed), _number(feed), feed.choice((0, 0, 1, feed.number(4))),
                 feed.choice((2, 1, 3, 0, feed.number(4))), feed.bytes(8),
             ).build()  # fmt: skip
         case 5:
-            return p.CloseChannel(7, 0, _number(feed)).build()
+            return p.CloseChannel(_number(feed)).build()
         case 6 | 7:
             words = _words(feed, 26)
             size = feed.choice((len(words), len(words), feed.number(2)))
             count = feed.choice((1, 1, 1, 2, 0, 0xFFFF))
-            return p.GpadlHeaderFixed(8, 0, _number(feed), _number(feed), size, count).build() + words
+            return p.GpadlHeader(_number(feed), _number(feed), size, count).build() + words
         case 8:
-            return p.GpadlBodyFixed(9, 0, feed.below(3), _number(feed)).build() + _words(feed, 27)
+            return p.GpadlBody(feed.below(3), _number(feed)).build() + _words(feed, 27)
         case 9:
-            return p.GpadlTeardown(11, 0, _number(feed), _number(feed)).build()
+            return p.GpadlTeardown(_number(feed), _number(feed)).build()
         case 10:
-            return p.RelidReleased(13, 0, _number(feed)).build()
+            return p.RelidReleased(_number(feed)).build()
         case _:
             kind = feed.choice((p.ModifyChannel, p.Unload, p.TlConnectRequest))
             if kind is p.ModifyChannel:
-                return p.ModifyChannel(22, 0, _number(feed), _number(feed)).build()
+                return p.ModifyChannel(_number(feed), _number(feed)).build()
             if kind is p.Unload:
-                return p.Unload(16, 0).build()
-            return p.TlConnectRequest(21, 0, UUID(bytes=feed.bytes(16)), UUID(bytes=feed.bytes(16))).build()
+                return p.Unload().build()
+            return p.TlConnectRequest(UUID(bytes=feed.bytes(16)), UUID(bytes=feed.bytes(16))).build()
 
 
 def _guest() -> tuple[FakeGuest, Recorder, Recorder]:
@@ -145,13 +144,13 @@ def gpadls(data: bytes) -> None:
             guest.partition.hypercall_post(guest.message_connection, message)
             guest.loop.run()
         split = feed.below(count + 1)
-        opening = p.OpenChannel(5, 0, relid, 1, handle, 0, split, b"")
+        opening = p.OpenChannel(relid, 1, handle, 0, split, b"")
         guest.partition.hypercall_post(guest.message_connection, opening.build())
         guest.loop.run()
         if feed.flag():
-            guest.partition.hypercall_post(guest.message_connection, p.CloseChannel(7, 0, relid).build())
+            guest.partition.hypercall_post(guest.message_connection, p.CloseChannel(relid).build())
         if feed.flag():
-            guest.partition.hypercall_post(guest.message_connection, p.GpadlTeardown(11, 0, relid, handle).build())
+            guest.partition.hypercall_post(guest.message_connection, p.GpadlTeardown(relid, handle).build())
         guest.loop.run()
         guest.inbox.clear()
 
