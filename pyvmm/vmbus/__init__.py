@@ -6,7 +6,7 @@ Nothing in a ring causes an exit; only a doorbell does, and the rules below make
 
 **Transport.** Four things carry everything, all of them the hypervisor's (`Partition`):
 
-    guest -> host  message  hypercall HvPostMessage (0x5C), up to 240 bytes  ->  Vmbus._listen, on a vCPU thread
+    guest -> host  message  hypercall HvPostMessage (0x5C), up to 240 bytes  ->  Mailbox._listen, on a vCPU thread
     host -> guest  message  the slot of SINT 2 in a page of one VP, one at a time, then an interrupt
     guest -> host  event    hypercall HvSignalEvent (0x5D), connection 16 + relid  ->  Channel.signalled
     host -> guest  event    bit `relid` in another page of the channel's VP, then an interrupt
@@ -63,8 +63,9 @@ Whatever the order, one of the two sees the other's store. A full ring works the
 much room it needs (the pending size), and the reader rings when it has made that much.
 
 **Devices** (`device`, `channel`) see little of it: `opened`, `received`, `closed`, `reset`, and a `Channel` to send
-on and to keep timers with. `bus` ties all of it together; its `Vmbus` is what a machine has.
+on and to keep timers with. `mailbox` queues the messages of both sides, `bus` ties all of it together; its `Vmbus` is
+what a machine has.
 
 Reading order: protocol, offer, states, server, gpadl, ring (run it: `python -m pyvmm.vmbus.ring`), device, channel,
-bus; and tests/support/fake_guest.py, which is the other side.
+mailbox, bus; and tests/support/fake_guest.py, which is the other side.
 """

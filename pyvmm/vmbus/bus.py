@@ -1,32 +1,25 @@
-"""The VMBus of a machine: joins the server to the partition's messages and events, and devices to their rings.
+"""The VMBus of a machine: joins the server to the mailbox and to the partition's events, and devices to their rings.
 
-Source: Linux drivers/hv/hv.c, hv_post_message() for the statuses a guest understands; QEMU hw/hyperv/vmbus.c.
-
-    vCPU thread   HvPostMessage -> _listen: checks, queue, status
-    loop thread   _serve: server.receive -> actions -> partition.post_message, rings, devices
-                  HvSignalEvent -> Channel.signalled
+loop thread   Mailbox -> server.receive -> actions -> mailbox, rings, devices
+              HvSignalEvent -> Channel.signalled
 """
 
 from __future__ import annotations
 
-import errno
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from time import monotonic
 from typing import Any, assert_never
 
 from pyvmm.contain import contain
 from pyvmm.errors import GuestError, HostError
 from pyvmm.hyperv.partition import Partition
-from pyvmm.hyperv.tlfs import HypercallStatus
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.channel import Channel, Scheduler
 from pyvmm.vmbus.device import VmbusDevice
-from pyvmm.vmbus.protocol import MessageType, Status, Version
+from pyvmm.vmbus.mailbox import Incoming, Mailbox
+from pyvmm.vmbus.protocol import Status
 from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
 from pyvmm.vmbus.server import Server
 from pyvmm.vmbus.states import (
@@ -44,22 +37,9 @@ from pyvmm.vmbus.states import (
     ServedChannel,
 )
 
-RECEIVE_QUEUE_LIMIT = 64
-"""Messages taken from the guest and not served yet. A longer queue is answered with "insufficient buffers", and Linux
-tries again after a while; QEMU holds 16."""
-OUTBOX_LIMIT = 64
-"""Messages to the guest that are not in its slot yet. Above it nothing more of the guest is served, so that one which
-asks and never reads costs us no more than this."""
-MESSAGES_PER_STEP = 16
-"""Messages served before the loop gets a turn."""
-STEP_SECONDS = 0.005
-"""Seconds after which a step ends as well: opening a channel with the largest rings there are (32 MiB) costs 5 ms."""
-
-_STARTS_AFRESH = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
-
 
 class Vmbus:
-    """The bus. All methods belong to the loop's thread, but for the listener, which the partition calls."""
+    """The bus. All methods belong to the loop's thread."""
 
     def __init__(
         self,
@@ -80,18 +60,8 @@ class Vmbus:
         self._leaving: dict[ServedChannel, Callable[[], object]] = {}
         self.contacts = 0
         """How often a guest's kernel made contact."""
-        self._queue: deque[tuple[int, bytes]] = deque()
-        self._queue_lock = threading.Lock()  # the queue and _serving, shared with vCPU threads
-        self._serving = False
         self._acting = False
-        self._outbox: deque[Post] = deque()
-        self._in_flight = False  # one message at a time is with the partition, as in QEMU: its queue is bounded too
-        self._posting = False
-        self._epoch = 0  # counts DropMessages, to tell late answers for dropped messages
-        self._connections = {protocol.CONTACT_CONNECTION_OLD}
-        if max_version >= Version.WIN10_5_0:
-            self._connections |= {protocol.CONTACT_CONNECTION, protocol.MESSAGE_CONNECTION}
-        partition.listen(self._listen)
+        self._mailbox = Mailbox(loop, partition, self._receive, self.refused, max_version)
         partition.connect_signal(protocol.EVENT_CONNECTION, self._shared_signal)
 
     # The machine's side
@@ -118,8 +88,7 @@ class Vmbus:
 
     def reset(self) -> None:
         """Machine reset: the guest's channels, lists and messages are gone; devices are at power-on again."""
-        with self._queue_lock:
-            self._queue.clear()
+        self._mailbox.forget_received()
         self.server.reset("machine reset")
         self._act()
         for device in self._served:
@@ -170,63 +139,15 @@ class Vmbus:
             rows.append(row)
         return rows
 
-    # Messages in
+    # Messages
 
-    def _listen(self, connection_id: int, message_type: int, payload: bytes) -> int:
-        """HvPostMessage, on a vCPU thread. Linux tries again on "insufficient buffers"; "invalid connection" on a
-        contact makes it try the next version at once."""
-        status, reason = HypercallStatus.SUCCESS, ""
-        if connection_id not in self._connections:
-            status, reason = HypercallStatus.INVALID_CONNECTION_ID, "no such connection"
-        elif message_type != protocol.SYNIC_MESSAGE_TYPE:
-            status, reason = HypercallStatus.INVALID_HYPERCALL_INPUT, f"message type {message_type:#x}"
-        elif not protocol.MessageHeader.SIZE <= len(payload) <= protocol.MESSAGE_SIZE_MAX:
-            status, reason = HypercallStatus.INVALID_HYPERCALL_INPUT, f"{len(payload)} bytes"
-        else:
-            kind = int.from_bytes(payload[:4], "little")
-            if trace.recv_message.on:
-                trace.recv_message(kind, len(payload))
-            if not self._enqueue(kind, connection_id, payload):
-                status, reason = HypercallStatus.INSUFFICIENT_BUFFERS, "queue full"
-        if status and trace.hypercall_refused.on:
-            trace.hypercall_refused(connection_id, status, reason)
-        return status
-
-    def _enqueue(self, kind: int, connection_id: int, payload: bytes) -> bool:
-        with self._queue_lock:
-            if kind in _STARTS_AFRESH:
-                self._queue.clear()  # moot now, and a crashed guest must not find the door shut
-            elif len(self._queue) >= RECEIVE_QUEUE_LIMIT:
-                return False
-            self._queue.append((connection_id, payload))
-            if self._serving:
-                return True
-            self._serving = True
-        self._loop.post(self._serve)
-        return True
-
-    def _serve(self) -> None:
-        """Serve what is queued, MESSAGES_PER_STEP or STEP_SECONDS at most, as long as the guest reads its answers."""
-        until = monotonic() + STEP_SECONDS
-        for _ in range(MESSAGES_PER_STEP):
-            with self._queue_lock:
-                if not self._queue or self._held():
-                    self._serving = False
-                    return
-                connection_id, payload = self._queue.popleft()
-            try:
-                self.server.receive(payload, connection_id)
-            except Exception as error:
-                contain("VMBus message", error)
-            self._act()
-            if monotonic() > until:
-                break
-        self._loop.post(self._serve)
-
-    def _held(self) -> bool:
-        if len(self._outbox) < OUTBOX_LIMIT:
-            return False
-        return int.from_bytes(self._queue[0][1][:4], "little") not in _STARTS_AFRESH
+    def _receive(self, message: Incoming) -> None:
+        """One message of the guest."""
+        try:
+            self.server.receive(message.payload, message.connection_id)
+        except Exception as error:
+            contain("VMBus message", error)
+        self._act()
 
     def _shared_signal(self) -> None:
         """The shared event of guests before 2.4, which we refuse; others have no reason to signal it."""
@@ -252,13 +173,9 @@ class Vmbus:
     def _do(self, action: Action) -> None:
         match action:
             case Post():
-                self._outbox.append(action)
-                self._post()
+                self._mailbox.post(action)
             case DropMessages():
-                self._partition.drop_messages(protocol.SINT)
-                self._outbox.clear()
-                self._in_flight = False
-                self._epoch += 1
+                self._mailbox.drop()
             case Restarted():
                 self.contacts += 1
                 for device in self._served:
@@ -273,46 +190,6 @@ class Vmbus:
                 self._leaving.pop(served, lambda: None)()
             case _:
                 assert_never(action)
-
-    def _post(self) -> None:
-        """Hand the partition the next message, once the one before lies in the slot."""
-        if self._posting:
-            return
-        self._posting = True
-        try:
-            while self._outbox and not self._in_flight:
-                self._hand_over(self._outbox.popleft())
-        finally:
-            self._posting = False
-
-    def _hand_over(self, message: Post) -> None:
-        if message.event is not None and message.event.on:
-            message.event(*message.values)
-        if trace.post_msg.on:
-            trace.post_msg(int.from_bytes(message.payload[:4], "little"), len(message.payload))
-        self._in_flight = True
-        done = partial(self._posted, self._epoch)
-        self._partition.post_message(message.vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, message.payload, done)
-
-    def _posted(self, epoch: int, status: int) -> None:
-        """The partition tells what became of a message."""
-        if trace.msg_cb.on:
-            trace.msg_cb(status)
-        if status == -errno.EAGAIN or epoch != self._epoch:
-            return  # still queued, or given up since
-        if status:
-            self.refused["POST"] += 1
-        self._in_flight = False
-        self._post()
-        self._serve_on()
-
-    def _serve_on(self) -> None:
-        """The guest read something: serve on if that was what we waited for."""
-        with self._queue_lock:
-            if self._serving or not self._queue or self._held():
-                return
-            self._serving = True
-        self._loop.post(self._serve)
 
     def _open(self, action: OpenRings) -> None:
         served = action.channel

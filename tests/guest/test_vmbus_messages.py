@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from pyvmm.vmbus import bus as bus_module
+from pyvmm.vmbus import mailbox
 from pyvmm.vmbus import protocol as p
 from tests.support.fake_guest import FakeGuest
 from tests.support.recorder_device import Recorder
@@ -25,7 +25,7 @@ def test_status_of_post_message(guest: FakeGuest, connection: int, kind: int, si
 
 
 def test_queue_of_messages_is_bounded_and_contact_always_gets_in(guest: FakeGuest) -> None:
-    statuses = [guest.post(bytes(8), 1) for _ in range(bus_module.RECEIVE_QUEUE_LIMIT + 2)]
+    statuses = [guest.post(bytes(8), 1) for _ in range(mailbox.RECEIVE_QUEUE_LIMIT + 2)]
     assert statuses.count(0x13) == 2
     assert guest.contact().supported
 
@@ -39,7 +39,7 @@ def test_guest_that_does_not_read_its_messages_is_not_served(guest: FakeGuest, d
     for _ in range(300):
         statuses.append(guest.post(request))
         guest.loop.run()
-    assert statuses.count(0) <= bus_module.OUTBOX_LIMIT + bus_module.RECEIVE_QUEUE_LIMIT + 2
+    assert statuses.count(0) <= mailbox.OUTBOX_LIMIT + mailbox.RECEIVE_QUEUE_LIMIT + 2
     assert statuses[-1] == 0x13
     for _ in range(300):
         guest.partition.free_slots()
