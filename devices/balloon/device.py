@@ -163,7 +163,7 @@ class BalloonDevice(VmbusDevice):
 
     @property
     def state_name(self) -> str:
-        return type(self.machine.state).__name__
+        return self.machine.state.NAME
 
     @property
     def ready(self) -> bool:

@@ -247,7 +247,7 @@ class BalloonMachine:
                 self._advance()
             case _:
                 name = type(message).__name__
-                raise GuestProtocolError(f"balloon: {name} in state {type(self.state).__name__}")
+                raise GuestProtocolError(f"balloon: {name} in state {self.state.NAME}")
 
     def _take_status(self, report: StatusReport) -> None:
         self.driver.take_status(report, self.ledger.current_pages)
@@ -405,7 +405,7 @@ class BalloonMachine:
             self._advance(tries=state.tries)
             return
         if trace.timed_out.on:
-            trace.timed_out(type(state).__name__)
+            trace.timed_out(state.NAME)
         match state:
             case BalloonWaiting():
                 self._owed_balloons += 1
@@ -488,8 +488,8 @@ class BalloonMachine:
         self.happened.append(Changed(self.ledger.actual_pages * PAGE_SIZE))
 
     def _enter(self, state: State) -> None:
-        if trace.state_change.on and state.NAME != self.state.NAME:
-            trace.state_change(state.NAME)
+        if trace.state_change.on and state.QEMU_NAME != self.state.QEMU_NAME:
+            trace.state_change(state.QEMU_NAME)
         self.state = state
 
     def _trace_posting(self, name: str) -> None:

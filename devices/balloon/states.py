@@ -1,4 +1,7 @@
-"""The states of the balloon machine. Each owns what means something only then; `NAME` is QEMU's word for it."""
+"""The states of the balloon machine. Each owns what means something only then.
+
+`NAME` is what clients and traces are told, `QEMU_NAME` what QEMU's trace calls the state.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,40 @@ from pyvmm.devices.balloon.ranges import PageRange
 class Closed:
     """No driver: not booted yet, or unbound."""
 
-    NAME: ClassVar[str] = "S_POST_RESET_CLOSED"
+    NAME: ClassVar[str] = "Closed"
+    QEMU_NAME: ClassVar[str] = "S_POST_RESET_CLOSED"
 
 
 @dataclass(slots=True)
 class AwaitVersion:
     """The channel is open; the driver offers versions, newest first, until one is taken."""
 
-    NAME: ClassVar[str] = "S_VERSION"
+    NAME: ClassVar[str] = "AwaitVersion"
+    QEMU_NAME: ClassVar[str] = "S_VERSION"
 
 
 @dataclass(slots=True)
 class AwaitCaps:
     """A version is agreed; the driver says what it can do."""
 
-    NAME: ClassVar[str] = "S_CAPS"
+    NAME: ClassVar[str] = "AwaitCaps"
+    QEMU_NAME: ClassVar[str] = "S_CAPS"
 
 
 @dataclass(slots=True)
 class Idle:
     """Nothing asked of the guest."""
 
-    NAME: ClassVar[str] = "S_IDLE"
+    NAME: ClassVar[str] = "Idle"
+    QEMU_NAME: ClassVar[str] = "S_IDLE"
 
 
 @dataclass(slots=True)
 class BalloonPosting:
     """A request for `pages` waits for room in the ring."""
 
-    NAME: ClassVar[str] = "S_BALLOON_RB_WAIT"
+    NAME: ClassVar[str] = "BalloonPosting"
+    QEMU_NAME: ClassVar[str] = "S_BALLOON_RB_WAIT"
     pages: int
     tries: int  # since the guest last gave all of a request, this one included
     deadline: float
@@ -51,7 +59,8 @@ class BalloonPosting:
 class BalloonWaiting:
     """The request is out; the guest answers in one or more responses."""
 
-    NAME: ClassVar[str] = "S_BALLOON_REPLY_WAIT"
+    NAME: ClassVar[str] = "BalloonWaiting"
+    QEMU_NAME: ClassVar[str] = "S_BALLOON_REPLY_WAIT"
     asked: int
     got: int  # pages that really came
     tries: int
@@ -63,7 +72,8 @@ class BalloonWaiting:
 class BalloonPausing:
     """The guest stopped above the target; it is asked again at `deadline`. See `devices.balloon.patience`."""
 
-    NAME: ClassVar[str] = "S_IDLE"
+    NAME: ClassVar[str] = "BalloonPausing"
+    QEMU_NAME: ClassVar[str] = "S_IDLE"
     tries: int
     deadline: float
 
@@ -72,7 +82,8 @@ class BalloonPausing:
 class UnballoonPosting:
     """Ranges on their way back, in as many messages as they need; `unsent` are on the books yet, next ones last."""
 
-    NAME: ClassVar[str] = "S_UNBALLOON_RB_WAIT"
+    NAME: ClassVar[str] = "UnballoonPosting"
+    QEMU_NAME: ClassVar[str] = "S_UNBALLOON_RB_WAIT"
     unsent: list[PageRange]
     left: int  # pages in `unsent`
     started: bool  # a message is out, so one without `more` must follow
@@ -83,7 +94,8 @@ class UnballoonPosting:
 class UnballoonWaiting:
     """All ranges are the guest's; it says so when it has freed them."""
 
-    NAME: ClassVar[str] = "S_UNBALLOON_REPLY_WAIT"
+    NAME: ClassVar[str] = "UnballoonWaiting"
+    QEMU_NAME: ClassVar[str] = "S_UNBALLOON_REPLY_WAIT"
     deadline: float
 
 
@@ -91,7 +103,8 @@ class UnballoonWaiting:
 class HotAddPosting:
     """A request to take more memory waits for room in the ring; the memory is there."""
 
-    NAME: ClassVar[str] = "S_HOT_ADD_RB_WAIT"
+    NAME: ClassVar[str] = "HotAddPosting"
+    QEMU_NAME: ClassVar[str] = "S_HOT_ADD_RB_WAIT"
     grant: Grant
     tries: int  # for this grant's place, this one included
     deadline: float
@@ -101,7 +114,8 @@ class HotAddPosting:
 class HotAddWaiting:
     """The guest makes the memory its own, block by block."""
 
-    NAME: ClassVar[str] = "S_HOT_ADD_REPLY_WAIT"
+    NAME: ClassVar[str] = "HotAddWaiting"
+    QEMU_NAME: ClassVar[str] = "S_HOT_ADD_REPLY_WAIT"
     grant: Grant
     tries: int
     attempt: int  # the attempt it was made for
@@ -113,7 +127,8 @@ class HotAddWaiting:
 class HotAddPausing:
     """The guest could not, just now; it is asked again at `deadline`."""
 
-    NAME: ClassVar[str] = "S_HOT_ADD_SETUP"
+    NAME: ClassVar[str] = "HotAddPausing"
+    QEMU_NAME: ClassVar[str] = "S_HOT_ADD_SETUP"
     tries: int
     deadline: float
 

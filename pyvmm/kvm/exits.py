@@ -13,10 +13,10 @@ whatever the page held.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from mmap import mmap
 from struct import Struct
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from pyvmm.kvm.abi import RUN_EXIT, RUN_EXIT_REASON, ExitReason, HypervExit
 
@@ -46,6 +46,7 @@ _MOST_DATA: Final = 16  # words in internal.data and system_event.data
 class IoOut:
     """The guest wrote `data` to a port: `count` items of `size` bytes, more than one from REP OUTS."""
 
+    NAME: ClassVar[str] = "IoOut"
     port: int
     size: int
     count: int
@@ -56,6 +57,7 @@ class IoOut:
 class IoIn:
     """The guest reads `count` items of `size` bytes from a port. Answer with `reply`."""
 
+    NAME: ClassVar[str] = "IoIn"
     port: int
     size: int
     count: int
@@ -73,6 +75,7 @@ class IoIn:
 class MmioRead:
     """The guest reads `size` bytes where no memory is. Answer with `reply`."""
 
+    NAME: ClassVar[str] = "MmioRead"
     gpa: int
     size: int
     _run: mmap = field(repr=False, compare=False)
@@ -88,6 +91,7 @@ class MmioRead:
 class MmioWrite:
     """The guest wrote `data` where no memory is."""
 
+    NAME: ClassVar[str] = "MmioWrite"
     gpa: int
     data: bytes
 
@@ -96,16 +100,21 @@ class MmioWrite:
 class Hlt:
     """The guest halted, in a VM without in-kernel APIC (with one, KVM waits by itself)."""
 
+    NAME: ClassVar[str] = "Hlt"
+
 
 @dataclass(slots=True)
 class Shutdown:
     """Triple fault: a real machine would reset now."""
+
+    NAME: ClassVar[str] = "Shutdown"
 
 
 @dataclass(slots=True)
 class FailEntry:
     """The CPU refused to enter the guest; `reason` is the hardware's."""
 
+    NAME: ClassVar[str] = "FailEntry"
     reason: int
     cpu: int
 
@@ -114,6 +123,7 @@ class FailEntry:
 class InternalError:
     """KVM could not go on, mostly (suberror 1) because it cannot emulate an instruction."""
 
+    NAME: ClassVar[str] = "InternalError"
     suberror: int
     data: tuple[int, ...]
 
@@ -130,6 +140,7 @@ class InternalError:
 class SystemEvent:
     """Reset, shutdown or crash asked for by a means KVM handles itself (`abi.SystemEventType`)."""
 
+    NAME: ClassVar[str] = "SystemEvent"
     type: int
     data: tuple[int, ...]
 
@@ -138,6 +149,7 @@ class SystemEvent:
 class Rdmsr:
     """The guest reads an MSR that was left to us; `reason` is one `abi.MsrExitReason`."""
 
+    NAME: ClassVar[str] = "Rdmsr"
     index: int
     reason: int
     _run: mmap = field(repr=False, compare=False)
@@ -156,6 +168,7 @@ class Rdmsr:
 class Wrmsr:
     """The guest writes an MSR that was left to us. Unanswered means accepted."""
 
+    NAME: ClassVar[str] = "Wrmsr"
     index: int
     value: int
     reason: int
@@ -174,6 +187,7 @@ class Wrmsr:
 class HypervSynic:
     """The guest wrote SCONTROL, SIEFP or SIMP (`msr`); all three values as they are now."""
 
+    NAME: ClassVar[str] = "HypervSynic"
     msr: int
     control: int
     evt_page: int
@@ -184,6 +198,7 @@ class HypervSynic:
 class HypervHcall:
     """A Hyper-V hypercall left to us. `input` is the control word; `params` RDX and R8 (or input and output GPA)."""
 
+    NAME: ClassVar[str] = "HypervHcall"
     input: int
     params: tuple[int, int]
     _run: mmap = field(repr=False, compare=False)
@@ -197,6 +212,7 @@ class HypervHcall:
 class Hypercall:
     """A KVM hypercall left to us by KVM_CAP_EXIT_HYPERCALL."""
 
+    NAME: ClassVar[str] = "Hypercall"
     number: int
     args: tuple[int, ...]
     long_mode: bool
@@ -211,6 +227,7 @@ class Hypercall:
 class Debug:
     """A breakpoint or single step set by `Vcpu.set_guest_debug`."""
 
+    NAME: ClassVar[str] = "Debug"
     exception: int
     pc: int
     dr6: int
@@ -221,11 +238,14 @@ class Debug:
 class IrqWindowOpen:
     """The guest can take an interrupt now, as asked by request_interrupt_window."""
 
+    NAME: ClassVar[str] = "IrqWindowOpen"
+
 
 @dataclass(slots=True)
 class IoapicEoi:
     """The guest ended a level interrupt of a user-space I/O APIC (split irqchip)."""
 
+    NAME: ClassVar[str] = "IoapicEoi"
     vector: int
 
 
@@ -233,6 +253,7 @@ class IoapicEoi:
 class TprAccess:
     """The guest touched the task priority register while its reporting is on."""
 
+    NAME: ClassVar[str] = "TprAccess"
     rip: int
     is_write: bool
 
@@ -241,11 +262,14 @@ class TprAccess:
 class Interrupted:
     """KVM_RUN was left by a signal or `immediate_exit`, or a waiting vCPU got an event. Nothing to answer."""
 
+    NAME: ClassVar[str] = "Interrupted"
+
 
 @dataclass(slots=True)
 class Unknown:
     """An exit this library does not decode; `hardware` is the CPU's own reason if KVM knew none either."""
 
+    NAME: ClassVar[str] = "Unknown"
     reason: int
     hardware: int = 0
 
@@ -272,6 +296,13 @@ Exit = (
     | Interrupted
     | Unknown
 )
+
+
+def exit_detail(exit: Exit) -> dict[str, Any]:
+    """What an exit carries, by name, as numbers, text and lists of numbers; bytes as hexadecimal digits."""
+    shown = {each.name: getattr(exit, each.name) for each in fields(exit) if each.repr}
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in shown.items()}
+
 
 # These carry nothing, so one object serves all.
 HLT: Final = Hlt()

@@ -68,7 +68,7 @@ class Vcpu(VcpuState):
             super().close()
             raise HostError(f"mmap of vcpu {id}'s kvm_run ({mmap_size} bytes): {error.strerror}") from None
         self.sync = SyncRegs(self.shared, vm)
-        self.answered: Counter[str] = Counter()  # exits that `run` answered by itself, by the name of their class
+        self.answered: Counter[str] = Counter()  # exits that `run` answered by itself, by their NAME
         self._words = memoryview(self.shared).cast("Q")
         self._polled: dict[int, tuple[Sequence[int], Switch]] = {}
         self._spills: dict[tuple[int, int], tuple[int, Switch]] = {}  # by exit reason and the exit's first word

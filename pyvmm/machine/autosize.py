@@ -24,7 +24,7 @@ reports are looked at only when the balloon is at rest, and the first that come 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 MIB = 1 << 20
 
@@ -92,11 +92,14 @@ class Tempo:
 class Steady:
     """The size fits."""
 
+    NAME: ClassVar[str] = "steady"
+
 
 @dataclass(slots=True)
 class Surplus:
     """More than is wanted, since then; `peak` is the most that was wanted in this time."""
 
+    NAME: ClassVar[str] = "surplus"
     since: float
     peak: int
 
@@ -105,6 +108,7 @@ class Surplus:
 class Resizing:
     """A target is set and not reached yet."""
 
+    NAME: ClassVar[str] = "resizing"
     goal: int
     reason: Literal["grow", "shrink"]
     since: float
@@ -114,6 +118,7 @@ class Resizing:
 class Settling:
     """Reports may still be about the time before."""
 
+    NAME: ClassVar[str] = "settling"
     until: float
 
 

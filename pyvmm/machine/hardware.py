@@ -41,6 +41,7 @@ from pyvmm.kvm import (
     Wrmsr,
 )
 from pyvmm.kvm.abi import IrqchipId, SystemEventType
+from pyvmm.kvm.exits import exit_detail
 from pyvmm.kvm.irq import pc_routes
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
@@ -223,7 +224,7 @@ class Hardware:
             try:
                 return answer(exit)
             except Exception as error:  # but for what KVM itself could not do, which is told by `failed`
-                contain(type(exit).__name__, error)
+                contain(exit.NAME, error)
                 if isinstance(exit, Rdmsr | Wrmsr):
                     exit.fault()
                 return True
@@ -234,7 +235,7 @@ class Hardware:
             if inbox.full:
                 inbox.hold(lambda: vcpu.immediate_exit)
             if trace.vcpu_exit.on:
-                trace.vcpu_exit(index, exit)
+                trace.vcpu_exit(index, exit.NAME, exit_detail(exit))
             match exit:
                 case IoOut(port=port):
                     if port == HYPERCALL_PORT and engine.handle(vcpu, index, exit):
@@ -272,7 +273,7 @@ class Hardware:
                     return False
                 case _:
                     if trace.unknown_exit.on:
-                        trace.unknown_exit(index, exit)
+                        trace.unknown_exit(index, exit.NAME, exit_detail(exit))
             return True
 
         return handle

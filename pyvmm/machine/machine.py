@@ -273,7 +273,7 @@ class Machine(Monitored):
             opener=self.boot_files.open,
         )
         if trace.loaded.on:
-            trace.loaded(self.config.kernel, round((time.monotonic() - before) * 1000))
+            trace.loaded(str(self.config.kernel), round((time.monotonic() - before) * 1000))
         self._reset_wanted = None
         self._hardware = Hardware(
             self._kvm,

@@ -92,7 +92,7 @@ class Pressure:
         limits = self.sizer.limits
         return {
             "enabled": self.automatic,
-            "state": type(self.sizer.state).__name__.lower(),
+            "state": self.sizer.state.NAME,
             "min": limits.minimum,
             "max": limits.maximum,
             "buffer": limits.buffer,

@@ -102,7 +102,7 @@ class VcpuThread:
                         return
                     continue
                 exit = vcpu.run()
-                exits[type(exit).__name__] += 1
+                exits[exit.NAME] += 1
                 if vcpu.answered:
                     exits.update(vcpu.answered)
                     vcpu.answered.clear()

@@ -14,8 +14,8 @@ Names and fields are QEMU's where QEMU has the event (so that the logs of both c
 `package.what_happened`. A sink is any callable that takes a `Record`; it runs in the thread that traced, a vCPU's
 often, so one that does more than keep the record belongs behind a queue (`pyvmm.trace.writer`).
 
-Values are numbers, strings and lists of them, in the words that a client may rely on; an object of ours never is one,
-for its text would change with the names of classes. `pyvmm.analysis` reads what is written here.
+Values are numbers, strings, lists and dictionaries of them, in words that a client may rely on. Objects of ours are
+none: their text changes with the names of classes. `pyvmm.analysis` reads what is written here.
 """
 
 from __future__ import annotations

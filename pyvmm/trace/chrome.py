@@ -25,7 +25,7 @@ _MIB = 1 << 20
 _STATES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "hv_balloon_state_change": lambda fields: str(fields.get("tostr", "?")),
     "machine.state": lambda fields: str(fields.get("state", "?")),
-    "vmbus.channel_state": lambda fields: str(fields.get("new", "?")).partition("(")[0],
+    "vmbus.channel_state": lambda fields: str(fields.get("new", "?")),
 }
 """Events that end one state and begin another, on a track of their own: `name` of the state from the fields."""
 

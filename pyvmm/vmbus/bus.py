@@ -117,7 +117,7 @@ class Vmbus:
                 "name": served.offer.name,
                 "type": str(served.offer.type),
                 "guid": str(served.offer.instance),
-                "state": type(served.state).__name__.lower(),
+                "state": served.state.NAME,
             }
             channel = self._channels.get(served)
             if channel is not None and isinstance(served.state, Open):

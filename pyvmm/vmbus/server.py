@@ -416,10 +416,10 @@ class Server:
 
     def _enter(self, state: ConnectionState) -> None:
         if trace.connection_state.on:
-            trace.connection_state(self.state, state)
+            trace.connection_state(self.state.NAME, state.NAME)
         self.state = state
 
     def _enter_channel(self, channel: ServedChannel, state: ChannelState) -> None:
         if trace.channel_state.on:
-            trace.channel_state(channel.relid, channel.offer.name, channel.state, state)
+            trace.channel_state(channel.relid, channel.offer.name, channel.state.NAME, state.NAME)
         channel.state = state

@@ -1,11 +1,13 @@
 """States of the connection and of each channel, and what the server wants done: the vocabulary of `server`.
 
-A state holds the data that means something only then. The transitions are drawn in `pyvmm.vmbus.server`.
+A state holds the data that means something only then; `NAME` is what clients and traces are told. The transitions are
+drawn in `pyvmm.vmbus.server`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pyvmm.trace import Event
 from pyvmm.vmbus import protocol
@@ -18,11 +20,14 @@ from pyvmm.vmbus.offer import Offer
 class Disconnected:
     """No guest has made contact, or it has left."""
 
+    NAME: ClassVar[str] = "disconnected"
+
 
 @dataclass(slots=True)
 class Contacted:
     """A version is agreed on; the guest has not asked for the devices yet."""
 
+    NAME: ClassVar[str] = "contacted"
     version: int
     vp: int  # where messages go
 
@@ -31,6 +36,7 @@ class Contacted:
 class Serving:
     """The guest knows the devices and is told of new ones."""
 
+    NAME: ClassVar[str] = "serving"
     version: int
     vp: int
 
@@ -44,16 +50,21 @@ ConnectionState = Disconnected | Contacted | Serving
 class Hidden:
     """The guest has not been told."""
 
+    NAME: ClassVar[str] = "hidden"
+
 
 @dataclass(slots=True)
 class Offered:
     """The guest knows it and has not opened it."""
+
+    NAME: ClassVar[str] = "offered"
 
 
 @dataclass(slots=True)
 class Opening:
     """The rings are being made."""
 
+    NAME: ClassVar[str] = "opening"
     open_id: int
     gpadl: int
     target_vp: int
@@ -63,6 +74,7 @@ class Opening:
 class Open:
     """In use; events go to `target_vp`."""
 
+    NAME: ClassVar[str] = "open"
     gpadl: int
     target_vp: int
 
@@ -70,6 +82,8 @@ class Open:
 @dataclass(slots=True)
 class Rescinded:
     """Taken away; the guest has not released the relid yet."""
+
+    NAME: ClassVar[str] = "rescinded"
 
 
 ChannelState = Hidden | Offered | Opening | Open | Rescinded

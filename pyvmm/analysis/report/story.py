@@ -126,5 +126,5 @@ def _exits(entries: list[Entry]) -> dict[str, Counter[str]]:
         if entry.name == "machine.exit_count":
             sums[vcpu][entry.text("exit")] += entry.number("count")
         elif entry.name == "machine.vcpu_exit":
-            single[vcpu][entry.text("exit").partition("(")[0]] += 1
+            single[vcpu][entry.text("exit")] += 1
     return dict(sorted((sums or single).items()))

@@ -113,7 +113,7 @@ def test_memory_figures_of_the_machine_are_taken() -> None:
 
 def test_exits_are_counted_from_sums_or_one_by_one(story: Story) -> None:
     assert set(story.exits) == {"vcpu0", "vcpu1"}
-    single = ("machine.vcpu_exit", {"vcpu": 0, "exit": "IoOut(port=1)"})
+    single = ("machine.vcpu_exit", {"vcpu": 0, "exit": "IoOut", "detail": {"port": 1}})
     sums = ("machine.exit_count", {"vcpu": 0, "exit": "IoOut", "count": 40})
     assert tell(made_of((1.0, *single), (2.0, *single))).exits_by_kind == {"IoOut": 2}
     assert tell(made_of((1.0, *single), (2.0, *sums))).exits_by_kind == {"IoOut": 40}

@@ -139,3 +139,13 @@ def test_a_kvm_hypercall_takes_a_result(page: mmap.mmap) -> None:
     call.reply(5)
     assert (call.number, call.args, call.long_mode) == (12, (1, 2, 3, 4, 5, 6), True)
     assert unpack_from("<Q", page, 88) == (5,)
+
+
+def test_the_detail_of_an_exit_is_plain_data_without_the_page_it_came_on(page: mmap.mmap) -> None:
+    page[DATA : DATA + 4] = b"abcd"
+    write = leave(page, ExitReason.IO, "BBHIQ", 1, 2, 0x3F8, 2, DATA)
+    assert (write.NAME, exits.exit_detail(write)) == (
+        "IoOut",
+        {"port": 0x3F8, "size": 2, "count": 2, "data": "61626364"},
+    )
+    assert exits.exit_detail(leave(page, ExitReason.HLT)) == {}

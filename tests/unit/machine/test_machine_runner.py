@@ -103,7 +103,7 @@ def test_exits_are_handled_and_counted(setup: Setup) -> None:
 def test_exits_that_the_vcpu_answered_itself_are_counted_once(setup: Setup) -> None:
     setup.vcpu.answered.update(IoIn=3, MmioWrite=1)
     setup.thread.start()
-    setup.vcpu.put("exit")
+    setup.vcpu.put(OUT)
     setup.wait()
     assert (setup.thread.exits["IoIn"], setup.thread.exits["MmioWrite"], setup.vcpu.answered) == (3, 1, {})
 
