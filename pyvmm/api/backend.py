@@ -100,9 +100,9 @@ class ThreadBackend:
     """
 
     def __init__(self, make: Callable[[], MachineConfig], params: Mapping[str, Any]) -> None:
-        from pyvmm.cli.trace_sinks import traces
         from pyvmm.control.server import ControlServer
         from pyvmm.host.inside import socket_path
+        from pyvmm.launch.trace_sinks import traces
         from pyvmm.loop import Loop
         from pyvmm.machine import Machine
 

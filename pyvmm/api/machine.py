@@ -210,7 +210,7 @@ class Machine:
 
     def balloon(self, size: str | int, *, timeout: float = 60.0) -> Memory:
         """Resize the guest and wait until it is there, or stays elsewhere: the result says where."""
-        from pyvmm.cli.balloon import at_its_end
+        from pyvmm.client.replies import at_its_end
 
         wanted = size if isinstance(size, int) else parse_size(size)
         goal = self.qmp("x-balloon", {"value": wanted})["will-reach"]
@@ -391,7 +391,7 @@ class Machine:
 
 def runs_here(host: str = "auto") -> bool:
     """Whether a machine for `host` would be a thread of this process, called from this thread."""
-    from pyvmm.cli import where
+    from pyvmm.launch import where
 
     # vCPU threads are woken by a signal, whose handler only the main thread can install.
     return threading.current_thread() is threading.main_thread() and where.runs_here(host)

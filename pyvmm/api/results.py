@@ -43,7 +43,7 @@ class Memory:
     max: int | None = None
 
     def __str__(self) -> str:
-        from pyvmm.cli.status import memory_text
+        from pyvmm.client.replies import memory_text
 
         return memory_text({"boot": self.boot, "actual": self.actual, "target": self.target}, {"max": self.max})
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.seconds import Seconds
-from pyvmm.cli.status import memory_text
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.client.replies import at_its_end, memory_text
 from pyvmm.errors import ConfigError
+from pyvmm.launch import exit_status
 from pyvmm.sizes import format_size, is_size, parse_size
 
 if TYPE_CHECKING:
@@ -122,11 +121,6 @@ def _show(client: Client, as_json: bool) -> int:
     else:
         echo(f"{about.get('name') or 'guest'}: {memory_text(memory | {'actual': actual}, state)}")
     return 0
-
-
-def at_its_end(balloon: Mapping[str, Any]) -> bool:
-    """Whether a balloon, as x-status has it, does nothing, or has told its result and only asks on behind that."""
-    return balloon.get("state") == "Idle" or bool(balloon.get("last-result"))
 
 
 def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_json: bool) -> int:

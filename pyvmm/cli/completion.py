@@ -24,6 +24,13 @@ def files_by_ending(ending: str, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(incomplete, type="dir"), *_beginning(files, incomplete)]
 
 
+def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of trace events, for the shell."""
+    from pyvmm.launch.trace_events import load_events
+
+    return [event.name for event in load_events() if event.name.startswith(incomplete)]
+
+
 def _beginning(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 

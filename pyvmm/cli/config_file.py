@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from pyvmm.cli.where import RepeatableCommand, keep_words
+from pyvmm.cli.words import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileError, read_file
 

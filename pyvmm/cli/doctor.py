@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from pyvmm.cli import exit_status, output
+from pyvmm.cli import output
+from pyvmm.launch import exit_status
 from pyvmm.sizes import format_size
 
 DISK_WANTED = 1 << 30
@@ -88,7 +89,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _kvm(fresh: bool) -> Iterator[Finding]:
-    from pyvmm.host.probe import probe
+    from pyvmm.launch.probe import probe
 
     found = probe(fresh=fresh)
     for each in found.findings:

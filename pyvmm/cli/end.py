@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine_options
-from pyvmm.cli.where import say
 from pyvmm.errors import ConfigError, HostError, PyvmmError
 from pyvmm.guest_text import one_line
+from pyvmm.launch import exit_status
+from pyvmm.launch.where import say
 
 if TYPE_CHECKING:
     from pyvmm.client.qmp import Client

@@ -57,8 +57,8 @@ def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
     In the one that `pyvmm host start` keeps up, or else in one of its own. The files are this computer's, writable;
     /proc, /sys, /dev and /run are the host's.
     """
-    from pyvmm.cli.where import settle_emulated
     from pyvmm.host.commands import execute
+    from pyvmm.launch.where import settle_emulated
 
     return execute(list(command), memory_mib=_memory(guest_memory), progress=_say, settle=settle_emulated)
 

@@ -16,9 +16,10 @@ from io import TextIOWrapper
 import click
 
 from pyvmm import __version__, process
-from pyvmm.cli import exit_status, streams
+from pyvmm.cli import streams
 from pyvmm.errors import PyvmmError
 from pyvmm.guest_text import one_line
+from pyvmm.launch import exit_status
 
 _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Guests": {
@@ -196,7 +197,7 @@ def _complain(error: Exception) -> int:
         case BrokenPipeError():  # `pyvmm ps | head -1`; but a socket of ours is HostError before it gets here
             return exit_status.PIPE
         case streams.OutputError():
-            status = streams.status_of(error)
+            status = exit_status.status_of(error)
             if status == exit_status.PIPE:
                 return status
             text = f"{error.filename}: {error.strerror}"

@@ -34,8 +34,8 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
     from pyvmm.analysis.report.page import page
     from pyvmm.analysis.report.story import tell
     from pyvmm.analysis.report.tables import write_tables
-    from pyvmm.cli.trace_events import load_events
     from pyvmm.errors import ConfigError
+    from pyvmm.launch.trace_events import load_events
 
     load_events()  # QEMU's log and ours are text, which their templates turn back into fields
     found = read_trace(trace)

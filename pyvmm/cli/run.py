@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.completion import files_by_ending, kinds_or_file
+from pyvmm.cli.completion import complete_event, files_by_ending, kinds_or_file
 from pyvmm.cli.config_file import FIXED_CONSOLES, ConfiguredCommand, command_line, render
 from pyvmm.cli.memory_options import MEMORY_PARAMETERS, memory_fields, memory_options
 from pyvmm.cli.seconds import Seconds
-from pyvmm.cli.trace_events import complete_event
-from pyvmm.cli.where import run_somewhere, say
+from pyvmm.cli.words import command_words
+from pyvmm.launch.where import run_somewhere, say
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -171,7 +171,7 @@ def run(
         click.echo(render(ctx.command, ctx.params), nl=False)
         return
     if trace:
-        from pyvmm.cli.trace_sinks import check_patterns
+        from pyvmm.launch.trace_sinks import check_patterns
 
         check_patterns(trace)  # before an emulated host is booted for it
     if sandbox == "require":
@@ -180,7 +180,7 @@ def run(
         check(sandbox)
 
     def here(config: MachineConfig, sockets: list[Path]) -> int:
-        from pyvmm.cli.session import Session, run_session
+        from pyvmm.launch.session import Session, run_session
 
         return run_session(
             Session(
@@ -199,7 +199,7 @@ def run(
 
     ctx.exit(
         run_somewhere(
-            ctx,
+            command_words(ctx),
             lambda: config_of(ctx.params),
             here,
             host=host,
@@ -217,7 +217,7 @@ def config_of(params: Mapping[str, Any]) -> MachineConfig:
     Raises ConfigError. Builds the guest image if need be.
     """
     from pyvmm.host.inside import inside
-    from pyvmm.machine.build import build_config
+    from pyvmm.launch.build import build_config
 
     major, minor = params["max_vmbus"].split(".")
     return build_config(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyvmm.cli import exit_status
 from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
-from pyvmm.cli.where import say
 from pyvmm.errors import HostError
+from pyvmm.launch import exit_status
+from pyvmm.launch.where import say
 
 if TYPE_CHECKING:
     from pyvmm.client.qmp import Client

@@ -10,13 +10,10 @@ What standard error cannot take is dropped: no place is left to tell it, and the
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
-
-from pyvmm.cli import exit_status
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -81,16 +78,6 @@ def _stream(fd: int, before: TextIO | None) -> TextIO:
         )
     except OSError:  # a directory was given for it
         return before if before is not None else open(os.devnull, "w")
-
-
-def status_of(error: OSError) -> int:
-    """The exit status after standard output failed with `error`."""
-    match error.errno:
-        case errno.EPIPE:
-            return exit_status.PIPE
-        case errno.EIO:
-            return exit_status.HANGUP
-    return exit_status.ERROR
 
 
 def drop_output() -> None:

@@ -16,9 +16,10 @@ import click
 from pyvmm.cli.memory_options import SizeType
 from pyvmm.cli.run import complete_image
 from pyvmm.cli.tour_show import JsonLines, Measured, Show, Words
-from pyvmm.cli.where import RepeatableCommand, run_somewhere, say
+from pyvmm.cli.words import RepeatableCommand, command_words
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
+from pyvmm.launch.where import run_somewhere, say
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.plan import ResizeOutcome
@@ -90,7 +91,7 @@ def tour(
         raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
 
     def make() -> MachineConfig:
-        from pyvmm.machine.build import build_config
+        from pyvmm.launch.build import build_config
 
         return build_config(image=image, progress=say, memory=memory, cpus=cpus, engine=hyperv)
 
@@ -100,16 +101,16 @@ def tour(
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
         return _run(config, sockets, Words(), wanted)
 
-    ctx.exit(run_somewhere(ctx, make, here, host=host, name=name, control_socket=control_socket))
+    ctx.exit(run_somewhere(command_words(ctx), make, here, host=host, name=name, control_socket=control_socket))
 
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
-    from pyvmm.cli.confined import open_doors
-    from pyvmm.cli.consoles import Console, StdioConsole
-    from pyvmm.cli.outputs import PATIENCE, connect, drain, say_ended, settle, threaded
-    from pyvmm.cli.session import SWITCH_INTERVAL, report, serve, stop_with_outer_side
-    from pyvmm.cli.streams import status_of
     from pyvmm.host.inside import socket_path
+    from pyvmm.launch.confined import open_doors
+    from pyvmm.launch.consoles import Console, StdioConsole
+    from pyvmm.launch.exit_status import status_of
+    from pyvmm.launch.outputs import PATIENCE, connect, drain, say_ended, settle, threaded
+    from pyvmm.launch.session import SWITCH_INTERVAL, report, serve, stop_with_outer_side
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine
     from pyvmm.output import Output

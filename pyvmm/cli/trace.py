@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli import exit_status
+from pyvmm.cli.completion import complete_event
 from pyvmm.cli.output import echo, print_json, table
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
-from pyvmm.cli.trace_events import complete_event
 from pyvmm.guest_text import one_line
+from pyvmm.launch import exit_status
 
 if TYPE_CHECKING:
     from pyvmm.analysis.diff import Difference, Step
@@ -152,7 +152,7 @@ def list_events(pattern: str, as_json: bool) -> None:
     \b
     pyvmm trace list 'vmbus*'
     """
-    from pyvmm.cli.trace_events import load_events
+    from pyvmm.launch.trace_events import load_events
     from pyvmm.trace import check_pattern, matching
 
     load_events()
@@ -196,7 +196,7 @@ def diff(
     """
     from pyvmm.analysis.diff import compare, summary
     from pyvmm.analysis.read import read_trace
-    from pyvmm.cli.trace_events import load_events
+    from pyvmm.launch.trace_events import load_events
 
     load_events()
     a, b = read_trace(first), read_trace(second)
@@ -283,8 +283,8 @@ def convert(source: Path, target: Path, format: str | None) -> None:
     pyvmm trace convert qemu.log qemu.jsonl
     """
     from pyvmm.analysis.read import read_trace, rewrite
-    from pyvmm.cli.trace_events import load_events
     from pyvmm.errors import ConfigError
+    from pyvmm.launch.trace_events import load_events
     from pyvmm.trace.formats import format_of
 
     load_events()

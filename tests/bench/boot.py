@@ -263,7 +263,7 @@ def run_where_linux_runs(
     Then a line of output that begins with `start` or `round` is shown with the processor time that the emulated host
     took since: unlike the time on the wall it hardly depends on what else the machine does.
     """
-    from pyvmm.host.probe import probe
+    from pyvmm.launch.probe import probe
 
     argv = [sys.executable, "-m", module, *arguments]
     if inside() or probe().usable:

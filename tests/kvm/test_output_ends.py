@@ -53,7 +53,8 @@ def start(kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         (tmp_path / "kernel").write_bytes(kernel(code))
         words = ["run", "--kernel", str(tmp_path / "kernel"), "--entry", "pvh", "-m", "32M", "--no-reboot"]
         program = (
-            "import sys; from pyvmm.cli import main, where; where.wants_emulated = lambda host: False;"
+            "import sys; from pyvmm.cli import main; from pyvmm.launch import where;"
+            "where.wants_emulated = lambda host: False;"
             "sys.exit(main.main())"
         )
         argv = [sys.executable, "-c", program, *words, "--name", "out", *options]

@@ -63,7 +63,7 @@ def runs_here() -> bool:
     """Whether Linux guests run on this process's own KVM."""
     if inside():
         return True
-    from pyvmm.host.probe import probe
+    from pyvmm.launch.probe import probe
 
     return probe().usable
 

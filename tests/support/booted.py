@@ -21,9 +21,9 @@ from pyvmm import trace
 from pyvmm.devices.balloon.plan import ResizeOutcome
 from pyvmm.errors import ConfigError
 from pyvmm.images.catalog import find_image
+from pyvmm.launch.build import CONSOLE, command_line
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
-from pyvmm.machine.build import CONSOLE, command_line
 
 MIB = 1 << 20
 BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"  # what Linux calls the one device of its hv_balloon

@@ -123,7 +123,7 @@ class Flooded:
 def _main() -> int:
     import ast
 
-    from pyvmm.cli.session import Session, run_session
+    from pyvmm.launch.session import Session, run_session
     from pyvmm.machine import MachineConfig
 
     path, socket, timeout, console, options = sys.argv[1:]

@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pyvmm.cli import where
 from pyvmm.cli.main import main
+from pyvmm.launch import where
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.sandbox.attempts import attempts

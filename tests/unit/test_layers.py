@@ -1,4 +1,4 @@
-"""The order of the layers: imports go down only, and without a circle. /docs/architecture.md draws them."""
+"""The order of the layers, listed in docs/layers.toml: imports go down only, and without a circle."""
 
 from __future__ import annotations
 
@@ -8,26 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.layers import PICTURE, layers, picture
+
 ROOT = Path(__file__).parents[2]
 LINKED = ("devices", "firmware", "images")  # packages in folders of their own, to which links in pyvmm/ lead
 LONG_FILE = 450  # lines; a file past some 400 usually holds two ideas
 
-# From the top; what stands in one row does not import its neighbours.
-LAYERS: list[set[str]] = [
-    {"pyvmm.api"},  # takes the options of `pyvmm run`, by the same names
-    {"pyvmm.cli"},
-    {"pyvmm.analysis"},  # reads traces that all below has written; only commands need it
-    {"pyvmm.control", "pyvmm.host"},
-    {"pyvmm.machine"},
-    {"pyvmm.images"},  # unpacks kernels with firmware's reader
-    {"pyvmm.devices", "pyvmm.firmware"},
-    {"pyvmm.vmbus"},
-    {"pyvmm.hyperv"},
-    {"pyvmm.sandbox"},  # knows KVM's requests
-    {"pyvmm.kvm"},
-    {"pyvmm.client"},  # reaches machines of other processes
-    {"pyvmm"},  # its single modules, and pyvmm.trace, which they emit events with
-]
+LAYERS = layers()
 STARTERS = {"pyvmm.__main__": "pyvmm.cli"}  # `python -m pyvmm` is the command line, wherever it lies
 DOOR = "pyvmm"  # names the API's classes for `from pyvmm import Machine`, and imports them only then
 
@@ -45,13 +32,13 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def layer_of(module: str) -> tuple[int, str]:
-    """(row, package) of a module of ours."""
+    """(row, package) of a module of ours, which has a row of its own or is a single module of `pyvmm`."""
     module = STARTERS.get(module, module)
-    for row, packages in enumerate(LAYERS):
-        for package in packages:
-            if module == package or module.startswith(package + "."):
-                return row, package
-    raise AssertionError(f"{module}: in no layer")
+    package = ".".join(module.split(".")[:2])
+    if not any(package in row for row in LAYERS):
+        assert package == module, f"{package}: in no layer of docs/layers.toml"
+        package = DOOR
+    return next((number, package) for number, row in enumerate(LAYERS) if package in row)
 
 
 def imports(path: Path, *, top_only: bool = False) -> set[str]:
@@ -82,6 +69,16 @@ def test_imports_go_down_only(module: str) -> None:
     for imported in imports(MODULES[module]):
         other_row, other_package = layer_of(imported)
         assert other_package == package or other_row > row, f"{module} imports {imported}, which is not below it"
+
+
+def test_every_package_has_a_row_and_every_row_its_packages() -> None:
+    packages = {".".join(module.split(".")[:2]) for module in MODULES if module.count(".") > 1} | {DOOR}
+    listed = {package for row in LAYERS for package in row}
+    assert packages <= listed <= MODULES.keys()
+
+
+def test_the_picture_shows_the_list() -> None:
+    assert PICTURE.read_text() == picture(), "docs/layers.svg is stale: python -m tests.support.layers"
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

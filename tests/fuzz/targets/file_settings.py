@@ -15,8 +15,9 @@ from pyvmm.client import registry
 from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
 from pyvmm.files import parse_json, parse_object
-from pyvmm.host import daemon, probe, snapshot
+from pyvmm.host import daemon, snapshot
 from pyvmm.images.kernel_config import missing_options
+from pyvmm.launch import probe
 from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
 from pyvmm.trace import check_pattern
 

@@ -10,8 +10,8 @@ from pyvmm.analysis.read import Trace, read_trace, rewrite
 from pyvmm.analysis.report.latency import latencies
 from pyvmm.analysis.report.page import page
 from pyvmm.analysis.report.story import tell
-from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
+from pyvmm.launch.trace_events import load_events
 
 load_events()
 

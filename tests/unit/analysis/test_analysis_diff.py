@@ -8,8 +8,8 @@ from pyvmm.analysis import diff
 from pyvmm.analysis.diff import Changed, OnlyA, OnlyB, Same, compare, summary
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import read_trace
-from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
+from pyvmm.launch.trace_events import load_events
 
 CAPTURES = Path(__file__).parent / "captures"
 

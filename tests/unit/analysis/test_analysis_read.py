@@ -7,8 +7,8 @@ import pytest
 
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import parse_line, read_trace, rewrite
-from pyvmm.cli.trace_events import load_events
 from pyvmm.errors import ConfigError
+from pyvmm.launch.trace_events import load_events
 
 CAPTURES = Path(__file__).parent / "captures"
 

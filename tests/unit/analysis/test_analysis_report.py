@@ -16,7 +16,7 @@ from pyvmm.analysis.report.page import page
 from pyvmm.analysis.report.story import Story, tell
 from pyvmm.analysis.report.svg import nice_ticks
 from pyvmm.analysis.report.tables import write_tables
-from pyvmm.cli.trace_events import load_events
+from pyvmm.launch.trace_events import load_events
 
 CAPTURES = Path(__file__).parent / "captures"
 MIB = 1 << 20

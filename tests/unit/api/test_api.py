@@ -10,9 +10,9 @@ from fake_machine import MIB, FakeMachine
 
 import pyvmm
 from pyvmm.api.backend import ProcessBackend, Tail
-from pyvmm.cli.status import memory_text
 from pyvmm.client import registry
 from pyvmm.client.qmp import Disconnected, Refused, TimedOut
+from pyvmm.client.replies import memory_text
 from pyvmm.errors import ConfigError, HostError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.cli.status import RESIDENT_SLACK, memory_text
+from pyvmm.client.replies import RESIDENT_SLACK, memory_text
 
 MIB = 1 << 20
 

@@ -311,7 +311,8 @@ def test_doctor_says_where_guests_run(kvm: bool, emulated: bool, where: str) -> 
 def test_doctor_without_anything_tells_how_to_get_it(
     pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyvmm.host import probe, qemu
+    from pyvmm.host import qemu
+    from pyvmm.launch import probe
 
     def no_qemu() -> str:
         raise HostError("qemu-system-x86_64: not found")
@@ -330,7 +331,7 @@ def test_doctor_without_anything_tells_how_to_get_it(
 def test_host_local_on_a_kvm_that_cannot_says_so_before_an_image_is_built(
     pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyvmm.host import probe
+    from pyvmm.launch import probe
 
     nothing: Any = probe.Probe([probe.Finding("/dev/kvm", False, "does not exist", "modprobe kvm")])
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))

@@ -18,12 +18,12 @@ import pyvmm.cli
 from pyvmm import trace
 from pyvmm.cli import output
 from pyvmm.cli.main import main
-from pyvmm.cli.session import report
 from pyvmm.control import hmp
 from pyvmm.errors import HostError
 from pyvmm.hyperv.crash import CrashReport
+from pyvmm.launch.session import report
+from pyvmm.launch.terminal import MonitorPrompt
 from pyvmm.machine import Outcome
-from pyvmm.terminal import MonitorPrompt
 from pyvmm.trace import event
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\x7f"

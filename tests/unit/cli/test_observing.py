@@ -18,9 +18,9 @@ from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli import end
-from pyvmm.cli.trace_sinks import traces
 from pyvmm.client import registry
 from pyvmm.errors import ConfigError
+from pyvmm.launch.trace_sinks import traces
 from pyvmm.trace import event
 
 CAPTURES = Path(__file__).parents[1] / "analysis" / "captures"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pyvmm.cli import main as command_line
-from pyvmm.cli import where
 from pyvmm.client import registry
+from pyvmm.launch import where
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """What would run in an emulated host, and the command line the registry shows meanwhile."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["/usr/bin/notebook", "run", "-m", "64G"])
-    monkeypatch.setattr("pyvmm.machine.build.build_config", lambda **fields: _Config(**fields))
+    monkeypatch.setattr("pyvmm.launch.build.build_config", lambda **fields: _Config(**fields))
     made: list[list[str]] = []
 
     def run_emulated(arguments: list[str], memory: int, sockets: list[Path], **more: object) -> int:

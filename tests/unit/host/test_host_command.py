@@ -19,7 +19,7 @@ import pytest
 
 PROGRAM = """
 import os, socket, sys
-from pyvmm.cli.where import settle_emulated
+from pyvmm.launch.where import settle_emulated
 from pyvmm.host.agent import Agent
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.commands import shell_status

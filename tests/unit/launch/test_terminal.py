@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyvmm.foreground import raw_terminal
-from pyvmm.terminal import ConsoleInput, ConsoleKeys, End, Help, MonitorPrompt, Toggle, Typed
+from pyvmm.launch.terminal import ConsoleInput, ConsoleKeys, End, Help, MonitorPrompt, Toggle, Typed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyvmm.machine.build import BASE_CMDLINE, CONSOLE, NO_SHELL, command_line
+from pyvmm.launch.build import BASE_CMDLINE, CONSOLE, NO_SHELL, command_line
 
 
 def test_the_console_comes_after_what_says_how_much_is_printed() -> None:

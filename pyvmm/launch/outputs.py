@@ -18,9 +18,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from pyvmm.cli import where
-from pyvmm.cli.streams import status_of
 from pyvmm.host.inside import inside
+from pyvmm.launch import where
+from pyvmm.launch.exit_status import status_of
 from pyvmm.machine import Machine
 from pyvmm.output import Output
 

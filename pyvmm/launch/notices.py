@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli.outputs import say
 from pyvmm.hyperv.crash import panic_line
+from pyvmm.launch.outputs import say
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine

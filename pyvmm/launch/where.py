@@ -9,36 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from pyvmm.cli import exit_status
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
 from pyvmm.host.inside import inside
+from pyvmm.launch import exit_status
 
 if TYPE_CHECKING:
     from pyvmm.machine.config import MachineConfig
     from pyvmm.output import Output
 
 
-_WORDS = "pyvmm.cli.words"
-
-
-class RepeatableCommand(click.Command):
-    """A command that keeps its arguments as they were given, so that the emulated host can run the same."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        keep_words(ctx, args)
-        return super().parse_args(ctx, args)
-
-
-def keep_words(ctx: click.Context, args: list[str]) -> None:
-    """Keep a command's arguments in its context, before parsing takes some away. The first call counts."""
-    ctx.meta.setdefault(_WORDS, list(args))
-
-
 def run_somewhere(
-    ctx: click.Context,
+    words: Sequence[str],
     make: Callable[[], MachineConfig],
     here: Callable[[MachineConfig, list[Path]], int],
     *,
@@ -48,8 +30,8 @@ def run_somewhere(
     control_socket: Path | None = None,
     input: bool = True,
 ) -> int:
-    """Claim a name, `make` the machine's config and run `here(config, sockets)`, or the whole command of `ctx` (a
-    RepeatableCommand) in the emulated host.
+    """Claim a name, `make` the machine's config and run `here(config, sockets)`, or all of `pyvmm WORDS` in the
+    emulated host.
 
     The name comes first: `make` may build an image for minutes, and others shall see meanwhile that the name is
     taken and its machine on the way. `sockets` are where monitors shall listen. `control_socket` is set by the outer
@@ -65,8 +47,7 @@ def run_somewhere(
 
     if host == "local":
         wants_emulated(host)  # if it cannot run here: now, not after minutes of building an image
-    command, words = ctx.command.name or "run", ctx.meta[_WORDS]
-    with registry.claim(name, ["pyvmm", command, *words]) as registration:
+    with registry.claim(name, ["pyvmm", *words]) as registration:
         with signals_as_exceptions():  # so that nothing of a half-built image stays behind, nor who builds it
             config = make()
         config.name = registration.name
@@ -74,14 +55,14 @@ def run_somewhere(
         if not wants_emulated(host):
             return here(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-        return run_emulated([command, *extra, *words], config.most_memory, sockets, input=input)
+        return run_emulated([words[0], *extra, *words[1:]], config.most_memory, sockets, input=input)
 
 
 def runs_here(host: str) -> bool:
     """Whether this process's KVM runs the guest: `wants_emulated` the other way round, without a word about it."""
     if inside():
         return True
-    from pyvmm.host.probe import probe
+    from pyvmm.launch.probe import probe
 
     return host != "emulated" and probe().usable
 
@@ -90,7 +71,7 @@ def wants_emulated(host: str) -> bool:
     """Whether the guest goes to the emulated host. Raises ConfigError if nothing can run it."""
     if host == "emulated":
         return True
-    from pyvmm.host.probe import probe
+    from pyvmm.launch.probe import probe
 
     found = probe()
     if found.usable:
@@ -120,8 +101,6 @@ def settle_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") 
     """The status of a command in the emulated host, with what came of our outputs: inside, each that failed was a
     broken pipe, or a terminal that hung up. `ended` is what to say of the command.
     """
-    from pyvmm.cli.streams import status_of
-
     for output in outputs:
         if output.error is not None and output.fd != 2:
             by_that = status in (exit_status.PIPE, exit_status.HANGUP)
@@ -130,7 +109,7 @@ def settle_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") 
             elif by_that and ended:
                 say(f"nobody reads {output.name} any more{ended}")
             if status == 0 or by_that:
-                status = status_of(output.error)
+                status = exit_status.status_of(output.error)
         elif output.lost and output.error is None:
             say(f"{output.name}: {output.lost} bytes were not read and are lost")
             status = status or exit_status.ERROR

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host.probe import Finding, Probe, probe
+from pyvmm.launch.probe import Finding, Probe, probe
 
 
 @pytest.fixture(autouse=True)

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm import held_threads
-from pyvmm.cli.confined import confine_session, open_doors
-from pyvmm.cli.consoles import Console, open_console
-from pyvmm.cli.notices import Notices
-from pyvmm.cli.outputs import PATIENCE, Outputs, connect, drain, say, say_ended, say_lost, settle, threaded
-from pyvmm.cli.streams import status_of
-from pyvmm.cli.trace_sinks import traces
 from pyvmm.client.registry import stall_note
 from pyvmm.control.door import Door
 from pyvmm.guest_text import clean
 from pyvmm.host.inside import inside, socket_path, user_pid
+from pyvmm.launch.confined import confine_session, open_doors
+from pyvmm.launch.consoles import Console, open_console
+from pyvmm.launch.exit_status import status_of
+from pyvmm.launch.notices import Notices
+from pyvmm.launch.outputs import PATIENCE, Outputs, connect, drain, say, say_ended, say_lost, settle, threaded
+from pyvmm.launch.trace_sinks import traces
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig, Outcome
 from pyvmm.output import Output

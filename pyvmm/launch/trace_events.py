@@ -1,18 +1,11 @@
-"""All trace events there are: declared where they happen, and much of that is imported only once a guest runs."""
+"""The list of all trace events: each is declared where it happens, and most of those modules are imported lazily."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 if TYPE_CHECKING:
     from pyvmm.trace import Event
-
-
-def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Event names, for the shell."""
-    return [event.name for event in load_events() if event.name.startswith(incomplete)]
 
 
 def load_events() -> list[Event]:

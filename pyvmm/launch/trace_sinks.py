@@ -100,7 +100,7 @@ def _on_stderr() -> Iterator[trace.Sink]:
 
 def check_patterns(patterns: Sequence[str]) -> None:
     """Declare all events. ConfigError for a pattern that matches none of them."""
-    from pyvmm.cli.trace_events import load_events
+    from pyvmm.launch.trace_events import load_events
 
     load_events()
     for pattern in patterns:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.cli.consoles import PtyConsole, StdioConsole, open_console
 from pyvmm.devices.serial import RECEIVE_LIMIT
+from pyvmm.launch.consoles import PtyConsole, StdioConsole, open_console
 from pyvmm.loop import Loop
 from pyvmm.output import Output
 

@@ -77,7 +77,7 @@ class StdioConsole(Console):
 
     def attach(self, machine: Machine) -> None:
         from pyvmm.control import hmp
-        from pyvmm.terminal import ConsoleInput, MonitorPrompt
+        from pyvmm.launch.terminal import ConsoleInput, MonitorPrompt
 
         prompt = MonitorPrompt(lambda line: hmp.execute(machine, line), hmp.names)
         self._input = ConsoleInput(machine.serials[0].receive, self.write, machine.quit, prompt)
