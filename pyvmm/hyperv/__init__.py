@@ -1,11 +1,11 @@
-"""The Hyper-V face of the machine: what makes Linux believe that it runs on Hyper-V, and what VMBus stands on.
+"""The Hyper-V enlightenments of the machine: what makes Linux detect Hyper-V, and what VMBus is built on.
 
 A guest finds Hyper-V by CPUID (`cpuid`), talks to it by model-specific registers (`tlfs` has the numbers) and by
 calling a page of code that the hypervisor put into its memory (`hypercall`). Out of these grows the SynIC (`synic`):
 per virtual processor (VP) one page of message slots and one of event flags, and sixteen interrupt sources (SINTs)
-that say "look there". A clock (`clock`) and a way to say last words (`crash`) complete it.
+whose vectors tell the guest to look there. A reference clock (`clock`) and crash registers (`crash`) complete it.
 
-Who answers is a matter of the *engine*:
+An *engine* implements this, one of two:
 
 * `user.UserEngine`: everything here, in Python, on any KVM. MSR accesses come as exits, the hypercall page traps by a
   port write, interrupts go out as MSIs. Read this one to learn.

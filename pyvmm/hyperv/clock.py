@@ -1,4 +1,4 @@
-"""Time for the guest: the reference counter (100 ns since the partition started) and the page that computes it.
+"""The partition's reference time: a counter of 100 ns since the start, and the TSC page to compute it from.
 
 Source: TLFS 12.6 and 12.7. A guest that has the TSC page reads its clock without an exit:
 
@@ -39,7 +39,7 @@ class ReferenceClock:
         self._start = self._now_ns()
 
     def page(self, tsc: int, tsc_hz: int) -> bytes:
-        """A reference TSC page, right now that the guest's TSC reads `tsc`. Each one has a new sequence."""
+        """Build a reference TSC page for now, when the guest's TSC reads `tsc`. Each has a new sequence number."""
         self._sequence = self._sequence % 0xFFFFFFFE + 1  # 0 means "do not use", all ones "use the counter MSR"
         scale = tsc_scale(tsc_hz)
         offset = self.ticks() - (tsc * scale >> 64)

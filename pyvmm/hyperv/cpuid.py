@@ -1,7 +1,7 @@
-"""CPUID leaves 0x4000xxxx: who the hypervisor is and what it offers.
+"""The Hyper-V CPUID leaves, 0x4000xxxx: the hypervisor's identity and features.
 
-Source: TLFS section 2; Linux arch/x86/kernel/cpu/mshyperv.c for what is asked. Only what an engine implements is
-offered; what is left out, and what Linux would do if it were set, is told in docs/hyperv.md.
+Source: TLFS section 2; Linux arch/x86/kernel/cpu/mshyperv.c for the bits that Linux reads. Only what an engine
+implements is offered; docs/hyperv.md lists what is left out, and what Linux would do if it were set.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INTERFACE = b"Hv#1"
 MAX_LEAF = 0x4000000A
 BUILD = 14393  # Windows Server 2016, as KVM itself says; Linux only logs it
 VERSION = 10 << 16
-NEVER_NOTIFY = 0xFFFFFFFF  # spin count after which a guest tells us it waits for a lock
+NEVER_NOTIFY = 0xFFFFFFFF  # spin count after which a guest reports that it waits for a lock
 ZERO_LEAVES = (*range(0x40000006, 0x4000000D), *range(0x40000080, 0x40000083))
 """Leaves Linux may read although they are empty. Without an entry an Intel KVM answers with another leaf's data."""
 

@@ -1,4 +1,4 @@
-"""A guest's last words: the five crash parameters, and a page of kernel log if the guest left one.
+"""The crash registers: a guest's panic report of five parameters, with a page of kernel log if the guest gives one.
 
 Source: TLFS 2.4 (crash enlightenment); Linux hyperv_report_panic() and hv_kmsg_dump(). Linux writes P0..P4 and then
 CRASH_CTL. With the message bit P3 is the gpa of the text and P4 its size (at most a page); without it P0 is the error
@@ -15,12 +15,12 @@ from pyvmm.hyperv.tlfs import CrashControl, Msr
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 
 SUPPORTED = 1 << 63 | 1 << 62
-"""What a read of CRASH_CTL says: notification and text are both understood."""
+"""The value of CRASH_CTL when read: notification and text are both supported."""
 
 
 @dataclass(slots=True)
 class CrashReport:
-    """`parameters` are P0..P4; `text` is empty if the guest gave none."""
+    """A guest's panic report: `parameters` are P0..P4; `text` is empty if the guest gave none."""
 
     parameters: tuple[int, int, int, int, int]
     text: str
@@ -34,7 +34,7 @@ class CrashReport:
 
 
 def panic_line(text: str) -> str:
-    """The line of a guest's last words that says what happened: the panic's, else the first."""
+    """The line of a panic text that says what happened: the one with the panic, else the first."""
     lines = text.splitlines()
     for line in lines:
         if "Kernel panic" in line or "BUG:" in line or "Oops" in line:
@@ -52,7 +52,7 @@ class CrashRegisters:
         return SUPPORTED if msr == Msr.CRASH_CTL else self.parameters[msr - Msr.CRASH_P0]
 
     def write(self, msr: int, value: int, memory: GuestMemory) -> CrashReport | None:
-        """The report, once CRASH_CTL says that the parameters are complete."""
+        """Store a register. Returns the report when CRASH_CTL says that the parameters are complete."""
         if msr != Msr.CRASH_CTL:
             self.parameters[msr - Msr.CRASH_P0] = value
             return None

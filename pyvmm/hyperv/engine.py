@@ -1,7 +1,7 @@
-"""What both engines share: the SynIC, hypercalls, signals, crash registers, and their place beside the machine.
+"""The base class of both engines: SynIC, hypercalls, event signals, crash registers, interface to the machine.
 
-A machine reset makes a new KVM VM, so that no state of the old one can survive in the kernel; the engine goes back to
-power-on and is set up for the new one. Who calls what:
+A machine reset creates a new KVM VM, so that no state of the old one can survive in the kernel; the engine goes back
+to its power-on state and is set up for the new VM. Callers:
 
     machine (before the vCPUs exist)   setup_vm
     machine (each vCPU)                cpuid, setup_vcpu
@@ -31,7 +31,7 @@ Notify = Callable[[], None]
 
 
 class Engine(ABC):
-    """Answers the guest as Hyper-V would. Implements `partition.Partition`."""
+    """Hyper-V as the guest sees it: handles exits of vCPUs, and implements `partition.Partition` for VMBus."""
 
     name: str
 
@@ -48,17 +48,17 @@ class Engine(ABC):
         """Called on the vCPU's thread that wrote the reset MSR."""
         self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do
         self._retries = [Pending(loop, self.synic.retry, vp) for vp in range(vp_count)]
-        self._crash_report: CrashReport | None = None  # the last one, until the loop has told of it
+        self._crash_report: CrashReport | None = None  # the newest one, until the loop has passed it on
         self._tell_crash = Pending(loop, self._crashed)
 
     def report_free_pages(self, discard: Discard) -> None:
-        """Offer the guest to tell of its free pages, which go to `discard` on vCPU threads. Before `cpuid`."""
+        """Offer free page reporting; reported pages go to `discard`, on vCPU threads. Before `cpuid`."""
         self.offer.privileges |= Privilege.EXTENDED_HYPERCALLS
         self.hypercalls.extended = ExtendedCalls(self.memory, discard)
 
     @abstractmethod
     def setup_vm(self, vm: Vm) -> None:
-        """Before any vCPU exists, after the irqchip."""
+        """Set up the VM. Before any vCPU exists, after the irqchip."""
 
     @abstractmethod
     def cpuid(self) -> list[CpuidEntry]:
@@ -66,11 +66,11 @@ class Engine(ABC):
 
     @abstractmethod
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
-        """After the vCPU's CPUID was set."""
+        """Set up a vCPU. After its CPUID was set."""
 
     @abstractmethod
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
-        """Answer a Hyper-V exit, on the vCPU's thread. False if it is none."""
+        """Handle a Hyper-V exit, on the vCPU's thread. False if it is not one."""
 
     @abstractmethod
     def interrupt(self, vp: int, sint: int) -> None:
@@ -81,7 +81,7 @@ class Engine(ABC):
         """The partition's reference counter, in 100 ns."""
 
     def reset(self) -> None:
-        """Back to power-on, and give back what was taken from the host. The VM is closed by its owner, after this.
+        """Return to the power-on state and free the host's resources. The owner closes the VM after this.
 
         The listener and the callbacks stay; signal connections belong to the bus, which has ended them before.
         """
@@ -119,7 +119,7 @@ class Engine(ABC):
         return True
 
     def _call_by_port(self, vcpu: Vcpu, vp: int) -> None:
-        """Answer a call that left the guest by the hypercall page's OUT."""
+        """Handle a hypercall that exits by the OUT instruction of the hypercall page."""
         regs = vcpu.regs
         result = self.hypercalls.call(regs.rcx, regs.rdx, regs.r8)
         if trace.hypercall.on:
@@ -136,7 +136,7 @@ class Engine(ABC):
             self._tell_crash.ask()
 
     def _crashed(self) -> None:
-        """Tell of the guest's last words, which of several are the last ones."""
+        """Pass on the newest crash report, on the loop."""
         report, self._crash_report = self._crash_report, None
         if report is not None:
             self.on_crash(report)

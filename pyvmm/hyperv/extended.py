@@ -1,9 +1,9 @@
-"""Extended hypercalls, 0x8001 and up: free page reporting, by which a guest's free memory goes back to the host.
+"""Extended hypercalls, 0x8001 and up: free page reporting, with which a guest gives its free memory to the host.
 
 Source: Linux include/asm-generic/hyperv-tlfs.h, struct hv_memory_hint, union hv_gpa_page_range;
-drivers/hv/hv_balloon.c, hv_free_page_report(). The published TLFS does not tell of them.
+drivers/hv/hv_balloon.c, hv_free_page_report(). The published TLFS does not describe them.
 
-    0x8001 query capabilities   output: u64, bit 8: cold discard hints are taken
+    0x8001 query capabilities   output: u64, bit 8: cold discard hints are supported
     0x8003 memory heat hint     input: u64 with the kind of hint in bits 0..1, then an entry for each repetition
 
             63                    21 20     13 12  11 10         0
@@ -33,13 +33,13 @@ HINT_HEAD_SIZE = 8
 ENTRY_SIZE = 8
 
 BYTES_AT_ONCE = 1 << 30
-"""A call takes entries until they sum up to this, and leaves the rest to the guest's next call. Discarding dirty
-memory takes the host a while, and meanwhile the vCPU takes no interrupts."""
+"""Bytes after which a call returns and leaves the remaining entries to the guest's next call (a rep hypercall).
+Discarding dirty memory takes the host a while, and meanwhile the vCPU takes no interrupts."""
 
 LARGE_SHIFTS = (21, 30)
 
 Discard = Callable[[int, int], int]
-"""discard(gpa, bytes): give RAM back to the host; the bytes given back. On vCPU threads; HostError if it cannot."""
+"""discard(gpa, bytes): return RAM to the host; returns the bytes discarded. On vCPU threads; may raise HostError."""
 
 
 class HeatHintHead(Bits):
@@ -69,7 +69,7 @@ class LargePageEntry(Bits):
 
 @dataclass(slots=True)
 class ReportCounters:
-    """Since power-on of the machine, for `info` and tests."""
+    """Counters of free page reporting since power-on, for `info` and tests."""
 
     calls: int = 0
     discarded: int = 0  # bytes
@@ -78,7 +78,7 @@ class ReportCounters:
 
 
 def entry_range(entry: int) -> tuple[int, int] | None:
-    """(gpa, bytes) meant by an entry; None if reserved bits are set or the base is misaligned."""
+    """Decode an entry to (gpa, bytes); None if reserved bits are set or the base is misaligned."""
     pages = PageEntry(entry)
     if not pages.large:
         return pages.base * PAGE_SIZE, (pages.additional + 1) * PAGE_SIZE
@@ -91,7 +91,7 @@ def entry_range(entry: int) -> tuple[int, int] | None:
 
 
 def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """`ranges` of (gpa, bytes), sorted, those that touch or overlap made one."""
+    """Sort `ranges` of (gpa, bytes) and merge those that touch or overlap."""
     result: list[tuple[int, int]] = []
     for gpa, size in sorted(ranges):
         if result and gpa <= (end := result[-1][0] + result[-1][1]):
@@ -102,9 +102,9 @@ def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class ExtendedCalls:
-    """Answers extended calls on the vCPU thread that made them; several may be in here at once.
+    """Handles extended hypercalls on the vCPU thread that made them; several threads may be in here at once.
 
-    Pages out of the balloon need no check: discarded once more they are as they were.
+    Pages that the balloon holds need no check: to discard them a second time changes nothing.
     """
 
     def __init__(self, memory: GuestMemory, discard: Discard) -> None:
@@ -117,7 +117,7 @@ class ExtendedCalls:
         """The result for RAX. `input` and `output` are gpas. Raises GuestMemoryError for a bad one."""
         match word.code:
             case HypercallCode.EXT_QUERY_CAPABILITIES | HypercallCode.EXT_MEMORY_HEAT_HINT if word.fast:
-                return HypercallStatus.INVALID_PARAMETER  # as KVM says before it passes on the others
+                return HypercallStatus.INVALID_PARAMETER  # as KVM answers, which passes on only the others
             case HypercallCode.EXT_QUERY_CAPABILITIES if word.rep_count or word.rep_start:
                 return HypercallStatus.INVALID_HYPERCALL_INPUT
             case HypercallCode.EXT_QUERY_CAPABILITIES if output % 8:
@@ -143,7 +143,7 @@ class ExtendedCalls:
         return self._take(entries, start)
 
     def _take(self, entries: tuple[int, ...], start: int) -> int:
-        """Discard what `entries` name, the first of which is repetition `start`."""
+        """Discard the ranges in `entries`, the first of which is repetition `start`."""
         wanted: list[tuple[int, int]] = []
         total, status = 0, HypercallStatus.SUCCESS
         for entry in entries:
@@ -175,10 +175,10 @@ class ExtendedCalls:
         return _result(status, done)
 
     def _is_ram(self, gpa: int, size: int) -> bool:
-        """Whether all of it is RAM; adjacent regions count as one."""
+        """Whether the whole range is RAM; adjacent regions count as one."""
         return sum(length for _, _, length in self.memory.pieces(gpa, size)) == size
 
 
 def _result(status: HypercallStatus, done: int) -> int:
-    """The result word: a status, and how many repetitions are done, those of earlier calls included."""
+    """The result word: a status, and the number of repetitions done, those of earlier calls included."""
     return int(status) | done << 32

@@ -1,4 +1,4 @@
-"""Hypercalls: the control word, the page of code that makes them, and the two calls that VMBus needs.
+"""Hypercalls: the control word, the hypercall page, and the two calls that VMBus needs.
 
 Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event(). Calls above 0x8000: `extended`.
 
@@ -29,10 +29,10 @@ CONNECTION_MASK = 0xFFFFFF
 """The bits of a connection id that name the connection; KVM's KVM_HYPERV_EVENTFD has the same limit."""
 
 HYPERCALL_PORT = 0xEC
-"""The I/O port of the user engine's hypercall page. Nothing on a PC answers there."""
+"""The I/O port of the user engine's hypercall page. No PC device uses it."""
 
 LISTENER_WAIT = 30.0
-"""Seconds a vCPU may wait for VMBus at its very first post. In use it is there long before."""
+"""Seconds a vCPU may wait for VMBus at its first HvPostMessage. In practice VMBus is ready long before."""
 
 _ENDBR64 = bytes.fromhex("f3 0f 1e fa")
 _OUT_AL = 0xE6
@@ -52,14 +52,14 @@ def page_code(port: int = HYPERCALL_PORT) -> bytes:
 
 
 def page_code_beside_kvm(kvm_page: bytes, port: int = HYPERCALL_PORT) -> bytes | None:
-    """A hypercall page for a KVM that answers extended calls itself with "no such call".
+    """The hypercall page for a KVM that does not pass on extended calls but answers "no such call" itself.
 
-    KVM's own call instruction for calls below 0x8000, ours for the others:
+    It uses KVM's own call instruction for calls below 0x8000, and OUT for the others:
 
         endbr64; test cx, cx; js 1f; vmmcall; ret; 1: out port, al; ret
 
-    CX holds the call's code. None if `kvm_page`, as KVM wrote it, is something else than its call instruction and a
-    return: then that has to stay.
+    CX holds the call's code. None if `kvm_page`, as KVM wrote it, is not just its call instruction and a return:
+    then the page must stay as it is.
     """
     instruction = kvm_page[:3]
     if instruction not in _CALL_INSTRUCTIONS or kvm_page[3] != _RET:
@@ -70,9 +70,9 @@ def page_code_beside_kvm(kvm_page: bytes, port: int = HYPERCALL_PORT) -> bytes |
 
 
 class Hypercalls:
-    """Decodes and answers calls, on the vCPU thread that made them.
+    """Decodes and handles hypercalls, on the vCPU thread that made them.
 
-    `signal(connection_id) -> bool` passes an event on; False if the connection is unknown.
+    `signal(connection_id) -> bool` delivers an event; False if the connection is unknown.
     """
 
     def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
@@ -83,10 +83,10 @@ class Hypercalls:
         self._listening = threading.Event()
 
     def listen(self, listener: MessageListener) -> None:
-        """Pass HvPostMessage on to `listener`.
+        """Set the receiver of HvPostMessage.
 
-        A vCPU that posts before there is one waits for it: VMBus is built while the guest boots, and a guest told
-        "no such connection" at its first contact would try an older version.
+        A vCPU that posts before this waits: VMBus is built while the guest boots, and a guest that gets "no such
+        connection" at its first contact would try an older version.
         """
         self._listener = listener
         self._listening.set()

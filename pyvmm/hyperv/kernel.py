@@ -1,14 +1,14 @@
-"""The kernel engine: KVM's own Hyper-V support answers, and we do what it leaves to user space.
+"""The kernel engine: KVM's own Hyper-V support, and the parts that it leaves to user space.
 
 Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/api.rst 4.94 and 5 (KVM_EXIT_HYPERV).
 
-    KVM_EXIT_HYPERV / SYNIC    the guest moved its message or event page, or switched its SynIC
+    KVM_EXIT_HYPERV / SYNIC    the guest moved its message or event page, or enabled or disabled its SynIC
     KVM_EXIT_HYPERV / HCALL    HvPostMessage, and HvSignalEvent for a connection without an eventfd
     KVM_HYPERV_EVENTFD         HvSignalEvent for a known connection becomes an eventfd that the loop waits for
     irqfd on a SINT route      raises the vector in the guest's SINT register, unless masked
     resample irqfd, same line  KVM writes to it at each EOM; no exit tells of EOM otherwise
-    MSR filter                 the crash registers: KVM keeps them but knows no panic text
-    hypercall page             code of ours, where KVM does not pass on extended calls (Linux before 6.3)
+    MSR filter                 the crash registers: KVM implements them, but without the panic text
+    hypercall page             replaced by ours where KVM does not pass on extended calls (Linux before 6.3)
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ NEEDED = (
     Cap.X86_USER_SPACE_MSR,
     Cap.X86_MSR_FILTER,
 )
-"""Without one of these the kernel engine cannot run."""
+"""Capabilities that the kernel engine needs."""
 
 FIRST_SINT_GSI = 24
-"""GSIs above the I/O APIC's pins: one a VP, for its VMBus SINT."""
+"""The first GSI above the I/O APIC's pins: from here on each VP has one, for its VMBus SINT."""
 
 
 _FEATURES_LEAF = 0x40000003
 
 
 def passes_extended_calls(kvm: Kvm) -> bool:
-    """Whether this KVM hands calls from 0x8001 on to user space.
+    """Whether this KVM passes hypercalls from 0x8001 on to user space.
 
     Linux 6.3 and later do, and list the privilege among those they support; older ones answer "no such call".
     """
@@ -72,10 +72,10 @@ def passes_extended_calls(kvm: Kvm) -> bool:
 
 
 class KernelEngine(Engine):
-    """Hyper-V in KVM. `base_routes` are the PC's own interrupt routes, which setting ours would drop.
+    """The engine that uses KVM's Hyper-V support. `base_routes`: the PC's interrupt routes, to keep beside ours.
 
-    `extended_calls_exit`: see `passes_extended_calls`. If they do not, the guest's hypercall page gets code of ours
-    (`hypercall.page_code_beside_kvm`) as soon as KVM has written its own.
+    `extended_calls_exit`: see `passes_extended_calls`. If False, the guest's hypercall page is overwritten with
+    `hypercall.page_code_beside_kvm` as soon as KVM has written its own.
     """
 
     name = "kernel"
@@ -197,7 +197,7 @@ class KernelEngine(Engine):
                 if value != getattr(self.synic.vps[vp], page):
                     try:
                         self.synic.set_page(vp, page, value)
-                    except GuestMemoryError as error:  # not RAM: KVM took the value all the same, we use no such page
+                    except GuestMemoryError as error:  # not RAM: KVM took the value all the same; we use no such page
                         if trace.msr_refused.on:
                             trace.msr_refused(vp, "write", exit.msr, str(error))
                         self.synic.set_page(vp, page, 0)

@@ -1,6 +1,6 @@
-"""What VMBus sees of the hypervisor, whichever engine runs.
+"""The interface between VMBus and the Hyper-V engine, the same for both engines.
 
-All of it belongs to the loop's thread, except the message listener (see `listen`).
+All calls are made on the loop's thread, except the message listener (see `listen`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MessageListener = Callable[[int, int, bytes], int]
 
 
 class Partition(Protocol):
-    """Messages and events of one virtual machine."""
+    """Messages and event signals between VMBus and the guest of one virtual machine."""
 
     vp_count: int
 
@@ -25,13 +25,13 @@ class Partition(Protocol):
         """
 
     def drop_messages(self, sint: int) -> None:
-        """Forget what is queued for `sint` on every VP. What lies in a slot stays until the guest frees it."""
+        """Drop the messages queued for `sint` on every VP. One that is in a slot stays until the guest frees it."""
 
     def signal_event(self, vp: int, sint: int, flag: int) -> bool:
-        """Set an event flag; interrupt if it was clear. False if the SynIC of `vp` is off: the event is lost."""
+        """Set an event flag; raise the interrupt if it was clear. False if the SynIC of `vp` is off (event lost)."""
 
     def listen(self, listener: MessageListener) -> None:
-        """Call `listener` for HvPostMessage, on a vCPU thread: it checks, posts to the loop, returns a status."""
+        """Set the receiver of HvPostMessage. It runs on vCPU threads: checks, posts to the loop, returns a status."""
 
     def connect_signal(self, connection_id: int, callback: Callable[[], None]) -> None:
         """Call `callback` on the loop's thread after HvSignalEvent on that connection (several may merge)."""

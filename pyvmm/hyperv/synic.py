@@ -38,7 +38,7 @@ from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
 NO_PAGE = PageMsr(0)
 
 MAX_QUEUED = 4096
-"""Messages kept for one SINT. VMBus bounds what a guest can ask for well below; past this somebody has a bug."""
+"""Messages queued for one SINT. VMBus bounds what a guest can cause well below this: reaching it is a bug of ours."""
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class _Message:
 
 @dataclass(slots=True)
 class VpSynic:
-    """The registers of one VP, as last told by the guest (user engine) or by KVM (kernel engine)."""
+    """The SynIC registers of one VP, as last written by the guest (user engine) or told by KVM (kernel engine)."""
 
     control: int = 1
     simp: PageMsr = NO_PAGE
@@ -60,9 +60,9 @@ class VpSynic:
 
 
 class Synic:
-    """All VPs' SynICs. `interrupt(vp, sint)` raises the SINT's vector; the engine knows how.
+    """The SynICs of all VPs. `interrupt(vp, sint)`, of the engine, raises the SINT's vector.
 
-    `masks_known` says whether `sints` holds what the guest wrote: the kernel engine never learns it.
+    `masks_known`: whether `sints` holds the values that the guest wrote; the kernel engine never learns them.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Synic:
         self._masks_known = masks_known
 
     def reset(self) -> None:
-        """Power-on state; queued messages are dropped."""
+        """Return to the power-on state; queued messages are dropped."""
         with self.lock:
             self.vps = [VpSynic() for _ in self.vps]
 
@@ -98,7 +98,7 @@ class Synic:
             trace.synic_page(vp, page, value)
 
     def post(self, vp: int, sint: int, type: int, payload: bytes, done: Callable[[int], None]) -> None:
-        """Queue a message and deliver what can be delivered. See Partition.post_message."""
+        """Queue a message, and deliver it if the slot is free. See Partition.post_message."""
         assert len(payload) <= MAX_PAYLOAD, f"message of {len(payload)} bytes"
         if vp >= len(self.vps):
             done(-errno.EINVAL)
@@ -113,13 +113,13 @@ class Synic:
         self.deliver(vp, sint)
 
     def drop(self, sint: int) -> None:
-        """Forget what is queued for `sint`."""
+        """Drop the messages queued for `sint`."""
         for vp in self.vps:
             vp.queues.pop(sint, None)
 
     @contained("SynIC")
     def retry(self, vp: int) -> None:
-        """The guest wrote EOM on `vp`, or changed its SynIC: deliver what waits."""
+        """Deliver queued messages. Called when the guest wrote EOM on `vp`, or changed its SynIC."""
         for sint, queue in list(self.vps[vp].queues.items()):
             if queue:
                 self.deliver(vp, sint)

@@ -1,11 +1,11 @@
-"""The user engine: all of Hyper-V in Python, on any KVM.
+"""The user engine: Hyper-V in Python, on any KVM.
 
-MSRs     an MSR filter denies the whole synthetic range, so every access leaves KVM as an exit, answered here.
-Calls    enabling HYPERCALL writes a stub into the guest's page whose OUT leaves KVM; registers are read and set.
-SINTs    KVM_SIGNAL_MSI with the vector the guest put into the SINT register.
-AutoEOI  cannot be done, and is not offered (cpuid.Hint.AUTO_EOI_DEPRECATED).
+MSRs     an MSR filter denies the whole synthetic range, so that every access is an exit, handled here.
+Calls    enabling HYPERCALL writes code into the guest's page whose OUT is an exit; registers are read and set.
+SINTs    KVM_SIGNAL_MSI with the vector in the guest's SINT register.
+AutoEOI  cannot be implemented, and is not offered (cpuid.Hint.AUTO_EOI_DEPRECATED).
 
-KVM knows none of these registers: what is to be saved of them is here, in plain objects.
+KVM has none of these registers: their whole state is here, in plain objects.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from pyvmm.memory import GuestMemory
 _TSC_MSR = 0x10
 _MSI_BASE = 0xFEE00000
 NEEDED = (Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER, Cap.SIGNAL_MSI, Cap.IRQCHIP, Cap.GET_TSC_KHZ)
-"""Without one of these the user engine cannot run."""
+"""Capabilities that the user engine needs."""
 
 
 class UserEngine(Engine):
-    """Hyper-V in user space. `invariant_tsc`: the host's TSC is stable, so the guest may keep its own clocksource."""
+    """The engine in user space. `invariant_tsc`: the host's TSC is stable, so the guest may use it as clocksource."""
 
     name = "user"
 
@@ -65,7 +65,7 @@ class UserEngine(Engine):
         return cpuid.leaves(self.offer, self.vp_count)
 
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
-        """Nothing: KVM knows nothing of this engine."""
+        """Do nothing: this engine needs no state in KVM."""
 
     def reset(self) -> None:
         super().reset()
@@ -114,7 +114,7 @@ class UserEngine(Engine):
             # The APIC id of a VP is its index (machine/cpu.py numbers them so).
             try:
                 self._vm.signal_msi(_MSI_BASE | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
-            except HostError as error:  # EPERM: the guest has switched its APICs off, so nobody takes it
+            except HostError as error:  # EPERM: the guest has switched its APICs off, so none takes it
                 if trace.interrupt_lost.on:
                     trace.interrupt_lost(vp, sint, value.vector, str(error))
 
@@ -204,7 +204,7 @@ class UserEngine(Engine):
         if self.hypercall_page.locked:
             return  # until reset
         if page.enable and not self.guest_os_id:
-            page = page.replace(enable=0)  # TLFS 3.13: the bit stays clear until the guest has said who it is
+            page = page.replace(enable=0)  # TLFS 3.13: the bit stays clear until GUEST_OS_ID is written
         if page.enable:
             try:
                 self.memory.write(page.gpa, hypercall.page_code())

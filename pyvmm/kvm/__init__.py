@@ -1,12 +1,13 @@
-"""python-kvm: /dev/kvm from Python. Stands alone: needs nothing of pyvmm but its HostError.
+"""python-kvm: a binding of /dev/kvm. Uses nothing of pyvmm but its HostError.
 
 A VM in four steps, which are this package in reading order:
 
-1. *Create.* `Kvm()` opens /dev/kvm (system.py), `create_vm()` makes an empty VM (vm.py): no memory, no CPU.
-2. *Memory.* `Vm.set_memory` lays a piece of this process's memory at a guest physical address.
-3. *Run.* `create_vcpu` makes a CPU (vcpu.py, its registers in state.py); `Vcpu.run` lets it execute guest code on
-   the real CPU until it needs us.
-4. *Exit.* `run` returns why (exits.py): a port, an address without memory, an MSR, a halt. Answer, run again.
+1. *Create.* `Kvm()` opens /dev/kvm (system.py), `create_vm()` creates an empty VM (vm.py): no memory, no CPU.
+2. *Memory.* `Vm.set_memory` maps a range of this process's memory at a guest physical address.
+3. *Run.* `create_vcpu` creates a virtual CPU (vcpu.py, its registers in state.py); `Vcpu.run` executes guest code on
+   the real CPU until the guest does something that user space must handle.
+4. *Exit.* `run` returns the exit reason (exits.py): a port access, an MMIO access, an MSR access, a halt. Handle it
+   and run again.
 
     with Kvm() as kvm, kvm.create_vm() as vm:
         vm.set_memory(0, gpa=0, size=0x10000, host_address=address)
@@ -19,10 +20,10 @@ A VM in four steps, which are this package in reading order:
                 case Hlt(): break
 
 `python -m pyvmm.kvm` does just that. Everything else is for speed (coalesced.py, eventfds, sync.py) and for
-interrupts (irq.py). abi.py and structs.py hold the kernel's numbers and layouts, caps.py the names of what a
-KVM can do, handle.py the one place where ioctls are made and their failures explained.
+interrupts (irq.py). abi.py and structs.py hold the kernel's numbers and layouts, caps.py the names of KVM's
+capabilities; handle.py issues all ioctls and explains their failures.
 
-Importing the package loads everything below; `from pyvmm.kvm import Kvm` is all a user needs.
+Importing the package loads all of its modules; `from pyvmm.kvm import Kvm` is enough to use it.
 """
 
 from pyvmm.kvm.abi import (

@@ -1,4 +1,4 @@
-"""A guest of thirteen bytes: it reads its name from port 0x10, greets, and halts. `python -m pyvmm.kvm`."""
+"""Demo, `python -m pyvmm.kvm`: a guest of thirteen bytes copies a text from port 0x10 to 0x3F8 and halts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyvmm.kvm import Hlt, IoIn, IoOut, Kvm
 RAM = 0x10000
 ENTRY = 0x1000
 
-# 16-bit code, as a CPU starts: copy port 0x10 to port 0x3F8 until a zero comes, then halt.
+# 16-bit code, the mode in which a CPU starts: copy port 0x10 to port 0x3F8 until a zero comes, then halt.
 CODE = bytes.fromhex(
     "BA F8 03"  # mov dx, 0x3f8
     "E4 10"  # again: in al, 0x10

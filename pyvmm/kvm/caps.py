@@ -1,4 +1,4 @@
-"""What a KVM can do, by name.
+"""Names of KVM's capabilities.
 
 Source: Linux include/uapi/linux/kvm.h, KVM_CAP_*; meanings in Documentation/virt/kvm/api.rst.
 """

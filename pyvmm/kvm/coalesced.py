@@ -1,13 +1,14 @@
-"""Writes the guest made without leaving: the ring KVM queues them in.
+"""The coalesced I/O ring, in which KVM queues guest writes instead of exiting to user space.
 
 Source: Linux include/uapi/linux/kvm.h, struct kvm_coalesced_mmio_ring; virt/kvm/coalesced_mmio.c.
 
     first          last          The VM has one ring, in a page that every vCPU's mmap shows.
-      v              v           KVM adds at `last`, we take at `first`. A full ring (one slot is kept free)
-    [ w ][ w ][ w ][   ][   ]    makes writes leave the guest again, so nothing is lost.
+      v              v           KVM adds at `last`, we take at `first`. While the ring is full (one slot is kept
+    [ w ][ w ][ w ][   ][   ]    free) each write is an exit again, so nothing is lost.
 
-A full ring can be emptied on the spot, as it is, and the guest goes on at once (`spill`). Sorting out what is in it
-costs ten times as much, and hardly more for a lot at a time.
+The vCPU thread that gets such an exit can copy the raw entries out of the full ring and resume the guest at once
+(`drain_overflow`). Decoding the entries costs ten times as much as the copy, and hardly more for many at a time: that
+is left to `drain`.
 
 Pitfall: KVM counts the room left as (first - last - 1) % 170 in unsigned 32-bit arithmetic, and 170 does not divide
 2^32. So the ring is full at 85 entries already, of 170, unless `last` has gone round the end since `first`.
@@ -28,12 +29,12 @@ _ENTRY: Final = Struct("<QIIQ")  # address; length; pio; data
 _ENTRY_SIZE: Final = _ENTRY.size
 _DATA: Final = CoalescedEntry.data.offset
 SPILLED_LIMIT: Final = 64 << 10
-"""Bytes of entries that may be spilled between two drains: sixteen full rings, some 2,500 writes."""
+"""Bytes of raw entries copied out of a full ring between two drains: sixteen full rings, some 2,500 writes."""
 
 
 class CoalescedWrite(NamedTuple):
-    """Queued writes to one place, one after another: `data` is theirs, `size` bytes each. `pio`: `addr` is a port,
-    else a guest physical address.
+    """Consecutive queued writes to one address: `data` holds `size` bytes of each. `pio`: `addr` is a port, else a
+    guest physical address.
     """
 
     addr: int
@@ -43,10 +44,10 @@ class CoalescedWrite(NamedTuple):
 
 
 class CoalescedRing:
-    """The VM's ring. Any thread may drain it; the lock keeps each write from being taken twice.
+    """The VM's coalesced I/O ring. Any thread may drain it; the lock keeps each write from being taken twice.
 
-    Writes taken by different threads have no order among them: who cares about order (a serial port) handles
-    them under its own lock, taken before draining.
+    Writes taken by different threads have no order among them. A device that needs the order (a serial port) takes
+    a lock of its own before it drains, and handles the writes under it.
     """
 
     def __init__(self, shared: mmap, offset: int) -> None:
@@ -57,13 +58,13 @@ class CoalescedRing:
         self._head = self._view[offset : offset + RING_HEAD_SIZE].cast("I")  # first, last
 
     def release(self) -> None:
-        """Let go of the shared page so that it can be unmapped."""
+        """Release the view of the shared page, so that the page can be unmapped."""
         with self._lock:
             self._head.release()
             self._view.release()
 
     def drain(self) -> list[CoalescedWrite]:
-        """Take all that is queued, oldest first."""
+        """Remove and return all queued writes, oldest first."""
         head = self._head
         if head[0] == head[1] and not self._spilled:
             return []
@@ -73,8 +74,9 @@ class CoalescedRing:
         return _in_runs(taken)
 
     def spill(self, addr: int, byte: int, *, pio: bool) -> bool:
-        """Take a byte written to `addr` that found the ring full, and all before it, for the next `drain`. Whether
-        that was done: when much was spilled already, whoever drains shall come first.
+        """Copy the entries of a full ring, and the `byte` written to `addr` that found it full, for the next `drain`.
+
+        Returns False, and does nothing, if OVERFLOW_LIMIT is reached: then a `drain` is due first.
         """
         with self._lock:
             if len(self._spilled) >= SPILLED_LIMIT:
@@ -84,7 +86,7 @@ class CoalescedRing:
         return True
 
     def _take(self) -> None:
-        """Move the ring's entries to what was spilled."""
+        """Move the ring's raw entries to the overflow buffer."""
         head = self._head
         # KVM publishes `last` after the entry (smp_wmb in coalesced_mmio_write); x86 keeps our loads in order.
         first, last = head[0] % RING_ENTRIES, head[1] % RING_ENTRIES
@@ -99,7 +101,7 @@ class CoalescedRing:
 
 
 def _in_runs(entries: bytearray) -> list[CoalescedWrite]:
-    """Ring entries as writes. A console's line is one run of a hundred: no Python for each byte of it."""
+    """Decode ring entries. A run of writes to one address (a console's line is a hundred) becomes one object."""
     if len(entries) == _ENTRY_SIZE:  # an index port before its data: a third of the work below
         addr, size, pio, word = _ENTRY.unpack(entries)
         size = min(size, 8)

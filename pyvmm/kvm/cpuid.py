@@ -1,4 +1,4 @@
-"""CPUID tables as KVM hands them out and takes them.
+"""CPUID tables in the layout of KVM_GET_SUPPORTED_CPUID and KVM_SET_CPUID2.
 
 Source: Linux arch/x86/include/uapi/asm/kvm.h, struct kvm_cpuid2, struct kvm_cpuid_entry2.
 """
@@ -22,7 +22,7 @@ _MOST: Final = 4096
 
 @dataclass(slots=True)
 class CpuidEntry:
-    """What CPUID answers for one leaf. `flags` bit 0: `index` (ECX) counts too."""
+    """The result of CPUID for one leaf. `flags` bit 0: the entry is for subleaf `index` (ECX) only."""
 
     function: int
     index: int = 0
@@ -56,7 +56,7 @@ def unpack_cpuid(table: bytearray) -> list[CpuidEntry]:
 
 
 def read_cpuid(handle: Handle, op: Op) -> list[CpuidEntry]:
-    """Ask `handle` for a CPUID table, with more room until it fits."""
+    """Read a CPUID table from `handle`; doubles the buffer until the table fits."""
     room = _FIRST_GUESS
     while True:
         table = bytearray(_HEAD.size + _ENTRY.size * room)

@@ -1,11 +1,10 @@
-"""Why a vCPU came back from KVM_RUN, as small objects to match on.
+"""VM exits: the reason for which KVM_RUN returned, as small objects to match on.
 
 Source: Linux include/uapi/linux/kvm.h, struct kvm_run.
 
 `decode` reads the shared kvm_run page right after KVM_RUN. An exit that asks for something (a port read, an
-MSR read, a hypercall) has methods that write the answer into that page; KVM picks it up in the next KVM_RUN.
-So answer before running the vCPU again, on the thread that runs it. An unanswered read gives the guest
-whatever the page held.
+MSR read, a hypercall) has methods that write the answer into that page; KVM reads it in the next KVM_RUN.
+Answer on the vCPU's thread, before it runs again. A read without an answer gives the guest whatever the page held.
 
     guest: in al, 0x60 --> KVM_RUN returns --> IoIn(port=0x60, size=1) --> .reply(b"\x1c") --> run() --> AL = 0x1c
 """
@@ -73,7 +72,7 @@ class IoIn:
 
 @dataclass(slots=True)
 class MmioRead:
-    """The guest reads `size` bytes where no memory is. Answer with `reply`."""
+    """The guest reads `size` bytes at an address without memory. Answer with `reply`."""
 
     NAME: ClassVar[str] = "MmioRead"
     gpa: int
@@ -89,7 +88,7 @@ class MmioRead:
 
 @dataclass(slots=True)
 class MmioWrite:
-    """The guest wrote `data` where no memory is."""
+    """The guest wrote `data` to an address without memory."""
 
     NAME: ClassVar[str] = "MmioWrite"
     gpa: int
@@ -112,7 +111,7 @@ class Shutdown:
 
 @dataclass(slots=True)
 class FailEntry:
-    """The CPU refused to enter the guest; `reason` is the hardware's."""
+    """The CPU refused to enter the guest; `reason` is the hardware's code."""
 
     NAME: ClassVar[str] = "FailEntry"
     reason: int
@@ -129,7 +128,7 @@ class InternalError:
 
     @property
     def instruction(self) -> bytes:
-        """The bytes at RIP, if KVM told them (emulation failures on newer kernels), else empty."""
+        """The bytes at RIP, if KVM reports them (emulation failures on newer kernels), else empty."""
         if self.suberror != 1 or len(self.data) < 3 or not self.data[0] & 1:
             return b""
         raw = self.data[1].to_bytes(8, "little") + self.data[2].to_bytes(8, "little")
@@ -138,7 +137,7 @@ class InternalError:
 
 @dataclass(slots=True)
 class SystemEvent:
-    """Reset, shutdown or crash asked for by a means KVM handles itself (`abi.SystemEventType`)."""
+    """The guest asked KVM for a reset, a shutdown or a crash (`abi.SystemEventType`)."""
 
     NAME: ClassVar[str] = "SystemEvent"
     type: int
@@ -147,7 +146,7 @@ class SystemEvent:
 
 @dataclass(slots=True)
 class Rdmsr:
-    """The guest reads an MSR that was left to us; `reason` is one `abi.MsrExitReason`."""
+    """The guest reads an MSR that KVM leaves to user space; `reason` is one `abi.MsrExitReason`."""
 
     NAME: ClassVar[str] = "Rdmsr"
     index: int
@@ -166,7 +165,7 @@ class Rdmsr:
 
 @dataclass(slots=True)
 class Wrmsr:
-    """The guest writes an MSR that was left to us. Unanswered means accepted."""
+    """The guest writes an MSR that KVM leaves to user space. Without an answer the write succeeds."""
 
     NAME: ClassVar[str] = "Wrmsr"
     index: int
@@ -185,7 +184,7 @@ class Wrmsr:
 
 @dataclass(slots=True)
 class HypervSynic:
-    """The guest wrote SCONTROL, SIEFP or SIMP (`msr`); all three values as they are now."""
+    """The guest wrote SCONTROL, SIEFP or SIMP (`msr`); holds the values of all three now."""
 
     NAME: ClassVar[str] = "HypervSynic"
     msr: int
@@ -196,7 +195,7 @@ class HypervSynic:
 
 @dataclass(slots=True)
 class HypervHcall:
-    """A Hyper-V hypercall left to us. `input` is the control word; `params` RDX and R8 (or input and output GPA)."""
+    """A Hyper-V hypercall for user space. `input`: control word; `params`: RDX and R8 (or input and output GPA)."""
 
     NAME: ClassVar[str] = "HypervHcall"
     input: int
@@ -204,13 +203,13 @@ class HypervHcall:
     _run: mmap = field(repr=False, compare=False)
 
     def reply(self, result: int) -> None:
-        """Set the 64-bit result word, status in its low 16 bits. KVM moves RIP on in the next KVM_RUN."""
+        """Set the 64-bit result word, status in its low 16 bits. KVM advances RIP in the next KVM_RUN."""
         _U64.pack_into(self._run, _HYPERV_RESULT_AT, result)
 
 
 @dataclass(slots=True)
 class Hypercall:
-    """A KVM hypercall left to us by KVM_CAP_EXIT_HYPERCALL."""
+    """A KVM hypercall for user space, by KVM_CAP_EXIT_HYPERCALL."""
 
     NAME: ClassVar[str] = "Hypercall"
     number: int
@@ -219,7 +218,7 @@ class Hypercall:
     _run: mmap = field(repr=False, compare=False)
 
     def reply(self, result: int) -> None:
-        """Set what the guest gets in RAX."""
+        """Set the guest's RAX."""
         _U64.pack_into(self._run, _HYPERCALL_RESULT_AT, result)
 
 
@@ -236,14 +235,14 @@ class Debug:
 
 @dataclass(slots=True)
 class IrqWindowOpen:
-    """The guest can take an interrupt now, as asked by request_interrupt_window."""
+    """The guest can take an interrupt now; requested by `Vcpu.request_interrupt_window`."""
 
     NAME: ClassVar[str] = "IrqWindowOpen"
 
 
 @dataclass(slots=True)
 class IoapicEoi:
-    """The guest ended a level interrupt of a user-space I/O APIC (split irqchip)."""
+    """The guest sent the EOI of a level interrupt of a user-space I/O APIC (split irqchip)."""
 
     NAME: ClassVar[str] = "IoapicEoi"
     vector: int
@@ -251,7 +250,7 @@ class IoapicEoi:
 
 @dataclass(slots=True)
 class TprAccess:
-    """The guest touched the task priority register while its reporting is on."""
+    """The guest accessed the task priority register while TPR reporting is on."""
 
     NAME: ClassVar[str] = "TprAccess"
     rip: int
@@ -260,14 +259,14 @@ class TprAccess:
 
 @dataclass(slots=True)
 class Interrupted:
-    """KVM_RUN was left by a signal or `immediate_exit`, or a waiting vCPU got an event. Nothing to answer."""
+    """KVM_RUN returned because of a signal or `immediate_exit`, or a waiting vCPU got an event. Needs no answer."""
 
     NAME: ClassVar[str] = "Interrupted"
 
 
 @dataclass(slots=True)
 class Unknown:
-    """An exit this library does not decode; `hardware` is the CPU's own reason if KVM knew none either."""
+    """An exit that this library does not decode; `hardware` is the CPU's own reason if KVM gave none."""
 
     NAME: ClassVar[str] = "Unknown"
     reason: int

@@ -1,4 +1,4 @@
-"""A file descriptor of KVM: system, VM or vCPU. One place where ioctls are made and their failures explained."""
+"""KVM's file descriptors (system, VM, vCPU): the only place that issues ioctls and explains their failures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _CAUSES: dict[tuple[Op | None, int], str] = {
 
 
 class KvmError(HostError):
-    """KVM refused a request. `op` and `errno` are there for callers that can do without it."""
+    """An ioctl that KVM refused. Callers that have a fallback look at `op` and `errno`."""
 
     def __init__(self, op: Op, where: str, about: str, number: int) -> None:
         self.op = op
@@ -122,7 +122,7 @@ class Handle:
         return self._fd < 0
 
     def close(self) -> None:
-        """Give the file descriptor back."""
+        """Close the file descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -136,9 +136,9 @@ class Handle:
         self.close()
 
     def ioctl(self, op: Op, argument: Argument = 0, about: str = "") -> int:
-        """Make a request and return its non-negative result; structures and bytearrays are changed in place.
+        """Issue the ioctl and return its non-negative result; structures and bytearrays are changed in place.
 
-        Gives up the GIL while in the kernel, whatever the argument. Raises KvmError with `about` in its text.
+        Releases the GIL while in the kernel, whatever the argument. Raises KvmError with `about` in its text.
         """
         fd = self.fd
         try:
@@ -159,7 +159,7 @@ class Handle:
 
 
 def _big_ioctl(fd: int, op: Op, argument: int) -> int:
-    """ioctl by libc, for 64-bit arguments and for structures that fcntl.ioctl would pass under the GIL."""
+    """ioctl(2) through libc: for 64-bit arguments, and for structures during which fcntl.ioctl would keep the GIL."""
     result: int = _libc_ioctl(fd, op, argument)
     if result < 0:
         raise OSError(ctypes.get_errno(), "ioctl")
@@ -167,7 +167,7 @@ def _big_ioctl(fd: int, op: Op, argument: int) -> int:
 
 
 def enable_cap(handle: Handle, cap: Cap, args: tuple[int, ...]) -> None:
-    """Turn a capability on for a VM or vCPU, with up to four arguments."""
+    """Enable a capability of a VM or vCPU, with up to four arguments (KVM_ENABLE_CAP)."""
     request = EnableCap(cap=int(cap))
     request.args[: len(args)] = args
     handle.ioctl(Op.ENABLE_CAP, request, " ".join([cap.name, *map(hex, args)]))

@@ -1,4 +1,4 @@
-"""Where an interrupt line goes: to a pin of an interrupt controller, to an MSI, or to a Hyper-V SINT.
+"""Interrupt routes: an interrupt line (GSI) goes to a pin of an interrupt controller, an MSI, or a Hyper-V SINT.
 
 Source: Linux include/uapi/linux/kvm.h, struct kvm_irq_routing_entry.
 """
@@ -21,7 +21,7 @@ _IOAPIC_PINS: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class IrqRoute:
-    """One entry of the routing table: raising line `gsi` does what `type` and `words` say."""
+    """One entry of the interrupt routing table: the target of line `gsi`."""
 
     gsi: int
     type: RouteType
@@ -29,17 +29,17 @@ class IrqRoute:
 
     @classmethod
     def irqchip(cls, gsi: int, chip: IrqchipId, pin: int) -> Self:
-        """To a pin of the in-kernel PICs or I/O APIC."""
+        """A route to a pin of the in-kernel PICs or I/O APIC."""
         return cls(gsi, RouteType.IRQCHIP, (chip, pin, 0, 0))
 
     @classmethod
     def msi(cls, gsi: int, address: int, data: int) -> Self:
-        """To a local APIC: what a device would write (`data`) and where (`address`)."""
+        """A route to a local APIC by MSI: the `address` and `data` that a device would write."""
         return cls(gsi, RouteType.MSI, (address & 0xFFFFFFFF, address >> 32, data, 0))
 
     @classmethod
     def hv_sint(cls, gsi: int, vp_index: int, sint: int) -> Self:
-        """To a synthetic interrupt source of a vCPU; its vector is what the guest put into that SINT."""
+        """A route to a synthetic interrupt source of a VP; its vector is the one in the guest's SINT register."""
         return cls(gsi, RouteType.HV_SINT, (vp_index, sint, 0, 0))
 
 
@@ -53,7 +53,7 @@ def pack_routes(routes: Sequence[IrqRoute]) -> bytearray:
 
 
 def pc_routes() -> list[IrqRoute]:
-    """The routing a PC has and KVM_CREATE_IRQCHIP sets up: lines 0-15 to the PICs, 0-23 to the I/O APIC.
+    """The routes of a PC, as KVM_CREATE_IRQCHIP sets them up: lines 0-15 to the PICs, 0-23 to the I/O APIC.
 
     `set_routes` replaces the whole table, so begin with these. As in KVM, line n goes to I/O APIC pin n
     (the PIT's line 0 included; QEMU moves that one to pin 2 and says so in the MADT, KVM's PIT does not).

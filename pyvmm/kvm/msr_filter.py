@@ -1,4 +1,4 @@
-"""Which MSR accesses KVM hands to user space instead of answering them itself.
+"""MSR filters: which MSR accesses KVM hands to user space instead of handling them itself.
 
 Source: Linux arch/x86/include/uapi/asm/kvm.h, struct kvm_msr_filter.
 
@@ -26,7 +26,7 @@ from pyvmm.kvm.structs import MsrFilterStruct
 
 @dataclass(frozen=True, slots=True)
 class MsrRange:
-    """A run of MSRs from `base`, one bit each in `bitmap` (1 = KVM handles it), for reads, writes or both."""
+    """A range of MSRs from `base`, one bit each in `bitmap` (1 = KVM handles it), for reads, writes or both."""
 
     base: int
     count: int
@@ -36,14 +36,14 @@ class MsrRange:
 
     @classmethod
     def deny(cls, base: int, count: int = 1, *, read: bool = True, write: bool = True) -> Self:
-        """All of them to user space."""
+        """A range whose accesses all go to user space."""
         return cls(base, count, bytes((count + 7) // 8), read, write)
 
     @classmethod
     def deny_only(
         cls, indices: Iterable[int], base: int, count: int, *, read: bool = True, write: bool = True
     ) -> Self:
-        """Of the run, only `indices` to user space."""
+        """A range of which only the accesses to `indices` go to user space."""
         bitmap = bytearray(b"\xff" * ((count + 7) // 8))
         for index in indices:
             byte, bit = divmod(index - base, 8)
@@ -54,7 +54,7 @@ class MsrRange:
 def build_filter(
     ranges: Sequence[MsrRange], *, default_deny: bool = False
 ) -> tuple[MsrFilterStruct, list[ctypes.Array[ctypes.c_char]]]:
-    """struct kvm_msr_filter and the bitmaps it points to, which must live as long as the request."""
+    """Build struct kvm_msr_filter and the bitmaps it points to, which must live until the ioctl has returned."""
     if len(ranges) > MSR_FILTER_MAX_RANGES:
         raise HostError(f"KVM takes {MSR_FILTER_MAX_RANGES} MSR ranges, not {len(ranges)}")
     result = MsrFilterStruct(flags=MSR_FILTER_DEFAULT_DENY if default_deny else 0)

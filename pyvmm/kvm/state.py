@@ -1,4 +1,4 @@
-"""What a vCPU is made of: registers, MSRs, CPUID, APIC, FPU, pending events. All of it can be saved and restored."""
+"""The state of a vCPU: registers, MSRs, CPUID, APIC, FPU, pending events. All of it can be saved and restored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _XSAVE_SIZE: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Where a guest virtual address leads."""
+    """The translation of a guest virtual address."""
 
     gpa: int
     writable: bool
@@ -33,10 +33,10 @@ class Translation:
 
 
 class VcpuState(Handle):
-    """The state half of `Vcpu`. Getters return copies: change one and assign it back.
+    """The state of a vCPU, as a base class of `Vcpu`. Getters return copies: change one and assign it back.
 
-    Only for the thread that runs the vCPU, or while it is known to be stopped: KVM makes others wait until
-    the vCPU leaves the guest.
+    Only for the thread that runs the vCPU, or while it is known to be stopped: in KVM other threads block until the
+    vCPU has left the guest.
     """
 
     def __init__(self, fd: int, where: str, vm: Vm) -> None:
@@ -86,7 +86,7 @@ class VcpuState(Handle):
 
     @xsave.setter
     def xsave(self, value: bytes) -> None:
-        size = max(self._vm.check(Cap.XSAVE2), _XSAVE_SIZE)  # KVM reads that much, whatever we have
+        size = max(self._vm.check(Cap.XSAVE2), _XSAVE_SIZE)  # KVM reads a full area, whatever the length here
         if len(value) != size:
             raise HostError(f"an XSAVE area of {len(value)} bytes for {self.where}; this host has {size}")
         self.ioctl(Op.SET_XSAVE, bytearray(value), f"{len(value)} bytes")
@@ -105,7 +105,7 @@ class VcpuState(Handle):
 
     @property
     def events(self) -> structs.VcpuEvents:
-        """Exceptions, interrupts and NMIs about to be delivered."""
+        """Pending exceptions, interrupts and NMIs."""
         value = structs.VcpuEvents()
         self.ioctl(Op.GET_VCPU_EVENTS, value)
         return value
@@ -116,7 +116,7 @@ class VcpuState(Handle):
 
     @property
     def mp_state(self) -> MpState:
-        """Whether it runs, halts, or waits for INIT or SIPI."""
+        """The multiprocessing state: running, halted, or waiting for INIT or SIPI."""
         value = structs.MpStateStruct()
         self.ioctl(Op.GET_MP_STATE, value)
         return MpState(value.mp_state)
@@ -190,23 +190,23 @@ class VcpuState(Handle):
         return done
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
-        """What CPUID shall answer. Before the first run, and before MSRs that depend on it."""
+        """Set the CPUID table. Before the first run, and before MSRs that depend on it."""
         self.ioctl(Op.SET_CPUID2, pack_cpuid(entries), f"{len(entries)} entries")
 
     def get_cpuid(self) -> list[CpuidEntry]:
-        """What CPUID answers."""
+        """The vCPU's CPUID table."""
         return read_cpuid(self, Op.GET_CPUID2)
 
     def supported_hv_cpuid(self) -> list[CpuidEntry]:
-        """The Hyper-V leaves KVM can stand for on this vCPU. Needs Cap.HYPERV_CPUID."""
+        """The Hyper-V CPUID leaves that KVM implements for this vCPU. Needs Cap.HYPERV_CPUID."""
         return read_cpuid(self, Op.GET_SUPPORTED_HV_CPUID)
 
     def enable_cap(self, cap: Cap, *args: int) -> None:
-        """Turn a capability on for this vCPU."""
+        """Enable a capability of this vCPU."""
         enable_cap(self, cap, args)
 
     def set_guest_debug(self, control: GuestDebugFlag, debugreg: Sequence[int] = ()) -> None:
-        """Single step or break for the host; `debugreg` as the CPU has them: 0-3 addresses, 7 control."""
+        """Set single stepping and breakpoints of the host; `debugreg` as in the CPU: 0-3 addresses, 7 control."""
         request = structs.GuestDebug(control=int(control))
         request.debugreg[: len(debugreg)] = tuple(debugreg)
         self.ioctl(Op.SET_GUEST_DEBUG, request, f"{control!r}")
@@ -220,7 +220,7 @@ class VcpuState(Handle):
         return Translation(request.physical_address, bool(request.writeable), bool(request.usermode))
 
     def nmi(self) -> None:
-        """Raise a non-maskable interrupt. Any thread may."""
+        """Raise a non-maskable interrupt. From any thread."""
         self.ioctl(Op.NMI)
 
     def interrupt(self, vector: int) -> None:

@@ -1,4 +1,4 @@
-"""Registers shared through the kvm_run page, read and written without a system call.
+"""Synchronised registers: vCPU registers in the kvm_run page, read and written without a system call.
 
 Source: Linux Documentation/virt/kvm/api.rst, KVM_CAP_SYNC_REGS; struct kvm_sync_regs.
 
@@ -42,7 +42,7 @@ class SyncRegs:
         return SyncReg(self._vm.check(Cap.SYNC_REGS) & (SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS))
 
     def enable(self, wanted: SyncReg = SyncReg.REGS) -> None:
-        """Have KVM write these classes on every exit (replaces an earlier choice)."""
+        """Choose the classes that KVM writes on every exit (replaces an earlier choice)."""
         missing = wanted & ~self.supported()
         if missing:
             raise HostError(f"this KVM cannot share {missing!r} through kvm_run (KVM_CAP_SYNC_REGS)")
@@ -55,11 +55,11 @@ class SyncRegs:
 
     @property
     def dirty(self) -> SyncReg:
-        """The classes KVM will take over at the next run."""
+        """The classes that KVM reads from the page at the next run."""
         return SyncReg(self._flags[1])
 
     def mark_dirty(self, changed: SyncReg = SyncReg.REGS) -> None:
-        """Have KVM take these classes from the page at the next run."""
+        """Have KVM read these classes from the page at the next run."""
         self._flags[1] |= int(changed)
 
     @property
@@ -70,7 +70,7 @@ class SyncRegs:
         return self._valid_dirty
 
     def release(self) -> None:
-        """Let go of the page so that it can be unmapped. The views are copies from then on."""
+        """Release the page so that it can be unmapped. The views are copies from then on."""
         self.regs, self.sregs, self.events = Regs(), Sregs(), VcpuEvents()
         self._area = None
         self._valid_dirty.release()

@@ -1,4 +1,4 @@
-"""/dev/kvm itself: what this KVM can do, and the making of VMs."""
+"""/dev/kvm itself: KVM's capabilities, supported CPUID and MSRs, and the creation of VMs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OPEN_CAUSES: Final = {
 
 
 class Kvm(Handle):
-    """The KVM of this host. A context manager; VMs made from it stay open when it closes."""
+    """The KVM of this host, an open /dev/kvm. A context manager; VMs created by it stay open when it closes."""
 
     def __init__(self, path: str = "/dev/kvm") -> None:
         """Open the device. Raises HostError with what would fix it."""
@@ -53,11 +53,11 @@ class Kvm(Handle):
 
     @property
     def api_version(self) -> int:
-        """12 since Linux 2.6.22, and to stay."""
+        """The version of KVM's API: 12 since Linux 2.6.22, and fixed."""
         return self.ioctl(Op.GET_API_VERSION)
 
     def check(self, cap: Cap) -> int:
-        """What KVM answers about a capability; 0 if it lacks it."""
+        """The value of a capability (KVM_CHECK_EXTENSION); 0 if this KVM lacks it."""
         return self.ioctl(Op.CHECK_EXTENSION, int(cap), cap.name)
 
     @cached_property
@@ -66,7 +66,7 @@ class Kvm(Handle):
         return self.ioctl(Op.GET_VCPU_MMAP_SIZE)
 
     def create_vm(self, type: int = 0) -> Vm:
-        """A VM without memory or vCPUs."""
+        """Create a VM without memory or vCPUs."""
         while True:
             try:
                 return Vm(self.ioctl(Op.CREATE_VM, type), self.vcpu_mmap_size)
@@ -75,11 +75,11 @@ class Kvm(Handle):
                     raise
 
     def supported_cpuid(self) -> list[CpuidEntry]:
-        """What CPUID can say in a guest here. Holds KVM's own leaves 0x40000000 and 0x40000001 too."""
+        """The CPUID table that guests can have on this host, KVM's own leaves 0x40000000 and 0x40000001 included."""
         return read_cpuid(self, Op.GET_SUPPORTED_CPUID)
 
     def supported_hv_cpuid(self) -> list[CpuidEntry]:
-        """The Hyper-V leaves this KVM can stand for. Needs Cap.SYS_HYPERV_CPUID (else ask a vCPU)."""
+        """The Hyper-V CPUID leaves that this KVM implements. Needs Cap.SYS_HYPERV_CPUID (else ask a vCPU)."""
         return read_cpuid(self, Op.GET_SUPPORTED_HV_CPUID)
 
     def msr_index_list(self) -> list[int]:
@@ -87,7 +87,7 @@ class Kvm(Handle):
         return self._msr_list(Op.GET_MSR_INDEX_LIST)
 
     def msr_feature_index_list(self) -> list[int]:
-        """The MSRs that tell what this host's CPU and KVM can do. Needs Cap.GET_MSR_FEATURES."""
+        """The MSRs that report features of this host's CPU and KVM. Needs Cap.GET_MSR_FEATURES."""
         return self._msr_list(Op.GET_MSR_FEATURE_INDEX_LIST)
 
     def _msr_list(self, op: Op) -> list[int]:

@@ -1,4 +1,4 @@
-"""A virtual CPU: running it, stopping it from outside, and the page it shares with the kernel."""
+"""A virtual CPU: running it, stopping it from another thread, and the kvm_run page that it shares with the kernel."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ _MMIO: Final = int(ExitReason.MMIO)
 
 
 def _port_key(direction: int, port: int) -> int:
-    """What the first word says of one byte read from or written to `port`."""
+    """The first word of the exit data for a one-byte read from or write to `port`."""
     (key,) = unpack("<Q", pack("<BBHI", direction, 1, port, 1))
     return int(key)
 
 
 class Switch(Protocol):
-    """Something that is on or off, as a trace event is."""
+    """An object with an `on` flag, such as a trace event."""
 
     on: bool
 
 
 class Vcpu(VcpuState):
-    """A vCPU. Made by `Vm.create_vcpu`; one thread runs it, and only that thread touches its state.
+    """A vCPU. Created by `Vm.create_vcpu`; one thread runs it, and only that thread touches its state.
 
-    The state (registers, MSRs, APIC, ...) is in `VcpuState`, where this class gets it from.
+    The state (registers, MSRs, APIC, ...) is in the base class `VcpuState`.
     """
 
     def __init__(self, fd: int, id: int, mmap_size: int, vm: Vm) -> None:
@@ -68,24 +68,24 @@ class Vcpu(VcpuState):
             super().close()
             raise HostError(f"mmap of vcpu {id}'s kvm_run ({mmap_size} bytes): {error.strerror}") from None
         self.sync = SyncRegs(self.shared, vm)
-        self.answered: Counter[str] = Counter()  # exits that `run` answered by itself, by their NAME
+        self.answered: Counter[str] = Counter()  # exits that the fast paths answered, by their NAME
         self._words = memoryview(self.shared).cast("Q")
         self._polled: dict[int, tuple[Sequence[int], Switch]] = {}
         self._spills: dict[tuple[int, int], tuple[int, Switch]] = {}  # by exit reason and the exit's first word
 
     def close(self) -> None:
-        """Unmap and close. Not while a thread runs it."""
+        """Unmap the kvm_run page and close the vCPU. Not while a thread runs it."""
         if not self.closed:
             self.sync.release()
             self._words.release()
-            with suppress(BufferError):  # someone keeps a view of a register: then it goes when the view does
+            with suppress(BufferError):  # a view of a register still exists: the page is unmapped when the view goes
                 self.shared.close()
         super().close()
 
     def run(self) -> Exit:
-        """Run the guest until it needs us. A signal or `immediate_exit` comes back as Interrupted.
+        """Run the guest until an exit that user space must handle. A signal or `immediate_exit` gives Interrupted.
 
-        An exit that asks for something is to be answered by its methods before the next `run`.
+        An exit that asks for something must be answered by its methods before the next `run`.
         """
         fd = self._fd
         try:
@@ -101,7 +101,7 @@ class Vcpu(VcpuState):
         return decode(self.shared)
 
     def _answered(self) -> bool:
-        """Answer an exit that needs no `Exit`, and say so: see `answer_polls` and `spill_writes`."""
+        """Handle the exit on a fast path, without an `Exit` object, if it has one; returns whether it has."""
         words, reason = self._words, self.shared[_REASON_AT]
         what = words[_EXIT_AT]
         if reason == _IO and what in self._polled:
@@ -125,28 +125,31 @@ class Vcpu(VcpuState):
         return True
 
     def answer_polls(self, port: int, answer: Sequence[int], unless: Switch) -> None:
-        """Let `run` answer single-byte reads of `port` by itself with `answer[0]`, while that is not 0.
+        """Register a fast path for polled reads: `run` answers one-byte reads of `port` with `answer[0]`, unless it
+        is 0.
 
-        For a status register that a guest reads over and over: the way through `Exit` and its handler costs several
-        times as much. The owner of `answer` changes it as the register changes; reading must have no side effect.
-        While `unless` is on, such reads are exits as all others.
+        For a status register that a guest polls: decoding an `Exit` and calling its handler costs several times as
+        much. The owner of `answer` updates it whenever the register changes; reading must have no side effect.
+        While `disabled_by` is on, such reads are ordinary exits.
         """
         self._polled[_port_key(_IN, port)] = answer, unless
 
     def spill_writes(self, addr: int, unless: Switch, *, pio: bool = False) -> None:
-        """Let `run` take single-byte writes to a coalesced address by itself when KVM's queue is full: they, and what
-        is in the queue, are in the next `Vm.drain_coalesced`. Now and then one is an exit all the same, so that
-        somebody drains. While `unless` is on, all are.
+        """Register a fast path for one-byte writes to a coalesced address that find KVM's ring full.
+
+        `run` empties the ring into the overflow buffer and adds the write; `Vm.drain_coalesced` returns them later.
+        When the buffer is full, the write is an ordinary exit, whose handler drains. While `disabled_by` is on, all
+        are.
         """
         key = (_IO, _port_key(_OUT, addr)) if pio else (_MMIO, addr)
         self._spills[key] = addr, unless
 
     @property
     def immediate_exit(self) -> bool:
-        """Whether the next (or, with a signal, the current) run comes back at once. Any thread may set it.
+        """Whether the next (or, with a signal, the current) run returns at once. Any thread may set it.
 
         It stays set until cleared. A vCPU that is in the guest already notices only after a signal to its
-        thread: set this, then signal; so a vCPU just about to enter does not miss it.
+        thread: set this first, then signal, so that a vCPU about to enter the guest does not miss it.
         """
         return bool(self._shared()[abi.RUN_IMMEDIATE_EXIT])
 
@@ -180,7 +183,7 @@ class Vcpu(VcpuState):
         self.ioctl(Op.SET_SIGNAL_MASK, bytearray(pack("<IQ", _KERNEL_SIGSET_SIZE, bits)), names)
 
     def drain_coalesced(self) -> list[CoalescedWrite]:
-        """The VM's queued writes: see `Vm.drain_coalesced`."""
+        """Remove and return the VM's queued writes: see `Vm.drain_coalesced`."""
         return self._vm.drain_coalesced()
 
     def _shared(self) -> mmap.mmap:

@@ -1,4 +1,4 @@
-"""A virtual machine: memory slots, interrupt controllers and lines, eventfds, clock, and the making of vCPUs."""
+"""A virtual machine: memory slots, interrupt controllers and lines, eventfds, clock, and the creation of vCPUs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pyvmm.kvm.vcpu import Vcpu
 
 
 class Vm(Handle):
-    """A VM. Made by `Kvm.create_vm`; closing it closes its vCPUs first.
+    """A VM. Created by `Kvm.create_vm`; closing it closes its vCPUs first.
 
-    Any thread may call any method; KVM itself keeps order. The kernel keeps the VM alive while anything of it
+    Any thread may call any method; KVM does the locking. The kernel keeps the VM alive while any of its descriptors
     is open or mapped.
     """
 
@@ -42,11 +42,11 @@ class Vm(Handle):
         super().close()
 
     def check(self, cap: Cap) -> int:
-        """What KVM answers about a capability for this VM; 0 if it lacks it."""
+        """The value of a capability for this VM (KVM_CHECK_EXTENSION); 0 if it lacks it."""
         return self.ioctl(Op.CHECK_EXTENSION, int(cap), cap.name)
 
     def enable_cap(self, cap: Cap, *args: int) -> None:
-        """Turn a capability on for the VM."""
+        """Enable a capability of the VM."""
         enable_cap(self, cap, args)
 
     # memory
@@ -61,10 +61,10 @@ class Vm(Handle):
         readonly: bool = False,
         log_dirty: bool = False,
     ) -> None:
-        """Put `size` bytes at `host_address` of this process at `gpa` of the guest; size 0 deletes the slot.
+        """Map `size` bytes at `host_address` of this process at `gpa` of the guest; size 0 deletes the slot.
 
         Address and size are multiples of 4 KiB. The host memory must stay mapped as long as the slot exists.
-        Writes to a read-only slot leave as MmioWrite.
+        Writes to a read-only slot exit as MmioWrite.
         """
         flags = abi.MEM_READONLY * readonly | abi.MEM_LOG_DIRTY_PAGES * log_dirty
         region = structs.UserspaceMemoryRegion(slot, flags, gpa, size, host_address)
@@ -86,21 +86,21 @@ class Vm(Handle):
         return bitmap
 
     def set_tss_address(self, gpa: int) -> None:
-        """Give KVM three pages of guest address space that Intel CPUs need for real mode."""
+        """Reserve three pages of guest address space for KVM, which needs them for real mode on Intel CPUs."""
         self.ioctl(Op.SET_TSS_ADDR, gpa, f"{gpa:#x}")
 
     def set_identity_map_address(self, gpa: int) -> None:
-        """Give KVM one page for an identity page table that Intel CPUs need for real mode. Before any vCPU."""
+        """Reserve one page for KVM's identity page table, needed for real mode on Intel CPUs. Before any vCPU."""
         self.ioctl(Op.SET_IDENTITY_MAP_ADDR, bytearray(pack("<Q", gpa)), f"{gpa:#x}")
 
     # interrupt controllers and lines
 
     def create_irqchip(self) -> None:
-        """PICs, I/O APIC and a local APIC in every vCPU, in the kernel. Before the first vCPU."""
+        """Create the in-kernel PICs, I/O APIC and local APICs. Before the first vCPU."""
         self.ioctl(Op.CREATE_IRQCHIP)
 
     def create_pit(self, *, speaker: bool = True) -> None:
-        """The 8254 timer in the kernel; `speaker`: port 0x61 too."""
+        """Create the in-kernel 8254 timer; `speaker`: with port 0x61."""
         self.ioctl(Op.CREATE_PIT2, structs.PitConfig(flags=abi.PIT_SPEAKER_DUMMY * speaker))
 
     def get_pit(self) -> structs.PitState2:
@@ -110,7 +110,7 @@ class Vm(Handle):
         return state
 
     def set_pit(self, state: structs.PitState2) -> None:
-        """Restore what `get_pit` gave."""
+        """Restore a state that `get_pit` returned."""
         self.ioctl(Op.SET_PIT2, state)
 
     def get_irqchip(self, chip: IrqchipId) -> structs.Irqchip:
@@ -120,15 +120,15 @@ class Vm(Handle):
         return state
 
     def set_irqchip(self, state: structs.Irqchip) -> None:
-        """Restore what `get_irqchip` gave."""
+        """Restore a state that `get_irqchip` returned."""
         self.ioctl(Op.SET_IRQCHIP, state, f"chip {state.chip_id}")
 
     def set_irq_line(self, gsi: int, level: int) -> None:
-        """Raise (1) or lower (0) an interrupt line. An edge is both, one after the other."""
+        """Raise (1) or lower (0) an interrupt line. For an edge interrupt call it with 1, then 0."""
         self.ioctl(Op.IRQ_LINE, structs.IrqLevel(gsi, level), f"gsi {gsi}, level {level}")
 
     def set_routes(self, routes: Sequence[IrqRoute]) -> None:
-        """Replace the whole table of where lines go (begin with `irq.pc_routes()` to keep a PC's)."""
+        """Replace the whole interrupt routing table (begin with `irq.pc_routes()` to keep a PC's routes)."""
         self.ioctl(Op.SET_GSI_ROUTING, pack_routes(routes), f"{len(routes)} routes")
 
     def signal_msi(self, address: int, data: int) -> int:
@@ -139,10 +139,10 @@ class Vm(Handle):
     # eventfds and queued writes
 
     def irqfd(self, fd: int, gsi: int, *, resample_fd: int | None = None, assign: bool = True) -> None:
-        """Let a write to eventfd `fd` raise line `gsi`, without a vCPU thread taking part.
+        """Connect eventfd `fd` to line `gsi`: a write to it raises the line in the kernel.
 
-        With `resample_fd` the line is level-triggered: it stays up until the guest ends the interrupt, which
-        lowers it and signals `resample_fd`.
+        With `resample_fd` the line is level-triggered: it stays up until the guest sends the EOI, which lowers it and
+        signals `resample_fd`.
         """
         flags = 0 if assign else abi.IRQFD_DEASSIGN
         if resample_fd is not None:
@@ -162,7 +162,7 @@ class Vm(Handle):
     ) -> None:
         """Signal eventfd `fd` when the guest writes `length` bytes (1, 2, 4, 8) at `addr`, without an exit.
 
-        With `datamatch` only when it writes that value; other values leave as usual.
+        With `datamatch` only when it writes that value; other values exit as usual.
         """
         flags = abi.IOEVENTFD_PIO * pio | abi.IOEVENTFD_DEASSIGN * (not assign)
         if datamatch is not None:
@@ -172,7 +172,7 @@ class Vm(Handle):
         self.ioctl(Op.IOEVENTFD, request, f"fd {fd}, {where} {addr:#x}, {length} bytes")
 
     def coalesce(self, addr: int, size: int, *, pio: bool = False) -> None:
-        """Queue guest writes to these addresses instead of leaving the guest: see `drain_coalesced`.
+        """Have KVM queue guest writes to these addresses instead of exiting: see `drain_coalesced`.
 
         `pio` needs Cap.COALESCED_PIO, else Cap.COALESCED_MMIO.
         """
@@ -180,22 +180,22 @@ class Vm(Handle):
         self.ioctl(Op.REGISTER_COALESCED_MMIO, zone, f"{addr:#x}, {size} bytes, pio={int(pio)}")
 
     def uncoalesce(self, addr: int, size: int, *, pio: bool = False) -> None:
-        """Undo `coalesce`. What is in the queue stays there until drained."""
+        """Undo `coalesce`. Queued writes stay in the ring until drained."""
         zone = structs.CoalescedZone(addr, size, int(pio))
         self.ioctl(Op.UNREGISTER_COALESCED_MMIO, zone, f"{addr:#x}, {size} bytes, pio={int(pio)}")
 
     def drain_coalesced(self) -> list[CoalescedWrite]:
-        """Take the queued writes, oldest first. Quick when there are none: call it on every exit."""
+        """Remove and return the queued writes, oldest first. Quick when there are none: call it on every exit."""
         return self._ring.drain() if self._ring is not None else []
 
     def spill(self, addr: int, byte: int, *, pio: bool) -> bool:
-        """Take a write that found the queue full: see `CoalescedRing.spill`. For `Vcpu.run`."""
+        """Handle a write that found the ring full: see `CoalescedRing.drain_overflow`. For `Vcpu.run`."""
         return self._ring is not None and self._ring.spill(addr, byte, pio=pio)
 
     # Hyper-V, MSRs, clock
 
     def set_msr_filter(self, ranges: Sequence[MsrRange], *, default_deny: bool = False) -> None:
-        """Choose the MSR accesses that KVM shall not answer itself; an empty list lifts the filter.
+        """Set the MSR filter: the accesses that KVM does not handle itself; an empty list removes the filter.
 
         For exits instead of #GP enable Cap.X86_USER_SPACE_MSR with MsrExitReason.FILTER first.
         """
@@ -204,7 +204,7 @@ class Vm(Handle):
         del bitmaps  # KVM has copied them
 
     def hyperv_eventfd(self, conn_id: int, fd: int, *, remove: bool = False) -> None:
-        """Let the guest's signal-event hypercall for a connection signal eventfd `fd` without an exit."""
+        """Connect eventfd `fd` to a connection id: the guest's HvSignalEvent on it signals `fd` without an exit."""
         flags = abi.HYPERV_EVENTFD_DEASSIGN * remove
         self.ioctl(Op.HYPERV_EVENTFD, structs.HypervEventfd(conn_id, fd, flags), f"connection {conn_id:#x}")
 
@@ -215,13 +215,13 @@ class Vm(Handle):
         return data
 
     def set_clock(self, nanoseconds: int) -> None:
-        """Set the VM's clock, for a VM restored or forked."""
+        """Set the VM's clock, for a VM that is restored or forked."""
         self.ioctl(Op.SET_CLOCK, structs.ClockData(clock=nanoseconds))
 
     # vCPUs
 
     def create_vcpu(self, id: int) -> Vcpu:
-        """A vCPU; `id` is its local APIC id. The VM keeps it in `vcpus`."""
+        """Create a vCPU; `id` is its local APIC id. The VM keeps it in `vcpus`."""
         vcpu = Vcpu(self.ioctl(Op.CREATE_VCPU, id, f"id {id}"), id, self._vcpu_mmap_size, self)
         self.vcpus.append(vcpu)
         if self._ring is None:

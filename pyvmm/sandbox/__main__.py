@@ -1,4 +1,4 @@
-"""Demo: `python -m pyvmm.sandbox` confines a process, and shows what a thread that it starts then can do no more."""
+"""Demo, `python -m pyvmm.sandbox`: confines a process and shows which calls fail in a thread that it starts then."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pyvmm.sandbox.confine import confine
 
 
 def main() -> None:
-    """Give a confined child something to try itself on: a folder with a file."""
+    """Make a folder with a file and a socket, and run `child` on it in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "secret").write_text("secret\n")
         subprocess.run([sys.executable, "-m", "pyvmm.sandbox", folder], check=True)
 
 
 def child(folder: Path) -> None:
-    """Confine this process, and show what came of it."""
+    """Confine this process, and print which attempts fail."""
     for name, value in confine("on").describe().items():
         print(f"{name:30} {value}")
     thread = threading.Thread(target=lambda: _show(attempts(folder, os.getppid())))

@@ -1,6 +1,6 @@
-"""What an intruder would try first, each as a harmless call. For tests, and for the demo.
+"""Attempts: the calls that an attacker in the process would make first, in a harmless form. For tests and the demo.
 
-An attempt returns an error's name ("EPERM", "EACCES"), or "allowed".
+Each gives the name of an error ("EPERM", "EACCES"), or "allowed".
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pyvmm.sandbox.syscalls import prctl, syscall
 
 
 def attempts(folder: Path, victim: int) -> dict[str, str]:
-    """Try everything; what came of each. `folder` has a file "secret" and a listening socket "socket"; `victim` is
-    another process of the same user."""
+    """Make every attempt; return each outcome by name. `folder` has a file "secret" and a listening socket "socket";
+    `victim` is another process of the same user."""
     return {name: _outcome(call) for name, call in _calls(folder, victim)}
 
 

@@ -51,7 +51,7 @@ class _Instruction:
 
 @dataclass(slots=True)
 class Program:
-    """Instructions in their order, with labels for places further down."""
+    """A BPF program under construction: instructions in order, with labels for forward jumps."""
 
     instructions: list[_Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -70,19 +70,19 @@ class Program:
         self.instructions.append(_Instruction(AND, bits))
 
     def equal(self, value: int, true: str = "", false: str = "") -> None:
-        """Go to `true` if the accumulator is `value`, else to `false`."""
+        """Jump to `true` if the accumulator is `value`, else to `false`."""
         self.instructions.append(_Instruction(JUMP_EQUAL, value, true, false))
 
     def above(self, value: int, true: str = "", false: str = "") -> None:
-        """Go to `true` if the accumulator is greater than `value`, both unsigned."""
+        """Jump to `true` if the accumulator is greater than `value`, both unsigned."""
         self.instructions.append(_Instruction(JUMP_ABOVE, value, true, false))
 
     def at_least(self, value: int, true: str = "", false: str = "") -> None:
-        """Go to `true` if the accumulator is `value` or greater, both unsigned."""
+        """Jump to `true` if the accumulator is `value` or greater, both unsigned."""
         self.instructions.append(_Instruction(JUMP_AT_LEAST, value, true, false))
 
     def give(self, action: int) -> None:
-        """End with `action`: ALLOW, KILL_PROCESS, or ERRNO and an error number."""
+        """Return `action`: ALLOW, KILL_PROCESS, or ERRNO and an error number."""
         self.instructions.append(_Instruction(RETURN, action))
 
     def build(self) -> bytes:
@@ -101,7 +101,7 @@ class Program:
 
 
 def interpret(program: bytes, number: int, arguments: Sequence[int] = (), arch: int = ARCH_X86_64) -> int:
-    """The action that the kernel would take for a system call. Raises ValueError for a broken program."""
+    """Interpret the program for one system call and return its action. Raises ValueError for a broken program."""
     data = bytearray(DATA_SIZE)
     pack_into("<II", data, 0, number & 0xFFFFFFFF, arch)
     pack_into(f"<{len(arguments)}Q", data, 16, *(each & (1 << 64) - 1 for each in arguments))

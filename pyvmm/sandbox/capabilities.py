@@ -1,4 +1,4 @@
-"""Privileges of the process: no new ones by exec, and none of root's.
+"""Capabilities of the process: how they are read, dropped, and never gained again by exec.
 
 Source: prctl(2), capset(2), capabilities(7); Linux include/uapi/linux/capability.h.
 """
@@ -26,7 +26,7 @@ NAMES = {DAC_OVERRIDE: "dac_override", DAC_READ_SEARCH: "dac_read_search"}
 
 
 def forbid_new_privileges() -> None:
-    """An exec gives no privileges from now on: no set-user-ID, no file capabilities. Raises OSError."""
+    """Set no_new_privs: exec grants no privileges any more (set-user-ID, file capabilities). Raises OSError."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -40,7 +40,7 @@ def sets() -> tuple[int, int, int]:
 
 
 def set_sets(effective: int, permitted: int, inheritable: int) -> None:
-    """Change the calling thread's capabilities; permitted ones only become fewer. Raises OSError."""
+    """Set the calling thread's capabilities; the permitted set can only shrink. Raises OSError."""
     header = ctypes.create_string_buffer(pack("<Ii", _VERSION_3, 0), 8)
     low, mask = (effective, permitted, inheritable), 0xFFFFFFFF
     words = [each & mask for each in low] + [each >> 32 for each in low]
@@ -50,7 +50,7 @@ def set_sets(effective: int, permitted: int, inheritable: int) -> None:
 
 @contextlib.contextmanager
 def without(*numbers: int) -> Iterator[bool]:
-    """Leave these out of the effective set while the block runs. Yields whether one of them was in it."""
+    """Clear these in the effective set while the block runs. Yields whether one of them was set."""
     effective, permitted, inheritable = sets()
     reduced = effective & ~sum(1 << number for number in numbers)
     if reduced == effective:
@@ -64,7 +64,7 @@ def without(*numbers: int) -> Iterator[bool]:
 
 
 def drop_all(keep: Iterable[int] = ()) -> None:
-    """Give up all capabilities but `keep`: effective, permitted, inheritable, ambient, and the bounding set.
+    """Drop all capabilities but `keep`: effective, permitted, inheritable, ambient, and the bounding set.
 
     The bounding set needs CAP_SETPCAP to be emptied; a process without it cannot gain from the set either once
     `forbid_new_privileges` was called. Raises OSError.

@@ -1,7 +1,7 @@
-"""What `pyvmm run` keeps when it confines itself: which files, which requests, and what came of it.
+"""Confinement of the VMM process: the files and system calls that it keeps, and a report of what is in force.
 
-Call `confine` when everything is open and before any thread is started: Landlock and capabilities are a thread's own
-and inherited by those it starts, so a thread that runs already would stay free.
+Call `confine` when everything is open and before any thread is started: Landlock rules and capabilities belong to a
+thread and are inherited by the threads it starts, so a thread that runs already would stay unconfined.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _OWN_SIZE = "/proc/self/statm"
 
 _FILTERS = tuple(seccomp.build(seccomp.ANY_PROCESS, REQUESTS, landlocked=each) for each in (False, True))
-"""Built at import, which the emulated host's Python has behind it. Without Landlock, and beside it."""
+"""The seccomp filters, without Landlock and with it. Built at import, which the emulated host's preforked Python has
+done already."""
 
 _kept: list[int] = []
-"""Descriptors of what the rules name (see Ruleset), open as long as the process is."""
+"""Descriptors of the rules' files (see Ruleset), open as long as the process runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What is in force."""
+    """The restrictions that are in force."""
 
     mode: Mode
     landlock: int = 0  # its ABI; 0 if it is not there
@@ -64,7 +65,7 @@ OFF = Confinement("off")
 
 
 def missing() -> list[tuple[str, str]]:
-    """What this kernel lacks for the whole of it: what is missing, and how to get it."""
+    """What this kernel lacks for complete confinement: each missing feature, with how to get it."""
     found = []
     if not landlock.abi():
         why = "Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm= list"
@@ -82,8 +83,8 @@ def check(mode: Mode) -> None:
 
 
 def confine(mode: Mode, removable: Iterable[Path] = ()) -> Confinement:
-    """Confine this process, for good, to what is open, to reading code, and to removing files in the folders
-    `removable`. Takes what the kernel has; `require` raises ConfigError if that is not all.
+    """Confine this process irrevocably to open descriptors, to reading code, and to removing files in the folders
+    `removable`. Applies what the kernel has; in mode `require` raises ConfigError if a part is missing.
     """
     if mode == "off":
         return OFF
@@ -116,7 +117,7 @@ def confine(mode: Mode, removable: Iterable[Path] = ()) -> Confinement:
 
 
 def code_places() -> list[str]:
-    """Where Python, its packages and ours, and the libraries of both are: imports and tracebacks read there later."""
+    """The folders of Python, of all packages and of libraries: later imports and tracebacks read files there."""
     own = Path(__file__).parents[1]
     found = [os.path.dirname(os.__file__), str(Path(sys.base_prefix, "lib")), *_LIBRARIES]
     found += [each for each in sys.path if os.path.basename(each) in ("site-packages", "dist-packages")]
@@ -129,8 +130,8 @@ def code_places() -> list[str]:
 
 
 def _allow(rules: landlock.Ruleset, folders: Sequence[Path]) -> list[int]:
-    """Add the rules; the capabilities of root's without which it could not read its own code, or clean up, because
-    these are in folders of another user.
+    """Add the rules. Returns the capabilities to keep: those without which root could not read its own code or remove
+    its files, because they are in folders of another user.
     """
     code, keep = code_places(), set()
     wanted: list[tuple[str | Path, Access]] = [(place, Access.READ_FILE | Access.READ_DIR) for place in code]

@@ -1,4 +1,4 @@
-"""Landlock: a process takes file, network and signal rights from itself, for good.
+"""Landlock: a process irrevocably drops its own rights to files, network and signals.
 
 Source: landlock(7); Linux include/uapi/linux/landlock.h, Documentation/userspace-api/landlock.rst.
 
@@ -48,7 +48,7 @@ class Access(IntFlag):
 
 
 FILE_ACCESS = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
-"""What a rule for something other than a folder may give."""
+"""The rights that a rule for anything but a folder may grant."""
 
 BIND_TCP, CONNECT_TCP = 1, 2
 SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1, 2
@@ -58,7 +58,7 @@ _FIRST_ACCESS = Access(Access.REFER - 1)
 
 
 def abi() -> int:
-    """The version of Landlock that this kernel has; 0 if it has none, or it is off."""
+    """The ABI version of this kernel's Landlock; 0 if it has none, or it is off."""
     try:
         return syscall(_CREATE_RULESET, 0, 0, _CREATE_RULESET_VERSION)
     except OSError:  # ENOSYS: not built in; EOPNOTSUPP: not in lsm=; EPERM: a container's seccomp filter
@@ -66,7 +66,7 @@ def abi() -> int:
 
 
 def handled(version: int) -> Access:
-    """All file rights that Landlock of this version knows."""
+    """All file rights that this version of Landlock can handle."""
     access = _FIRST_ACCESS
     for since, more in _NEW_ACCESS.items():
         if version >= since:
@@ -75,7 +75,7 @@ def handled(version: int) -> Access:
 
 
 class Ruleset:
-    """Refuses all that Landlock can, but for what `allow` gives back. Raises OSError where the kernel refuses.
+    """A Landlock ruleset that refuses all it can, except what `allow` grants. Raises OSError if the kernel refuses.
 
     Rules are tied to inodes. A file system like 9p makes a new inode when it looks a file up again, unless the old
     one is in use: so the descriptors that name the rules' files stay open in `kept`.
@@ -91,7 +91,7 @@ class Ruleset:
         self.kept: list[int] = []
 
     def allow(self, path: str | os.PathLike[str], access: Access) -> bool:
-        """Give `access` to a file, or to a folder and all below it. False if `path` cannot be reached."""
+        """Grant `access` to a file, or to a folder and all below it. False if `path` cannot be reached."""
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
@@ -109,7 +109,7 @@ class Ruleset:
         syscall(_RESTRICT_SELF, self._fd, 0)
 
     def close(self) -> None:
-        """Forget the ruleset; the restriction stays."""
+        """Close the ruleset's descriptor; the restriction stays."""
         os.close(self._fd)
 
     def __enter__(self) -> Self:

@@ -1,18 +1,18 @@
-"""The system calls that a running machine needs, as a seccomp filter: all others are refused.
+"""The seccomp filter: allows the system calls that a running machine needs, and refuses all others.
 
 Source: seccomp(2); Linux include/uapi/linux/seccomp.h, arch/x86/entry/syscalls/syscall_64.tbl.
 
-    not x86-64, or x32          the process is killed: nothing of ours makes such calls
+    not x86-64, or x32          the process is killed: pyvmm, Python and libc make no such calls
     ioctl                       KVM's requests that pyvmm knows, and the few of terminals and sockets
     calls with conditions       `CONDITIONS`: threads but no processes, signals to itself only, no code written anew
     calls in `ALLOWED`          allowed whatever their arguments
-    clone3, openat2             ENOSYS: their arguments lie in memory, which no filter sees; libc takes the old
+    clone3, openat2             ENOSYS: their arguments lie in memory, which no filter sees; libc uses the older calls
     numbers unknown in 2025     ENOSYS, so that a newer libc falls back
     the rest                    EPERM
 
-Refused, not killed: which calls Python and libc make differs by version, and one that is made by the way (a lock
-tried in a newer manner, a hint about memory) must not end a guest. A call that matters shows as PermissionError, with
-a traceback that says where. An intruder may try further calls then, but each is refused just the same.
+Refused calls fail, and do not kill: which calls Python and libc make differs by version, and an optional one (a newer
+kind of lock, a hint about memory) must not end a guest. A call that matters shows as PermissionError, with a
+traceback. An attacker can try further calls after that, but each is refused just the same.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ PRCTL_REQUESTS = (15, 16, 0x53564D41)
 """PR_SET_NAME, PR_GET_NAME and PR_SET_VMA: names of threads and of memory, by libc and newer Pythons."""
 
 ANY_PROCESS = 0x7FFFFFFF
-"""Stands for a process id in a filter that is built ahead; none is so large."""
+"""A placeholder for the process id in a filter that is built ahead; larger than any process id."""
 
 Condition = Callable[[Program, str, int], None]
-"""Adds instructions that go to the label given for a call to be refused, or fall through. The last is our pid."""
+"""condition(program, refuse, pid): adds instructions that jump to the label `refuse`, or fall through to allow."""
 
 
 def _only_to_itself(program: Program, refuse: str, pid: int) -> None:
@@ -187,7 +187,7 @@ BESIDE_LANDLOCK: dict[str, tuple[int, Condition]] = CONDITIONS | {
 
 
 def build(pid: int, requests: Collection[int], *, landlocked: bool = False) -> bytes:
-    """The filter for the process `pid`, which may make the ioctl `requests`, the most frequent first.
+    """Build the filter for the process `pid`, which may make the ioctl `requests`, the most frequent first.
 
     `landlocked` says that Landlock refuses to open files for writing.
     """
@@ -228,7 +228,7 @@ def build(pid: int, requests: Collection[int], *, landlocked: bool = False) -> b
 
 
 def _among(program: Program, ranges: list[tuple[int, int]], name: str = "among") -> None:
-    """Go to "allow" for a number in one of the `ranges`, else to "conditional": a binary search.
+    """Jump to "allow" for a number in one of the `ranges`, else to "conditional": a binary search.
 
     The kernel runs the filter for each number when it is installed, to remember those that it always allows.
     """
@@ -256,12 +256,12 @@ def _ranges(numbers: Collection[int]) -> list[tuple[int, int]]:
 
 
 def for_process(program: bytes, pid: int) -> bytes:
-    """A filter that was built for ANY_PROCESS as one for the process `pid`."""
+    """Replace ANY_PROCESS in a prebuilt filter by the process `pid`."""
     return program.replace(pack("<I", ANY_PROCESS), pack("<I", pid))
 
 
 def available() -> bool:
-    """Whether this kernel takes filters."""
+    """Whether this kernel supports seccomp filters."""
     action = ctypes.c_uint32(ERRNO)
     try:
         syscall(SECCOMP, _GET_ACTION_AVAIL, 0, ctypes.addressof(action))
@@ -271,7 +271,7 @@ def available() -> bool:
 
 
 def install(program: bytes) -> None:
-    """Put a filter on all threads of this process, for good. It must have no_new_privs. Raises OSError.
+    """Install a filter irrevocably on all threads of this process, which must have no_new_privs. Raises OSError.
 
     Without the speculation mitigations that kernels before 5.16 add to each filtered process (SPEC_ALLOW): there is
     no untrusted code in it; the guest's is in KVM's care, which has its own.

@@ -1,7 +1,8 @@
-"""A process that removes files when this one has ended, however it ended.
+"""The sweeper: a child process that removes files when its parent has ended, in whatever way.
 
-A confined machine may remove files in pyvmm's own folders only. A monitor's socket elsewhere (`--qmp ~/vm.sock`)
-would need the right to remove anything in that folder and below; a child that was made before keeps it instead.
+A confined machine may remove files in pyvmm's own folders only. To remove a monitor's socket elsewhere (`--qmp
+~/vm.sock`) it would need the right to remove anything in that folder and below; a child that was forked before the
+confinement keeps that right instead.
 
     machine ---- pipe ----> sweeper: waits for the end of the pipe, removes what is still the same file, ends
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def removed_at_the_end(paths: Sequence[Path]) -> Iterator[None]:
-    """Have `paths` removed when the block ends, or the process does. Before there is memory or a thread to copy."""
+    """Remove `paths` when the block or the process ends. Forks: call it before guest memory and threads exist."""
     files = [(path, _identity(path)) for path in paths]
     if not files:
         yield
@@ -36,7 +37,7 @@ def removed_at_the_end(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def _sweep(ending: int, files: Sequence[tuple[Path, tuple[int, int] | None]]) -> None:
-    """In the child: wait, remove, end."""
+    """The child: wait for the end of the pipe, remove the files, exit."""
     try:
         os.setsid()  # not for the terminal's signals, nor for those to the machine's process group
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

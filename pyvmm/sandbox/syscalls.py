@@ -1,4 +1,4 @@
-"""System calls for which Python and libc have no function, by libc's syscall(2)."""
+"""System calls for which Python and libc have no function, made with syscall(2)."""
 
 from __future__ import annotations
 
