@@ -35,9 +35,6 @@ CONSOLE_LIMIT = 1 << 20
 STDERR_LIMIT = 64 << 10
 """Bytes of what `pyvmm run` says that are kept, for an error's text."""
 
-SWITCH_INTERVAL = 0.001
-"""Seconds a busy Python thread may keep the GIL while a vCPU waits for it."""
-
 _HERE = str(Path(__file__).parents[2])
 _START = """import sys
 here = sys.argv.pop(1)
@@ -100,36 +97,26 @@ class ThreadBackend:
     """
 
     def __init__(self, make: Callable[[], MachineConfig], params: Mapping[str, Any]) -> None:
-        from pyvmm.control.server import ControlServer
         from pyvmm.host.inside import socket_path
-        from pyvmm.launch.trace_sinks import traces
-        from pyvmm.loop import Loop
-        from pyvmm.machine import Machine
+        from pyvmm.launch.consoles import CalledConsole
+        from pyvmm.launch.session import Session
+        from pyvmm.launch.trace_sinks import TraceSettings
 
         self.console = Tail(CONSOLE_LIMIT)
         self.error: BaseException | None = None
         self._outcome_text = ""
-        self._closing = contextlib.ExitStack()
-        try:
-            registration = self._closing.enter_context(registry.claim(params["name"], sys.argv))
+        trace = TraceSettings(params["trace"], params["trace_file"], params["trace_format"])
+        with contextlib.ExitStack() as stack:
+            registration = stack.enter_context(registry.claim(params["name"], sys.argv))
             config = make()
             self.name = config.name = registration.name
             self.socket = Path(socket_path(registration.socket))
-            self._closing.enter_context(
-                traces(params["trace"], params["trace_file"], params["trace_format"], machine=self.name)
-            )
-            self._loop = Loop()
-            self._closing.callback(self._loop.close)
-            self.machine: Machine = self._closing.enter_context(Machine(config, self._loop, console=self.console.add))
-            self.machine.console_place = "api"
-            self.machine.start()
-            sockets = [path for path in (self.socket, params["qmp"]) if path is not None]
-            self._closing.enter_context(ControlServer(self._loop, self.machine, *sockets))
-        except BaseException:
-            self._closing.close()
-            raise
-        self._interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._interval, SWITCH_INTERVAL))
+            sockets = [path for path in (registration.socket, params["qmp"]) if path is not None]
+            console = CalledConsole(self.console.add, place="api")
+            session = stack.enter_context(Session(config, sockets=sockets, console=lambda: console, trace=trace))
+            self.machine: Machine = session.machine
+            session.start()
+            self._closing = stack.pop_all()
         self._thread = threading.Thread(target=self._serve, name=f"pyvmm {self.name}", daemon=True)
         self._thread.start()
 
@@ -168,7 +155,7 @@ class ThreadBackend:
             finally:
                 done.set()
 
-        self._loop.post(run)
+        self.machine.loop.post(run)
         while not done.wait(0.05):
             if not self.alive and not done.is_set():
                 raise HostError(f"machine {self.name} has ended")
@@ -185,9 +172,8 @@ class ThreadBackend:
 
     def close(self) -> None:
         if self._thread.is_alive():
-            self._loop.post(self.machine.quit)
+            self.machine.loop.post(self.machine.quit)
             self._thread.join()
-        sys.setswitchinterval(self._interval)
 
 
 class ProcessBackend:

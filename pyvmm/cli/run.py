@@ -180,21 +180,20 @@ def run(
         check(sandbox)
 
     def here(config: MachineConfig, sockets: list[Path]) -> int:
-        from pyvmm.launch.session import Session, run_session
+        from pyvmm.launch.attended import Order, run_session
+        from pyvmm.launch.trace_sinks import TraceSettings
 
         return run_session(
-            Session(
-                config,
+            config,
+            Order(
                 console=console or ("none" if command else "stdio"),
                 command=command_line(command),
                 timeout=timeout,
-                sockets=sockets,
-                trace=list(trace),
-                trace_file=trace_file,
-                trace_format=trace_format,
+                trace=TraceSettings(trace, trace_file, trace_format),
                 tied=tied,
                 sandbox=sandbox,
-            )
+            ),
+            sockets,
         )
 
     ctx.exit(

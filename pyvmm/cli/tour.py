@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -105,32 +103,23 @@ def tour(
 
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
-    from pyvmm.host.inside import socket_path
-    from pyvmm.launch.confined import open_doors
-    from pyvmm.launch.consoles import Console, StdioConsole
+    from pyvmm.launch.attended import report
+    from pyvmm.launch.consoles import LateConsole, StdioConsole
     from pyvmm.launch.exit_status import status_of
-    from pyvmm.launch.outputs import PATIENCE, connect, drain, say_ended, settle, threaded
-    from pyvmm.launch.session import SWITCH_INTERVAL, report, serve, stop_with_outer_side
-    from pyvmm.loop import Loop
-    from pyvmm.machine import Machine
+    from pyvmm.launch.outputs import PATIENCE, connect, disconnect, drain, say_ended, settle, threaded
+    from pyvmm.launch.session import Session
     from pyvmm.output import Output
 
     started = time.monotonic()
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    with contextlib.ExitStack() as stack:
-        outputs = stack.enter_context(threaded())
-        console: list[Console] = [Console()]
-        loop = Loop()
-        doors = open_doors(map(socket_path, sockets), loop, stack)
-        machine = stack.enter_context(Machine(config, loop, console=lambda data: console[0].write(data)))
-        machine.start()
-        serve(doors, loop, machine, stack)
+    console = LateConsole()
+    with threaded() as outputs, Session(config, sockets=sockets, console=lambda: console) as session:
+        machine = session.machine
         guide = _Guide(machine, show, shell, started)
 
         def finished() -> None:
             if shell:
-                console[0] = stack.enter_context(StdioConsole(outputs.out))
-                console[0].attach(machine)
+                console.become(StdioConsole(outputs.out))
+                console.attach(machine)
                 machine.serials[0].receive(b"\n")  # the shell's prompt went by unseen
             else:
                 machine.powerdown()
@@ -142,21 +131,19 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
 
         connect(machine, 0, outputs.out, failed)
         guide.finished = finished
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda n, frame: loop.post_first(guide.interrupted, 128 + n))
-        stop_with_outer_side()
+        session.start(lambda number: guide.interrupted(128 + number))
         guide.start()
         outcome = machine.run()
         machine.halt()
-        console[0].release()
+        console.release()
         sys.stdout.flush()
         orderly = guide.status is None
         drain(machine, [outputs.out], lambda: machine.hurried, None if orderly else PATIENCE)
         machine.close()
-        console[0].close()
-        status = guide.status if guide.status is not None else report(outcome)
-        return settle([outputs.out], status)
+        console.close()
+        status = settle([outputs.out], guide.status if guide.status is not None else report(outcome))
+        disconnect([outputs.out])
+        return status
 
 
 class _Guide:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import tty
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -61,6 +61,37 @@ class Console:
 
     def close(self) -> None:
         """Give the terminal or file back."""
+
+
+class CalledConsole(Console):
+    """The guest's output goes to a function, on the loop's thread or a vCPU's; input comes by other ways."""
+
+    def __init__(self, write: Callable[[bytes], None], place: str = "null") -> None:
+        self.write = write  # type: ignore[method-assign, assignment]
+        self.place = place
+
+
+class LateConsole(Console):
+    """A console that is `none` until it becomes another: `pyvmm tour` ends in the guest's shell."""
+
+    def __init__(self) -> None:
+        self._inner = Console()
+
+    def become(self, console: Console) -> None:
+        """Be `console` from now on."""
+        self._inner = console
+
+    def write(self, data: bytes) -> None:
+        self._inner.write(data)
+
+    def attach(self, machine: Machine) -> None:
+        self._inner.attach(machine)
+
+    def release(self) -> None:
+        self._inner.release()
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class StdioConsole(Console):

@@ -86,6 +86,12 @@ def connect(machine: Machine, port: int, output: Output, failed: Callable[[Outpu
     machine.loop.post(look)  # it may have failed already
 
 
+def disconnect(outputs: Sequence[Output]) -> None:
+    """The machine has ended: what becomes of `outputs` from now on is not its loop's business."""
+    for output in outputs:
+        output.changed = lambda: None
+
+
 def drain(machine: Machine, outputs: Sequence[Output], stop: Callable[[], bool], seconds: float | None) -> None:
     """Wait until `outputs` are written, at most `seconds`, or until `stop()`; the loop goes on meanwhile."""
     clock = machine.loop.clock

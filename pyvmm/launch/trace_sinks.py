@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm import trace
@@ -16,6 +17,15 @@ PATIENCE = 1.0
 """Seconds that the last lines on stderr may take."""
 
 
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """Which events are recorded, and where: into `file` (all of them without `patterns`), else as text on stderr."""
+
+    patterns: Sequence[str] = ()
+    file: Path | None = None
+    format: str | None = None
+
+
 class Tracing:
     """What came of a session's traces: `failed` if some are lost because their file could not be written."""
 
@@ -23,14 +33,13 @@ class Tracing:
 
 
 @contextlib.contextmanager
-def traces(
-    patterns: Sequence[str], file: Path | None = None, format: str | None = None, *, machine: str = ""
-) -> Iterator[Tracing]:
-    """Record events while the block runs: into `file` (all of them without `patterns`), else as text on stderr.
+def traces(settings: TraceSettings, *, machine: str = "") -> Iterator[Tracing]:
+    """Record events while the block runs.
 
     Raises ConfigError for a pattern that matches nothing and a file that cannot be written.
     """
     tracing = Tracing()
+    patterns, file, format = settings.patterns, settings.file, settings.format
     if not patterns and file is None:
         if format is not None:
             raise ConfigError("--trace-format says how --trace-file is written: give one")

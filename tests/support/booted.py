@@ -22,8 +22,9 @@ from pyvmm.devices.balloon.plan import ResizeOutcome
 from pyvmm.errors import ConfigError
 from pyvmm.images.catalog import find_image
 from pyvmm.launch.build import CONSOLE, command_line
-from pyvmm.loop import Loop
-from pyvmm.machine import Machine, MachineConfig, Outcome
+from pyvmm.launch.consoles import CalledConsole
+from pyvmm.launch.session import Session
+from pyvmm.machine import MachineConfig, Outcome
 
 MIB = 1 << 20
 BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"  # what Linux calls the one device of its hv_balloon
@@ -81,6 +82,7 @@ class Booted:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.outcomes: list[ResizeOutcome] = []
         self.broken = ""
+        self._session: Session | None = None
         self._wait_for_agent = wait
 
     def __enter__(self) -> Self:
@@ -88,12 +90,12 @@ class Booted:
             trace.subscribe(pattern, self.tail)
         Booted.running.append(self)
         try:
-            self.loop = Loop()
-            self.machine = Machine(self.config, self.loop, console=self.console.extend)
+            self._session = Session(self.config, console=lambda: CalledConsole(self.console.extend)).__enter__()
+            self.loop, self.machine = self._session.loop, self._session.machine
             self.machine.on_event(lambda name, data: self.events.append((name, data)))
             if self.machine.balloon is not None:
                 self.machine.balloon.on_finish.append(self.outcomes.append)
-            self.machine.start()
+            self._session.start()
             if self._wait_for_agent:
                 self.wait_agent()
         except BaseException as error:
@@ -104,9 +106,8 @@ class Booted:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        if hasattr(self, "machine"):
-            self.machine.close()
-        self.loop.close()
+        if self._session is not None:
+            self._session.__exit__(None, None, None)
         trace.unsubscribe(self.tail)
         if self in Booted.running:
             Booted.running.remove(self)

@@ -21,7 +21,7 @@ from pyvmm.cli.main import main
 from pyvmm.control import hmp
 from pyvmm.errors import HostError
 from pyvmm.hyperv.crash import CrashReport
-from pyvmm.launch.session import report
+from pyvmm.launch.attended import report
 from pyvmm.launch.terminal import MonitorPrompt
 from pyvmm.machine import Outcome
 from pyvmm.trace import event
@@ -179,7 +179,7 @@ def test_nothing_but_the_output_module_prints_a_line_of_text() -> None:
     """A new command's `click.echo` would pass on whatever a guest says. Exceptions print fixed control sequences,
     scripts and documents of ours, or clean the text themselves.
     """
-    allowed = {"output.py", "main.py", "completion.py", "run.py", "log.py", "where.py", "session.py", "consoles.py"}
+    allowed = {"output.py", "main.py", "completion.py", "run.py", "log.py", "where.py", "attended.py", "consoles.py"}
     allowed |= {"trace_sinks.py", "tour.py", "tour_show.py"}
     found = []
     folder = Path(pyvmm.cli.__file__).parent

@@ -20,7 +20,7 @@ from fake_machine import MIB, FakeMachine, serving
 from pyvmm.cli import end
 from pyvmm.client import registry
 from pyvmm.errors import ConfigError
-from pyvmm.launch.trace_sinks import traces
+from pyvmm.launch.trace_sinks import TraceSettings, traces
 from pyvmm.trace import event
 
 CAPTURES = Path(__file__).parents[1] / "analysis" / "captures"
@@ -158,7 +158,7 @@ def test_report_of_no_trace_is_one_line(pyvmm: Run, tmp_path: Path, name: str) -
 
 
 def test_sinks_write_a_file_while_the_block_runs(tmp_path: Path) -> None:
-    with traces(["observing.*"], tmp_path / "t.txt", machine="web"):
+    with traces(TraceSettings(["observing.*"], tmp_path / "t.txt"), machine="web"):
         seen("me")
     seen("not me")
     assert [line.split(maxsplit=1)[1] for line in (tmp_path / "t.txt").read_text().splitlines()][1:] == [
@@ -177,7 +177,7 @@ def test_sinks_write_a_file_while_the_block_runs(tmp_path: Path) -> None:
 def test_wrong_trace_options_are_one_line(
     patterns: list[str], file: Path | None, format: str | None, words: str
 ) -> None:
-    with pytest.raises(ConfigError, match=words), traces(patterns, file, format):
+    with pytest.raises(ConfigError, match=words), traces(TraceSettings(patterns, file, format)):
         pass
     assert not seen.on
 

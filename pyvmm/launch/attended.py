@@ -1,0 +1,169 @@
+"""A machine run to its end for the command line: its output, its command, the time limit, and the exit status.
+
+Runs where KVM is: on this machine, or inside the emulated host.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pyvmm.guest_text import clean
+from pyvmm.launch import exit_status
+from pyvmm.launch.consoles import open_console
+from pyvmm.launch.notices import Notices
+from pyvmm.launch.outputs import (
+    PATIENCE,
+    Outputs,
+    connect,
+    disconnect,
+    drain,
+    say,
+    say_ended,
+    say_lost,
+    settle,
+    threaded,
+)
+from pyvmm.launch.session import Session
+from pyvmm.launch.trace_sinks import TraceSettings
+from pyvmm.machine import MachineConfig, Outcome
+from pyvmm.output import Output
+from pyvmm.sandbox.confine import Mode
+
+
+@dataclass(slots=True)
+class Order:
+    """What `pyvmm run` was asked for besides the machine."""
+
+    console: str = "stdio"
+    command: str | None = None
+    timeout: float | None = None
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    tied: bool = False  # end when standard input does
+    sandbox: Mode = "off"
+
+
+def run_session(config: MachineConfig, order: Order, sockets: Sequence[Path]) -> int:
+    """Run the machine to its end; the exit status. ConfigError and HostError are the caller's to print."""
+    with threaded() as outputs:
+        console = partial(open_console, order.console, outputs.out)
+        with Session(config, sockets=sockets, console=console, trace=order.trace, sandbox=order.sandbox) as session:
+            session.console.tied = order.tied
+            run = _Run(order, session, outputs)
+            session.start(run.signalled)
+            status = run.run()
+    return status or int(session.tracing.failed)
+
+
+class _Run:
+    """The machine while it runs."""
+
+    def __init__(self, order: Order, session: Session, outputs: Outputs) -> None:
+        self._order = order
+        machine = self._machine = session.machine
+        console = self._console = session.console
+        self._outputs = outputs
+        self._status: int | None = None
+        self._notices = Notices(machine, waits_for_agent=order.command is not None)
+        self._forced: int | None = None  # the status of a signal or of the time limit
+        self._counted = [outputs.out, outputs.err]  # whose losses show in the status
+        for output in console.outputs:
+            connect(machine, 0, output, self._output_failed)
+            if output not in self._counted:
+                self._counted.append(output)
+        if order.command is not None:
+            for output in (outputs.out, outputs.err):
+                connect(machine, 1, output, self._output_failed)
+
+    def run(self) -> int:
+        machine, order = self._machine, self._order
+        if order.timeout is not None:
+            machine.loop.after(order.timeout, self._timed_out)
+        if order.command is not None:
+            machine.agent.execute(order.command, self._output, self._command_done)
+        outcome = machine.run()
+        machine.halt()  # the last console output comes before what we say
+        self._console.release()
+        asked = outcome.kind == "quit" and self._status is None
+        self._drain(PATIENCE if asked or self._forced is not None else None)
+        machine.close()
+        self._console.close()
+        status = settle(self._counted, self._ended(outcome))
+        disconnect(self._counted)
+        return status
+
+    def _ended(self, outcome: Outcome) -> int:
+        """Tell how it ended; the status."""
+        if self._forced is not None:
+            return self._forced
+        if self._status is not None:
+            return self._status
+        if self._order.command is not None and outcome.kind in ("poweroff", "reset"):
+            say("the guest ended before the command did")
+            return exit_status.GUEST_DIED
+        return report(outcome, show_text=self._order.console != "stdio", told=self._notices.panic_told)
+
+    def _drain(self, seconds: float | None) -> None:
+        machine = self._machine
+        drain(machine, self._counted, lambda: machine.hurried or self._forced is not None, seconds)
+        if self._forced is not None or machine.hurried:
+            for output in self._counted:
+                output.flush(PATIENCE)
+
+    def _output(self, stream: str, data: bytes) -> None:
+        (self._outputs.out if stream == "out" else self._outputs.err).write(data)
+
+    def _output_failed(self, output: Output, error: OSError) -> None:
+        if output is self._outputs.out or (output is self._outputs.err and self._order.command is not None):
+            if self._machine.outcome is None:
+                say_ended(output, error)
+            else:
+                say_lost(output, error)
+            self._end(exit_status.status_of(error))
+        elif output is not self._outputs.err:
+            say_lost(output, error)
+
+    def _command_done(self, status: int | None) -> None:
+        if status is None:
+            if self._notices.panicked:
+                return  # a crash kernel has started the agent: let it do its work; the machine's end tells the status
+            say("the guest, or the agent in it, restarted before the command ended")
+        self._end(exit_status.GUEST_DIED if status is None else status)
+
+    def _timed_out(self) -> None:
+        say(f"time limit of {self._order.timeout:g} s reached, machine ended")
+        self._force(exit_status.TIMEOUT)
+
+    def signalled(self, number: int) -> None:
+        self._force(128 + number, "host-signal")
+
+    def _force(self, status: int, cause: str = "host-qmp-quit") -> None:
+        if self._forced is None:
+            self._forced = status
+        self._machine.quit(cause)
+
+    def _end(self, status: int) -> None:
+        if self._status is None:
+            self._status = status
+        if self._machine.outcome is None:
+            self._machine.quit()
+
+
+def report(outcome: Outcome, *, show_text: bool = True, told: str = "") -> int:
+    """Tell the user how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else.
+    `told`: the panic's line, if it was said already.
+    """
+    match outcome.kind:
+        case "panic":
+            if outcome.text != told:
+                say(f"guest panicked: {outcome.text}")
+            if show_text and outcome.crash is not None and outcome.crash.text:
+                print(clean(outcome.crash.text), file=sys.stderr)
+            return exit_status.GUEST_DIED
+        case "error":
+            say(outcome.text)
+            return exit_status.ERROR
+    return 0
