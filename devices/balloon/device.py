@@ -77,7 +77,7 @@ class BalloonDevice(VmbusDevice):
         finally:
             self._pump()
 
-    def closed(self) -> None:
+    def closed(self, channel: Channel) -> None:
         self._channel = None
         self.machine.closed()
         self._tell()

@@ -81,6 +81,6 @@ class Heartbeat(VmbusDevice):
         if self._link.outstanding < self.OUTSTANDING_LIMIT:
             self._link.request(IcType.HEARTBEAT, HeartbeatBody(self.sequence).build())
 
-    def closed(self) -> None:
+    def closed(self, channel: Channel) -> None:
         self._link = None
         self.health = Health.NO_CONTACT

@@ -90,6 +90,6 @@ class Shutdown(VmbusDevice):
             case other:
                 raise GuestProtocolError(f"shutdown: unexpected {other}")
 
-    def closed(self) -> None:
+    def closed(self, channel: Channel) -> None:
         self._link = None
         self._asked.clear()

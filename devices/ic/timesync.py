@@ -66,7 +66,7 @@ class TimeSync(VmbusDevice):
             case other:
                 raise GuestProtocolError(f"timesync: unexpected {other}")
 
-    def closed(self) -> None:
+    def closed(self, channel: Channel) -> None:
         self._link = None
 
     def sync(self) -> bool:

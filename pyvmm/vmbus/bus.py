@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, assert_never
 
 from pyvmm.contain import contain
-from pyvmm.errors import GuestError, HostError
+from pyvmm.errors import ConfigError, GuestError, GuestProtocolError, HostError
 from pyvmm.hyperv.partition import Partition
+from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.channel import Channel, Scheduler
 from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.gpadl import Gpadl
 from pyvmm.vmbus.mailbox import Incoming, Mailbox
 from pyvmm.vmbus.protocol import Status
 from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
@@ -30,12 +34,16 @@ from pyvmm.vmbus.states import (
     Gone,
     Open,
     Opened,
+    Opening,
     OpenRings,
     Post,
     Rescinded,
     Restarted,
     ServedChannel,
 )
+
+LEAVING_SECONDS = 5.0
+"""How long a device that is taken away may finish what the guest waits for (guest time)."""
 
 
 class Vmbus:
@@ -51,13 +59,14 @@ class Vmbus:
         self.server = Server(memory, vp_count=partition.vp_count, max_version=max_version)
         self.refused: Counter[str] = self.server.refused
         """Rules the guest broke: per message type, error class and device name."""
-        self._loop = loop
-        self._memory = memory
+        self.loop = loop
+        self.memory = memory
         self._partition = partition
-        self._served: dict[VmbusDevice, ServedChannel] = {}
-        self._devices: dict[ServedChannel, VmbusDevice] = {}
-        self._channels: dict[ServedChannel, Channel] = {}
-        self._leaving: dict[ServedChannel, Callable[[], object]] = {}
+        self._primaries: dict[VmbusDevice, ServedChannel] = {}
+        self._devices: dict[int, VmbusDevice] = {}  # by ServedChannel.device_id
+        self._channels: dict[ServedChannel, Channel] = {}  # the open ones
+        self._leaving: dict[VmbusDevice, tuple[Callable[[], object], Timer]] = {}  # told, not rescinded yet
+        self._gone: dict[ServedChannel, Callable[[], object]] = {}  # rescinded, not released yet
         self.contacts = 0
         """How often a guest's kernel made contact."""
         self._acting = False
@@ -68,21 +77,37 @@ class Vmbus:
 
     def add(self, device: VmbusDevice) -> None:
         """Put a device on the bus; a running guest is offered it at once."""
-        served = self.server.add(device.offer, id(device))
-        self._served[device] = served
-        self._devices[served] = device
+        self._primaries[device] = self.server.add(device.offer, id(device))
+        self._devices[id(device)] = device
         self._act()
 
     def remove(self, device: VmbusDevice, gone: Callable[[], object] = lambda: None) -> None:
-        """Take a device off the bus. It is told `closed` if its channel was open; `gone()` is called once the guest
-        has let go of it, which may be never.
+        """Take a device off the bus. If its channel is open it is told `leaving` first, and `closed` when it is
+        rescinded; `gone()` is called once the guest has let go of it, which may be never.
         """
-        served = self._served.pop(device)
+        assert device not in self._leaving, f"{device.offer.name} is leaving already"
+        channel = self._channels.get(self._primaries[device])
+        if channel is None:
+            self._rescind(device, gone)
+            return
+        leave = partial(self._leave, device)
+        self._leaving[device] = gone, self.loop.after(LEAVING_SECONDS, leave)
+        channel.leave(leave)
+
+    def _leave(self, device: VmbusDevice) -> None:
+        """A device that was told `leaving` has finished, or has lost its channel, or its time is over."""
+        if device in self._leaving:
+            gone, timer = self._leaving.pop(device)
+            timer.cancel()
+            self._rescind(device, gone)
+
+    def _rescind(self, device: VmbusDevice, gone: Callable[[], object]) -> None:
+        served = self._primaries.pop(device)
+        del self._devices[served.device_id]
         self.server.remove(served)
         if isinstance(served.state, Rescinded):
-            self._leaving[served] = gone
+            self._gone[served] = gone
         self._act()
-        del self._devices[served]
         if not isinstance(served.state, Rescinded):
             gone()
 
@@ -91,15 +116,15 @@ class Vmbus:
         self._mailbox.forget_received()
         self.server.reset("machine reset")
         self._act()
-        for device in self._served:
+        for device in self._primaries:
             device.reset()
 
     def devices(self) -> list[VmbusDevice]:
-        return list(self._served)
+        return list(self._primaries)
 
-    def channel(self, device: VmbusDevice) -> Channel | None:
+    def channel(self, device: VmbusDevice, sub_channel: int = 0) -> Channel | None:
         """The device's channel while the guest has it open."""
-        served = self._served.get(device)
+        served = self.server.offered.get(device.offer.key._replace(sub_channel=sub_channel))
         return None if served is None else self._channels.get(served)
 
     @property
@@ -109,9 +134,9 @@ class Vmbus:
         return None if isinstance(state, Disconnected) else state.version
 
     def info(self) -> list[dict[str, Any]]:
-        """One dictionary per device, for `info vmbus`."""
+        """One dictionary per channel, for `info vmbus`."""
         rows: list[dict[str, Any]] = []
-        for device, served in self._served.items():
+        for served in self.server.offered.values():
             row: dict[str, Any] = {
                 "relid": served.relid,
                 "name": served.offer.name,
@@ -135,7 +160,7 @@ class Vmbus:
                 }
                 if channel.broken:
                     row["broken"] = channel.broken
-            row["refused"] = self.refused[device.offer.name]
+            row["refused"] = self.refused[served.offer.name]
             rows.append(row)
         return rows
 
@@ -178,7 +203,7 @@ class Vmbus:
                 self._mailbox.drop()
             case Restarted():
                 self.contacts += 1
-                for device in self._served:
+                for device in self._primaries:
                     device.restarted()
             case OpenRings():
                 self._open(action)
@@ -187,33 +212,23 @@ class Vmbus:
             case CloseRings(served):
                 self._close(served)
             case Gone(served):
-                self._leaving.pop(served, lambda: None)()
+                self._gone.pop(served, lambda: None)()
             case _:
                 assert_never(action)
 
     def _open(self, action: OpenRings) -> None:
         served = action.channel
-        device = self._devices.get(served)
-        if device is None:
+        if not isinstance(served.state, Opening):
             return  # removed while the guest opened it
         try:
-            reader = RingReader(Ring(self._memory, action.send_pages))
-            writer = RingWriter(Ring(self._memory, action.receive_pages))
+            reader = RingReader(Ring(self.memory, action.send_pages))
+            writer = RingWriter(Ring(self.memory, action.receive_pages))
         except GuestError as error:
-            self._refused(served, error)
+            self.count_refusal(served, error)
             self.server.open_done(served, Status.INVALID_PARAMETER)
             return
-        channel = Channel(
-            device,
-            reader,
-            writer,
-            loop=self._loop,
-            memory=self._memory,
-            relid=served.relid,
-            version=action.version,
-            notify=lambda: self._notify(served),
-            refused=lambda error: self._refused(served, error),
-        )
+        device = self._devices[served.device_id]
+        channel = Channel(self, served, device, reader, writer, version=action.version, user_data=action.user_data)
         try:
             self._partition.connect_signal(served.connection_id, channel.signalled)
         except HostError as error:  # no eventfd left, for example
@@ -229,8 +244,13 @@ class Vmbus:
             return  # it never got as far as rings
         self._partition.disconnect_signal(served.connection_id)
         channel.close()
+        if self._primaries.get(channel.device) is served:
+            self._leave(channel.device)
 
-    def _notify(self, served: ServedChannel) -> None:
+    # What channels use
+
+    def notify(self, served: ServedChannel) -> None:
+        """Set the channel's event flag on the VP that the guest chose."""
         state = served.state
         if not isinstance(state, Open):
             return
@@ -239,7 +259,29 @@ class Vmbus:
         if not self._partition.signal_event(state.target_vp, protocol.SINT, served.relid) and trace.event_lost.on:
             trace.event_lost(served.relid, state.target_vp)
 
-    def _refused(self, served: ServedChannel, error: GuestError) -> None:
+    def gpadl(self, served: ServedChannel, id: int) -> Gpadl:
+        """Memory that the guest lent for the channel. Raises GuestProtocolError if it lent none by this id."""
+        return self.server.gpadls.get(id, served.relid)
+
+    def offer_sub_channel(self, primary: ServedChannel, number: int) -> None:
+        """Offer one more channel of a device. Raises GuestProtocolError if it is offered, or on a full bus."""
+        offer = replace(primary.offer, sub_channel=number)
+        if offer.key in self.server.offered:
+            raise GuestProtocolError(f"{offer.name}: sub-channel {number} is offered already")
+        try:
+            self.server.add(offer, primary.device_id)
+        except ConfigError as error:
+            raise GuestProtocolError(str(error)) from error
+        self._act()
+
+    def rescind_sub_channel(self, primary: ServedChannel, number: int) -> None:
+        """Take a sub-channel away, if it is offered."""
+        served = self.server.offered.get(primary.offer.key._replace(sub_channel=number))
+        if served is not None:
+            self.server.remove(served)
+            self._act()
+
+    def count_refusal(self, served: ServedChannel, error: GuestError) -> None:
         """Count and trace a rule the guest broke on a channel."""
         self.refused[served.offer.name] += 1
         self.refused[type(error).__name__] += 1

@@ -19,7 +19,9 @@ from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus.device import VmbusDevice
+from pyvmm.vmbus.gpadl import Gpadl
 from pyvmm.vmbus.ring import BrokenRing, Packet, PacketFlag, PacketType, RingReader, RingWriter
+from pyvmm.vmbus.states import ServedChannel
 
 PACKETS_PER_STEP = 64
 """Packets read before the loop gets a turn: a guest that fills its ring as fast as it can must not starve the rest.
@@ -40,6 +42,9 @@ TIMERS_SWEPT = 32
 """A channel's timers are looked through for cancelled ones when so many are kept, then when there are twice as many
 as were left. No device of ours has more than three at a time."""
 
+SUB_CHANNEL_LIMIT = 64
+"""Sub-channels of a device: Linux's network driver takes 64 channels at most, its SCSI driver one a CPU."""
+
 FULL_RING_POLL = 0.01
 """Seconds between looks at a full ring of a guest that does not know the pending send size."""
 
@@ -56,28 +61,44 @@ class Scheduler(Protocol):
     def post(self, callback: Callable[..., Any], *args: Any) -> None: ...
 
 
-class Channel:
-    """A device's connection to its driver. Made by the bus when the guest opens the channel.
+class ChannelBus(Protocol):
+    """What a channel needs of the bus it is on."""
 
-    `notify()` sets the channel's event flag in the guest; `refused(error)` is told of every rule the guest broke.
-    """
+    loop: Scheduler
+    memory: GuestMemory
+
+    def notify(self, served: ServedChannel) -> None:
+        """Set the channel's event flag in the guest."""
+
+    def count_refusal(self, served: ServedChannel, error: GuestError) -> None:
+        """The guest broke a rule on the channel."""
+
+    def gpadl(self, served: ServedChannel, id: int) -> Gpadl: ...
+
+    def offer_sub_channel(self, primary: ServedChannel, number: int) -> None: ...
+
+    def rescind_sub_channel(self, primary: ServedChannel, number: int) -> None: ...
+
+
+class Channel:
+    """A device's connection to its driver. Made by the bus when the guest opens the channel."""
 
     def __init__(
         self,
+        bus: ChannelBus,
+        served: ServedChannel,
         device: VmbusDevice,
         reader: RingReader,
         writer: RingWriter,
         *,
-        loop: Scheduler,
-        memory: GuestMemory,
-        relid: int,
         version: int,
-        notify: Callable[[], None],
-        refused: Callable[[GuestError], None],
+        user_data: bytes,
     ) -> None:
-        self.memory = memory
-        self.relid = relid
+        self.memory = bus.memory
+        self.relid = served.relid
+        self.sub_channel = served.offer.sub_channel  # 0: the device's primary channel
         self.version = version
+        self.user_data = user_data  # 120 bytes of the guest's OPEN
         self.name = device.offer.name
         self.broken: str | None = None  # why nothing is read or sent any more, until the guest opens it anew
         self.packets_in = self.packets_out = self.signals_in = self.signals_out = 0
@@ -85,9 +106,9 @@ class Channel:
         self.was_opened = False  # whether the device knows of the channel
         self._reader = reader
         self._writer = writer
-        self._loop = loop
-        self._notify = notify
-        self._refused = refused
+        self._bus = bus
+        self._served = served
+        self._loop = bus.loop
         self._is_open = True
         self._queue: deque[Packet] = deque()
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
@@ -177,7 +198,35 @@ class Channel:
         """Call `callback()` in a later turn of the loop, even if the channel closes before: for work in slices."""
         self._loop.post(lambda: self._guarded(callback))
 
+    def gpadl(self, id: int) -> Gpadl:
+        """Memory that the guest lent for this channel. Raises GuestProtocolError if it lent none by this id.
+
+        Ask anew for each use and keep no list: the guest may have taken it back.
+        """
+        return self._bus.gpadl(self._served, id)
+
+    def offer_sub_channel(self, number: int) -> None:
+        """Offer one more channel of the device, for which the guest asked over this one, the primary.
+
+        It is `opened` as this one was, and rescinded when this one closes. Raises GuestProtocolError for a number
+        below 1, above SUB_CHANNEL_LIMIT or offered already, and on a channel that is closed.
+        """
+        assert not self.sub_channel, "sub-channels belong to the primary channel"
+        if not 1 <= number <= SUB_CHANNEL_LIMIT:
+            raise GuestProtocolError(f"{self.name}: sub-channel {number}, there may be {SUB_CHANNEL_LIMIT}")
+        if not self._is_open:
+            raise GuestProtocolError(f"{self.name}: sub-channel {number} of a closed channel")
+        self._bus.offer_sub_channel(self._served, number)
+
+    def rescind_sub_channel(self, number: int) -> None:
+        """Take one of them away again; nothing happens if there is none of that number."""
+        self._bus.rescind_sub_channel(self._served, number)
+
     # What the bus calls
+
+    def leave(self, done: Callable[[], object]) -> None:
+        """The device is about to be rescinded; it calls `done()` when nothing more is on the way."""
+        self._guarded(lambda: self.device.leaving(done))
 
     def opened(self) -> None:
         """The guest is told that the channel is open. Tells the device, and reads what the guest wrote already."""
@@ -207,7 +256,7 @@ class Channel:
         self._queue.clear()
         self._waiters.clear()
         if self.was_opened:
-            self._guarded(self.device.closed)
+            self._guarded(lambda: self.device.closed(self))
 
     # Reading
 
@@ -249,7 +298,7 @@ class Channel:
         if packet.type == PacketType.IN_BAND:
             self._guarded(lambda: self.device.received(packet.payload))
         else:
-            self._refused(GuestProtocolError(f"{self.name}: packet type {packet.type} is not served"))
+            self._refuse(GuestProtocolError(f"{self.name}: packet type {packet.type} is not served"))
         if packet.flags & PacketFlag.COMPLETION_REQUESTED and self._is_open:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
@@ -258,7 +307,7 @@ class Channel:
         try:
             callback()
         except GuestError as error:
-            self._refused(error)
+            self._refuse(error)
         except Exception as error:
             self.broken = f"an error in pyvmm: {type(error).__name__}"
             contain(f"channel {self.name}", error)
@@ -320,7 +369,7 @@ class Channel:
 
     def _signal(self) -> None:
         self.signals_out += 1
-        self._notify()
+        self._bus.notify(self._served)
 
     def _poll_if_needed(self) -> None:
         """Look again soon if the guest will not signal room by itself."""
@@ -345,4 +394,7 @@ class Channel:
         self.broken = str(error)
         if trace.ring_broken.on:
             trace.ring_broken(self.relid, self.broken)
-        self._refused(error)
+        self._refuse(error)
+
+    def _refuse(self, error: GuestError) -> None:
+        self._bus.count_refusal(self._served, error)

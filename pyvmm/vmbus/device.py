@@ -1,10 +1,17 @@
 """What a device on the VMBus is: an offer that names it (`offer`), and calls that tell it what the guest does.
 
+    opened(channel)            for each channel: the primary one, and sub-channels that the device had offered
+    packet(channel, packet)    the default hands the payload of in-band packets to received(payload)
+    leaving(done)              before the bus rescinds an open device: finish, then call done()
+    closed(channel)            once for each opened
+    restarted(), reset()       another kernel, another power-on
+
 A device is passive until the guest's driver opens its channel. All calls come from the loop's thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from pyvmm.vmbus.offer import Offer
@@ -24,7 +31,10 @@ class VmbusDevice:
         return self.OFFER
 
     def opened(self, channel: Channel) -> None:
-        """The guest's driver opened the channel; it is usable from now until `closed`."""
+        """The guest's driver opened a channel; it is usable from now until `closed`.
+
+        `channel.sub_channel` tells which one, `channel.user_data` what the driver wrote into its OPEN.
+        """
 
     def received(self, payload: bytes) -> None:
         """One in-band packet, padded to a multiple of 8 bytes: a ring keeps no exact lengths.
@@ -32,8 +42,13 @@ class VmbusDevice:
         A GuestError raised here is traced and counted, and the channel goes on.
         """
 
-    def closed(self) -> None:
-        """The channel is gone: closed by the guest, rescinded, or the whole bus started afresh. Its timers are
+    def leaving(self, done: Callable[[], object]) -> None:
+        """The bus is about to take the device away while its primary channel is open. Linux reads nothing more after
+        that, so answer now what it waits for and call `done()`; the bus waits LEAVING_SECONDS at most."""
+        done()
+
+    def closed(self, channel: Channel) -> None:
+        """A channel is gone: closed by the guest, rescinded, or the whole bus started afresh. Its timers are
         cancelled and what it still had to send is dropped. Comes once for each `opened`."""
 
     def restarted(self) -> None:

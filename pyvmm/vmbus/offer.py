@@ -6,7 +6,16 @@ Source: Linux include/linux/hyperv.h, struct vmbus_channel_offer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
+
+
+class ChannelKey(NamedTuple):
+    """What names a channel on the bus. The channels of one device differ in `sub_channel` alone."""
+
+    type: UUID
+    instance: UUID
+    sub_channel: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +31,13 @@ class Offer:
     instance: UUID
     flags: int = 0  # Linux VMBUS_CHANNEL_*; 7.2 refuses the confidential bits 2 and 4 in an ordinary guest
     mmio_mib: int = 0  # address space the driver needs, in MiB
-    sub_channel: int = 0  # 0: the primary channel
+    sub_channel: int = 0  # 0: the primary channel; others come from Channel.offer_sub_channel
     user_defined: bytes = b""  # at most 120 bytes, e.g. a pipe's type
     signal_each: bool = False
     """Signal the guest for every packet, not only for the first in an empty ring. For drivers that take a single
     packet per event (Linux: shutdown, KVP, VSS) where the host may send a second one before that."""
+
+    @property
+    def key(self) -> ChannelKey:
+        """The channel's name on the bus."""
+        return ChannelKey(self.type, self.instance, self.sub_channel)

@@ -7,7 +7,8 @@ Source: Linux drivers/hv/connection.c and channel_mgmt.c for the guest's side; O
     channel      Hidden --offered--> Offered --OPEN--> Opening --rings made--> Open --CLOSE--> Offered
                                                               --no rings--> Offered
                  Offered, Opening, Open --device removed--> Rescinded --RELID_RELEASED--> gone
-                 any --contact / UNLOAD / reset--> Hidden (Rescinded: gone)
+                 any --contact / UNLOAD / reset--> Hidden (Rescinded, and sub-channels: gone)
+    sub-channels exist while their primary is Open: its CLOSE and its removal rescind them, before itself
 
 `receive` is the message entry: it never raises for what a guest sent, but counts it in `refused`. A request that has
 an answer gets one even when it is refused, because Linux waits for most of them without a time limit.
@@ -24,7 +25,7 @@ from pyvmm.trace import Event
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.gpadl import WORD_SIZE, Gpadl, GpadlRefused, GpadlTable
-from pyvmm.vmbus.offer import Offer
+from pyvmm.vmbus.offer import ChannelKey, Offer
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.states import (
     Action,
@@ -56,30 +57,35 @@ class Server:
         self.actions: deque[Action] = deque()
         self.refused: Counter[str] = Counter()
         self.state: ConnectionState = Disconnected()
-        self.channels: dict[int, ServedChannel] = {}  # by relid
+        self.channels: dict[int, ServedChannel] = {}  # by relid, those included that the guest has to release
+        self.offered: dict[ChannelKey, ServedChannel] = {}  # what was added and not removed since
         self.gpadls = GpadlTable(memory)
-        self._waiting: list[ServedChannel] = []  # whose instance is rescinded and not released yet
+        self._waiting: list[ServedChannel] = []  # whose name is rescinded and not released yet
         self._vp_count = vp_count
         self._versions = frozenset(int(v) for v in Version if v <= max_version)
 
     # The host's side
 
     def add(self, offer: Offer, device_id: int = 0) -> ServedChannel:
-        """Offer a device: at once if the guest already asked, else when it does. Raises ConfigError on a full bus.
+        """Offer a channel: at once if the guest already asked, else when it does. Raises ConfigError on a full bus.
 
-        An instance that was just removed is offered again only after the guest has released the old relid.
+        A channel that was just removed is offered again only after the guest has released the old relid.
         """
+        # Linux takes a primary channel for one that it knows when the instance is the same, whatever the type.
+        same = [k for k in self.offered if k == offer.key or (not offer.sub_channel and k.instance == offer.instance)]
+        assert not same, f"{offer.name} is on the bus already"
         channel = ServedChannel(offer, device_id)
-        same = [c for c in (*self.channels.values(), *self._waiting) if c.offer.instance == offer.instance]
-        assert all(isinstance(c.state, Rescinded) for c in same), f"{offer.name} is on the bus already"
-        if same:
+        if self._must_wait(channel):
             self._waiting.append(channel)
         else:
             self._place(channel)
+        self.offered[offer.key] = channel
         return channel
 
     def remove(self, channel: ServedChannel) -> None:
-        """Take a device away, rescinding its offer if the guest knows it."""
+        """Take a channel away, rescinding its offer if the guest knows it; a primary's sub-channels go first."""
+        self._remove_sub_channels(channel)
+        self._forget(channel)
         if channel in self._waiting:
             self._waiting.remove(channel)
             return
@@ -91,6 +97,16 @@ class Server:
             self._close(channel)
             self._enter_channel(channel, Rescinded())
             self._post(protocol.Rescind(channel.relid))
+
+    def _remove_sub_channels(self, primary: ServedChannel) -> None:
+        if not primary.offer.sub_channel:
+            for channel in [c for c in self.offered.values() if c.offer.sub_channel]:
+                if channel.offer.key[:2] == primary.offer.key[:2]:
+                    self.remove(channel)
+
+    def _forget(self, channel: ServedChannel) -> None:
+        if self.offered.get(channel.offer.key) is channel:
+            del self.offered[channel.offer.key]
 
     def open_done(self, channel: ServedChannel, status: int) -> None:
         """Answer to OpenRings: 0, or why there are no rings."""
@@ -115,14 +131,18 @@ class Server:
         self.gpadls.clear()
         for channel in list(self.channels.values()):
             self._close(channel)
-            if isinstance(channel.state, Rescinded):
+            if isinstance(channel.state, Rescinded) or channel.offer.sub_channel:
+                self._forget(channel)
                 del self.channels[channel.relid]
                 self.actions.append(Gone(channel))
             else:
                 self._enter_channel(channel, Hidden())
         waiting, self._waiting = self._waiting, []
         for channel in waiting:
-            self._place(channel)
+            if channel.offer.sub_channel:
+                self._forget(channel)
+            else:
+                self._place(channel)
 
     # The guest's side
 
@@ -250,7 +270,7 @@ class Server:
             self._open_result(message.relid, message.open_id, Status.INVALID_PARAMETER)
             raise
         self._enter_channel(channel, Opening(message.open_id, gpadl.id, message.target_vp))
-        self.actions.append(OpenRings(channel, pages[:split], pages[split:], version))
+        self.actions.append(OpenRings(channel, pages[:split], pages[split:], version, message.user_data))
 
     def _open_result(self, relid: int, open_id: int, status: int) -> None:
         self._post(protocol.OpenResult(relid, open_id, status), trace.channel_open, relid, status)
@@ -263,6 +283,8 @@ class Server:
             case Open() | Opening():
                 self._close(channel)
                 self._enter_channel(channel, Offered())
+                # Linux's netvsc expects it: it closes and opens its primary channel for a new number of them.
+                self._remove_sub_channels(channel)
             case Rescinded():
                 pass  # Linux closes what it had open when it sees the RESCIND; we closed it then
             case state:
@@ -358,10 +380,19 @@ class Server:
             raise GuestProtocolError(f"channel {relid} was not offered")
         return channel
 
+    def _must_wait(self, channel: ServedChannel) -> bool:
+        """Whether the guest has to release a channel first, for which it would take this one."""
+        offer = channel.offer
+        return any(
+            isinstance(c.state, Rescinded)
+            and (c.offer.key == offer.key or (not offer.sub_channel and c.offer.instance == offer.instance))
+            for c in self.channels.values()
+        )
+
     def _place(self, channel: ServedChannel) -> None:
         relid = next((n for n in range(1, protocol.RELID_MAX + 1) if n not in self.channels), 0)
         if not relid:
-            raise ConfigError(f"the VMBus is full: {protocol.RELID_MAX} devices")
+            raise ConfigError(f"the VMBus is full: {protocol.RELID_MAX} channels")
         channel.relid = relid
         self.channels[relid] = channel
         if isinstance(self.state, Serving):
@@ -401,11 +432,11 @@ class Server:
             self._torndown(gpadl)
 
     def _release(self, channel: ServedChannel) -> None:
-        """Forget a channel and what was lent for it; its successor's turn."""
+        """Forget a channel and what was lent for it; then comes what waited for that."""
         relid = channel.relid
         self.gpadls.forget(relid)
         del self.channels[relid]
-        for successor in [c for c in self._waiting if c.offer.instance == channel.offer.instance][:1]:
+        for successor in [c for c in self._waiting if not self._must_wait(c)]:
             self._waiting.remove(successor)
             self._place(successor)
 

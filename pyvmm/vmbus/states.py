@@ -91,10 +91,10 @@ ChannelState = Hidden | Offered | Opening | Open | Rescinded
 
 @dataclass(slots=True, eq=False)
 class ServedChannel:
-    """A device's place on the bus. `relid` is 0 while it waits for its predecessor to be released."""
+    """A channel's place on the bus. `relid` is 0 while it waits for its predecessor to be released."""
 
     offer: Offer
-    device_id: int  # only for the trace, where QEMU shows a pointer
+    device_id: int  # the same for all channels of a device; the trace shows it where QEMU shows a pointer
     relid: int = 0
     state: ChannelState = field(default_factory=Hidden)
 
@@ -130,6 +130,7 @@ class OpenRings:
     send_pages: list[int]  # guest to host
     receive_pages: list[int]  # host to guest
     version: int
+    user_data: bytes  # of OPEN, for the device
 
 
 @dataclass(slots=True)

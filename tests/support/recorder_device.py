@@ -37,7 +37,7 @@ class Recorder(VmbusDevice):
             self.channel.send(payload)
         self.payloads.append(payload)
 
-    def closed(self) -> None:
+    def closed(self, channel: Channel) -> None:
         self.calls.append("closed")
 
     def reset(self) -> None:
