@@ -9,8 +9,8 @@ All methods belong to the loop's thread.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pyvmm.contain import contain
@@ -20,7 +20,8 @@ from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.gpadl import Gpadl
-from pyvmm.vmbus.ring import BrokenRing, Packet, PacketFlag, PacketType, RingReader, RingWriter
+from pyvmm.vmbus.packet import Packet, PacketFlag, PacketType, transfer_pages
+from pyvmm.vmbus.ring import BrokenRing, RingReader, RingWriter
 from pyvmm.vmbus.states import ServedChannel
 
 PACKETS_PER_STEP = 64
@@ -111,6 +112,7 @@ class Channel:
         self._loop = bus.loop
         self._is_open = True
         self._queue: deque[Packet] = deque()
+        self._requests: Counter[int] = Counter()  # by transaction id, those that the device has to complete
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
         self._timers: set[Timer] = set()
         self._sweep_at = TIMERS_SWEPT
@@ -153,6 +155,34 @@ class Channel:
         `max_payload`. On a closed or broken channel the packet is dropped (and traced).
         """
         self._send(Packet(PacketType.IN_BAND, flags, transaction_id, payload))
+
+    def complete(self, transaction_id: int, payload: bytes = b"") -> None:
+        """Answer a packet that asked for a completion, once, in any order; for devices with OWN_COMPLETIONS.
+
+        Raises GuestProtocolError as `send`; the packet counts as answered then too.
+        """
+        if not self._is_open:
+            return
+        assert self._requests[transaction_id] > 0, f"{self.name}: no request {transaction_id:#x}"
+        self._answered(transaction_id)
+        self._send(Packet(PacketType.COMPLETION, 0, transaction_id, payload))
+
+    def send_pages(
+        self, set_number: int, ranges: Sequence[tuple[int, int]], payload: bytes, *, transaction_id: int
+    ) -> None:
+        """Tell the guest of (length, offset) ranges in memory that it lent: a TRANSFER_PAGES packet.
+
+        The guest completes it (a packet of type COMPLETION) when it is done with them. Queued and refused as by
+        `send`; the ranges count for `max_payload`.
+        """
+        descriptor = transfer_pages(set_number, ranges)
+        flags = PacketFlag.COMPLETION_REQUESTED
+        self._send(Packet(PacketType.TRANSFER_PAGES, flags, transaction_id, payload, descriptor))
+
+    @property
+    def outstanding(self) -> int:
+        """Packets that wait for the device's `complete`."""
+        return self._requests.total()
 
     def room(self) -> int:
         """Payload bytes that one `send` could take now without queueing; 0 if none."""
@@ -255,6 +285,7 @@ class Channel:
             self._poll.cancel()
         self._queue.clear()
         self._waiters.clear()
+        self._requests.clear()
         if self.was_opened:
             self._guarded(lambda: self.device.closed(self))
 
@@ -264,11 +295,14 @@ class Channel:
         """Take up to PACKETS_PER_STEP packets or BYTES_PER_STEP; go on in the next turn if there may be more."""
         if not self.was_opened or not self._is_open or self.broken or self._continuing:
             return
-        if len(self._queue) >= REPLY_QUEUE_LIMIT:
-            return  # _flush comes back to it
+        if self._held():
+            return  # _flush or complete comes back to it
+        limit = PACKETS_PER_STEP
+        if own := self.device.OWN_COMPLETIONS:
+            limit = min(limit, own - self.outstanding)
         try:
             self._reader.mask()
-            for packet in self._reader.read(PACKETS_PER_STEP, BYTES_PER_STEP):
+            for packet in self._reader.read(limit, BYTES_PER_STEP):
                 self._receive(packet)
                 if not self._is_open or self.broken:
                     return
@@ -279,8 +313,13 @@ class Channel:
         except BrokenRing as error:
             self._break(error)
             return
-        if len(self._queue) < REPLY_QUEUE_LIMIT:  # else _flush comes back to it
+        if not self._held():
             self._read_later()
+
+    def _held(self) -> bool:
+        """Whether nothing is read because of what was read before: answers wait for room, or for the device."""
+        own = self.device.OWN_COMPLETIONS
+        return len(self._queue) >= REPLY_QUEUE_LIMIT or (bool(own) and self.outstanding >= own)
 
     def _read_later(self) -> None:
         if not self._continuing:
@@ -295,27 +334,42 @@ class Channel:
         self.packets_in += 1
         if trace.packet_received.on:
             trace.packet_received(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
-        if packet.type == PacketType.IN_BAND:
-            self._guarded(lambda: self.device.received(packet.payload))
-        else:
-            self._refuse(GuestProtocolError(f"{self.name}: packet type {packet.type} is not served"))
-        if packet.flags & PacketFlag.COMPLETION_REQUESTED and self._is_open:
+        asks, own = packet.flags & PacketFlag.COMPLETION_REQUESTED, self.device.OWN_COMPLETIONS
+        if asks and own:
+            self._requests[packet.transaction_id] += 1
+        served = self._guarded(lambda: self.device.packet(self, packet))
+        if asks and own and not served:
+            self._answered(packet.transaction_id)
+        elif asks and not own and self._is_open:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
-    def _guarded(self, callback: Callable[[], Any]) -> None:
-        """Run a device's code, or the channel's own; what the guest did wrong ends here, and what we did."""
+    def _answered(self, transaction_id: int) -> None:
+        """A packet is completed, or refused; if others had to wait for that, read on."""
+        was_held = self._held()
+        if self._requests[transaction_id] > 1:
+            self._requests[transaction_id] -= 1
+        else:
+            del self._requests[transaction_id]
+        if was_held:
+            self._read_later()
+
+    def _guarded(self, callback: Callable[[], Any]) -> bool:
+        """Run a device's code, or the channel's own; what the guest did wrong ends here, and what we did. True: it
+        went well."""
         try:
             callback()
+            return True
         except GuestError as error:
             self._refuse(error)
         except Exception as error:
             self.broken = f"an error in pyvmm: {type(error).__name__}"
             contain(f"channel {self.name}", error)
+        return False
 
     # Writing
 
     def _send(self, packet: Packet) -> None:
-        self._check_size(len(packet.payload))
+        self._check_size(packet.size)
         if not self._is_open or self.broken:
             if trace.packet_dropped.on:
                 trace.packet_dropped(self.relid, packet.type, len(packet.payload), self.broken or "closed")
@@ -341,7 +395,7 @@ class Channel:
         was_held = len(self._queue) >= REPLY_QUEUE_LIMIT
         try:
             while self._is_open and not self.broken and (self._queue or self._waiters):
-                needed = len(self._queue[0].payload) if self._queue else self._waiters[0][0]
+                needed = self._queue[0].size if self._queue else self._waiters[0][0]
                 if not self._writer.has_room(needed) and not self._writer.request_room(needed):
                     self._poll_if_needed()
                     break

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.offer import Offer
+from pyvmm.vmbus.packet import Packet, PacketType
 
 if TYPE_CHECKING:
     from pyvmm.vmbus.channel import Channel
@@ -24,6 +26,9 @@ class VmbusDevice:
     """Base of all VMBus devices. Override what you need; the defaults do nothing."""
 
     OFFER: ClassVar[Offer]
+    OWN_COMPLETIONS: ClassVar[int] = 0
+    """Packets of a channel that may wait for a `Channel.complete` of the device; with so many nothing more is read.
+    0: the channel completes each packet that asks for it when `packet` returns, with no payload."""
 
     @property
     def offer(self) -> Offer:
@@ -36,11 +41,17 @@ class VmbusDevice:
         `channel.sub_channel` tells which one, `channel.user_data` what the driver wrote into its OPEN.
         """
 
-    def received(self, payload: bytes) -> None:
-        """One in-band packet, padded to a multiple of 8 bytes: a ring keeps no exact lengths.
+    def packet(self, channel: Channel, packet: Packet) -> None:
+        """One packet of any type. The default hands payloads of in-band packets to `received` and refuses others.
 
-        A GuestError raised here is traced and counted, and the channel goes on.
+        A GuestError raised here is traced and counted, and the channel goes on; the packet is not completed then.
         """
+        if packet.type != PacketType.IN_BAND:
+            raise GuestProtocolError(f"{channel.name}: packet type {packet.type} is not served")
+        self.received(packet.payload)
+
+    def received(self, payload: bytes) -> None:
+        """The payload of an in-band packet, padded to a multiple of 8 bytes: a ring keeps no exact lengths."""
 
     def leaving(self, done: Callable[[], object]) -> None:
         """The bus is about to take the device away while its primary channel is open. Linux reads nothing more after

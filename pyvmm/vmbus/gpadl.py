@@ -50,6 +50,14 @@ class GpaRange:
             left, skip = left - step, 0
         return runs
 
+    def read(self, memory: GuestMemory) -> bytes:
+        """A copy of all bytes. Raises GuestMemoryError if a page is not RAM."""
+        return b"".join(memory.read(gpa, length) for gpa, length in self.gpas())
+
+    def views(self, memory: GuestMemory) -> list[memoryview]:
+        """The bytes, live. Raises GuestMemoryError if a page is not RAM."""
+        return [memory.view(gpa, length) for gpa, length in self.gpas()]
+
 
 @dataclass(slots=True)
 class Gpadl:
@@ -67,11 +75,11 @@ class Gpadl:
 
     def read(self, memory: GuestMemory, range_index: int = 0) -> bytes:
         """A copy of all bytes of one range. Raises GuestMemoryError if a page is no longer RAM."""
-        return b"".join(memory.read(gpa, length) for gpa, length in self.ranges[range_index].gpas())
+        return self.ranges[range_index].read(memory)
 
     def views(self, memory: GuestMemory, range_index: int = 0) -> list[memoryview]:
         """One range's bytes, live. Raises GuestMemoryError if a page is no longer RAM."""
-        return [memory.view(gpa, length) for gpa, length in self.ranges[range_index].gpas()]
+        return self.ranges[range_index].views(memory)
 
     def ring_pages(self) -> list[int]:
         """The pages, for a pair of rings: one range of whole pages. Raises GuestProtocolError for anything else.

@@ -14,7 +14,8 @@ the last byte. A packet may wrap anywhere, even inside its header:
 
     +0 type u16 | data offset u16 (in 8 bytes) | length u16 (in 8 bytes) | flags u16
     +8 transaction id u64
-    +16 payload, padded to 8 bytes
+    +16 descriptor, in packets that point at other memory (`packet`); else nothing
+    data offset: payload, padded to 8 bytes
     end: u64 whose high half is the index at which the packet began
 
 The pages are the guest's and lie anywhere in its memory, and it may change any byte at any time: each index is read
@@ -26,63 +27,39 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 from struct import Struct
 
 from pyvmm.errors import GuestError
 from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
+from pyvmm.vmbus.packet import Packet, PacketType
 
 WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_SIZE, FEATURE_BITS = 0, 1, 2, 3, 16  # u32 words of the header
 FEATURE_PENDING_SEND_SIZE = 1
 TRAILER_SIZE = 8
 PACKET_LIMIT = 4096
-"""Bytes of the longest packet to a guest, descriptor included and trailer not: what every supported Linux reads.
+"""Bytes of the longest packet to a guest, header included and trailer not: what every supported Linux reads.
 
 Since Linux 5.15.19 and 5.16.5 ("Drivers: hv: balloon: account for vmbus packet header in max_pkt_size") hv_balloon
 reads longer ones; from 5.12 to then it took the first 4096 bytes for the whole packet and lost its place. Heartbeat,
 shutdown and timesync never read more. Hyper-V keeps to it too.
 """
 
-_DESCRIPTOR = Struct("<HHHHQ")
-DESCRIPTOR_SIZE = _DESCRIPTOR.size
+_HEADER = Struct("<HHHHQ")
+HEADER_SIZE = _HEADER.size
 _TRAILER = Struct("<II")
-
-
-class PacketType(IntEnum):
-    """VM_PKT_*: those that are seen on Linux's channels."""
-
-    IN_BAND = 6
-    TRANSFER_PAGES = 7
-    GPA_DIRECT = 9
-    COMPLETION = 0xB
-
-
-class PacketFlag(IntFlag):
-    COMPLETION_REQUESTED = 1
 
 
 class BrokenRing(GuestError):
     """The ring holds indices or lengths that cannot be; nothing after that can be trusted."""
 
 
-@dataclass(slots=True)
-class Packet:
-    """One packet. `payload` is padded to 8 bytes when it comes out of a ring: the format has no exact length."""
-
-    type: int
-    flags: int
-    transaction_id: int
-    payload: bytes
-
-
-MAX_PAYLOAD = PACKET_LIMIT - DESCRIPTOR_SIZE
+MAX_PAYLOAD = PACKET_LIMIT - HEADER_SIZE
 """Bytes of the longest payload to a guest with a ring of ordinary size."""
 
 
 def packet_size(payload_size: int) -> int:
-    """Bytes of ring a packet takes: descriptor, padded payload, trailer."""
-    return DESCRIPTOR_SIZE + (payload_size + 7 & ~7) + TRAILER_SIZE
+    """Bytes of ring a packet takes: header, padded payload (with its descriptor), trailer."""
+    return HEADER_SIZE + (payload_size + 7 & ~7) + TRAILER_SIZE
 
 
 class Ring:
@@ -170,20 +147,21 @@ class RingReader:
         packets: list[Packet] = []
         enough = 0 if most_bytes is None else left - most_bytes  # bytes left of which no more are read
         while left and len(packets) < limit and (left > enough or not packets):
-            if left < DESCRIPTOR_SIZE + TRAILER_SIZE:
+            if left < HEADER_SIZE + TRAILER_SIZE:
                 if packets:
                     break
                 raise BrokenRing(f"{left} bytes at {position:#x}: less than the smallest packet")
-            kind, offset8, length8, flags, transaction_id = _DESCRIPTOR.unpack(
-                ring.copy_out(position, DESCRIPTOR_SIZE)
-            )
+            kind, offset8, length8, flags, transaction_id = _HEADER.unpack(ring.copy_out(position, HEADER_SIZE))
             offset, length = offset8 * 8, length8 * 8
-            if offset < DESCRIPTOR_SIZE or length < offset or length + TRAILER_SIZE > left:
+            if offset < HEADER_SIZE or length < offset or length + TRAILER_SIZE > left:
                 if packets:
                     break
                 raise BrokenRing(f"packet at {position:#x}: data at {offset}, length {length}, {left} bytes there")
             payload = ring.copy_out((position + offset) % size, length - offset) if length > offset else b""
-            packets.append(Packet(kind, flags, transaction_id, payload))
+            descriptor = b""
+            if offset > HEADER_SIZE:
+                descriptor = ring.copy_out((position + HEADER_SIZE) % size, offset - HEADER_SIZE)
+            packets.append(Packet(kind, flags, transaction_id, payload, descriptor))
             position = (position + length + TRAILER_SIZE) % size
             left -= length + TRAILER_SIZE
         self._next = position
@@ -240,11 +218,11 @@ class RingWriter:
     @property
     def max_payload(self) -> int:
         """The largest payload that `write` ever takes: PACKET_LIMIT, or less in a ring of one data page (4064)."""
-        return min(MAX_PAYLOAD, (self.size - 1 - DESCRIPTOR_SIZE - TRAILER_SIZE) & ~7)
+        return min(MAX_PAYLOAD, (self.size - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7)
 
     def room(self) -> int:
         """The largest payload that `write` would take now. Raises BrokenRing."""
-        return max(0, min(MAX_PAYLOAD, (self._free() - 1 - DESCRIPTOR_SIZE - TRAILER_SIZE) & ~7))
+        return max(0, min(MAX_PAYLOAD, (self._free() - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7))
 
     def has_room(self, payload_size: int) -> bool:
         """Whether `write` would take such a payload now. Raises BrokenRing."""
@@ -267,11 +245,11 @@ class RingWriter:
 
     def write(self, packet: Packet) -> bool:
         """Store one packet, for which there must be room. True: the guest must be signalled."""
-        old, payload = self._next, packet.payload
-        padded = len(payload) + 7 & ~7
-        length8 = (DESCRIPTOR_SIZE + padded) // 8
-        header = _DESCRIPTOR.pack(packet.type, DESCRIPTOR_SIZE // 8, length8, packet.flags, packet.transaction_id)
-        data = header + payload + bytes(padded - len(payload)) + _TRAILER.pack(0, old)
+        old, body = self._next, packet.descriptor + packet.payload
+        padded = len(body) + 7 & ~7
+        offset8, length8 = (HEADER_SIZE + len(packet.descriptor)) // 8, (HEADER_SIZE + padded) // 8
+        header = _HEADER.pack(packet.type, offset8, length8, packet.flags, packet.transaction_id)
+        data = header + body + bytes(padded - len(body)) + _TRAILER.pack(0, old)
         assert len(data) < self.size, "write without room"  # not _free(): the guest may have moved its index since
         self._ring.copy_in(old, data)
         self._next = (old + len(data)) % self.size

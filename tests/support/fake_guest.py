@@ -69,8 +69,9 @@ class FakeDriver:
     last_ic: bytes = b""  # the 28 bytes of pipe and IC header of the latest request taken
     signals: int = field(default=0)  # events this channel got
 
-    def send(self, payload: bytes, **how: int) -> Self:
-        """Write one packet (`type`, `flags`, `transaction_id`), signal if the host wants it, let the host work."""
+    def send(self, payload: bytes, **how: Any) -> Self:
+        """Write one packet, signal if the host wants it, let the host work. `how` is what `GuestRing.put` takes:
+        `type`, `flags`, `transaction_id`, `descriptor`."""
         signal = self.outgoing.put(payload, **how)
         assert signal is not None, "the guest's ring is full"
         if signal:
@@ -143,7 +144,7 @@ class FakeDriver:
     @property
     def channel(self) -> Channel:
         """The host's side of it."""
-        channel = self.guest.bus.channel(self.device)
+        channel = self.guest.bus.channel(self.device, self.offer.sub_channel)
         assert channel is not None, f"{self.device.offer.name} is not open"
         return channel
 
@@ -278,16 +279,24 @@ class FakeGuest:
         assert bool(created.status) == bool(status), f"GPADL_CREATED status {created.status:#x}"
         return handle
 
-    def find_offer(self, device: VmbusDevice) -> p.OfferChannel:
+    def find_offer(self, device: VmbusDevice, sub_channel: int = 0) -> p.OfferChannel:
         """The offer of a device, from what came since REQUEST_OFFERS too."""
         while self.inbox and int.from_bytes(self.inbox[0][1][:4], "little") == MessageType.OFFER:
             self.offers.append(self.expect(p.OfferChannel))
-        found = [o for o in self.offers if o.instance == device.offer.instance]
+        name = device.offer.instance, sub_channel
+        found = [o for o in self.offers if (o.instance, o.sub_channel) == name]
         assert found, f"{device.offer.name} was not offered"
         return found[-1]
 
     def open(
-        self, device: VmbusDevice, *, ring_pages: int = 5, receive_pages: int | None = None, target_vp: int = 0
+        self,
+        device: VmbusDevice,
+        *,
+        ring_pages: int = 5,
+        receive_pages: int | None = None,
+        target_vp: int = 0,
+        sub_channel: int = 0,
+        user_data: bytes = b"",
     ) -> FakeDriver:
         """Bind a driver: rings of `ring_pages` each way (header page included), channel opened. `receive_pages`: of
         the ring that the guest reads, if it is of another size."""
@@ -296,13 +305,13 @@ class FakeGuest:
             self.loop.run()
         if not self.connected:
             self.connect()
-        offer = self.find_offer(device)
+        offer = self.find_offer(device, sub_channel)
         pages = self.pages(ring_pages + (ring_pages if receive_pages is None else receive_pages))
         gpadl = self.lend(offer.relid, pages)
         rings = [GuestRing(self.memory, pages[:ring_pages]), GuestRing(self.memory, pages[ring_pages:])]
         driver = FakeDriver(self, device, offer, gpadl, *rings, target_vp=target_vp)
         self.drivers.append(driver)
-        self.request(p.OpenChannel(offer.relid, offer.relid, gpadl, target_vp, ring_pages, b""))
+        self.request(p.OpenChannel(offer.relid, offer.relid, gpadl, target_vp, ring_pages, user_data))
         result = self.expect(p.OpenResult)
         assert (result.relid, result.open_id, result.status) == (offer.relid, offer.relid, 0)
         return driver

@@ -21,6 +21,7 @@ class GuestPacket:
     flags: int
     transaction_id: int
     payload: bytes
+    descriptor: bytes = b""
 
 
 class GuestRing:
@@ -56,11 +57,19 @@ class GuestRing:
     def used(self) -> int:
         return (self.get(WRITE) - self.get(READ)) % self.size
 
-    def put(self, payload: bytes, *, type: int = IN_BAND, flags: int = 0, transaction_id: int = 0) -> bool | None:
-        """Write a packet. True: signal the host; None: no room, nothing written."""
-        padded = payload + bytes(-len(payload) % 8)
+    def put(
+        self,
+        payload: bytes,
+        *,
+        type: int = IN_BAND,
+        flags: int = 0,
+        transaction_id: int = 0,
+        descriptor: bytes = b"",
+    ) -> bool | None:
+        """Write a packet, with a descriptor of whole words. True: signal the host; None: no room, nothing written."""
+        padded = descriptor + payload + bytes(-len(payload) % 8)
         length = 16 + len(padded)
-        head = b"".join(n.to_bytes(2, "little") for n in (type, 2, length // 8, flags))
+        head = b"".join(n.to_bytes(2, "little") for n in (type, 2 + len(descriptor) // 8, length // 8, flags))
         old = self.get(WRITE)
         trailer = bytes(4) + old.to_bytes(4, "little")
         packet = head + transaction_id.to_bytes(8, "little") + padded + trailer
@@ -80,9 +89,10 @@ class GuestRing:
         assert offset >= 2 and length >= offset and length * 8 + 8 <= used, "the host wrote a bad packet"
         trailer = self.peek(index + length * 8, 8)
         assert trailer == bytes(4) + index.to_bytes(4, "little"), "the host wrote a bad trailer"
+        descriptor = self.peek(index + 16, (offset - 2) * 8)
         payload = self.peek(index + offset * 8, (length - offset) * 8)
         free = self.size - used
         self.set(READ, (index + length * 8 + 8) % self.size)
         pending = self.get(PENDING)
         signal = bool(pending) and free <= pending < free + length * 8 + 8
-        return GuestPacket(type_, flags, int.from_bytes(head[8:], "little"), payload), signal
+        return GuestPacket(type_, flags, int.from_bytes(head[8:], "little"), payload, descriptor), signal

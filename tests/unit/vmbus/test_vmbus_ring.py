@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pyvmm.errors import GuestMemoryError
 from pyvmm.memory import GuestMemory
-from pyvmm.vmbus.ring import BrokenRing, Packet, PacketType, Ring, RingReader, RingWriter, packet_size
+from pyvmm.vmbus.packet import Packet, PacketType
+from pyvmm.vmbus.ring import BrokenRing, Ring, RingReader, RingWriter, packet_size
 from tests.support.fake_ring import MASK, PENDING, READ, WRITE, GuestRing
 
 PAGES = [0x3000, 0x9000, 0x5000, 0x6000]  # header; scattered, then two neighbours

@@ -1,0 +1,87 @@
+"""Packets of a channel, and the descriptors by which two types of them point at other memory of the guest.
+
+Source: Linux include/linux/hyperv.h, struct vmdata_gpa_direct and vmtransfer_page_packet_header.
+
+    TRANSFER_PAGES  host to guest   set u16 | sender owns the set u8 | 0 u8 | count u32 | (length u32, offset u32) ...
+    GPA_DIRECT      guest to host   0 u32 | count u32 | (length u32, offset u32, frame u64 ...) ...
+
+The ranges of the first lie in memory that was lent before (a GPADL, which guest and host know by the set's number);
+the frames of the second are lent by the packet, until it is completed. Where they lie in a packet `ring` shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from struct import pack, unpack_from
+
+from pyvmm.errors import GuestProtocolError, WireError
+from pyvmm.memory import PAGE_SIZE
+from pyvmm.vmbus.gpadl import WORD_SIZE, GpaRange
+
+DIRECT_PAGES_LIMIT = 2048
+"""Pages that one GPA_DIRECT packet may name, 8 MiB: Linux sends what a disk allows (512 KiB to Hyper-V's) or less."""
+
+
+class PacketType(IntEnum):
+    """VM_PKT_*: those that are seen on Linux's channels."""
+
+    IN_BAND = 6
+    TRANSFER_PAGES = 7
+    GPA_DIRECT = 9
+    COMPLETION = 0xB
+
+
+class PacketFlag(IntFlag):
+    COMPLETION_REQUESTED = 1
+
+
+@dataclass(slots=True)
+class Packet:
+    """One packet. `payload` is padded to 8 bytes when it comes out of a ring: the format has no exact length.
+
+    `descriptor` is what lies between the header and the payload, whole units of 8 bytes; in most packets nothing.
+    """
+
+    type: int
+    flags: int
+    transaction_id: int
+    payload: bytes
+    descriptor: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes behind the header, padding not included."""
+        return len(self.descriptor) + len(self.payload)
+
+
+def parse_direct(descriptor: bytes) -> list[GpaRange]:
+    """The ranges of a GPA_DIRECT packet; whether they are RAM shows when they are used. Raises WireError if they do
+    not fit into the descriptor, GuestProtocolError if they are empty, odd or more than DIRECT_PAGES_LIMIT.
+    """
+    if len(descriptor) < 8:
+        raise WireError(f"GPA_DIRECT: a descriptor of {len(descriptor)} bytes, needs 8")
+    (count,) = unpack_from("<I", descriptor, 4)
+    ranges: list[GpaRange] = []
+    position, pages_left = 8, DIRECT_PAGES_LIMIT
+    for _ in range(min(count, DIRECT_PAGES_LIMIT + 1)):  # each takes a page at least
+        if len(descriptor) - position < WORD_SIZE:
+            raise WireError(f"GPA_DIRECT: {count} ranges in {len(descriptor)} bytes")
+        length, offset = unpack_from("<II", descriptor, position)
+        pages = -(-(offset + length) // PAGE_SIZE)
+        if not length or offset >= PAGE_SIZE or pages > pages_left:
+            raise GuestProtocolError(f"GPA_DIRECT: {length} bytes from {offset}, {pages_left} more pages may come")
+        position += WORD_SIZE
+        if pages > (len(descriptor) - position) // WORD_SIZE:
+            raise WireError(f"GPA_DIRECT: a range of {pages} pages in {len(descriptor) - position} bytes")
+        frames = unpack_from(f"<{pages}Q", descriptor, position)
+        ranges.append(GpaRange(length, offset, [frame * PAGE_SIZE for frame in frames]))
+        position += pages * WORD_SIZE
+        pages_left -= pages
+    return ranges
+
+
+def transfer_pages(set_number: int, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The descriptor of a TRANSFER_PAGES packet with (length, offset) of each range."""
+    return pack("<HBBI", set_number, 0, 0, len(ranges)) + b"".join(pack("<II", *each) for each in ranges)

@@ -1,0 +1,108 @@
+"""Descriptors of packets: which ranges of memory they name, and what is refused."""
+
+from __future__ import annotations
+
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError, WireError
+from pyvmm.memory import GuestMemory
+from pyvmm.vmbus.gpadl import GpaRange
+from pyvmm.vmbus.packet import DIRECT_PAGES_LIMIT, Packet, PacketType, parse_direct, transfer_pages
+from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
+
+MIB = 1 << 20
+
+
+def direct(*ranges: tuple[int, int, list[int]], count: int | None = None) -> bytes:
+    data = pack("<II", 0, len(ranges) if count is None else count)
+    return data + b"".join(pack(f"<II{len(frames)}Q", length, offset, *frames) for length, offset, frames in ranges)
+
+
+def test_ranges_of_a_direct_packet_name_bytes_in_scattered_pages() -> None:
+    memory = GuestMemory.flat(MIB)
+    memory.write(0x8FFC, b"abcd")
+    memory.write(0x6000, b"efgh")
+    memory.write(0x3010, b"ijkl")
+    first, second = parse_direct(direct((8, 0xFFC, [8, 6]), (4, 0x10, [3])))
+    assert (first, second) == (GpaRange(8, 0xFFC, [0x8000, 0x6000]), GpaRange(4, 0x10, [0x3000]))
+    assert first.read(memory) + second.read(memory) == b"abcdefghijkl"
+
+
+def test_direct_packet_without_ranges_has_none() -> None:
+    assert parse_direct(direct()) == []
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        b"",
+        bytes(7),
+        direct(count=1),
+        direct((4096, 0, [1]))[:-1],
+        direct((4096, 0, [1]))[:-8],
+        direct((4096, 0, [1]), count=2),
+        direct((4097, 0, [1])),
+        direct((4096, 1, [1])),
+        direct((1 << 22, 0, [1])),
+    ],
+)
+def test_ranges_that_do_not_fit_into_the_descriptor_are_refused(descriptor: bytes) -> None:
+    with pytest.raises(WireError):
+        parse_direct(descriptor)
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        direct((0, 0, [])),
+        direct((0, 0, []), count=0xFFFFFFFF),
+        direct((1, 4096, [1, 2])),
+        direct((1, 0xFFFFFFFF, [1])),
+        direct((0xFFFFFFFF, 0, [1])),
+        direct((DIRECT_PAGES_LIMIT * 4096 + 1, 0, [1] * (DIRECT_PAGES_LIMIT + 1))),
+        direct(*[(1, 0, [1])] * (DIRECT_PAGES_LIMIT + 1)),
+    ],
+)
+def test_ranges_that_make_no_sense_or_are_too_many_are_refused(descriptor: bytes) -> None:
+    with pytest.raises(GuestProtocolError):
+        parse_direct(descriptor)
+
+
+@pytest.mark.parametrize("frame", [0x100, (1 << 52) - 1, (1 << 64) - 1])
+def test_range_that_is_not_ram_is_noticed_when_it_is_read(frame: int) -> None:
+    (found,) = parse_direct(direct((4, 0, [frame])))
+    with pytest.raises(GuestMemoryError):
+        found.read(GuestMemory.flat(MIB))
+    with pytest.raises(GuestMemoryError):
+        found.views(GuestMemory.flat(MIB))
+
+
+@given(st.binary(max_size=200))
+def test_any_descriptor_parses_or_raises_guest_error(data: bytes) -> None:
+    try:
+        ranges = parse_direct(data)
+    except GuestError:
+        return
+    assert all(0 < each.length <= len(each.pages) * 4096 for each in ranges)
+
+
+@given(st.binary(max_size=100), st.binary(max_size=9).map(lambda data: data * 8))
+def test_a_packet_with_a_descriptor_comes_out_of_a_ring_as_it_went_in(payload: bytes, descriptor: bytes) -> None:
+    memory = GuestMemory.flat(MIB)
+    writer, reader = RingWriter(Ring(memory, [0, 0x1000])), RingReader(Ring(memory, [0, 0x1000]))
+    payload += bytes(-len(payload) % 8)
+    packet = Packet(PacketType.TRANSFER_PAGES, 1, 7, payload, descriptor)
+    for _ in range(50):  # several times round
+        assert writer.has_room(packet.size)
+        writer.write(packet)
+        assert reader.read(9) == [packet]
+        reader.publish()
+
+
+def test_transfer_pages_lie_as_in_c() -> None:
+    descriptor = transfer_pages(0xCAFE, [(100, 0), (200, 4096)])
+    assert descriptor == bytes.fromhex("feca 00 00 02000000 64000000 00000000 c8000000 00100000")
