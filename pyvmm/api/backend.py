@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -25,6 +25,7 @@ from pyvmm.paths import runtime_folder
 from pyvmm.process import kill_with_parent
 
 if TYPE_CHECKING:
+    from pyvmm.launch.options import GuestOptions
     from pyvmm.machine import Machine, MachineConfig
 
 Result = TypeVar("Result")
@@ -96,7 +97,7 @@ class ThreadBackend:
     `make` gives its config once the name is taken: it may build an image first.
     """
 
-    def __init__(self, make: Callable[[], MachineConfig], params: Mapping[str, Any]) -> None:
+    def __init__(self, make: Callable[[], MachineConfig], options: GuestOptions) -> None:
         from pyvmm.host.inside import socket_path
         from pyvmm.launch.consoles import CalledConsole
         from pyvmm.launch.session import Session
@@ -105,13 +106,13 @@ class ThreadBackend:
         self.console = Tail(CONSOLE_LIMIT)
         self.error: BaseException | None = None
         self._outcome_text = ""
-        trace = TraceSettings(params["trace"], params["trace_file"], params["trace_format"])
+        trace = TraceSettings(options.trace, options.trace_file, options.trace_format)
         with contextlib.ExitStack() as stack:
-            registration = stack.enter_context(registry.claim(params["name"], sys.argv))
+            registration = stack.enter_context(registry.claim(options.name, sys.argv))
             config = make()
             self.name = config.name = registration.name
             self.socket = Path(socket_path(registration.socket))
-            sockets = [path for path in (registration.socket, params["qmp"]) if path is not None]
+            sockets = [path for path in (registration.socket, options.qmp) if path is not None]
             console = CalledConsole(self.console.add, place="api")
             session = stack.enter_context(Session(config, sockets=sockets, console=lambda: console, trace=trace))
             self.machine: Machine = session.machine

@@ -15,19 +15,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pyvmm.api.backend import Backend, ProcessBackend, ThreadBackend
-from pyvmm.api.options import arguments_for, parse
 from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
 from pyvmm.client.qmp import Client, Disconnected, TimedOut
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.launch import where
+from pyvmm.launch.config_file import load
+from pyvmm.launch.options import GuestOptions, read_keywords
 from pyvmm.seconds import check_seconds
 from pyvmm.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine as InnerMachine
+    from pyvmm.machine import MachineConfig
 
 Result = TypeVar("Result")
 
@@ -96,19 +100,17 @@ class Machine:
     ) -> None:
         given: dict[str, object] = {
             "image": image,
-            "memory": f"{memory}b" if isinstance(memory, int) else memory,
+            "memory": memory,
             "cpus": cpus,
             "kernel": kernel,
             "initrd": initrd,
             "kdir": kdir,
             "append": append,
+            "name": name,
             "host": host,
             "hyperv": hyperv,
-            "config": config,
         }
-        self._arguments = arguments_for(given | options)
-        self._params = parse([*self._arguments, *([] if name is None else ["--name", name])])
-        self._name: str | None = self._params["name"]
+        self._options = read_keywords(given | options, {} if config is None else load(Path(config)))
         self._own_process = process
         self._backend: Backend | None = None
         self._client: Client | None = None
@@ -131,13 +133,12 @@ class Machine:
         return self
 
     def _make_backend(self) -> Backend:
-        from pyvmm.cli.run import config_of
-
-        confined = self._params["sandbox"] == "require"  # which takes a process, and this one is the caller's
-        if not self._own_process and not confined and runs_here(self._params["host"]):
-            return ThreadBackend(lambda: config_of(self._params), self._params)
-        config_of(self._params)  # wrong options are told now, before a process is made for them
-        return ProcessBackend(self._arguments, self._name)
+        options = self._options
+        confined = options.sandbox == "require"  # which takes a process, and this one is the caller's
+        if not self._own_process and not confined and runs_here(options.host):
+            return ThreadBackend(lambda: _config(options), options)
+        _config(options)  # wrong options are told now, before a process is made for them
+        return ProcessBackend(options.words(), options.name)
 
     def _connect(self, backend: Backend) -> Client:
         deadline = time.monotonic() + CONNECT_LIMIT
@@ -175,7 +176,7 @@ class Machine:
     @property
     def name(self) -> str | None:
         """What `pyvmm status`, `balloon` and `stop` call it; None before the start if none was given."""
-        return self._name if self._backend is None else self._backend.name
+        return self._options.name if self._backend is None else self._backend.name
 
     @property
     def running(self) -> bool:
@@ -389,10 +390,14 @@ class Machine:
                 self._ending.take(Event(*self._client.events.popleft()))
 
 
+def _config(options: GuestOptions) -> MachineConfig:
+    from pyvmm.launch.build import build_config
+
+    return build_config(options, progress=where.say)
+
+
 def runs_here(host: str = "auto") -> bool:
     """Whether a machine for `host` would be a thread of this process, called from this thread."""
-    from pyvmm.launch import where
-
     # vCPU threads are woken by a signal, whose handler only the main thread can install.
     return threading.current_thread() is threading.main_thread() and where.runs_here(host)
 

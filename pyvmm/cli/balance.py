@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.cli import output
-from pyvmm.cli.memory_options import SizeType
+from pyvmm.cli.guest_options import SizeType
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect
 from pyvmm.errors import ConfigError, HostError

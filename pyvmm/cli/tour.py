@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.memory_options import SizeType
-from pyvmm.cli.run import complete_image
+from pyvmm.cli.guest_options import SizeType, complete_image
 from pyvmm.cli.tour_show import JsonLines, Measured, Show, Words
 from pyvmm.cli.words import RepeatableCommand, command_words
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
+from pyvmm.launch.options import GuestOptions
 from pyvmm.launch.where import run_somewhere, say
+from pyvmm.sizes import MemorySpec
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.plan import ResizeOutcome
     from pyvmm.machine import MachineConfig
+    from pyvmm.machine.config import EngineChoice
 
 MIB = 1 << 20
 RESIZE_LIMIT = 30.0  # seconds for one resize
@@ -66,7 +68,7 @@ def tour(
     image: str | None,
     memory: int,
     cpus: int,
-    hyperv: str,
+    hyperv: EngineChoice,
     host: str,
     name: str | None,
     control_socket: Path | None,
@@ -88,10 +90,12 @@ def tour(
     if memory < 256 * MIB:
         raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
 
+    options = GuestOptions(image=image, memory=MemorySpec(memory), cpus=cpus, hyperv=hyperv)
+
     def make() -> MachineConfig:
         from pyvmm.launch.build import build_config
 
-        return build_config(image=image, progress=say, memory=memory, cpus=cpus, engine=hyperv)
+        return build_config(options, progress=say)
 
     def here(config: MachineConfig, sockets: list[Path]) -> int:
         if as_json:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pyvmm.backend import Backend
 from pyvmm.devices import serial_window
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import cmdline
 from pyvmm.firmware.linux import check_linux
+from pyvmm.host.inside import inside
 from pyvmm.machine.config import MachineConfig
 
 if TYPE_CHECKING:
     from pyvmm.images.catalog import Image
+    from pyvmm.launch.options import GuestOptions
 
 BASE_CMDLINE = "quiet pci=off 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
 """What every guest of ours is told: what is not there to be looked for, that its ciphers work (their self-tests took
@@ -36,6 +39,10 @@ SIZE = "pyvmm.size={}x{}"
 """Rows and columns of the console, likewise. A kernel takes it for a parameter of a module that is not there."""
 
 
+SILENCE, SILENCE_EMULATED = 10.0, 30.0
+"""Seconds without a word of the guest until the user is told, on a KVM of this computer and in the emulated host."""
+
+
 def command_line(append: str = "", *, agent_only: bool = False, window: tuple[int, int] | None = None) -> str:
     """A guest's whole command line. Our console comes last, because Linux prints there what it has to say so far when
     it reads that word, and by then should know how much it shall say (`quiet`, the user's `loglevel=`). But a console
@@ -53,43 +60,38 @@ def _silent(line: str) -> None:
 
 
 def build_config(
+    options: GuestOptions,
     *,
-    kernel: Path | None = None,
-    kdir: Path | None = None,
-    initrd: Path | None = None,
-    image: str | None = None,
-    append: str = "",
-    agent_only: bool = False,
     window: tuple[int, int] | None = None,
     progress: Callable[[str], None] = _silent,
     look_into: bool = True,
-    **machine: Any,
 ) -> MachineConfig:
-    """A checked MachineConfig. `machine` are fields of it that are taken as they are.
+    """A checked MachineConfig of what a user asked for.
 
-    `look_into` False takes the files as they are: somebody has just looked, and loading them will tell.
-
-    With neither kernel nor kdir it is one of our images, built if need be. `agent_only`: no shell on the console,
-    because a program drives the guest through the agent. `progress` gets lines for people. Raises ConfigError.
+    With neither kernel nor kdir it is one of our images, built if need be. With a command there is no shell on the
+    console: a program drives the guest through the agent. `window`: the terminal's size, if that is the console.
+    `progress` gets lines for people. `look_into` False skips the checks of files that the process outside the
+    emulated host has made. Raises ConfigError.
     """
-    config = MachineConfig(kernel=Path(), **machine)
+    config = machine_config(options)
     config.check()  # before an image is made for a machine that cannot be
-    own = kernel is None and kdir is None
+    kernel, initrd, agent_only = options.kernel, options.initrd, bool(options.command)
+    own = kernel is None and options.kdir is None
     if not own:
         if agent_only:
             raise ConfigError(
                 "COMMAND needs one of our images: leave --kernel and --kdir out, or boot to your own init"
             )
-        if image is not None:
+        if options.image is not None:
             raise ConfigError("--image brings its own kernel: leave it out, or --kernel and --kdir")
-        kernel, initrd = _own_kernel(kernel, kdir, initrd, progress)
+        kernel, initrd = _own_kernel(kernel, options.kdir, initrd, progress)
     else:
         if initrd is not None:
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
-        found = guest_image(image, progress, look_into=look_into)
+        found = guest_image(options.image, progress, look_into=look_into)
         kernel, initrd = found.vmlinux, found.initrd
     config.kernel, config.initrd = kernel, initrd
-    config.cmdline = command_line(append, agent_only=agent_only, window=window if own else None)
+    config.cmdline = command_line(options.append, agent_only=agent_only, window=window if own else None)
     if look_into:
         check_linux(
             kernel=config.kernel,
@@ -99,6 +101,35 @@ def build_config(
             protocol=config.entry,
         )
     return config
+
+
+def machine_config(options: GuestOptions) -> MachineConfig:
+    """The part of a MachineConfig that needs no files. Raises ConfigError for options that contradict each other."""
+    memory, hot_add = options.memory, options.hot_add
+    if hot_add is not None and memory.max is not None and memory.max != memory.boot + hot_add:
+        raise ConfigError("--hot-add and --memory max= say different things: give one of them")
+    major, minor = options.max_vmbus.split(".")
+    return MachineConfig(
+        kernel=Path(),
+        memory=memory.boot,
+        max_memory=memory.max if hot_add is None else memory.boot + hot_add,
+        min_memory=memory.min,
+        buffer=memory.buffer,
+        mem_backend=Backend.parse(options.mem_backend),
+        slots=options.slots,
+        balloon_version=options.balloon_version,
+        balloon_piece=options.balloon_piece,
+        keep_target=options.keep_target,
+        status_report=options.status_report,
+        page_reporting=options.page_reporting,
+        cpus=options.cpus,
+        engine=options.hyperv,
+        entry=options.entry,
+        max_vmbus=int(major) << 16 | int(minor),
+        reboot=not options.no_reboot,
+        on_panic=options.on_panic,
+        silence=SILENCE_EMULATED if inside() else SILENCE,
+    )
 
 
 def _own_kernel(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from inspect import signature
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
 
-from pyvmm.cli.memory_options import memory_fields
+from pyvmm.cli.guest_options import options_of
 from pyvmm.cli.run import run
 from pyvmm.errors import ConfigError
+from pyvmm.launch.build import machine_config
 from pyvmm.sizes import MemorySpec, exact_size, parse_memory, parse_size
 
 M, G = 1 << 20, 1 << 30
@@ -48,7 +49,7 @@ def test_an_exact_size_reads_the_same_again(size: int) -> None:
 def fields(*options: str) -> dict[str, object]:
     """MachineConfig's, of what click reads."""
     read = run.make_context("run", [*options, "--balloon-piece", "64M"]).params
-    return memory_fields(**{name: read[name] for name in signature(memory_fields).parameters})
+    return asdict(machine_config(options_of(read)))
 
 
 def test_hot_add_is_max_counted_from_the_boot_size() -> None:

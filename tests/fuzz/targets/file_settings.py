@@ -6,11 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import click
-
 from pyvmm.backend import Backend
-from pyvmm.cli.config_file import load
-from pyvmm.cli.run import run
 from pyvmm.client import registry
 from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
@@ -18,6 +14,7 @@ from pyvmm.files import parse_json, parse_object
 from pyvmm.host import daemon, snapshot
 from pyvmm.images.kernel_config import missing_options
 from pyvmm.launch import probe
+from pyvmm.launch.config_file import load
 from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
 from pyvmm.trace import check_pattern
 
@@ -29,7 +26,7 @@ def toml(data: bytes) -> None:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
         with suppress(ConfigError):
-            load(Path(f"/proc/self/fd/{descriptor}"), run, click.Context(run))
+            load(Path(f"/proc/self/fd/{descriptor}"))
     finally:
         os.close(descriptor)
 

@@ -202,9 +202,9 @@ def test_keywords_are_the_options_of_run(tmp_path: Path) -> None:
     file = tmp_path / "vm.toml"
     file.write_text('cpus = 2\nmemory = "1G"\nname = "web"\n')
     vm = pyvmm.Machine(config=file, memory=768 * MIB, no_reboot=True, keep_target=False, trace=["a", "b"])
-    params = vm._params
-    assert (params["cpus"], params["memory"].boot, params["no_reboot"]) == (2, 768 * MIB, True)
-    assert (params["keep_target"], params["trace"], vm.name) == (False, ("a", "b"), "web")
+    options = vm._options
+    assert (options.cpus, options.memory.boot, options.no_reboot) == (2, 768 * MIB, True)
+    assert (options.keep_target, options.trace, vm.name) == (False, ("a", "b"), "web")
 
 
 def test_a_process_that_ends_at_once_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import click
 import pytest
 from command_line import Run
 
-from pyvmm.cli.config_file import keys
 from pyvmm.cli.run import run as run_command
+from pyvmm.launch.config_file import keys
+from pyvmm.launch.options import OPTIONS
 
 
 @pytest.fixture
@@ -64,7 +65,8 @@ def test_a_word_after_dashes_is_the_guests(pyvmm: Run) -> None:
 def test_every_option_of_run_has_a_key() -> None:
     hidden_or_ours = {"config", "print_config"}
     options = {p.name for p in run_command.params if isinstance(p, click.Option) and not p.hidden}
-    assert {param.name for param in keys(run_command).values()} == (options - hidden_or_ours) | {"command"}
+    assert {key.replace("-", "_") for key in keys()} == (options - hidden_or_ours) | {"command"}
+    assert OPTIONS.keys() == options - hidden_or_ours
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """What would run in an emulated host, and the command line the registry shows meanwhile."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["/usr/bin/notebook", "run", "-m", "64G"])
-    monkeypatch.setattr("pyvmm.launch.build.build_config", lambda **fields: _Config(**fields))
+    monkeypatch.setattr("pyvmm.launch.build.build_config", lambda options, **fields: _Config(**fields))
     made: list[list[str]] = []
 
     def run_emulated(arguments: list[str], memory: int, sockets: list[Path], **more: object) -> int:

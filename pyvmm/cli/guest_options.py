@@ -1,0 +1,158 @@
+"""click's options for a guest, made of the fields of GuestOptions, and the command that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pyvmm.cli.completion import complete_event, kinds_or_file
+from pyvmm.cli.seconds import Seconds
+from pyvmm.cli.words import RepeatableCommand, keep_words
+from pyvmm.errors import ConfigError
+from pyvmm.launch.config_file import FIXED_CONSOLES, load
+from pyvmm.launch.options import (
+    ONE_SOURCE,
+    OPTIONS,
+    Field,
+    GuestOptions,
+    details,
+    flag,
+    read_number,
+    read_seconds,
+    text_of,
+)
+from pyvmm.sizes import MemorySpec, parse_memory, parse_size
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType[int]):
+    """512M, 2G, 0x20000000."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class MemoryType(click.ParamType[MemorySpec]):
+    """512M, or 512M,max=4G, or 512M,min=256M,max=4G,buffer=20%."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> MemorySpec:
+        if isinstance(value, MemorySpec):
+            return value
+        try:
+            return parse_memory(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Image names, for the shell."""
+    from pyvmm.images.catalog import list_images
+
+    return [image.name for image in list_images() if image.name.startswith(incomplete)]
+
+
+def complete_console(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Kinds of consoles or a file, for the shell."""
+    return kinds_or_file(FIXED_CONSOLES, incomplete)
+
+
+def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """What --mem-backend begins with, for the shell."""
+    return [kind for kind in ("anon", "memfd", "file=", "hugetlb=2M", "hugetlb=1G") if kind.startswith(incomplete)]
+
+
+_COMPLETIONS: dict[str, Callable[..., Any]] = {
+    "image": complete_image,
+    "console": complete_console,
+    "mem_backend": complete_backend,
+    "trace": complete_event,
+}
+_TYPES: dict[Callable[[str], Any], Any] = {
+    str: str,
+    Path: click.Path(path_type=Path),
+    read_number: int,
+    read_seconds: Seconds(min=0, min_open=True),
+    parse_size: SizeType(),
+    parse_memory: MemoryType(),
+}
+
+
+def guest_options(command: Command) -> Command:
+    """Add an option for each field of GuestOptions, in their order."""
+    for field in reversed(OPTIONS.values()):
+        command = _option(field)(command)
+    return command
+
+
+def _option(field: Field) -> Callable[[Command], Command]:
+    about, long = details(field), flag(field.name)
+    more: dict[str, Any] = {"help": about.help}
+    if isinstance(field.default, bool):
+        names = [f"{long}/--no-{long[2:]}" if field.default else long]
+        more |= {"is_flag": True, "default": field.default, "show_default": about.shown_default}
+    else:
+        names = [long, about.short] if about.short else [long]
+        more["type"] = click.Choice(about.choices) if about.choices else _TYPES[about.read]
+        more |= {"metavar": about.metavar, "shell_complete": _COMPLETIONS.get(field.name)}
+        more["multiple"] = isinstance(field.default, tuple)
+        if not more["multiple"]:
+            default = None if field.default is None else text_of(field.default, about)
+            more |= {"default": default, "show_default": about.shown_default}
+    return click.option(*names, **more)
+
+
+class ConfiguredCommand(RepeatableCommand):
+    """A command that takes `FILE.toml` as first word or by `--config`, and prints what comes out by `--print-config`.
+
+    Its options are `guest_options`, its variable argument is called `command`, and there are options `config` and
+    `print_config`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        keep_words(ctx, args)
+        if ctx.resilient_parsing or {"-h", "--help"} & set(_before_dashes(args)):
+            return super().parse_args(ctx, args)
+        if not any(word.startswith("--config") or word.endswith(".toml") for word in _before_dashes(args)):
+            return super().parse_args(ctx, args)  # most are so, and the parser below takes as long as click's own
+        given, _, _ = self.make_parser(ctx).parse_args(list(_before_dashes(args)))
+        file, words = given.get("config"), given.get("command")  # both may be missing, or click's own "unset"
+        if not isinstance(file, str):
+            file = None
+        if file is None and isinstance(words, tuple) and words and str(words[0]).endswith(".toml"):
+            file = str(words[0])
+            args.remove(file)
+        if file is None:
+            return super().parse_args(ctx, args)
+        values = load(Path(file))
+        if any(name in given for name in ONE_SOURCE):
+            values = {name: value for name, value in values.items() if name not in ONE_SOURCE}
+        command = values.pop("command", ())
+        ctx.default_map = values
+        rest = super().parse_args(ctx, args)
+        ctx.params["command"] = ctx.params["command"] or command
+        return rest
+
+
+def _before_dashes(args: list[str]) -> list[str]:
+    """What comes before `--`: the rest is the guest's."""
+    return args[: args.index("--")] if "--" in args else args
+
+
+def options_of(params: Mapping[str, Any]) -> GuestOptions:
+    """The options of what click read for a command with `guest_options` and an argument `command`."""
+    return GuestOptions(**{name: params[name] for name in (*OPTIONS, "command")})

@@ -1,0 +1,257 @@
+"""The options of a guest, each declared once: `pyvmm run`'s options, the API's keywords and a TOML file's keys.
+
+    option(field) -- cli.guest_options --> click's option           `-m 2G`
+                  -- read_keywords ------> a keyword of the API     `Machine(memory="2G")`
+                  -- config_file.load ---> a key of a file          `memory = "2G"`
+
+All of them make a GuestOptions, of which `build.build_config` makes a MachineConfig.
+"""
+
+# ruff: noqa: RUF009  (`option` is a dataclasses.field, as in attrs)
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pyvmm.errors import ConfigError
+from pyvmm.seconds import LONGEST
+from pyvmm.sizes import MemorySpec, exact_size, parse_memory, parse_size
+
+if TYPE_CHECKING:
+    from pyvmm.machine.config import BalloonVersion, EngineChoice, EntryProtocol
+    from pyvmm.machine.panic import Policy
+    from pyvmm.sandbox.confine import Mode
+
+MIB = 1 << 20
+TRACE_FORMATS = ("text", "json", "chrome")
+
+
+def read_number(text: str) -> int:
+    """A whole number. Raises ConfigError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{text[:40]!r} is not a valid integer") from None
+
+
+def read_seconds(text: str) -> float:
+    """More than 0 seconds. Raises ConfigError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ConfigError(f"{text[:40]!r} is not a valid float") from None
+    if not 0 < seconds <= LONGEST:  # nor is NaN
+        raise ConfigError(f"{seconds} is not in the range 0<x<={LONGEST}")
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a field of GuestOptions is besides its type and default, on the command line and elsewhere."""
+
+    help: str
+    read: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    short: str = ""
+    metavar: str | None = None
+    shown_default: bool = False  # in the help
+    in_api: bool = True
+
+    def value(self, given: object) -> Any:
+        """A value as the user wrote it in its own type. Raises ConfigError."""
+        text = str(given)
+        if "\0" in text:
+            raise ConfigError("there is a zero byte in it; remove it")
+        if self.choices and text not in self.choices:
+            raise ConfigError(f"{text[:40]!r} is not one of {', '.join(map(repr, self.choices))}")
+        return self.read(text)
+
+
+def option(default: Any, help: str, read: Callable[[str], Any] = str, *choices: str, **more: Any) -> Any:
+    """A field of GuestOptions that users set."""
+    if choices:
+        more["choices"] = choices
+    return dataclasses.field(default=default, metadata={"option": Option(help, read, **more)})
+
+
+@dataclass(slots=True, kw_only=True)
+class GuestOptions:
+    """What a user asks for, read and not yet checked. The fields are in the order of `pyvmm run --help`."""
+
+    kernel: Path | None = option(None, "A bzImage or an ELF vmlinux.", Path)
+    kdir: Path | None = option(None, "A kernel build tree: its vmlinux and modules.", Path)
+    initrd: Path | None = option(None, "Any initramfs, with --kernel or --kdir.", Path)
+    image: str | None = option(None, "One of our images; `pyvmm image list` shows them.")
+    append: str = option(
+        "",
+        "More for the kernel's command line. A kernel without ACPI or 8250_PNP wants 'console=ttyS0'.",
+        metavar="ARGS",
+    )
+    memory: MemorySpec = option(
+        MemorySpec(512 * MIB),
+        "RAM at boot, and what the balloon may grow it to. min= or buffer= size the guest by its own demand.",
+        parse_memory,
+        short="-m",
+        shown_default=True,
+        metavar="SIZE[,max=SIZE][,min=SIZE][,buffer=N%]",
+    )
+    hot_add: int | None = option(None, "Memory to grow by: max= counted from the boot size.", parse_size)
+    mem_backend: str = option(
+        "anon",
+        "What guest RAM is made of: anon, memfd, file=PATH or hugetlb=2M|1G; then ,prealloc=on and ,numa=NODE.",
+        shown_default=True,
+        metavar="KIND",
+    )
+    slots: int | None = option(None, "KVM memory slots for hot-added memory, at most.  [default: 64]", read_number)
+    balloon_version: BalloonVersion = option(
+        "3.0",
+        "The newest Dynamic Memory protocol to speak; Linux's log calls these 0.3, 1.0 and 2.0.",
+        str,
+        *("1.0", "2.0", "3.0"),
+        shown_default=True,
+    )
+    balloon_piece: int = option(128 * MIB, "Memory asked for at a time.", parse_size, shown_default=True)
+    keep_target: bool = option(True, "Apply the balloon's last target again after a reset.", shown_default=True)
+    status_report: bool = option(True, "Take the guest's reports of its memory pressure.", shown_default=True)
+    page_reporting: bool = option(
+        True, "Let the guest's free memory go back to the host by itself.", shown_default=True
+    )
+    cpus: int = option(1, "Virtual CPUs.", read_number, shown_default=True)
+    hyperv: EngineChoice = option(
+        "auto",
+        "Who plays Hyper-V: KVM itself, or pyvmm in Python.",
+        str,
+        "auto",
+        "kernel",
+        "user",
+        shown_default=True,
+    )
+    host: Literal["auto", "local", "emulated"] = option(
+        "auto",
+        "Run on this machine's KVM, or in a Linux with KVM that QEMU emulates.",
+        str,
+        *("auto", "local", "emulated"),
+        shown_default=True,
+    )
+    entry: EntryProtocol = option("auto", "How the kernel is entered.", str, "auto", "64", "pvh", shown_default=True)
+    max_vmbus: str = option(
+        "5.3",
+        "The newest VMBus protocol to speak.",
+        str,
+        *("2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3"),
+        shown_default=True,
+    )
+    console: str | None = option(None, "Where the guest's console goes.", metavar="stdio|FILE|pty|none", in_api=False)
+    name: str | None = option(None, "What `pyvmm status`, `balloon` and `stop` shall call it.")
+    qmp: Path | None = option(None, "Serve QMP on this Unix socket too.", Path)
+    trace: tuple[str, ...] = option((), "Show trace events, e.g. 'vmbus_*'. Repeatable.", metavar="PATTERN")
+    trace_file: Path | None = option(None, "Keep the trace in a file: JSON lines.", Path)
+    trace_format: str | None = option(
+        None,
+        "How; default by the file's ending: .txt text, .json chrome (for Perfetto), else JSON lines.",
+        str,
+        *TRACE_FORMATS,
+    )
+    timeout: float | None = option(None, "End with status 124 after SECONDS.", read_seconds, in_api=False)
+    sandbox: Mode = option(
+        "on",
+        "Confine pyvmm by Landlock, seccomp and capabilities: as this kernel can, not, or all or nothing.",
+        str,
+        *("on", "off", "require"),
+        shown_default=True,
+    )
+    no_reboot: bool = option(False, "End when the guest resets.")
+    on_panic: Policy = option(
+        "auto",
+        "When the guest panics: end the machine, keep it, or end it unless it goes on to a crash kernel (kdump).",
+        str,
+        *("auto", "stop", "keep"),
+        shown_default=True,
+    )
+    command: tuple[str, ...] = ()  # run in the guest; not an option: it comes after them
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether the guest's console is standard input and output."""
+        return self.console in (None, "stdio") and not self.command
+
+    def words(self) -> list[str]:
+        """The words of `pyvmm run` that mean the same, but for the name."""
+        words: list[str] = []
+        for name, each in OPTIONS.items():
+            value = getattr(self, name)
+            if name == "name" or value == each.default:
+                continue
+            if isinstance(value, bool):
+                words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+            else:
+                for item in value if isinstance(value, tuple) else (value,):
+                    words.append(f"{flag(name)}={text_of(item, details(each))}")
+        return [*words, "--", *self.command] if self.command else words
+
+
+Field = dataclasses.Field[Any]
+OPTIONS: dict[str, Field] = {each.name: each for each in dataclasses.fields(GuestOptions) if each.metadata}
+"""The fields that are options."""
+
+ONE_SOURCE = ("kernel", "kdir", "initrd", "image")
+"""Options that say together which guest it is: one that is given sets those of a file aside."""
+
+
+def details(field: Field) -> Option:
+    """What a field is on the command line."""
+    found: Option = field.metadata["option"]
+    return found
+
+
+def flag(name: str) -> str:
+    """The option's long name: --balloon-piece of balloon_piece."""
+    return "--" + name.replace("_", "-")
+
+
+def text_of(value: object, option: Option) -> str:
+    """A value as a user would write it."""
+    if isinstance(value, int) and option.read is parse_size:
+        return exact_size(value)
+    return str(value)
+
+
+def read_keywords(given: Mapping[str, object], more: Mapping[str, Any]) -> GuestOptions:
+    """The options that keywords of the API mean. None counts as not given; a number as `memory` is bytes.
+
+    `more` are values that have been read, from a file, and count where no keyword is given. Raises ConfigError.
+    """
+    known = {name: each for name, each in OPTIONS.items() if details(each).in_api}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            import difflib
+
+            close = difflib.get_close_matches(name, [*known, "config"], 1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"no option of a machine is named {name!r}{hint}")
+        if value is not None:
+            values[name] = _read_keyword(known[name], value)
+    aside = ONE_SOURCE if any(name in values for name in ONE_SOURCE) else ()
+    return GuestOptions(**{name: value for name, value in more.items() if name not in aside} | values)
+
+
+def _read_keyword(field: Field, value: object) -> Any:
+    about = details(field)
+    try:
+        if isinstance(field.default, bool):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{str(value)[:40]!r} is neither True nor False")
+            return value
+        if isinstance(field.default, tuple):
+            items = value if isinstance(value, (list, tuple)) else (value,)
+            return tuple(about.value(item) for item in items)
+        if isinstance(value, int) and about.read is parse_memory:  # else 512 would be MiB
+            value = f"{value}b"
+        return about.value(value)
+    except ConfigError as error:
+        raise ConfigError(f"{field.name}: {error}") from error

@@ -1,0 +1,49 @@
+"""One declaration of a guest's options: click, keywords and the words for another process mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.cli.guest_options import options_of
+from pyvmm.cli.run import run
+from pyvmm.errors import ConfigError
+from pyvmm.launch.options import GuestOptions, read_keywords
+
+
+def parsed(words: list[str]) -> GuestOptions:
+    """What `pyvmm run` makes of `words`."""
+    return options_of(run.make_context("run", list(words)).params)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"memory": "512M,max=4G,min=256M,buffer=20%", "balloon_piece": "1025k", "hot_add": 0, "slots": 3},
+        {"kernel": Path("/b z"), "append": "--debug -- single", "cpus": 4, "hyperv": "user", "max_vmbus": "4.1"},
+        {"trace": ["vmbus_*", "-x"], "trace_file": "t.json", "trace_format": "chrome", "qmp": "/run/q"},
+        {"keep_target": False, "page_reporting": False, "status_report": True, "no_reboot": True},
+        {"sandbox": "off", "on_panic": "keep", "entry": "pvh", "host": "emulated", "mem_backend": "memfd,numa=0"},
+    ],
+)
+def test_the_words_for_another_process_mean_the_same(keywords: dict[str, Any]) -> None:
+    options = read_keywords(keywords, {"command": ("echo", "--", "-m")})
+    assert parsed(options.words()) == options
+
+
+def test_defaults_are_those_of_the_command_line() -> None:
+    assert parsed([]) == GuestOptions() == read_keywords({"memory": None, "cpus": None}, {})
+
+
+def test_a_keyword_goes_before_the_file_and_another_kernel_sets_its_image_aside() -> None:
+    options = read_keywords({"kernel": "bzImage", "cpus": 2}, {"image": "debian-6.1", "cpus": 4, "append": "debug"})
+    assert (options.kernel, options.image, options.cpus, options.append) == (Path("bzImage"), None, 2, "debug")
+
+
+@pytest.mark.parametrize("keywords", [{"no_reboot": "yes"}, {"slots": "2.5"}, {"append": "a\0"}, {"memory": -1}])
+def test_a_value_of_the_wrong_kind_names_its_keyword(keywords: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(keywords))}: "):
+        read_keywords(keywords, {})
