@@ -23,7 +23,6 @@ slept = event("acpi.sleep", "SLP_TYP {type}")
 button_pressed = event("acpi.power_button", "enabled {enabled}")
 reset_written = event("acpi.reset", "value {value:#x}")
 
-PORTS = 12
 EVENT, CONTROL, TIMER = 0, 4, 8
 
 TIMER_STATUS, GLOBAL_STATUS, POWER_BUTTON, RTC = 1 << 0, 1 << 5, 1 << 8, 1 << 10
@@ -31,16 +30,14 @@ WAKE_STATUS = 1 << 15
 SCI_ENABLE, SLEEP_ENABLE = 1 << 0, 1 << 13
 SLEEP_TYPE_SHIFT, SLEEP_TYPE_MASK = 10, 7
 TIMER_HZ = 3579545
-SCI_IRQ = 9
 
-RESET_PORT = 0xCF9
 RESET_HARD, RESET_CPU = 1 << 1, 1 << 2
 RESET_VALUE = RESET_HARD | RESET_CPU
-"""What the FADT's RESET_VALUE has to be, with RESET_REG at RESET_PORT."""
+"""What the FADT's RESET_VALUE has to be, with RESET_REG at address_map.RESET."""
 
 
 class AcpiPm:
-    """The PM1a blocks and the PM timer, PORTS bytes of ports.
+    """The PM1a blocks and the PM timer, at address_map.ACPI_PM.
 
     `sci(level)` drives the SCI (level-triggered); `power_off()` is called when the guest asks for S5, whose SLP_TYP
     is `s5_type` (the _S5 package of the DSDT). Other sleep types are ignored: none is offered.

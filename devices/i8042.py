@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
+from pyvmm.address_map import KEYBOARD_LINE, MOUSE_LINE
 from pyvmm.trace import event
 
 command_written = event("i8042.command", "command {command:#x}")
 
 DATA, STATUS = 0, 4
-BASE, PORTS = 0x60, 5
-"""Two ports of one byte, 0x60 and 0x64. Claim each by itself with the device's lock: 0x61 is the speaker's."""
+"""Offsets of two ports of one byte. Claim each by itself with the device's lock: 0x61 is the speaker's."""
 
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
 STATUS_AUX, STATUS_TIMEOUT = 0x20, 0x40
@@ -64,7 +64,7 @@ _TAKE_ARGUMENT = {Command.WRITE_CONFIG, *range(Command.WRITE_OUTPUT_PORT, Comman
 
 
 class I8042:
-    """The controller. `reset_machine` is called for a pulsed reset line; `irq(line, level)` drives lines 1 and 12."""
+    """The controller. `reset_machine` is called for a pulsed reset line; `irq(line, level)` drives its two lines."""
 
     def __init__(
         self, reset_machine: Callable[[], None], irq: Callable[[int, bool], None] = lambda line, level: None
@@ -72,7 +72,7 @@ class I8042:
         self.lock = threading.RLock()
         self._reset_machine = reset_machine
         self._irq = irq
-        self._levels = {1: False, 12: False}
+        self._levels = {KEYBOARD_LINE: False, MOUSE_LINE: False}
         self.reset()
 
     def reset(self) -> None:
@@ -160,8 +160,8 @@ class I8042:
         aux = bool(self._answers and self._answers[0][1] & STATUS_AUX)
         full = bool(self._answers)
         for line, level in (
-            (1, full and not aux and bool(self._config & CONFIG_KEYBOARD_IRQ)),
-            (12, full and aux and bool(self._config & CONFIG_AUX_IRQ)),
+            (KEYBOARD_LINE, full and not aux and bool(self._config & CONFIG_KEYBOARD_IRQ)),
+            (MOUSE_LINE, full and aux and bool(self._config & CONFIG_AUX_IRQ)),
         ):
             if level != self._levels[line]:
                 self._levels[line] = level

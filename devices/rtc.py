@@ -18,9 +18,6 @@ from functools import lru_cache
 from pyvmm.devices.rtc_events import ALL, UPDATED, Alarm, RtcEvents, Scheduler
 
 INDEX, DATA = 0, 1
-PORTS = 2
-BASE = 0x70
-LINE = 8
 
 SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY = 0, 2, 4, 6, 7, 8, 9, 0x32
 ALARM_SECONDS, ALARM_MINUTES, ALARM_HOURS = 1, 3, 5

@@ -28,7 +28,6 @@ overflow = event("serial.queue_full", "{name} {dropped} bytes from the host drop
 FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20
 """Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
-PORTS = 8
 ZEROES_HEARD = 4
 """So many zeroes written to an IER of 0 are a console's lines. A driver that looks for the port writes fewer in a
 row, and telling KVM each time would cost it more than it saves.

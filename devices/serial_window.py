@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyvmm import address_map
+
 SIZE = 8  # bytes; a register each, as on the ports
 _EARLY_OFFSET = 0x100
 
@@ -44,9 +46,8 @@ class Window(NamedTuple):
         return self.page + _EARLY_OFFSET
 
 
-# Above the I/O APIC, where PCs have nothing but more of them; with a page between them for the next one's RBR.
-CONSOLE = Window(0xFEC11000)
-AGENT = Window(0xFEC13000)
+CONSOLE = Window(address_map.CONSOLE_WINDOW.start)
+AGENT = Window(address_map.AGENT_WINDOW.start)
 
 
 def show(page: memoryview, registers: bytes) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import pack, pack_into
 
+from pyvmm import address_map
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import aml
 from pyvmm.wire import Buffer
@@ -24,11 +25,6 @@ from pyvmm.wire import Buffer
 OEM_ID = b"PYVMM "
 OEM_TABLE_ID = b"PYVMM   "
 CREATOR_ID = b"PYVM"
-
-LOCAL_APIC = 0xFEE00000
-IO_APIC = 0xFEC00000
-VMBUS_WINDOW = 0xF8000000  # up to the IOAPIC
-VMBUS_WINDOW_SIZE = IO_APIC - VMBUS_WINDOW
 
 # Offsets from `AcpiConfig.pm_base`.
 PM1_EVENT = 0  # status u16, enable u16
@@ -39,7 +35,7 @@ S5_SLEEP_TYPE = 5  # what the guest puts into PM1_CONTROL's SLP_TYP to power off
 FIRST_X2APIC_ID = 255  # the first that MADT's old entries cannot hold
 MAX_XAPIC_PROCESSOR = 255  # nor processor UIDs from here on; 255 means "all"
 
-COM_PORTS = {1: (0x3F8, 4), 2: (0x2F8, 3), 3: (0x3E8, 4), 4: (0x2E8, 3)}
+_COM = {1: (address_map.COM1, address_map.COM1_LINE), 2: (address_map.COM2, address_map.COM2_LINE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,7 @@ class AcpiConfig:
     """What the machine has, as far as the tables tell. Defaults are the machine pyvmm builds.
 
     `i8042` promises a whole keyboard controller: leave it False for one that only resets, and Linux saves the time
-    to look for a keyboard. `com_ports` lists serial ports by number; without them Linux finds COM1-4 by itself.
+    to look for a keyboard. `com_ports` lists serial ports, 1 and 2; without them Linux finds COM1-4 by itself.
     `com_windows`: where COM1, COM2, ... are in memory; they are not listed with their I/O ports then.
     `timer_override` says that the PIT's interrupt arrives at IOAPIC pin 2, as on a PC; KVM's default routing has
     it at pin 0, so the machine has to set a route.
@@ -55,12 +51,12 @@ class AcpiConfig:
 
     apic_ids: tuple[int, ...] = (0,)
     vmbus: bool = True
-    vmbus_window: tuple[int, int] = (VMBUS_WINDOW, VMBUS_WINDOW_SIZE)
-    pm_base: int = 0x600
-    sci: int = 9
+    vmbus_window: tuple[int, int] = (address_map.VMBUS_WINDOW.start, address_map.VMBUS_WINDOW.size)
+    pm_base: int = address_map.ACPI_PM.start
+    sci: int = address_map.SCI_LINE
     pm_timer: bool = False
     power_button: bool = True
-    reset_port: int = 0xCF9
+    reset_port: int = address_map.RESET.start
     reset_value: int = 0x06
     i8042: bool = False
     rtc: bool = True
@@ -193,7 +189,7 @@ def _madt(config: AcpiConfig) -> bytes:
             entries.append(pack("<BBBBI", 0, 8, uid, apic_id, 1))
         else:
             entries.append(pack("<BBHIII", 9, 16, 0, apic_id, 1, uid))
-    entries.append(pack("<BBBBII", 1, 12, 0, 0, IO_APIC, 0))
+    entries.append(pack("<BBBBII", 1, 12, 0, 0, address_map.IO_APIC.start, 0))
     if config.timer_override:
         entries.append(pack("<BBBBIH", 2, 10, 0, 0, 2, 0))
     high_level = 1 | 3 << 2
@@ -202,7 +198,7 @@ def _madt(config: AcpiConfig) -> bytes:
     if any(apic_id >= FIRST_X2APIC_ID for apic_id in config.apic_ids):
         entries.append(pack("<BBHIBBH", 10, 12, 0, 0xFFFFFFFF, 1, 0, 0))
     also_8259 = 1
-    return _table(b"APIC", 5, pack("<II", LOCAL_APIC, also_8259) + b"".join(entries))
+    return _table(b"APIC", 5, pack("<II", address_map.LOCAL_APIC.start, also_8259) + b"".join(entries))
 
 
 def _dsdt(config: AcpiConfig) -> bytes:
@@ -236,14 +232,17 @@ def _devices(config: AcpiConfig) -> Iterable[bytes]:
         yield aml.device(
             "RTC",
             aml.name("_HID", aml.eisa_id("PNP0B00")),
-            aml.name("_CRS", aml.resources(aml.io(0x70, 2), aml.irq(8))),
+            aml.name(
+                "_CRS",
+                aml.resources(aml.io(address_map.RTC.start, address_map.RTC.size), aml.irq(address_map.RTC_LINE)),
+            ),
         )
-    places = {number: aml.io(COM_PORTS[number][0], 8) for number in config.com_ports}
+    places = {number: aml.io(_COM[number][0].start, _COM[number][0].size) for number in config.com_ports}
     places |= {number: aml.memory(gpa, 8) for number, gpa in enumerate(config.com_windows, 1)}
     for number, place in sorted(places.items()):
         yield aml.device(
             f"COM{number}",
             aml.name("_HID", aml.eisa_id("PNP0501")),
             aml.name("_UID", aml.integer(number)),
-            aml.name("_CRS", aml.resources(place, aml.irq(COM_PORTS[number][1]))),
+            aml.name("_CRS", aml.resources(place, aml.irq(_COM[number][1]))),
         )

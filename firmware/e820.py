@@ -14,17 +14,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-KIB = 1 << 10
-MIB = 1 << 20
-GIB = 1 << 30
-
-LOW_RAM_END = 0x9FC00  # 639 KiB; the last one below 640 KiB is where a BIOS keeps its extended data
-EBDA_END = 0xA0000
-ACPI_AREA = 0xE0000  # where the RSDP is looked for by a guest that is not told its address
-ACPI_AREA_SIZE = 0x20000
-HIGH_RAM = 1 * MIB
-HOLE = 3 * GIB
-HOLE_END = 4 * GIB
+from pyvmm.address_map import ACPI_TABLES, EBDA, EXTENDED_RAM, HIGH_RAM, HOLE, LOW_RAM
 
 
 class E820Type(IntEnum):
@@ -53,20 +43,20 @@ class E820Entry(NamedTuple):
 
 def ram_layout(ram_size: int) -> list[RamRange]:
     """Where `ram_size` bytes of RAM are found: one range, or two around the hole below 4 GiB."""
-    if ram_size <= HOLE:
+    if ram_size <= HOLE.start:
         return [RamRange(0, ram_size)]
-    return [RamRange(0, HOLE), RamRange(HOLE_END, ram_size - HOLE)]
+    return [RamRange(0, HOLE.start), RamRange(HIGH_RAM.start, ram_size - HOLE.start)]
 
 
 def e820_map(ram_size: int) -> list[E820Entry]:
     """The map a BIOS would report for `ram_size` bytes of RAM, sorted and free of overlaps."""
     entries = [
-        E820Entry(0, min(ram_size, LOW_RAM_END), E820Type.RAM),
-        E820Entry(LOW_RAM_END, EBDA_END - LOW_RAM_END, E820Type.RESERVED),
-        E820Entry(ACPI_AREA, ACPI_AREA_SIZE, E820Type.RESERVED),
+        E820Entry(LOW_RAM.start, min(ram_size, LOW_RAM.size), E820Type.RAM),
+        E820Entry(EBDA.start, EBDA.size, E820Type.RESERVED),
+        E820Entry(ACPI_TABLES.start, ACPI_TABLES.size, E820Type.RESERVED),
     ]
     low, *rest = ram_layout(ram_size)
-    if low.size > HIGH_RAM:
-        entries.append(E820Entry(HIGH_RAM, low.size - HIGH_RAM, E820Type.RAM))
+    if low.size > EXTENDED_RAM.start:
+        entries.append(E820Entry(EXTENDED_RAM.start, low.size - EXTENDED_RAM.start, E820Type.RAM))
     entries += [E820Entry(ram.gpa, ram.size, E820Type.RAM) for ram in rest]
     return entries

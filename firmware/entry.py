@@ -13,12 +13,7 @@ from dataclasses import dataclass, field
 from struct import pack
 from typing import Any, Protocol
 
-GDT_GPA = 0x1000
-START_INFO_GPA = 0x2000
-ZERO_PAGE_GPA = 0x7000
-PAGE_TABLES_GPA = 0x9000  # to 0xF000
-CMDLINE_GPA = 0x20000
-STACK_GPA = 0x8FF0  # Linux sets its own; a guest that faults before that should not wrap around
+from pyvmm import address_map
 
 CODE, DATA, TASK = 0x10, 0x18, 0x20  # selectors: __BOOT_CS, __BOOT_DS, __BOOT_TSS
 
@@ -71,7 +66,7 @@ class BootState:
     rip: int
     rsi: int = 0  # 64-bit entry: the zero page
     rbx: int = 0  # PVH: struct hvm_start_info
-    rsp: int = STACK_GPA
+    rsp: int = address_map.STACK.end  # a guest that faults early should not wrap around
     cr0: int = CR0_PE | CR0_ET
     cr3: int = 0
     cr4: int = 0
@@ -81,7 +76,7 @@ class BootState:
     task: SegmentState = field(default_factory=lambda: SegmentState(TASK, TASK_BUSY_32, limit=0x67, s=0, db=0, g=0))
 
     def gdt(self) -> bytes:
-        """The descriptor table to be written at GDT_GPA: two unused entries, code, data, task."""
+        """The descriptor table to be written at address_map.GDT: two unused entries, code, data, task."""
         return bytes(16) + self.code.descriptor() + self.data.descriptor() + self.task.descriptor()
 
     def apply(self, vcpu: Vcpu) -> None:
@@ -92,7 +87,7 @@ class BootState:
         for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
             _load(segment, self.data)
         _load(sregs.tr, self.task)
-        sregs.gdt.base, sregs.gdt.limit = GDT_GPA, len(self.gdt()) - 1
+        sregs.gdt.base, sregs.gdt.limit = address_map.GDT.start, len(self.gdt()) - 1
         sregs.idt.base, sregs.idt.limit = 0, 0
         vcpu.sregs = sregs
         regs = vcpu.regs
@@ -113,9 +108,9 @@ def long_mode(rip: int) -> BootState:
     """64-bit entry: paging on, RSI at the zero page."""
     state = BootState(
         rip=rip,
-        rsi=ZERO_PAGE_GPA,
+        rsi=address_map.ZERO_PAGE.start,
         cr0=CR0_PE | CR0_ET | CR0_PG,
-        cr3=PAGE_TABLES_GPA,
+        cr3=address_map.PAGE_TABLES.start,
         cr4=CR4_PAE,
         efer=EFER_LME | EFER_LMA,
     )
@@ -125,16 +120,16 @@ def long_mode(rip: int) -> BootState:
 
 def protected_mode(rip: int) -> BootState:
     """PVH entry: 32-bit protected mode without paging, EBX at the start info."""
-    return BootState(rip=rip, rbx=START_INFO_GPA)
+    return BootState(rip=rip, rbx=address_map.START_INFO.start)
 
 
 def page_tables() -> bytes:
-    """Identity map of the first 4 GiB in 2 MiB pages, to be written at PAGE_TABLES_GPA.
+    """Identity map of the first 4 GiB in 2 MiB pages, to be written at address_map.PAGE_TABLES.
 
     One PML4, one page directory pointer table, four page directories. 1 GiB pages would take a third of that, but
     not every processor has them.
     """
-    pointers = PAGE_TABLES_GPA + PAGE
+    pointers = address_map.PAGE_TABLES.start + PAGE
     directories = pointers + PAGE
     table = PRESENT | WRITABLE
     top = pack("<Q", pointers | table).ljust(PAGE, b"\0")

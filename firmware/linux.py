@@ -1,7 +1,7 @@
 """The boot loader: put a Linux kernel, its initramfs and its papers in memory, and say where it starts.
 
-    0x1000 GDT   0x2000 PVH start info   0x7000 zero page   0x9000 page tables   0x20000 command line
-    0xE0000 ACPI tables   kernel where it was linked (16 MiB)   initramfs at the end of RAM below 3 GiB
+Where each thing goes: `pyvmm.address_map`. The kernel goes where it was linked (16 MiB), the initramfs to the end of
+RAM below 3 GiB.
 
 Three entries. A bzImage by the 64-bit boot protocol unpacks itself in the guest. A vmlinux by the same protocol is
 already unpacked, which saves the guest that work. A vmlinux by PVH starts in 32-bit mode and finds the same things in
@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from pyvmm import address_map
+from pyvmm.address_map import ACPI_TABLES, EXTENDED_RAM, MIB
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes, open_regular, shown
 from pyvmm.firmware import bzimage, elf, entry, pvh, zero_page
 from pyvmm.firmware.acpi import AcpiConfig, build_acpi
-from pyvmm.firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE, HIGH_RAM, MIB, E820Entry, e820_map, ram_layout
+from pyvmm.firmware.e820 import E820Entry, e820_map, ram_layout
 from pyvmm.firmware.sniff import describe
 
 if TYPE_CHECKING:
@@ -69,14 +71,14 @@ def load_linux(
     loader.write(memory, fresh)
     if plan.initrd is not None:
         plan.initrd.copy(memory, plan.initrd_gpa, 0, plan.initrd_size)
-    memory.write(entry.CMDLINE_GPA, plan.cmdline + b"\0")
+    memory.write(address_map.CMDLINE.start, plan.cmdline + b"\0")
     if acpi is not None:
-        tables = build_acpi(acpi, ACPI_AREA, ACPI_AREA_SIZE)
-        memory.write(ACPI_AREA, tables.data)
+        tables = build_acpi(acpi, ACPI_TABLES.start, ACPI_TABLES.size)
+        memory.write(ACPI_TABLES.start, tables.data)
         rsdp = tables.rsdp_gpa
     _write_parameters(memory, loader, e820, plan.initrd_gpa, plan.initrd_size, rsdp)
     state = loader.state
-    memory.write(entry.GDT_GPA, state.gdt())
+    memory.write(address_map.GDT.start, state.gdt())
     return state
 
 
@@ -161,26 +163,26 @@ def _write_parameters(
     """The zero page and page tables, or the PVH start info."""
     if loader.pvh:
         info = pvh.build(
-            entry.START_INFO_GPA,
+            address_map.START_INFO.start,
             e820=e820,
-            cmdline_gpa=entry.CMDLINE_GPA,
+            cmdline_gpa=address_map.CMDLINE.start,
             initrd_gpa=initrd_gpa,
             initrd_size=initrd_size,
             rsdp_gpa=rsdp,
         )
-        memory.write(entry.START_INFO_GPA, info)
+        memory.write(address_map.START_INFO.start, info)
         return
     page = zero_page.build(
         header=loader.header,
         e820=e820,
-        cmdline_gpa=entry.CMDLINE_GPA,
+        cmdline_gpa=address_map.CMDLINE.start,
         cmdline_size=loader.cmdline_size,
         initrd_gpa=initrd_gpa,
         initrd_size=initrd_size,
         rsdp_gpa=rsdp,
     )
-    memory.write(entry.ZERO_PAGE_GPA, page)
-    memory.write(entry.PAGE_TABLES_GPA, entry.page_tables())
+    memory.write(address_map.ZERO_PAGE.start, page)
+    memory.write(address_map.PAGE_TABLES.start, entry.page_tables())
 
 
 class _Source:
@@ -222,7 +224,7 @@ class _Bzimage:
         self.image = bzimage.parse(source.view, name)
         if not self.image.entry64:
             raise ConfigError(f"{name}: a 32-bit kernel; pyvmm runs 64-bit x86 kernels only")
-        if self.image.pref_address < HIGH_RAM:
+        if self.image.pref_address < EXTENDED_RAM.start:
             raise ConfigError(f"{name}: wants to run at {self.image.pref_address:#x}, below 1 MiB")
         self.source = source
         self.header: bytes | None = self.image.header
@@ -248,7 +250,7 @@ class _Vmlinux:
         self.end = self.image.end
         self.pvh = protocol == "pvh"
         low = min(segment.gpa for segment in self.image.segments)
-        if low < HIGH_RAM:
+        if low < EXTENDED_RAM.start:
             raise ConfigError(f"{name}: wants to be at {low:#x}, below 1 MiB: not a Linux kernel")
         if not self.pvh:
             self.state = entry.long_mode(self.image.entry64)

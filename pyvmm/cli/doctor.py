@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from pyvmm.address_map import MAP, Place
 from pyvmm.cli import output
 from pyvmm.launch import exit_status
 from pyvmm.sizes import format_size
@@ -37,14 +38,19 @@ class Finding:
 
 @click.command()
 @click.option("--fresh", is_flag=True, help="Time the local KVM again instead of using the kept result.")
+@click.option("--map", "show_map", is_flag=True, help="Print the machine's address map instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(fresh: bool, as_json: bool) -> int:
+def doctor(fresh: bool, show_map: bool, as_json: bool) -> int:
     """Show what this computer can do, and what would make it able to do more.
 
     \b
     ok  is there     --  is missing     ??  would be nice to have
     Status 0 if guests can run here, on its own KVM or in the emulated host; 1 if not.
+
+    --map: guest physical addresses, I/O ports, interrupt lines and KVM memory slots of every machine.
     """
+    if show_map:
+        return _print_map(as_json)
     findings = [*_python(), *_kvm(fresh), *_confinement(), *_emulated(), *_images(), *_room()]
     where = _where(findings)
     if as_json:
@@ -58,6 +64,33 @@ def doctor(fresh: bool, as_json: bool) -> int:
         output.finding("ok" if each.ok else "missing" if each.needed else "note", each.what, each.detail, each.fix)
     output.echo(_VERDICTS[where], bold=True)
     return 0 if where != "nowhere" else exit_status.ERROR
+
+
+_SPACES = {
+    "memory": ("Guest physical memory", "013x", 29),
+    "ports": ("I/O ports", "04x", 11),
+    "lines": ("Interrupt lines", "d", 8),
+    "slots": ("KVM memory slots", "d", 8),
+}
+"""Title, number format and width of a range of each address space."""
+
+
+def _print_map(as_json: bool) -> int:
+    """Print `pyvmm.address_map`, by rising address; what lies in a place is indented below it."""
+    if as_json:
+        output.print_json({space: [each._asdict() for each in places] for space, places in MAP.items()})
+        return 0
+    for space, (title, form, width) in _SPACES.items():
+        output.echo(title, bold=True)
+        around: list[Place] = []
+        for each in sorted(MAP[space], key=lambda place: (place.start, -place.size)):
+            while around and around[-1].end <= each.start:
+                around.pop()
+            first, last = f"{each.start:{form}}", f"{each.end - 1:{form}}"
+            numbers = first if first == last else f"{first}-{last}"
+            output.echo(f"  {numbers:{width}}{'  ' * len(around)}{each.what}")
+            around.append(each)
+    return 0
 
 
 _VERDICTS = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pyvmm import address_map
 from pyvmm.contain import contain
 from pyvmm.errors import GuestError
 from pyvmm.hyperv.extended import FIRST_EXTENDED, ExtendedCalls
@@ -28,7 +29,7 @@ from pyvmm.memory import PAGE_SIZE, GuestMemory
 CONNECTION_MASK = 0xFFFFFF
 """The bits of a connection id that name the connection; KVM's KVM_HYPERV_EVENTFD has the same limit."""
 
-HYPERCALL_PORT = 0xEC
+HYPERCALL_PORT = address_map.HYPERCALL.start
 """The I/O port of the user engine's hypercall page. No PC device uses it."""
 
 LISTENER_WAIT = 30.0

@@ -10,6 +10,7 @@ KVM has none of these registers: their whole state is here, in plain objects.
 
 from __future__ import annotations
 
+from pyvmm.address_map import LOCAL_APIC
 from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError, HostError
 from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
@@ -31,7 +32,6 @@ from pyvmm.loop import Loop
 from pyvmm.memory import GuestMemory
 
 _TSC_MSR = 0x10
-_MSI_BASE = 0xFEE00000
 NEEDED = (Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER, Cap.SIGNAL_MSI, Cap.IRQCHIP, Cap.GET_TSC_KHZ)
 """Capabilities that the user engine needs."""
 
@@ -113,7 +113,7 @@ class UserEngine(Engine):
         if not value.masked and self._vm is not None:
             # The APIC id of a VP is its index (machine/cpu.py numbers them so).
             try:
-                self._vm.signal_msi(_MSI_BASE | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
+                self._vm.signal_msi(LOCAL_APIC.start | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
             except HostError as error:  # EPERM: the guest has switched its APICs off, so none takes it
                 if trace.interrupt_lost.on:
                     trace.interrupt_lost(vp, sint, value.vector, str(error))

@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pyvmm import address_map
 from pyvmm.errors import HostError
 from pyvmm.files import JSON_LIMIT, FileError, parse_json, read_text
 from pyvmm.paths import cache_folder, write_private
@@ -158,7 +159,7 @@ def instructions_per_second(kvm: object) -> float:
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     memory[: len(LOOP)] = LOOP
     with kvm.create_vm() as vm:
-        vm.set_tss_address(0xFFFB_D000)
+        vm.set_tss_address(address_map.TSS.start)
         vm.set_memory(0, 0, 0x4000, address)
         with vm.create_vcpu(0) as vcpu:
             sregs = vcpu.sregs

@@ -1,9 +1,6 @@
 """The PC around the vCPUs: serial ports, power and reset, keyboard controller, clock, on their ports.
 
-0x3f8 ttyS0, the console    0x2f8 ttyS1, the agent    0x600 ACPI power management    0xcf9 reset
-0x60, 0x64 keyboard controller (reset only)           0x70 CMOS clock
-
-The serial ports are in memory, too: `devices.serial_window`.
+`pyvmm.address_map` says which. The serial ports are in memory, too: `devices.serial_window`.
 """
 
 from __future__ import annotations
@@ -11,19 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from pyvmm import address_map
+from pyvmm.address_map import COM1, COM2
 from pyvmm.devices import serial_window
-from pyvmm.devices.acpi_pm import PORTS as PM_PORTS
-from pyvmm.devices.acpi_pm import RESET_PORT, AcpiPm, ResetPort
-from pyvmm.devices.i8042 import BASE as I8042_BASE
-from pyvmm.devices.i8042 import DATA as I8042_DATA
+from pyvmm.devices.acpi_pm import AcpiPm, ResetPort
 from pyvmm.devices.i8042 import I8042
-from pyvmm.devices.i8042 import STATUS as I8042_STATUS
-from pyvmm.devices.rtc import BASE as RTC_BASE
 from pyvmm.devices.rtc import INDEX as RTC_INDEX
-from pyvmm.devices.rtc import LINE as RTC_LINE
-from pyvmm.devices.rtc import PORTS as RTC_PORTS
 from pyvmm.devices.rtc import Rtc
-from pyvmm.devices.serial import PORTS as SERIAL_PORTS
 from pyvmm.devices.serial import Register as SerialRegister
 from pyvmm.devices.serial import Serial
 from pyvmm.firmware.acpi import AcpiConfig
@@ -32,13 +23,13 @@ from pyvmm.loop import Loop
 from pyvmm.memory import PAGE_SIZE, HostMemory
 from pyvmm.outbox import Outbox
 
-COM_PORTS = ((0x3F8, 4), (0x2F8, 3))
-"""(first port, interrupt line) of the console and of the agent."""
+COM_PORTS = ((COM1, address_map.COM1_LINE), (COM2, address_map.COM2_LINE))
+"""(ports, interrupt line) of the console and of the agent."""
 
 WINDOWS = (serial_window.CONSOLE, serial_window.AGENT)
 """The same two ports in memory."""
 
-COALESCED = (*(base for base, _ in COM_PORTS), RTC_BASE + RTC_INDEX)
+COALESCED = (COM1.start, COM2.start, address_map.RTC.start + RTC_INDEX)
 """Ports whose writes may wait in KVM for the next exit: the serial ports' data, and the clock's index, which matters
 only once the data port is used. (QEMU does so with the latter, too.)
 """
@@ -76,38 +67,39 @@ class Board:
         self._console = Outbox(console, loop, period=CONSOLE_PERIOD)
         self._data: dict[int, Serial] = {}  # by the addresses of their data registers
         outputs = (self._console.add, agent)
-        for (base, line), window, page, output in zip(COM_PORTS, WINDOWS, self._pages, outputs, strict=True):
+        for (place, line), window, page, output in zip(COM_PORTS, WINDOWS, self._pages, outputs, strict=True):
             name = f"ttyS{len(self.serials)}"
             port = Serial(
                 partial(irq, line), output, page=page.view[:], unheard=partial(unheard, window.page), name=name
             )
             self.serials.append(port)
-            self.ports.claim(base, SERIAL_PORTS, port, port.lock)
+            self.ports.claim(place.start, place.size, port, port.lock)
             for address in (window.base, window.early):
                 self.mmio.claim(address, serial_window.SIZE, port, port.lock)
-            self._data |= dict.fromkeys((base, window.base, window.early), port)
+            self._data |= dict.fromkeys((place.start, window.base, window.early), port)
         self.pm = AcpiPm(partial(irq, self.acpi.sci), power_off)
-        self.ports.claim(self.acpi.pm_base, PM_PORTS, self.pm, self.pm.lock)
+        self.ports.claim(self.acpi.pm_base, address_map.ACPI_PM.size, self.pm, self.pm.lock)
         self.reset_port = ResetPort(lambda: reset("reset port"))
-        self.ports.claim(RESET_PORT, 1, self.reset_port, self.reset_port.lock)
+        self.ports.claim(self.acpi.reset_port, address_map.RESET.size, self.reset_port, self.reset_port.lock)
         self.keyboard = I8042(lambda: reset("keyboard controller"), irq)
-        for offset in (I8042_DATA, I8042_STATUS):
-            self.ports.claim(I8042_BASE + offset, 1, _Offset(self.keyboard, offset), self.keyboard.lock)
+        for place in (address_map.I8042_DATA, address_map.I8042_STATUS):
+            half = _Offset(self.keyboard, place.start - address_map.I8042_DATA.start)
+            self.ports.claim(place.start, place.size, half, self.keyboard.lock)
         self._irq = irq
         self.rtc = Rtc(self._rtc_rings, loop)
-        self.ports.claim(RTC_BASE, RTC_PORTS, self.rtc, self.rtc.lock)
+        self.ports.claim(address_map.RTC.start, address_map.RTC.size, self.rtc, self.rtc.lock)
 
     def _rtc_rings(self, level: bool) -> None:
         """The clock's line goes to two: to whoever drives the clock, and to what wakes a suspended machine."""
-        self._irq(RTC_LINE, level)
+        self._irq(address_map.RTC_LINE, level)
         if level:
             self.pm.rtc_alarm()
 
     def polled(self) -> dict[int, bytearray]:
         """Ports that guests read in a loop, and their quick answers (`Vcpu.answer_polls`)."""
         return {
-            base + SerialRegister.LSR: serial.idle_status
-            for (base, _), serial in zip(COM_PORTS, self.serials, strict=True)
+            place.start + SerialRegister.LSR: serial.idle_status
+            for (place, _), serial in zip(COM_PORTS, self.serials, strict=True)
         }
 
     def readonly(self) -> dict[int, HostMemory]:

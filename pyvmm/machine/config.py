@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pyvmm.address_map import HOT_ADD_SLOTS, MIB
 from pyvmm.backend import ANONYMOUS, Backend
 from pyvmm.errors import ConfigError
 from pyvmm.machine.autosize import Limits
@@ -19,10 +20,8 @@ EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]
 BalloonVersion = Literal["1.0", "2.0", "3.0"]
 
-MIB = 1 << 20
 MAX_CPUS = 255  # VP index = APIC id; more needs x2APIC ids in MSIs
 DEFAULT_BUFFER = 20  # percent, as Hyper-V
-MAX_SLOTS = 400  # some KVMs have 509 in all
 MAX_MEMORY = 1 << 40  # what the guest's 40 physical address bits of the oldest CPUs reach
 
 
@@ -114,7 +113,7 @@ class MachineConfig:
         if self.memory % self.mem_backend.page_size:
             pages = f"{self.mem_backend.page_size >> 20} MiB huge pages"
             raise ConfigError(f"{self.memory >> 20} MiB of memory: not a multiple of the backend's {pages}")
-        if self.slots is not None and not 1 <= self.slots <= MAX_SLOTS:
-            raise ConfigError(f"{self.slots} memory slots: 1 to {MAX_SLOTS}")
+        if self.slots is not None and not 1 <= self.slots <= HOT_ADD_SLOTS.size:
+            raise ConfigError(f"{self.slots} memory slots: 1 to {HOT_ADD_SLOTS.size}")
         if not 4096 <= self.balloon_piece <= 32 << 30:
             raise ConfigError(f"pieces of {self.balloon_piece} bytes: 4 KiB to 32 GiB")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pyvmm import address_map
 from pyvmm.contain import contain
 from pyvmm.errors import HostError
 from pyvmm.firmware.entry import BootState
@@ -49,11 +50,6 @@ from pyvmm.machine.board import COALESCED, COALESCED_MMIO
 from pyvmm.machine.glimpse import Glimpse, glimpse
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.memory import GuestMemory, HostMemory, Region
-
-_TSS_GPA = 0xFFFBD000  # three pages Intel's KVM needs for real mode, below the (absent) firmware
-_IDENTITY_MAP_GPA = 0xFFFBC000
-FIRST_READONLY_SLOT = 8
-"""KVM's slots below are the boot RAM's; from hotplug.FIRST_SLOT on the hot-added memory's."""
 
 
 def _routes() -> list[IrqRoute]:
@@ -110,12 +106,12 @@ class Hardware:
 
     def _build(self, kvm: Kvm, host_cpuid: list[CpuidEntry], memory: GuestMemory) -> None:
         vm, engine = self.vm, self.engine
-        vm.set_identity_map_address(_IDENTITY_MAP_GPA)
-        vm.set_tss_address(_TSS_GPA)
-        for slot, region in enumerate(memory):
+        vm.set_identity_map_address(address_map.IDENTITY_MAP.start)
+        vm.set_tss_address(address_map.TSS.start)
+        for slot, region in enumerate(memory, address_map.RAM_SLOTS.start):
             vm.set_memory(slot, region.gpa, region.size, region.address)
         if kvm.check(Cap.READONLY_MEM):  # else reading it is an exit, as writing is
-            for slot, (gpa, page) in enumerate(self._readonly.items(), FIRST_READONLY_SLOT):
+            for slot, (gpa, page) in enumerate(self._readonly.items(), address_map.READONLY_SLOTS.start):
                 vm.set_memory(slot, gpa, page.size, page.address, readonly=True)
         vm.create_irqchip()
         vm.create_pit()

@@ -21,13 +21,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 
+from pyvmm.address_map import GIB, HIGH_RAM, HOT_ADD_SLOTS, MIB
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.kvm import CpuidEntry
 from pyvmm.machine import events as trace
 from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 
-MIB = 1 << 20
-GIB = 1 << 30
 BLOCK = 128 * MIB
 """What Linux adds at least."""
 BIG_BLOCK = 2 * GIB
@@ -37,8 +36,6 @@ ALIGNMENTS = (32 * GIB, BIG_BLOCK, BLOCK)
 """The first is the largest that a guest can ask for by its capabilities message."""
 DEFAULT_SLOTS = 64
 """KVM slots used at most for the window, unless the user says how many."""
-FIRST_SLOT = 16
-"""KVM's slots below are the boot RAM's and hardware.FIRST_READONLY_SLOT's."""
 PHYSICAL_BITS_UNKNOWN = 36
 
 
@@ -65,7 +62,7 @@ def physical_limit(cpuid: Iterable[CpuidEntry]) -> int:
 
 def place(ram_end: int, size: int, limit: int) -> int:
     """Where a window of `size` bytes goes above `ram_end`, aligned as well as may be. Raises ConfigError."""
-    start = max(ram_end, 4 * GIB)
+    start = max(ram_end, HIGH_RAM.start)
     for alignment in ALIGNMENTS:
         gpa = -(-start // alignment) * alignment
         if gpa + size <= limit:
@@ -77,7 +74,7 @@ def place(ram_end: int, size: int, limit: int) -> int:
 
 def usable_slots(wanted: int | None, kvm_slots: int) -> int:
     """Slots for the window, of all that KVM has. Raises ConfigError for more than there are."""
-    left = (kvm_slots or 32) - FIRST_SLOT
+    left = (kvm_slots or 32) - HOT_ADD_SLOTS.start
     if wanted is not None and wanted > left:
         raise ConfigError(f"{wanted} memory slots: this KVM has {left} to spare; lower --slots")
     return max(1, min(wanted or DEFAULT_SLOTS, left))
@@ -182,14 +179,14 @@ class HotAddWindow:
         number = next(n for n in count() if all(n != each.number for each in self._slots))
         if trace.map_slot.on:
             trace.map_slot(number, self.slots, low)
-        self._map(FIRST_SLOT + number, self._region(low, high))
+        self._map(HOT_ADD_SLOTS.start + number, self._region(low, high))
         self._slots.append(Slot(number, low, high))
         self._slots.sort(key=lambda each: each.start)
 
     def _unmap_slot(self, slot: Slot) -> None:
         if trace.unmap_slot.on:
             trace.unmap_slot(slot.number, self.slots, slot.start)
-        self._unmap(FIRST_SLOT + slot.number)
+        self._unmap(HOT_ADD_SLOTS.start + slot.number)
         self._slots.remove(slot)
 
     def _merge(self) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyvmm.devices.acpi_pm import PORTS as PM_PORTS
+from pyvmm.address_map import ACPI_PM, COM1, I8042_DATA, I8042_STATUS, RTC
 from pyvmm.devices.acpi_pm import AcpiPm, ResetPort
 from pyvmm.devices.i8042 import I8042
-from pyvmm.devices.i8042 import PORTS as I8042_PORTS
-from pyvmm.devices.rtc import PORTS as RTC_PORTS
 from pyvmm.devices.rtc import Rtc
-from pyvmm.devices.serial import PORTS as SERIAL_PORTS
 from pyvmm.devices.serial import Serial
 from pyvmm.iomap import IoDevice
 from tests.fuzz.feed import Feed
@@ -56,7 +53,7 @@ def serial(data: bytes) -> None:
             case _:
                 port.reset()
 
-    _accesses(feed, port, SERIAL_PORTS, host)
+    _accesses(feed, port, COM1.size, host)
 
 
 def rtc(data: bytes) -> None:
@@ -76,17 +73,17 @@ def rtc(data: bytes) -> None:
         for index, value in zip((0x32, 9, 8, 7, 4, 2, 0), feed.choice(DATES), strict=True):
             device.write(0, 1, index)
             device.write(1, 1, value)
-    _accesses(feed, device, RTC_PORTS, host)
+    _accesses(feed, device, RTC.size, host)
 
 
 def i8042(data: bytes) -> None:
-    _accesses(Feed(data), I8042(lambda: None), I8042_PORTS)
+    _accesses(Feed(data), I8042(lambda: None), I8042_STATUS.end - I8042_DATA.start)
 
 
 def acpi_pm(data: bytes) -> None:
     feed = Feed(data)
     device = AcpiPm(lambda level: None, lambda: None)
-    _accesses(feed, device, PM_PORTS, lambda: device.press_power_button() and None)
+    _accesses(feed, device, ACPI_PM.size, lambda: device.press_power_button() and None)
 
 
 def reset_port(data: bytes) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.address_map import ACPI_TABLES, IO_APIC, LOCAL_APIC
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import aml
-from pyvmm.firmware.acpi import IO_APIC, LOCAL_APIC, AcpiConfig, build_acpi
-from pyvmm.firmware.e820 import ACPI_AREA, ACPI_AREA_SIZE
+from pyvmm.firmware.acpi import AcpiConfig, build_acpi
 
 
 def tables(config: AcpiConfig) -> dict[str, bytes]:
-    return build_acpi(config, ACPI_AREA, ACPI_AREA_SIZE).tables
+    return build_acpi(config, ACPI_TABLES.start, ACPI_TABLES.size).tables
 
 
 def disassemble(table: bytes, name: str, folder: Path) -> str:
@@ -33,10 +33,10 @@ def disassemble(table: bytes, name: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("cpus", [1, 2, 255, 300])
 def test_sums_are_zero_and_pointers_lead_to_tables(cpus: int) -> None:
-    built = build_acpi(AcpiConfig.for_cpus(cpus), ACPI_AREA, ACPI_AREA_SIZE)
+    built = build_acpi(AcpiConfig.for_cpus(cpus), ACPI_TABLES.start, ACPI_TABLES.size)
 
     def at(gpa: int, signature: bytes) -> bytes:
-        offset = gpa - ACPI_AREA
+        offset = gpa - ACPI_TABLES.start
         (length,) = struct.unpack_from("<I", built.data, offset + 4)
         table = built.data[offset : offset + length]
         assert table[:4] == signature
@@ -45,7 +45,7 @@ def test_sums_are_zero_and_pointers_lead_to_tables(cpus: int) -> None:
         return table
 
     rsdp = built.data[:36]
-    assert built.rsdp_gpa == ACPI_AREA
+    assert built.rsdp_gpa == ACPI_TABLES.start
     assert rsdp[:8] == b"RSD PTR "
     assert sum(rsdp[:20]) & 0xFF == sum(rsdp) & 0xFF == 0
     xsdt = at(struct.unpack_from("<Q", rsdp, 24)[0], b"XSDT")
@@ -93,7 +93,7 @@ def test_window_lies_in_the_hole_clear_of_the_apics() -> None:
     gpa, size = AcpiConfig().vmbus_window
     assert size >= 1 << 20
     assert gpa >= 3 << 30
-    assert gpa + size <= min(IO_APIC, LOCAL_APIC)
+    assert gpa + size <= min(IO_APIC.start, LOCAL_APIC.start)
 
 
 def field(text: str, name: str) -> str:
@@ -153,7 +153,7 @@ def test_timer_override_can_be_left_out() -> None:
 
 def test_more_processors_than_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="processors are more than"):
-        build_acpi(AcpiConfig.for_cpus(20000), ACPI_AREA, ACPI_AREA_SIZE)
+        build_acpi(AcpiConfig.for_cpus(20000), ACPI_TABLES.start, ACPI_TABLES.size)
 
 
 @pytest.mark.parametrize("size", [0, 62, 63, 4093, 4094, 70000])

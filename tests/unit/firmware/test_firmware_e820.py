@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from pyvmm.firmware.e820 import GIB, MIB, E820Type, e820_map, ram_layout
+from pyvmm.address_map import GIB, MIB
+from pyvmm.firmware.e820 import E820Type, e820_map, ram_layout
 
 
 @pytest.mark.parametrize("size", [2 * MIB, 512 * MIB, 3 * GIB, 3 * GIB + 4096, 1024 * GIB])

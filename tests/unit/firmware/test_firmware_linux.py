@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import sample_kernels as kernels
 
+from pyvmm import address_map
 from pyvmm.errors import ConfigError
-from pyvmm.firmware import entry
 from pyvmm.firmware.acpi import AcpiConfig
-from pyvmm.firmware.e820 import ACPI_AREA, E820Type
+from pyvmm.firmware.e820 import E820Type
 from pyvmm.firmware.linux import check_linux, load_linux
 from pyvmm.memory import GuestMemory
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 RAM = 64 * MIB
 VMLINUX = kernels.vmlinux()
 BZIMAGE = kernels.bzimage(gzip.compress(VMLINUX))
-ZERO_PAGE = entry.ZERO_PAGE_GPA
+ZERO_PAGE = address_map.ZERO_PAGE.start
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_pvh_start_info_names_the_same_things(memory: GuestMemory) -> None:
     state = load_linux(
         memory, kernel=VMLINUX, initrd=initrd, cmdline="quiet", ram_size=RAM, acpi=AcpiConfig(), protocol="pvh"
     )
-    assert (state.rip, state.rbx) == (0x1000040, entry.START_INFO_GPA)
-    info = struct.unpack("<IIIIQQQQII", memory.read(entry.START_INFO_GPA, 56))
+    assert (state.rip, state.rbx) == (0x1000040, address_map.START_INFO.start)
+    info = struct.unpack("<IIIIQQQQII", memory.read(address_map.START_INFO.start, 56))
     magic, version, _flags, modules, module_list, cmdline, rsdp, memory_map, entries, _ = info
-    assert (magic, version, modules, rsdp) == (0x336EC578, 1, 1, ACPI_AREA)
+    assert (magic, version, modules, rsdp) == (0x336EC578, 1, 1, address_map.ACPI_TABLES.start)
     initrd_gpa, size, _, _ = struct.unpack("<4Q", memory.read(module_list, 32))
     assert memory.read(initrd_gpa, size) == initrd
     assert memory.read(cmdline, 6) == b"quiet\0"

@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.address_map import GIB, HOT_ADD_SLOTS, MIB
 from pyvmm.errors import ConfigError, GuestMemoryError, HostError
 from pyvmm.kvm import CpuidEntry
 from pyvmm.machine.hotplug import (
     BIG_BLOCK,
     BLOCK,
     DEFAULT_SLOTS,
-    FIRST_SLOT,
-    GIB,
-    MIB,
     HotAddWindow,
     physical_limit,
     place,
@@ -105,7 +103,7 @@ def test_what_is_given_is_ram_to_the_page_and_nothing_else_is(
 ) -> None:
     assert (window.mapped, memory.size) == (0, MIB)
     window.provide(window.start, 1)
-    assert vm.slots == {FIRST_SLOT: (GPA, 4096)}
+    assert vm.slots == {HOT_ADD_SLOTS.start: (GPA, 4096)}
     window.provide(window.start + pages(BLOCK), 2)
     assert vm.extents() == [(0, 4096), (BLOCK, 8192)]
     memory.write(GPA + BLOCK, b"ring")
