@@ -165,7 +165,7 @@ class ThreadBackend:
         return results[0]
 
     def send(self, data: bytes) -> None:
-        self.call(self.machine.serials[0].receive, data)
+        self.call(self.machine.board.serials[0].receive, data)
 
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)

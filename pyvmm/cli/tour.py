@@ -124,7 +124,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
             if shell:
                 console.become(StdioConsole(outputs.out))
                 console.attach(machine)
-                machine.serials[0].receive(b"\n")  # the shell's prompt went by unseen
+                machine.board.serials[0].receive(b"\n")  # the shell's prompt went by unseen
             else:
                 machine.powerdown()
 
@@ -163,11 +163,11 @@ class _Guide:
         self._timer: Any = None
         self.finished: Callable[[], None] = lambda: None
         self.status: int | None = None
-        machine.balloon.on_finish.append(self._resized)
         self._resizing = False
         self._outcome: ResizeOutcome | None = None
 
     def start(self) -> None:
+        self._machine.balloon.on_finish.append(self._resized)
         self._show.booting(self._machine.config.cpus, self._machine.config.memory)
         self._limit(BOOT_LIMIT, "the guest did not come up")
         self._advance(None)
@@ -184,7 +184,7 @@ class _Guide:
             "dmesg | grep -E 'Hypervisor detected|Vmbus version|Using Dynamic Memory|Switched to clocks'"
         )
         self._show.seen(log.splitlines())
-        self._show.devices(self._machine.info_vmbus())
+        self._show.devices(self._machine.monitor.info_vmbus())
         self._show.memory((yield from self._measure()))
         boot_size = self._machine.config.memory
         fill = int(boot_size * FILL_SHARE) // MIB
@@ -200,7 +200,7 @@ class _Guide:
         self._show.over(self._shell)
 
     def _measure(self) -> Generator[Step, str, Measured]:
-        resident = self._machine.resident()  # now: a moment later Linux may have reported what it freed
+        resident = self._machine.monitor.resident()  # now: a moment later Linux may have reported what it freed
         text = yield Guest(
             f"for i in $(seq {READINGS}); do grep -E '^Mem(Total|Free):' /proc/meminfo; sleep 0.05; done"
         )
@@ -221,7 +221,7 @@ class _Guide:
                 self._machine.agent.execute(command, self._output, self._command_done)
             case Resize(size):
                 self._resizing = True
-                self._machine.balloon_set(size)
+                self._machine.monitor.balloon_set(size)
         if answer is not None:
             self._limit(RESIZE_LIMIT, f"no answer to {step}")
 

@@ -238,12 +238,12 @@ def _info_kvm(machine: Controlled, words: list[str]) -> str:
 
 @_line(INFO, "qtree", "the machine's devices as a tree")
 def _info_qtree(machine: Controlled, words: list[str]) -> str:
-    channels = {each.get("name"): each for each in machine.info_vmbus()}
+    channels = {each.get("path"): each for each in machine.info_vmbus()}
     lines = ["bus: main-system-bus\n", "  type System\n", '  dev: vmbus-bridge, id ""\n', "    bus: vmbus\n"]
     lines.append("      type vmbus\n")
     for device in machine.info_devices():
         lines.append(f'      dev: {device["driver"]}, id "{device["id"]}"\n')
-        channel = channels.get(device["driver"]) or {}
+        channel = channels.get(device["path"]) or {}
         lines += [f"        {key} = {value}\n" for key, value in channel.items() if key not in device]
     return "".join(lines)
 

@@ -49,4 +49,4 @@ def confine_session(mode: Mode, machine: Machine, doors: Sequence[Door]) -> None
             raise ConfigError("--sandbox require confines a process for good, and this one is not pyvmm's own")
         return
     machine.boot_files.keep(machine.config.kernel, machine.config.initrd)
-    machine.sandbox = confine(mode, [own_folder()] if doors else []).describe()
+    machine.monitor.sandbox = confine(mode, [own_folder()] if doors else []).describe()

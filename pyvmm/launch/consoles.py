@@ -110,8 +110,8 @@ class StdioConsole(Console):
         from pyvmm.control import hmp
         from pyvmm.launch.terminal import ConsoleInput, MonitorPrompt
 
-        prompt = MonitorPrompt(lambda line: hmp.execute(machine, line), hmp.names)
-        self._input = ConsoleInput(machine.serials[0].receive, self.write, machine.quit, prompt)
+        prompt = MonitorPrompt(lambda line: hmp.execute(machine.monitor, line), hmp.names)
+        self._input = ConsoleInput(machine.board.serials[0].receive, self.write, machine.quit, prompt)
         self._follow_window(machine)
         terminal = self._stack.enter_context(raw_terminal(self._stdin))
         if terminal is not None:
@@ -139,7 +139,7 @@ class StdioConsole(Console):
 
     def _plain(self, machine: Machine) -> None:
         """Input from a pipe or a file: as much as the serial port queues, the rest when the guest has read some."""
-        port = machine.serials[0]
+        port = machine.board.serials[0]
         while port.queued + _READ_SIZE <= RECEIVE_LIMIT:
             data = self._read()
             if not data:
@@ -265,7 +265,7 @@ class PtyConsole(Console):
 
     def _readable(self, machine: Machine) -> None:
         with contextlib.suppress(OSError):
-            machine.serials[0].receive(os.read(self._master, _READ_SIZE))
+            machine.board.serials[0].receive(os.read(self._master, _READ_SIZE))
 
     def close(self) -> None:
         machine, self._machine = self._machine, None

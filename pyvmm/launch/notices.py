@@ -25,7 +25,7 @@ class Notices:
         self.panicked = False  # since the guest's last reset
         self._machine = machine
         self._left = LINES
-        machine.on_event(self._happened)
+        machine.monitor.on_event(self._happened)
         if waits_for_agent:
             machine.guest_time.after(AGENT_FACTOR * machine.config.silence, self._look_for_agent)
 
@@ -53,7 +53,7 @@ class Notices:
         machine = self._machine
         if not machine.agent.ready and machine.outcome is None:
             seconds = AGENT_FACTOR * machine.config.silence
-            machine.notice(
+            machine.notifier.notice(
                 f"the guest's agent, which runs COMMAND, has not answered for {seconds:g} s; "
                 f"`pyvmm log {machine.name}` shows the guest's console"
             )

@@ -1,7 +1,7 @@
 """One machine and all that runs beside it, made and taken down in one order, whoever starts it.
 
     with Session(config, sockets=[path], trace=TraceSettings(("vmbus_*",))) as session:
-        session.machine.on_event(...)      # all is made; nothing runs
+        session.machine.monitor.on_event(...)      # all is made; nothing runs
         session.start()                    # the guest boots, the monitor answers
         outcome = session.machine.run()
 
@@ -90,17 +90,17 @@ class Session:
         held_threads.release()
         machine.start()
         # From here on the guest boots beside us.
-        machine.pid = user_pid()
+        machine.monitor.pid = user_pid()
         if self._doors:
             from pyvmm.control.server import ControlServer
 
-            self._stack.enter_context(ControlServer(self.loop, machine, *self._doors))
+            self._stack.enter_context(ControlServer(self.loop, machine.monitor, *self._doors))
         if process.is_own():
             # What start-up made lives as long as the machine; a collection that walks it would hold up the guest.
             gc.collect()
             gc.freeze()
         self.console.attach(machine)
-        machine.console_place = self.console.place
+        machine.monitor.console_place = self.console.place
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,7 +2,8 @@
 
     config      what is wanted                cpu        what a vCPU says of itself
     runner      one thread a vCPU             hardware   one life of the KVM VM, until a reset
-    machine     all of it and its life        monitored  what the monitor asks and orders
+    machine     all of it and its life        monitor    the monitor's view of it
+    services    the VMBus and its devices     devices    the table of devices that there are
 
 The main thread runs the loop, which owns VMBus and its devices; each vCPU has a thread. A reset ends the hardware,
 discards the guest's memory, loads the kernel again and starts new hardware: the guest finds everything as new.

@@ -6,7 +6,7 @@ from files or the environment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from pyvmm.address_map import HOT_ADD_SLOTS, MIB
 from pyvmm.backend import ANONYMOUS, Backend
 from pyvmm.errors import ConfigError
 from pyvmm.machine.autosize import Limits
+from pyvmm.machine.devices import DEVICES
 from pyvmm.machine.panic import Policy
 
 EngineChoice = Literal["auto", "kernel", "user"]
@@ -52,9 +53,8 @@ class MachineConfig:
     balloon_version: BalloonVersion = "3.0"  # the newest Dynamic Memory protocol spoken
     balloon_piece: int = 128 * MIB  # memory asked for at a time
     status_report: bool = True  # the guest's memory pressure is told as events
-    devices: frozenset[str] = field(
-        default_factory=lambda: frozenset({"balloon", "heartbeat", "shutdown", "timesync"})
-    )
+    devices: tuple[str, ...] = ("hv-balloon", "heartbeat", "shutdown", "timesync")
+    """Names of machine.devices.DEVICES; one that stands twice is there twice."""
 
     def check(self) -> None:
         """Raise ConfigError for what no machine can be. Looks at no file: `firmware.linux` does."""
@@ -68,6 +68,7 @@ class MachineConfig:
             raise ConfigError(f"{self.memory >> 10} KiB of memory: a PC needs at least 1 MiB, Linux some 64 MiB")
         if self.memory > MAX_MEMORY:
             raise ConfigError(f"{self.memory >> 30} GiB of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
+        self._check_devices()
         self._check_growth()
         self._check_sizing()
 
@@ -84,6 +85,13 @@ class MachineConfig:
         least = self.memory if self.min_memory is None else self.min_memory
         return Limits(least, self.most_memory, DEFAULT_BUFFER if self.buffer is None else self.buffer)
 
+    def _check_devices(self) -> None:
+        for name in self.devices:
+            if name not in DEVICES:
+                raise ConfigError(f"no device is called {name!r}: there are {', '.join(DEVICES)}")
+            if self.devices.count(name) > 1 and not DEVICES[name].several:
+                raise ConfigError(f"{self.devices.count(name)} devices {name!r}: a guest can have one")
+
     def _check_sizing(self) -> None:
         limits = self.limits
         if limits is None:
@@ -94,7 +102,7 @@ class MachineConfig:
             raise ConfigError(f"min={limits.minimum} bytes of memory: at least 1M")
         if limits.buffer < 1:
             raise ConfigError(f"buffer={limits.buffer}%: at least 1%")
-        if "balloon" not in self.devices:
+        if "hv-balloon" not in self.devices:
             raise ConfigError("automatic sizing needs the balloon device")
         if not self.status_report:
             raise ConfigError("automatic sizing lives from status reports: leave --no-status-report out")
@@ -108,7 +116,7 @@ class MachineConfig:
             raise ConfigError(f"max={self.most_memory >> 30}G of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
         if self.most_memory % 4096:
             raise ConfigError(f"at most {self.most_memory} bytes of memory: not a multiple of 4 KiB")
-        if self.most_memory > self.memory and "balloon" not in self.devices:
+        if self.most_memory > self.memory and "hv-balloon" not in self.devices:
             raise ConfigError("memory to grow by needs the balloon device")
         if self.memory % self.mem_backend.page_size:
             pages = f"{self.mem_backend.page_size >> 20} MiB huge pages"

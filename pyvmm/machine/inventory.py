@@ -5,38 +5,41 @@ Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from pyvmm.errors import HostError
 from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.machine.config import MachineConfig
+    from pyvmm.machine.device_set import DeviceSet
     from pyvmm.machine.hotplug import HotAddWindow
-    from pyvmm.machine.plugging import Plugging
 
 BALLOON = "hv-balloon"
 
 
-def plugged_memory(plugging: Plugging) -> int:
+def plugged_memory(devices: DeviceSet) -> int:
     """Bytes hot-added to the guest by now, in doubt or not: only a machine reset takes them away."""
-    balloon = cast("BalloonDevice | None", plugging.device(BALLOON))
+    balloon = cast("BalloonDevice | None", devices.device(BALLOON))
     if balloon is None:
         return 0
     ledger = balloon.machine.ledger
     return (ledger.added_pages + ledger.doubtful_pages) * PAGE_SIZE
 
 
-def vmbus_devices(channels: list[dict[str, Any]], plugging: Plugging) -> list[dict[str, Any]]:
+def vmbus_devices(channels: list[dict[str, Any]], devices: DeviceSet) -> list[dict[str, Any]]:
     """The bus's `channels` by relid, each with its device's `id` and `path`, either of which device_del takes."""
-    named = {each["driver"]: {"id": each["id"], "path": each["path"]} for each in plugging.info()}
-    return [each | named.get(each["name"], {}) for each in sorted(channels, key=lambda each: each["relid"])]
+    named = {each["guid"]: {"id": each["id"], "path": each["path"]} for each in devices.info()}
+    return [each | named.get(each["guid"], {}) for each in sorted(channels, key=lambda each: each["relid"])]
 
 
-def memory_devices(plugging: Plugging, window: HotAddWindow | None) -> list[dict[str, Any]]:
+def memory_devices(devices: DeviceSet, window: HotAddWindow | None) -> list[dict[str, Any]]:
     """MemoryDeviceInfo of the balloon, which is the only device here that brings memory."""
     found: list[dict[str, Any]] = []
-    for each in plugging.info():
+    for each in devices.info():
         if each["driver"] == BALLOON:
             data: dict[str, Any] = {"id": each["id"]} if each["id"] else {}
             if window is not None:
@@ -47,19 +50,38 @@ def memory_devices(plugging: Plugging, window: HotAddWindow | None) -> list[dict
     return found
 
 
+def resident_memory() -> int:
+    """Bytes of this process that the host keeps in memory."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError as error:
+        raise HostError(f"/proc/self/statm: {error.strerror}") from error
+
+
+def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> dict[str, Any]:
+    """The guest's memory in bytes: at boot, now, as asked for, and what of it the host keeps in memory."""
+    return {
+        "boot": config.memory,
+        "actual": balloon.actual if balloon is not None else config.memory,
+        "target": balloon.target if balloon is not None else None,
+        "resident": resident_memory(),
+    }
+
+
 class SizeWatch:
     """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has brought more memory, or a reset took it away."""
 
-    def __init__(self, plugging: Plugging, emit: Callable[[str, dict[str, Any]], None]) -> None:
-        self._plugging, self._emit = plugging, emit
-        self._size = plugged_memory(plugging)
+    def __init__(self, devices: DeviceSet, emit: Callable[[str, dict[str, Any]], None]) -> None:
+        self._devices, self._emit = devices, emit
+        self._size = plugged_memory(devices)
 
     def look(self) -> None:
         """Emit the event if the size is another than before."""
-        size = plugged_memory(self._plugging)
+        size = plugged_memory(self._devices)
         if size != self._size:
             self._size = size
-            for each in self._plugging.info():
+            for each in self._devices.info():
                 if each["driver"] == BALLOON:
                     id = {"id": each["id"]} if each["id"] else {}
                     self._emit("MEMORY_DEVICE_SIZE_CHANGE", id | {"size": size, "qom-path": each["path"]})

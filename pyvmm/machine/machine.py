@@ -14,17 +14,14 @@ writes faster than the loop turns.
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pyvmm import contain
-from pyvmm.errors import HostError, PyvmmError
+from pyvmm.errors import PyvmmError
 from pyvmm.firmware.linux import load_linux
 from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
@@ -38,26 +35,23 @@ from pyvmm.machine.board import Board
 from pyvmm.machine.boot_files import BootFiles
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.console_tail import ConsoleTail
-from pyvmm.machine.glimpse import Glimpse
 from pyvmm.machine.hardware import Hardware
+from pyvmm.machine.hardware_slot import HardwareSlot
 from pyvmm.machine.life_signs import LifeSigns
-from pyvmm.machine.monitored import NOTICES_KEPT, Listener, Monitored, State
+from pyvmm.machine.monitor import MonitorView
+from pyvmm.machine.notifier import Notifier
 from pyvmm.machine.panic import PanicWatch
 from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
 from pyvmm.machine.throttle import Throttles
-from pyvmm.memory import Region
 from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
-    from pyvmm.devices.serial import Serial
-    from pyvmm.machine.inventory import SizeWatch
-    from pyvmm.machine.plugging import Plugging
-    from pyvmm.machine.pressure import Pressure
     from pyvmm.machine.services import Services
-    from pyvmm.vmbus.bus import Vmbus
+
+State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
 
 _TICK_PERIOD = 0.1
 """Seconds after which console output is shown that KVM queued, even if the guest makes no exit, or that runs by."""
@@ -79,8 +73,11 @@ class Outcome:
     crash: CrashReport | None = None
 
 
-class Machine(Monitored):
-    """One virtual machine. Raises ConfigError and HostError from the constructor and `start`."""
+class Machine:
+    """One virtual machine. Raises ConfigError and HostError from the constructor and `start`.
+
+    `monitor` is its monitor's view; `services` are its VMBus and devices; `slot` has its running half.
+    """
 
     def __init__(
         self,
@@ -93,17 +90,14 @@ class Machine(Monitored):
         install_kick()
         self.config = config
         self.loop = loop
-        self.guest_time = GuestTimers(loop, frozen=True, on_stall=self._set_guest_clock)
+        self.guest_time = GuestTimers(loop, frozen=True, on_stall=self._stalled)
         self.name = config.name
         self.outcome: Outcome | None = None
         self.resets = 0
-        self._state: State = "prelaunch"
-        self._started = time.monotonic()
-        self._listeners: list[Listener] = []
-        self._notices: deque[str] = deque(maxlen=NOTICES_KEPT)
-        self._hardware: Hardware | None = None
-        self._console_output = console
-        self._console_tail = ConsoleTail()
+        self.state: State = "prelaunch"
+        self.notifier = Notifier()
+        self.slot = HardwareSlot(lambda: self.state == "running")
+        self.console_tail = ConsoleTail(onward=console)
         self._reset_wanted: str | None = None  # why the guest asked for a reset, until that begins
         self._reset_earliest = 0.0  # loop clock
         self.watchdog = Watchdog(loop)
@@ -115,9 +109,9 @@ class Machine(Monitored):
             config,
             hotplug.physical_limit(self._host_cpuid),
             self._kvm.check(Cap.NR_MEMSLOTS),
-            map=self._map_slot,
-            unmap=self._unmap_slot,
-            quiet=self._quiet,
+            map=self.slot.map_memory,
+            unmap=self.slot.unmap_memory,
+            quiet=self.slot.stopped_vcpus,
         )
         self.memory, self.window = self._ram.memory, self._ram.window
         self.engine = engines.choose(
@@ -134,17 +128,17 @@ class Machine(Monitored):
         self.panic = PanicWatch(
             config.on_panic,
             self.guest_time,
-            look=self._look,
-            console=self._console_tail.since,
-            emit=self._emit,
+            look=self.slot.look,
+            console=self.console_tail.since,
+            emit=self.notifier.emit,
             end=self._panicked,
         )
         self.life_signs = LifeSigns(
             self.guest_time,
-            console=self._console_tail.since,
+            console=self.console_tail.since,
             contacts=lambda: self._services.bus.contacts if self._services is not None else 0,
-            look=self._look,
-            notice=self.notice,
+            look=self.slot.look,
+            notice=self.notifier.notice,
             died=self._died,
             silence=config.silence,
         )
@@ -154,109 +148,42 @@ class Machine(Monitored):
         self.board = Board(
             config.cpus,
             loop,
-            irq=self._irq,
-            unheard=self._unheard,
+            irq=self.slot.set_irq,
+            unheard=self.slot.drop_zeroes,
             reset=self._want_reset,
             power_off=self._want_power_off,
-            console=self._console,
+            console=self.console_tail,
             agent=self._agent_input.add,
         )
-        self.throttles = Throttles(loop, self.board.serials, self._freeze, self._held)
+        self.throttles = Throttles(loop, self.board.serials, self.slot.freeze, self.guest_time)
         self.hurried = False  # asked to end when it had ended already: its last output is not waited for
         self._services: Services | None = None
-        self._plugging: Plugging | None = None
-        self._size_watch: SizeWatch | None = None
-        self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
-        self.pid = os.getpid()
-        self.console_place = "null"  # where the console leads, for query-chardev
-        self.sandbox: dict[str, Any] = {"mode": "off"}  # what confines the process
         self.boot_files = BootFiles()
         self._tick_timer = loop.every(_TICK_PERIOD, self._tick)
         self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
+        self.monitor = MonitorView(self)
 
     # Building
 
-    def _map_slot(self, slot: int, region: Region) -> None:
-        assert self._hardware is not None, "memory is added only to a running guest"
-        self._hardware.map_memory(slot, region)
-
-    def _unmap_slot(self, slot: int) -> None:
-        if self._hardware is not None:
-            self._hardware.unmap_memory(slot)
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """No vCPU runs meanwhile: for a moment, so guest time goes on."""
-        hardware = self._hardware if self._state == "running" else None
-        if hardware is not None:
-            hardware.pause()
-        try:
-            yield
-        finally:
-            if hardware is not None:
-                hardware.resume()
-
     @property
     def services(self) -> Services:
-        """The VMBus and its devices. Made by `start`, or before if somebody asks."""
-        if self._services is None:
-            from pyvmm.machine.inventory import SizeWatch
-            from pyvmm.machine.plugging import Plugging
-            from pyvmm.machine.pressure import Pressure
-            from pyvmm.machine.services import Services
-
-            self._services = Services(
-                self.config, self.guest_time, self.memory, self.engine, self._discard, window=self.window
-            )
-            self._plugging = Plugging(self._services, self._emit)
-            self._size_watch = SizeWatch(self._plugging, self._emit)
-            balloon = self._services.balloon
-            if balloon is not None:
-                balloon.on_change.append(self._balloon_changed)
-                if self.config.status_report:
-                    balloon.on_status.append(self._status_report)
-                    self.pressure = Pressure(balloon, self.config.limits, self._emit, clock=self.guest_time.clock)
+        """The VMBus, its devices and what listens to them, from `start_services` on."""
+        assert self._services is not None, "start_services() comes first"
         return self._services
 
     @property
-    def bus(self) -> Vmbus:
-        return self.services.bus
-
-    @property
-    def plugging(self) -> Plugging:
-        """Devices coming and going on the VMBus."""
-        _ = self.services
-        assert self._plugging is not None
-        return self._plugging
-
-    @property
     def balloon(self) -> BalloonDevice | None:
+        """hv-balloon while it is on the bus."""
         return self.services.balloon
 
-    @property
-    def serials(self) -> list[Serial]:
-        """ttyS0, the console, and ttyS1, the agent's."""
-        return self.board.serials
+    def start_services(self) -> None:
+        """Make the VMBus and its devices. `start` does, once the vCPUs run; harmless twice."""
+        if self._services is None:
+            from pyvmm.machine.devices import Parts
+            from pyvmm.machine.services import Services
 
-    def _discard(self, gpa: int, size: int) -> None:
-        """Give ballooned pages back to the host."""
-        done = self.memory.discard(gpa, size)
-        if trace.memory_discarded.on:
-            trace.memory_discarded(done, gpa)
-
-    def _balloon_changed(self, actual: int) -> None:
-        if self._hardware is None:
-            return  # the machine is taken apart: nobody has got memory back
-        self._trace_memory()
-        self._emit("BALLOON_CHANGE", {"actual": actual})
-        self._look_at_size()
-
-    def _look_at_size(self) -> None:
-        if self._size_watch is not None:
-            self._size_watch.look()
-
-    def _status_report(self, available: int, committed: int) -> None:
-        self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
+            parts = Parts(self.config, self.guest_time, self.memory, self.engine, self.window)
+            self._services = Services(parts, self.notifier.emit, has_hardware=lambda: self.slot.hardware is not None)
 
     def _power_on(self, *, fresh: bool) -> None:
         """Load the kernel and make the hardware that will run it."""
@@ -275,7 +202,7 @@ class Machine(Monitored):
         if trace.loaded.on:
             trace.loaded(str(self.config.kernel), round((time.monotonic() - before) * 1000))
         self._reset_wanted = None
-        self._hardware = Hardware(
+        self.slot.hardware = Hardware(
             self._kvm,
             self._host_cpuid,
             self.memory,
@@ -289,7 +216,7 @@ class Machine(Monitored):
             polled=self.board.polled(),
             readonly=self.board.readonly(),
         )
-        self._hardware.boot(state)
+        self.slot.hardware.boot(state)
         self.life_signs.power_on()
 
     # Life
@@ -303,11 +230,11 @@ class Machine(Monitored):
     def start(self) -> None:
         """Power on: load the kernel and let the vCPUs run."""
         self._power_on(fresh=True)
-        assert self._hardware is not None
+        assert self.slot.hardware is not None
         self._set_state("running")
-        self._hardware.start()
+        self.slot.hardware.start()
         self.guest_time.thaw()
-        _ = self.services  # while the guest boots
+        self.start_services()  # while the guest boots
 
     def run(self) -> Outcome:
         """Serve the machine until it ends."""
@@ -321,9 +248,9 @@ class Machine(Monitored):
 
     def halt(self) -> None:
         """After the end: the guest runs no more, and all it wrote is handed on. The monitor may still ask."""
-        if self._hardware is not None:
-            self._hardware.halt()
-            self._hardware.drain()
+        if self.slot.hardware is not None:
+            self.slot.hardware.halt()
+            self.slot.hardware.drain()
         self.board.flush()
 
     def close(self) -> None:
@@ -333,7 +260,7 @@ class Machine(Monitored):
         self.life_signs.close()
         self.panic.close()
         self.guest_time.close()
-        hardware, self._hardware = self._hardware, None
+        hardware, self.slot.hardware = self.slot.hardware, None
         if hardware is not None:
             if self._services is not None:
                 self._services.bus.reset()
@@ -347,7 +274,7 @@ class Machine(Monitored):
         """Reset the machine: RAM cleared, devices new, the kernel loaded again. Counts as the end if the
         configuration says no reboot.
         """
-        if self._hardware is None or self.outcome is not None:
+        if self.slot.hardware is None or self.outcome is not None:
             return
         if trace.reset.on:
             trace.reset(reason)
@@ -357,33 +284,29 @@ class Machine(Monitored):
         if self.config.reboot and not self.life_signs.reset(by_guest=reason != "host"):
             return
         cause = {"guest": reason != "host", "reason": "guest-reset" if reason != "host" else "host-qmp-system-reset"}
-        self._emit("RESET" if self.config.reboot else "SHUTDOWN", cause)
+        self.notifier.emit("RESET" if self.config.reboot else "SHUTDOWN", cause)
         if not self.config.reboot:
             self._end(self._last_words() or Outcome("reset", reason), "shutdown")
             return
-        paused = self._state == "paused"
-        self._trace_exits()
-        self._hardware.halt()  # before memory is taken from under the guest's feet
-        self.bus.reset()
-        self.plugging.reset()
-        self._look_at_size()  # what was added is gone, though the guest may have had as much as at boot
-        self._hardware.close()
-        self._hardware = None
+        paused = self.state == "paused"
+        self.slot.trace_exits()
+        self.slot.hardware.halt()  # before memory is taken from under the guest's feet
+        self.services.reset()
+        self.slot.hardware.close()
+        self.slot.hardware = None
         for region in self.memory:
             self.memory.discard(region.gpa, region.size)
         self.board.reset()
         self._agent_input.flush()
         self.agent.reset()
         self.panic.restarted()
-        if self.pressure is not None:
-            self.pressure.restarted()
         self.resets += 1
         try:
             self._power_on(fresh=True)
         except PyvmmError as error:  # the kernel's file may have become another
             self._failed(error)
             return
-        hardware = self._hardware
+        hardware = self.slot.hardware
         assert hardware is not None
         hardware.freeze(self.throttles.frozen)
         if paused:
@@ -395,30 +318,28 @@ class Machine(Monitored):
 
     def pause(self) -> None:
         """Stop the vCPUs, and guest time with them: what waits for the guest waits on. The monitor is served."""
-        if self._hardware is not None and self._state == "running":
-            self._hardware.pause()
+        if self.slot.hardware is not None and self.state == "running":
+            self.slot.hardware.pause()
             self.guest_time.freeze()
             self._set_state("paused")
-            self._emit("STOP", {})
+            self.notifier.emit("STOP", {})
 
     def resume(self) -> None:
-        if self._hardware is not None and self._state == "paused":
+        if self.slot.hardware is not None and self.state == "paused":
             self._set_state("running")
             self.guest_time.thaw()
-            self._hardware.resume()
-            self._set_guest_clock()
-            self._emit("RESUME", {})
+            self.slot.hardware.resume()
+            self.services.set_guest_clock()
+            self.notifier.emit("RESUME", {})
 
-    def _set_guest_clock(self) -> None:
-        """The guest could not run for a while: its time of day may be wrong."""
-        if self._services is not None and self._services.timesync is not None:
-            self._services.timesync.sync()
+    def _stalled(self) -> None:
+        if self._services is not None:
+            self._services.set_guest_clock()
 
     def powerdown(self) -> None:
         """Ask the guest to shut down: by the shutdown service if its driver is there, else by the power button."""
-        self._emit("POWERDOWN", {})
-        shutdown = self.services.shutdown
-        if shutdown is None or not shutdown.request("poweroff"):
+        self.notifier.emit("POWERDOWN", {})
+        if not self.services.request_poweroff():
             self.board.pm.press_power_button()
 
     def quit(self, cause: str = "host-qmp-quit") -> None:
@@ -426,48 +347,20 @@ class Machine(Monitored):
         if self.outcome is not None:
             self.hurried = True
         else:
-            self._emit("SHUTDOWN", {"guest": False, "reason": cause})
+            self.notifier.emit("SHUTDOWN", {"guest": False, "reason": cause})
             self._end(Outcome("quit"), "shutdown")
 
     # What the guest and KVM bring about, from vCPU threads
 
-    def _irq(self, line: int, level: bool) -> None:
-        hardware = self._hardware
-        if hardware is not None:
-            hardware.set_irq(line, level)
-
-    def _unheard(self, gpa: int, on: bool) -> None:
-        hardware = self._hardware
-        if hardware is not None:
-            hardware.drop_zeroes(gpa, on)
-
-    def _freeze(self, on: bool) -> None:
-        hardware = self._hardware
-        if hardware is not None:
-            hardware.freeze(on)
-
-    def _held(self, on: bool) -> None:
-        """Its output is not taken: time in which it may not run, as a pause is."""
-        if on:
-            self.guest_time.freeze("output")
-        else:
-            self.guest_time.thaw("output")
-
     def _want_reset(self, reason: str) -> None:
         if self._reset_wanted is None:
             self._reset_wanted = reason
-            self._stop_vcpus()
+            self.slot.stop()
             self._resetting.ask()
 
     def _want_power_off(self) -> None:
-        self._stop_vcpus()
+        self.slot.stop()
         self._powering_off.ask()
-
-    def _stop_vcpus(self) -> None:
-        """The guest does nothing any more, as behind a PC's reset line: it cannot ask for the same again."""
-        hardware = self._hardware
-        if hardware is not None:
-            hardware.stop()
 
     # The same on the loop
 
@@ -485,7 +378,7 @@ class Machine(Monitored):
             if trace.power_off.on:
                 trace.power_off("ACPI S5")
             outcome = self._last_words() or Outcome("poweroff")
-            self._emit(
+            self.notifier.emit(
                 "SHUTDOWN",
                 {"guest": True, "reason": "guest-panic" if outcome.kind == "panic" else "guest-shutdown"},
             )
@@ -504,7 +397,7 @@ class Machine(Monitored):
     def _panicked(self, report: CrashReport) -> None:
         """The guest is dead, as its last words in the crash MSRs say."""
         if self.outcome is None:
-            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
+            self.notifier.emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self._end(Outcome("panic", report.summary(), report), "guest-panicked")
 
     def _died(self, line: str) -> bool:
@@ -512,20 +405,11 @@ class Machine(Monitored):
         if self.outcome is not None:
             return True
         keep = self.panic.policy == "keep"
-        self._emit("GUEST_PANICKED", {"action": "run" if keep else "poweroff", "x-text": line})
+        self.notifier.emit("GUEST_PANICKED", {"action": "run" if keep else "poweroff", "x-text": line})
         if not keep:
-            self._emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
+            self.notifier.emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
             self._end(Outcome("panic", line), "guest-panicked")
         return not keep
-
-    def _look(self) -> list[Glimpse]:
-        """Where the vCPUs are; none while the machine is paused or between two lives."""
-        if self._hardware is None or self._state != "running":
-            return []
-        try:
-            return self._hardware.look()
-        except HostError:  # the vCPU's thread will hear of it, and say so
-            return []
 
     def _failed(self, error: BaseException) -> None:
         if self.outcome is not None:
@@ -536,42 +420,26 @@ class Machine(Monitored):
                 raise error
             contain.report("vCPU thread", error)
             text = f"an error in pyvmm itself ended the machine: {type(error).__name__}; its traceback is above"
-        self._emit("SHUTDOWN", {"guest": False, "reason": "host-error"})
+        self.notifier.emit("SHUTDOWN", {"guest": False, "reason": "host-error"})
         self._end(Outcome("error", text), "internal-error")
 
     def _end(self, outcome: Outcome, state: State) -> None:
         self.outcome = outcome
         self._set_state(state)
-        self._drain()
-        self._trace_exits()
+        self.slot.drain()
+        self.slot.trace_exits()
         self.loop.stop()
 
     def _set_state(self, state: State) -> None:
-        self._state = state
+        self.state = state
         if trace.state.on:
             trace.state(state)
 
     @contain.contained("console")
     def _tick(self) -> None:
-        self._drain()
+        self.slot.drain()
         self.board.tick()
 
-    def _drain(self) -> None:
-        if self._hardware is not None:
-            self._hardware.drain()
-
-    def _console(self, data: bytes) -> None:
-        self._console_tail(data)
-        self._console_output(data)
-
     def _trace_memory(self) -> None:
-        if trace.memory.on and self._services is not None:
-            memory = self._memory_figures()
-            trace.memory(memory["actual"], memory["target"], memory["resident"])
-
-    def _trace_exits(self) -> None:
-        """What one life of the vCPUs came to, for traces that leave out the exits themselves."""
-        if trace.exit_count.on and self._hardware is not None:
-            for thread in self._hardware.threads:
-                for exit, count in sorted(thread.exits.items()):
-                    trace.exit_count(thread.index, count, exit)
+        if self._services is not None:
+            self._services.trace_memory()

@@ -1,4 +1,4 @@
-"""The VMBus of a machine and what is on it.
+"""The VMBus of a machine, the devices on it, and what listens to them.
 
 Made a moment after the vCPUs have started: Linux needs seconds to its first VMBus message, and importing and building
 all this meanwhile shortens the way to the guest's first line. A message that comes earlier waits (see
@@ -10,67 +10,69 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvmm.devices.balloon.device import BalloonDevice
-from pyvmm.devices.balloon.hot_add import Window
-from pyvmm.devices.balloon.ledger import PAGE_SHIFT
-from pyvmm.devices.balloon.protocol import WIN7, WIN8, WIN10
-from pyvmm.devices.balloon.tuning import Tuning
-from pyvmm.devices.ic.heartbeat import Heartbeat
 from pyvmm.devices.ic.shutdown import Shutdown
 from pyvmm.devices.ic.timesync import TimeSync
-from pyvmm.guest_time import GuestTimers
-from pyvmm.hyperv.engine import Engine
-from pyvmm.machine.config import MachineConfig
-from pyvmm.memory import GuestMemory
+from pyvmm.machine import events as trace
+from pyvmm.machine.device_set import DeviceSet, Emit
+from pyvmm.machine.devices import Parts
+from pyvmm.machine.inventory import SizeWatch, memory_figures
+from pyvmm.machine.pressure import Pressure
 from pyvmm.vmbus.bus import Vmbus
-
-_BALLOON_VERSIONS = {"1.0": WIN7, "2.0": WIN8, "3.0": WIN10}
-
-
-def _tuning(config: MachineConfig) -> Tuning:
-    return Tuning(
-        balloon_piece=config.balloon_piece >> PAGE_SHIFT,
-        hot_add_piece=config.balloon_piece >> PAGE_SHIFT,
-        newest_version=_BALLOON_VERSIONS[config.balloon_version],
-        wants_status=config.status_report,
-    )
 
 
 class Services:
-    """The bus and its devices, on guest time; a device the configuration leaves out is None."""
+    """The bus and its devices, on guest time. `has_hardware()` is False while the machine is taken apart."""
 
-    def __init__(
-        self,
-        config: MachineConfig,
-        timers: GuestTimers,
-        memory: GuestMemory,
-        engine: Engine,
-        discard: Callable[[int, int], object],
-        window: Window | None = None,
-    ) -> None:
-        self.bus = Vmbus(timers, memory, engine, max_version=config.max_vmbus)
-        self.balloon: BalloonDevice | None = None
-        self.heartbeat: Heartbeat | None = None
-        self.shutdown: Shutdown | None = None
-        self.timesync: TimeSync | None = None
-        if "balloon" in config.devices:
-            ram = [(region.gpa, region.size) for region in memory]
-            self.balloon = BalloonDevice(
-                ram,
-                discard,
-                clock=timers.clock,
-                # Automatic sizing begins each life of the guest at its boot size.
-                keep_target=config.keep_target and config.limits is None,
-                tuning=_tuning(config),
-                window=window,
-                granule=config.mem_backend.page_size,
-            )
-            self.bus.add(self.balloon)
-        if "heartbeat" in config.devices:
-            self.heartbeat = Heartbeat()
-            self.bus.add(self.heartbeat)
-        if "shutdown" in config.devices:
-            self.shutdown = Shutdown()
-            self.bus.add(self.shutdown)
-        if "timesync" in config.devices:
-            self.timesync = TimeSync(reference_time=engine.reference_time)
-            self.bus.add(self.timesync)
+    def __init__(self, parts: Parts, emit: Emit, *, has_hardware: Callable[[], bool]) -> None:
+        self.config = parts.config
+        self._emit = emit
+        self._has_hardware = has_hardware
+        self.bus = Vmbus(parts.timers, parts.memory, parts.engine, max_version=parts.config.max_vmbus)
+        self.devices = DeviceSet(self.bus, parts, emit)
+        self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
+        self._size_watch = SizeWatch(self.devices, emit)
+        balloon = self.balloon
+        if balloon is not None:
+            balloon.on_change.append(self._balloon_changed)
+            if parts.config.status_report:
+                balloon.on_status.append(self._status_report)
+                self.pressure = Pressure(balloon, parts.config.limits, emit, clock=parts.timers.clock)
+
+    @property
+    def balloon(self) -> BalloonDevice | None:
+        """hv-balloon while it is on the bus."""
+        return self.devices.find(BalloonDevice)
+
+    def reset(self) -> None:
+        """The machine is reset. The vCPUs must not run."""
+        self.bus.reset()
+        self.devices.reset()
+        self._size_watch.look()  # what was added is gone, though the guest may have had as much as at boot
+        if self.pressure is not None:
+            self.pressure.restarted()
+
+    def request_poweroff(self) -> bool:
+        """Ask the guest by the shutdown service; False if its driver is not there."""
+        shutdown = self.devices.find(Shutdown)
+        return shutdown is not None and shutdown.request("poweroff")
+
+    def set_guest_clock(self) -> None:
+        """Send the guest the time of day: it could not run for a while, and its own may be wrong."""
+        timesync = self.devices.find(TimeSync)
+        if timesync is not None:
+            timesync.sync()
+
+    def trace_memory(self) -> None:
+        """One point of the memory's time line, in traces that have it."""
+        if trace.memory.on:
+            memory = memory_figures(self.config, self.balloon)
+            trace.memory(memory["actual"], memory["target"], memory["resident"])
+
+    def _balloon_changed(self, actual: int) -> None:
+        if self._has_hardware():  # else no guest has got memory back
+            self.trace_memory()
+            self._emit("BALLOON_CHANGE", {"actual": actual})
+            self._size_watch.look()
+
+    def _status_report(self, available: int, committed: int) -> None:
+        self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})

@@ -22,6 +22,7 @@ from pyvmm.trace import event
 
 if TYPE_CHECKING:
     from pyvmm.devices.serial import Serial
+    from pyvmm.guest_time import GuestTimers
 
 level_changed = event("machine.output_level", "ttyS{port} level {level}")
 
@@ -29,20 +30,20 @@ Level = Callable[[], int]
 
 
 class Throttles:
-    """For the serial ports of one machine. `freeze(on)` holds the vCPUs, from any thread; `held(on)` is told on the
-    loop's thread what holds."""
+    """For the serial ports of one machine. `freeze(on)` holds the vCPUs, from any thread. Guest time stands still
+    while they are held, as in a pause."""
 
     def __init__(
         self,
         loop: Loop,
         serials: Sequence[Serial],
         freeze: Callable[[bool], None],
-        held: Callable[[bool], None] = lambda on: None,
+        guest_time: GuestTimers | None = None,
     ) -> None:
         self._loop = loop
         self._serials = serials
         self._freeze = freeze
-        self._held = held
+        self._guest_time = guest_time
         self._levels: dict[int, list[Level]] = {}
         self._pending: set[int] = set()  # ports at which the loop is going to look
 
@@ -77,4 +78,7 @@ class Throttles:
         self._serials[port].hold(level > 0)
         frozen = self.frozen
         self._freeze(frozen)
-        self._held(frozen)
+        if self._guest_time is not None and frozen:
+            self._guest_time.freeze("output")
+        elif self._guest_time is not None:
+            self._guest_time.thaw("output")

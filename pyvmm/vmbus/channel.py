@@ -360,7 +360,7 @@ class Channel:
             callback()
             return True
         except GuestError as error:
-            self._refuse(error)
+            self._bus.count_refusal(self._served, error)
         except Exception as error:
             self.broken = f"an error in pyvmm: {type(error).__name__}"
             contain(f"channel {self.name}", error)
@@ -448,7 +448,4 @@ class Channel:
         self.broken = str(error)
         if trace.ring_broken.on:
             trace.ring_broken(self.relid, self.broken)
-        self._refuse(error)
-
-    def _refuse(self, error: GuestError) -> None:
         self._bus.count_refusal(self._served, error)

@@ -12,7 +12,10 @@ A device is passive until the guest's driver opens its channel. All calls come f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
+from uuid import uuid5
 
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.offer import Offer
@@ -29,11 +32,13 @@ class VmbusDevice:
     OWN_COMPLETIONS: ClassVar[int] = 0
     """Packets of a channel that may wait for a `Channel.complete` of the device; with so many nothing more is read.
     0: the channel completes each packet that asks for it when `packet` returns, with no payload."""
+    number: int = 0
+    """Counts the devices of one kind in a machine. Set before the device is put on the bus."""
 
     @property
     def offer(self) -> Offer:
-        """What is offered: the class's OFFER, unless an instance has its own (two disks, two network cards)."""
-        return self.OFFER
+        """What is offered: the class's OFFER; from the second of its kind on, with an instance of its own."""
+        return self.OFFER if not self.number else _numbered(self.OFFER, self.number)
 
     def opened(self, channel: Channel) -> None:
         """The guest's driver opened a channel; it is usable from now until `closed`.
@@ -68,3 +73,9 @@ class VmbusDevice:
 
     def reset(self) -> None:
         """The machine was reset: back to the state at power-on. Comes after `closed` if a channel was open."""
+
+
+@lru_cache
+def _numbered(offer: Offer, number: int) -> Offer:
+    """The offer of a device that is not the first of its kind, the same in each run."""
+    return replace(offer, instance=uuid5(offer.instance, str(number)))

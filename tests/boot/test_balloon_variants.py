@@ -70,7 +70,7 @@ def out_back_and_added(backend: str, engine: str, used: Callable[[Booted], int])
 )
 def test_every_backend_gives_memory_back_and_takes_more(backend: str, engine: str) -> None:
     try:
-        out_back_and_added(backend, engine, lambda guest: guest.machine.resident())
+        out_back_and_added(backend, engine, lambda guest: guest.machine.monitor.resident())
     finally:
         Path("/dev/shm/pyvmm-guest-ram").unlink(missing_ok=True)
 
@@ -142,7 +142,7 @@ def unbound_and_back(engine: str, target: int) -> bool:
         balloon = guest.machine.balloon
         assert balloon is not None
         total = guest.memory_total()
-        guest.machine.balloon_set(target)
+        guest.machine.monitor.balloon_set(target)
         guest.until(lambda: abs(balloon.actual - BOOT) >= 2 * PIECE, 30, "the first pieces")
         guest.unbind_balloon()
         assert balloon.actual != target, "too quick to be in the middle"

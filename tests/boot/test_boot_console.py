@@ -73,7 +73,7 @@ def test_the_console_takes_what_is_typed_and_shows_what_is_written(engine: str) 
         guest.send('stty -F /dev/ttyS0 -echo; while read -r line; do echo "<$line>"; done </dev/ttyS0 >/dev/ttyS0')
         typed = [f"line {number} of those typed" for number in range(40)]
         guest.until(lambda: guest.sh("pgrep -f '[w]hile read' | wc -l").strip() != "0", 20, "reader")
-        guest.machine.serials[0].receive("".join(f"{line}\n" for line in typed).encode())
+        guest.machine.board.serials[0].receive("".join(f"{line}\n" for line in typed).encode())
         guest.until(lambda: guest.console_text.count(">") >= len(typed), 30, "answers")
         assert guest.console_text.splitlines()[before:] == [f"<{line}>" for line in typed]
         guest.sh("seq 5000 >/dev/ttyS0")

@@ -22,7 +22,7 @@ def test_the_bus_driver_can_be_removed_and_loaded_again(engine: str) -> None:
 
         guest.until(all_open, 30, "services open")
         guest.sh("rmmod hv_utils; rmmod hv_vmbus")
-        guest.until(lambda: guest.machine.bus.version is None, 20, "disconnected bus")
+        guest.until(lambda: guest.machine.services.bus.version is None, 20, "disconnected bus")
         assert not any(guest.vmbus(name)["state"] == "open" for name in services)
         guest.sh("insmod /lib/modules/hv_vmbus.ko; insmod /lib/modules/hv_utils.ko")
         guest.until(all_open, 30, "services open again")
@@ -89,7 +89,7 @@ def test_an_older_bus_version_is_agreed_on_and_the_balloon_works() -> None:
 def test_a_reset_by_the_host_in_the_middle_of_a_resize_starts_anew() -> None:
     with Booted(engine="user", cpus=2) as guest:
         guest.wait_balloon_ready()
-        guest.machine.balloon_set(256 * MIB)
+        guest.machine.monitor.balloon_set(256 * MIB)
         guest.until(lambda: guest.machine.balloon.actual < 512 * MIB, 20, "first pages out")
         known = len(guest.outcomes)
         with guest.expect_reset():

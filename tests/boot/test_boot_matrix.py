@@ -64,10 +64,12 @@ def test_the_clock_is_hyper_v_s_page(guest: Booted) -> None:
 
 
 def test_every_offered_device_is_on_the_bus_and_has_its_driver(guest: Booted) -> None:
-    offered = {device["guid"] for device in guest.machine.info_vmbus()}
+    offered = {device["guid"] for device in guest.machine.monitor.info_vmbus()}
     assert set(guest.sh("ls /sys/bus/vmbus/devices").split()) == offered
     guest.until(
-        lambda: all(device["state"] == "open" for device in guest.machine.info_vmbus()), 30, "all channels open"
+        lambda: all(device["state"] == "open" for device in guest.machine.monitor.info_vmbus()),
+        30,
+        "all channels open",
     )
 
 
@@ -107,10 +109,10 @@ def test_ballooned_memory_leaves_the_host_and_data_survives(guest: Booted) -> No
     )
     try:
         guest.sh(write, limit=WRITE_LIMIT)
-        full = guest.machine.resident()  # before the guest may report free pages
+        full = guest.machine.monitor.resident()  # before the guest may report free pages
         guest.sh("rm /tmp/fill /run/fill")
         assert guest.resize(SMALL).reached
-        thin = guest.machine.resident()
+        thin = guest.machine.monitor.resident()
         assert full - thin > LEAST_FALL
         assert guest.resize(BOOT).reached
         guest.sh("cd /tmp; md5sum -c sum")

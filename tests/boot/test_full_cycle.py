@@ -75,15 +75,15 @@ def check(guest: Booted, size: int, total: int, *, added: int) -> None:
 @pytest.mark.parametrize("life", ["first", "after-reboot"])
 def test_out_back_added_and_out_again(guest: Booted, life: str) -> None:
     if life == "after-reboot":
-        guest.machine.balloon_set(BOOT)
+        guest.machine.monitor.balloon_set(BOOT)
         with guest.expect_reset():
             guest.send("reboot")
     guest.wait_balloon_ready()
     total = guest.memory_total()
     write_pattern(guest)
-    full = guest.machine.resident()
+    full = guest.machine.monitor.resident()
     check(guest, BOOT - MOVED, total, added=0)
-    assert full - guest.machine.resident() > MOVED - 200 * MIB
+    assert full - guest.machine.monitor.resident() > MOVED - 200 * MIB
     check(guest, BOOT, total, added=0)
     check(guest, MAX, total, added=MOVED)
     check(guest, BOOT - MOVED // 2, total, added=MOVED)

@@ -34,7 +34,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
 
 def resize(guest: Booted, size: int) -> ResizeOutcome:
     known = len(guest.outcomes)
-    guest.machine.balloon_set(size)
+    guest.machine.monitor.balloon_set(size)
     guest.until(lambda: len(guest.outcomes) > known, LIMIT, f"answer to a target of {size >> 20} MiB")
     return guest.outcomes[-1]
 
@@ -74,7 +74,7 @@ def test_shrinking_below_the_boot_size_and_back_to_the_most(guest: Booted) -> No
 
 
 def test_more_than_the_most_is_refused_with_a_reason(guest: Booted) -> None:
-    reply = guest.machine.balloon_set(2 * MAX)
+    reply = guest.machine.monitor.balloon_set(2 * MAX)
     assert reply["will-reach"] == MAX
     assert "1024 MiB are the most" in reply["reason"]
 

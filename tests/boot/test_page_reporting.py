@@ -32,7 +32,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
 
 def reported(guest: Booted) -> int:
     """Bytes discarded by reports so far."""
-    found = guest.machine.page_reporting()
+    found = guest.machine.monitor.page_reporting()
     assert found is not None
     return int(found["discarded"])
 
@@ -43,16 +43,18 @@ def test_linux_turns_reporting_on(guest: Booted) -> None:
 
 def test_freed_memory_goes_back_to_the_host_without_a_balloon(guest: Booted) -> None:
     guest.sh(DIRTY, limit=DIRTY_LIMIT)
-    dirtied = guest.machine.resident()
+    dirtied = guest.machine.monitor.resident()
     guest.sh(FREE)
     guest.until(
-        lambda: guest.machine.resident() < dirtied - DIRTIED * 9 // 10, REPORT_LIMIT, "fall of the resident memory"
+        lambda: guest.machine.monitor.resident() < dirtied - DIRTIED * 9 // 10,
+        REPORT_LIMIT,
+        "fall of the resident memory",
     )
-    assert guest.machine.balloon_actual() == 512 * MIB
+    assert guest.machine.monitor.balloon_actual() == 512 * MIB
 
 
 def test_every_report_was_taken(guest: Booted) -> None:
-    found = guest.machine.page_reporting()
+    found = guest.machine.monitor.page_reporting()
     assert found is not None
     assert found["calls"] > 0
     assert (found["refused"], found["failed"]) == (0, 0)
@@ -83,4 +85,4 @@ def test_it_can_be_left_out(engine: str) -> None:
     with Booted("debian-6.1", engine=engine, page_reporting=False) as guest:
         guest.wait_balloon_ready()
         assert "Cold memory" not in guest.dmesg()
-        assert guest.machine.page_reporting() is None
+        assert guest.machine.monitor.page_reporting() is None

@@ -44,8 +44,8 @@ def test_a_hostile_guest_raises_nothing(kvm: Kvm, engine: str, tmp_path: Path) -
         machine.start()
         loop.after(SECONDS, machine.quit)
         outcome = machine.run()
-        exits = sum(sum(each.values()) for each in machine.describe()["exits"].values())
-        print(f"{exits} exits, longest turn {loop.longest_turn * 1000:.0f} ms, {machine.bus.refused}")
+        exits = sum(sum(each.values()) for each in machine.monitor.describe()["exits"].values())
+        print(f"{exits} exits, longest turn {loop.longest_turn * 1000:.0f} ms, {machine.services.bus.refused}")
     loop.close()
     assert outcome.kind == "quit", outcome
     assert exits > 50 or machine.resets

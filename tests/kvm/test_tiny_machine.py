@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.errors import ConfigError
 from pyvmm.guest_time import STALL
 from pyvmm.kvm import Kvm
@@ -59,7 +60,10 @@ def make(kvm: Kvm, tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Machi
 def test_guest_time_stands_still_while_the_guest_cannot_run(make, clock: Clock, cpus: int) -> None:
     machine = make(cpus=cpus)
     synced: list[float] = []
-    machine.services.timesync.sync = lambda: synced.append(clock.now)
+    machine.start_services()
+    timesync = machine.services.devices.find(TimeSync)
+    assert timesync is not None
+    timesync.sync = lambda: synced.append(clock.now)  # type: ignore[method-assign]
     time = machine.guest_time
     clock.now += 100
     assert time.clock() == 1000.0, "no vCPU has run yet"
@@ -69,7 +73,7 @@ def test_guest_time_stands_still_while_the_guest_cannot_run(make, clock: Clock, 
     machine.pause()
     machine.reset()
     clock.now += 42
-    assert (machine.status(), time.clock(), synced) == ("paused", 1001.0, [])
+    assert (machine.monitor.status(), time.clock(), synced) == ("paused", 1001.0, [])
     machine.resume()
     assert synced == [clock.now], "its clock is set"
     clock.now += 1
@@ -88,7 +92,7 @@ def test_guest_time_stands_still_while_nobody_takes_the_output(make, clock: Cloc
     changed()
     machine.loop.step(0)
     clock.now += 42
-    assert (machine.status(), machine.guest_time.clock()) == ("running", 1000.0)
+    assert (machine.monitor.status(), machine.guest_time.clock()) == ("running", 1000.0)
     machine.pause()
     level = 0
     changed()

@@ -92,7 +92,8 @@ class Booted:
         try:
             self._session = Session(self.config, console=lambda: CalledConsole(self.console.extend)).__enter__()
             self.loop, self.machine = self._session.loop, self._session.machine
-            self.machine.on_event(lambda name, data: self.events.append((name, data)))
+            self.machine.monitor.on_event(lambda name, data: self.events.append((name, data)))
+            self.machine.start_services()
             if self.machine.balloon is not None:
                 self.machine.balloon.on_finish.append(self.outcomes.append)
             self._session.start()
@@ -202,7 +203,7 @@ class Booted:
     def resize(self, size: int) -> ResizeOutcome:
         """Set the balloon's target and wait for how the attempt ended."""
         before = len(self.outcomes)
-        self.machine.balloon_set(size)
+        self.machine.monitor.balloon_set(size)
         self.until(lambda: len(self.outcomes) > before, RESIZE_LIMIT, f"answer to a target of {size >> 20} MiB")
         return self.outcomes[-1]
 
@@ -240,4 +241,4 @@ class Booted:
 
     def vmbus(self, name: str) -> dict[str, Any]:
         """What the host knows of one VMBus device."""
-        return next(device for device in self.machine.info_vmbus() if device["name"] == name)
+        return next(device for device in self.machine.monitor.info_vmbus() if device["name"] == name)

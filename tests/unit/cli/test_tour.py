@@ -23,7 +23,7 @@ class Machine:
         self.config = SimpleNamespace(cpus=2, memory=512 * MIB)
         self.engine = SimpleNamespace(name="user")
         self.balloon = SimpleNamespace(on_finish=[])
-        self.agent = self
+        self.agent = self.monitor = self
         self.loop = SimpleNamespace(after=lambda seconds, callback: SimpleNamespace(cancel=lambda: None))
         self.size = 512 * MIB
 

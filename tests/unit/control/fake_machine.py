@@ -126,7 +126,15 @@ class FakeMachine:
         }
 
     def info_vmbus(self) -> list[dict[str, Any]]:
-        return [{"relid": 1, "name": "heartbeat", "state": "open", "rings": [4096, 4096]}]
+        return [
+            {
+                "relid": 1,
+                "name": "heartbeat",
+                "state": "open",
+                "path": "/machine/peripheral/heartbeat",
+                "rings": [4096, 4096],
+            }
+        ]
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
         first = min(offset, len(self.console))

@@ -225,7 +225,10 @@ def test_help_is_lines_of_text(machine: FakeMachine, line: str) -> None:
 
 
 def test_info_vmbus_and_qtree_show_each_channel(machine: FakeMachine) -> None:
-    assert hmp.execute(machine, "info vmbus") == "#1 heartbeat: open\n  rings: 4096 4096\n"
+    assert (
+        hmp.execute(machine, "info vmbus")
+        == "#1 heartbeat: open\n  path: /machine/peripheral/heartbeat\n  rings: 4096 4096\n"
+    )
     assert "heartbeat" in hmp.execute(machine, "info qtree")
 
 

@@ -33,6 +33,7 @@ class Port:
 class Machine:
     def __init__(self) -> None:
         self.loop = Loop()
+        self.board = self.monitor = self
         self.serials = [Port()]
 
         self.ended = False

@@ -8,7 +8,7 @@ from typing import Any
 from pyvmm.machine.inventory import SizeWatch, plugged_memory
 
 
-class Plugging:
+class Devices:
     def __init__(self) -> None:
         self.ledger = SimpleNamespace(added_pages=0, doubtful_pages=0)
         self.on_bus = True
@@ -22,16 +22,16 @@ class Plugging:
 
 
 def test_each_change_is_told_once() -> None:
-    plugging, events = Plugging(), []
-    watch = SizeWatch(plugging, lambda name, data: events.append((name, data)))  # type: ignore[arg-type]
+    devices, events = Devices(), []
+    watch = SizeWatch(devices, lambda name, data: events.append((name, data)))  # type: ignore[arg-type]
     for pages in (0, 256, 256, 0):
-        plugging.ledger.added_pages = pages
+        devices.ledger.added_pages = pages
         watch.look()
     changes = [{"id": "b", "size": size, "qom-path": "/p/b"} for size in (1 << 20, 0)]
     assert events == [("MEMORY_DEVICE_SIZE_CHANGE", change) for change in changes]
 
 
 def test_memory_stays_the_guests_when_the_balloon_is_away() -> None:
-    plugging = Plugging()
-    plugging.ledger.added_pages, plugging.on_bus = 256, False
-    assert plugged_memory(plugging) == 1 << 20  # type: ignore[arg-type]
+    devices = Devices()
+    devices.ledger.added_pages, devices.on_bus = 256, False
+    assert plugged_memory(devices) == 1 << 20  # type: ignore[arg-type]

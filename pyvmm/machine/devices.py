@@ -1,0 +1,98 @@
+"""The devices a machine can have on its VMBus, one row each. docs/adding-a-device.md shows how a new one is added.
+
+A row's key is the name that the user, the monitor (device_add) and traces know the device by, and that of its offer.
+The module of a device is imported when a machine is given one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvmm.machine import events as trace
+
+if TYPE_CHECKING:
+    from pyvmm.devices.balloon.hot_add import Window
+    from pyvmm.guest_time import GuestTimers
+    from pyvmm.hyperv.engine import Engine
+    from pyvmm.machine.config import MachineConfig
+    from pyvmm.memory import GuestMemory
+    from pyvmm.vmbus.device import VmbusDevice
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a machine that its devices are made of."""
+
+    config: MachineConfig
+    timers: GuestTimers
+    memory: GuestMemory
+    engine: Engine
+    window: Window | None = None  # where the guest's memory may grow
+
+    def discard(self, gpa: int, size: int) -> None:
+        """Give ballooned memory back to the host."""
+        done = self.memory.discard(gpa, size)
+        if trace.memory_discarded.on:
+            trace.memory_discarded(done, gpa)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One row of the table: `make` builds a device. A machine may have several only if their drivers can tell them
+    apart; Linux's balloon and integration services are one of a kind.
+    """
+
+    make: Callable[[Parts], VmbusDevice]
+    several: bool = False
+
+
+def _balloon(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.devices.balloon.ledger import PAGE_SHIFT
+    from pyvmm.devices.balloon.protocol import WIN7, WIN8, WIN10
+    from pyvmm.devices.balloon.tuning import Tuning
+
+    config = parts.config
+    return BalloonDevice(
+        [(region.gpa, region.size) for region in parts.memory],
+        parts.discard,
+        clock=parts.timers.clock,
+        # Automatic sizing begins each life of the guest at its boot size.
+        keep_target=config.keep_target and config.limits is None,
+        tuning=Tuning(
+            balloon_piece=config.balloon_piece >> PAGE_SHIFT,
+            hot_add_piece=config.balloon_piece >> PAGE_SHIFT,
+            newest_version={"1.0": WIN7, "2.0": WIN8, "3.0": WIN10}[config.balloon_version],
+            wants_status=config.status_report,
+        ),
+        window=parts.window,
+        granule=config.mem_backend.page_size,
+    )
+
+
+def _heartbeat(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.ic.heartbeat import Heartbeat
+
+    return Heartbeat()
+
+
+def _shutdown(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.ic.shutdown import Shutdown
+
+    return Shutdown()
+
+
+def _timesync(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.ic.timesync import TimeSync
+
+    return TimeSync(reference_time=parts.engine.reference_time)
+
+
+DEVICES: dict[str, Kind] = {
+    "hv-balloon": Kind(_balloon),
+    "heartbeat": Kind(_heartbeat),
+    "shutdown": Kind(_shutdown),
+    "timesync": Kind(_timesync),
+}

@@ -1,0 +1,210 @@
+"""The monitor's view of a machine: what `pyvmm.control.table.Controlled` asks of it and orders it to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.errors import ConfigError, HostError, NotActiveError
+from pyvmm.machine.inventory import (
+    memory_devices,
+    memory_figures,
+    plugged_memory,
+    resident_memory,
+    vmbus_devices,
+)
+from pyvmm.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.machine.machine import Machine
+    from pyvmm.machine.notifier import Listener
+    from pyvmm.machine.panic import Policy
+    from pyvmm.machine.pressure import Pressure
+
+NO_STATUS_REPORTS = "guest memory status reporting not enabled"
+
+
+class MonitorView:
+    """All on the loop's thread, after the machine's services have started."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._started = time.monotonic()
+        self.loop = machine.loop
+        self.name = machine.name
+        self.pid = os.getpid()  # of the process by which the user knows the machine
+        self.console_place = "null"  # where the console leads, for query-chardev
+        self.sandbox: dict[str, Any] = {"mode": "off"}  # what confines the process
+
+    # The machine's life
+
+    def status(self) -> str:
+        """QEMU's RunState."""
+        return self._machine.state
+
+    def pause(self) -> None:
+        self._machine.pause()
+
+    def resume(self) -> None:
+        self._machine.resume()
+
+    def reset(self) -> None:
+        self._machine.reset()
+
+    def powerdown(self) -> None:
+        self._machine.powerdown()
+
+    def quit(self, cause: str = "host-qmp-quit") -> None:
+        self._machine.quit(cause)
+
+    def on_event(self, listener: Listener) -> None:
+        """Call `listener(name, data)` for each event, by its QMP name."""
+        self._machine.notifier.listeners.append(listener)
+
+    def set_action(self, panic: Policy | None, reboot: bool | None) -> None:
+        """Change what happens when the guest panics, and whether a reset starts it again."""
+        machine = self._machine
+        if panic is not None:
+            machine.config.on_panic = machine.panic.policy = panic
+        if reboot is not None:
+            machine.config.reboot = reboot
+
+    # Memory
+
+    def balloon_set(self, size: int) -> dict[str, Any]:
+        """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`.
+
+        Holds automatic sizing: an order goes before a rule.
+        """
+        plan = self._balloon().set_target(size)
+        pressure = self._machine.services.pressure
+        if pressure is not None:
+            pressure.set_automatic(False)
+        told = {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
+        self._machine.notifier.emit("X_BALLOON_TARGET", told)
+        return told
+
+    def _balloon(self) -> BalloonDevice:
+        balloon = self._machine.services.balloon
+        if balloon is None:
+            raise NotActiveError("No balloon device has been activated")  # QEMU's words
+        return balloon
+
+    def balloon_actual(self) -> int:
+        """The guest's memory as both sides know it, in bytes."""
+        return self._balloon().actual
+
+    def hv_balloon_report(self) -> dict[str, Any] | None:
+        """The guest's last status report, in bytes; None before the first."""
+        balloon = self._machine.services.balloon
+        if balloon is None:
+            raise ConfigError("no hv-balloon device present")  # QEMU's words, as the next
+        if not self._machine.config.status_report:
+            raise ConfigError(NO_STATUS_REPORTS)
+        report = balloon.last_status
+        if report is None:
+            return None
+        return {"committed": report.committed_pages * PAGE_SIZE, "available": report.available_pages * PAGE_SIZE}
+
+    def pressure_info(self, count: int, since: float | None = None) -> dict[str, Any]:
+        """The guest's memory pressure, and its reports over time. Raises like `hv_balloon_report`."""
+        return self._pressure().info(count, since)
+
+    def set_autosize(self, on: bool) -> None:
+        """Let automatic sizing decide, or hold it. Raises ConfigError where there is none."""
+        self._pressure().set_automatic(on)
+
+    def _pressure(self) -> Pressure:
+        self._balloon()
+        pressure = self._machine.services.pressure
+        if pressure is None:
+            raise ConfigError(NO_STATUS_REPORTS)
+        return pressure
+
+    def resident(self) -> int:
+        """Bytes of this process that the host keeps in memory."""
+        return resident_memory()
+
+    def page_reporting(self) -> dict[str, Any] | None:
+        """What the guest's free page reports came to, sizes in bytes; None if it is off."""
+        extended = self._machine.engine.hypercalls.extended
+        return None if extended is None else asdict(extended.counters)
+
+    # Devices
+
+    def info_vmbus(self) -> list[dict[str, Any]]:
+        """One entry a VMBus device, by relid."""
+        services = self._machine.services
+        return vmbus_devices(services.bus.info(), services.devices)
+
+    def info_cpus(self) -> list[int]:
+        """The host's thread id of each vCPU; 0 if it does not run."""
+        return [each.native_id for each in self._machine.slot.threads]
+
+    def info_devices(self) -> list[dict[str, str]]:
+        """`driver`, `id` and `path` of each VMBus device."""
+        rows = self._machine.services.devices.info()
+        return [{name: each[name] for name in ("driver", "id", "path")} for each in rows]
+
+    def info_memory_devices(self) -> list[dict[str, Any]]:
+        """QEMU's MemoryDeviceInfo of each device that brings memory."""
+        return memory_devices(self._machine.services.devices, self._machine.window)
+
+    def info_memory_size(self) -> tuple[int, int]:
+        """Bytes of RAM at boot, and hot-added since."""
+        return self._machine.config.memory, plugged_memory(self._machine.services.devices)
+
+    def info_consoles(self) -> list[tuple[str, str]]:
+        """Label and place of each serial port's other end."""
+        return [("serial0", self.console_place), ("serial1", "agent")]
+
+    def add_device(self, driver: str, id: str = "") -> None:
+        """Put a VMBus device on the bus. Raises ConfigError."""
+        self._machine.services.devices.add(driver, id)
+
+    def remove_device(self, id: str) -> None:
+        """Take a VMBus device off the bus, by id or path. Raises ConfigError."""
+        self._machine.services.devices.remove(id)
+
+    # The guest
+
+    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
+        """Run a shell command in the guest and collect what it writes. Raises ConfigError."""
+        from pyvmm.machine.execute import execute
+
+        execute(self._machine.agent, self._machine.guest_time, command, seconds, done)
+
+    def console_since(self, offset: int) -> tuple[int, bytes]:
+        """The guest's console output from byte `offset` of all on, as far as it is kept; the number of its first."""
+        return self._machine.console_tail.since(offset)
+
+    def describe(self) -> dict[str, Any]:
+        """All that `pyvmm status` shows."""
+        machine, services = self._machine, self._machine.services
+        balloon, pressure = services.balloon, services.pressure
+        return {
+            "name": self.name,
+            "pid": self.pid,
+            "status": self.status(),
+            "engine": machine.engine.name,
+            "cpus": machine.config.cpus,
+            "kernel": str(machine.config.kernel),
+            "uptime": round(time.monotonic() - self._started, 1),
+            "resets": machine.resets,
+            "sandbox": self.sandbox,
+            "agent": {"ready": machine.agent.ready, "release": machine.agent.release},
+            "memory": memory_figures(machine.config, balloon),
+            "balloon": balloon.info() if balloon is not None else None,
+            "page-reporting": self.page_reporting(),
+            "autosize": pressure.describe() if pressure is not None else None,
+            "vmbus": self.info_vmbus(),
+            "on-panic": machine.panic.policy,
+            "panics": machine.panic.count,
+            "notices": list(machine.notifier.notices),
+            "loop": machine.watchdog.info(),
+            "exits": {f"vcpu{each.index}": dict(each.exits) for each in machine.slot.threads},
+        }
