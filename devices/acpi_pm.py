@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable
 
 from pyvmm.trace import event
+from pyvmm.trace.views import DeviceView, device_view
 
 slept = event("acpi.sleep", "SLP_TYP {type}")
 button_pressed = event("acpi.power_button", "enabled {enabled}")
 reset_written = event("acpi.reset", "value {value:#x}")
+device_view(DeviceView(("acpi",), "ACPI"))
 
 EVENT, CONTROL, TIMER = 0, 4, 8
 

@@ -20,8 +20,10 @@ from enum import IntEnum
 
 from pyvmm.address_map import KEYBOARD_LINE, MOUSE_LINE
 from pyvmm.trace import event
+from pyvmm.trace.views import DeviceView, device_view
 
 command_written = event("i8042.command", "command {command:#x}")
+device_view(DeviceView(("i8042",), "i8042"))
 
 DATA, STATUS = 0, 4
 """Offsets of two ports of one byte. Claim each by itself with the device's lock: 0x61 is the speaker's."""

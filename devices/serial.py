@@ -21,9 +21,11 @@ from enum import IntEnum
 
 from pyvmm.devices.serial_window import show
 from pyvmm.trace import event
+from pyvmm.trace.views import DeviceView, device_view
 
 irq_level = event("serial.irq", "{name} level {level} iir {iir:#x}")
 overflow = event("serial.queue_full", "{name} {dropped} bytes from the host dropped")
+device_view(DeviceView(("serial",)))
 
 FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20

@@ -7,6 +7,7 @@ Source: QEMU hw/hyperv/trace-events (10.0). One difference: an unballoon message
 from __future__ import annotations
 
 from pyvmm.trace import event
+from pyvmm.trace.views import DeviceView, Pair, device_view
 
 # QEMU's
 state_change = event("hv_balloon_state_change", "-> {tostr}")
@@ -59,3 +60,39 @@ forgotten = event("balloon.forgotten", "{pages} pages: {reason}")
 hot_add_short = event("balloon.hot_add_short", "asked {asked}, got {got}, result {result}")
 hot_add_offline = event("balloon.hot_add_offline", "{pages} pages, {seconds} s for the answer")
 map_failed = event("balloon.map_failed", "{count} pages @ 0x{start:x}: {reason}")
+
+VIEW = device_view(
+    DeviceView(
+        packages=("hv_balloon", "balloon"),
+        track="hv-balloon",
+        states={"hv_balloon_state_change": "tostr"},
+        pairs=(
+            Pair(
+                "balloon request to last response",
+                "hv_balloon_outgoing_balloon",
+                "hv_balloon_incoming_balloon",
+                when=("more_pages", 0),
+                single=True,
+                span="balloon request",
+            ),
+            Pair(
+                "unballoon request to response",
+                "hv_balloon_outgoing_unballoon",
+                "hv_balloon_incoming_unballoon",
+                single=True,
+                span="unballoon request",
+            ),
+            Pair(
+                "hot-add request to response",
+                "hv_balloon_outgoing_hot_add",
+                "hv_balloon_incoming_hot_add",
+                single=True,
+                span="hot-add request",
+            ),
+            Pair("resize: target set to finished", "balloon.target_set", "balloon.finished", newest=True),
+        ),
+        # A later answer would be late, or of another driver of the guest. Transaction ids do not tell whose an answer
+        # is: Linux counts its own.
+        given_up=(("balloon.timed_out", {}), ("hv_balloon_state_change", {"tostr": "S_VERSION"})),
+    )
+)

@@ -6,11 +6,13 @@ from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.trace import event
+from pyvmm.trace.views import DeviceView, device_view
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 echoed = event("echo.echoed", "device {number}: {size} bytes, packet {count}")
+device_view(DeviceView(packages=("echo",), track="echo"))
 
 
 class Echo(VmbusDevice):

@@ -188,8 +188,10 @@ def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
 def rewrite(found: Trace, format: str) -> Iterator[str]:
     """The trace as text, JSON lines or Chrome's format, piece by piece."""
     if format == "chrome":
+        from pyvmm.machine.devices import load_devices
         from pyvmm.trace.chrome import ChromeEncoder
 
+        load_devices()
         chrome = ChromeEncoder()
         yield chrome.head()
         for entry in found.entries:

@@ -13,6 +13,9 @@ def load_events() -> list[Event]:
     import pyvmm.control.server
     import pyvmm.machine.machine
     import pyvmm.machine.services  # noqa: F401
+    from pyvmm.machine.devices import load_devices
     from pyvmm.trace import events
+
+    load_devices()
 
     return events()

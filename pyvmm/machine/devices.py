@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pyvmm.machine import events as trace
@@ -40,11 +41,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the table: `make` builds a device. A machine may have several only if their drivers can tell them
-    apart; Linux's balloon and integration services are one of a kind.
+    """One row of the table: `make` builds a device, the module `events` declares its trace events and how they are
+    drawn. A machine may have several only if their drivers can tell them apart; Linux's balloon and integration
+    services are one of a kind.
     """
 
     make: Callable[[Parts], VmbusDevice]
+    events: str
     several: bool = False
 
 
@@ -91,8 +94,15 @@ def _timesync(parts: Parts) -> VmbusDevice:
 
 
 DEVICES: dict[str, Kind] = {
-    "hv-balloon": Kind(_balloon),
-    "heartbeat": Kind(_heartbeat),
-    "shutdown": Kind(_shutdown),
-    "timesync": Kind(_timesync),
+    "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events"),
+    "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events"),
+    "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events"),
+    "timesync": Kind(_timesync, "pyvmm.devices.ic.events"),
 }
+
+
+def load_devices() -> None:
+    """Import what declares the trace events of devices, for readers of traces: of the table's and of the PC's."""
+    for module in sorted({kind.events for kind in DEVICES.values()}):
+        import_module(module)
+    import_module("pyvmm.machine.board")

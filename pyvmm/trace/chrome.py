@@ -10,38 +10,21 @@ event is an instant with its fields as arguments: what `chrome_read` reads again
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
 from pyvmm.trace import Record
 from pyvmm.trace.formats import encode_value
 from pyvmm.trace.tracks import Track, track_of
+from pyvmm.trace.views import SPAN_BEGINS, SPAN_ENDS, STATES
 
 GROUPS = {"threads": 1, "channels": 2, "devices": 3}
 _MEMORY_FIELDS = ("actual", "target", "resident", "available", "committed")
 _MIB = 1 << 20
 
-_STATES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "hv_balloon_state_change": lambda fields: str(fields.get("tostr", "?")),
-    "machine.state": lambda fields: str(fields.get("state", "?")),
-    "vmbus.channel_state": lambda fields: str(fields.get("new", "?")),
-}
-"""Events that end one state and begin another, on a track of their own: `name` of the state from the fields."""
-
-_BEGIN = {
-    "hv_balloon_outgoing_balloon": "balloon request",
-    "hv_balloon_outgoing_unballoon": "unballoon request",
-    "hv_balloon_outgoing_hot_add": "hot-add request",
-}
-_END = {
-    "hv_balloon_incoming_balloon": "balloon request",
-    "hv_balloon_incoming_unballoon": "unballoon request",
-    "hv_balloon_incoming_hot_add": "hot-add request",
-}
-
-_BESIDES = {"machine.memory", "vmbus.channel_state", *_STATES, *_BEGIN, *_END}
-"""Events that are more than an instant."""
+_STATES = {"machine.state": "state", "vmbus.channel_state": "new"}
+"""Events that are no device's and end one state and begin another, and the field with the name of the new one."""
 
 
 class ChromeEncoder:
@@ -80,7 +63,7 @@ class ChromeEncoder:
         if head is None:
             constant = self._place(track, made) | {"name": name, "cat": track.group, "ph": "i", "s": "t"}
             head = self._heads[name, track] = _dump(constant).removesuffix("}")
-        if name in _BESIDES:
+        if name in STATES or name in SPAN_BEGINS or name in SPAN_ENDS or name in _STATES or name == "machine.memory":
             self._besides(track, self._place(track, made) | {"ts": stamp}, name, fields, made)
         # The event itself: nearly all that a trace consists of, so put together by hand.
         arguments = [
@@ -94,20 +77,22 @@ class ChromeEncoder:
         """What an event means beyond that it happened: a state, a request's begin or end, a figure, a name."""
         if name == "vmbus.channel_state":
             self._name_channel(track, f"{track.name} {fields.get('name', '')}", made)
-        if name in _STATES:
-            self._change(track, _STATES[name](fields), base["ts"], made)
+        state = STATES.get(name) or _STATES.get(name)
+        if state is not None:
+            self._change(track, str(fields.get(state, "?")), base["ts"], made)
         elif name == "machine.memory":
             counted = {key: fields[key] / _MIB for key in _MEMORY_FIELDS if isinstance(fields.get(key), int)}
             made.append(base | {"name": "memory, MiB", "ph": "C", "args": counted})
-        elif name in _BEGIN:
-            self._requests[_BEGIN[name]] = self._next_id
-            made.append(
-                base | {"name": _BEGIN[name], "cat": "request", "ph": "b", "id": self._next_id, "args": fields}
-            )
+        elif name in SPAN_BEGINS:
+            span = SPAN_BEGINS[name].span
+            self._requests[span] = self._next_id
+            made.append(base | {"name": span, "cat": "request", "ph": "b", "id": self._next_id, "args": fields})
             self._next_id += 1
-        elif name in _END and not fields.get("more_pages") and _END[name] in self._requests:
-            number = self._requests.pop(_END[name])
-            made.append(base | {"name": _END[name], "cat": "request", "ph": "e", "id": number, "args": fields})
+        elif name in SPAN_ENDS:
+            span, last = SPAN_ENDS[name].span, SPAN_ENDS[name].when
+            if span in self._requests and (last is None or (fields.get(last[0]) or 0) == last[1]):
+                number = self._requests.pop(span)
+                made.append(base | {"name": span, "cat": "request", "ph": "e", "id": number, "args": fields})
 
     def tail(self) -> str:
         """Ends the spans that are open, and the array."""

@@ -10,17 +10,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from pyvmm.trace.views import TRACKS
+
 
 class Track(NamedTuple):
     """A line of the picture. `group` is `threads`, `channels` or `devices`."""
 
     group: str
     name: str
-
-
-_DEVICES = {"hv_balloon": "hv-balloon", "balloon": "hv-balloon", "i8042": "i8042", "acpi": "ACPI", "rtc": "RTC"}
-_NAMED_DEVICES = ("ic", "serial")
-"""Packages of several devices, which have a field `name`."""
 
 
 @lru_cache(1024)
@@ -38,8 +35,6 @@ def track_of(event: str, thread: str, fields: Mapping[str, Any]) -> Track:
     if "chan_id" in fields:
         return Track("channels", f"channel #{fields['chan_id']}")
     origin = package(event)
-    if origin in _DEVICES:
-        return Track("devices", _DEVICES[origin])
-    if origin in _NAMED_DEVICES:
-        return Track("devices", str(fields.get("name", origin)))
+    if origin in TRACKS:
+        return Track("devices", TRACKS[origin] or str(fields.get("name", origin)))
     return Track("threads", "loop" if thread == "MainThread" else thread)

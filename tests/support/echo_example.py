@@ -36,7 +36,7 @@ def load() -> ModuleType:
     return sys.modules["echo_example"]
 
 
-ROW = {"echo": Kind(lambda parts: load().Echo(), several=True)}
+ROW = {"echo": Kind(lambda parts: load().Echo(), "echo_example", several=True)}
 
 
 def echo_initrd(image: Image, *, build: bool = True) -> Path:

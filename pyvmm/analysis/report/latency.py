@@ -6,39 +6,13 @@ from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import Trace
+from pyvmm.machine.devices import load_devices
+from pyvmm.trace.views import VIEWS, Pair
 
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """From an event to its answer. `key` names fields that both share (begin's : end's where they differ), `when` a
-    field of the answer that must have a value for it to be the last one. With `newest` a new begin takes the place of
-    one that waits, which will have no answer. With `single` there is one exchange at a time, of one or more begins
-    and a last answer, and the events of GIVEN_UP end it without.
-    """
-
-    title: str
-    begin: str
-    end: str
-    key: tuple[str, ...] = ()
-    when: tuple[str, int] | None = None
-    begin_when: tuple[str, int] | None = None
-    newest: bool = False
-    single: bool = False
-
-
-GIVEN_UP: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("balloon.timed_out", {}),
-    ("hv_balloon_state_change", {"tostr": "S_VERSION"}),
-)
-"""Events, with values of their fields, after which what was asked has no answer: it would be late, or the guest's
-driver is another. The balloon's transaction ids do not tell whose an answer is: Linux counts its own.
-"""
-
-PAIRS = (
+_BUS_PAIRS = (
     Pair(
         "message from the guest: posted to taken", "vmbus_recv_message", "vmbus_process_incoming_message",
         ("type:message_type",),
@@ -51,18 +25,8 @@ PAIRS = (
     ),
     Pair("GPADL header to created", "vmbus_gpadl_header", "vmbus_gpadl_created", ("gpadl_id",)),
     Pair("open to open result", "vmbus_open_channel", "vmbus_channel_open", ("chan_id",)),
-    Pair("service request to reply", "ic.requested", "ic.replied", ("name", "transaction")),
-    Pair(
-        "balloon request to last response", "hv_balloon_outgoing_balloon", "hv_balloon_incoming_balloon",
-        when=("more_pages", 0), single=True,
-    ),
-    Pair(
-        "unballoon request to response", "hv_balloon_outgoing_unballoon", "hv_balloon_incoming_unballoon",
-        single=True,
-    ),
-    Pair("hot-add request to response", "hv_balloon_outgoing_hot_add", "hv_balloon_incoming_hot_add", single=True),
-    Pair("resize: target set to finished", "balloon.target_set", "balloon.finished", newest=True),
 )  # fmt: skip
+"""Of the VMBus itself; devices declare theirs beside their events (`pyvmm.trace.views`)."""
 
 
 @dataclass(slots=True)
@@ -91,29 +55,32 @@ class Latency:
 
 def latencies(trace: Trace) -> list[Latency]:
     """Those kinds that the trace has answers of."""
+    load_devices()
+    pairs = (*_BUS_PAIRS, *(pair for view in VIEWS for pair in view.pairs))
+    given_up = [each for view in VIEWS for each in view.given_up]
     begins: dict[str, list[int]] = defaultdict(list)
     ends: dict[str, list[int]] = defaultdict(list)
-    for number, pair in enumerate(PAIRS):
+    for number, pair in enumerate(pairs):
         begins[pair.begin].append(number)
         ends[pair.end].append(number)
-    found = [Latency(pair.title) for pair in PAIRS]
-    open_: list[dict[Hashable, deque[float]]] = [defaultdict(deque) for _ in PAIRS]
+    found = [Latency(pair.title) for pair in pairs]
+    open_: list[dict[Hashable, deque[float]]] = [defaultdict(deque) for _ in pairs]
     for entry in trace.entries:
         for number in ends.get(entry.name, ()):
-            pair = PAIRS[number]
+            pair = pairs[number]
             waiting = open_[number][_key(pair, entry, 1)]
             if waiting and _holds(pair.when, entry):
                 began = waiting.popleft()
                 found[number].samples.append((began - trace.start, entry.time - began))
                 if pair.single:
                     waiting.clear()
-        if any(entry.name == name and fields.items() <= entry.fields.items() for name, fields in GIVEN_UP):
-            for number, pair in enumerate(PAIRS):
+        if any(entry.name == name and fields.items() <= entry.fields.items() for name, fields in given_up):
+            for number, pair in enumerate(pairs):
                 if pair.single:
                     found[number].unanswered += sum(1 for waiting in open_[number].values() if waiting)
                     open_[number].clear()
         for number in begins.get(entry.name, ()):
-            pair = PAIRS[number]
+            pair = pairs[number]
             if _holds(pair.begin_when, entry):
                 waiting = open_[number][_key(pair, entry, 0)]
                 if pair.newest and waiting:
@@ -122,7 +89,7 @@ def latencies(trace: Trace) -> list[Latency]:
                 waiting.append(entry.time)
     for number, latency in enumerate(found):
         waits = [len(waiting) for waiting in open_[number].values()]
-        latency.unanswered += sum(min(each, 1) for each in waits) if PAIRS[number].single else sum(waits)
+        latency.unanswered += sum(min(each, 1) for each in waits) if pairs[number].single else sum(waits)
     return [latency for latency in found if latency.samples]
 
 

@@ -72,10 +72,10 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     kinds = {
-        "hv-balloon": Kind(lambda parts: Balloon()),
-        "heartbeat": Kind(lambda parts: Heartbeat()),
-        "timesync": Kind(lambda parts: Device()),
-        "disk": Kind(lambda parts: Device(), several=True),
+        "hv-balloon": Kind(lambda parts: Balloon(), ""),
+        "heartbeat": Kind(lambda parts: Heartbeat(), ""),
+        "timesync": Kind(lambda parts: Device(), ""),
+        "disk": Kind(lambda parts: Device(), "", several=True),
     }
     monkeypatch.setattr(table, "DEVICES", kinds)
     monkeypatch.setattr("pyvmm.machine.device_set.DEVICES", kinds)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.machine.devices import load_devices
 from pyvmm.trace import Record, event
 from pyvmm.trace.chrome import ChromeEncoder
 from pyvmm.trace.formats import Encoder, JsonEncoder, TextEncoder, encoder, format_of
 from pyvmm.trace.tracks import Track, track_of
+
+load_devices()  # tracks and spans are declared beside their events
 
 said = event("formats.said", "{who} said {what}, 100% sure")
 quiet = event("formats.quiet")

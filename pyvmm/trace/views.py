@@ -1,0 +1,66 @@
+"""How the events of a device are drawn: on which track, as which states, as which requests with their answers.
+
+Declared beside the device's events, as they are; Chrome traces and reports read what is declared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """From an event to its answer. `key` names fields that both share (begin's : end's where they differ), `when` a
+    field of the answer that must have a value for it to be the last one. With `newest` a new begin takes the place of
+    one that waits, which will have no answer. With `single` there is one exchange at a time, of one or more begins
+    and a last answer, and the device's `given_up` events end it without. `span` names the exchange in a picture.
+    """
+
+    title: str
+    begin: str
+    end: str
+    key: tuple[str, ...] = ()
+    when: tuple[str, int] | None = None
+    begin_when: tuple[str, int] | None = None
+    newest: bool = False
+    single: bool = False
+    span: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """`packages` are the first parts of the events' names; `track` is None where the events' field `name` tells it.
+
+    `states`: event that ends one state and begins another, and its field with the new one's name. `given_up`: events,
+    with values of their fields, after which what was asked has no answer.
+    """
+
+    packages: tuple[str, ...]
+    track: str | None = None
+    states: Mapping[str, str] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+    given_up: tuple[tuple[str, Values], ...] = ()
+
+
+VIEWS: list[DeviceView] = []
+"""All that are declared by the modules imported so far."""
+
+TRACKS: dict[str, str | None] = {}
+STATES: dict[str, str] = {}
+SPAN_BEGINS: dict[str, Pair] = {}
+SPAN_ENDS: dict[str, Pair] = {}
+"""The same by package, and by event."""
+
+
+def device_view(view: DeviceView) -> DeviceView:
+    """Declare how a device is drawn."""
+    VIEWS.append(view)
+    TRACKS.update(dict.fromkeys(view.packages, view.track))
+    STATES.update(view.states)
+    SPAN_BEGINS.update({pair.begin: pair for pair in view.pairs if pair.span})
+    SPAN_ENDS.update({pair.end: pair for pair in view.pairs if pair.span})
+    return view
