@@ -6,7 +6,10 @@ Source: QEMU hw/hyperv/trace-events (10.0). One difference: an unballoon message
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pyvmm.trace import event
+from pyvmm.trace.conversation import Entry, Sequence
 from pyvmm.trace.views import DeviceView, Pair, device_view
 
 # QEMU's
@@ -61,6 +64,13 @@ hot_add_short = event("balloon.hot_add_short", "asked {asked}, got {got}, result
 hot_add_offline = event("balloon.hot_add_offline", "{pages} pages, {seconds} s for the answer")
 map_failed = event("balloon.map_failed", "{count} pages @ 0x{start:x}: {reason}")
 
+
+def _sequences(entries: Iterable[Entry], start: float) -> list[Sequence]:
+    from pyvmm.devices.balloon.conversation import Conversation
+
+    return Conversation(entries, start).sequences
+
+
 VIEW = device_view(
     DeviceView(
         packages=("hv_balloon", "balloon"),
@@ -94,5 +104,6 @@ VIEW = device_view(
         # A later answer would be late, or of another driver of the guest. Transaction ids do not tell whose an answer
         # is: Linux counts its own.
         given_up=(("balloon.timed_out", {}), ("hv_balloon_state_change", {"tostr": "S_VERSION"})),
+        sequences=_sequences,
     )
 )

@@ -5,9 +5,11 @@ Declared beside the device's events, as they are; Chrome traces and reports read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pyvmm.trace.conversation import Entry, Sequence
 
 Values = Mapping[str, Any]
 
@@ -36,7 +38,8 @@ class DeviceView:
     """`packages` are the first parts of the events' names; `track` is None where the events' field `name` tells it.
 
     `states`: event that ends one state and begins another, and its field with the new one's name. `given_up`: events,
-    with values of their fields, after which what was asked has no answer.
+    with values of their fields, after which what was asked has no answer. `sequences`: the arrows of a report, from a
+    trace's entries and the time of the first.
     """
 
     packages: tuple[str, ...]
@@ -44,6 +47,7 @@ class DeviceView:
     states: Mapping[str, str] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
     given_up: tuple[tuple[str, Values], ...] = ()
+    sequences: Callable[[Iterable[Entry], float], list[Sequence]] | None = None
 
 
 VIEWS: list[DeviceView] = []

@@ -7,11 +7,11 @@ from collections.abc import Sequence as List
 from math import log10
 from textwrap import wrap
 
-from pyvmm.analysis.report.conversation import Message, Note, Sequence
 from pyvmm.analysis.report.latency import Latency
 from pyvmm.analysis.report.story import FIGURES, Figure, MemoryPoint, Story
 from pyvmm.analysis.report.svg import Svg, nice_ticks
 from pyvmm.sizes import format_size
+from pyvmm.trace.conversation import Message, Note, Sequence
 
 WIDTH = 880
 MIB = 1 << 20

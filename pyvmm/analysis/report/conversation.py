@@ -1,6 +1,6 @@
-"""Events as messages between guest and host: the VMBus handshake, the balloon's negotiation and each resize.
+"""The VMBus's trace events as messages between guest and host: each contact and its handshake.
 
-Source: Linux include/linux/hyperv.h and drivers/hv/hv_balloon.c, for the names of messages.
+Source: Linux include/linux/hyperv.h, for the names of messages. Devices draw their own (`pyvmm.trace.views`).
 
 One message leaves several events; the one that says its type becomes the arrow, the others add what it said:
 
@@ -11,53 +11,11 @@ One message leaves several events; the one that says its type becomes the arrow,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import Trace
-from pyvmm.devices.balloon.protocol import MessageType as BalloonMessage
+from pyvmm.trace.conversation import Message, Note, Sequence
 from pyvmm.vmbus.protocol import MessageType
-
-PAGES_PER_MIB = 256
-
-
-@dataclass(slots=True)
-class Message:
-    """An arrow. `begin` is when it was sent where the trace tells both ends, else the same as `time`."""
-
-    time: float
-    to_host: bool
-    label: str
-    detail: str = ""
-    begin: float | None = None
-    bad: bool = False
-
-
-@dataclass(slots=True)
-class Note:
-    """Something one side does by itself."""
-
-    time: float
-    text: str
-
-
-@dataclass(slots=True)
-class Sequence:
-    """A conversation. `result` is how it ended, empty if the trace does not say."""
-
-    title: str
-    steps: list[Message | Note] = field(default_factory=list)
-    result: str = ""
-    end: float | None = None
-
-    @property
-    def begin(self) -> float:
-        return self.steps[0].time if self.steps else 0.0
-
-    @property
-    def messages(self) -> list[Message]:
-        return [step for step in self.steps if isinstance(step, Message)]
 
 
 def _name(number: int) -> str:
@@ -65,15 +23,6 @@ def _name(number: int) -> str:
         return MessageType(number).name
     except ValueError:
         return f"type {number}"
-
-
-def _mib(pages: int) -> str:
-    return f"{pages / PAGES_PER_MIB:g} MiB"
-
-
-def counted(number: int, what: str) -> str:
-    """`1 message`, `2 messages`."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 class _Vmbus:
@@ -154,108 +103,3 @@ class _Vmbus:
 def vmbus_sequences(trace: Trace) -> list[Sequence]:
     """One sequence for each contact, up to the next."""
     return _Vmbus(trace).sequences
-
-
-class _Balloon:
-    """Collects the balloon's messages: a negotiation for each open, a sequence for each resize."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._current: Sequence | None = None
-        self._resize: Sequence | None = None  # the one that has not finished
-        self._channel = -1
-        self._owed: deque[Message] = deque()  # answers that become packets in a moment
-        self.sequences: list[Sequence] = []
-        for entry in trace.entries:
-            for step in self._steps(entry, entry.time - trace.start):
-                self._add(step)
-        self._settle()
-
-    def _begin(self, title: str) -> None:
-        self._current = Sequence(title)
-        self.sequences.append(self._current)
-
-    def _settle(self) -> None:
-        """Answers whose packets the trace leaves out."""
-        while self._owed:
-            self._add(self._owed.popleft())
-
-    def _add(self, step: Message | Note) -> None:
-        if self._current is None:
-            self._begin("hv-balloon, between resizes")
-        assert self._current is not None
-        self._current.steps.append(step)
-
-    def _steps(self, entry: Entry, time: float) -> Iterator[Message | Note]:
-        number = entry.number
-        match entry.name:
-            case "vmbus.channel_state" if entry.fields.get("name") == "hv-balloon":
-                self._channel = number("chan_id")
-            case "vmbus.packet_sent" if self._owed and number("chan_id") == self._channel:
-                answer = self._owed.popleft()
-                answer.time = time
-                yield answer
-            case "hv_balloon_incoming_version":
-                if self._current is None or self._current.title != "hv-balloon negotiation":
-                    self._begin("hv-balloon negotiation")
-                version = f"{number('major')}.{number('minor')}"
-                yield _from_guest(time, BalloonMessage.VERSION_REQUEST, f"version {version}")
-                self._owed.append(_from_host(time, BalloonMessage.VERSION_RESPONSE))
-            case "hv_balloon_incoming_caps":
-                yield _from_guest(time, BalloonMessage.CAPABILITIES, f"caps {number('caps'):#x}")
-                self._owed.append(_from_host(time, BalloonMessage.CAPABILITIES_RESPONSE))
-            case "balloon.info_sent":
-                self._owed.append(_from_host(time, BalloonMessage.INFO, f"at most {_mib(number('pages'))}"))
-            case "balloon.target_set":
-                self._settle()
-                if self._resize is not None:
-                    self._resize.steps.append(Note(time, f"replaced by target {_mib(number('target'))}"))
-                    self._resize.result = "replaced"
-                self._begin(f"{_mib(number('current'))} to {_mib(number('target'))}")
-                self._resize = self._current
-                reason = entry.text("reason")
-                yield Note(time, f"target {_mib(number('target'))}" + (f": {reason}" if reason else ""))
-            case "balloon.finished":
-                yield Note(time, f"at {_mib(number('current'))}")
-                if self._current is not None:
-                    self._current.result = entry.text("reason") or "reached"
-                    self._current.end = time
-                    self._current = self._resize = None
-            case "balloon.asks_again":
-                short = f"{_mib(number('pages'))} short: the guest is asked again in {entry.text('seconds')} s"
-                yield Note(time, short)
-            case "hv_balloon_outgoing_balloon":
-                yield _from_host(time, BalloonMessage.BALLOON_REQUEST, _mib(number("count")))
-            case "hv_balloon_incoming_balloon":
-                more = ", more to come" if number("more_pages") else ""
-                ranges = counted(number("range_count"), "range")
-                yield _from_guest(time, BalloonMessage.BALLOON_RESPONSE, ranges + more)
-            case "hv_balloon_outgoing_unballoon":
-                yield _from_host(time, BalloonMessage.UNBALLOON_REQUEST, _mib(number("count")))
-            case "hv_balloon_incoming_unballoon":
-                yield _from_guest(time, BalloonMessage.UNBALLOON_RESPONSE)
-            case "hv_balloon_outgoing_hot_add":
-                where = f"{_mib(number('count'))} @ {number('start'):#x}"
-                yield _from_host(time, BalloonMessage.HOT_ADD_REQUEST, where)
-            case "hv_balloon_incoming_hot_add":
-                result = f"{_mib(number('count'))}, result {number('result')}"
-                yield _from_guest(time, BalloonMessage.HOT_ADD_RESPONSE, result)
-            case "balloon.status_report" if self._current is not None:
-                figures = f"{_mib(number('available'))} available, {_mib(number('committed'))} committed"
-                yield _from_guest(time, BalloonMessage.STATUS_REPORT, figures)
-            case "balloon.timed_out":
-                yield Note(time, f"no answer in {entry.text('in') or entry.text('state')}")
-            case "balloon.pages_refused" | "balloon.discard_failed" | "balloon.late_answer":
-                yield Note(time, f"{entry.name.partition('.')[2].replace('_', ' ')}: {entry.message()}")
-
-
-def _from_guest(time: float, kind: BalloonMessage, detail: str = "") -> Message:
-    return Message(time, True, kind.name, detail)
-
-
-def _from_host(time: float, kind: BalloonMessage, detail: str = "") -> Message:
-    return Message(time, False, kind.name, detail)
-
-
-def balloon_sequences(trace: Trace) -> list[Sequence]:
-    """The negotiation and the resizes, in order."""
-    return _Balloon(trace).sequences

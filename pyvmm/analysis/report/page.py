@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence as List
 from html import escape
 from pathlib import Path
 
 from pyvmm import __version__
-from pyvmm.analysis.report import charts, conversation
+from pyvmm.analysis.report import charts
 from pyvmm.analysis.report.latency import Latency
 from pyvmm.analysis.report.story import Story
 from pyvmm.guest_text import clean
+from pyvmm.trace.conversation import Sequence, counted
 
 _STYLE = """
 :root { --page: #fcfcfb; --ink: #1c1c1a; --soft: #62625c; --grid: #e6e5e0; --axis: #b9b8b0; --panel: #f4f3ef;
@@ -59,7 +61,7 @@ def _escape(text: str) -> str:
     return escape(clean(text))
 
 
-def page(story: Story, latencies: Sequence[Latency], source: Path) -> str:
+def page(story: Story, latencies: List[Latency], source: Path) -> str:
     """The whole page."""
     title = f"{story.machine or source.stem}: what a pyvmm trace tells"
     parts = [
@@ -96,8 +98,8 @@ def _tiles(story: Story) -> str:
         (charts.seconds(story.seconds), "traced"),
         (f"{story.counts.total():,}".replace(",", " "), "events"),
         (f"{story.exits_by_kind.total():,}".replace(",", " "), "vCPU exits"),
-        conversation.counted(len(story.handshakes), "VMBus contact").split(" ", 1),
-        conversation.counted(resizes, "resize").split(" ", 1),
+        counted(len(story.handshakes), "VMBus contact").split(" ", 1),
+        counted(resizes, "resize").split(" ", 1),
     ]
     return '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{w}</span></div>" for n, w in figures) + "</div>"
 
@@ -128,8 +130,8 @@ def _sequences(story: Story) -> Iterable[str]:
         yield _details(sequence, is_open=number < OPEN_LIMIT)
 
 
-def _details(sequence: conversation.Sequence, *, is_open: bool) -> str:
-    facts = [f"at {sequence.begin:.2f} s", conversation.counted(len(sequence.messages), "message")]
+def _details(sequence: Sequence, *, is_open: bool) -> str:
+    facts = [f"at {sequence.begin:.2f} s", counted(len(sequence.messages), "message")]
     if sequence.end is not None:
         facts.append(f"{charts.seconds(sequence.end - sequence.begin)} to the end")
     if sequence.result:
@@ -140,7 +142,7 @@ def _details(sequence: conversation.Sequence, *, is_open: bool) -> str:
     )
 
 
-def _latencies(latencies: Sequence[Latency]) -> Iterable[str]:
+def _latencies(latencies: List[Latency]) -> Iterable[str]:
     yield '<h2 id="latencies">How long answers took</h2>'
     if not latencies:
         yield "<p>The trace has no questions with their answers.</p>"
@@ -183,8 +185,8 @@ def _counts(story: Story) -> Iterable[str]:
     yield f"<details><summary>{len(rows)} kinds of events</summary>{_table(('event', 'count'), rows)}</details>"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
+def _table(header: List[str], rows: Iterable[List[str]]) -> str:
+    def cells(tag: str, row: List[str]) -> str:
         return "".join(
             f"<{tag}{' class=' + chr(34) + 'n' + chr(34) if number else ''}>{_escape(cell)}</{tag}>"
             for number, cell in enumerate(row)

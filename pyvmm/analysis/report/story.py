@@ -8,7 +8,10 @@ from typing import Literal
 
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import Trace
-from pyvmm.analysis.report.conversation import Sequence, balloon_sequences, vmbus_sequences
+from pyvmm.analysis.report.conversation import vmbus_sequences
+from pyvmm.machine.devices import load_devices
+from pyvmm.trace.conversation import Sequence
+from pyvmm.trace.views import VIEWS
 
 PAGE = 4096
 
@@ -67,7 +70,7 @@ def tell(trace: Trace) -> Story:
         dropped=trace.dropped,
         memory=_memory(trace.entries, start),
         handshakes=vmbus_sequences(trace),
-        transactions=balloon_sequences(trace),
+        transactions=_device_sequences(trace),
         exits=_exits(trace.entries),
         counts=Counter(entry.name for entry in trace.entries),
         marks=[(entry.time - start, mark) for entry in trace.entries if (mark := _mark(entry))],
@@ -128,3 +131,16 @@ def _exits(entries: list[Entry]) -> dict[str, Counter[str]]:
         elif entry.name == "machine.vcpu_exit":
             single[vcpu][entry.text("exit")] += 1
     return dict(sorted((sums or single).items()))
+
+
+def _device_sequences(trace: Trace) -> list[Sequence]:
+    """What each device that draws its messages makes of the trace."""
+    load_devices()
+    made: list[Sequence] = []
+    for view in VIEWS:
+        if view.sequences is not None:
+            found = view.sequences(trace.entries, trace.start)
+            for each in found:
+                each.device = view.packages[-1]
+            made += found
+    return made

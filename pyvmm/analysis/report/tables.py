@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvmm.analysis.report.conversation import Message
 from pyvmm.analysis.report.latency import Latency
 from pyvmm.analysis.report.story import FIGURES, Story
+from pyvmm.trace.conversation import Message
 
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 
 
 def tables(story: Story, latencies: Sequence[Latency]) -> dict[str, Table]:
     """Header and rows by file name."""
-    sequences = [("vmbus", each) for each in story.handshakes] + [("balloon", each) for each in story.transactions]
+    sequences = [("vmbus", each) for each in story.handshakes] + [(each.device, each) for each in story.transactions]
     return {
         "memory.csv": (
             ("seconds", *FIGURES),
