@@ -34,6 +34,7 @@ Nothing in a ring causes an exit; only a doorbell does, and the rules below make
                                                        <-  UNLOAD_RESPONSE
 
     the host takes a device away:  RESCIND  ->  (CLOSE)  RELID_RELEASED  and only then may the relid be used again
+    the guest asks a device for more channels (by packets):  OFFER with the same GUIDs, sub-channel 1, 2, ...
 
 Most of these Linux awaits without a time limit, so a host answers even what it refuses. A new INITIATE_CONTACT may
 come at any time (a crash kernel, a reset): everything before it is void.
@@ -63,9 +64,10 @@ Whatever the order, one of the two sees the other's store. A full ring works the
 much room it needs (the pending size), and the reader rings when it has made that much.
 
 **Devices** (`device`, `channel`) see little of it: `opened`, `received`, `closed`, `reset`, and a `Channel` to send
-on and to keep timers with. `mailbox` queues the messages of both sides, `bus` ties all of it together; its `Vmbus` is
-what a machine has.
+on and to keep timers with. Those that need more get whole packets (`packet`), complete them when they like, own
+sub-channels that come and go while the primary channel is open, and are told before they are rescinded (`leaving`).
+`mailbox` queues the messages of both sides, `bus` ties all of it together; its `Vmbus` is what a machine has.
 
-Reading order: protocol, offer, states, server, gpadl, ring (run it: `python -m pyvmm.vmbus.ring`), device, channel,
-mailbox, bus; and tests/support/fake_guest.py, which is the other side.
+Reading order: protocol, offer, states, server, gpadl, packet, ring (run it: `python -m pyvmm.vmbus.ring`), device,
+channel, mailbox, bus; and tests/support/fake_guest.py, which is the other side.
 """

@@ -249,8 +249,9 @@ class Channel:
         self._bus.offer_sub_channel(self._served, number)
 
     def rescind_sub_channel(self, number: int) -> None:
-        """Take one of them away again; nothing happens if there is none of that number."""
-        self._bus.rescind_sub_channel(self._served, number)
+        """Take one of them away again; nothing happens if there is none of that number (0 is this channel)."""
+        if number:
+            self._bus.rescind_sub_channel(self._served, number)
 
     # What the bus calls
 

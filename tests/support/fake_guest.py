@@ -279,6 +279,12 @@ class FakeGuest:
         assert bool(created.status) == bool(status), f"GPADL_CREATED status {created.status:#x}"
         return handle
 
+    def skim(self) -> Self:
+        """Keep the offers among the messages that were not looked at, and forget the others."""
+        self.offers += [p.OfferChannel.parse(m) for _, m in self.inbox if m[0] == MessageType.OFFER]
+        self.inbox.clear()
+        return self
+
     def find_offer(self, device: VmbusDevice, sub_channel: int = 0) -> p.OfferChannel:
         """The offer of a device, from what came since REQUEST_OFFERS too."""
         while self.inbox and int.from_bytes(self.inbox[0][1][:4], "little") == MessageType.OFFER:

@@ -52,6 +52,11 @@ class Queues(VmbusDevice):
     def offer(self) -> Offer:
         return self._offer
 
+    @property
+    def leaves(self) -> bool:
+        """Whether it was told that it will be rescinded, and still answers requests."""
+        return self._leave is not None
+
     def opened(self, channel: Channel) -> None:
         self.calls.append(f"opened {channel.sub_channel}")
         self.channels[channel.sub_channel] = channel
@@ -59,6 +64,8 @@ class Queues(VmbusDevice):
     def closed(self, channel: Channel) -> None:
         self.calls.append(f"closed {channel.sub_channel}")
         del self.channels[channel.sub_channel]
+        if not self.channels:
+            self._leave = None
 
     def leaving(self, done: Callable[[], object]) -> None:
         self.calls.append("leaving")

@@ -11,6 +11,7 @@ from pyvmm.vmbus.offer import Offer
 from tests.fuzz.feed import Feed
 from tests.support.fake_guest import FakeGuest, gpadl_messages
 from tests.support.fake_ring import FEATURES, MASK, PENDING, READ, WRITE
+from tests.support.queues_device import Queues
 from tests.support.recorder_device import BALLOON, Recorder
 
 CONNECTIONS = (1, 4, 5, 0, 2, 16, 17)
@@ -195,8 +196,67 @@ def rings(data: bytes) -> None:
     guest.bus.info()
 
 
+def _direct(feed: Feed) -> bytes:
+    """A descriptor of GPA_DIRECT, or something like it, in whole words."""
+    count = feed.choice((1, 1, 2, 0, feed.number(4)))
+    words = [count << 32]
+    for _ in range(min(count, 3)):
+        length = feed.choice((8, 8, 1, 0, 0x1000, 0x1001, feed.number(4)))
+        words.append(length | feed.choice((0, 0, 0xFFC, 0x1000, feed.number(4))) << 32)
+        words += [_frame(feed) for _ in range(feed.choice((1, 1, 2, 0)))]
+    return pack(f"<{len(words)}Q", *(word & (1 << 64) - 1 for word in words))
+
+
+def queues(data: bytes) -> None:
+    """A device with sub-channels and completions of its own, which comes and goes as its channels do, and whole
+    packets with descriptors. At the end a new guest opens it."""
+    feed = Feed(data)
+    guest, device = FakeGuest(memory_mib=MIB), Queues()
+    guest.open(device, ring_pages=2)
+    while feed:
+        driver = guest.drivers[feed.below(len(guest.drivers))] if guest.drivers else None
+        match feed.below(10):
+            case 0 if driver is not None:
+                guest.post(p.CloseChannel(driver.offer.relid))
+            case 1:
+                guest.post(p.RelidReleased(feed.below(6)))
+            case 2 if not device.leaves:
+                if device in guest.bus.devices():
+                    guest.bus.remove(device)
+                else:
+                    guest.bus.add(device)
+            case 3:
+                guest.loop.advance(feed.choice((0.0, 0.01, 10.0)))
+            case 4:
+                offered = [row["relid"] for row in guest.bus.info() if row["state"] == "offered"]
+                if offered and len(guest._frames) > 10:
+                    relid = feed.choice(offered)
+                    guest.drivers = [each for each in guest.drivers if each.offer.relid != relid]
+                    number = guest.bus.server.channels[relid].offer.sub_channel
+                    guest.skim().open(device, ring_pages=2, sub_channel=number)
+            case _ if driver is not None:
+                payload = pack("<II", feed.below(6), feed.choice((1, 2, 3, 0xE1E10, 65, feed.number(4))))
+                driver.outgoing.put(
+                    payload[: feed.choice((8, 8, 8, 4, 0))],
+                    type=feed.choice((6, 6, 6, 9, 9, 11, 7, 0xFFFF)),
+                    flags=feed.choice((1, 1, 0, 0xFFFF)),
+                    transaction_id=feed.below(4),
+                    descriptor=_direct(feed) if feed.flag() else b"",
+                )
+                guest.partition.hypercall_signal(driver.offer.connection_id)
+        guest.loop.run()
+        guest.skim()
+    guest.loop.advance(10.0)
+    guest.reset()
+    guest._frames = list(range(256, FRAMES))
+    if device not in guest.bus.devices():
+        guest.bus.add(device)
+    guest.open(device, ring_pages=2)
+
+
 TARGETS = {
     "guest_vmbus_messages": messages,
     "guest_vmbus_gpadls": gpadls,
     "guest_vmbus_rings": rings,
+    "guest_vmbus_queues": queues,
 }
