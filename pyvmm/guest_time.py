@@ -46,7 +46,7 @@ class LoopTime(Protocol):
 
 
 class GuestTimers(Timers):
-    """The event loop's timers in guest time: a `pyvmm.vmbus.channel.Scheduler`. On the loop's thread, but for `post`.
+    """The event loop's timers in guest time: a `pyvmm.vmbus.timers.Scheduler`. On the loop's thread, but for `post`.
 
     `on_stall` is called, on the loop, after a stop of this process was found out.
     """

@@ -19,7 +19,7 @@ from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
-from pyvmm.vmbus.channel import Channel, Scheduler
+from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.gpadl import Gpadl
 from pyvmm.vmbus.mailbox import Incoming, Mailbox
@@ -41,6 +41,7 @@ from pyvmm.vmbus.states import (
     Restarted,
     ServedChannel,
 )
+from pyvmm.vmbus.timers import Scheduler
 
 LEAVING_SECONDS = 5.0
 """How long a device that is taken away may finish what the guest waits for (guest time)."""

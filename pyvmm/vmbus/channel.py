@@ -23,6 +23,7 @@ from pyvmm.vmbus.gpadl import Gpadl
 from pyvmm.vmbus.packet import Packet, PacketFlag, PacketType, transfer_pages
 from pyvmm.vmbus.ring import BrokenRing, RingReader, RingWriter
 from pyvmm.vmbus.states import ServedChannel
+from pyvmm.vmbus.timers import ChannelTimers, Scheduler
 
 PACKETS_PER_STEP = 64
 """Packets read before the loop gets a turn: a guest that fills its ring as fast as it can must not starve the rest.
@@ -39,27 +40,11 @@ does not read for so long is stuck or hostile."""
 REPLY_QUEUE_LIMIT = 64
 """With so many packets waiting for room nothing more is read: what is read may need an answer."""
 
-TIMERS_SWEPT = 32
-"""A channel's timers are looked through for cancelled ones when so many are kept, then when there are twice as many
-as were left. No device of ours has more than three at a time."""
-
 SUB_CHANNEL_LIMIT = 64
 """Sub-channels of a device: Linux's network driver takes 64 channels at most, its SCSI driver one a CPU."""
 
 FULL_RING_POLL = 0.01
 """Seconds between looks at a full ring of a guest that does not know the pending send size."""
-
-
-class Scheduler(Protocol):
-    """What a channel needs of the event loop."""
-
-    clock: Callable[[], float]
-
-    def after(self, seconds: float, callback: Callable[[], Any]) -> Timer: ...
-
-    def every(self, period: float, callback: Callable[[], Any]) -> Timer: ...
-
-    def post(self, callback: Callable[..., Any], *args: Any) -> None: ...
 
 
 class ChannelBus(Protocol):
@@ -114,8 +99,7 @@ class Channel:
         self._queue: deque[Packet] = deque()
         self._requests: Counter[int] = Counter()  # by transaction id, those that the device has to complete
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
-        self._timers: set[Timer] = set()
-        self._sweep_at = TIMERS_SWEPT
+        self.timers = ChannelTimers(bus.loop, self._guarded)
         self._poll: Timer | None = None
         self._continuing = False
         self._flushing = False
@@ -212,17 +196,11 @@ class Channel:
 
     def after(self, seconds: float, callback: Callable[[], Any]) -> Timer:
         """Call `callback()` once, `seconds` from now, unless the channel closes before."""
-
-        def run() -> None:
-            self._timers.discard(timer)
-            self._guarded(callback)
-
-        timer = self._loop.after(seconds, run)
-        return self._keep(timer)
+        return self.timers.after(seconds, callback)
 
     def every(self, period: float, callback: Callable[[], Any]) -> Timer:
         """Call `callback()` every `period` seconds until cancelled or the channel closes."""
-        return self._keep(self._loop.every(period, lambda: self._guarded(callback)))
+        return self.timers.every(period, callback)
 
     def later(self, callback: Callable[[], Any]) -> None:
         """Call `callback()` in a later turn of the loop, even if the channel closes before: for work in slices."""
@@ -279,9 +257,7 @@ class Channel:
     def close(self) -> None:
         """End everything: timers, queue, waiters; then tell the device, if it knew."""
         self._is_open = False
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        self.timers.end()
         if self._poll:
             self._poll.cancel()
         self._queue.clear()
@@ -434,16 +410,6 @@ class Channel:
     def _polled(self) -> None:
         self._poll = None
         self._guarded(self._flush)
-
-    def _keep(self, timer: Timer) -> Timer:
-        if not self._is_open:
-            timer.cancel()
-            return timer
-        self._timers.add(timer)
-        if len(self._timers) >= self._sweep_at:
-            self._timers = {t for t in self._timers if not t.cancelled}
-            self._sweep_at = max(TIMERS_SWEPT, 2 * len(self._timers))
-        return timer
 
     def _break(self, error: BrokenRing) -> None:
         self.broken = str(error)

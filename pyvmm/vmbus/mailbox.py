@@ -21,9 +21,9 @@ from pyvmm.hyperv.partition import Partition
 from pyvmm.hyperv.tlfs import HypercallStatus
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
-from pyvmm.vmbus.channel import Scheduler
 from pyvmm.vmbus.protocol import MessageType, Version
 from pyvmm.vmbus.states import Post
+from pyvmm.vmbus.timers import Scheduler
 
 RECEIVE_QUEUE_LIMIT = 64
 """Messages taken from the guest and not served yet. A longer queue is answered with "insufficient buffers", and Linux

@@ -14,9 +14,10 @@ import pytest
 from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus import channel as channel_module
 from pyvmm.vmbus import protocol as p
-from pyvmm.vmbus.channel import BYTES_PER_STEP, PACKETS_PER_STEP, SEND_QUEUE_LIMIT, TIMERS_SWEPT, Channel
+from pyvmm.vmbus.channel import BYTES_PER_STEP, PACKETS_PER_STEP, SEND_QUEUE_LIMIT, Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
+from pyvmm.vmbus.timers import TIMERS_SWEPT
 from tests.support.fake_guest import FakeGuest
 from tests.support.fake_ring import COMPLETION, MASK, PENDING, READ, WRITE
 from tests.support.recorder_device import BALLOON, Recorder
@@ -356,7 +357,7 @@ def test_a_channel_keeps_no_timers_that_are_over(guest: FakeGuest, device: Recor
         channel.after(0.0, lambda: None)
         channel.every(1.0, lambda: None).cancel()
         guest.loop.run_due()
-    assert len(channel._timers) <= TIMERS_SWEPT
+    assert len(channel.timers) <= TIMERS_SWEPT
     assert not kept.cancelled
     guest.close()
     assert kept.cancelled
