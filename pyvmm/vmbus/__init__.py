@@ -68,6 +68,6 @@ on and to keep timers with. Those that need more get whole packets (`packet`), c
 sub-channels that come and go while the primary channel is open, and are told before they are rescinded (`leaving`).
 `mailbox` queues the messages of both sides, `bus` ties all of it together; its `Vmbus` is what a machine has.
 
-Reading order: protocol, offer, states, server, gpadl, packet, ring (run it: `python -m pyvmm.vmbus.ring`), device,
-channel, mailbox, bus; and tests/support/fake_guest.py, which is the other side.
+Reading order: protocol, offer, states, channel_table, server, gpadl, packet, ring (run it: `python -m
+pyvmm.vmbus.ring`), device, timers, channel, mailbox, bus; and tests/support/fake_guest.py, which is the other side.
 """

@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import assert_never
 
-from pyvmm.errors import ConfigError, GuestError, GuestProtocolError
+from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.memory import GuestMemory
 from pyvmm.trace import Event
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
+from pyvmm.vmbus.channel_table import ChannelTable
 from pyvmm.vmbus.gpadl import WORD_SIZE, Gpadl, GpadlRefused, GpadlTable
-from pyvmm.vmbus.offer import ChannelKey, Offer
+from pyvmm.vmbus.offer import Offer
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.states import (
     Action,
@@ -57,10 +58,10 @@ class Server:
         self.actions: deque[Action] = deque()
         self.refused: Counter[str] = Counter()
         self.state: ConnectionState = Disconnected()
-        self.channels: dict[int, ServedChannel] = {}  # by relid, those included that the guest has to release
-        self.offered: dict[ChannelKey, ServedChannel] = {}  # what was added and not removed since
+        self._table = ChannelTable()
+        self.channels = self._table.by_relid
+        self.offered = self._table.by_key
         self.gpadls = GpadlTable(memory)
-        self._waiting: list[ServedChannel] = []  # whose name is rescinded and not released yet
         self._vp_count = vp_count
         self._versions = frozenset(int(v) for v in Version if v <= max_version)
 
@@ -71,23 +72,16 @@ class Server:
 
         A channel that was just removed is offered again only after the guest has released the old relid.
         """
-        # Linux takes a primary channel for one that it knows when the instance is the same, whatever the type.
-        same = [k for k in self.offered if k == offer.key or (not offer.sub_channel and k.instance == offer.instance)]
-        assert not same, f"{offer.name} is on the bus already"
-        channel = ServedChannel(offer, device_id)
-        if self._must_wait(channel):
-            self._waiting.append(channel)
-        else:
-            self._place(channel)
-        self.offered[offer.key] = channel
+        channel = self._table.add(offer, device_id)
+        if channel.relid and isinstance(self.state, Serving):
+            self._offer(channel)
         return channel
 
     def remove(self, channel: ServedChannel) -> None:
         """Take a channel away, rescinding its offer if the guest knows it; a primary's sub-channels go first."""
-        self._remove_sub_channels(channel)
-        self._forget(channel)
-        if channel in self._waiting:
-            self._waiting.remove(channel)
+        for each in self._table.sub_channels(channel):
+            self.remove(each)
+        if not self._table.remove(channel):
             return
         if isinstance(channel.state, Hidden):
             self._release(channel)
@@ -97,16 +91,6 @@ class Server:
             self._close(channel)
             self._enter_channel(channel, Rescinded())
             self._post(protocol.Rescind(channel.relid))
-
-    def _remove_sub_channels(self, primary: ServedChannel) -> None:
-        if not primary.offer.sub_channel:
-            for channel in [c for c in self.offered.values() if c.offer.sub_channel]:
-                if channel.offer.key[:2] == primary.offer.key[:2]:
-                    self.remove(channel)
-
-    def _forget(self, channel: ServedChannel) -> None:
-        if self.offered.get(channel.offer.key) is channel:
-            del self.offered[channel.offer.key]
 
     def open_done(self, channel: ServedChannel, status: int) -> None:
         """Answer to OpenRings: 0, or why there are no rings."""
@@ -129,20 +113,11 @@ class Server:
         self.actions.append(DropMessages())
         self._enter(Disconnected())
         self.gpadls.clear()
-        for channel in list(self.channels.values()):
+        for channel in self.channels.values():
             self._close(channel)
-            if isinstance(channel.state, Rescinded) or channel.offer.sub_channel:
-                self._forget(channel)
-                del self.channels[channel.relid]
-                self.actions.append(Gone(channel))
-            else:
+            if not isinstance(channel.state, Rescinded):
                 self._enter_channel(channel, Hidden())
-        waiting, self._waiting = self._waiting, []
-        for channel in waiting:
-            if channel.offer.sub_channel:
-                self._forget(channel)
-            else:
-                self._place(channel)
+        self.actions.extend(map(Gone, self._table.start_afresh()))
 
     # The guest's side
 
@@ -255,7 +230,7 @@ class Server:
         if trace.open_channel.on:
             trace.open_channel(message.relid, message.ring_gpadl, message.target_vp)
         try:
-            channel = self._known(message.relid)
+            channel = self._table.known(message.relid)
             if not isinstance(channel.state, Offered):
                 raise GuestProtocolError(f"OPEN while {channel.state}")
             gpadl = self.gpadls.get(message.ring_gpadl, message.relid)
@@ -278,13 +253,14 @@ class Server:
     def _close_channel(self, message: protocol.CloseChannel) -> None:
         if trace.close_channel.on:
             trace.close_channel(message.relid)
-        channel = self._known(message.relid)
+        channel = self._table.known(message.relid)
         match channel.state:
             case Open() | Opening():
                 self._close(channel)
                 self._enter_channel(channel, Offered())
                 # Linux's netvsc expects it: it closes and opens its primary channel for a new number of them.
-                self._remove_sub_channels(channel)
+                for each in self._table.sub_channels(channel):
+                    self.remove(each)
             case Rescinded():
                 pass  # Linux closes what it had open when it sees the RESCIND; we closed it then
             case state:
@@ -350,7 +326,7 @@ class Server:
     def _relid_released(self, message: protocol.RelidReleased) -> None:
         if trace.relid_released.on:
             trace.relid_released(message.relid)
-        channel = self._known(message.relid)
+        channel = self._table.known(message.relid)
         if not isinstance(channel.state, Rescinded):
             raise GuestProtocolError(f"RELID_RELEASED while {channel.state}")
         self._release(channel)
@@ -372,31 +348,6 @@ class Server:
         self._post(protocol.TlConnectResult(message.endpoint, message.service, Status.CONNECTION_REFUSED))
 
     # Both
-
-    def _known(self, relid: int) -> ServedChannel:
-        """The channel, if the guest was told of it."""
-        channel = self.channels.get(relid)
-        if channel is None or isinstance(channel.state, Hidden):
-            raise GuestProtocolError(f"channel {relid} was not offered")
-        return channel
-
-    def _must_wait(self, channel: ServedChannel) -> bool:
-        """Whether the guest has to release a channel first, for which it would take this one."""
-        offer = channel.offer
-        return any(
-            isinstance(c.state, Rescinded)
-            and (c.offer.key == offer.key or (not offer.sub_channel and c.offer.instance == offer.instance))
-            for c in self.channels.values()
-        )
-
-    def _place(self, channel: ServedChannel) -> None:
-        relid = next((n for n in range(1, protocol.RELID_MAX + 1) if n not in self.channels), 0)
-        if not relid:
-            raise ConfigError(f"the VMBus is full: {protocol.RELID_MAX} channels")
-        channel.relid = relid
-        self.channels[relid] = channel
-        if isinstance(self.state, Serving):
-            self._offer(channel)
 
     def _offer(self, channel: ServedChannel) -> None:
         self._enter_channel(channel, Offered())
@@ -433,12 +384,10 @@ class Server:
 
     def _release(self, channel: ServedChannel) -> None:
         """Forget a channel and what was lent for it; then comes what waited for that."""
-        relid = channel.relid
-        self.gpadls.forget(relid)
-        del self.channels[relid]
-        for successor in [c for c in self._waiting if not self._must_wait(c)]:
-            self._waiting.remove(successor)
-            self._place(successor)
+        self.gpadls.forget(channel.relid)
+        for successor in self._table.release(channel):
+            if isinstance(self.state, Serving):
+                self._offer(successor)
 
     def _post(self, message: protocol.HostMessage, event: Event | None = None, *values: int) -> None:
         """Send a message, if the agreed version has it."""
