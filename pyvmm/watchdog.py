@@ -67,10 +67,13 @@ class Watchdog:
             self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more. Harmless twice."""
+        """Watch no more, and close the note. Harmless twice."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(self._period)  # no longer: it may be writing to a pipe that nobody reads
+        if not self._thread.is_alive() and self._note >= 0:
+            os.close(self._note)
+            self._note = -1
 
     def info(self) -> dict[str, Any]:
         """What `x-status` tells of the loop. Seconds."""

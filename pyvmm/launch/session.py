@@ -85,6 +85,7 @@ class Session:
             self._stack.enter_context(_signals(self.loop, signalled))
         if self._sockets:
             machine.watchdog.keep_note(stall_note(self._sockets[0]))
+            self._stack.callback(machine.watchdog.stop)
         confine_session(self._sandbox, machine, self._doors)
         # All is open, and only now there are threads, which are confined like us.
         held_threads.release()
