@@ -11,7 +11,7 @@ from pyvmm.cli.completion import files_by_ending
 from pyvmm.cli.guest_options import ConfiguredCommand, guest_options, options_of
 from pyvmm.cli.words import command_words
 from pyvmm.launch.config_file import command_line, render
-from pyvmm.launch.where import run_somewhere, say
+from pyvmm.launch.where import dispatch_run, say
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -87,7 +87,7 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
         )
 
     ctx.exit(
-        run_somewhere(
+        dispatch_run(
             command_words(ctx),
             lambda: _config(options),
             here,
@@ -105,7 +105,7 @@ def _config(options: GuestOptions) -> MachineConfig:
     from pyvmm.launch.build import build_config
 
     window = _window() if options.on_terminal else None
-    return build_config(options, window=window, progress=say, look_into=not inside())  # the outer side has
+    return build_config(options, window=window, progress=say, validate=not inside())  # outside it is done
 
 
 def _window() -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from pyvmm.cli.words import RepeatableCommand, command_words
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
 from pyvmm.launch.options import GuestOptions
-from pyvmm.launch.where import run_somewhere, say
+from pyvmm.launch.where import dispatch_run, say
 from pyvmm.sizes import MemorySpec
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def tour(
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
         return _run(config, sockets, Words(), wanted)
 
-    ctx.exit(run_somewhere(command_words(ctx), make, here, host=host, name=name, control_socket=control_socket))
+    ctx.exit(dispatch_run(command_words(ctx), make, here, host=host, name=name, control_socket=control_socket))
 
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:

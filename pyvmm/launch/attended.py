@@ -96,7 +96,7 @@ class _Run:
         return status
 
     def _ended(self, outcome: Outcome) -> int:
-        """Tell how it ended; the status."""
+        """Print how the machine ended; the exit status."""
         if self._forced is not None:
             return self._forced
         if self._status is not None:
@@ -153,7 +153,7 @@ class _Run:
 
 
 def report(outcome: Outcome, *, show_text: bool = True, told: str = "") -> int:
-    """Tell the user how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else.
+    """Print how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else.
     `told`: the panic's line, if it was said already.
     """
     match outcome.kind:

@@ -64,13 +64,13 @@ def build_config(
     *,
     window: tuple[int, int] | None = None,
     progress: Callable[[str], None] = _silent,
-    look_into: bool = True,
+    validate: bool = True,
 ) -> MachineConfig:
     """A checked MachineConfig of what a user asked for.
 
     With neither kernel nor kdir it is one of our images, built if need be. With a command there is no shell on the
     console: a program drives the guest through the agent. `window`: the terminal's size, if that is the console.
-    `progress` gets lines for people. `look_into` False skips the checks of files that the process outside the
+    `progress` gets lines for people. `validate` False skips the checks of files that the process outside the
     emulated host has made. Raises ConfigError.
     """
     config = machine_config(options)
@@ -88,11 +88,11 @@ def build_config(
     else:
         if initrd is not None:
             raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
-        found = guest_image(options.image, progress, look_into=look_into)
+        found = guest_image(options.image, progress, validate=validate)
         kernel, initrd = found.vmlinux, found.initrd
     config.kernel, config.initrd = kernel, initrd
     config.cmdline = command_line(options.append, agent_only=agent_only, window=window if own else None)
-    if look_into:
+    if validate:
         check_linux(
             kernel=config.kernel,
             initrd=config.initrd,
@@ -146,10 +146,10 @@ def _own_kernel(
     return kernel or tree.kernel, initrd
 
 
-def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, look_into: bool = True) -> Image:
+def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, validate: bool = True) -> Image:
     """One of our images (None: the default), built if it is not there yet."""
     from pyvmm.images import catalog
 
-    if not look_into:
+    if not validate:
         return catalog.known_image(name or catalog.DEFAULT)
     return catalog.find_image(name or catalog.DEFAULT, progress=progress)

@@ -1,4 +1,4 @@
-"""A session's confinement: the monitor's sockets before it, and what the machine may remove when it ends."""
+"""Confinement of a session's process: opens the monitor's sockets before it, and names the folder it may change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_doors(
 
 
 def own_folder() -> Path:
-    """Where pyvmm's own sockets are, and the names of machines that run."""
+    """The folder of pyvmm's own sockets and of the names of running machines."""
     return Path(FOLDER) if inside() else runtime_folder()
 
 

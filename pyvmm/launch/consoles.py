@@ -1,4 +1,4 @@
-"""Where the guest's first serial port leads: the user's terminal, a file, a pseudo-terminal, or nowhere.
+"""Consoles for the guest's first serial port: the user's terminal, a file, a pseudo-terminal, or none.
 
 Each console is a context manager with `write(data)` for the guest's output; `attach(machine)` starts passing input.
 """
@@ -36,9 +36,9 @@ class Console:
     """`none`: the guest's output is dropped, and it gets no input."""
 
     place = "null"
-    """What it is, in QEMU's form for character devices."""
+    """The console's name, in QEMU's form for character devices."""
     outputs: Sequence[Output] = ()
-    """What writes the guest's output: the guest waits for them."""
+    """The outputs that the guest's serial port waits for."""
     tied = False
     """Whether the machine ends with its input: so it does not outlive a program that started it by a pipe."""
 
@@ -64,7 +64,7 @@ class Console:
 
 
 class CalledConsole(Console):
-    """The guest's output goes to a function, on the loop's thread or a vCPU's; input comes by other ways."""
+    """Calls a function with the guest's output, on the loop's thread or a vCPU's; gives the guest no input."""
 
     def __init__(self, write: Callable[[bytes], None], place: str = "null") -> None:
         self.write = write  # type: ignore[method-assign, assignment]
@@ -95,7 +95,7 @@ class LateConsole(Console):
 
 
 class StdioConsole(Console):
-    """The terminal, raw, with the Ctrl-A keys; or plain input and output where there is none."""
+    """Connects the guest to the terminal in raw mode, with the Ctrl-A keys; to plain input and output without one."""
 
     place = "stdio"
 
@@ -196,7 +196,7 @@ class StdioConsole(Console):
 
 
 class FileConsole(Console):
-    """The guest's output into a file, made anew. A disk that is full loses the rest; the machine goes on."""
+    """Writes the guest's output to a new file. A disk that is full loses the rest; the machine goes on."""
 
     def __init__(self, path: Path) -> None:
         check_reachable(path, "console")
@@ -217,8 +217,8 @@ class FileConsole(Console):
 class PtyConsole(Console):
     """A pseudo-terminal for `screen`, `minicom` and the like; its name is printed at the start.
 
-    What nobody reads is kept up to a limit, so that who comes later sees the boot; the rest is lost, as on a real
-    line, and its size told at the end.
+    Output without a reader is kept up to a limit, so that a later reader sees the boot; the rest is lost, as on a
+    real line, and its size printed at the end.
     """
 
     def __init__(self) -> None:

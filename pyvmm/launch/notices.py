@@ -1,4 +1,4 @@
-"""What `pyvmm run` says on stderr about its guest while that runs: panics, a crash kernel, a missing agent."""
+"""Notices about a running guest on stderr: panics, a crash kernel, a missing agent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LINES = 20
 """Lines at most, for a guest can bring about any number."""
 
 AGENT_FACTOR = 3
-"""The agent of a guest that has something to run is missed after so many times the silence of `life_signs`."""
+"""A guest with a command to run is reported without an agent after this many times `config.silence`."""
 
 
 class Notices:
-    """Prints a machine's news, one line each. `panic_told` is the last panic's line that was printed."""
+    """Prints a machine's notable events, one line each. `panic_told` is the last panic's line that was printed."""
 
     def __init__(self, machine: Machine, *, waits_for_agent: bool) -> None:
         self.panic_told = ""

@@ -25,10 +25,10 @@ from pyvmm.machine import Machine
 from pyvmm.output import Output
 
 PATIENCE = 1.0
-"""Seconds that output may take at an end that somebody asked for."""
+"""Seconds that output may take after a requested end: a signal, `quit`, the time limit."""
 
 _LOOK = 0.02
-"""Seconds between two looks at whether all is written, while the loop serves the monitor."""
+"""Seconds between two checks whether all is written, while the loop serves the monitor."""
 
 
 class Outputs:
@@ -87,7 +87,7 @@ def connect(machine: Machine, port: int, output: Output, failed: Callable[[Outpu
 
 
 def disconnect(outputs: Sequence[Output]) -> None:
-    """The machine has ended: what becomes of `outputs` from now on is not its loop's business."""
+    """Stop reporting failures and backlog of `outputs` to the machine's loop, which has ended."""
     for output in outputs:
         output.changed = lambda: None
 
@@ -110,7 +110,7 @@ def ended_text(output: Output, error: OSError) -> str:
 
 
 def settle(outputs: Sequence[Output], status: int) -> int:
-    """The exit status, with what was not written given up and told."""
+    """The exit status. Gives up what could not be written, and prints how much that was."""
     for output in outputs:
         if output.fd == 2:
             output.flush(PATIENCE)  # our own lines as well
@@ -141,6 +141,6 @@ def say_lost(output: Output, error: OSError) -> None:
 
 
 def say_ended(output: Output, error: OSError) -> None:
-    """The line about a failure, once: for a machine in the emulated host the outer side has it."""
+    """Print the line about a failure that ended the machine. In the emulated host the process outside prints it."""
     if not inside():
         say(ended_text(output, error))

@@ -7,7 +7,7 @@
 
 Made in this order: trace sinks, loop, the monitor's sockets, console, machine. Started in this order: signal
 handlers, confinement, threads that waited for it, the vCPUs, the monitor, the console's input. The machine's name is
-claimed before (`where.run_somewhere` or the API), because making its config may take minutes.
+claimed before (`where.dispatch_run` or the API), because making its config may take minutes.
 """
 
 from __future__ import annotations

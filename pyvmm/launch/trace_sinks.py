@@ -1,4 +1,4 @@
-"""`--trace`, `--trace-file` and `--trace-format` of `run`: where the events of a session go."""
+"""Trace sinks of a session: standard error or a file, as `--trace`, `--trace-file` and `--trace-format` say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TraceSettings:
 
 
 class Tracing:
-    """What came of a session's traces: `failed` if some are lost because their file could not be written."""
+    """Result of a session's traces: `failed` if some are lost because their file could not be written."""
 
     failed = False
 
@@ -62,7 +62,7 @@ def traces(settings: TraceSettings, *, machine: str = "") -> Iterator[Tracing]:
 
 
 class _OutputSink(trace.TextSink):
-    """Lines of text on an output. What comes while its reader is behind is dropped, counted and told: a vCPU's
+    """Lines of text on an output. Events that come while its reader is behind are dropped and counted: a vCPU's
     thread, which holds a device's lock, cannot wait.
     """
 

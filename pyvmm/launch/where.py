@@ -1,4 +1,4 @@
-"""Where a guest runs: on this machine's KVM, or in the emulated host, with the same command line."""
+"""Choice of the host that runs a guest: this computer's KVM, or the emulated host with the same command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyvmm.output import Output
 
 
-def run_somewhere(
+def dispatch_run(
     words: Sequence[str],
     make: Callable[[], MachineConfig],
     here: Callable[[MachineConfig, list[Path]], int],
@@ -59,7 +59,7 @@ def run_somewhere(
 
 
 def runs_here(host: str) -> bool:
-    """Whether this process's KVM runs the guest: `wants_emulated` the other way round, without a word about it."""
+    """Whether this process's KVM runs the guest: the opposite of `wants_emulated`, and prints nothing."""
     if inside():
         return True
     from pyvmm.launch.probe import probe
