@@ -61,7 +61,7 @@ def test_it_runs_a_machine_with_console_monitor_traces_and_signals(config: Machi
             machine.quit()
 
         session.start(signalled)
-        assert (machine.console_place, socket.exists()) == ("here", True)
+        assert (machine.monitor.console_place, socket.exists()) == ("here", True)
         while not console:
             session.loop.step(10)
         os.kill(os.getpid(), signal.SIGTERM)
