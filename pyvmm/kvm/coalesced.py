@@ -28,7 +28,7 @@ from pyvmm.kvm.structs import CoalescedEntry
 _ENTRY: Final = Struct("<QIIQ")  # address; length; pio; data
 _ENTRY_SIZE: Final = _ENTRY.size
 _DATA: Final = CoalescedEntry.data.offset
-SPILLED_LIMIT: Final = 64 << 10
+OVERFLOW_LIMIT: Final = 64 << 10
 """Bytes of raw entries copied out of a full ring between two drains: sixteen full rings, some 2,500 writes."""
 
 
@@ -54,7 +54,7 @@ class CoalescedRing:
         self._lock = Lock()
         self._entries = offset + RING_HEAD_SIZE
         self._view = memoryview(shared)
-        self._spilled = bytearray()  # entries
+        self._overflow = bytearray()  # entries
         self._head = self._view[offset : offset + RING_HEAD_SIZE].cast("I")  # first, last
 
     def release(self) -> None:
@@ -66,23 +66,23 @@ class CoalescedRing:
     def drain(self) -> list[CoalescedWrite]:
         """Remove and return all queued writes, oldest first."""
         head = self._head
-        if head[0] == head[1] and not self._spilled:
+        if head[0] == head[1] and not self._overflow:
             return []
         with self._lock:
             self._take()
-            taken, self._spilled = self._spilled, bytearray()
+            taken, self._overflow = self._overflow, bytearray()
         return _in_runs(taken)
 
-    def spill(self, addr: int, byte: int, *, pio: bool) -> bool:
+    def drain_overflow(self, addr: int, byte: int, *, pio: bool) -> bool:
         """Copy the entries of a full ring, and the `byte` written to `addr` that found it full, for the next `drain`.
 
         Returns False, and does nothing, if OVERFLOW_LIMIT is reached: then a `drain` is due first.
         """
         with self._lock:
-            if len(self._spilled) >= SPILLED_LIMIT:
+            if len(self._overflow) >= OVERFLOW_LIMIT:
                 return False
             self._take()
-            self._spilled += _ENTRY.pack(addr, 1, pio, byte)
+            self._overflow += _ENTRY.pack(addr, 1, pio, byte)
         return True
 
     def _take(self) -> None:
@@ -91,9 +91,9 @@ class CoalescedRing:
         # KVM publishes `last` after the entry (smp_wmb in coalesced_mmio_write); x86 keeps our loads in order.
         first, last = head[0] % RING_ENTRIES, head[1] % RING_ENTRIES
         if first > last:
-            self._spilled += self._copy(first, RING_ENTRIES)
+            self._overflow += self._copy(first, RING_ENTRIES)
             first = 0
-        self._spilled += self._copy(first, last)
+        self._overflow += self._copy(first, last)
         head[0] = last
 
     def _copy(self, first: int, last: int) -> memoryview:

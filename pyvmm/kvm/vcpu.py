@@ -71,7 +71,7 @@ class Vcpu(VcpuState):
         self.answered: Counter[str] = Counter()  # exits that the fast paths answered, by their NAME
         self._words = memoryview(self.shared).cast("Q")
         self._polled: dict[int, tuple[Sequence[int], Switch]] = {}
-        self._spills: dict[tuple[int, int], tuple[int, Switch]] = {}  # by exit reason and the exit's first word
+        self._overflows: dict[tuple[int, int], tuple[int, Switch]] = {}  # by exit reason and the exit's first word
 
     def close(self) -> None:
         """Unmap the kvm_run page and close the vCPU. Not while a thread runs it."""
@@ -90,7 +90,7 @@ class Vcpu(VcpuState):
         fd = self._fd
         try:
             fcntl.ioctl(fd, _RUN)
-            while self._answered():
+            while self._run_fastpath():
                 fcntl.ioctl(fd, _RUN)
         except (InterruptedError, BlockingIOError):
             return INTERRUPTED
@@ -100,31 +100,31 @@ class Vcpu(VcpuState):
             raise KvmError(Op.RUN, self.where, "", error.errno or 0) from None
         return decode(self.shared)
 
-    def _answered(self) -> bool:
+    def _run_fastpath(self) -> bool:
         """Handle the exit on a fast path, without an `Exit` object, if it has one; returns whether it has."""
         words, reason = self._words, self.shared[_REASON_AT]
         what = words[_EXIT_AT]
         if reason == _IO and what in self._polled:
-            answer, unless = self._polled[what]
+            answer, disabled_by = self._polled[what]
             value = answer[0]  # once: its owner is on another thread
-            if not value or unless.on:
+            if not value or disabled_by.on:
                 return False
             self.shared[PIO_PAGE_OFFSET] = value
             self.answered["IoIn"] += 1
             return True
-        if (reason, what) not in self._spills:
+        if (reason, what) not in self._overflows:
             return False
-        addr, unless = self._spills[reason, what]
+        addr, disabled_by = self._overflows[reason, what]
         pio = reason == _IO
         if not pio and words[_LENGTH_AT] & _LENGTH_MASK != _ONE_BYTE_WRITTEN:
             return False
         byte = self.shared[PIO_PAGE_OFFSET if pio else _MMIO_DATA_AT]
-        if unless.on or not self._vm.spill(addr, byte, pio=pio):
+        if disabled_by.on or not self._vm.drain_overflow(addr, byte, pio=pio):
             return False
         self.answered["IoOut" if pio else "MmioWrite"] += 1
         return True
 
-    def answer_polls(self, port: int, answer: Sequence[int], unless: Switch) -> None:
+    def add_poll_fastpath(self, port: int, answer: Sequence[int], disabled_by: Switch) -> None:
         """Register a fast path for polled reads: `run` answers one-byte reads of `port` with `answer[0]`, unless it
         is 0.
 
@@ -132,9 +132,9 @@ class Vcpu(VcpuState):
         much. The owner of `answer` updates it whenever the register changes; reading must have no side effect.
         While `disabled_by` is on, such reads are ordinary exits.
         """
-        self._polled[_port_key(_IN, port)] = answer, unless
+        self._polled[_port_key(_IN, port)] = answer, disabled_by
 
-    def spill_writes(self, addr: int, unless: Switch, *, pio: bool = False) -> None:
+    def add_overflow_fastpath(self, addr: int, disabled_by: Switch, *, pio: bool = False) -> None:
         """Register a fast path for one-byte writes to a coalesced address that find KVM's ring full.
 
         `run` empties the ring into the overflow buffer and adds the write; `Vm.drain_coalesced` returns them later.
@@ -142,7 +142,7 @@ class Vcpu(VcpuState):
         are.
         """
         key = (_IO, _port_key(_OUT, addr)) if pio else (_MMIO, addr)
-        self._spills[key] = addr, unless
+        self._overflows[key] = addr, disabled_by
 
     @property
     def immediate_exit(self) -> bool:

@@ -188,9 +188,9 @@ class Vm(Handle):
         """Remove and return the queued writes, oldest first. Quick when there are none: call it on every exit."""
         return self._ring.drain() if self._ring is not None else []
 
-    def spill(self, addr: int, byte: int, *, pio: bool) -> bool:
+    def drain_overflow(self, addr: int, byte: int, *, pio: bool) -> bool:
         """Handle a write that found the ring full: see `CoalescedRing.drain_overflow`. For `Vcpu.run`."""
-        return self._ring is not None and self._ring.spill(addr, byte, pio=pio)
+        return self._ring is not None and self._ring.drain_overflow(addr, byte, pio=pio)
 
     # Hyper-V, MSRs, clock
 

@@ -96,7 +96,7 @@ class Board:
             self.pm.rtc_alarm()
 
     def polled(self) -> dict[int, bytearray]:
-        """Ports that guests read in a loop, and their quick answers (`Vcpu.answer_polls`)."""
+        """Ports that guests read in a loop, and their quick answers (`Vcpu.add_poll_fastpath`)."""
         return {
             place.start + SerialRegister.LSR: serial.idle_status
             for (place, _), serial in zip(COM_PORTS, self.serials, strict=True)

@@ -124,13 +124,13 @@ class Hardware:
             vcpu.set_msrs(cpu.FIRMWARE_MSRS)
             engine.setup_vcpu(vcpu, index)
             for port, answer in self._polled.items():
-                vcpu.answer_polls(port, answer, unless=trace.vcpu_exit)
+                vcpu.add_poll_fastpath(port, answer, disabled_by=trace.vcpu_exit)
             self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
             for addr, pio in (*((port, True) for port in COALESCED), *((gpa, False) for gpa in COALESCED_MMIO)):
                 vm.coalesce(addr, 1, pio=pio)
                 for vcpu in vm.vcpus:
-                    vcpu.spill_writes(addr, trace.vcpu_exit, pio=pio)
+                    vcpu.add_overflow_fastpath(addr, trace.vcpu_exit, pio=pio)
         else:
             self._coalesced = None
 

@@ -70,7 +70,7 @@ def test_a_polled_port_is_answered_without_an_exit_while_there_is_a_quick_answer
     # mov dx, 0x3fd; in al, dx; test al, 1; jz -5; hlt
     guest = make_guest("BA FD 03 EC A8 01 74 FB F4")
     answer, switch = bytearray(b"\x60"), SimpleNamespace(on=False)
-    guest.vcpu.answer_polls(0x3FD, answer, switch)
+    guest.vcpu.add_poll_fastpath(0x3FD, answer, switch)
     asker = threading.Timer(0.1, change, (answer, switch))
     asker.start()
     read = guest.vcpu.run()

@@ -169,7 +169,7 @@ def test_a_full_ring_is_emptied_without_an_exit(make_guest) -> None:
     guest = make_guest("BA F8 03 B9 90 01 EE 40 E2 FC F4")
     guest.need(Cap.COALESCED_PIO)
     guest.vm.coalesce(0x3F8, 1, pio=True)
-    guest.vcpu.spill_writes(0x3F8, SimpleNamespace(on=False), pio=True)
+    guest.vcpu.add_overflow_fastpath(0x3F8, SimpleNamespace(on=False), pio=True)
     assert guest.until_halt() == []
     assert guest.vm.drain_coalesced() == [CoalescedWrite(0x3F8, 1, ALL, True)]
     assert guest.vcpu.answered["IoOut"] >= 2
@@ -183,7 +183,7 @@ def test_a_full_ring_of_writes_to_memory_is_too_and_wide_writes_leave(make_guest
     guest.need(Cap.COALESCED_MMIO)
     guest.vm.coalesce(0xB8000, 0x1000)
     for address in (0xB8000, 0xB8002):
-        guest.vcpu.spill_writes(address, SimpleNamespace(on=False))
+        guest.vcpu.add_overflow_fastpath(address, SimpleNamespace(on=False))
     wide = guest.vcpu.run()
     assert wide == MmioWrite(0xB8002, b"AB"), "what is wider than a byte finds the ring full"
     first, queued = guest.vm.drain_coalesced()
@@ -200,7 +200,7 @@ def test_a_write_to_a_full_ring_leaves_when(make_guest, reason: str) -> None:
     guest = make_guest("BA F8 03 B9 88 13 EE E2 FD F4")
     guest.need(Cap.COALESCED_PIO)
     guest.vm.coalesce(0x3F8, 1, pio=True)
-    guest.vcpu.spill_writes(0x3F8, SimpleNamespace(on=reason == "traced"), pio=True)
+    guest.vcpu.add_overflow_fastpath(0x3F8, SimpleNamespace(on=reason == "traced"), pio=True)
     exit = guest.vcpu.run()
     assert exit == IoOut(0x3F8, 1, 1, b"\0")
     sent = sum(len(run.data) for run in guest.vm.drain_coalesced())

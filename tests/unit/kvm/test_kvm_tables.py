@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyvmm.errors import HostError
 from pyvmm.kvm.abi import RING_ENTRIES, IrqchipId
-from pyvmm.kvm.coalesced import SPILLED_LIMIT, CoalescedRing, CoalescedWrite
+from pyvmm.kvm.coalesced import OVERFLOW_LIMIT, CoalescedRing, CoalescedWrite
 from pyvmm.kvm.cpuid import CpuidEntry, pack_cpuid, unpack_cpuid
 from pyvmm.kvm.irq import IrqRoute, pack_routes, pc_routes
 from pyvmm.kvm.msr_filter import MsrRange, build_filter
@@ -116,7 +116,7 @@ def test_runs_hold_what_was_queued_and_in_its_order(writes: list[tuple[int, byte
 
 def test_what_was_spilled_comes_before_what_is_queued_now() -> None:
     area, ring = ring_with(RING_ENTRIES - 1, [(1, b"a", 1), (1, b"b", 1)])
-    assert ring.spill(2, ord("c"), pio=False)
+    assert ring.drain_overflow(2, ord("c"), pio=False)
     assert unpack_from("<II", area, RING) == (1, 1), "there is room in the ring"
     pack_into("<QII8s", area, RING + 8 + 24, 2, 1, 0, b"d")
     pack_into("<I", area, RING + 4, 2)
@@ -127,11 +127,11 @@ def test_what_was_spilled_comes_before_what_is_queued_now() -> None:
 def test_no_more_is_spilled_than_the_limit_until_somebody_drains() -> None:
     _, ring = ring_with(0, [])
     taken = 0
-    while ring.spill(2, ord("c"), pio=False):
+    while ring.drain_overflow(2, ord("c"), pio=False):
         taken += 1
-    assert taken == -(-SPILLED_LIMIT // 24)
+    assert taken == -(-OVERFLOW_LIMIT // 24)
     assert ring.drain() == [CoalescedWrite(2, 1, b"c" * taken, False)]
-    assert ring.spill(2, ord("c"), pio=False)
+    assert ring.drain_overflow(2, ord("c"), pio=False)
 
 
 def test_a_released_ring_lets_its_page_go() -> None:
