@@ -70,7 +70,7 @@ class AcpiPm:
             self._update()
 
     def press_power_button(self) -> bool:
-        """What `system_powerdown` does, from any thread. Whether the guest has asked to be told of it."""
+        """Press the power button (`system_powerdown`), from any thread. Whether the guest has enabled its event."""
         with self.lock:
             enabled = bool(self._enable & POWER_BUTTON)
             if button_pressed.on:

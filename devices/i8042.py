@@ -1,4 +1,4 @@
-"""The keyboard controller, without a keyboard: what is left of it is the line that resets the machine.
+"""The i8042 keyboard controller, without a keyboard: guests use it to reset the machine.
 
 Source: IBM PS/2 Hardware Interface Technical Reference, keyboard controller; Linux drivers/input/serio/i8042.c for
 what probes it and arch/x86/kernel/reboot.c for what uses it.
@@ -78,7 +78,7 @@ class I8042:
         self.reset()
 
     def reset(self) -> None:
-        """Back to what the firmware leaves: translating, no interrupts."""
+        """Return to the state that firmware leaves: translation on, interrupts off."""
         self._config = CONFIG_SYSTEM | CONFIG_TRANSLATE
         self._output_port = OUTPUT_NOT_RESET | OUTPUT_A20
         self._argument_of: int | None = None

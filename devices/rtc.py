@@ -1,4 +1,4 @@
-"""The CMOS clock: an MC146818 behind an index port (0x70) and a data port (0x71), and its battery-backed bytes.
+"""The CMOS clock (RTC): an MC146818 behind an index port (0x70) and a data port (0x71), and its battery-backed bytes.
 
 Source: Motorola MC146818A data sheet; the century byte at 0x32 is what the FADT names; Linux
 drivers/rtc/rtc-mc146818-lib.c for what reads it.

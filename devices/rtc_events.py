@@ -1,4 +1,4 @@
-"""What the CMOS clock tells by interrupt: its alarm, each new second, a periodic tick.
+"""The CMOS clock's interrupts: alarm, update (each new second), periodic.
 
     the second changes --> UF    it is the alarm's --> AF    a period has passed --> PF     flags of register C
     a flag that register B enables is set --> line 8 up --> the guest reads C --> no flags, line down
@@ -30,7 +30,7 @@ _SLACK = 0.0005
 
 
 class Scheduler(Protocol):
-    """What is needed of pyvmm.loop.Loop."""
+    """The part of pyvmm.loop.Loop that the clock uses."""
 
     def after(self, seconds: float, callback: Callable[[], object], /) -> Timer: ...
 
@@ -38,7 +38,7 @@ class Scheduler(Protocol):
 
 
 class Alarm(NamedTuple):
-    """The times of day that are the alarm's; None for any hour, minute or second."""
+    """The time of day at which the alarm fires; None for any hour, minute or second."""
 
     hour: int | None
     minute: int | None

@@ -31,8 +31,8 @@ FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20
 """Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
 ZEROES_HEARD = 4
-"""So many zeroes written to an IER of 0 are a console's lines. A driver that looks for the port writes fewer in a
-row, and telling KVM each time would cost it more than it saves.
+"""Redundant writes (0 to an IER that is 0) in a row after which they are suppressed: a console writes one each line.
+A driver that probes for the port writes fewer, and enabling the suppression in KVM would cost it more than it saves.
 """
 
 
@@ -145,7 +145,7 @@ class Serial:
             self._update()
 
     def hold(self, on: bool) -> None:
-        """Whether a driver that sends on interrupts shall wait: it gets none for its transmitter meanwhile.
+        """Hold back a driver that sends on interrupts: it gets none for its transmitter meanwhile.
 
         Its readers in the guest notice nothing else. A kernel's messages are sent by polling LSR, and go on: made to
         wait there, Linux would spin for 10 ms a byte and then send all the same.
@@ -240,13 +240,13 @@ class Serial:
         self._update()
 
     def _nothing_new(self) -> None:
-        """IER was 0 and is 0 again."""
+        """Count a redundant write: IER was 0 and is 0 again."""
         self._zeroes += 1
         if self._zeroes == ZEROES_HEARD:
             self._unheard(True)
 
     def _hear(self) -> None:
-        """A write of 0 to IER is going to mean something: it is not 0, or its address is the divisor's."""
+        """End the suppression of redundant IER writes: IER is not 0, or its address is now the divisor's."""
         zeroes, self._zeroes = self._zeroes, 0
         if zeroes >= ZEROES_HEARD:
             self._unheard(False)

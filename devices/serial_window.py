@@ -1,4 +1,4 @@
-"""The serial port in memory, beside its I/O ports: there a guest reads the line status without leaving.
+"""The serial port as MMIO, beside its I/O ports: a guest reads the line status there without an exit.
 
 Linux's console reads the line status before each byte it sends, its interrupt handler three registers for each
 sixteen. From a port that is an exit to this process and back, four times the cost of the byte itself, which KVM only

@@ -40,7 +40,7 @@ _COM = {1: (address_map.COM1, address_map.COM1_LINE), 2: (address_map.COM2, addr
 
 @dataclass(frozen=True, slots=True)
 class AcpiConfig:
-    """What the machine has, as far as the tables tell. Defaults are the machine pyvmm builds.
+    """The hardware that the tables describe. The defaults are the machine that pyvmm builds.
 
     `i8042` promises a whole keyboard controller: leave it False for one that only resets, and Linux saves the time
     to look for a keyboard. `com_ports` lists serial ports, 1 and 2; without them Linux finds COM1-4 by itself.

@@ -1,4 +1,4 @@
-"""The map of physical memory: where RAM is, and what the guest is told of it.
+"""The e820 map of physical memory: where RAM is, and which ranges the guest may use.
 
 Source: Linux arch/x86/include/uapi/asm/setup_data.h (struct boot_e820_entry), ACPI 6.5 chapter 15.
 

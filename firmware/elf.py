@@ -1,4 +1,4 @@
-"""The unpacked kernel, vmlinux: an ELF file with the pieces to put in memory and two ways in.
+"""The unpacked kernel, vmlinux: an ELF file with the segments to load and two entry points.
 
 Source: ELF-64 object file format; Linux arch/x86/kernel/vmlinux.lds.S; Xen public/elfnote.h (PHYS32_ENTRY).
 
@@ -42,7 +42,7 @@ class Segment(NamedTuple):
 
 @dataclass(slots=True)
 class Vmlinux:
-    """What a loader needs of a vmlinux."""
+    """The parts of a vmlinux that a boot loader needs."""
 
     entry64: int  # startup_64, physical
     pvh_entry: int | None

@@ -1,4 +1,4 @@
-"""The boot loader: put a Linux kernel, its initramfs and its papers in memory, and say where it starts.
+"""The boot loader: loads a Linux kernel, its initramfs, boot parameters and tables; gives the entry point.
 
 Where each thing goes: `pyvmm.address_map`. The kernel goes where it was linked (16 MiB), the initramfs to the end of
 RAM below 3 GiB.
@@ -41,7 +41,7 @@ HEADROOM = 16 * MIB  # beyond kernel and initramfs: with less, Linux panics befo
 
 
 class Memory(Protocol):
-    """What is needed of pyvmm.memory.GuestMemory."""
+    """The part of pyvmm.memory.GuestMemory that the boot loader uses."""
 
     def write(self, gpa: int, data: Buffer, /) -> None: ...
 
@@ -84,7 +84,7 @@ def load_linux(
 
 @dataclass(slots=True)
 class _Plan:
-    """Files read and found good, and where they go."""
+    """The load plan: checked files and their addresses."""
 
     loader: _Bzimage | _Vmlinux
     initrd: _Source | None
@@ -105,7 +105,7 @@ def check_linux(
     ram_size: int,
     protocol: Entry = "auto",
 ) -> None:
-    """Raise the ConfigError that `load_linux` would, before anything is made or started."""
+    """Raise the ConfigError that `load_linux` would raise, before any memory is allocated."""
     _plan(kernel, initrd, cmdline, ram_size, protocol)
 
 

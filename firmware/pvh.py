@@ -1,4 +1,4 @@
-"""PVH, the other way into Linux: a small structure in place of the zero page, and a 32-bit entry point.
+"""The PVH boot protocol: a start info structure in place of the zero page, and a 32-bit entry point.
 
 Source: Xen public/arch-x86/hvm/start_info.h; Linux arch/x86/platform/pvh/head.S.
 """

@@ -1,4 +1,4 @@
-"""What a file is, when it is not the kernel that was asked for: a word for the error message."""
+"""File type detection, for the error message about a file that is not a kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The zero page: what the boot loader tells Linux, in one page whose address is in RSI at the first instruction.
+"""The zero page (struct boot_params): the boot parameters of Linux, in one page that RSI points to at the entry.
 
 Source: Linux arch/x86/include/uapi/asm/bootparam.h (struct boot_params), Documentation/arch/x86/zero-page.rst.
 """

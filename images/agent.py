@@ -59,7 +59,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The guest started anew while the command ran: its status will never come."""
+    """The guest rebooted while the command ran: its status is lost."""
 
     id: int
 
@@ -73,7 +73,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Garbled:
-    """The guest said something that the protocol has no place for. Dropped; the next line counts again."""
+    """A line from the guest that breaks the protocol. It is dropped; the next line is parsed again."""
 
     error: GuestProtocolError
 
@@ -120,7 +120,7 @@ class AgentClient:
         return b"size %d %d\n" % (rows, columns)
 
     def feed(self, data: bytes) -> list[Event]:
-        """What the next bytes from the guest mean, in order."""
+        """Parse the next bytes from the guest; returns what they mean, in order."""
         events: list[Event] = []
         *ends, rest = data.split(b"\n")
         for piece in ends:

@@ -84,7 +84,7 @@ Progress = Callable[[str], None]
 
 
 def _quiet(_text: str) -> None:
-    """Nobody to tell."""
+    """A Progress that prints nothing."""
 
 
 def list_images() -> list[Image]:
@@ -93,7 +93,7 @@ def list_images() -> list[Image]:
 
 
 def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _quiet) -> Image:
-    """The image, built now if it is not (and `build`). Raises ConfigError for an unknown name, HostError if stuck."""
+    """The image, built now if necessary (and `build`). Raises ConfigError for an unknown name; HostError."""
     _recipe(name)
     image = _load(name, ("kernel", "vmlinux"))
     if image is None:
@@ -181,7 +181,7 @@ def _load(name: str, parts: tuple[str, ...] = ("kernel", "vmlinux", "initrd")) -
 
 
 def _is_whole(image: Image, part: str) -> bool:
-    """A size that does not fit is a file somebody cut or replaced."""
+    """Whether each part has the size in the manifest; if not, the file was cut or replaced."""
     path: Path = getattr(image, part)
     try:
         return path.stat().st_size == image.sizes[part]

@@ -1,4 +1,4 @@
-"""The archive an initramfs is: cpio in the "newc" format, written the same way each time.
+"""The archive format of an initramfs: cpio "newc", written reproducibly.
 
 Source: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 

@@ -32,7 +32,7 @@ class KernelTree:
 
 
 def open_kdir(folder: Path) -> KernelTree:
-    """Look at a build tree. Raises ConfigError if it holds no x86 kernel."""
+    """Inspect a build tree. Raises ConfigError if it holds no x86 kernel."""
     if not folder.is_dir():
         raise ConfigError(f"--kdir {folder}: not a folder")
     vmlinux = folder / "vmlinux"

@@ -1,4 +1,4 @@
-"""What a kernel's configuration lacks for pyvmm, by the fragment kernel.config."""
+"""The check of a kernel's configuration against kernel.config, the options that pyvmm needs."""
 
 from __future__ import annotations
 

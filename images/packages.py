@@ -34,7 +34,7 @@ class Source:
 
 
 DISK_FULL = ("No space left on device", "enough free space", "Disk quota exceeded")
-"""What tar, dpkg-deb and apt say then."""
+"""Texts that tar, dpkg-deb and apt print when the disk is full."""
 
 MACHINE = Source("this machine's package lists")
 

@@ -1,4 +1,4 @@
-"""pyvmm: a KVM virtual machine monitor in pure Python, with a Hyper-V face for Linux guests.
+"""pyvmm: a KVM virtual machine monitor in pure Python, with Hyper-V enlightenments for Linux guests.
 
 Read the packages in this order; each `__init__` is one chapter and assumes only the earlier ones:
 `pyvmm.memory`, `pyvmm.kvm`, `firmware`, `pyvmm.iomap` and `devices.serial`, `pyvmm.hyperv`, `pyvmm.vmbus`,

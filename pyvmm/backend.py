@@ -1,4 +1,4 @@
-"""What guest RAM is made of: anonymous memory, a memfd, a file, or huge pages of the host.
+"""Memory backends of guest RAM: anonymous memory, a memfd, a file, or huge pages of the host.
 
 Source: mmap(2), memfd_create(2), mbind(2); Linux Documentation/admin-guide/mm/hugetlbpage.rst.
 
@@ -6,7 +6,7 @@ Source: mmap(2), memfd_create(2), mbind(2); Linux Documentation/admin-guide/mm/h
     memfd                shared, so that another process could map it
     file=PATH            a file (made, or emptied if it is one of ours by its size), or one without a name in a folder
     hugetlb=2M|1G        huge pages set aside by the administrator; only whole ones are ever given back
-    ...,prealloc=on      the host finds the memory at once, not when the guest first touches it
+    ...,prealloc=on      the host allocates the memory at once, not when the guest first touches it
     ...,numa=N           the memory comes from NUMA node N
 """
 
@@ -38,7 +38,7 @@ _libc.syscall.restype = ctypes.c_long
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The user's choice. `parse` reads `--mem-backend`'s form; `check` says what this host lacks for it."""
+    """A memory backend as the user chose it. `parse` reads the form of `--mem-backend`; `open` allocates."""
 
     kind: Literal["anon", "memfd", "file", "hugetlb"] = "anon"
     path: Path | None = None
@@ -94,7 +94,7 @@ ANONYMOUS = Backend()
 
 
 class Pool:
-    """Memory of one backend, handed out in pieces by `take`. `close` leaves the pieces alone."""
+    """Memory of one backend, allocated in pieces by `take`, which stay valid after `close`."""
 
     def __init__(self, backend: Backend, size: int) -> None:
         self.backend = backend
@@ -159,7 +159,7 @@ class Pool:
             )
 
     def take(self, size: int, *, populate: bool | None = None) -> HostMemory:
-        """The next `size` bytes. `populate`: find the memory now; None: as the backend says. Raises HostError."""
+        """The next `size` bytes. `populate`: allocate them now; None: as the backend says. Raises HostError."""
         backend = self.backend
         assert self._taken + size <= self._size, "the pool is used up"
         memory = HostMemory(
@@ -180,7 +180,7 @@ class Pool:
         return memory
 
     def close(self) -> None:
-        """No more pieces. Harmless twice."""
+        """Allocate no more pieces. Harmless twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,17 +1,17 @@
-"""Containment: an exception that nobody expected, on a path that a guest reaches, costs that access and not the VMM.
+"""Containment: an unexpected exception on a path that a guest reaches fails that access, and does not end the VMM.
 
-Only `GuestError` should leave guest-facing code. Anything else is our mistake, and a guest that finds one must not be
-able to end the machine with it. So each entry that a guest reaches catches it once, at its outermost function:
+Only `GuestError` should leave guest-facing code. Any other exception is a bug of ours, with which a guest must not be
+able to end the machine. So each entry that a guest reaches catches it once, in its outermost function:
 
     port, MMIO   reads as all ones, a write is ignored (IoMap)     hypercall   a status (Hypercalls.call)
     MSR          #GP in the guest (Hardware)                       message     dropped (Vmbus)
     packet, timer or signal of a channel   the channel is broken until the guest opens it anew (Channel)
     other work on the loop that acts on guest state                dropped
 
-Each is counted and traced, and told on stderr the first time that it happens at a place, with its traceback. Tests
-set `strict`, and the exception passes.
+Each is counted and traced, and reported on stderr with its traceback the first time that it happens at a place. Tests
+set `strict`, which lets the exception pass.
 
-Not for the machine's own life (start, reset, memory running out at set-up): there an exception ends it.
+Start, reset and set-up of the machine contain nothing: an exception there ends it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ R = TypeVar("R")
 exception = event("contain.exception", "{where}: {error}")
 
 strict = bool(os.environ.get("PYVMM_STRICT"))
-"""Let exceptions pass: for tests, which shall fail then."""
+"""Let exceptions pass, so that tests fail on them."""
 
 TOLD_LIMIT = 10
-"""Places told on stderr; each takes a screen, and all of them fit into a pipe that is not read."""
+"""Places reported on stderr; each takes a screen, and all of them fit into a pipe that is not read."""
 
 counts: Counter[str] = Counter()
-"""How often, by entry. The entries are named in the code, so this is as small as it."""
+"""Contained exceptions by entry. The code names the entries, which bounds this."""
 
 _told: set[tuple[str, int, str]] = set()  # file, line and class of what was raised
 
 
 def contain(where: str, error: Exception) -> None:
-    """Take note of `error`, which left guest-facing code at the entry `where`. Call it in the `except` clause.
+    """Count, trace and report `error`, which left guest-facing code at the entry `where`. For the `except` clause.
 
     Raises `error` again if `strict`.
     """
@@ -61,7 +61,7 @@ def contain(where: str, error: Exception) -> None:
 
 
 def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
-    """Decorate an entry that answers nothing: `contain` what leaves it."""
+    """Decorate an entry that returns nothing: exceptions that leave it are contained."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R | None]:
         @functools.wraps(function)
@@ -78,7 +78,7 @@ def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
 
 
 def report(where: str, error: BaseException) -> None:
-    """Tell of `error` on stderr with its traceback: the machine ends because of it."""
+    """Report `error`, which ends the machine, on stderr with its traceback."""
     _tell(f"{where}: unexpected error, please report it", error)
 
 

@@ -1,4 +1,4 @@
-"""Whose fault an error is: the guest's, the host's, the user's. Anything else is ours and keeps its traceback.
+"""Exception classes by cause: the guest, the host, the user. Any other exception is a bug, shown with a traceback.
 
 The class decides where an error is caught (docs/architecture.md, "Errors"):
 
@@ -34,12 +34,12 @@ class HostError(PyvmmError):
 
 
 class ConfigError(PyvmmError):
-    """The user asked for the impossible. The text is one line and names the next step."""
+    """The user's request cannot be fulfilled. The text is one line and names the next step."""
 
 
 class NotActiveError(ConfigError):
-    """The request is for a device that the machine does not have, or that nobody in the guest drives."""
+    """The request is for a device that the machine does not have, or that no driver in the guest uses."""
 
 
 class NotFoundError(ConfigError):
-    """The request names a device that there is not."""
+    """The request names a device that does not exist."""

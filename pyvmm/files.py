@@ -1,8 +1,8 @@
-"""Files that a user names or a cache holds, read with a limit and with errors of one line.
+"""Safe reading of files that a user names or a cache holds: with a size limit, and with errors of one line.
 
-A path may lead to anything: a folder, a FIFO that nobody writes to, /dev/zero, a file of any size that is cut while
-it is read. Only regular files are read here, opening one never waits, and what is wrong is a FileError that names
-the file. Whoever reads a cache takes FileError for "make it anew".
+A path may lead to anything: a folder, a FIFO without a writer, /dev/zero, a file of any size that is truncated while
+it is read. Only regular files are read here, opening one never blocks, and every failure is a FileError that names
+the file. Code that reads a cache treats FileError as a cache miss.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEPTH_LIMIT = 100
 """Objects and arrays within each other in a JSON text: reading and writing them again recurses."""
 
 NUMBER_LIMIT = 20
-"""Characters of an integer in JSON: 64 bits have 20 digits. Longer ones stay text: they are no size or count."""
+"""Characters of an integer in JSON: 64 bits have 20 digits. Longer ones stay text: they are not a size or count."""
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -40,7 +40,7 @@ _KINDS = (
 
 
 class FileError(ConfigError):
-    """A file cannot be read, or does not hold what it should."""
+    """A file that cannot be read, or has unexpected contents."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -65,7 +65,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def _reason(path: str | os.PathLike[str], error: OSError) -> str:
-    """A socket cannot even be opened, and ENXIO says little."""
+    """The text for a failed open: a socket fails with ENXIO, whose own text says little."""
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             return "it is a socket, not a file"
@@ -95,9 +95,9 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
 
 
 class FileBytes:
-    """A regular file that is looked at in pieces: `len`, and slices that are read when they are asked for.
+    """A regular file as a sequence of bytes: `len`, and slices that are read on demand.
 
-    Unlike a mapping, whose use is fatal (SIGBUS) once the file is cut, a piece that is gone is a FileError.
+    A piece that is gone is a FileError; in a mapping of a truncated file it would be a fatal SIGBUS.
     """
 
     def __init__(self, path: Path, opener: Callable[[Path], int] = open_regular) -> None:
@@ -141,18 +141,18 @@ def _float(text: str) -> float | str:
 
 
 DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=str)
-"""Reads JSON of any origin: numbers beyond 64 bits or a double, NaN and Infinity stay text."""
+"""Decodes untrusted JSON: numbers beyond 64 bits or a double, NaN and Infinity stay text."""
 
 
 def parse_json(text: str) -> Any:
-    """The value in a JSON text. Raises ValueError for all that is none, or nests more than DEPTH_LIMIT levels."""
+    """The value of a JSON text. Raises ValueError if it is invalid, or nested deeper than DEPTH_LIMIT."""
     if text.count("[") + text.count("{") > DEPTH_LIMIT and _depth(text) > DEPTH_LIMIT:
         raise ValueError("nested too deep")
     return DECODER.decode(text)
 
 
 def _depth(text: str) -> int:
-    """Levels of brackets, those in strings too: what is close to the limit is no file of ours."""
+    """Levels of brackets, counting those in strings too: files of ours are far from the limit."""
     depth = most = 0
     for letter in text:
         if letter in "[{":
@@ -164,7 +164,7 @@ def _depth(text: str) -> int:
 
 
 Shape = type | tuple[type, ...] | list[Any] | dict[Any, Any]
-"""What a member must be: a type, `[type]` a list of them, `{str: type}` an object of them."""
+"""The required type of a member: a type, `[type]` for a list of them, `{str: type}` for an object of them."""
 
 
 def load_object(path: str | os.PathLike[str], members: Mapping[str, Shape]) -> dict[str, Any]:

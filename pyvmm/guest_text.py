@@ -1,4 +1,4 @@
-"""Text from a guest, made safe for a terminal: printable characters, newline and tab stay, the rest is escaped.
+"""The filter for text from a guest: printable characters, newline and tab stay, the rest is escaped for a terminal.
 
     \\x1b]0;title\\x07    ESC, other C0 and C1 controls, DEL    a terminal obeys them: title, clipboard
     \\u202e              bidi overrides, zero-width characters    text that reads otherwise than it is

@@ -1,13 +1,12 @@
 """Guest time: a clock and timers that stand still while the guest cannot run.
 
-What waits for the guest (a balloon request, a heartbeat, the time limit of a command) must not hold against it the
-time in which its vCPUs were stopped. So VMBus, its devices and the agent take their time from here, not from the
-loop. The clock stands still
+A timeout for the guest (of a balloon request, a heartbeat, a command) must not count the time in which its vCPUs were
+stopped. So VMBus, its devices and the agent use this clock and not the loop's. The clock stands still
 
     before the first vCPU runs        `frozen` at the start, until `thaw`
     while the machine is paused       `freeze`, `thaw`
-    while nobody takes its output     the same, for a reason of its own
-    while this process was stopped    found out: nothing looked at the loop's clock for longer than STALL
+    while its output is blocked       the same, with a reason of its own
+    while this process was stopped    detected: the loop's clock was not read for longer than STALL
 
 A suspended host needs nothing: time.monotonic() stands still by itself (Linux CLOCK_MONOTONIC).
 
@@ -23,18 +22,18 @@ from typing import Any, Protocol
 from pyvmm.loop import Timer, Timers
 
 LOOK_PERIOD = 0.5
-"""Seconds between two looks at the loop's clock, so that a longer gap means something."""
+"""Seconds between two reads of the loop's clock, so that a longer gap means a stop."""
 STALL = 3.0
-"""Seconds without a look after which this process, and with it the guest, counts as having been stopped. A loop that
-was merely busy for so long gives the guest that much more time, which does no harm."""
+"""Seconds without a read after which this process, and with it the guest, counts as having been stopped. If the loop
+was merely busy for so long, the guest gets that much more time, which does no harm."""
 PAUSED = "paused"
-"""The reason for which a guest cannot run, unless another is told: by order, or not started yet."""
+"""The default reason of `freeze` and `thaw`: paused by a command, or not started yet."""
 _SHORTEST_WAIT = 1e-4
 """Seconds until a timer is looked at again that is not due yet by a rounding error."""
 
 
 class LoopTime(Protocol):
-    """What guest time is made from: the loop, or a test's."""
+    """The clock and timers from which guest time is derived: the loop's, or a test's."""
 
     clock: Callable[[], float]
 

@@ -1,5 +1,5 @@
-"""Threads that are held back until the process is confined: Landlock and capabilities are a thread's own, and only
-those started later have them as it has.
+"""Deferred start of threads until the process is confined: Landlock rules and capabilities belong to a thread, and
+are inherited only by threads that it starts later.
 
     hold() ... start(writer) ... start(other) ... confine ... release(): both start
 """

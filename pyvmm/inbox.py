@@ -1,9 +1,9 @@
-"""Bytes that a guest sends to a consumer on the loop: bounded, and taken in pieces, a piece a turn of the loop.
+"""Inbox: a bounded queue of bytes from vCPU threads to a consumer on the loop, which gets one piece each turn.
 
     vCPU thread --add()--> waiting (LIMIT) --a PIECE a turn--> take(piece), on the loop
-         ^----------------- hold(): the guest waits while it is full
+         ^----------------- hold(): the vCPU blocks while the queue is full (back pressure)
 
-The vCPU's thread holds after the exit that brought the bytes, when it has no lock: the loop may need those meanwhile.
+The vCPU thread blocks after the exit that brought the bytes, when it holds no lock that the loop may need.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pyvmm.loop import Pending, Poster
 
 LIMIT = 32 << 10
-"""Bytes that may wait, before the vCPUs do; and what the exit that reached it brought more."""
+"""Bytes in the queue at which vCPUs block. The exit that reaches it may exceed it."""
 
 PIECE = 1 << 10
 """Bytes taken in one turn. The agent's protocol costs some 5 µs a line: 3 ms where each line is a byte."""
 
 LOOK_AGAIN = 0.05
-"""Seconds after which a vCPU that holds looks whether it has to stop."""
+"""Seconds after which a blocked vCPU checks whether it has to stop."""
 
 
 class Inbox:
@@ -42,13 +42,13 @@ class Inbox:
         self._work.ask()
 
     def hold(self, has_to_go: Callable[[], bool]) -> None:
-        """Wait, on a vCPU's thread, until there is room, or it has to go."""
+        """Block the vCPU's thread until there is room, or `has_to_go()`."""
         while self.full and not has_to_go():
             with self._lock:
                 self._lock.wait_for(lambda: not self.full, LOOK_AGAIN)
 
     def flush(self) -> None:
-        """Have all of it taken now, on this thread, which is the loop's."""
+        """Pass the whole queue to the consumer now. On the loop's thread."""
         while self._waiting:
             self._step()
 

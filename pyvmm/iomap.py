@@ -1,8 +1,8 @@
-"""Port and MMIO addresses to the devices behind them.
+"""The I/O map: routes port and MMIO addresses to devices.
 
-A vCPU thread decodes its exit and asks here. The device's own lock is held during the access, because two vCPUs may
-reach the same device at once and the loop may work on it too. An address nobody claims reads as all ones, and so does
-a device that fails (`pyvmm.contain`).
+A vCPU thread decodes its exit and accesses the device through this map. The device's lock is held during the access,
+because two vCPUs may reach the same device at once and the loop may work on it too. An unclaimed address reads as all
+ones, and so does a device that fails (`pyvmm.contain`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pyvmm.trace import event
 unclaimed = event("iomap.unclaimed", "{space} {kind} at {address:#x}, {size} bytes")
 
 SMALL = 256
-"""Addresses of a range that is looked up by each of them, others are searched for."""
+"""Size up to which a range is entered in the table address by address; larger ranges are searched."""
 
 
 class IoDevice(Protocol):
-    """What a device on the bus answers. `offset` counts from the start of its range; sizes are 1, 2, 4 or 8."""
+    """A device with ports or MMIO. `offset` counts from the start of its range; sizes are 1, 2, 4 or 8."""
 
     def read(self, offset: int, size: int) -> int: ...
 
@@ -75,7 +75,7 @@ class IoMap:
             return ones
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Hand a write to the device; nobody there, nothing happens."""
+        """Pass a write to the device; a write to an unclaimed address is dropped."""
         claim = self._find(address, size, "write")
         if claim is not None:
             try:

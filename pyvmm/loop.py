@@ -6,8 +6,8 @@ that other threads `post`. Time is the loop's `clock`, which tests replace. Call
     turn:  wait --> every ready descriptor once --> due timers --> posted work --> turn ...
                                                     (a slice of each: at most SLICE_CALLBACKS or SLICE_SECONDS)
 
-A guest decides how much work there is, so a turn is a slice of it: descriptors and timers are looked at again before
-the rest. What a guest can ask for over and over is a `Pending`, of which at most one is queued.
+A guest determines how much work there is, so a turn runs only a slice of it: descriptors and timers are polled again
+before the rest. Work that a guest can request over and over is a `Pending`, of which at most one is queued.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _nothing() -> None:
 
 
 class Timers:
-    """What is due when: the part of the loop that needs no file descriptor, shared with the tests' fake loop."""
+    """A timer queue: the part of the loop that needs no file descriptor, shared with the tests' fake loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -119,15 +119,15 @@ class Timers:
 
 
 class Poster(Protocol):
-    """What `Pending` needs of a loop."""
+    """The part of a loop that `Pending` uses."""
 
     def post(self, callback: Callback, *args: Any) -> None: ...
 
 
 class Pending:
-    """Work for the loop that may be asked for more often than it is done: requests before it has run are one.
+    """A coalescing work item of the loop: requests made before it has run are one.
 
-    For all that a guest brings about. `ask` comes from any thread; two threads at once may queue it twice.
+    For all work that a guest can cause. `ask` may be called from any thread; two at once may queue it twice.
     """
 
     __slots__ = ("_args", "_asked", "_callback", "_loop")

@@ -38,7 +38,7 @@ _libc.mmap.restype = ctypes.c_void_p
 
 
 class HostMemory:
-    """A mapping of this process that backs guest RAM; anonymous and private, or a shared file from `file_offset` on.
+    """A memory mapping of this process that backs guest RAM: anonymous and private, or a shared file.
 
     `address` is 2 MiB aligned, so that the host can use huge pages for it; a shared one is aligned to `page_size`,
     which is what can be discarded at least. Raises HostError if the host refuses.
@@ -76,7 +76,7 @@ class HostMemory:
             self._advise(offset, length, _MADV_REMOVE if self.shared else _MADV_DONTNEED)
 
     def populate(self, offset: int, length: int) -> None:
-        """Have the host find the memory now. Raises HostError if it has not so much; Linux knows this since 5.14."""
+        """Allocate the memory now (Linux 5.14 or later). Raises HostError if the host has not enough."""
         self._advise(offset, length, _MADV_POPULATE_WRITE)
 
     def _advise(self, offset: int, length: int, advice: int) -> None:
@@ -190,7 +190,7 @@ class GuestMemory:
         return True
 
     def pieces(self, gpa: int, length: int) -> Iterator[tuple[Region, int, int]]:
-        """What of [gpa, gpa + length) is RAM: (region, offset in it, bytes), by rising address."""
+        """The parts of [gpa, gpa + length) that are RAM: (region, offset in it, bytes), by rising address."""
         end = gpa + length
         starts, regions = self._table
         for region in regions[max(0, bisect_right(starts, gpa) - 1) :]:
@@ -233,7 +233,7 @@ class GuestMemory:
         return int(compare_exchange(self.host_address(gpa, 4), expected, new))
 
     def discard(self, gpa: int, length: int) -> int:
-        """Give what of [gpa, gpa + length) is RAM back to the host; it reads as zeros. The bytes given back."""
+        """Return the RAM in [gpa, gpa + length) to the host; it reads as zeros. Returns the bytes discarded."""
         done = 0
         for region, offset, size in self.pieces(gpa, length):
             region.memory.discard(region.offset + offset, size)

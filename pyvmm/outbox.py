@@ -1,10 +1,10 @@
-"""Bytes on their way from vCPU threads to somebody on the loop, gathered where they come in a stream.
+"""Outbox: batches serial output from vCPU threads for the event loop.
 
     vCPU thread --add()--> batch --at once; then every `period`, as long as there was something--> output(batch)
 
-A single byte, a key's echo, is handed on at once. A kernel that prints its messages would wake the loop for each
-line, which the guest pays for where the host has few processors; it wakes it every `period` instead, and where lines
-come fast only at its owner's ticks.
+A single byte, a key's echo, is passed on at once. A kernel that prints its messages would wake the loop for each
+line, which slows the guest where the host has few processors; so the loop is woken every `period` instead, and while
+lines come fast only at the owner's ticks.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 LIMIT = 64 << 10
-"""Bytes kept for the loop before the vCPU's own thread hands them on, so that a busy loop slows the guest down."""
+"""Bytes in the batch at which the vCPU's own thread passes them on, so that a busy loop slows the guest down."""
 
 MUCH = 256
-"""Bytes, a few lines: so much in a period is no typing's echo, and what follows may wait longer."""
+"""Bytes in a period, a few lines, from which the output is a stream, not an echo, and may wait for the tick."""
 
 STRAIGHT = 4
-"""Batches that need not wait for the loop, between two of those that do: the last words of a stream, mostly."""
+"""Batches passed on directly by the vCPU's thread between two turns of the loop: mostly the end of a stream."""
 
 
 class Soon(Protocol):
-    """What an outbox needs of a `Loop`."""
+    """The part of `Loop` that an outbox uses."""
 
     def post(self, callback: Callable[[], None]) -> None: ...
 
@@ -32,11 +32,11 @@ class Soon(Protocol):
 
 
 class Outbox:
-    """Hands what is added to `output`, in order: on the loop's thread, or on the adding one.
+    """Passes added bytes to `output`, in order: on the loop's thread, or on the thread that adds them.
 
-    Without a `period` (seconds) each batch is handed on at the loop's next turn. With one the loop is left alone for
-    so long after each turn, and after one that had MUCH until the owner's next `tick`: what is added meanwhile goes
-    straight on for STRAIGHT times, and waits then.
+    Without a `period` (seconds) each batch is passed on at the loop's next turn. With one the loop is not woken for
+    that long after each turn, and after a turn with STREAM_BYTES not until the owner's next `tick`: meanwhile up to
+    DIRECT_FLUSHES additions are passed on directly, and later ones wait.
     """
 
     def __init__(self, output: Callable[[bytes], None], loop: Soon, *, period: float = 0.0) -> None:
@@ -65,12 +65,12 @@ class Outbox:
                 self._hand_on()
 
     def tick(self) -> None:
-        """What the owner calls on the loop's thread, several times a second."""
+        """Pass on a stream's batch. The owner calls it on the loop's thread, several times a second."""
         if self._tick_awaited:
             self._turn()
 
     def flush(self) -> None:
-        """Hand on what there is, on this thread."""
+        """Pass on the batch, on this thread."""
         with self._lock:
             self._hand_on()
 

@@ -1,4 +1,4 @@
-"""An output of the user's (terminal, pipe, file) written by a thread of its own, so that a slow one holds nothing up.
+"""Output: writes to the user's terminal, pipe or file on a thread of its own, so that a slow one blocks nothing else.
 
     loop, vCPU threads --write()--> batch --thread: write(2)--> terminal, pipe, file
                                       |

@@ -1,4 +1,4 @@
-"""Seconds as users and programs give them: time limits and periods that a clock and a socket can take."""
+"""Validation of time limits and periods, in seconds, that users and programs give."""
 
 from __future__ import annotations
 

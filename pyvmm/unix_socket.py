@@ -1,4 +1,4 @@
-"""Unix sockets that pyvmm listens on: for this user alone, and in the place of dead ones, never of live ones.
+"""Listening Unix sockets: for this user alone, replacing stale socket files but never sockets in use.
 
     with ListeningSocket(Path("/run/user/1000/pyvmm/vm.sock")) as door:
         connection, _ = door.socket.accept()

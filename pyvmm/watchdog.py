@@ -1,4 +1,4 @@
-"""The loop's watchdog: a thread that notices a turn of the loop without an end, and says where it is.
+"""The loop's watchdog: a thread that detects a turn of the loop that does not end, and reports where it is.
 
     looks, a PERIOD apart:   waiting   turn 7   turn 7   turn 7   turn 7   waiting
                                                              ^ "stands still"  ^ "goes on after ..."
@@ -24,7 +24,7 @@ PERIOD = 1.0
 """Seconds between two looks."""
 
 PATIENCE = 3
-"""Looks at the same turn, one after another, before it is told. No turn that we know of takes a second."""
+"""Consecutive looks at the same turn before a stall is reported. No turn that we know of takes a second."""
 
 FRAMES = 5
 """Calls shown of the loop's stack, the innermost first."""
@@ -76,7 +76,7 @@ class Watchdog:
             self._note = -1
 
     def info(self) -> dict[str, Any]:
-        """What `x-status` tells of the loop. Seconds."""
+        """The loop's part of `x-status`. Times in seconds."""
         return {
             "turns": self._loop.turns,
             "longest-turn": round(self._loop.longest_turn, 4),

@@ -1,4 +1,4 @@
-"""Structures as they lie in memory and in messages: `@wire` classes with u8..u64, GUID and byte-array fields.
+"""Binary structures of memory and messages: `@wire` classes with u8..u64, GUID and byte-array fields.
 
 A `@wire` class is a slotted dataclass plus one compiled `struct.Struct`: little-endian, packed, no padding but what
 the fields say. Numbers stay plain ints (a guest may send any value; compare them with an IntEnum, never convert).

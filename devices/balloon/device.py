@@ -1,4 +1,4 @@
-"""The hv-balloon device: the machine and its books joined to a channel, and what the monitor calls.
+"""The hv-balloon device: joins the state machine and the ledger to a channel, and serves the monitor.
 
 Source: Linux drivers/hv/hv_balloon.c; QEMU hw/hyperv/hv-balloon.c for the GUID and the monitor's side.
 """
@@ -148,7 +148,7 @@ class BalloonDevice(VmbusDevice):
         return plan
 
     def stop_insisting(self) -> None:
-        """Ask no more where the outcome was told: from now on somebody else decides about the size."""
+        """Stop background retries of a resize whose result was reported: another resize policy takes over."""
         self.machine.stop_insisting()
 
     @property

@@ -1,4 +1,4 @@
-"""Giving pages back to the host: a slice of what is waiting each turn of the loop.
+"""Discards: giving released pages back to the host, in slices, one slice each turn of the loop.
 
 A guest decides how many pages it lets go of and how scattered they are, and each piece is a system call: a message of
 510 single pages costs 5 ms, 1 TiB of them twenty minutes. So the books take a message at once, at bit speed, and what
@@ -41,7 +41,7 @@ class Turns:
         self._is_left = False
 
     def ask(self) -> None:
-        """There is something to do."""
+        """Schedule the work."""
         self._is_left = True
         if self.later is not None and not self._turn_is_used:
             self._is_left = self._work()

@@ -1,4 +1,4 @@
-"""The driver that is bound now: what was negotiated with it, its last report, and the answers it is still to get.
+"""The bound driver: the result of the negotiation with it, its last status report, and the replies owed to it.
 
 Source: Linux drivers/hv/hv_balloon.c, balloon_connect_vsp() and post_status().
 
@@ -44,7 +44,7 @@ class Driver:
     _had: int = 0  # pages of the guest when it made that report
 
     def take_version(self, request: VersionRequest) -> bool:
-        """It offers a version; whether that is agreed now."""
+        """Handle a version request; returns whether the version is agreed."""
         offered = Version(request.version)
         if trace.incoming_version.on:
             trace.incoming_version(offered.major, offered.minor)
@@ -55,7 +55,7 @@ class Driver:
         return accepted
 
     def take_caps(self, report: CapabilitiesReport, *, suppress_reports: bool) -> Capabilities:
-        """It tells what it can do."""
+        """Handle the driver's capabilities."""
         if trace.incoming_caps.on:
             trace.incoming_caps(report.caps & 0xFFFFFFFF)
         self.caps = Capabilities(report.caps)
@@ -63,13 +63,13 @@ class Driver:
         return self.caps
 
     def tell_most(self, trans_id: int, pages: int) -> None:
-        """Tell it how much memory the guest may have."""
+        """Queue the message with the most memory that the guest may have."""
         if trace.info_sent.on:
             trace.info_sent(pages)
         self._reply(Info.of(trans_id, pages).build())
 
     def take_status(self, report: StatusReport, current: int) -> None:
-        """It reports its memory; the guest has `current` pages. Raises GuestProtocolError for absurd figures."""
+        """Handle a status report; the guest has `current` pages. Raises GuestProtocolError for absurd figures."""
         if max(report.available_pages, report.committed_pages) >= STATUS_PAGES_LIMIT:
             raise GuestProtocolError("balloon: a status report of more memory than there can be")
         if trace.status_report.on:

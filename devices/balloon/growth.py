@@ -1,4 +1,4 @@
-"""Growing past the boot size with the driver that is bound now: what it is asked next, and why no more.
+"""Growth past the boot size by hot-add, with the bound driver: the next request, or the reason why there is none.
 
 Source: Linux drivers/hv/hv_balloon.c, hot_add_req() and hv_mem_hot_add().
 
@@ -59,7 +59,7 @@ class Growth:
         self._stride = 1
 
     def meet(self, *, hot_add: bool, alignment_log2_mib: int) -> None:
-        """The driver told what it can do."""
+        """Take the driver's capabilities."""
         self.possible = hot_add
         self.alignment = 1 << 8 + alignment_log2_mib
 
@@ -118,7 +118,7 @@ class Growth:
         return HotAddRequest(trans_id, (grant.start, grant.pages), region)
 
     def time_limit(self, grant: Grant, request_timeout: float) -> float:
-        """Seconds a guest may take that waits in vain for each block to come online."""
+        """Time limit, in seconds, of a guest that waits in vain for each block to come online."""
         return request_timeout + ONLINE_WAIT * (grant.covers.pages / self.alignment)
 
     def taken(self, grant: Grant, pages: int, took: float, status: StatusReport | None) -> bool:

@@ -1,4 +1,4 @@
-"""Our range: memory beyond the boot size. How much of it the guest has, and what it is given next.
+"""The hot-add range (QEMU's "our range"): memory beyond the boot size, which of it the guest has, and the next grant.
 
 Source: Linux drivers/hv/hv_balloon.c, hot_add_req(), handle_pg_range(); QEMU hw/hyperv/hv-balloon.c, our range.
 
@@ -91,7 +91,7 @@ class OurRange:
         self.next = self.block_end = max(self.next, self.block_end)
 
     def distrust(self) -> None:
-        """Maybe another kernel runs (new contact): it may know all of this or nothing."""
+        """A new kernel may be running (new contact): it may know all of this memory or none."""
         self.driver_gone()
         self.doubtful.update(self.ram)
         self.ram.clear()
@@ -145,17 +145,17 @@ class OurRange:
         return pages
 
     def refused(self, grant: Grant) -> None:
-        """The guest will not have it, for good: it may know the address. Never offer it again."""
+        """The guest refused the grant for good. It may know the addresses: never offer them again."""
         self.next = self.block_end = max(grant.covers.end, self.block_end)
 
     def unanswered(self, grant: Grant) -> None:
-        """Nobody knows whether the guest has it."""
+        """The grant was not confirmed: the guest may or may not have it."""
         self.doubtful.insert([(grant.start, grant.pages)])
         self.top = grant.end
         self.next = self.block_end = max(grant.covers.end, self.block_end)
 
     def answered_late(self, grant: Grant, pages: int) -> int:
-        """The answer for what had been in doubt. How many pages became the guest's."""
+        """Handle the late answer to an unconfirmed grant. Returns the pages that became the guest's."""
         pages = min(pages, grant.pages)
         asked = PageRanges([(grant.start, grant.pages)])
         if not self.doubtful.subtract(asked):

@@ -1,4 +1,5 @@
-"""Whose each page of guest RAM is: the guest's, or out, and then whether the host could take it back.
+"""The ledger: the owner of each page of guest RAM, which is the guest, or the host ("out"); and which of those pages
+the host could not discard.
 
     in the guest's hands --guest lets go of it--> removed by the guest --host discards it--> removed by both
             ^                                            |                                       |
@@ -38,7 +39,7 @@ Discard = Callable[[int, int], object]
 
 @dataclass(slots=True)
 class Booking:
-    """What one message's ranges came to, in pages."""
+    """The effect of one message's ranges, in pages."""
 
     booked: int  # newly out
     outside: int = 0  # not RAM
@@ -155,7 +156,7 @@ class Ledger:
             self.our.reset()
 
     def distrust(self) -> None:
-        """Maybe a new kernel: it has all of its boot RAM, and whether anything else, will show."""
+        """A new kernel may be running: treat boot RAM as returned and hot-added memory as unknown."""
         self.boot.clear()
         self.added.clear()
         if self.our is not None:
@@ -192,7 +193,7 @@ class Ledger:
 
     @property
     def removed_both(self) -> PageRanges:
-        """Pages that neither has, of both kinds of RAM."""
+        """Pages that are out and discarded, of both kinds of RAM."""
         boot, added = self.boot.removed_both, self.added.removed_both
         return boot | added if added else boot
 

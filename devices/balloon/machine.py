@@ -152,7 +152,7 @@ class BalloonMachine:
         self._owed_balloons = self._owed_unballoons = 0
 
     def forget_pages(self, reason: str) -> None:
-        """The guest's kernel may be another: nothing is out any more, nor added, that we could rely on."""
+        """A new kernel may be running: pages that were out are its own, and hot-added memory is unknown."""
         before = self._before_forgetting(reason)
         self.ledger.distrust()
         self._note_change_since(before)
@@ -204,7 +204,7 @@ class BalloonMachine:
         return plan
 
     def stop_insisting(self) -> None:
-        """Ask a guest that stopped short no more, once the outcome was told: somebody else decides from now on."""
+        """Stop background retries of a resize whose result was reported: another resize policy takes over."""
         self.patience.insists = False
         match self.state:
             case BalloonPausing(tries) if self.patience.pause_after(tries - 1) is None:

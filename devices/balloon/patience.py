@@ -1,4 +1,4 @@
-"""Patience with a guest that gave less than it was asked for: when it is asked again, and when that is told.
+"""The retry schedule for a guest that gave less than it was asked for: back-off, and when the result is reported.
 
 Source: Linux drivers/hv/hv_balloon.c, balloon_up(), for when it stops; mm/page_reporting.c for why that may pass.
 
@@ -37,5 +37,5 @@ class Patience:
         return pauses[tries - 1] if tries <= len(pauses) else None
 
     def is_told_after(self, tries: int) -> bool:
-        """Whether so many tries, all of them short, are an outcome."""
+        """Whether the result is reported after so many tries that all came short."""
         return tries == TOLD_AFTER or self.pause_after(tries) is None

@@ -1,4 +1,4 @@
-"""What a resize will come to, told beforehand: the answer to "balloon 256M" before the guest has moved a page.
+"""The forecast of a resize: the size that the guest will reach, computed before it has moved a page.
 
 Source: Linux drivers/hv/hv_balloon.c, compute_balloon_floor(), for how much it keeps.
 """
@@ -77,7 +77,7 @@ CANNOT_BALLOON = "the guest's driver cannot balloon"
 
 
 def foresee(size: int, growth: Growth, caps: Capabilities | None, available_pages: int | None) -> ResizePlan:
-    """What a target of `size` bytes will come to, as far as it can be known now. `available_pages`: the guest's."""
+    """Forecast the result of a target of `size` bytes. `available_pages`: of the guest's last status report."""
     ledger = growth.ledger
     target = reachable = size // PAGE_SIZE
     reasons = [ROUNDED] if size % PAGE_SIZE else []

@@ -1,4 +1,4 @@
-"""Sets of guest pages: which the guest let go of, which are RAM. Merged ranges outside, bits inside.
+"""Sets of guest pages, as used by the ledger: merged ranges outside, bits inside.
 
 A set is cut into chunks of CHUNK pages (16 MiB), each one integer with a bit a page; whole chunks share one integer.
 So the ranges are disjoint, sorted and merged by construction, and what a hostile guest may do to them (overlap,

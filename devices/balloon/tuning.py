@@ -1,4 +1,4 @@
-"""What a user or a test may turn at the balloon: how much is asked for at a time, and how patient the host is."""
+"""Configurable limits and timeouts of the balloon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyvmm.devices.balloon.protocol import RANGES_LIMIT, VERSIONS, Version
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What a user may turn. Pages are 4 KiB, times seconds.
+    """Limits and timeouts that a user or a test may set. Pages are 4 KiB, times seconds.
 
     Small pieces keep the guest's zeroed pages from piling up on the host before they are discarded, move the figure
     smoothly, and let a new target take over soon; each costs one round trip.

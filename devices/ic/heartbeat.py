@@ -1,4 +1,4 @@
-"""Heartbeat: sends a number every two seconds; the guest sends back that number plus one. Is it alive?
+"""Heartbeat: sends a number every two seconds; a guest that is alive sends back that number plus one.
 
 Source: Linux drivers/hv/hv_util.c, heartbeat_onchannelcallback().
 """

@@ -1,4 +1,4 @@
-"""What all integration components share: the frame, the agreement on versions, and whose answer is whose.
+"""The link of an integration component to its driver: framing, version negotiation, matching replies to requests.
 
 Source: Linux drivers/hv/channel_mgmt.c, vmbus_prep_negotiate_resp(), for how the guest chooses: its own newest
 version that is on the host's list, for the framework and for the service separately.
@@ -50,7 +50,7 @@ class IcReply:
 
 
 class IcLink:
-    """One service's talk with its driver, as long as the channel is open."""
+    """One component's link to its driver, as long as the channel is open."""
 
     def __init__(self, channel: Channel, versions: Sequence[Version]) -> None:
         self.channel = channel
@@ -110,7 +110,7 @@ class IcLink:
         self.channel.send(header.build() + body)
 
     def read(self, payload: bytes) -> Negotiated | IcReply:
-        """What one packet of the guest says. Raises WireError or GuestProtocolError."""
+        """Parse one packet of the guest. Raises WireError or GuestProtocolError."""
         header = IcHeader.parse(payload)
         name = self.channel.name
         body = payload[IcHeader.SIZE : IcHeader.SIZE + header.size]

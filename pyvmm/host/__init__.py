@@ -1,17 +1,17 @@
 """The emulated host: a small Linux with KVM under QEMU TCG, in which the user's own command line runs.
 
-For machines whose KVM is missing or cannot run Linux (`probe` tells). The user sees no difference but the speed.
+It serves machines whose KVM is missing or cannot run Linux. The user sees no difference but the speed.
 
     kit       a Debian kernel, and an initramfs with a few modules: the same for all checkouts
     preload   the ready Python with pyvmm's modules, a second archive for the boot before a host is saved
-    qemu      the hardware; it dies with its parent
+    qemu      the QEMU process; it is killed when its parent ends
     snapshot  boots them once and keeps the host, suspended; a later start restores it in a fraction of a second
-    keeping   how much of that is kept, for how long, and what is removed first
-    agent     first process inside (`rootfs`: the machine's files; `zygote`: how a fork becomes a command)
+    keeping   limits of the cache: how much of that is kept, for how long, and what is removed first
+    agent     first process inside (`rootfs`: the machine's files; `zygote`: a fork that runs a command)
     protocol, endpoint   frames, windows and descriptors, on both sides
     client    the outer side of one command: terminal, signals, forwarded sockets
-    emulated  a host that ends with this process;   daemon  one that is kept up;   commands  what the CLI calls
-    inside    for code that runs in there: where to bind a socket that is to be reached from outside
+    emulated  a host that ends with this process;   daemon  one that keeps running;   commands  what the CLI calls
+    inside    for code that runs in the host: where to bind a socket that must be reachable from outside
 
 Decisions, and why:
 

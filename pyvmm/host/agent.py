@@ -1,8 +1,7 @@
-"""The emulated host's first process once its root is mounted: starts commands for the outer side.
+"""The emulated host's agent: process 1 once the root is mounted, which starts commands for the outer side.
 
-Runs with the machine's own Python, from copies of the machine's own files (see preload.py). Descriptor 3 is the port
-to the outer side; when that is closed, or at POWEROFF, the emulated host ends, so no command outlives the one who
-asked for it.
+It runs in the machine's own Python, from copies of the machine's own files (see preload.py). Descriptor 3 is the port
+to the outer side; when it is closed, or at POWEROFF, the emulated host ends, so that no command outlives its client.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CONNECT_PATIENCE = 15.0  # seconds a forwarded connection waits for its command 
 
 @dataclass(slots=True)
 class Command:
-    """A command that runs."""
+    """A running command."""
 
     stream: int
     pid: int
@@ -52,7 +51,7 @@ class Command:
 
 @dataclass(slots=True)
 class Connecting:
-    """A forwarded connection whose socket is not there yet."""
+    """A forwarded connection whose inner socket does not exist yet."""
 
     stream: int
     path: str
@@ -60,7 +59,7 @@ class Connecting:
 
 
 class Agent:
-    """Serves one port."""
+    """Starts and ends commands as the frames on one port ask."""
 
     def __init__(self, port: int, zygote: Zygote) -> None:
         self.zygote = zygote
@@ -78,7 +77,7 @@ class Agent:
         self.endpoint.watch(wake, awake)
 
     def serve(self) -> None:
-        """Until POWEROFF or the end of the port."""
+        """Serve until POWEROFF or the end of the port."""
         self.endpoint.send(Frame(Kind.HELLO, payload=json.dumps({"pid": os.getpid()}).encode()))
         while True:
             for frame in self.endpoint.step(self._patience()):
@@ -180,7 +179,7 @@ class Agent:
                 pass
 
     def _break(self, command: Command, channel: int) -> None:
-        """Nobody takes what comes on `channel`: a terminal is hung up, a pipe is one without a reader."""
+        """Break an output of the command: hang its terminal up, or close the pipe's reading end."""
         if channel == TERMINAL:
             self._kill(command, signal.SIGHUP)
         elif (descriptor := self.endpoint.drop_source(command.stream, channel)) is not None:
@@ -263,7 +262,7 @@ def _shutter(connection: socket.socket) -> Any:
 
 
 def set_window_size(terminal: int, rows: int, columns: int) -> None:
-    """Tell a terminal its size."""
+    """Set a terminal's size (TIOCSWINSZ)."""
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
@@ -274,7 +273,7 @@ def _power_off() -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Process 1: get ready, wait (and be saved while waiting), go on."""
+    """Process 1: import, wait for orders (the host is saved in this state), mount, serve."""
     try:
         os.set_inheritable(PORT, False)
         zygote = Zygote.load()

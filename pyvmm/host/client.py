@@ -1,7 +1,7 @@
 """The outer side of commands in an emulated host: their input, output, terminal, signals and forwarded sockets.
 
-`run_command` speaks over any descriptor that leads to an agent: the port of a QEMU of one's own, or the socket of the
-daemon that keeps a host.
+`run_command` works over any descriptor that leads to an agent: the port of this process's own QEMU, or the socket of
+the host daemon.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from pyvmm.output import Output
 from pyvmm.unix_socket import ListeningSocket
 
 NUDGE_EVERY = 1.0
-"""Seconds between interrupts that the host gets from outside.
+"""Period, in seconds, of the interrupts that the outer side causes in the emulated host.
 
 QEMU's TCG can lose an interrupt: VMRUN sets a bit of the CPU's requests without a lock, while the thread that owns
-timers and devices sets another, and one of the two is gone. The interrupt controller still has it pending and tells
-the CPU of all it has at the next one. A lost timer would be the last, and the host would stand still.
+timers and devices sets another, and one of the two is lost. The interrupt controller still has it pending and
+delivers it with the next one. Without these, a lost timer interrupt would be the last, and the host would hang.
 """
 GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
 READER_GRACE = 3.0
@@ -61,7 +61,7 @@ class Request:
 
 
 class Signals:
-    """While in use, signals to this process are kept for the loop instead of ending it (main thread only)."""
+    """Catches signals to this process and queues them for the loop (main thread only)."""
 
     def __init__(self) -> None:
         self.caught: list[int] = []
@@ -97,7 +97,7 @@ class Signals:
 
 
 class Forward:
-    """A Unix socket listened on here whose connections are made to the command's socket inside."""
+    """A forwarded Unix socket: listens here, and connects each client to the command's socket inside."""
 
     def __init__(self, path: Path, inner: str) -> None:
         self.inner = inner
@@ -219,7 +219,7 @@ class CommandRun:
             self._look_at_limits()
 
     def _release_keyboard(self) -> None:
-        """The command has ended: while its output is waited for, Ctrl-C is a signal again."""
+        """Restore the terminal's mode after the command's end, so that Ctrl-C is a signal while output is written."""
         self.endpoint.drop_source(self.stream, STDIN)
         if self.keyboard is not None:
             self.keyboard.give_back()
@@ -252,7 +252,7 @@ class CommandRun:
             self.endpoint.source(self.stream, STDIN, self.outer[STDIN], lambda: None)
 
     def _connect_outputs(self) -> None:
-        """Before START: what a quick command says comes in one piece with the news that it has started."""
+        """Connect the outputs. Before START: a quick command's output arrives together with STARTED."""
         if self.terminal is not None:
             self._connect_output(TERMINAL, self.terminal, "the terminal")
         for channel, name in ((STDOUT, "standard output"), (STDERR, "standard error")):
@@ -290,7 +290,7 @@ class CommandRun:
         self._reader_due = time.monotonic() + READER_GRACE
 
     def _command_ended(self, status: int) -> None:
-        """All it wrote is waited for, except after a time limit or a signal."""
+        """Wait until all its output is written, except after a time limit or a signal."""
         self._release_keyboard()
         if status in FORCED_STATUSES or -status in ENDING_SIGNALS:
             self._hurry_readers()
@@ -300,7 +300,7 @@ class CommandRun:
             self.endpoint.send(Frame(Kind.RESIZE, self.stream, payload=window_size(size.lines, size.columns)))
 
     def _stop(self) -> None:
-        """Be stopped as the command is, and let it go on when we do."""
+        """Stop this process as the command was stopped (SIGTSTP); SIGCONT continues both."""
         self._stop_at = None
         if self.keyboard is not None:
             self.keyboard.give_back()

@@ -1,4 +1,4 @@
-"""What the command line does with emulated hosts: run in one, keep one up, refresh what is kept of them."""
+"""Operations of the command line on emulated hosts: run a command, start and stop the daemon, refresh the cache."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def execute(
     input: bool = True,
     settle: Settle = _as_it_is,
 ) -> int:
-    """Run a command in the host that is kept up, if one is and has the memory, else in one of its own."""
+    """Run a command in the daemon's host, if one runs and has the memory, else in a new host for this command."""
     request = Request(argv, forward_sockets=list(forward_sockets), input=input)
     with signals_as_exceptions():
         connection = daemon.connect(memory_mib or 0)
@@ -68,22 +68,22 @@ def execute(
 
 
 def start(*, memory_mib: int | None = None, idle_seconds: int | None = None, progress: Progress = _silent) -> str:
-    """Keep a host up for later commands. Returns a line for the user."""
+    """Start the host daemon for later commands. Returns a line for the user."""
     return daemon.start(memory_mib or SIZES_MIB[1], idle_seconds or daemon.IDLE_SECONDS, progress)
 
 
 def stop() -> str:
-    """End the host that is kept up."""
+    """Stop the host daemon."""
     return daemon.stop()
 
 
 def status() -> str:
-    """One line about the host that is kept up."""
+    """One line about the host daemon."""
     return daemon.status()
 
 
 def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> None:
-    """Make kernel, Python and saved state anew: newer packages, pyvmm's sources as they are now."""
+    """Rebuild kernel, initramfs and saved host, from the newest packages and pyvmm's current sources."""
     keeping.clear()
     EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress, exact=True).stop()
 

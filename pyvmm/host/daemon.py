@@ -1,7 +1,7 @@
-"""A host kept up between commands: a process that owns QEMU and serves commands over a Unix socket.
+"""The host daemon: a process that owns a QEMU and serves commands over a Unix socket until it is idle.
 
 Every client speaks the agent's own protocol to the daemon, which only renumbers the streams. Flow control is between
-the two ends, so what waits here is bounded by the windows of the channels. One thread, poll(2).
+the two ends, so the daemon's queues are bounded by the windows of the channels. One thread, poll(2).
 
     client A  --START 1-->          --START 7-->
                            daemon                  agent
@@ -54,7 +54,7 @@ TOLD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int, "agent": s
 
 
 def _information() -> dict[str, Any] | None:
-    """What the daemon that runs wrote about itself. Its lock on the file tells that it does: a pid may be reused."""
+    """The running daemon's host.json. The daemon runs if it holds the lock on the file: a pid may be reused."""
     try:
         descriptor = open_private(_folder() / "host.json", create=False)
     except OSError:
@@ -79,8 +79,8 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def connect(memory_mib: int = 0) -> socket.socket | None:
-    """A connection to the daemon, or None if there is none with that much memory that speaks as we do (another
-    checkout may have started it).
+    """Connect to the daemon. None if there is none, or it has less memory, or speaks another version of the protocol
+    (another checkout may have started it).
     """
     told = _information()
     if told is None or told["memory_mib"] < memory_mib or told["agent"] != agent_digest():
@@ -184,7 +184,7 @@ def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
     until = time.monotonic() + LOOK_LIMIT
     while not _try_lock(file):  # perhaps by one who just looks whether it is locked
         if time.monotonic() > until:
-            raise HostError("another emulated host is just starting")
+            raise HostError("another emulated host is just starting: try again")
         time.sleep(0.05)
     os.ftruncate(file, 0)  # what a killed one left
     with (
@@ -207,7 +207,7 @@ def _tell(report: int, line: str) -> None:
 
 
 class _Peer:
-    """A client, or the agent: a descriptor with frames in and bytes out."""
+    """A connection to a client or to the agent: decodes incoming frames, queues outgoing bytes."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -217,7 +217,7 @@ class _Peer:
         os.set_blocking(descriptor, False)
 
     def read(self) -> list[Frame]:
-        """Raises EOFError when it is gone."""
+        """Read the frames that have arrived. Raises EOFError at the end."""
         try:
             data = os.read(self.descriptor, 1 << 16)
         except BlockingIOError:
@@ -229,7 +229,7 @@ class _Peer:
         return list(self.decoder.feed(data))
 
     def write(self) -> None:
-        """Send what waits. Raises EOFError when it is gone."""
+        """Send queued bytes. Raises EOFError if the peer is gone."""
         try:
             del self.out[: os.write(self.descriptor, memoryview(self.out)[: 1 << 16])]
         except BlockingIOError:
@@ -251,7 +251,7 @@ class Router:
         self._ending = False
 
     def serve(self) -> None:
-        """Until asked to end, the agent's end, or idleness."""
+        """Serve until SIGTERM, the agent's end, or the idle time limit."""
         while not self._ending:
             poll = select.poll()
             poll.register(self._listener, select.POLLIN)

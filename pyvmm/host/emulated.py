@@ -104,7 +104,7 @@ class EmulatedHost:
         return self.run_request(Request(argv, stdin, stdout, stderr, tty, env, cwd, list(forward_sockets)))
 
     def run_request(self, request: Request) -> int:
-        """The same, all in one."""
+        """The same, with a Request."""
         stream, self._stream = self._stream, self._stream + (1 << 16)
         return run_command(self.endpoint, request, stream)
 

@@ -1,4 +1,4 @@
-"""One end of the emulated host's port: carries descriptors over it. Both the agent and the outer side are made of it.
+"""An endpoint of the emulated host's port: multiplexes descriptors over it. Used by the agent and by the outer side.
 
 A *source* is a descriptor whose bytes go out as DATA of a channel; a *sink* one to which DATA is written. Runs in
 one thread, by poll(2) (epoll refuses regular files, which a command's input may well be).
@@ -49,7 +49,7 @@ class _Sink:
 
 
 class Endpoint:
-    """Frames over `port`, and the descriptors that feed and drink from them."""
+    """Frames over `port`, and the descriptors that are its sources and sinks."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -75,7 +75,7 @@ class Endpoint:
         self._sources[stream, channel] = _Source(descriptor, ended, ready=ready)
 
     def drop_source(self, stream: int, channel: int) -> int | None:
-        """Read a source no more, without calling anybody; its descriptor, if there was one."""
+        """Remove a source without calling `ended`; returns its descriptor, if there was one."""
         source = self._sources.pop((stream, channel), None)
         return None if source is None else source.descriptor
 
@@ -92,7 +92,7 @@ class Endpoint:
         self._sinks[stream, channel] = _Sink(output.fd, failed, output=output)
 
     def give_up(self, stream: int) -> None:
-        """Swallow what comes for the outputs of `stream` from now on."""
+        """Discard all further DATA for the outputs of `stream`."""
         for (number, _), sink in self._sinks.items():
             if number == stream and sink.output is not None:
                 sink.output.give_up()
@@ -114,7 +114,7 @@ class Endpoint:
         self._watched.pop(descriptor, None)
 
     def forget(self, stream: int) -> None:
-        """Drop all channels of `stream`, without calling anybody."""
+        """Remove all channels of `stream` without calling their `ended`."""
         for table in (self._sources, self._sinks):
             for key in [key for key in table if key[0] == stream]:
                 del table[key]
@@ -130,7 +130,7 @@ class Endpoint:
         return any(number == stream for number, _ in self._sources)
 
     def unwritten(self, stream: int) -> bool:
-        """Whether something came for `stream` that is not written yet."""
+        """Whether DATA of `stream` is still unwritten."""
         return any(key[0] == stream and sink.window.pending for key, sink in self._sinks.items())
 
     def send(self, frame: Frame) -> None:

@@ -1,8 +1,8 @@
-"""For code that may run in an emulated host: where it must put what the outer machine connects to.
+"""Where a server binds its Unix socket if it may run in an emulated host.
 
-The files are the outer machine's, but a Unix socket lives in the kernel that made it: a server inside binds a socket
-in the inner /run, and the outer side, which listens on the path the user gave, forwards to it. Both compute the same
-name, so nothing about it travels.
+The files are the outer machine's, but a Unix socket belongs to the kernel that created it: a server inside binds a
+socket in the inner /run, and the outer side, which listens on the path that the user gave, forwards to it.
+Both sides compute the same name, so that it need not be sent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def user_pid() -> int:
 
 
 def inner_socket(path: str | os.PathLike[str]) -> str:
-    """The socket, inside, that stands for the outer `path`."""
+    """The path of the inner socket to which connections to the outer `path` are forwarded."""
     name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
     return f"{FOLDER}/{name}"
 

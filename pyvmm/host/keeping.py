@@ -1,4 +1,4 @@
-"""How much of the emulated host is kept in the cache, for how long, and what is removed first.
+"""Limits of the emulated host's part of the cache: how much is kept, for how long, and what is removed first.
 
     host/boot-*     kernel and initramfs, for all checkouts        some 10 MiB each
     host/saved-*    saved hosts (`snapshot`)                       some 200 MiB each

@@ -1,11 +1,11 @@
-"""What the emulated host boots: a Debian kernel, and an initramfs of busybox and a few modules.
+"""The kit, that is, the emulated host's boot image: a Debian kernel, and an initramfs of busybox and a few modules.
 
 Source: the Debian packages `linux-image-VERSION-amd64` (the standard one: the cloud flavour has no 9p) and
 `busybox-static`, fetched as guest images fetch theirs.
 
 Nothing in it depends on a checkout of pyvmm or on the Python that runs it: those come as a second archive, at the one
-boot before a host is saved (`preload`). All checkouts with the same recipe share it. It is made in a temporary folder
-and renamed, so a full disk or a kill leaves no half-made one, and a lock makes a second maker wait for the first.
+boot before a host is saved (`preload`). All checkouts with the same recipe share it. It is built in a temporary
+folder and renamed, so that a full disk or a kill leaves no partial one; a lock makes a second builder wait.
 """
 
 from __future__ import annotations

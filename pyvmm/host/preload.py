@@ -1,4 +1,4 @@
-"""What the saved host holds ready of Python: an interpreter in which everything a command imports is imported.
+"""The preloaded Python of a saved host: an interpreter that has imported all modules a command needs.
 
 Under emulation starting Python takes a second and importing what `pyvmm` needs several. So the files for that come in
 a second archive after the initramfs, under the very paths they have on the machine; the agent imports them before its
@@ -60,7 +60,7 @@ print(json.dumps(dict(modules=done, files=files, maps=[m for m in maps if m.star
 
 @dataclass(slots=True)
 class Preload:
-    """Modules to import inside, and the files that takes."""
+    """The modules to import inside, and the files needed for that."""
 
     modules: list[str]
     files: dict[str, str | None]  # a module's file -> where its byte code is
@@ -68,7 +68,7 @@ class Preload:
 
 
 def sources_digest() -> str:
-    """Names the state of pyvmm's own sources."""
+    """Digest of pyvmm's own sources (paths, sizes and times)."""
     return _digest(_own_sources())
 
 
@@ -78,13 +78,13 @@ def sources_quiet_for() -> float:
 
 
 def stable_digest(files: Iterable[str]) -> str:
-    """Names the state of `files`."""
+    """Digest of `files` (paths, sizes and times)."""
     return _digest(Path(file) for file in files)
 
 
 @functools.cache
 def agent_digest() -> str:
-    """Names the contents of the agent's sources, wherever they are: checkouts with the same can share a host."""
+    """Digest of the contents of the agent's sources: checkouts with equal ones can share a host."""
     total = hashlib.sha256()
     for name in AGENT_MODULES:
         total.update((REPOSITORY / "pyvmm" / "host" / name).read_bytes())
@@ -118,7 +118,7 @@ def is_own(file: str) -> bool:
 
 
 def collect() -> Preload:
-    """Ask a fresh interpreter what it needs to import everything."""
+    """Run a fresh interpreter that imports everything, and collect the files it used."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env["PYTHONPATH"] = str(REPOSITORY)
     script = _COLLECT.format(package=OWN_PACKAGE)

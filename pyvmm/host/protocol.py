@@ -1,4 +1,4 @@
-"""What the two ends of the emulated host's serial port say to each other: frames on numbered streams.
+"""The protocol on the emulated host's serial port: frames on numbered streams.
 
 The *outer* end is on the user's machine (a command, or the daemon that keeps a host), the *inner* end is the agent,
 first process of the emulated host. A stream is one running command or one forwarded socket connection; its channels
@@ -36,11 +36,11 @@ CHANNELS = 4
 
 
 class ProtocolError(HostError):
-    """The other end said something that cannot be: the connection is of no more use."""
+    """The other end broke the protocol: the connection is unusable."""
 
 
 class Kind(IntEnum):
-    """What a frame means. Outer (o) or inner (i) may send it."""
+    """The kinds of frames, each with who sends it: the outer (o) or the inner (i) end."""
 
     HELLO = 1  # i: the agent is up; payload: JSON about itself
     START = 2  # o: start a command; payload: JSON, see agent.Request
@@ -119,7 +119,7 @@ class Decoder:
 
 
 class SendWindow:
-    """How much a sender may still send on one channel."""
+    """The flow control window of one channel at its sender: how much it may still send."""
 
     def __init__(self) -> None:
         self.left = WINDOW
@@ -138,7 +138,7 @@ class SendWindow:
 
 
 class ReceiveWindow:
-    """What one channel has brought and its receiver has not yet taken away."""
+    """The flow control window of one channel at its receiver: bytes received and not yet written."""
 
     def __init__(self) -> None:
         self.pending = bytearray()

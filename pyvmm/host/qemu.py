@@ -1,10 +1,10 @@
-"""QEMU as the emulated host's hardware: how it is called, and the few QMP commands that saving its state needs.
+"""The emulated host's QEMU: its command line, its process, and the few QMP commands for saving its state.
 
 Source: qemu-system-x86_64(1); QEMU docs/interop/qmp-spec and docs/devel/migration.
 
 QEMU is handed one end of two socket pairs (the port of the agent, and QMP), so there are no socket files to leave
-behind, and both sides see at once when the other is gone. It dies with the process that started it, even when that
-one is killed, by PR_SET_PDEATHSIG.
+behind, and both sides see at once when the other is gone. PR_SET_PDEATHSIG kills it with the process that started it,
+even when that one is killed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def find_qemu() -> str:
 
 
 def version(program: str) -> str:
-    """What `--version` says first."""
+    """The first line of `--version`."""
     try:
         text = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -69,7 +69,7 @@ def version(program: str) -> str:
 
 
 def has_sandbox(program: str) -> bool:
-    """Whether this QEMU was built with its seccomp filter, and the kernel takes it."""
+    """Whether this QEMU was built with its seccomp filter, and the kernel accepts it."""
     orders = '{"execute":"qmp_capabilities"}\n{"execute":"quit"}\n'
     argv = [program, *SANDBOX, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
     try:
@@ -80,7 +80,7 @@ def has_sandbox(program: str) -> bool:
 
 
 def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: int) -> list[str]:
-    """QEMU's arguments. A saved state fits only a QEMU called alike."""
+    """QEMU's arguments. A saved state can be restored only with the same ones."""
     return [
         program,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),

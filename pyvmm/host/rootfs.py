@@ -1,4 +1,4 @@
-"""What the agent does first once the outer side says go: the clock, fresh random numbers, the machine's own files.
+"""The emulated host's start after it was restored: sets the clock, reseeds random numbers, mounts the files.
 
 Source: mount(2), Linux Documentation/filesystems/9p.rst, random(4).
 
@@ -30,7 +30,7 @@ NINEP = "trans=virtio,version=9p2000.L,msize=512000,cache="
 
 
 def become_alive(now: float, seed: bytes) -> None:
-    """Forget the time and the random numbers of when the host was saved; a twin would have the same."""
+    """Set the clock and reseed the random generator: both are stale in a restored host, and equal in its twins."""
     time.clock_settime(time.CLOCK_REALTIME, now)
     descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
     os.write(descriptor, seed)
@@ -40,7 +40,7 @@ def become_alive(now: float, seed: bytes) -> None:
 
 
 def change_root() -> None:
-    """Make the machine's root ours. Raises OSError."""
+    """Change the root to the machine's root over 9p. Raises OSError."""
     mount("root", "/new", "9p", NINEP + "mmap")
     mount("usr", "/new/usr", "9p", NINEP + "loose", flags=_MS_RDONLY)
     for folder in ("dev", "proc", "sys"):

@@ -1,6 +1,6 @@
-"""The suspended, ready-made hosts: booted once, memory and state kept, so that a later start takes a second.
+"""Saved hosts: snapshots of a booted emulated host (memory and state), so that a later start takes a second.
 
-Saved while the inner init waits for its orders: modules loaded, Python and pyvmm imported, nothing of the machine
+A host is saved while its init waits for orders: modules loaded, Python and pyvmm imported, nothing of the machine
 mounted yet (QEMU refuses to save its state while a 9p file system is mounted).
 
     host/saved-KEY/    KEY: kit, QEMU, interpreter, checkout and memory class
@@ -90,7 +90,7 @@ def _installed_mib() -> int:
 
 
 def _fits(kit: Kit) -> str:
-    """Names what a saved state depends on: a QEMU called alike, and what it booted."""
+    """A key of all that a saved state depends on: QEMU's version and arguments, and the kit that it booted."""
     program = qemu.find_qemu()
     entry = os.stat(program)
     line = qemu.command_line("qemu", Kit(Path("kernel"), Path("initramfs"), ""), Hardware(0), 0, 0, 0)
@@ -184,7 +184,7 @@ def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
 
 
 def wait_ready(machine: Qemu, until: float) -> None:
-    """Wait for the inner init's word that it waits."""
+    """Wait until the inner init reports that it waits for orders."""
     import select
 
     line = b""
@@ -198,7 +198,7 @@ def wait_ready(machine: Qemu, until: float) -> None:
 
 
 def restore(saved: Saved, kit: Kit) -> Qemu:
-    """A QEMU that goes on where the saved host stopped. Raises HostError."""
+    """Start a QEMU that resumes the saved host. Raises HostError."""
     folder = Path(saved.folder)
     more = [*_memory(folder / "memory", Hardware(saved.memory_mib), "off"), "-incoming", "defer"]
     if (folder / CONFINED).exists():

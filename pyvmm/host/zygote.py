@@ -1,8 +1,8 @@
-"""How the agent's fork becomes a command: by exec, or by running a Python module that is imported already.
+"""The zygote, a preforked interpreter (the name is Android's): a fork of it runs a command, by exec or in Python.
 
-`python -m MODULE` with the agent's own interpreter is the second kind, unless the environment asks Python for
-something special. It looks to the module like a fresh interpreter: arguments, environment, working folder, sys.path,
-standard streams and signal handlers are those of one.
+`python -m MODULE` with the agent's own interpreter runs in the fork, which has all modules imported already, unless
+the environment sets special options of Python. To the module it looks like a fresh interpreter: arguments,
+environment, working folder, sys.path, standard streams and signal handlers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FRESH_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
 
 
 class Zygote:
-    """What the agent imported, and from which sources."""
+    """The modules that the agent imported, with their sources, and forks of it that run commands."""
 
     def __init__(self, sources: str, repository: str) -> None:
         self.sources = sources
@@ -45,12 +45,12 @@ class Zygote:
         return cls(told["sources"], told["repository"])
 
     def serves(self, argv: list[str], env: dict[str, str]) -> bool:
-        """Whether a fork can be this command."""
+        """Whether a fork of this interpreter can run the command without exec."""
         special = [name for name in env if name.startswith("PYTHON") and name not in HONOURED]
         return len(argv) >= 3 and argv[0] == sys.executable and argv[1] == "-m" and not special
 
     def become(self, request: dict[str, Any], descriptors: dict[int, int], failure: int) -> NoReturn:
-        """In the child: turn into the command. Says why not on `failure`, which success closes."""
+        """Run the command in this process, a child. Writes the error to `failure`, which success closes."""
         argv: list[str] = request["argv"]
         env: dict[str, str] = request["env"]
         name = request["cwd"]
