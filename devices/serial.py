@@ -30,7 +30,7 @@ device_view(DeviceView(("serial",)))
 FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20
 """Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
-ZEROES_HEARD = 4
+IER_SUPPRESS_AFTER = 4
 """Redundant writes (0 to an IER that is 0) in a row after which they are suppressed: a console writes one each line.
 A driver that probes for the port writes fewer, and enabling the suppression in KVM would cost it more than it saves.
 """
@@ -70,8 +70,9 @@ class Serial:
     Reading them must change nothing then: such a port has no MSR delta bits (its lines change in loopback only), and
     keeps break and overrun in LSR until a byte is read.
 
-    `unheard(on)` is told, on the vCPU's thread, whether writes of 0 to IER may from now on be dropped before they get
-    here. Linux's console masks the interrupts around each line: while the port is not open that is 0 over 0, twice.
+    `suppress_ier_writes(on)` is called, on the vCPU's thread, when redundant writes of 0 to IER may be dropped before
+    they get here, or no more. Linux's console masks the interrupts around each line: while the port is not open, it
+    writes 0 over 0, twice.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Serial:
         output: Callable[[bytes], None],
         *,
         page: memoryview | None = None,
-        unheard: Callable[[bool], None] = lambda on: None,
+        suppress_ier_writes: Callable[[bool], None] = lambda on: None,
         name: str = "serial",
     ) -> None:
         self.lock = threading.RLock()
@@ -95,9 +96,9 @@ class Serial:
         self._irq = irq
         self._output = output
         self._page = page
-        self._unheard = unheard
+        self._suppress_ier_writes = suppress_ier_writes
         self.holding = False  # see `hold`; may be set without the lock, and then takes effect with the next access
-        self._zeroes = 0  # written to an IER of 0 since it last meant something; from ZEROES_HEARD on, unheard
+        self._redundant = 0  # writes of 0 to an IER that is 0, in a row; suppressed from IER_SUPPRESS_AFTER on
         self._queue: deque[int] = deque()
         self._level = False
         self._power_on()
@@ -111,7 +112,7 @@ class Serial:
         self._deltas = 0
         self._overrun = False
         self._transmitted = False  # THR became empty since IIR last said so
-        self._hear()
+        self._end_suppression()
 
     def reset(self) -> None:
         """Back to power-on. What the host queued and the guest did not read yet stays for the guest's next life."""
@@ -219,9 +220,9 @@ class Serial:
             case Register.IER:
                 if value & IER_MASK == self._ier:
                     if not value:
-                        self._nothing_new()
+                        self._count_redundant()
                     return
-                self._hear()
+                self._end_suppression()
                 if value & ~self._ier & IER_TRANSMIT:
                     self._transmitted = True  # the transmitter is empty: enabling its interrupt raises it
                 self._ier = value & IER_MASK
@@ -229,7 +230,7 @@ class Serial:
                 self._write_fcr(value)
             case Register.LCR:
                 if value & LCR_DLAB:
-                    self._hear()
+                    self._end_suppression()
                 self._lcr = value
             case Register.MCR:
                 self._mcr = value & MCR_MASK
@@ -239,17 +240,17 @@ class Serial:
                 self._scratch = value
         self._update()
 
-    def _nothing_new(self) -> None:
+    def _count_redundant(self) -> None:
         """Count a redundant write: IER was 0 and is 0 again."""
-        self._zeroes += 1
-        if self._zeroes == ZEROES_HEARD:
-            self._unheard(True)
+        self._redundant += 1
+        if self._redundant == IER_SUPPRESS_AFTER:
+            self._suppress_ier_writes(True)
 
-    def _hear(self) -> None:
+    def _end_suppression(self) -> None:
         """End the suppression of redundant IER writes: IER is not 0, or its address is now the divisor's."""
-        zeroes, self._zeroes = self._zeroes, 0
-        if zeroes >= ZEROES_HEARD:
-            self._unheard(False)
+        zeroes, self._redundant = self._redundant, 0
+        if zeroes >= IER_SUPPRESS_AFTER:
+            self._suppress_ier_writes(False)
 
     # Registers
 

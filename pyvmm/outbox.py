@@ -16,14 +16,14 @@ from typing import Protocol
 LIMIT = 64 << 10
 """Bytes in the batch at which the vCPU's own thread passes them on, so that a busy loop slows the guest down."""
 
-MUCH = 256
+STREAM_BYTES = 256
 """Bytes in a period, a few lines, from which the output is a stream, not an echo, and may wait for the tick."""
 
-STRAIGHT = 4
+DIRECT_FLUSHES = 4
 """Batches passed on directly by the vCPU's thread between two turns of the loop: mostly the end of a stream."""
 
 
-class Soon(Protocol):
+class Scheduler(Protocol):
     """The part of `Loop` that an outbox uses."""
 
     def post(self, callback: Callable[[], None]) -> None: ...
@@ -39,7 +39,7 @@ class Outbox:
     DIRECT_FLUSHES additions are passed on directly, and later ones wait.
     """
 
-    def __init__(self, output: Callable[[bytes], None], loop: Soon, *, period: float = 0.0) -> None:
+    def __init__(self, output: Callable[[bytes], None], loop: Scheduler, *, period: float = 0.0) -> None:
         self._output = output
         self._loop = loop
         self._period = period
@@ -47,7 +47,7 @@ class Outbox:
         self._lately = 0  # bytes added since the loop's last turn
         self._coming = False  # the loop will look at the batch without being told
         self._tick_awaited = False  # and does so at the next tick
-        self._straight = 0  # how often what is added may go on at once before that
+        self._direct_left = 0  # how often what is added may go on at once before that
         self._lock = threading.Lock()
 
     def add(self, data: bytes) -> None:
@@ -60,8 +60,8 @@ class Outbox:
             elif not self._coming:
                 self._coming = True
                 self._loop.post(self._turn)
-            elif self._straight:
-                self._straight -= 1
+            elif self._direct_left:
+                self._direct_left -= 1
                 self._hand_on()
 
     def tick(self) -> None:
@@ -77,9 +77,9 @@ class Outbox:
     def _turn(self) -> None:
         with self._lock:
             self._coming = bool(self._lately and self._period)
-            self._tick_awaited = self._coming and self._lately >= MUCH
+            self._tick_awaited = self._coming and self._lately >= STREAM_BYTES
             self._lately = 0
-            self._straight = STRAIGHT if self._coming else 0
+            self._direct_left = DIRECT_FLUSHES if self._coming else 0
             self._hand_on()
         if self._coming and not self._tick_awaited:
             self._loop.after(self._period, self._turn)

@@ -34,7 +34,7 @@ Read in this order:
 * `growth`    hot-add with one driver: what its answers mean
 * `driver`    the driver that is bound: what was negotiated, its last report
 * `plan`      what a target will come to: the guest keeps a floor
-* `patience`  a guest that stopped short is asked again
+* `retry`     a guest that stopped short is asked again
 * `tuning`    what may be turned
 * `states`, `machine`  the protocol as states, pieces and time limits, without I/O
 * `device`    joined to a channel and to the monitor

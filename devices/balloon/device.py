@@ -137,19 +137,20 @@ class BalloonDevice(VmbusDevice):
 
     # The monitor's side
 
-    def set_target(self, size: int, *, insist: bool = True) -> ResizePlan:
+    def set_target(self, size: int, *, retry_in_background: bool = True) -> ResizePlan:
         """Resize the guest to `size` bytes, starting now or as soon as its driver is there.
 
-        The plan tells what will be reached and why; `on_finish` what was. With `insist` a guest that stopped above
-        `size` is asked again a few times after that was told. Raises ConfigError for a size below a page.
+        The plan tells what will be reached and why; `on_finish` reports what was. With
+        `retry_in_background` a guest that stopped above `size` is asked again a few times after that report.
+        Raises ConfigError for a size below a page.
         """
-        plan = self.machine.set_target(size, insist=insist)
+        plan = self.machine.set_target(size, retry_in_background=retry_in_background)
         self._pump()
         return plan
 
-    def stop_insisting(self) -> None:
+    def stop_retrying(self) -> None:
         """Stop background retries of a resize whose result was reported: another resize policy takes over."""
-        self.machine.stop_insisting()
+        self.machine.stop_retrying()
 
     @property
     def actual(self) -> int:
@@ -196,7 +197,7 @@ class BalloonDevice(VmbusDevice):
             },
             "boot": ledger.boot_pages * PAGE_SIZE,
             "max": ledger.most_pages * PAGE_SIZE,
-            "hot-add": None if ledger.our is None else self._hot_add_info(),
+            "hot-add": None if ledger.hot_range is None else self._hot_add_info(),
             "actual": self.actual,
             "target": self.target,
             "removed-guest": ledger.removed_guest_pages * PAGE_SIZE,
@@ -212,15 +213,15 @@ class BalloonDevice(VmbusDevice):
         }
 
     def _hot_add_info(self) -> dict[str, Any]:
-        """Our range. Sizes in bytes; `offline` is a guess, the guest does not tell."""
-        our, growth = self.machine.ledger.our, self.machine.growth
-        assert our is not None
+        """The hot-add range. Sizes in bytes; `offline` is a guess, the guest does not tell."""
+        hot_range, growth = self.machine.ledger.hot_range, self.machine.growth
+        assert hot_range is not None
         return {
-            "address": our.window.start * PAGE_SIZE,
-            "size": our.window.pages * PAGE_SIZE,
-            "added": our.ram.pages * PAGE_SIZE,
-            "in-doubt": our.doubtful.pages * PAGE_SIZE,
-            "lost": our.lost_pages * PAGE_SIZE,
+            "address": hot_range.window.start * PAGE_SIZE,
+            "size": hot_range.window.pages * PAGE_SIZE,
+            "added": hot_range.ram.pages * PAGE_SIZE,
+            "in-doubt": hot_range.unconfirmed.pages * PAGE_SIZE,
+            "lost": hot_range.lost_pages * PAGE_SIZE,
             "offline": growth.offline_pages * PAGE_SIZE,
             "removed": self.machine.ledger.added.removed_pages * PAGE_SIZE,
             "refused": growth.why_not() if self.ready else None,

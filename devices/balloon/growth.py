@@ -54,55 +54,55 @@ class Growth:
         self.alignment = 128 << 8
         self.refused = ""  # why this driver will never take more
         self.offline_pages = 0  # believed to be
-        self.owed: deque[Grant] = deque()  # given up on, answers may still come
+        self.late_answers: deque[Grant] = deque()  # given up on, answers may still come
         self._usual_committed: int | None = None
         self._stride = 1
 
-    def meet(self, *, hot_add: bool, alignment_log2_mib: int) -> None:
+    def on_capabilities(self, *, hot_add: bool, alignment_log2_mib: int) -> None:
         """Take the driver's capabilities."""
         self.possible = hot_add
         self.alignment = 1 << 8 + alignment_log2_mib
 
     def why_not(self) -> str:
         """Why nothing can be asked for; empty if it can."""
-        if self.ledger.our is None:
+        if self.ledger.hot_range is None:
             return NEEDS_HOT_ADD
         if not self.possible:
             return GUEST_CANNOT
-        return self.refused or (UNANSWERED if self.owed else "")
+        return self.refused or (UNANSWERED if self.late_answers else "")
 
     def why_no_more(self) -> str:
         """Why there is no next grant."""
-        our = self.ledger.our
-        assert our is not None
-        if our.given_pages >= our.window.pages:
+        hot_range = self.ledger.hot_range
+        assert hot_range is not None
+        if hot_range.given_pages >= hot_range.window.pages:
             return f"{self.ledger.most_pages >> 8} MiB are the most this machine may have"
-        if self.whole_blocks or our.next >= our.window.end - self.alignment:
+        if self.whole_blocks or hot_range.next >= hot_range.window.end - self.alignment:
             return f"the guest takes memory in blocks of {self.alignment >> 8} MiB, and no further block fits"
         return "no address space is left for more memory until the machine is reset"
 
     def reachable_pages(self) -> int:
         """The most the guest can have, as far as one knows."""
-        our = self.ledger.our
+        hot_range = self.ledger.hot_range
         more = 0
-        if our is not None and not self.why_not():
-            more = our.reachable(self.alignment, whole_blocks=self.whole_blocks)
+        if hot_range is not None and not self.why_not():
+            more = hot_range.reachable(self.alignment, whole_blocks=self.whole_blocks)
         return self.ledger.ram_pages + more
 
     def next_grant(self, wanted: int) -> Grant | None:
         """What to give the guest next, made RAM already. Raises HostError if the host has no memory for it."""
-        our = self.ledger.our
-        assert our is not None
+        hot_range = self.ledger.hot_range
+        assert hot_range is not None
         piece = min(
             max(self.piece * self._stride, self.alignment), RANGE_PAGES_LIMIT // self.alignment * self.alignment
         )
-        grant = our.grant(wanted, self.alignment, piece, whole_blocks=self.whole_blocks)
+        grant = hot_range.grant(wanted, self.alignment, piece, whole_blocks=self.whole_blocks)
         if grant is None:
             return None
-        if our.next == our.window.start and trace.our_range_add.on:
-            trace.our_range_add(our.window.pages, our.window.start)
+        if hot_range.next == hot_range.window.start and trace.our_range_add.on:
+            trace.our_range_add(hot_range.window.pages, hot_range.window.start)
         try:
-            our.window.provide(grant.start, grant.pages)
+            hot_range.window.provide(grant.start, grant.pages)
         except HostError as error:
             if trace.map_failed.on:
                 trace.map_failed(grant.pages, grant.start, str(error))

@@ -2,9 +2,9 @@
 
 Source: Linux drivers/hv/hv_balloon.c, hot_add_req(), handle_pg_range(); QEMU hw/hyperv/hv-balloon.c, our range.
 
-    window.start                      next      block_end               window.end
+    window.start                     next       block_end             window.end
       |  given, confirmed (`ram`)      |  rest of a  |  never given        |
-      |  or in doubt (`doubtful`)      |  block      |                     |
+      |  or in doubt (`unconfirmed`)   |  block      |                     |
 
 It is given from the bottom up, never the same page twice: a guest that is offered an address it knows refuses
 everything from then on. A guest makes memory in blocks (its alignment), but needs not have all of the last block: the
@@ -62,12 +62,12 @@ class Grant:
 
 
 @dataclass(slots=True)
-class OurRange:
+class HotAddRange:
     """The books of the window: whose each of its pages is."""
 
     window: Window
     ram: PageRanges = field(default_factory=PageRanges)
-    doubtful: PageRanges = field(default_factory=PageRanges)
+    unconfirmed: PageRanges = field(default_factory=PageRanges)
     top: int = field(init=False)  # the end of what is the guest's or in doubt: nothing beyond is to be RAM
     next: int = field(init=False)  # the first page never asked for
     block_end: int = field(init=False)  # where the guest's last block ends; `next` if it is used up
@@ -78,7 +78,7 @@ class OurRange:
     def reset(self) -> None:
         """Machine reset: the guest has none of it."""
         self.ram.clear()
-        self.doubtful.clear()
+        self.unconfirmed.clear()
         self.window.withdraw()
         self.top = self.next = self.block_end = self.window.start
 
@@ -90,16 +90,16 @@ class OurRange:
         """The driver was unbound: Linux keeps the memory, and forgets that part of a block was not given yet."""
         self.next = self.block_end = max(self.next, self.block_end)
 
-    def distrust(self) -> None:
+    def invalidate(self) -> None:
         """A new kernel may be running (new contact): it may know all of this memory or none."""
         self.driver_gone()
-        self.doubtful.update(self.ram)
+        self.unconfirmed.update(self.ram)
         self.ram.clear()
 
     @property
     def given_pages(self) -> int:
         """Pages that are the guest's, or may be."""
-        return self.ram.pages + self.doubtful.pages
+        return self.ram.pages + self.unconfirmed.pages
 
     @property
     def left_pages(self) -> int:
@@ -148,9 +148,9 @@ class OurRange:
         """The guest refused the grant for good. It may know the addresses: never offer them again."""
         self.next = self.block_end = max(grant.covers.end, self.block_end)
 
-    def unanswered(self, grant: Grant) -> None:
+    def timed_out(self, grant: Grant) -> None:
         """The grant was not confirmed: the guest may or may not have it."""
-        self.doubtful.insert([(grant.start, grant.pages)])
+        self.unconfirmed.insert([(grant.start, grant.pages)])
         self.top = grant.end
         self.next = self.block_end = max(grant.covers.end, self.block_end)
 
@@ -158,18 +158,18 @@ class OurRange:
         """Handle the late answer to an unconfirmed grant. Returns the pages that became the guest's."""
         pages = min(pages, grant.pages)
         asked = PageRanges([(grant.start, grant.pages)])
-        if not self.doubtful.subtract(asked):
+        if not self.unconfirmed.subtract(asked):
             return 0  # settled meanwhile
         if self.top == grant.end:
             self.top = grant.start + pages
         return self.ram.insert([(grant.start, pages)])
 
-    def settle(self, named: PageRanges) -> int:
+    def confirm(self, named: PageRanges) -> int:
         """The guest names pages: what of them was in doubt it has, with all that lies next to them. Pages settled."""
-        if not self.doubtful or self.doubtful.isdisjoint(named):
+        if not self.unconfirmed or self.unconfirmed.isdisjoint(named):
             return 0
-        proven = PageRanges(r for r in self.doubtful if not named.isdisjoint(PageRanges([r])))
-        self.doubtful.subtract(proven)
+        proven = PageRanges(r for r in self.unconfirmed if not named.isdisjoint(PageRanges([r])))
+        self.unconfirmed.subtract(proven)
         return self.ram.update(proven)
 
 

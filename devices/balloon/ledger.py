@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from pyvmm.devices.balloon import events as trace
 from pyvmm.devices.balloon.discards import Turns, noting, slice_of
-from pyvmm.devices.balloon.hot_add import OurRange, Window
+from pyvmm.devices.balloon.hot_add import HotAddRange, Window
 from pyvmm.devices.balloon.ranges import PageRange, PageRanges, clipped
 from pyvmm.devices.balloon.response_trace import trace_response, trace_wanted
 from pyvmm.errors import HostError
@@ -137,7 +137,7 @@ class Ledger:
     window: Window | None = None
     granule: int = 1
     boot: Books = field(init=False)
-    our: OurRange | None = field(init=False)
+    hot_range: HotAddRange | None = field(init=False)
     added: Books = field(init=False)
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(init=False)
@@ -145,22 +145,22 @@ class Ledger:
     def __post_init__(self) -> None:
         self.turns = Turns(self._discard_some)
         self.boot = Books(PageRanges(self.boot_ranges), self.granule)
-        self.our = OurRange(self.window) if self.window is not None else None
-        self.added = Books(self.our.ram if self.our is not None else PageRanges(), self.granule)
+        self.hot_range = HotAddRange(self.window) if self.window is not None else None
+        self.added = Books(self.hot_range.ram if self.hot_range is not None else PageRanges(), self.granule)
 
     def reset(self) -> None:
         """Machine reset: the guest has all of its boot RAM and nothing else."""
         self.boot.clear()
         self.added.clear()
-        if self.our is not None:
-            self.our.reset()
+        if self.hot_range is not None:
+            self.hot_range.reset()
 
-    def distrust(self) -> None:
+    def invalidate(self) -> None:
         """A new kernel may be running: treat boot RAM as returned and hot-added memory as unknown."""
         self.boot.clear()
         self.added.clear()
-        if self.our is not None:
-            self.our.distrust()
+        if self.hot_range is not None:
+            self.hot_range.invalidate()
 
     @property
     def boot_pages(self) -> int:
@@ -178,7 +178,7 @@ class Ledger:
     @property
     def most_pages(self) -> int:
         """What the guest may grow to."""
-        return self.boot.ram.pages + (self.our.window.pages if self.our is not None else 0)
+        return self.boot.ram.pages + (self.hot_range.window.pages if self.hot_range is not None else 0)
 
     @property
     def removed_pages(self) -> int:
@@ -218,12 +218,12 @@ class Ledger:
     @property
     def actual_pages(self) -> int:
         """Pages the guest costs the host at most: what query-balloon tells. What is in doubt is among them."""
-        return self.ram_pages - self.removed_both_pages + self.doubtful_pages
+        return self.ram_pages - self.removed_both_pages + self.unconfirmed_pages
 
     @property
-    def doubtful_pages(self) -> int:
+    def unconfirmed_pages(self) -> int:
         """Hot-added pages of which one cannot know whether the guest has them: it may touch them."""
-        return self.our.doubtful.pages if self.our is not None else 0
+        return self.hot_range.unconfirmed.pages if self.hot_range is not None else 0
 
     def book(self, ranges: list[tuple[int, int]]) -> Booking:
         """The guest let go of `ranges`: discard and keep what is RAM and was not out before. Nothing else ever is.
@@ -239,8 +239,8 @@ class Ledger:
         before = self.added.removed_of(named) if trace_wanted() else None
         inside, booked, ready = self.boot.absorb(named)
         self._discard(self.boot, ready)
-        if self.our is not None and inside < named.pages:
-            self.our.settle(named)
+        if self.hot_range is not None and inside < named.pages:
+            self.hot_range.confirm(named)
             more, also, ready = self.added.absorb(named)
             self._discard(self.added, ready)
             inside, booked = inside + more, booked + also
@@ -259,16 +259,16 @@ class Ledger:
 
     def _hot_add_range(self) -> PageRange:
         """QEMU's "our range": made at the first hot add after a reset, with what is not yet added."""
-        if self.our is None or self.our.next == self.our.window.start:
+        if self.hot_range is None or self.hot_range.next == self.hot_range.window.start:
             return PageRange(0, 0)
-        return PageRange(self.our.window.start, self.our.window.pages)
+        return PageRange(self.hot_range.window.start, self.hot_range.window.pages)
 
     def _bounds(self) -> list[PageRange]:
         """Where RAM may be at all."""
-        if self.our is None:
+        if self.hot_range is None:
             return self.boot_ranges
-        start = self.our.window.start
-        return [*self.boot_ranges, PageRange(start, self.our.next - start)]
+        start = self.hot_range.window.start
+        return [*self.boot_ranges, PageRange(start, self.hot_range.next - start)]
 
     def _discard(self, books: Books, pages: PageRanges) -> None:
         if self.turns.later is None:

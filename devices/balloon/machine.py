@@ -23,7 +23,7 @@ Source: QEMU hw/hyperv/hv-balloon.c for the shape of the states; Linux drivers/h
 
 At Idle the target is compared with what the guest has, and the next piece asked for, until they are equal or the
 guest stops: that is one attempt. A new target begins a new attempt, as soon as the outstanding request is answered.
-`patience` tells when one that stopped is asked again: a state, so whatever ends the pause ends the asking.
+`retry` tells when one that stopped is asked again: a state, so whatever ends the pause ends the asking.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from pyvmm.devices.balloon.driver import Driver
 from pyvmm.devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
 from pyvmm.devices.balloon.hot_add import Grant
 from pyvmm.devices.balloon.ledger import PAGE_SIZE, Ledger
-from pyvmm.devices.balloon.patience import Patience
 from pyvmm.devices.balloon.plan import CANNOT_BALLOON, IN_DOUBT, ResizeOutcome, ResizePlan, foresee
 from pyvmm.devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
@@ -56,6 +55,7 @@ from pyvmm.devices.balloon.protocol import (
     Version,
     VersionRequest,
 )
+from pyvmm.devices.balloon.retry import RetrySchedule
 from pyvmm.devices.balloon.states import (
     AwaitCaps,
     AwaitVersion,
@@ -101,7 +101,7 @@ class BalloonMachine:
         self.happened: deque[Happening] = deque()
         self._attempting = False
         self._attempt = 0
-        self.patience = Patience(self.tuning.balloon_pauses)
+        self.retry = RetrySchedule(self.tuning.balloon_pauses)
         self._trans_id = 0
         self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
         self.growth = self._new_growth()
@@ -136,13 +136,13 @@ class BalloonMachine:
 
     def closed(self) -> None:
         """The channel is gone. What was promised to the guest is the guest's; what was not yet sent stays out."""
-        our = self.ledger.our
-        if our is not None:
+        hot_range = self.ledger.hot_range
+        if hot_range is not None:
             if isinstance(self.state, HotAddWaiting):
-                our.unanswered(self.state.grant)
+                hot_range.timed_out(self.state.grant)
                 self._note_change()
-            our.driver_gone()
-            our.trim()
+            hot_range.driver_gone()
+            hot_range.trim()
         self._forget_driver()
         self._enter(Closed())
 
@@ -154,7 +154,7 @@ class BalloonMachine:
     def forget_pages(self, reason: str) -> None:
         """A new kernel may be running: pages that were out are its own, and hot-added memory is unknown."""
         before = self._before_forgetting(reason)
-        self.ledger.distrust()
+        self.ledger.invalidate()
         self._note_change_since(before)
 
     def power_on(self, *, keep_target: bool) -> None:
@@ -177,11 +177,11 @@ class BalloonMachine:
 
     # Targets
 
-    def set_target(self, size: int, *, insist: bool = True) -> ResizePlan:
+    def set_target(self, size: int, *, retry_in_background: bool = True) -> ResizePlan:
         """Make the guest's memory `size` bytes, from the next moment on. Raises ConfigError for none or less.
 
-        Setting the same target again tries again. `insist`: a guest that stops above it is asked again for a while
-        after the outcome was told.
+        Setting the same target again tries again. `retry_in_background`: a guest that stops above it is asked again
+        for a while after the result was reported.
         """
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
@@ -191,7 +191,7 @@ class BalloonMachine:
             trace.target_set(self.target, self.ledger.current_pages, plan.reason)
         self._attempting = True
         self._attempt += 1
-        self.patience.insists = insist
+        self.retry.in_background = retry_in_background
         self.outcome = None
         match self.state:
             case BalloonPosting() | UnballoonPosting(started=False) | HotAddPosting():
@@ -203,11 +203,11 @@ class BalloonMachine:
         self._advance()
         return plan
 
-    def stop_insisting(self) -> None:
+    def stop_retrying(self) -> None:
         """Stop background retries of a resize whose result was reported: another resize policy takes over."""
-        self.patience.insists = False
+        self.retry.in_background = False
         match self.state:
-            case BalloonPausing(tries) if self.patience.pause_after(tries - 1) is None:
+            case BalloonPausing(tries) if self.retry.pause_after(tries - 1) is None:
                 self._attempting = False
                 self._enter(Idle())
 
@@ -240,9 +240,9 @@ class BalloonMachine:
                 self._owed_unballoons -= 1
             case HotAddResponse(), HotAddWaiting() as state:
                 self._take_added(message, state)
-            case HotAddResponse(), _ if self.growth.owed and self.ledger.our is not None:
+            case HotAddResponse(), _ if self.growth.late_answers and self.ledger.hot_range is not None:
                 self._late(MessageType.HOT_ADD_RESPONSE)
-                self.ledger.our.answered_late(self.growth.owed.popleft(), message.pages)
+                self.ledger.hot_range.answered_late(self.growth.late_answers.popleft(), message.pages)
                 self._note_change()
                 self._advance()
             case _:
@@ -256,7 +256,7 @@ class BalloonMachine:
 
     def _take_caps(self, report: CapabilitiesReport) -> None:
         caps = self.driver.take_caps(report, suppress_reports=not self.tuning.wants_status)
-        self.growth.meet(hot_add=bool(caps.hot_add), alignment_log2_mib=caps.alignment_log2_mib)
+        self.growth.on_capabilities(hot_add=bool(caps.hot_add), alignment_log2_mib=caps.alignment_log2_mib)
         if self.tuning.send_info:
             self.driver.tell_most(self._trans_id, self.ledger.most_pages)
         self._enter(Idle())
@@ -279,10 +279,10 @@ class BalloonMachine:
 
     def _came_short(self, state: BalloonWaiting) -> None:
         """The guest stopped above the target, be it for good or for a moment."""
-        if self.patience.is_told_after(state.tries):
+        if self.retry.is_reported_after(state.tries):
             short = "nothing" if not state.got else f"{state.got >> 8} of {state.asked >> 8} MiB"
             self._end_attempt(f"the guest gave {short}: it keeps the rest (its floor)")
-        pause = self.patience.pause_after(state.tries)
+        pause = self.retry.pause_after(state.tries)
         if pause is None:
             self._end_request()
             return
@@ -302,9 +302,9 @@ class BalloonMachine:
     def _take_added(self, response: HotAddResponse, state: HotAddWaiting) -> None:
         if trace.incoming_hot_add.on:
             trace.incoming_hot_add(response.trans_id, response.result, response.pages)
-        our, grant = self.ledger.our, state.grant
-        assert our is not None
-        pages = our.given(grant, response.pages, self.growth.alignment)
+        hot_range, grant = self.ledger.hot_range, state.grant
+        assert hot_range is not None
+        pages = hot_range.given(grant, response.pages, self.growth.alignment)
         if pages:
             self._note_change()
         if response.pages != grant.pages and trace.hot_add_short.on:
@@ -315,10 +315,10 @@ class BalloonMachine:
             if offline and current:
                 self._end_attempt(LEFT_OFFLINE)
         elif response.result:
-            our.refused(grant)
+            hot_range.refused(grant)
             self.growth.refused = GUEST_REFUSED
         elif current and state.tries < self.tuning.hot_add_tries:
-            our.trim()
+            hot_range.trim()
             self._next_trans_id()
             self._enter(HotAddPausing(state.tries + 1, self.clock() + self.tuning.hot_add_pause))
             return
@@ -411,9 +411,9 @@ class BalloonMachine:
                 self._owed_balloons += 1
             case UnballoonWaiting():
                 self._owed_unballoons += 1
-            case HotAddWaiting(grant) if self.ledger.our is not None:
-                self.ledger.our.unanswered(grant)
-                self.growth.owed.append(grant)
+            case HotAddWaiting(grant) if self.ledger.hot_range is not None:
+                self.ledger.hot_range.timed_out(grant)
+                self.growth.late_answers.append(grant)
                 self._note_change()
         waited = state.deadline - state.asked_at if isinstance(state, HotAddWaiting) else self.tuning.request_timeout
         self._end_attempt(f"the guest did not answer for {waited:g} s")
@@ -431,8 +431,8 @@ class BalloonMachine:
 
     def _advance(self, *, tries: int = 1) -> None:
         """At Idle: ask for the next piece of what the target needs, or end the attempt."""
-        if isinstance(self.state, Idle) and self.ledger.our is not None:
-            self.ledger.our.trim()
+        if isinstance(self.state, Idle) and self.ledger.hot_range is not None:
+            self.ledger.hot_range.trim()
         if self.ledger.waiting_pages:
             return  # `discarded` comes back to it: no more is asked for than the host has time to take
         if not self._attempting or self.target is None or not isinstance(self.state, Idle) or self.caps is None:
@@ -451,10 +451,10 @@ class BalloonMachine:
             self._enter(UnballoonPosting(unsent, pages, started=False, deadline=self._deadline()))
         elif reason := self.growth.why_not():
             self._end_attempt(reason)
-        elif -surplus <= self.ledger.doubtful_pages:
+        elif -surplus <= self.ledger.unconfirmed_pages:
             self._end_attempt(IN_DOUBT)
         else:
-            self._begin_hot_add(-surplus - self.ledger.doubtful_pages, tries)
+            self._begin_hot_add(-surplus - self.ledger.unconfirmed_pages, tries)
 
     def _begin_hot_add(self, wanted: int, tries: int) -> None:
         self._trace_posting("S_HOT_ADD_SETUP")

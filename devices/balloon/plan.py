@@ -82,7 +82,7 @@ def foresee(size: int, growth: Growth, caps: Capabilities | None, available_page
     target = reachable = size // PAGE_SIZE
     reasons = [ROUNDED] if size % PAGE_SIZE else []
     if target > ledger.ram_pages:
-        wanted = max(target - ledger.doubtful_pages, ledger.ram_pages)
+        wanted = max(target - ledger.unconfirmed_pages, ledger.ram_pages)
         reachable = min(wanted, growth.reachable_pages())
         if growth.whole_blocks:
             more = (reachable - ledger.ram_pages) // growth.alignment * growth.alignment
@@ -91,7 +91,7 @@ def foresee(size: int, growth: Growth, caps: Capabilities | None, available_page
             blocks = growth.whole_blocks and target < growth.reachable_pages()
             reasons.append(
                 growth.why_not()
-                or (f"{IN_DOUBT} ({ledger.doubtful_pages >> 8} MiB)" if reachable == wanted else "")
+                or (f"{IN_DOUBT} ({ledger.unconfirmed_pages >> 8} MiB)" if reachable == wanted else "")
                 or (f"the guest takes memory in blocks of {growth.alignment >> 8} MiB" if blocks else "")
                 or f"{reachable >> 8} MiB are the most this guest can have"
             )

@@ -70,7 +70,7 @@ class BalloonWaiting:
 
 @dataclass(slots=True)
 class BalloonPausing:
-    """The guest stopped above the target; it is asked again at `deadline`. See `devices.balloon.patience`."""
+    """The guest stopped above the target; it is asked again at `deadline`. See `devices.balloon.retry`."""
 
     NAME: ClassVar[str] = "BalloonPausing"
     QEMU_NAME: ClassVar[str] = "S_IDLE"

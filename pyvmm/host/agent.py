@@ -80,7 +80,7 @@ class Agent:
         """Serve until POWEROFF or the end of the port."""
         self.endpoint.send(Frame(Kind.HELLO, payload=json.dumps({"pid": os.getpid()}).encode()))
         while True:
-            for frame in self.endpoint.step(self._patience()):
+            for frame in self.endpoint.step(self._timeout()):
                 if frame.kind is Kind.POWEROFF:
                     return
                 self._handle(frame)
@@ -88,7 +88,7 @@ class Agent:
             self._retry()
             self._kill_late()
 
-    def _patience(self) -> float | None:
+    def _timeout(self) -> float | None:
         if self.connecting:
             return 0.05
         if any(command.status is None and command.kill_at for command in self.commands.values()):
@@ -142,7 +142,7 @@ class Agent:
         pid = os.fork()
         if pid == 0:
             os.close(failure_reader)
-            self.zygote.become(request, theirs, failure_writer)
+            self.zygote.run_in_child(request, theirs, failure_writer)
         os.close(failure_writer)
         for descriptor in set(theirs.values()):
             os.close(descriptor)
@@ -287,7 +287,7 @@ def main() -> NoReturn:
         go, now, seed = line.split()
         if go != b"go":
             raise ProtocolError(f"unexpected {line!r}")
-        rootfs.become_alive(float(now), bytes.fromhex(seed.decode()))
+        rootfs.refresh_clock_and_random(float(now), bytes.fromhex(seed.decode()))
         rootfs.change_root()
         Agent(PORT, zygote).serve()
     except Disconnected:

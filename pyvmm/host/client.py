@@ -187,7 +187,7 @@ class CommandRun:
         nudge_at = time.monotonic() + NUDGE_EVERY
         status: int | None = None
         while True:
-            for frame in self.endpoint.step(self._patience(nudge_at)):
+            for frame in self.endpoint.step(self._timeout(nudge_at)):
                 if frame.stream != self.stream:
                     self._handle_connection(frame)
                     continue
@@ -225,7 +225,7 @@ class CommandRun:
             self.keyboard.give_back()
             self.keyboard = None
 
-    def _patience(self, nudge_at: float) -> float:
+    def _timeout(self, nudge_at: float) -> float:
         """Seconds to the next thing that is due."""
         dues = [nudge_at, self._give_up_at, self._reader_due, self._stop_at]
         if self.keyboard is not None and not self.keyboard.held:

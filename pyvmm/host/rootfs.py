@@ -29,7 +29,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 NINEP = "trans=virtio,version=9p2000.L,msize=512000,cache="
 
 
-def become_alive(now: float, seed: bytes) -> None:
+def refresh_clock_and_random(now: float, seed: bytes) -> None:
     """Set the clock and reseed the random generator: both are stale in a restored host, and equal in its twins."""
     time.clock_settime(time.CLOCK_REALTIME, now)
     descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)

@@ -49,7 +49,7 @@ class Zygote:
         special = [name for name in env if name.startswith("PYTHON") and name not in HONOURED]
         return len(argv) >= 3 and argv[0] == sys.executable and argv[1] == "-m" and not special
 
-    def become(self, request: dict[str, Any], descriptors: dict[int, int], failure: int) -> NoReturn:
+    def run_in_child(self, request: dict[str, Any], descriptors: dict[int, int], failure: int) -> NoReturn:
         """Run the command in this process, a child. Writes the error to `failure`, which success closes."""
         argv: list[str] = request["argv"]
         env: dict[str, str] = request["env"]

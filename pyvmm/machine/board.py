@@ -41,10 +41,10 @@ CONSOLE_PERIOD = 0.04
 
 
 class Board:
-    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `unheard(gpa, on)` says
-    whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the guest
-    asks for; all four are called on vCPU threads. `console` takes the first serial port's output, on the loop's
-    thread or on a vCPU's, as `Outbox` has it; `agent` takes the second's, on the vCPUs'.
+    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `suppress_ier_writes(gpa, on)`
+    says whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the
+    guest asks for; all four are called on vCPU threads. `console` takes the first serial port's output, on the
+    loop's thread or on a vCPU's, as `Outbox` has it; `agent` takes the second's, on the vCPUs'.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Board:
         loop: Loop,
         *,
         irq: Callable[[int, bool], None],
-        unheard: Callable[[int, bool], None],
+        suppress_ier_writes: Callable[[int, bool], None],
         reset: Callable[[str], None],
         power_off: Callable[[], None],
         console: Callable[[bytes], None],
@@ -70,7 +70,11 @@ class Board:
         for (place, line), window, page, output in zip(COM_PORTS, WINDOWS, self._pages, outputs, strict=True):
             name = f"ttyS{len(self.serials)}"
             port = Serial(
-                partial(irq, line), output, page=page.view[:], unheard=partial(unheard, window.page), name=name
+                partial(irq, line),
+                output,
+                page=page.view[:],
+                suppress_ier_writes=partial(suppress_ier_writes, window.page),
+                name=name,
             )
             self.serials.append(port)
             self.ports.claim(place.start, place.size, port, port.lock)

@@ -96,7 +96,7 @@ class Hardware:
         self._drain_lock = threading.Lock()
         self._can_drop = kvm.check(Cap.IOEVENTFD) != 0
         self.vm: Vm = kvm.create_vm()
-        self._nobody = os.eventfd(0, os.EFD_CLOEXEC)
+        self._sink_eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         self.threads: list[VcpuThread] = []
         try:
             self._build(kvm, host_cpuid, memory)
@@ -191,7 +191,7 @@ class Hardware:
         self.drain()
         self.engine.reset()
         self.vm.close()
-        os.close(self._nobody)
+        os.close(self._sink_eventfd)
 
     def drain(self) -> None:
         """Hand on writes that KVM queued instead of leaving the guest."""
@@ -200,12 +200,12 @@ class Hardware:
                 for write in self.vm.drain_coalesced():
                     self._coalesced(write.addr, write.data)
 
-    def drop_zeroes(self, gpa: int, on: bool) -> None:
-        """Whether KVM shall drop zeroes that the guest writes to the byte at `gpa`: it signals an eventfd that nobody
-        reads, and the guest goes on. From any thread; in force when the vCPU whose exit asked for it runs on.
+    def ignore_zero_writes(self, gpa: int, on: bool) -> None:
+        """Have KVM drop zeroes that the guest writes to the byte at `gpa`, or stop that: an ioeventfd with datamatch
+        0, whose eventfd is never read. From any thread; in force when the vCPU whose exit asked for it runs on.
         """
         if self._can_drop and not self.vm.closed:
-            self.vm.ioeventfd(self._nobody, gpa, 1, datamatch=0, assign=on)
+            self.vm.ioeventfd(self._sink_eventfd, gpa, 1, datamatch=0, assign=on)
 
     def set_irq(self, gsi: int, level: bool) -> None:
         """Drive an interrupt line, from any thread."""

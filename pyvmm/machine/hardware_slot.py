@@ -58,11 +58,11 @@ class HardwareSlot:
         if hardware is not None:
             hardware.set_irq(line, level)
 
-    def drop_zeroes(self, gpa: int, on: bool) -> None:
+    def ignore_zero_writes(self, gpa: int, on: bool) -> None:
         """Whether KVM drops zeroes that the guest writes to the byte at `gpa`."""
         hardware = self.hardware
         if hardware is not None:
-            hardware.drop_zeroes(gpa, on)
+            hardware.ignore_zero_writes(gpa, on)
 
     def freeze(self, on: bool) -> None:
         """Keep every vCPU out of the guest, or no more, apart from a pause."""

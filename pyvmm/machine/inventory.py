@@ -27,7 +27,7 @@ def plugged_memory(devices: DeviceSet) -> int:
     if balloon is None:
         return 0
     ledger = balloon.machine.ledger
-    return (ledger.added_pages + ledger.doubtful_pages) * PAGE_SIZE
+    return (ledger.added_pages + ledger.unconfirmed_pages) * PAGE_SIZE
 
 
 def vmbus_devices(channels: list[dict[str, Any]], devices: DeviceSet) -> list[dict[str, Any]]:

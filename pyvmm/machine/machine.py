@@ -149,7 +149,7 @@ class Machine:
             config.cpus,
             loop,
             irq=self.slot.set_irq,
-            unheard=self.slot.drop_zeroes,
+            suppress_ier_writes=self.slot.ignore_zero_writes,
             reset=self._want_reset,
             power_off=self._want_power_off,
             console=self.console_tail,

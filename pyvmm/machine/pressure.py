@@ -57,7 +57,7 @@ class Pressure:
             self.automatic = on
             self.sizer.restarted()
             if on:
-                self._balloon.stop_insisting()
+                self._balloon.stop_retrying()
             if trace.autosize_held.on:
                 trace.autosize_held("on" if on else "held")
             self._emit("X_AUTOSIZE_CHANGE", {"enabled": on})
@@ -79,7 +79,7 @@ class Pressure:
             if trace.autosize.on:
                 trace.autosize(decision.reason, current, decision.target, decision.demand, decision.pressure)
             self._emit("X_AUTOSIZE", _decision(decision))
-            self._balloon.set_target(decision.target, insist=False)  # the sizer has its own patience
+            self._balloon.set_target(decision.target, retry_in_background=False)  # the sizer has its own patience
 
     def _finished(self, outcome: ResizeOutcome) -> None:
         if self.sizer is not None:

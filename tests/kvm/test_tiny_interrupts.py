@@ -237,7 +237,7 @@ def test_memory_to_be_read_only_is_read_without_leaving_and_written_into_the_que
 
 
 def test_zeroes_written_to_read_only_memory_can_be_dropped(make_guest) -> None:
-    """What `Hardware.drop_zeroes` does with a masked console's interrupt register."""
+    """What `Hardware.ignore_zero_writes` does with a masked console's interrupt register."""
     # mov ax, 0xb800; mov es, ax; mov byte es:[1], 0; mov byte es:[1], 5; mov byte es:[1], 0; hlt
     guest = make_guest("B8 00 B8 8E C0 26 C6 06 01 00 00 26 C6 06 01 00 05 26 C6 06 01 00 00 F4")
     guest.need(Cap.IOEVENTFD, Cap.READONLY_MEM)

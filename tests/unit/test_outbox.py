@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.outbox import LIMIT, MUCH, STRAIGHT, Outbox
+from pyvmm.outbox import DIRECT_FLUSHES, LIMIT, STREAM_BYTES, Outbox
 from tests.support.fake_clock import FakeLoop
 
 
@@ -35,7 +35,7 @@ def test_a_stream_wakes_the_loop_once_a_period(loop: FakeLoop) -> None:
         loop.advance(0.001)
     loop.advance(0.02)
     assert b"".join(got) == bytes(range(100))
-    assert 5 * (1 + STRAIGHT) <= len(got) <= 7 * (1 + STRAIGHT)
+    assert 5 * (1 + DIRECT_FLUSHES) <= len(got) <= 7 * (1 + DIRECT_FLUSHES)
     assert loop.next_due() is not None
     loop.advance(0.02)
     assert loop.next_due() is None, "nobody looks for what does not come"
@@ -44,21 +44,21 @@ def test_a_stream_wakes_the_loop_once_a_period(loop: FakeLoop) -> None:
 def test_in_a_stream_a_few_batches_go_straight_on_and_the_rest_at_the_tick(loop: FakeLoop) -> None:
     got: list[bytes] = []
     outbox = Outbox(got.append, loop, period=0.02)
-    outbox.add(b"a" * MUCH)
+    outbox.add(b"a" * STREAM_BYTES)
     loop.run()
-    for number in range(STRAIGHT):
+    for number in range(DIRECT_FLUSHES):
         outbox.add(bytes([number]))
-    assert got == [b"a" * MUCH, *(bytes([number]) for number in range(STRAIGHT))]
-    outbox.add(b"b" * MUCH)
+    assert got == [b"a" * STREAM_BYTES, *(bytes([number]) for number in range(DIRECT_FLUSHES))]
+    outbox.add(b"b" * STREAM_BYTES)
     outbox.add(b"b")
     loop.advance(1)
     assert loop.next_due() is None
-    assert len(got) == 1 + STRAIGHT
+    assert len(got) == 1 + DIRECT_FLUSHES
     outbox.tick()
-    assert got[1 + STRAIGHT :] == [b"b" * MUCH + b"b"]
+    assert got[1 + DIRECT_FLUSHES :] == [b"b" * STREAM_BYTES + b"b"]
     outbox.tick()
     outbox.add(b"c")
-    assert len(got) == 2 + STRAIGHT, "the second tick found nothing, so the loop is told"
+    assert len(got) == 2 + DIRECT_FLUSHES, "the second tick found nothing, so the loop is told"
     loop.run()
     assert got[-1] == b"c"
 
@@ -67,7 +67,7 @@ def test_a_tick_is_nothing_to_who_types(loop: FakeLoop) -> None:
     got: list[bytes] = []
     outbox = Outbox(got.append, loop, period=0.02)
     outbox.tick()
-    keys = [bytes([key]) for key in range(2 + STRAIGHT)]
+    keys = [bytes([key]) for key in range(2 + DIRECT_FLUSHES)]
     outbox.add(keys[0])
     loop.run()
     for key in keys[1:]:

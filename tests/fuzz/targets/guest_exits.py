@@ -33,7 +33,7 @@ def exits(data: bytes) -> None:
         1,
         loop,  # type: ignore[arg-type]
         irq=lambda line, level: None,
-        unheard=lambda gpa, on: None,
+        suppress_ier_writes=lambda gpa, on: None,
         reset=lambda reason: None,
         power_off=lambda: None,
         console=lambda data: None,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyvmm.devices.balloon import discards
 from pyvmm.devices.balloon import protocol as p
 from pyvmm.devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
-from pyvmm.devices.balloon.hot_add import OurRange
+from pyvmm.devices.balloon.hot_add import HotAddRange
 from pyvmm.devices.balloon.plan import IN_DOUBT, ROUNDED
 from pyvmm.devices.balloon.ranges import PageRanges
 from pyvmm.devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
@@ -67,9 +67,9 @@ class Play(BalloonPlay):
         super().__init__(guest, boot=BOOT, window=self.window, **pieces | tuning)
 
     @property
-    def our(self) -> OurRange:
-        assert self.ledger.our is not None
-        return self.ledger.our
+    def our(self) -> HotAddRange:
+        assert self.ledger.hot_range is not None
+        return self.ledger.hot_range
 
     def look_at(self, message: p.HostMessage) -> None:
         if isinstance(message, p.HotAddRequest):
@@ -285,7 +285,7 @@ def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_pro
     list(play.guest.answers(request))  # taken, but the answer is lost
     play.rebind()
     assert play.outcome().reason == IN_DOUBT
-    assert (play.our.doubtful.pages, play.ledger.added_pages) == (BLOCK, 0)
+    assert (play.our.unconfirmed.pages, play.ledger.added_pages) == (BLOCK, 0)
     assert play.ledger.actual_pages == BOOT + BLOCK, "it may use it"
     plan = play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
     assert plan.will_reach == (BOOT + BLOCK) * PAGE and IN_DOUBT in plan.reason
@@ -295,7 +295,7 @@ def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_pro
     play.machine.set_target((BOOT - 16) * PAGE)
     play.host_turn()
     play.say(p.BalloonResponse(1, False, [(START, 16)]).build())
-    assert (play.our.doubtful.pages, play.ledger.added_pages) == (0, 2 * BLOCK)
+    assert (play.our.unconfirmed.pages, play.ledger.added_pages) == (0, 2 * BLOCK)
     assert play.ledger.added.removed_pages == 16
 
 
@@ -324,7 +324,7 @@ def test_after_a_new_contact_all_is_in_doubt_and_never_offered_again(play: Play)
     play.grow(BLOCK)
     play.machine.closed()
     play.machine.forget_pages("new contact")
-    assert (play.ledger.current_pages, play.our.doubtful.pages) == (BOOT, BLOCK)
+    assert (play.ledger.current_pages, play.our.unconfirmed.pages) == (BOOT, BLOCK)
     assert play.ledger.actual_pages == BOOT + BLOCK, "it may use it"
     play.guest.rebind()
     play.boot().grow(2 * BLOCK)
@@ -480,7 +480,7 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                             # again only where the guest said that it did not take it
                             known = PageRanges([(page, 1) for page in play.guest.hot_added])
                             assert given_now.isdisjoint(play.ledger.added.ram)
-                            assert given_now.isdisjoint(play.our.doubtful)
+                            assert given_now.isdisjoint(play.our.unconfirmed)
                             assert given_now.isdisjoint(known & offered)
                             offered.update(given_now)
                 case "answer", int(count):
@@ -529,11 +529,11 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
         except GuestProtocolError:
             pass
         ledger, our = play.ledger, play.our
-        assert our.ram.isdisjoint(our.doubtful)
+        assert our.ram.isdisjoint(our.unconfirmed)
         assert our.given_pages <= play.window.pages
         assert our.lost_pages >= 0
         assert START <= our.next <= our.block_end or our.next == our.block_end
-        given_or_doubted = our.ram | our.doubtful
+        given_or_doubted = our.ram | our.unconfirmed
         match play.machine.state:
             case HotAddPosting(grant) | HotAddWaiting(grant):
                 given_or_doubted.insert([(grant.start, grant.pages)])

@@ -33,10 +33,10 @@ def ledger(given: int = OUR.pages) -> Ledger:
     """The books of a guest that was given so many pages of the window."""
     made = Ledger(BOOT, lambda gpa, size: None, FakeWindow(OUR.start, OUR.end, OUR.pages))
     if given:
-        assert made.our is not None
-        grant = made.our.grant(given, 0x100, OUR.pages, whole_blocks=False)
+        assert made.hot_range is not None
+        grant = made.hot_range.grant(given, 0x100, OUR.pages, whole_blocks=False)
         assert grant is not None
-        made.our.given(grant, given, 0x100)
+        made.hot_range.given(grant, given, 0x100)
     return made
 
 

@@ -55,17 +55,17 @@ def put(port: Serial, register: int, value: int) -> None:
 
 
 @pytest.fixture
-def unheard() -> list[bool]:
+def suppress_ier_writes() -> list[bool]:
     return []
 
 
 @pytest.fixture
-def console(wires: Wires, unheard: list[bool]) -> Serial:
+def console(wires: Wires, suppress_ier_writes: list[bool]) -> Serial:
     """A port that prints a kernel's messages: nobody has opened it."""
-    port = Serial(wires.irq, wires.output, unheard=unheard.append)
-    for _ in range(serial.ZEROES_HEARD):
+    port = Serial(wires.irq, wires.output, suppress_ier_writes=suppress_ier_writes.append)
+    for _ in range(serial.IER_SUPPRESS_AFTER):
         put(port, Register.IER, 0)
-    assert unheard == [True]
+    assert suppress_ier_writes == [True]
     return port
 
 
@@ -74,32 +74,32 @@ def console(wires: Wires, unheard: list[bool]) -> Serial:
     [(Register.IER, serial.IER_RECEIVE), (Register.LCR, serial.LCR_DLAB)],
     ids=["an interrupt", "the divisor"],
 )
-def test_zeroes_to_ier_are_heard_again_before_they_mean_something(console, unheard, register, value) -> None:
+def test_writes_to_ier_are_passed_on_again_before_they_matter(console, suppress_ier_writes, register, value) -> None:
     put(console, Register.IER, 0)
     put(console, Register.LCR, 3)
     put(console, Register.IER, 0x40)  # UUE, which is not there
-    assert unheard == [True], "said once"
+    assert suppress_ier_writes == [True], "said once"
     put(console, register, value)
     put(console, register, value)
-    assert unheard == [True, False]
+    assert suppress_ier_writes == [True, False]
     put(console, Register.LCR, 3)
     put(console, Register.IER, 0)
-    for _ in range(serial.ZEROES_HEARD):
+    for _ in range(serial.IER_SUPPRESS_AFTER):
         put(console, Register.IER, 0)
-    assert unheard == [True, False, True]
+    assert suppress_ier_writes == [True, False, True]
 
 
-def test_a_reset_port_hears_zeroes(console, unheard) -> None:
+def test_a_reset_port_hears_zeroes(console, suppress_ier_writes) -> None:
     console.reset()
-    assert unheard == [True, False]
+    assert suppress_ier_writes == [True, False]
 
 
-def test_the_divisor_s_zeroes_are_no_console_s_lines(wires: Wires, unheard) -> None:
-    port = Serial(wires.irq, wires.output, unheard=unheard.append)
+def test_the_divisor_s_zeroes_are_no_console_s_lines(wires: Wires, suppress_ier_writes) -> None:
+    port = Serial(wires.irq, wires.output, suppress_ier_writes=suppress_ier_writes.append)
     put(port, Register.LCR, serial.LCR_DLAB)
     for _ in range(9):
         put(port, Register.IER, 0)
-    assert unheard == []
+    assert suppress_ier_writes == []
 
 
 def test_linux_autoconfig_finds_a_16550a(port: Serial) -> None:

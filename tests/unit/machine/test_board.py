@@ -19,7 +19,7 @@ from pyvmm.devices.rtc import (
     REG_D,
 )
 from pyvmm.devices.rtc_events import ALARM
-from pyvmm.devices.serial import IER_RECEIVE, ZEROES_HEARD, Register
+from pyvmm.devices.serial import IER_RECEIVE, IER_SUPPRESS_AFTER, Register
 from pyvmm.devices.serial_window import AGENT, CONSOLE
 from pyvmm.loop import Loop
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO, Board
@@ -31,7 +31,7 @@ def console() -> list[bytes]:
 
 
 @pytest.fixture
-def unheard() -> list[tuple[int, bool]]:
+def suppress_ier_writes() -> list[tuple[int, bool]]:
     return []
 
 
@@ -41,13 +41,15 @@ def lines() -> list[tuple[int, bool]]:
 
 
 @pytest.fixture
-def board(console: list[bytes], unheard: list[tuple[int, bool]], lines: list[tuple[int, bool]]) -> Iterator[Board]:
+def board(
+    console: list[bytes], suppress_ier_writes: list[tuple[int, bool]], lines: list[tuple[int, bool]]
+) -> Iterator[Board]:
     loop = Loop()
     yield Board(
         1,
         loop,
         irq=lambda line, level: lines.append((line, level)),
-        unheard=lambda gpa, on: unheard.append((gpa, on)),
+        suppress_ier_writes=lambda gpa, on: suppress_ier_writes.append((gpa, on)),
         reset=lambda reason: None,
         power_off=lambda: None,
         console=console.append,
@@ -108,12 +110,12 @@ def test_the_console_is_one_port_with_three_doors(board: Board, console: list[by
     assert board.acpi.com_windows == (CONSOLE.base, AGENT.base)
 
 
-def test_zeroes_need_not_be_heard_at_the_window_s_interrupt_register(board: Board, unheard) -> None:
-    for _ in range(ZEROES_HEARD):
+def test_zeroes_need_not_be_heard_at_the_window_s_interrupt_register(board: Board, suppress_ier_writes) -> None:
+    for _ in range(IER_SUPPRESS_AFTER):
         board.mmio.write(CONSOLE.base + Register.IER, 1, 0)
-    assert unheard == [(CONSOLE.base + Register.IER, True)]
+    assert suppress_ier_writes == [(CONSOLE.base + Register.IER, True)]
     board.ports.write(0x3F8 + Register.IER, 1, IER_RECEIVE)
-    assert unheard[1:] == [(CONSOLE.base + Register.IER, False)]
+    assert suppress_ier_writes[1:] == [(CONSOLE.base + Register.IER, False)]
 
 
 def test_a_board_closes_twice_and_its_console_may_still_be_written(board: Board, console: list[bytes]) -> None:

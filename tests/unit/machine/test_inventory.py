@@ -10,7 +10,7 @@ from pyvmm.machine.inventory import SizeWatch, plugged_memory
 
 class Devices:
     def __init__(self) -> None:
-        self.ledger = SimpleNamespace(added_pages=0, doubtful_pages=0)
+        self.ledger = SimpleNamespace(added_pages=0, unconfirmed_pages=0)
         self.on_bus = True
 
     def device(self, driver: str) -> Any:

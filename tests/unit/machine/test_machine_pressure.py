@@ -24,7 +24,7 @@ class Balloon:
         self.on_finish: list[Any] = []
         self.targets: list[int] = []
         self.last_status: object = None
-        self.insisting = True  # on a target set by hand
+        self.retrying = True  # on a target set by hand
         ledger = SimpleNamespace(
             current_pages=512 * PAGES,
             actual_pages=512 * PAGES,
@@ -38,12 +38,12 @@ class Balloon:
     def target(self) -> int | None:
         return self.targets[-1] if self.targets else None
 
-    def set_target(self, size: int, *, insist: bool) -> None:
-        assert not insist, "a target that sizing no longer wants would be asked for again"
+    def set_target(self, size: int, *, retry_in_background: bool) -> None:
+        assert not retry_in_background, "a target that sizing no longer wants would be asked for again"
         self.targets.append(size)
 
-    def stop_insisting(self) -> None:
-        self.insisting = False
+    def stop_retrying(self) -> None:
+        self.retrying = False
 
     def report(self, available: int, committed: int) -> None:
         self.last_status = object()
@@ -96,9 +96,9 @@ def test_held_sizing_decides_nothing_until_it_is_let_go(sized: Setup) -> None:
     sized.pressure.set_automatic(False)
     sized.balloon.report(20, 500)
     assert sized.balloon.targets == []
-    assert sized.balloon.insisting
+    assert sized.balloon.retrying
     sized.pressure.set_automatic(True)
-    assert not sized.balloon.insisting, "the target set by hand is nobody's any more"
+    assert not sized.balloon.retrying, "the target set by hand is nobody's any more"
     sized.balloon.report(20, 500)
     assert sized.balloon.targets == [600 * MIB]
     assert [name for name, _ in sized.events] == ["X_AUTOSIZE_CHANGE", "X_AUTOSIZE_CHANGE", "X_AUTOSIZE"]

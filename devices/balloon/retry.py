@@ -20,22 +20,22 @@ asking is told as one more outcome. A request that the guest fulfils begins the 
 
 from __future__ import annotations
 
-TOLD_AFTER = 2
+REPORTED_AFTER = 2
 """Tries."""
 
 
-class Patience:
-    """`pauses`: seconds before each further try. `insists`: whether it goes on once the outcome was told."""
+class RetrySchedule:
+    """`pauses`: seconds before each further try. `in_background`: whether it goes on once the result was reported."""
 
     def __init__(self, pauses: tuple[float, ...]) -> None:
         self.pauses = pauses
-        self.insists = True
+        self.in_background = True
 
     def pause_after(self, tries: int) -> float | None:
         """Seconds until the next try; None if there is none."""
-        pauses = self.pauses if self.insists else self.pauses[: TOLD_AFTER - 1]
+        pauses = self.pauses if self.in_background else self.pauses[: REPORTED_AFTER - 1]
         return pauses[tries - 1] if tries <= len(pauses) else None
 
-    def is_told_after(self, tries: int) -> bool:
+    def is_reported_after(self, tries: int) -> bool:
         """Whether the result is reported after so many tries that all came short."""
-        return tries == TOLD_AFTER or self.pause_after(tries) is None
+        return tries == REPORTED_AFTER or self.pause_after(tries) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.devices.balloon import protocol as p
-from pyvmm.devices.balloon.patience import Patience
+from pyvmm.devices.balloon.retry import RetrySchedule
 from pyvmm.devices.balloon.states import BalloonPausing, Closed, Idle
 from pyvmm.errors import GuestProtocolError
 from tests.support.balloon_guest import BalloonGuest
@@ -163,9 +163,9 @@ def test_pages_named_during_the_pause_are_not_taken(play: Play) -> None:
     assert isinstance(play.machine.state, BalloonPausing)
 
 
-def test_without_insisting_the_outcome_is_the_end() -> None:
+def test_without_retrying_the_outcome_is_the_end() -> None:
     play = Play(BalloonGuest(BOOT, floor=KEPT)).boot()
-    play.machine.set_target(TARGET * PAGE, insist=False)
+    play.machine.set_target(TARGET * PAGE, retry_in_background=False)
     play.run().wait(1)
     asked = play.requests()
     assert told(play) == [(KEPT, False)]
@@ -177,7 +177,7 @@ def test_without_insisting_the_outcome_is_the_end() -> None:
 def test_who_decides_from_now_on_is_not_disturbed(play: Play, seconds: int) -> None:
     """The command that waits for its outcome gets it all the same."""
     play.wait(seconds)
-    play.machine.stop_insisting()
+    play.machine.stop_retrying()
     play.wait(1)
     asked = play.requests()
     assert told(play) == [(KEPT, False)]
@@ -186,5 +186,5 @@ def test_who_decides_from_now_on_is_not_disturbed(play: Play, seconds: int) -> N
 
 
 def test_without_pauses_the_first_short_answer_is_the_outcome() -> None:
-    patience = Patience(())
-    assert (patience.is_told_after(1), patience.pause_after(1)) == (True, None)
+    patience = RetrySchedule(())
+    assert (patience.is_reported_after(1), patience.pause_after(1)) == (True, None)
