@@ -3,7 +3,7 @@
     the second changes --> UF    it is the alarm's --> AF    a period has passed --> PF     flags of register C
     a flag that register B enables is set --> line 8 up --> the guest reads C --> no flags, line down
 
-Flags are set whether enabled or not, so what passed since the last look is worked out when somebody looks: the guest
+Flags are set whether enabled or not, so what passed since the last look is computed at the next look: the guest
 at C, or a timer, which runs only while an interrupt is enabled and the line is down. A guest that is slow to read C
 loses ticks, as on a busy PC.
 

@@ -91,7 +91,7 @@ class Serial:
         """LSR, while reading it changes nothing and no interrupt waits on the output; else 0.
 
         While Linux prints a console line it polls LSR before each byte: this is the quick answer to that. It masks
-        the port's interrupts meanwhile, so bytes that KVM still holds back (coalesced writes) are missed by nobody.
+        the port's interrupts meanwhile, so it does not matter that KVM still holds bytes back (coalesced writes).
         """
         self._irq = irq
         self._output = output

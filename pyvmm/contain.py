@@ -106,4 +106,4 @@ def _tell(head: str, error: BaseException) -> None:
         sys.stderr.write(shown.replace("\n", "\r\n" if sys.stderr.isatty() else "\n"))
         sys.stderr.flush()
     except (OSError, ValueError):
-        pass  # nobody listens, or stderr is full: the count and the trace have it
+        pass  # stderr is closed or full: the count and the trace have it

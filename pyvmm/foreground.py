@@ -1,4 +1,4 @@
-"""The user's terminal in raw mode while this process is in its foreground, and in nobody's way at any other time.
+"""Raw mode of the user's terminal, set only while this process is in the terminal's foreground process group.
 
     Background --fg: SIGCONT, or `look`--> Foreground: raw mode, keys are read
         ^                                     |  stop: mode restored, stopped by SIGTSTP as the shell expects

@@ -27,7 +27,7 @@ def hold() -> None:
 
 
 def release() -> None:
-    """Start what was held back; hold back no more. Harmless at any time: whoever waits for such a thread calls it."""
+    """Start the threads held back, and hold back no more. Harmless at any time: call it before waiting for one."""
     global _held
     held, _held = _held, None
     for thread in held or ():

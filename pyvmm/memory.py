@@ -54,7 +54,7 @@ class HostMemory:
         flags, spare = (mmap.MAP_SHARED, 0) if self.shared else (_SPARE_MEMORY, HUGE_SIZE)
         start = _map(None, size + spare, flags, fd, file_offset)
         self.address = start if self.shared else -(-start // HUGE_SIZE) * HUGE_SIZE
-        # Not mmap.mmap: that keeps a descriptor of the file, and with it the memory, as long as somebody has a view.
+        # Not mmap.mmap: that keeps a descriptor of the file, and with it the memory, as long as a view exists.
         addresses = (ctypes.c_ubyte * size).from_address(self.address)
         weakref.finalize(addresses, _libc.munmap, start, size + spare).atexit = False
         self.view = memoryview(addresses).cast("B")

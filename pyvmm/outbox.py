@@ -45,7 +45,7 @@ class Outbox:
         self._period = period
         self._batch = bytearray()
         self._lately = 0  # bytes added since the loop's last turn
-        self._coming = False  # the loop will look at the batch without being told
+        self._coming = False  # a turn of the loop for this batch is scheduled
         self._tick_awaited = False  # and does so at the next tick
         self._direct_left = 0  # how often what is added may go on at once before that
         self._lock = threading.Lock()

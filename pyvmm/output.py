@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 HIGH = 256 << 10
-"""Bytes that wait before whoever produces them shall stop."""
+"""Unwritten bytes at which their producer must stop."""
 
 LOW = 64 << 10
-"""Bytes that still wait when it may go on: enough for the reader not to run dry."""
+"""Unwritten bytes at which it may continue: enough for the reader not to run dry."""
 
 LIMIT = 1 << 20
 """Bytes from which a producer that did not stop must be stopped: a kernel's messages do not wait for an interrupt."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.errors import ConfigError
 
 LONGEST = 10 * 366 * 86400
-"""Ten years. poll(2) and socket time-outs take less than infinity, and nobody waits longer."""
+"""The largest time limit, ten years: poll(2) and socket time-outs do not take infinity."""
 
 
 def check_seconds(value: float, name: str = "timeout") -> float:

@@ -117,7 +117,7 @@ def _remove_dead(path: Path) -> None:
         raise ConfigError(f"socket {path} belongs to another user: choose another path")
     try:
         alive = is_listening(path) or _is_bound(path)
-    except HostError:  # of another type, for instance: somebody has it
+    except HostError:  # of another type, for instance: in use
         alive = True
     if alive:
         raise ConfigError(f"socket {path} is in use by another program: choose another path")
@@ -149,7 +149,7 @@ def _lock() -> Iterator[None]:
 
 
 def _give_owner_rights(path: Path) -> None:
-    """chmod of a socket just bound, and of nothing that somebody put in its place."""
+    """Set mode 0600 on the socket just bound, but on no file that was put in its place."""
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)

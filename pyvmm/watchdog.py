@@ -70,7 +70,7 @@ class Watchdog:
         """Watch no more, and close the note. Harmless twice."""
         self._ending.set()
         if self._thread.is_alive():
-            self._thread.join(self._period)  # no longer: it may be writing to a pipe that nobody reads
+            self._thread.join(self._period)  # no longer: it may be writing to a full pipe
         if not self._thread.is_alive() and self._note >= 0:
             os.close(self._note)
             self._note = -1

@@ -114,7 +114,7 @@ class BalloonMachine:
 
     @property
     def caps(self) -> Capabilities | None:
-        """What that driver can do; None before it has told."""
+        """The driver's capabilities; None before it has sent them."""
         return self.driver.caps
 
     @property
@@ -214,7 +214,7 @@ class BalloonMachine:
     # Messages in
 
     def receive(self, message: GuestMessage) -> None:
-        """One message of the guest. Raises GuestProtocolError for one that nobody asked for."""
+        """Handle one message of the guest. Raises GuestProtocolError for an unsolicited one."""
         match message, self.state:
             case StatusReport(), _:
                 self._take_status(message)

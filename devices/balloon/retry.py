@@ -12,10 +12,10 @@ A guest stops above the target for good, or not:
 
 Its answer does not tell, so:
 
-    short --1 s--> asked again: short, told --2 s--> again --4 s--> again --8 s--> again: short, told, the end
+    short --1 s--> retry: short, reported --2 s--> retry --4 s--> retry --8 s--> retry: short, reported, the end
 
-Whoever waits for the outcome waits for one pause. From then on the device counts as at rest, and what comes of its
-asking is told as one more outcome. A request that the guest fulfils begins the row anew.
+The first result is reported after one back-off. From then on the device counts as idle; later retries run in the
+background, and their result is reported separately. A request that the guest fulfils restarts the schedule.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The states of the balloon machine. Each owns what means something only then.
 
-`NAME` is what clients and traces are told, `QEMU_NAME` what QEMU's trace calls the state.
+`NAME` is the state's name for clients and traces, `QEMU_NAME` its name in QEMU's trace.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Shutdown(VmbusDevice):
     def request(self, kind: ShutdownKind | str, answered: Answered = lambda status: None) -> bool:
         """Ask the guest; `answered(status)` is called with its answer, 0 for "on its way".
 
-        False if there is nobody to ask, or one request is out already.
+        False if no driver is bound, or one request is out already.
         """
         kind = ShutdownKind(kind)
         if self._link is None or self._asked:

@@ -70,7 +70,7 @@ class TimeSync(VmbusDevice):
         self._link = None
 
     def sync(self) -> bool:
-        """Make the guest set its clock now. False if it cannot be told."""
+        """Make the guest set its clock now. False if its driver cannot take the message."""
         return self._send(TimeFlag.SYNC)
 
     def _sample(self) -> None:

@@ -27,7 +27,7 @@ from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind, Pr
 from pyvmm.host.zygote import Zygote
 
 PORT = 3
-GRACE = 5.0  # seconds between the hang-up and the kill of a command nobody waits for
+GRACE = 5.0  # seconds between the hang-up and the kill of a command whose client is gone
 CONNECT_PATIENCE = 15.0  # seconds a forwarded connection waits for its command to open the socket
 
 

@@ -56,7 +56,7 @@ class Request:
     env: Mapping[str, str] | None = None  # None: this process's
     cwd: str | None = None
     forward_sockets: Sequence[str | Path] = field(default_factory=list)  # paths to listen on, see inside.py
-    input: bool = True  # whether the command reads standard input; else it is left to whoever does, Ctrl-Z and all
+    input: bool = True  # whether the command reads standard input; else the terminal is left alone
     outputs: list[Output] = field(default_factory=list)  # filled by running it: what came of the three
 
 
@@ -73,7 +73,7 @@ class Signals:
         before: dict[signal.Signals, object] = {}
         try:
             wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        except ValueError:  # not the main thread: whoever is, decides
+        except ValueError:  # not the main thread, which owns the signals
             os.close(reader)
             os.close(writer)
             yield

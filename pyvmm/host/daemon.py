@@ -49,7 +49,7 @@ def _socket_path() -> Path:
     return _folder() / "host.sock"
 
 
-TOLD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int, "agent": str}
+RECORD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int, "agent": str}
 """Members of host.json."""
 
 
@@ -62,8 +62,8 @@ def _information() -> dict[str, Any] | None:
     try:
         if _try_lock(descriptor):
             return None
-        told = parse_object(os.pread(descriptor, 1 << 12, 0).decode("utf-8", "replace"), TOLD)
-        return {name: told[name] for name in TOLD}
+        record = parse_object(os.pread(descriptor, 1 << 12, 0).decode("utf-8", "replace"), RECORD)
+        return {name: record[name] for name in RECORD}
     except ValueError:  # not written yet
         return None
     finally:
@@ -82,8 +82,8 @@ def connect(memory_mib: int = 0) -> socket.socket | None:
     """Connect to the daemon. None if there is none, or it has less memory, or speaks another version of the protocol
     (another checkout may have started it).
     """
-    told = _information()
-    if told is None or told["memory_mib"] < memory_mib or told["agent"] != agent_digest():
+    record = _information()
+    if record is None or record["memory_mib"] < memory_mib or record["agent"] != agent_digest():
         return None
     return _connect()
 
@@ -127,10 +127,10 @@ def start(memory_mib: int, idle_seconds: int, progress: Progress) -> str:
 
 def stop() -> str:
     """Ask the daemon to end, and wait for it."""
-    told = _information()
+    record = _information()
     connection = _connect()
-    if told is None or connection is None:
-        return "no emulated host is kept up"
+    if record is None or connection is None:
+        return "no emulated host is running"
     with connection:
         connection.sendall(Frame(Kind.POWEROFF).build())
         connection.settimeout(20)
@@ -142,10 +142,11 @@ def stop() -> str:
 
 def status() -> str:
     """One line."""
-    told = _information()
-    if told is None:
-        return "no emulated host is kept up"
-    return f"an emulated host is up: pid {told['pid']}, {told['memory_mib']} MiB, ends when idle {told['idle']} s"
+    record = _information()
+    if record is None:
+        return "no emulated host is running"
+    pid, memory, idle = record["pid"], record["memory_mib"], record["idle"]
+    return f"an emulated host is running: pid {pid}, {memory} MiB, ends when idle {idle} s"
 
 
 def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
@@ -191,8 +192,8 @@ def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
         EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host,
         ListeningSocket(_socket_path(), 32) as listener,
     ):
-        told = {"pid": os.getpid(), "memory_mib": host.memory_mib, "idle": idle_seconds, "agent": agent_digest()}
-        os.pwrite(file, json.dumps(told).encode(), 0)
+        record = {"pid": os.getpid(), "memory_mib": host.memory_mib, "idle": idle_seconds, "agent": agent_digest()}
+        os.pwrite(file, json.dumps(record).encode(), 0)
         try:
             _tell(report, "ready")
             os.close(report)

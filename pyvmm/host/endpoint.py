@@ -42,7 +42,7 @@ class _Sink:
     ended: Callable[[], None]
     window: ReceiveWindow = field(default_factory=ReceiveWindow)
     ending: bool = False
-    broken: bool = False  # nobody reads: swallow
+    broken: bool = False  # no reader: discard
     output: Output | None = None  # writes instead of us: a user's own descriptor, which may hang
     handed: int = 0  # bytes of the window's that `output` has and has not written
     done: int = 0  # bytes of `output.written` that are credited
@@ -80,7 +80,7 @@ class Endpoint:
         return None if source is None else source.descriptor
 
     def sink(self, stream: int, channel: int, descriptor: int, ended: Callable[[], None]) -> None:
-        """Write what comes to `descriptor`; after END and the last byte, or when nobody reads it, call `ended`."""
+        """Write DATA to `descriptor`; after END and the last byte, or when its reader is gone, call `ended`."""
         self._sinks[stream, channel] = _Sink(descriptor, ended)
 
     def output(self, stream: int, channel: int, output: Output, failed: Callable[[], None]) -> None:

@@ -121,10 +121,10 @@ def _used(path: Path) -> float:
 def _is_orphaned(folder: Path) -> bool:
     """A saved host whose interpreter or checkout is no longer there, or of which parts are missing."""
     try:
-        told = load_object(folder / "saved.json", {"python": str, "repository": str})
+        record = load_object(folder / "saved.json", {"python": str, "repository": str})
     except FileError:
         return True
-    return not all(os.path.exists(path) for path in (told["python"], told["repository"], folder / "state"))
+    return not all(os.path.exists(path) for path in (record["python"], record["repository"], folder / "state"))
 
 
 def remove(path: Path) -> bool:

@@ -202,8 +202,8 @@ def archive(preload: Preload, sources: str) -> bytes:
     """All of it as a cpio archive, to follow the initramfs."""
     made = CpioWriter()
     _add_to(made, preload)
-    told = {"modules": preload.modules, "sources": sources, "repository": str(REPOSITORY)}
-    made.file("host/preload.json", json.dumps(told).encode())
+    record = {"modules": preload.modules, "sources": sources, "repository": str(REPOSITORY)}
+    made.file("host/preload.json", json.dumps(record).encode())
     made.file("host/python", f"{sys.executable}\t{REPOSITORY}\n".encode())
     return made.build()
 

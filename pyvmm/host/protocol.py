@@ -53,10 +53,10 @@ class Kind(IntEnum):
     SIGNAL = 9  # o: payload u32, signal number, for the command's process group
     RESIZE = 10  # o: payload u16 rows, u16 columns
     EXIT = 11  # i: payload i32, as subprocess gives it (-9: killed by signal 9); the stream is over
-    CLOSE = 12  # o: nobody waits for this stream any more: end it; i: the socket is closed
+    CLOSE = 12  # o: this stream's client is gone: end it; i: the socket is closed
     POWEROFF = 13  # o: end the emulated host
     STOPPED = 15  # i: payload u32, the signal that stopped the command; SIGNAL with SIGCONT lets it go on
-    BROKEN = 16  # o: nobody takes this channel's bytes any more: the command shall find a broken pipe
+    BROKEN = 16  # o: this channel's reader is gone: the command gets a broken pipe
     ENDED = 17  # i: as EXIT, which follows once all that the command wrote was taken
     NUDGE = 14  # o: nothing, but it makes an interrupt inside; see client.NUDGE_EVERY
 

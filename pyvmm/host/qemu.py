@@ -27,8 +27,9 @@ from pyvmm.host.kit import Kit
 from pyvmm.process import kill_with_parent
 
 PROGRAM = "qemu-system-x86_64"
-# mitigations=off, nokaslr: nobody attacks this host, and both cost time under emulation. panic=-1 with -no-reboot:
-# a panic ends QEMU. Without tsc=reliable the host has no TSC clocksource and KVM no Hyper-V reference TSC page.
+# mitigations=off, nokaslr: only the user's own commands run in this host, and both cost time under emulation.
+# panic=-1 with -no-reboot: a panic ends QEMU. Without tsc=reliable the host has no TSC clocksource and KVM no Hyper-V
+# reference TSC page.
 # Making a VM waits for a grace period of RCU: 11 ms, 2 if it is expedited, which costs one CPU nothing.
 KERNEL_OPTIONS = "tsc=reliable quiet panic=-1 console=ttyS0 mitigations=off nokaslr rcupdate.rcu_expedited=1"
 # One CPU, however many the guest has. With two, a guest with two vCPUs was lost about once in a hundred seconds of

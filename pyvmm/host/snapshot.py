@@ -44,7 +44,7 @@ IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 CONFINED = "confined"  # a file beside the state that says whether QEMU has its sandbox: seen once, when it is made
 QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new host for every save costs more
 
-TOLD: dict[str, Shape] = {
+RECORD: dict[str, Shape] = {
     "fits": str,
     "memory_mib": int,
     "python": str,
@@ -106,8 +106,8 @@ def all_saved() -> list[Saved]:
 def _all_saved() -> Iterator[Saved]:
     for folder in sorted(cache_folder("host").glob("saved-*")):
         with contextlib.suppress(FileError):
-            told = load_object(folder / "saved.json", TOLD)
-            yield Saved(folder=str(folder), **{name: told[name] for name in TOLD})
+            record = load_object(folder / "saved.json", RECORD)
+            yield Saved(folder=str(folder), **{name: record[name] for name in RECORD})
 
 
 def find(kit: Kit, memory_mib: int, *, exact: bool = False) -> Saved | None:

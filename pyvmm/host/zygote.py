@@ -34,15 +34,15 @@ class Zygote:
     @classmethod
     def load(cls, listing: Path = Path("/host/preload.json")) -> Zygote:
         """Import all that the kit lists."""
-        told = json.loads(listing.read_text())
-        for name in told["modules"]:
+        record = json.loads(listing.read_text())
+        for name in record["modules"]:
             try:
                 importlib.import_module(name)
             except Exception as error:
                 print(f"pyvmm-host: import {name}: {type(error).__name__}: {error}", file=sys.stderr)
         gc.collect()
         gc.freeze()  # the forks' collections leave these pages alone
-        return cls(told["sources"], told["repository"])
+        return cls(record["sources"], record["repository"])
 
     def serves(self, argv: list[str], env: dict[str, str]) -> bool:
         """Whether a fork of this interpreter can run the command without exec."""

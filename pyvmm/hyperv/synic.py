@@ -50,7 +50,7 @@ class _Message:
 
 @dataclass(slots=True)
 class VpSynic:
-    """The SynIC registers of one VP, as last written by the guest (user engine) or told by KVM (kernel engine)."""
+    """The SynIC registers of one VP, as last written by the guest (user engine) or seen by KVM (kernel engine)."""
 
     control: int = 1
     simp: PageMsr = NO_PAGE

@@ -50,4 +50,4 @@ def test_a_daemon_that_was_killed_is_not_taken_for_one_that_runs_by_its_pid() ->
     folder.mkdir()
     (folder / "host.json").write_text(f'{{"pid": {os.getpid()}, "memory_mib": 1536, "idle": 9}}')
     assert daemon.connect() is None
-    assert daemon.status() == "no emulated host is kept up"
+    assert daemon.status() == "no emulated host is running"
