@@ -3,8 +3,8 @@
 Source: Motorola MC146818A data sheet; the century byte at 0x32 is what the FADT names; Linux
 drivers/rtc/rtc-mc146818-lib.c for what reads it.
 
-Linux takes the time of day from here at boot and in the rtc_cmos driver. With nobody at these ports it sees 0xff,
-waits for an update that never ends, and loses seconds. What it tells by interrupt is in rtc_events.
+Linux takes the time of day from here at boot and in the rtc_cmos driver. Without a device at these ports it reads
+0xff, waits for an update that never ends, and loses seconds. The clock's interrupts are in rtc_events.
 """
 
 from __future__ import annotations

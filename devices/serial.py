@@ -63,8 +63,8 @@ _BREAK = 0x100  # in the queue: a break instead of a byte
 
 
 class Serial:
-    """One port. `irq(level)` is told of each change of the interrupt line, `output(data)` of what the guest sent, on
-    the vCPU's thread.
+    """One port. `irq(level)` is called for each change of the interrupt line, `output(data)` for bytes that the guest
+    sent, on the vCPU's thread.
 
     `page` shows the guest all registers but RBR, so that it reads them without an exit (`devices.serial_window`).
     Reading them must change nothing then: such a port has no MSR delta bits (its lines change in loopback only), and
@@ -115,7 +115,7 @@ class Serial:
         self._end_suppression()
 
     def reset(self) -> None:
-        """Back to power-on. What the host queued and the guest did not read yet stays for the guest's next life."""
+        """Power-on state. Bytes that the host queued and the guest did not read stay for its next life."""
         with self.lock:
             self._power_on()
             self._update()

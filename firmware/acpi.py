@@ -1,4 +1,4 @@
-"""ACPI tables: how the guest learns of processors, interrupt controllers, power-off, reset and the VMBus.
+"""ACPI tables: describe processors, interrupt controllers, power-off, reset and the VMBus to the guest.
 
 Source: ACPI 6.5, chapter 5.2 (tables); Linux drivers/hv/vmbus_drv.c for what the VMBUS device must have.
 

@@ -88,7 +88,7 @@ def _quiet(_text: str) -> None:
 
 
 def list_images() -> list[Image]:
-    """All images there are recipes for, built or not."""
+    """All images that have a recipe, built or not."""
     return [_load(name) or Image(name, False, name == DEFAULT) for name in RECIPES]
 
 
@@ -108,8 +108,8 @@ def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _qu
 
 
 def known_image(name: str = DEFAULT) -> Image:
-    """As `find_image`, but taken at the manifest's word: in an emulated host, whose outer side has just looked. There
-    each look at a file is several requests to it.
+    """As `find_image`, but without checking the files: for an emulated host, whose outer side has just checked them,
+    and where each access to a file is several 9p requests.
     """
     _recipe(name)
     image = _read(name)

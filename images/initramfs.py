@@ -61,7 +61,7 @@ def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str,
 
 
 def recipe_hash(*inputs: str) -> str:
-    """Names what an initramfs would be made of: the recipe, our guest files, and `inputs` (packages, modules)."""
+    """Digest of an initramfs's inputs: the recipe, our guest files, and `inputs` (packages, modules)."""
     digest = hashlib.sha256(f"{RECIPE} {FSTAB} {FOLDERS} {SBIN}".encode())
     for name, data in (guest_files() | PROGRAMS).items():
         digest.update(f"\0{name}\0".encode() + data)

@@ -18,7 +18,7 @@ MODULE_LIMIT = 256 << 20
 """Bytes of a module, packed or not: the largest (amdgpu with its debugging information) has some 200 MiB."""
 
 CHAIN_LIMIT = 100
-"""Modules that need each other in a row; real chains have fewer than ten."""
+"""Length of a chain of dependencies; real chains have fewer than ten."""
 
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 

@@ -36,7 +36,7 @@ def cached_vmlinux(kernel: Path) -> Path:
 
 
 def _whole(kept: Path) -> bool:
-    """Whether a vmlinux in the cache is there and all of it."""
+    """Whether the cache has the complete vmlinux."""
     try:
         elf.parse(FileBytes(kept))
     except ConfigError:

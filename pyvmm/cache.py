@@ -78,5 +78,5 @@ def prune(folder: Path, seconds: float, limit: int, needed: Collection[Path]) ->
 
 
 def _used(found: os.stat_result) -> float:
-    """When something was last used. A folder's time of access tells only when somebody listed it."""
+    """The time of the last use. A folder has its time of change: its access time is only that of the last listing."""
     return found.st_mtime if stat.S_ISDIR(found.st_mode) else max(found.st_atime, found.st_mtime)

@@ -5,10 +5,10 @@
         +-------------- bg -------------------+  end, signal, exception: mode restored
 
 A shell gives the terminal to one process group. A background process that changes its mode is stopped by SIGTTOU, one
-that reads it by SIGTTIN: so every change and every read comes after a look at who has it. `fg` on a job that runs in
-the background sends no signal, so who wants to read looks again every LOOK_AGAIN.
+that reads it by SIGTTIN: so every change and every read first checks the foreground group. `fg` on a job that runs in
+the background sends no signal, so a reader checks again every LOOK_AGAIN seconds.
 
-TCSANOW everywhere: the other kinds wait until a terminal that was stopped has shown what it was sent.
+TCSANOW everywhere: the other kinds wait until a terminal with stopped output has shown all of it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def guest_console(mode: Mode) -> None:
 
 
 def all_raw(mode: Mode) -> None:
-    """Raw both ways: another terminal, further away, does all the work."""
+    """Raw input and output: the terminal inside the emulated host does all processing."""
     guest_console(mode)
     mode[1] &= ~termios.OPOST
 

@@ -4,9 +4,10 @@
                                       |
                      level 0, 1, 2 <--+   0: room    1: from HIGH until LOW    2: from LIMIT until HIGH
 
-`write` never waits. Who produces the bytes looks at `level` and stops while it is not 0: `changed` is called at each
-change. The descriptor keeps its mode, since O_NONBLOCK would hold for the shell and every other program that shares
-it: a thread that may wait needs no O_NONBLOCK, and one that was set by another program is answered with poll(2).
+`write` never blocks. The producer of the bytes checks `level` and stops while it is not 0: `changed` is called at
+each change. The descriptor keeps its mode, since O_NONBLOCK would hold for the shell and every other program that
+shares it: a thread that may wait needs no O_NONBLOCK, and one that was set by another program is answered with
+poll(2).
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class Output:
             self.changed()
 
     def _wait(self) -> None:
-        """Until a non-blocking descriptor takes more, or a while: it may have been given up."""
+        """Wait until a non-blocking descriptor takes more, for half a second at most: it may have been given up."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         poll.poll(500)

@@ -1,11 +1,11 @@
-"""Folders and files that pyvmm keeps for itself: where they are, which mode they have, and when they can be trusted.
+"""pyvmm's own folders and files (runtime folder, cache): their places, modes and safety checks.
 
     runtime folder   $XDG_RUNTIME_DIR/pyvmm or /tmp/pyvmm-UID    names, monitors' sockets, locks of what runs
     cache folder     $PYVMM_CACHE, or pyvmm in $XDG_CACHE_HOME or ~/.cache    packages, kernels, images, saved hosts
 
 All of it belongs to one user: folders have mode 0700 and files 0600 (or 0700), whatever the umask is. A folder or
 file is looked at with lstat before it is used, and refused if another user owns it, could write to it, or put a link
-in its place. What a user names (a trace file, a console's file) is no business of this module: it follows the umask.
+in its place. Files that a user names (a trace, a console's output) follow the umask, and are not handled here.
 
 In an emulated host the files are those of the user outside, whom the kernel inside does not know, and only the user's
 rights count there: owners are not compared.

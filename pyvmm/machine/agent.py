@@ -1,4 +1,4 @@
-"""Commands in the guest: joins the agent's protocol (images/agent.py) to the machine's second serial port.
+"""Commands in the guest: joins the agent's protocol (agent_protocol.py) to the machine's second serial port.
 
 A command asked for before the agent is ready waits for it. All on the loop's thread.
 
@@ -15,8 +15,8 @@ from functools import partial
 
 from pyvmm.contain import contained
 from pyvmm.errors import ConfigError
-from pyvmm.images.agent import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
 from pyvmm.loop import Timer, Timers
+from pyvmm.machine.agent_protocol import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
 from pyvmm.trace import event
 
 ready = event("agent.ready", "kernel {release}")

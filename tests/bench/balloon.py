@@ -35,7 +35,7 @@ from pyvmm.analysis.read import parse_line
 from pyvmm.client.qmp import Client, Disconnected
 from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import socket_path
-from pyvmm.images.agent import AgentClient, Exited
+from pyvmm.machine.agent_protocol import AgentClient, Exited
 from tests.bench import boot
 
 T = TypeVar("T")

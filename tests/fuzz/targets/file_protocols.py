@@ -10,7 +10,7 @@ from pyvmm.control.commands import COMMANDS, dispatch
 from pyvmm.control.protocol import Session
 from pyvmm.errors import ConfigError
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError, ReceiveWindow, SendWindow
-from pyvmm.images.agent import AgentClient
+from pyvmm.machine.agent_protocol import AgentClient
 from tests.unit.control.fake_machine import FakeMachine
 
 NAMES = sorted(COMMANDS)

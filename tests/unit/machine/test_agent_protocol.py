@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm import images
 from pyvmm.errors import ConfigError
-from pyvmm.images import agent
-from pyvmm.images.agent import AgentClient, Event, Exited, Garbled, Lost, Output, Ready, Refused
+from pyvmm.machine.agent_protocol import AgentClient, Event, Exited, Garbled, Lost, Output, Ready, Refused
 
-SCRIPT = Path(agent.__file__).parent / "guest" / "agent"
+SCRIPT = Path(images.__file__).parent / "guest" / "agent"
 
 
 @pytest.fixture

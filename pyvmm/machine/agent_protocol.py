@@ -1,4 +1,4 @@
-"""The host's side of the guest agent: commands out, their output and status back, over the second serial port.
+"""The host's side of the guest agent's protocol: sends commands and receives their output and status, by serial port.
 
 The guest's side is the shell script images/guest/agent. Lines of ASCII, each ended by a newline; the host chooses
 ids, counting from 1; several commands may run at once.
@@ -13,7 +13,7 @@ ids, counting from 1; several commands may run at once.
     size ROWS COLUMNS                   ->                               of the console's terminal, from now on
                                         <-  error TEXT                   a request it did not understand
 
-What the guest says is not to be trusted: lines and ids are checked, and a bad line costs an event, nothing more.
+Text from the guest is untrusted: lines and ids are checked, and a bad line becomes a `Garbled` event only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyvmm.errors import ConfigError, GuestProtocolError
 
 VERSION = 1
 MAX_LINE = 128 << 10  # the agent's longest: 48 KiB in base64, and a few words
-MAX_COMMAND = 32 << 10  # bytes; the guest's serial port holds no more than 64 KiB, base64, that nobody has read yet
+MAX_COMMAND = 32 << 10  # bytes; the guest's serial port queues at most 64 KiB of unread base64
 MAX_RELEASE = 128
 MAX_TEXT = 200  # of what the guest said, in an error
 
@@ -203,6 +203,6 @@ def _number(text: bytes, line: bytes) -> int:
 
 
 def _show(text: bytes) -> str:
-    """What the guest wrote, safe for a terminal."""
+    """The guest's text, filtered for a terminal."""
     shown = text[:MAX_TEXT].decode("ascii", "replace")
     return "".join(c if c.isprintable() else "?" for c in shown)
