@@ -164,6 +164,8 @@ class BalloonMachine:
         self._note_change_since(before)
         self.outcome = None
         if not keep_target:
+            if self._attempting and self.target is not None:
+                self._end_attempt("the machine was reset")
             self.target = None
 
     def _before_forgetting(self, reason: str) -> tuple[int, int]:
@@ -279,10 +281,10 @@ class BalloonMachine:
 
     def _came_short(self, state: BalloonWaiting) -> None:
         """The guest stopped above the target, be it for good or for a moment."""
+        pause = self.retry.pause_after(state.tries)
         if self.retry.is_reported_after(state.tries):
             short = "nothing" if not state.got else f"{state.got >> 8} of {state.asked >> 8} MiB"
-            self._end_attempt(f"the guest gave {short}: it keeps the rest (its floor)")
-        pause = self.retry.pause_after(state.tries)
+            self._end_attempt(f"the guest gave {short}: it keeps the rest (its floor)", final=pause is None)
         if pause is None:
             self._end_request()
             return
@@ -476,12 +478,13 @@ class BalloonMachine:
     def _next_trans_id(self) -> None:
         self._trans_id = (self._trans_id + 1) & 0xFFFFFFFF
 
-    def _end_attempt(self, reason: str) -> None:
+    def _end_attempt(self, reason: str, *, final: bool = True) -> None:
         assert self.target is not None
         self._attempting = False
         if trace.finished.on:
             trace.finished(self.target, self.ledger.current_pages, reason)
-        self.outcome = ResizeOutcome(self.target * PAGE_SIZE, self.ledger.actual_pages * PAGE_SIZE, reason)
+        actual = self.ledger.actual_pages * PAGE_SIZE
+        self.outcome = ResizeOutcome(self.target * PAGE_SIZE, actual, reason, final)
         self.happened.append(self.outcome)
 
     def _note_change(self) -> None:

@@ -32,11 +32,15 @@ class ResizePlan:
 
 @dataclass(frozen=True, slots=True)
 class ResizeOutcome:
-    """How an attempt ended. `reason` is empty when the target was reached. Bytes."""
+    """How an attempt ended. `reason` is empty when the target was reached. Bytes.
+
+    Not `final`: the guest stopped short and is asked again for a while, after which there is one more outcome.
+    """
 
     target: int
     actual: int
     reason: str = ""
+    final: bool = True
 
     @property
     def reached(self) -> bool:

@@ -44,9 +44,6 @@ EVENTS_KEPT = 10_000
 READY_POLL = 0.2
 """Seconds between two looks at a guest that boots: each costs it a little."""
 
-SETTLED = 5
-"""Looks at a balloon at its end, a tenth of a second apart, before it counts as stopped short of its target."""
-
 
 _KINDS: dict[str, Literal["poweroff", "quit", "reset", "panic", "error"]] = {
     "guest-shutdown": "poweroff",
@@ -211,17 +208,21 @@ class Machine:
 
     def balloon(self, size: str | int, *, timeout: float = 60.0) -> Memory:
         """Resize the guest and wait until it is there, or stays elsewhere: the result says where."""
-        from pyvmm.client.replies import at_its_end
+        from pyvmm.client.resize import ResizeProgress
 
         wanted = size if isinstance(size, int) else parse_size(size)
-        goal = self.qmp("x-balloon", {"value": wanted})["will-reach"]
         deadline = time.monotonic() + check_seconds(timeout)
-        still = 0
-        while (actual := self.qmp("query-balloon")["actual"]) != goal and still < SETTLED:
-            if time.monotonic() > deadline:
-                raise TimedOut(f"the guest has {format_size(actual)} after {timeout:g} s, {format_size(goal)} wanted")
-            still = still + 1 if at_its_end(self.describe().get("balloon") or {}) else 0
-            time.sleep(0.1)
+        actual = self.qmp("query-balloon")["actual"]
+        resize = ResizeProgress(wanted, self.qmp("x-balloon", {"value": wanted}), actual)
+        client = self._started()[1]
+        while not resize.result:
+            try:
+                event = Event(*client.wait_event(_Any(), max(0.0, deadline - time.monotonic())))
+            except TimedOut:
+                has, goal = format_size(resize.actual), format_size(resize.goal)
+                raise TimedOut(f"the guest has {has} after {timeout:g} s, {goal} wanted") from None
+            self._ending.take(event)
+            resize.take(event.name, event.data)
         return self.memory
 
     def pause(self) -> None:

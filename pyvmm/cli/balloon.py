@@ -12,7 +12,7 @@ import click
 from pyvmm.cli.output import echo, print_json
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
-from pyvmm.client.replies import at_its_end, memory_text
+from pyvmm.client.replies import memory_text
 from pyvmm.errors import ConfigError
 from pyvmm.launch import exit_status
 from pyvmm.sizes import format_size, is_size, parse_size
@@ -20,13 +20,7 @@ from pyvmm.sizes import format_size, is_size, parse_size
 if TYPE_CHECKING:
     from pyvmm.client.qmp import Client
 
-POLL = 0.25
-"""Seconds between two looks at the guest while waiting; events tell of most changes before that."""
-
 PAGE = 4096
-
-SETTLED = 3
-"""Looks in a row at a balloon that is at its end, after which it is believed."""
 
 
 def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -125,49 +119,35 @@ def _show(client: Client, as_json: bool) -> int:
 
 def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_json: bool) -> int:
     from pyvmm.client.qmp import TimedOut
+    from pyvmm.client.resize import EVENTS, ResizeProgress
 
+    client.events.clear()  # they are older than the target
     deadline = time.monotonic() + timeout
-    goal = reply.get("will-reach", size)
-    if 0 <= size - goal < PAGE:
-        size = goal  # a guest's memory comes in whole pages
-    begin = actual = client.execute("query-balloon")["actual"]
-    still, result, goes_on = 0, "reached", False
-    progress = _Progress(begin, goal)
-    while actual != goal:
-        state = client.execute("x-status").get("balloon") or {}
-        still = still + 1 if at_its_end(state) else 0
-        if still >= SETTLED:
-            result, goes_on = state.get("last-result") or "stopped", state.get("state") != "Idle"
-            break
-        left = deadline - time.monotonic()
-        if left <= 0:
-            result = "timeout"
-            break
-        try:
-            _, data = client.wait_event({"BALLOON_CHANGE"}, min(POLL, left))
-            actual = data["actual"]
-            still = 0
-        except TimedOut:
-            actual = client.execute("query-balloon")["actual"]
-        progress.show(actual)
-    progress.end()
-    if actual == goal:
-        result = "reached" if goal == size else reply.get("reason") or "will-reach"
+    resize = ResizeProgress(size, reply, client.execute("query-balloon")["actual"])
+    bar = _Bar(resize.actual, resize.goal)
+    try:
+        while not resize.result:
+            resize.take(*client.wait_event(EVENTS, max(0.0, deadline - time.monotonic())))
+            bar.show(resize.actual)
+        result = resize.result
+    except TimedOut:
+        result = "timeout"
+    bar.end()
     if as_json:
-        print_json(reply | {"actual": actual, "result": result, "asked-again": goes_on})
-    elif actual == size:
-        echo(f"reached {format_size(actual)}")
+        print_json(reply | {"actual": resize.actual, "result": result, "asked-again": resize.asked_again})
+    elif resize.actual == resize.size:
+        echo(f"reached {format_size(resize.actual)}")
     elif result == "timeout":
-        echo(f"at {format_size(actual)} after {timeout:g} s, target {format_size(size)}")
+        echo(f"at {format_size(resize.actual)} after {timeout:g} s, target {format_size(resize.size)}")
     else:
-        text = f"stays at {format_size(actual)}, target {format_size(size)}: {result}"
-        echo(text + ("; it is asked again for some seconds" if goes_on else ""))
-    if actual == size:
+        text = f"stays at {format_size(resize.actual)}, target {format_size(resize.size)}: {result}"
+        echo(text + ("; it is asked again for some seconds" if resize.asked_again else ""))
+    if resize.actual == resize.size:
         return 0
     return exit_status.TIMEOUT if result == "timeout" else exit_status.ERROR
 
 
-class _Progress:
+class _Bar:
     """A bar on stderr, where that is a terminal."""
 
     WIDTH = 30

@@ -1,8 +1,7 @@
-"""What a machine's reply to x-status means, in words and for decisions."""
+"""What a machine's reply to x-status means, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pyvmm.sizes import format_size
@@ -30,8 +29,3 @@ def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:
         if memory["resident"] > actual + RESIDENT_SLACK:
             text += " (more than it should have: it uses pages that it gave back)"
     return text
-
-
-def at_its_end(balloon: Mapping[str, Any]) -> bool:
-    """Whether a balloon, as x-status has it, does nothing, or has told its result and only asks on behind that."""
-    return balloon.get("state") == "Idle" or bool(balloon.get("last-result"))

@@ -89,6 +89,7 @@ EVENTS: dict[str, dict[str, str]] = {
     "BALLOON_CHANGE": {"actual": "int"},
     "HV_BALLOON_STATUS_REPORT": {"committed": "int", "available": "int"},
     "X_BALLOON_TARGET": {"target": "int", "will-reach": "int", "reason": "str"},
+    "X_BALLOON_FINISHED": {"target": "int", "actual": "int", "reason": "str", "final": "bool"},
     "X_AUTOSIZE": {"target": "int", "reason": "str", "demand": "int", "pressure": "int", "limited": "bool"},
     "X_AUTOSIZE_CHANGE": {"enabled": "bool"},
     "MEMORY_DEVICE_SIZE_CHANGE": {"*id": "str", "size": "int", "qom-path": "str"},

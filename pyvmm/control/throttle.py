@@ -23,10 +23,14 @@ class Timing(Protocol):
 
 PERIODS = {
     "BALLOON_CHANGE": 0.1,  # QEMU: 1 s, too coarse to draw progress with
+    "X_BALLOON_FINISHED": 0.1,
     "HV_BALLOON_STATUS_REPORT": 1.0,
     "MEMORY_DEVICE_SIZE_CHANGE": 1.0,
 }
 """Seconds between two events of a name."""
+
+OUTDATES = {"X_BALLOON_TARGET": "X_BALLOON_FINISHED"}
+"""Events after which one that is still held back is void: how the resize to an earlier target ended."""
 
 
 class Throttle:
@@ -38,6 +42,8 @@ class Throttle:
         self._waiting: dict[str, EventData | None] = {}  # names sent lately; what came since
 
     def __call__(self, name: str, data: EventData) -> None:
+        if self._waiting.get(OUTDATES.get(name, "")) is not None:
+            self._waiting[OUTDATES[name]] = None
         period = PERIODS.get(name)
         if period is None:
             self._send(name, data)

@@ -17,6 +17,7 @@ from pyvmm.machine.device_set import DeviceSet, Emit
 from pyvmm.machine.devices import Parts
 from pyvmm.machine.inventory import SizeWatch, memory_figures
 from pyvmm.machine.pressure import Pressure
+from pyvmm.machine.resize_events import ResizeEvents
 from pyvmm.vmbus.bus import Vmbus
 
 
@@ -34,6 +35,7 @@ class Services:
         balloon = self.balloon
         if balloon is not None:
             balloon.on_change.append(self._balloon_changed)
+            ResizeEvents(balloon, emit, parts.timers)
             if parts.config.status_report:
                 balloon.on_status.append(self._status_report)
                 self.pressure = Pressure(balloon, parts.config.limits, emit, clock=parts.timers.clock)

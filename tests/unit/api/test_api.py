@@ -93,7 +93,7 @@ def test_waiting_for_an_event_leaves_the_others_to_be_read(vm: pyvmm.Machine) ->
     vm.reset()
     assert vm.wait_event("RESET").name == "RESET"
     assert vm.wait_event("STOP").name == "STOP"
-    assert [event.name for event in vm.events()] == ["BALLOON_CHANGE", "X_BALLOON_TARGET"]
+    assert [event.name for event in vm.events()] == ["BALLOON_CHANGE", "X_BALLOON_TARGET", "X_BALLOON_FINISHED"]
 
 
 def test_a_paused_machine_is_resumed_to_shut_down(vm: pyvmm.Machine, inner: FakeMachine) -> None:

@@ -49,9 +49,11 @@ def test_balloon_wait_fails_where_the_guest_stays_elsewhere(machine: FakeMachine
 def test_balloon_wait_ends_when_the_balloon_does_nothing_more(
     machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = {"state": "Idle", "last-result": "the guest has no more to give"}
-    monkeypatch.setattr(machine, "balloon_set", lambda size: {"target": size, "will-reach": size, "reason": ""})
-    monkeypatch.setattr(machine, "describe", lambda: {"balloon": idle})
+    def stays(size: int) -> dict[str, Any]:
+        machine.finish_resize(size, 512 * MIB, "the guest has no more to give")
+        return {"target": size, "will-reach": size, "reason": ""}
+
+    monkeypatch.setattr(machine, "balloon_set", stays)
     found = pyvmm("balloon", "256M", "--wait")
     assert (found.status, found.out) == (1, "stays at 512 MiB, target 256 MiB: the guest has no more to give\n")
 
@@ -59,12 +61,14 @@ def test_balloon_wait_ends_when_the_balloon_does_nothing_more(
 def test_balloon_wait_ends_with_the_result_and_says_that_the_guest_is_asked_again(
     machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pausing = [{"state": "BalloonPausing", "last-result": each} for each in (None, None, None, "its floor")]
-    monkeypatch.setattr(machine, "balloon_set", lambda size: {"target": size, "will-reach": size, "reason": ""})
-    monkeypatch.setattr(machine, "describe", lambda: {"balloon": pausing.pop(0) if pausing[1:] else pausing[0]})
+    def stays(size: int) -> dict[str, Any]:
+        machine.finish_resize(size, 512 * MIB, "its floor", final=False)
+        return {"target": size, "will-reach": size, "reason": ""}
+
+    monkeypatch.setattr(machine, "balloon_set", stays)
     found = pyvmm("balloon", "256M", "--wait")
     assert found.out == "stays at 512 MiB, target 256 MiB: its floor; it is asked again for some seconds\n"
-    assert (found.status, len(pausing)) == (1, 1)
+    assert found.status == 1
     assert json.loads(pyvmm("balloon", "256M", "--wait", "--json").out)["asked-again"]
 
 

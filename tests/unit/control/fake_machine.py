@@ -83,7 +83,16 @@ class FakeMachine:
         self.emit("BALLOON_CHANGE", actual=reach)
         told = {"target": size, "will-reach": reach, "reason": "" if reach == size else "the guest keeps 64 MiB"}
         self.emit("X_BALLOON_TARGET", **told)
+        self.finish_resize(size, reach, told["reason"])
         return told
+
+    def finish_resize(self, target: int, actual: int, reason: str = "", *, final: bool = True) -> None:
+        """Tell how a resize ended, in a later turn of the loop if there is one."""
+        told = {"target": target, "actual": actual, "reason": reason, "final": final}
+        if self.loop is not None:
+            self.loop.post(self._emit, "X_BALLOON_FINISHED", told)
+        else:
+            self._emit("X_BALLOON_FINISHED", told)
 
     def balloon_actual(self) -> int:
         if self.actual is None:

@@ -294,3 +294,16 @@ def test_set_action_refuses_what_there_is_not(machine: FakeMachine, arguments: d
     with pytest.raises(ControlError):
         dispatch(machine, "set-action", arguments)
     assert machine.calls == []
+
+
+def test_how_a_resize_ended_is_not_told_late_once_another_target_is_set() -> None:
+    timers, sent = Timers(Clock()), []
+    throttle = Throttle(timers, lambda name, data: sent.append((name, data["target"])))
+    for name, target in (
+        ("X_BALLOON_FINISHED", 1),
+        ("X_BALLOON_FINISHED", 2),  # held back
+        ("X_BALLOON_TARGET", 3),
+    ):
+        throttle(name, {"target": target})
+    throttle.flush()
+    assert sent == [("X_BALLOON_FINISHED", 1), ("X_BALLOON_TARGET", 3)]
