@@ -210,6 +210,7 @@ def test_a_signal_that_was_ignored_stays_so(start: Start, tmp_path: Path, number
 
     machine = start(FOREVER, "--console", "none", preexec_fn=ignore)
     until(lambda: is_listening(socket(tmp_path)), "the monitor")
+    ask(socket(tmp_path))  # the first answer waits until the machine has started
     machine.send_signal(number)
     assert ask(socket(tmp_path)) < 0.5
     machine.send_signal(signal.SIGTERM)
