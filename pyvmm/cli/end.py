@@ -37,7 +37,7 @@ QUICK = 2.0
 
 def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of the monitor's events, for the shell."""
-    from pyvmm.control.schema import EVENTS
+    from pyvmm.qapi import EVENTS
 
     return [name for name in EVENTS if name.startswith(incomplete.upper())]
 
@@ -111,7 +111,7 @@ def wait(
 
 def _check_event(event: str | None) -> None:
     """An event that never comes would be waited for in vain."""
-    from pyvmm.control.schema import EVENTS
+    from pyvmm.qapi import EVENTS
 
     if event is not None and event not in EVENTS:
         near = difflib.get_close_matches(event.upper(), EVENTS, 1)

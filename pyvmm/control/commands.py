@@ -12,6 +12,7 @@ from pyvmm.control import console, devices, guest, hmp, observe, pressure, schem
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, Controlled, Reply, command, dispatch
+from pyvmm.qapi import BalloonInfo, BalloonReply, CommandInfo, Empty, HvBalloonInfo, NameInfo, StatusInfo, VersionInfo
 
 __all__ = [
     "COMMANDS",
@@ -31,28 +32,28 @@ __all__ = [
 
 
 @command("qmp_capabilities")
-def qmp_capabilities(machine: Controlled) -> Reply:
+def qmp_capabilities(machine: Controlled) -> Empty:
     """Listed for `query-commands`; the session answers it before it gets here."""
     raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
 
 
 @command("query-version")
-def query_version(machine: Controlled) -> Reply:
+def query_version(machine: Controlled) -> VersionInfo:
     return VERSION
 
 
 @command("query-commands")
-def query_commands(machine: Controlled) -> Reply:
+def query_commands(machine: Controlled) -> list[CommandInfo]:
     return [{"name": name} for name in sorted(COMMANDS)]
 
 
 @command("query-name")
-def query_name(machine: Controlled) -> Reply:
+def query_name(machine: Controlled) -> NameInfo:
     return {"name": machine.name} if machine.name else {}
 
 
 @command("query-status")
-def query_status(machine: Controlled) -> Reply:
+def query_status(machine: Controlled) -> StatusInfo:
     status = machine.status()
     return {"running": status == "running", "status": status}
 
@@ -70,7 +71,7 @@ def query_vmbus(machine: Controlled) -> Reply:
 
 
 @command("stop")
-def stop(machine: Controlled) -> Reply:
+def stop(machine: Controlled) -> Empty:
     """Pause the vCPUs; nothing happens to a machine that is not running."""
     if machine.status() == "running":
         machine.pause()
@@ -78,7 +79,7 @@ def stop(machine: Controlled) -> Reply:
 
 
 @command("cont")
-def cont(machine: Controlled) -> Reply:
+def cont(machine: Controlled) -> Empty:
     match machine.status():
         case "running":
             pass
@@ -90,20 +91,20 @@ def cont(machine: Controlled) -> Reply:
 
 
 @command("system_reset")
-def system_reset(machine: Controlled) -> Reply:
+def system_reset(machine: Controlled) -> Empty:
     machine.reset()
     return {}
 
 
 @command("system_powerdown")
-def system_powerdown(machine: Controlled) -> Reply:
+def system_powerdown(machine: Controlled) -> Empty:
     """Ask the guest to power itself off. The reply says nothing of whether it will."""
     machine.powerdown()
     return {}
 
 
 @command("quit")
-def quit(machine: Controlled) -> Reply:
+def quit(machine: Controlled) -> Empty:
     machine.quit()
     return {}
 
@@ -113,7 +114,7 @@ _REBOOT_ACTIONS = {"reset": True, "shutdown": False}
 
 
 @command("set-action", reboot=Argument(str, optional=True), panic=Argument(str, optional=True))
-def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Reply:
+def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Empty:
     """What follows a guest's reset and panic. QEMU's `none` and `shutdown` are `--on-panic keep` and `stop`; `x-auto`
     is ours, and the default.
     """
@@ -126,14 +127,14 @@ def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Reply:
 
 
 @command("balloon", value=int)
-def balloon(machine: Controlled, value: int) -> Reply:
+def balloon(machine: Controlled, value: int) -> Empty:
     """Set the balloon's target. X_BALLOON_TARGET and the reply to `x-balloon` tell what will be reached."""
     x_balloon(machine, value)
     return {}
 
 
 @command("x-balloon", value=int)
-def x_balloon(machine: Controlled, value: int) -> Reply:
+def x_balloon(machine: Controlled, value: int) -> BalloonReply:
     """As `balloon`; the reply says what will be reached, and why if that is not `value`. Not in QEMU."""
     if value <= 0:
         raise ControlError("Parameter 'value' expects a size")
@@ -141,12 +142,12 @@ def x_balloon(machine: Controlled, value: int) -> Reply:
 
 
 @command("query-balloon")
-def query_balloon(machine: Controlled) -> Reply:
+def query_balloon(machine: Controlled) -> BalloonInfo:
     return {"actual": machine.balloon_actual()}
 
 
 @command("query-hv-balloon-status-report")
-def query_hv_balloon_status_report(machine: Controlled) -> Reply:
+def query_hv_balloon_status_report(machine: Controlled) -> HvBalloonInfo:
     report = machine.hv_balloon_report()
     if report is None:
         raise ControlError("no guest memory status report received yet")
@@ -154,7 +155,7 @@ def query_hv_balloon_status_report(machine: Controlled) -> Reply:
 
 
 @command("human-monitor-command", command_line=str, cpu_index=Argument(int, optional=True))
-def human_monitor_command(machine: Controlled, command_line: str, cpu_index: int = 0) -> Reply:
+def human_monitor_command(machine: Controlled, command_line: str, cpu_index: int = 0) -> str:
     """Run a line of the human monitor and return what it printed, lines ended by `\\r\\n` as by QEMU.
 
     `cpu-index` matters to no command there is yet.

@@ -16,7 +16,8 @@ from functools import partial
 from pyvmm.control.errors import ControlError
 from pyvmm.control.protocol import encode_event
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
-from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.control.table import Argument, Controlled, command
+from pyvmm.qapi import X_CONSOLE, Console, Empty
 
 PERIOD = 0.05
 """Seconds between two looks at a console that is followed."""
@@ -24,7 +25,7 @@ PERIOD = 0.05
 Since = Callable[[int], tuple[int, bytes]]
 
 
-def piece(since: Since, offset: int) -> dict[str, int | str]:
+def piece(since: Since, offset: int) -> Console:
     """Console output from byte `offset` on. A character that is not whole yet waits for that."""
     begin, data = since(offset)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -49,8 +50,8 @@ class ConsoleStream:
     def finish(self) -> None:
         found = piece(self._since, self._offset)
         if found["text"]:
-            self._offset = int(found["end"])
-            self._send(encode_event("X_CONSOLE", found, time.time()))
+            self._offset = found["end"]
+            self._send(encode_event(X_CONSOLE.name, found, time.time()))
 
     def close(self) -> None:
         self._timer.cancel()
@@ -63,7 +64,7 @@ def _checked(since: int) -> int:
 
 
 @command("x-console-tail", since=Argument(int, optional=True))
-def console_tail(machine: Controlled, since: int = 0) -> Reply:
+def console_tail(machine: Controlled, since: int = 0) -> Console:
     """What the guest wrote to its console from byte `since` on, as far as it is kept: `begin` is the number of its
     first byte (more than `since` if some was forgotten), `end` the `since` of the next call.
     """
@@ -71,7 +72,7 @@ def console_tail(machine: Controlled, since: int = 0) -> Reply:
 
 
 @command("x-console-subscribe", of_client=True, since=Argument(int, optional=True))
-def console_subscribe(machine: Controlled, client: Subscriber | None, since: int = 0) -> Reply:
+def console_subscribe(machine: Controlled, client: Subscriber | None, since: int = 0) -> Empty:
     """Send this client what the guest writes to its console, from byte `since` on, up to the machine's end."""
     if client is None:
         raise ControlError("console output needs a QMP connection to be sent over")
@@ -80,7 +81,7 @@ def console_subscribe(machine: Controlled, client: Subscriber | None, since: int
 
 
 @command("x-console-unsubscribe", of_client=True)
-def console_unsubscribe(machine: Controlled, client: Subscriber | None) -> Reply:
+def console_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
     """No more output; some may still be on its way."""
     if client is not None:
         client.watch("console", None)

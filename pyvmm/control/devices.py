@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from pyvmm.control.errors import ControlError
-from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.control.table import Argument, Controlled, command
+from pyvmm.qapi import ChardevInfo, CpuInfoFast, Empty, KvmInfo, MemoryDeviceInfo, MemoryInfo, TargetInfo
 
 _NO_DEVICES = frozenset(
     {"", "/", "/machine", "/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"}
@@ -17,7 +18,7 @@ _NO_DEVICES = frozenset(
 
 
 @command("query-cpus-fast")
-def query_cpus_fast(machine: Controlled) -> Reply:
+def query_cpus_fast(machine: Controlled) -> list[CpuInfoFast]:
     return [
         {
             "cpu-index": index,
@@ -31,34 +32,34 @@ def query_cpus_fast(machine: Controlled) -> Reply:
 
 
 @command("query-memory-size-summary")
-def query_memory_size_summary(machine: Controlled) -> Reply:
+def query_memory_size_summary(machine: Controlled) -> MemoryInfo:
     base, plugged = machine.info_memory_size()
     return {"base-memory": base, "plugged-memory": plugged}
 
 
 @command("query-memory-devices")
-def query_memory_devices(machine: Controlled) -> Reply:
+def query_memory_devices(machine: Controlled) -> list[MemoryDeviceInfo]:
     return machine.info_memory_devices()
 
 
 @command("query-chardev")
-def query_chardev(machine: Controlled) -> Reply:
+def query_chardev(machine: Controlled) -> list[ChardevInfo]:
     """The serial ports' other ends. A monitor's socket is no character device here."""
     return [{"label": label, "filename": place, "frontend-open": True} for label, place in machine.info_consoles()]
 
 
 @command("query-kvm")
-def query_kvm(machine: Controlled) -> Reply:
+def query_kvm(machine: Controlled) -> KvmInfo:
     return {"enabled": True, "present": True}
 
 
 @command("query-target")
-def query_target(machine: Controlled) -> Reply:
+def query_target(machine: Controlled) -> TargetInfo:
     return {"arch": "x86_64"}
 
 
 @command("device_add", open=True, driver=str, bus=Argument(str, optional=True), id=Argument(str, optional=True))
-def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = "") -> Reply:
+def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = "") -> Empty:
     """Put a device on the VMBus (again)."""
     if bus != "vmbus":
         raise ControlError(f"Bus '{bus}' not found")
@@ -69,7 +70,7 @@ def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str 
 
 
 @command("device_del", id=str)
-def device_del(machine: Controlled, id: str) -> Reply:
+def device_del(machine: Controlled, id: str) -> Empty:
     """Take a device off the VMBus. DEVICE_DELETED follows when the guest has let go of it."""
     if id in _NO_DEVICES:
         raise ControlError(f"{id} is not a device")

@@ -10,15 +10,16 @@ from typing import Any
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.protocol import Later
-from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.control.table import Argument, Controlled, command
 from pyvmm.errors import HostError
+from pyvmm.qapi import ExecuteReply
 
 DEFAULT_SECONDS = 60
 LONGEST = 24 * 3600
 
 
 @command("x-execute", command=str, timeout=Argument(int, optional=True))
-def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -> Reply:
+def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -> Later[ExecuteReply]:
     """Run `command` in the guest's shell, for `timeout` seconds at most; waits for a guest that still boots.
 
     Replies when it has ended: `status` (124 after the timeout), `stdout` and `stderr` in base64, and `truncated` if
@@ -28,13 +29,16 @@ def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -
         raise ControlError("Parameter 'command' expects a shell command")
     if not 0 < timeout <= LONGEST:
         raise ControlError(f"Parameter 'timeout' expects 1 to {LONGEST} seconds")
-    later = Later()
+    later = Later[ExecuteReply]()
 
     def done(result: dict[str, Any] | HostError) -> None:
         if isinstance(result, HostError):
             later.refuse(ControlError(str(result)))
         else:
-            later.resolve(result | {key: b64encode(result[key]).decode() for key in ("stdout", "stderr")})
+            out, err = (b64encode(result[key]).decode() for key in ("stdout", "stderr"))
+            later.resolve(
+                {"status": result["status"], "stdout": out, "stderr": err, "truncated": result["truncated"]}
+            )
 
     machine.execute(command, timeout, done)
     return later

@@ -18,6 +18,7 @@ from pyvmm import trace
 from pyvmm.control.errors import ControlError
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
 from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.qapi import Empty
 from pyvmm.trace import Record
 from pyvmm.trace.formats import JsonEncoder, encode_in_turns
 
@@ -109,7 +110,7 @@ def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str
 
 
 @command("x-trace-unsubscribe", of_client=True)
-def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Reply:
+def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
     """No more events; some may still be on their way."""
     if client is not None:
         client.watch("trace", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.qapi import Empty
 
 DEFAULT_COUNT = 60
 """Samples in a reply that asks for no number: a minute's."""
@@ -26,7 +27,7 @@ def query_pressure(machine: Controlled, count: int | None = None, since: int | N
 
 
 @command("x-autosize", enable=bool)
-def autosize(machine: Controlled, enable: bool) -> Reply:
+def autosize(machine: Controlled, enable: bool) -> Empty:
     """Hold automatic sizing, or let it go on after that or after a `balloon` command, which holds it too."""
     machine.set_autosize(enable)
     return {}

@@ -17,12 +17,13 @@ everything it can make grow has a limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 from pyvmm import __version__
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.json_stream import Malformed, Reader, Value
+from pyvmm.qapi import VersionInfo
 
 MALFORMED_LIMIT = 32
 """Malformed messages in a row, after which the peer is taken for something that does not speak QMP."""
@@ -30,8 +31,8 @@ MALFORMED_LIMIT = 32
 QEMU_VERSION = (10, 0, 0)
 """The QEMU whose names, arguments and errors are spoken here: clients ask for a version to know what they may use."""
 
-VERSION: dict[str, Any] = {
-    "qemu": dict(zip(("major", "minor", "micro"), QEMU_VERSION, strict=True)),
+VERSION: VersionInfo = {
+    "qemu": {"major": QEMU_VERSION[0], "minor": QEMU_VERSION[1], "micro": QEMU_VERSION[2]},
     "package": f" (pyvmm {__version__})",
 }
 
@@ -39,14 +40,17 @@ Dispatch = Callable[[str, dict[str, Any]], Any]
 """Runs a command by name with its arguments and returns the reply, or a Later; raises ControlError."""
 
 
-class Later:
+T = TypeVar("T")
+
+
+class Later(Generic[T]):
     """A reply that is not there yet. `resolve` or `refuse` once; `then(tell)` is called with what it came to."""
 
     def __init__(self) -> None:
         self._result: tuple[Any, ControlError | None] | None = None
         self._tell: Callable[[Any, ControlError | None], None] | None = None
 
-    def resolve(self, reply: Any) -> None:
+    def resolve(self, reply: T) -> None:
         self._settle(reply, None)
 
     def refuse(self, error: ControlError) -> None:
@@ -176,7 +180,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message, allow_nan=False).encode("ascii") + b"\r\n"
 
 
-def encode_event(name: str, data: dict[str, Any], time: float) -> bytes:
+def encode_event(name: str, data: Mapping[str, Any], time: float) -> bytes:
     """An event as every client gets it, at wall clock `time`; QEMU leaves `data` out where there is none."""
     message: dict[str, Any] = {"event": name}
     if data:

@@ -1,148 +1,103 @@
 """`query-qmp-schema`: what this monitor offers, in the form by which clients ask QEMU.
 
 Source: QEMU qapi/introspect.json for the form; qapi/{control,machine,run-state,qdev,char,misc}.json for the types.
-Commands and their arguments come from the table; what they return, and the events, is written down here.
+Commands and their arguments come from the table, their replies' types from the functions' annotations, and the events
+from `pyvmm.qapi`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
+from pyvmm.control.protocol import Later
 from pyvmm.control.table import COMMANDS, Controlled, Reply, command
+from pyvmm.qapi import ENUMS, EVENTS, Empty
 
 BUILTIN = {"str": "string", "int": "int", "number": "number", "bool": "boolean", "any": "value"}
-
-ENUMS = {
-    "RunState": ("prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"),
-    "ShutdownCause": (
-        "host-error", "host-qmp-quit", "host-qmp-system-reset", "host-signal", "guest-shutdown", "guest-reset",
-        "guest-panic",
-    ),
-    "GuestPanicAction": ("pause", "poweroff", "run"),
-    "GuestPanicInformationType": ("hyper-v",),
-    "MemoryDeviceInfoKind": ("hv-balloon",),
-    "SysEmuTarget": ("x86_64",),
-    "QMPCapability": (),
-}  # fmt: skip
-
-STRUCTS: dict[str, dict[str, str]] = {
-    "VersionTriple": {"major": "int", "minor": "int", "micro": "int"},
-    "VersionInfo": {"qemu": "VersionTriple", "package": "str"},
-    "CommandInfo": {"name": "str"},
-    "NameInfo": {"*name": "str"},
-    "KvmInfo": {"enabled": "bool", "present": "bool"},
-    "TargetInfo": {"arch": "SysEmuTarget"},
-    "StatusInfo": {"running": "bool", "status": "RunState"},
-    "BalloonInfo": {"actual": "int"},
-    "HvBalloonInfo": {"committed": "int", "available": "int"},
-    "MemoryInfo": {"base-memory": "int", "*plugged-memory": "int"},
-    "MemoryDeviceInfo": {"type": "MemoryDeviceInfoKind", "data": "HvBalloonDeviceInfo"},
-    "HvBalloonDeviceInfo": {"*id": "str", "*memaddr": "int", "max-size": "int", "*memdev": "str"},
-    "CpuInstanceProperties": {"*socket-id": "int", "*core-id": "int", "*thread-id": "int"},
-    "CpuInfoFast": {
-        "cpu-index": "int",
-        "qom-path": "str",
-        "thread-id": "int",
-        "*props": "CpuInstanceProperties",
-        "target": "SysEmuTarget",
-    },
-    "ChardevInfo": {"label": "str", "filename": "str", "frontend-open": "bool"},
-    "GuestPanicInformation": {
-        "type": "GuestPanicInformationType",
-        **{f"arg{number}": "int" for number in range(1, 6)},
-    },
-    # Ours
-    "BalloonReply": {"target": "int", "will-reach": "int", "reason": "str"},
-    "ExecuteReply": {"status": "int", "stdout": "str", "stderr": "str", "truncated": "bool"},
-}
-
-RETURNS = {
-    "query-version": "VersionInfo",
-    "query-commands": "[CommandInfo]",
-    "query-name": "NameInfo",
-    "query-kvm": "KvmInfo",
-    "query-target": "TargetInfo",
-    "query-status": "StatusInfo",
-    "x-balloon": "BalloonReply",
-    "query-balloon": "BalloonInfo",
-    "query-hv-balloon-status-report": "HvBalloonInfo",
-    "query-memory-size-summary": "MemoryInfo",
-    "query-memory-devices": "[MemoryDeviceInfo]",
-    "query-cpus-fast": "[CpuInfoFast]",
-    "query-chardev": "[ChardevInfo]",
-    "query-qmp-schema": "any",
-    "human-monitor-command": "str",
-    "x-execute": "ExecuteReply",
-}
-"""Types of the replies. Commands that are not here and begin with `x-` return something; others an empty object."""
-
-EVENTS: dict[str, dict[str, str]] = {
-    "SHUTDOWN": {"guest": "bool", "reason": "ShutdownCause"},
-    "RESET": {"guest": "bool", "reason": "ShutdownCause"},
-    "POWERDOWN": {},
-    "STOP": {},
-    "RESUME": {},
-    "GUEST_PANICKED": {"action": "GuestPanicAction", "*info": "GuestPanicInformation", "*x-text": "str"},
-    "GUEST_CRASHLOADED": {"action": "GuestPanicAction", "*info": "GuestPanicInformation"},
-    "X_NOTICE": {"text": "str"},
-    "BALLOON_CHANGE": {"actual": "int"},
-    "HV_BALLOON_STATUS_REPORT": {"committed": "int", "available": "int"},
-    "X_BALLOON_TARGET": {"target": "int", "will-reach": "int", "reason": "str"},
-    "X_BALLOON_FINISHED": {"target": "int", "actual": "int", "reason": "str", "final": "bool"},
-    "X_AUTOSIZE": {"target": "int", "reason": "str", "demand": "int", "pressure": "int", "limited": "bool"},
-    "X_AUTOSIZE_CHANGE": {"enabled": "bool"},
-    "MEMORY_DEVICE_SIZE_CHANGE": {"*id": "str", "size": "int", "qom-path": "str"},
-    "DEVICE_DELETED": {"*device": "str", "path": "str"},
-    "X_TRACE": {"dropped": "int", "events": "[any]"},
-    "X_CONSOLE": {"begin": "int", "end": "int", "text": "str"},
-}
 
 _IN_SESSION = {"qmp_capabilities": {"*enable": "[QMPCapability]"}}
 """Arguments of commands that the session itself answers."""
 
 _EMPTY = "q_empty"
-_ARGUMENT_TYPES = {int: "int", str: "str", bool: "bool"}
+_NAMES: dict[Any, str] = {int: "int", str: "str", bool: "bool", float: "number", Any: "any", Empty: _EMPTY}
+
+
+class _Types:
+    """Names of Python types in the schema; remembers those that it has to list."""
+
+    def __init__(self) -> None:
+        self.structs: dict[str, dict[str, str]] = {}
+        self.arrays: dict[str, str] = {}
+
+    def name(self, type: Any) -> str:
+        """QAPI's name of a type."""
+        if type in _NAMES:
+            return _NAMES[type]
+        if get_origin(type) is Later:
+            return self.name(get_args(type)[0])
+        if get_origin(type) is list:
+            element = self.name(get_args(type)[0])
+            self.arrays[f"[{element}]"] = element
+            return f"[{element}]"
+        if get_origin(type) is Literal:
+            return next(name for name, values in ENUMS.items() if values == get_args(type))
+        assert is_typeddict(type), f"{type} has no name in the schema"
+        name: str = type.__name__
+        if name not in self.structs:
+            self.structs[name] = self.members(type)
+        return name
+
+    def members(self, type: Any) -> dict[str, str]:
+        """Names and types of a TypedDict's members, `*` before those that may be absent."""
+        made = {}
+        for key, each in get_type_hints(type, include_extras=True).items():
+            optional = get_origin(each) is NotRequired
+            made["*" + key if optional else key] = self.name(get_args(each)[0] if optional else each)
+        return made
 
 
 def schema() -> list[dict[str, Any]]:
     """One SchemaInfo for each command, event and type. Type names are QAPI's, so that people can read it."""
-    return [*_commands(), *_events(), *_types()]
+    types = _Types()
+    return [*_commands(types), *_events(types), *_listed(types)]
 
 
-def _commands() -> Iterator[dict[str, Any]]:
+def _commands(types: _Types) -> Iterator[dict[str, Any]]:
     for name, each in sorted(COMMANDS.items()):
         arguments = {
-            ("*" if argument.optional else "") + key: _ARGUMENT_TYPES[argument.type]
+            ("*" if argument.optional else "") + key: types.name(argument.type)
             for key, argument in each.arguments.items()
         } | _IN_SESSION.get(name, {})
         argument_type = f"q_obj_{name}-arg" if arguments else _EMPTY
         if arguments:
             yield _object(argument_type, arguments)
-        returns = RETURNS.get(name, "any" if name.startswith("x-") else _EMPTY)
+        returns = types.name(get_type_hints(each.run)["return"])
         yield {"name": name, "meta-type": "command", "arg-type": argument_type, "ret-type": returns}
 
 
-def _events() -> Iterator[dict[str, Any]]:
-    for name, data in EVENTS.items():
+def _events(types: _Types) -> Iterator[dict[str, Any]]:
+    for name, each in EVENTS.items():
+        data = types.members(each.data)
         argument_type = f"q_obj_{name}-arg" if data else _EMPTY
         if data:
             yield _object(argument_type, data)
         yield {"name": name, "meta-type": "event", "arg-type": argument_type}
 
 
-def _types() -> Iterator[dict[str, Any]]:
+def _listed(types: _Types) -> Iterator[dict[str, Any]]:
+    """The types that commands and events name."""
     yield _object(_EMPTY, {})
     for name, json_type in BUILTIN.items():
         yield {"name": name, "meta-type": "builtin", "json-type": json_type}
     for name, values in ENUMS.items():
         named = [{"name": value} for value in values]
         yield {"name": name, "meta-type": "enum", "members": named, "values": list(values)}
-    for name, members_of in STRUCTS.items():
+    for name, members_of in types.structs.items():
         yield _object(name, members_of)
-    members = [each for table in (EVENTS, _IN_SESSION) for data in table.values() for each in data.values()]
-    for name in sorted({each for each in (*RETURNS.values(), *members) if each.startswith("[")}):
-        yield {"name": name, "meta-type": "array", "element-type": name[1:-1]}
+    in_session = {each: each[1:-1] for data in _IN_SESSION.values() for each in data.values()}
+    for name, element in sorted((types.arrays | in_session).items()):
+        yield {"name": name, "meta-type": "array", "element-type": element}
 
 
 def _object(name: str, members: Mapping[str, str]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 Source: QEMU qapi visitors for the texts of argument errors. A command is a function of the machine and of its checked
 arguments; the modules beside this one (`commands`, `devices`, `schema`, ...) declare them:
 
-    @command("balloon", value=int)
-    def balloon(machine: Controlled, value: int) -> Reply: ...
+    @command("x-balloon", value=int)
+    def x_balloon(machine: Controlled, value: int) -> BalloonReply: ...
+
+Types of replies are in `pyvmm.qapi`; the schema reads them from the function. `Reply` stands for one without a type.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
+from pyvmm.qapi import BalloonReply, HvBalloonInfo, MemoryDeviceInfo, RunState
 
 Reply = Any
 
@@ -24,8 +27,7 @@ class Controlled(Protocol):
 
     name: str
 
-    def status(self) -> str:
-        """QEMU's RunState: running, paused, shutdown, guest-panicked, prelaunch, internal-error."""
+    def status(self) -> RunState: ...
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
@@ -33,8 +35,8 @@ class Controlled(Protocol):
     def powerdown(self) -> None: ...
     def quit(self) -> None: ...
 
-    def balloon_set(self, size: int) -> dict[str, Any]:
-        """Ask the guest to live in `size` bytes: `{"target", "will-reach", "reason"}`, as in X_BALLOON_TARGET.
+    def balloon_set(self, size: int) -> BalloonReply:
+        """Ask the guest to live in `size` bytes: as in X_BALLOON_TARGET.
 
         Raises like `dispatch`.
         """
@@ -42,8 +44,8 @@ class Controlled(Protocol):
     def balloon_actual(self) -> int:
         """Bytes the guest has now. Raises NotActiveError if the machine has no balloon."""
 
-    def hv_balloon_report(self) -> dict[str, Any] | None:
-        """The guest's last status report: `committed`, `available`, bytes. None before the first."""
+    def hv_balloon_report(self) -> HvBalloonInfo | None:
+        """The guest's last status report; None before the first."""
 
     def pressure_info(self, count: int, since: float | None) -> dict[str, Any]:
         """The guest's memory pressure now, and its last `count` reports, or those after `since` (wall clock)."""
@@ -66,8 +68,8 @@ class Controlled(Protocol):
     def info_devices(self) -> list[dict[str, str]]:
         """Devices on the VMBus: `driver`, `id` ("" if it has none), `path`."""
 
-    def info_memory_devices(self) -> list[dict[str, Any]]:
-        """QEMU's MemoryDeviceInfo: `type` and `data` of each device that brings memory."""
+    def info_memory_devices(self) -> list[MemoryDeviceInfo]:
+        """Devices that bring memory."""
 
     def info_memory_size(self) -> tuple[int, int]:
         """Bytes of RAM at boot, and of what was plugged in since."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pyvmm.control import events as trace
+from pyvmm.qapi import EVENTS
 
 EventData = dict[str, Any]
 Send = Callable[[str, EventData], None]
@@ -21,20 +22,8 @@ class Timing(Protocol):
     def after(self, seconds: float, callback: Callable[[], Any], /) -> Any: ...
 
 
-PERIODS = {
-    "BALLOON_CHANGE": 0.1,  # QEMU: 1 s, too coarse to draw progress with
-    "X_BALLOON_FINISHED": 0.1,
-    "HV_BALLOON_STATUS_REPORT": 1.0,
-    "MEMORY_DEVICE_SIZE_CHANGE": 1.0,
-}
-"""Seconds between two events of a name."""
-
-OUTDATES = {"X_BALLOON_TARGET": "X_BALLOON_FINISHED"}
-"""Events after which one that is still held back is void: how the resize to an earlier target ended."""
-
-
 class Throttle:
-    """Passes events on to `send`, those in `PERIODS` no more often than that. The last of a burst is never lost."""
+    """Passes events on to `send`, none more often than its declaration says. The last of a burst is never lost."""
 
     def __init__(self, timing: Timing, send: Send) -> None:
         self._timing = timing
@@ -42,10 +31,11 @@ class Throttle:
         self._waiting: dict[str, EventData | None] = {}  # names sent lately; what came since
 
     def __call__(self, name: str, data: EventData) -> None:
-        if self._waiting.get(OUTDATES.get(name, "")) is not None:
-            self._waiting[OUTDATES[name]] = None
-        period = PERIODS.get(name)
-        if period is None:
+        event = EVENTS[name]
+        period = event.at_most_every
+        if self._waiting.get(event.outdates) is not None:
+            self._waiting[event.outdates] = None
+        if not period:
             self._send(name, data)
         elif name in self._waiting:
             self._waiting[name] = data

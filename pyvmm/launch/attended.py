@@ -31,6 +31,7 @@ from pyvmm.launch.session import Session
 from pyvmm.launch.trace_sinks import TraceSettings
 from pyvmm.machine import MachineConfig, Outcome
 from pyvmm.output import Output
+from pyvmm.qapi import ShutdownCause
 from pyvmm.sandbox.confine import Mode
 
 
@@ -140,7 +141,7 @@ class _Run:
     def signalled(self, number: int) -> None:
         self._force(128 + number, "host-signal")
 
-    def _force(self, status: int, cause: str = "host-qmp-quit") -> None:
+    def _force(self, status: int, cause: ShutdownCause = "host-qmp-quit") -> None:
         if self._forced is None:
             self._forced = status
         self._machine.quit(cause)

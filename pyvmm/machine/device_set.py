@@ -11,16 +11,16 @@ when it is put back. Of some kinds a machine can have several (`devices.Kind.sev
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
+from pyvmm import qapi
 from pyvmm.errors import ConfigError, NotFoundError
 from pyvmm.machine.devices import DEVICES, Parts
+from pyvmm.qapi import Emit
 from pyvmm.vmbus.bus import Vmbus
 from pyvmm.vmbus.device import VmbusDevice
 
-Emit = Callable[[str, dict[str, Any]], None]
 D = TypeVar("D", bound=VmbusDevice)
 
 MOST_OF_A_KIND = 64
@@ -105,7 +105,10 @@ class DeviceSet:
 
     def _gone(self, plug: _Plug) -> None:
         plug.state = "unplugged"
-        self._emit("DEVICE_DELETED", ({"device": plug.id} if plug.id else {}) | {"path": plug.path})
+        deleted: qapi.Deleted = {"path": plug.path}
+        if plug.id:
+            deleted["device"] = plug.id
+        self._emit(qapi.DEVICE_DELETED(deleted))
 
     def add(self, driver: str, id: str) -> None:
         """Put a device on the bus under a new id ("" for none): one that was taken off, or another of a kind of which

@@ -6,11 +6,12 @@ Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyp
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from pyvmm import qapi
 from pyvmm.errors import HostError
 from pyvmm.memory import PAGE_SIZE
+from pyvmm.qapi import Emit, HvBalloonDeviceInfo, MemoryDeviceInfo
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.device_set import DeviceSet
     from pyvmm.machine.hotplug import HotAddWindow
 
-BALLOON = "hv-balloon"
+BALLOON: Final = "hv-balloon"
 
 
 def plugged_memory(devices: DeviceSet) -> int:
@@ -36,17 +37,17 @@ def vmbus_devices(channels: list[dict[str, Any]], devices: DeviceSet) -> list[di
     return [each | named.get(each["guid"], {}) for each in sorted(channels, key=lambda each: each["relid"])]
 
 
-def memory_devices(devices: DeviceSet, window: HotAddWindow | None) -> list[dict[str, Any]]:
-    """MemoryDeviceInfo of the balloon, which is the only device here that brings memory."""
-    found: list[dict[str, Any]] = []
+def memory_devices(devices: DeviceSet, window: HotAddWindow | None) -> list[MemoryDeviceInfo]:
+    """The balloon, which is the only device here that brings memory."""
+    found: list[MemoryDeviceInfo] = []
     for each in devices.info():
         if each["driver"] == BALLOON:
-            data: dict[str, Any] = {"id": each["id"]} if each["id"] else {}
+            data: HvBalloonDeviceInfo = {"max-size": 0 if window is None else window.pages * PAGE_SIZE}
+            if each["id"]:
+                data["id"] = each["id"]
             if window is not None:
-                data |= {"memaddr": window.gpa, "memdev": "/objects/hot-add"}
-            found.append(
-                {"type": BALLOON, "data": data | {"max-size": 0 if window is None else window.pages * PAGE_SIZE}}
-            )
+                data["memaddr"], data["memdev"] = window.gpa, "/objects/hot-add"
+            found.append({"type": BALLOON, "data": data})
     return found
 
 
@@ -72,7 +73,7 @@ def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> dict
 class SizeWatch:
     """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has brought more memory, or a reset took it away."""
 
-    def __init__(self, devices: DeviceSet, emit: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(self, devices: DeviceSet, emit: Emit) -> None:
         self._devices, self._emit = devices, emit
         self._size = plugged_memory(devices)
 
@@ -83,5 +84,7 @@ class SizeWatch:
             self._size = size
             for each in self._devices.info():
                 if each["driver"] == BALLOON:
-                    id = {"id": each["id"]} if each["id"] else {}
-                    self._emit("MEMORY_DEVICE_SIZE_CHANGE", id | {"size": size, "qom-path": each["path"]})
+                    told: qapi.MemorySize = {"size": size, "qom-path": each["path"]}
+                    if each["id"]:
+                        told["id"] = each["id"]
+                    self._emit(qapi.MEMORY_DEVICE_SIZE_CHANGE(told))

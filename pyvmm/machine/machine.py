@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
-from pyvmm import contain
+from pyvmm import contain, qapi
 from pyvmm.errors import PyvmmError
 from pyvmm.firmware.linux import load_linux
 from pyvmm.guest_time import GuestTimers
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.machine.services import Services
 
-State = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
 
 _TICK_PERIOD = 0.1
 """Seconds after which console output is shown that KVM queued, even if the guest makes no exit, or that runs by."""
@@ -94,7 +93,7 @@ class Machine:
         self.name = config.name
         self.outcome: Outcome | None = None
         self.resets = 0
-        self.state: State = "prelaunch"
+        self.state: qapi.RunState = "prelaunch"
         self.notifier = Notifier()
         self.slot = HardwareSlot(lambda: self.state == "running")
         self.console_tail = ConsoleTail(onward=console)
@@ -283,8 +282,10 @@ class Machine:
             return
         if self.config.reboot and not self.life_signs.reset(by_guest=reason != "host"):
             return
-        cause = {"guest": reason != "host", "reason": "guest-reset" if reason != "host" else "host-qmp-system-reset"}
-        self.notifier.emit("RESET" if self.config.reboot else "SHUTDOWN", cause)
+        by_guest = reason != "host"
+        event = qapi.RESET if self.config.reboot else qapi.SHUTDOWN
+        cause: qapi.ShutdownCause = "guest-reset" if by_guest else "host-qmp-system-reset"
+        self.notifier.emit(event({"guest": by_guest, "reason": cause}))
         if not self.config.reboot:
             self._end(self._last_words() or Outcome("reset", reason), "shutdown")
             return
@@ -322,7 +323,7 @@ class Machine:
             self.slot.hardware.pause()
             self.guest_time.freeze()
             self._set_state("paused")
-            self.notifier.emit("STOP", {})
+            self.notifier.emit(qapi.STOP({}))
 
     def resume(self) -> None:
         if self.slot.hardware is not None and self.state == "paused":
@@ -330,7 +331,7 @@ class Machine:
             self.guest_time.thaw()
             self.slot.hardware.resume()
             self.services.set_guest_clock()
-            self.notifier.emit("RESUME", {})
+            self.notifier.emit(qapi.RESUME({}))
 
     def _stalled(self) -> None:
         if self._services is not None:
@@ -338,16 +339,16 @@ class Machine:
 
     def powerdown(self) -> None:
         """Ask the guest to shut down: by the shutdown service if its driver is there, else by the power button."""
-        self.notifier.emit("POWERDOWN", {})
+        self.notifier.emit(qapi.POWERDOWN({}))
         if not self.services.request_poweroff():
             self.board.pm.press_power_button()
 
-    def quit(self, cause: str = "host-qmp-quit") -> None:
+    def quit(self, cause: qapi.ShutdownCause = "host-qmp-quit") -> None:
         """End the machine at once; `cause` is QEMU's ShutdownCause."""
         if self.outcome is not None:
             self.hurried = True
         else:
-            self.notifier.emit("SHUTDOWN", {"guest": False, "reason": cause})
+            self.notifier.emit(qapi.SHUTDOWN({"guest": False, "reason": cause}))
             self._end(Outcome("quit"), "shutdown")
 
     # What the guest and KVM bring about, from vCPU threads
@@ -378,10 +379,8 @@ class Machine:
             if trace.power_off.on:
                 trace.power_off("ACPI S5")
             outcome = self._last_words() or Outcome("poweroff")
-            self.notifier.emit(
-                "SHUTDOWN",
-                {"guest": True, "reason": "guest-panic" if outcome.kind == "panic" else "guest-shutdown"},
-            )
+            cause: qapi.ShutdownCause = "guest-panic" if outcome.kind == "panic" else "guest-shutdown"
+            self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": cause}))
             self._end(outcome, "shutdown")
 
     @contain.contained("crash report")
@@ -397,7 +396,7 @@ class Machine:
     def _panicked(self, report: CrashReport) -> None:
         """The guest is dead, as its last words in the crash MSRs say."""
         if self.outcome is None:
-            self.notifier.emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
+            self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": "guest-panic"}))
             self._end(Outcome("panic", report.summary(), report), "guest-panicked")
 
     def _died(self, line: str) -> bool:
@@ -405,9 +404,9 @@ class Machine:
         if self.outcome is not None:
             return True
         keep = self.panic.policy == "keep"
-        self.notifier.emit("GUEST_PANICKED", {"action": "run" if keep else "poweroff", "x-text": line})
+        self.notifier.emit(qapi.GUEST_PANICKED({"action": "run" if keep else "poweroff", "x-text": line}))
         if not keep:
-            self.notifier.emit("SHUTDOWN", {"guest": True, "reason": "guest-panic"})
+            self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": "guest-panic"}))
             self._end(Outcome("panic", line), "guest-panicked")
         return not keep
 
@@ -420,17 +419,17 @@ class Machine:
                 raise error
             contain.report("vCPU thread", error)
             text = f"an error in pyvmm itself ended the machine: {type(error).__name__}; its traceback is above"
-        self.notifier.emit("SHUTDOWN", {"guest": False, "reason": "host-error"})
+        self.notifier.emit(qapi.SHUTDOWN({"guest": False, "reason": "host-error"}))
         self._end(Outcome("error", text), "internal-error")
 
-    def _end(self, outcome: Outcome, state: State) -> None:
+    def _end(self, outcome: Outcome, state: qapi.RunState) -> None:
         self.outcome = outcome
         self._set_state(state)
         self.slot.drain()
         self.slot.trace_exits()
         self.loop.stop()
 
-    def _set_state(self, state: State) -> None:
+    def _set_state(self, state: qapi.RunState) -> None:
         self.state = state
         if trace.state.on:
             trace.state(state)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pyvmm import qapi
 from pyvmm.errors import ConfigError, HostError, NotActiveError
 from pyvmm.machine.inventory import (
     memory_devices,
@@ -42,7 +43,7 @@ class MonitorView:
 
     # The machine's life
 
-    def status(self) -> str:
+    def status(self) -> qapi.RunState:
         """QEMU's RunState."""
         return self._machine.state
 
@@ -58,7 +59,7 @@ class MonitorView:
     def powerdown(self) -> None:
         self._machine.powerdown()
 
-    def quit(self, cause: str = "host-qmp-quit") -> None:
+    def quit(self, cause: qapi.ShutdownCause = "host-qmp-quit") -> None:
         self._machine.quit(cause)
 
     def on_event(self, listener: Listener) -> None:
@@ -75,7 +76,7 @@ class MonitorView:
 
     # Memory
 
-    def balloon_set(self, size: int) -> dict[str, Any]:
+    def balloon_set(self, size: int) -> qapi.BalloonReply:
         """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`.
 
         Holds automatic sizing: an order goes before a rule.
@@ -84,9 +85,9 @@ class MonitorView:
         pressure = self._machine.services.pressure
         if pressure is not None:
             pressure.set_automatic(False)
-        told = {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
-        self._machine.notifier.emit("X_BALLOON_TARGET", told)
-        return told
+        reply: qapi.BalloonReply = {"target": size, "will-reach": plan.will_reach, "reason": plan.reason}
+        self._machine.notifier.emit(qapi.X_BALLOON_TARGET(reply))
+        return reply
 
     def _balloon(self) -> BalloonDevice:
         balloon = self._machine.services.balloon
@@ -98,7 +99,7 @@ class MonitorView:
         """The guest's memory as both sides know it, in bytes."""
         return self._balloon().actual
 
-    def hv_balloon_report(self) -> dict[str, Any] | None:
+    def hv_balloon_report(self) -> qapi.HvBalloonInfo | None:
         """The guest's last status report, in bytes; None before the first."""
         balloon = self._machine.services.balloon
         if balloon is None:
@@ -150,7 +151,7 @@ class MonitorView:
         rows = self._machine.services.devices.info()
         return [{name: each[name] for name in ("driver", "id", "path")} for each in rows]
 
-    def info_memory_devices(self) -> list[dict[str, Any]]:
+    def info_memory_devices(self) -> list[qapi.MemoryDeviceInfo]:
         """QEMU's MemoryDeviceInfo of each device that brings memory."""
         return memory_devices(self._machine.services.devices, self._machine.window)
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from pyvmm import qapi
 from pyvmm.machine import events as trace
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -21,14 +22,14 @@ class Notifier:
         self.listeners: list[Listener] = []
         self.notices: deque[str] = deque(maxlen=NOTICES_KEPT)
 
-    def emit(self, name: str, data: dict[str, Any]) -> None:
+    def emit(self, happened: qapi.Happened) -> None:
         """Send an event."""
         for listener in self.listeners:
-            listener(name, data)
+            listener(*happened)
 
     def notice(self, text: str) -> None:
         """Tell the user about the machine: an event, a line on stderr, and a line of `pyvmm status`."""
         if trace.notice.on:
             trace.notice(text)
         self.notices.append(text)
-        self.emit("X_NOTICE", {"text": text})
+        self.emit(qapi.X_NOTICE({"text": text}))

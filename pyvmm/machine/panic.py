@@ -20,11 +20,12 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from pyvmm import contain
+from pyvmm import contain, qapi
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.loop import Timer
 from pyvmm.machine import events as trace
 from pyvmm.machine.glimpse import Glimpse
+from pyvmm.qapi import Emit
 
 Policy = Literal["stop", "keep", "auto"]
 
@@ -64,7 +65,7 @@ class PanicWatch:
         *,
         look: Callable[[], list[Glimpse]],
         console: Callable[[int], tuple[int, bytes]],
-        emit: Callable[[str, dict[str, Any]], None],
+        emit: Emit,
         end: Callable[[CrashReport], None],
     ) -> None:
         self.policy: Policy = policy
@@ -126,8 +127,15 @@ class PanicWatch:
             return
         self._untold = False
         self._telling = self._timing.after(TELL_PERIOD, self._tell_again)
-        action = "poweroff" if self.policy == "stop" else "run"
-        self._emit("GUEST_PANICKED", self._about(report, action) | {"x-text": report.text or report.summary()})
+        self._emit(
+            qapi.GUEST_PANICKED(
+                {
+                    "action": "poweroff" if self.policy == "stop" else "run",
+                    "info": self._info(report),
+                    "x-text": report.text or report.summary(),
+                }
+            )
+        )
 
     def _tell_again(self) -> None:
         self._telling = None
@@ -135,9 +143,9 @@ class PanicWatch:
             self._tell()
 
     @staticmethod
-    def _about(report: CrashReport, action: str) -> dict[str, Any]:
-        info = {"type": "hyper-v", **{f"arg{n + 1}": p for n, p in enumerate(report.parameters)}}
-        return {"action": action, "info": info}
+    def _info(report: CrashReport) -> qapi.GuestPanicInformation:
+        p0, p1, p2, p3, p4 = report.parameters
+        return {"type": "hyper-v", "arg1": p0, "arg2": p1, "arg3": p2, "arg4": p3, "arg5": p4}
 
     @contain.contained("panic")
     def _turn(self) -> None:
@@ -148,7 +156,7 @@ class PanicWatch:
         if any(each.page_table not in self._tables for each in self._look()):
             if trace.crash_kernel.on:
                 trace.crash_kernel(round(waited, 1))
-            self._emit("GUEST_CRASHLOADED", self._about(report, "run"))
+            self._emit(qapi.GUEST_CRASHLOADED({"action": "run", "info": self._info(report)}))
         elif waited >= PATIENCE or _OVER.search(self._console(self._console_from)[1]):
             self._end(report)
         else:

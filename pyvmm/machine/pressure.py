@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyvmm import qapi
 from pyvmm.errors import ConfigError
 from pyvmm.machine import events as trace
 from pyvmm.machine.autosize import AutoSizer, Decision, Limits, Report
 from pyvmm.machine.history import PressureHistory, Sample
 from pyvmm.memory import PAGE_SIZE
+from pyvmm.qapi import Emit
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.devices.balloon.plan import ResizeOutcome
 
-Emit = Callable[[str, dict[str, Any]], None]
 
 NOT_ASKED_FOR = "this machine has no automatic sizing: start it with --memory SIZE,min=SIZE,max=SIZE,buffer=20%"
 
@@ -60,7 +61,7 @@ class Pressure:
                 self._balloon.stop_retrying()
             if trace.autosize_held.on:
                 trace.autosize_held("on" if on else "held")
-            self._emit("X_AUTOSIZE_CHANGE", {"enabled": on})
+            self._emit(qapi.X_AUTOSIZE_CHANGE({"enabled": on}))
 
     def restarted(self) -> None:
         """The machine was reset. The history goes on: its times tell."""
@@ -78,7 +79,7 @@ class Pressure:
             self._last = decision
             if trace.autosize.on:
                 trace.autosize(decision.reason, current, decision.target, decision.demand, decision.pressure)
-            self._emit("X_AUTOSIZE", _decision(decision))
+            self._emit(qapi.X_AUTOSIZE(_decision(decision)))
             self._balloon.set_target(decision.target, retry_in_background=False)  # the sizer has its own patience
 
     def _finished(self, outcome: ResizeOutcome) -> None:
@@ -120,7 +121,7 @@ class Pressure:
         }
 
 
-def _decision(decision: Decision) -> dict[str, Any]:
+def _decision(decision: Decision) -> qapi.Autosize:
     return {
         "target": decision.target,
         "reason": decision.reason,

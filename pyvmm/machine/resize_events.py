@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pyvmm import qapi
 from pyvmm.loop import Pending, Poster
+from pyvmm.qapi import Emit
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
@@ -18,7 +19,7 @@ class ResizeEvents:
     costs one event a turn.
     """
 
-    def __init__(self, balloon: BalloonDevice, emit: Callable[[str, dict[str, Any]], None], loop: Poster) -> None:
+    def __init__(self, balloon: BalloonDevice, emit: Emit, loop: Poster) -> None:
         self._emit = emit
         self._balloon = balloon
         pending = Pending(loop, self._tell)
@@ -27,5 +28,13 @@ class ResizeEvents:
     def _tell(self) -> None:
         outcome = self._balloon.last_outcome  # none since a target was set
         if outcome is not None:
-            told = {"target": outcome.target, "actual": outcome.actual, "reason": outcome.reason}
-            self._emit("X_BALLOON_FINISHED", told | {"final": outcome.final})
+            self._emit(
+                qapi.X_BALLOON_FINISHED(
+                    {
+                        "target": outcome.target,
+                        "actual": outcome.actual,
+                        "reason": outcome.reason,
+                        "final": outcome.final,
+                    }
+                )
+            )

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyvmm import qapi
 from pyvmm.devices.balloon.device import BalloonDevice
 from pyvmm.devices.ic.shutdown import Shutdown
 from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.machine import events as trace
-from pyvmm.machine.device_set import DeviceSet, Emit
+from pyvmm.machine.device_set import DeviceSet
 from pyvmm.machine.devices import Parts
 from pyvmm.machine.inventory import SizeWatch, memory_figures
 from pyvmm.machine.pressure import Pressure
 from pyvmm.machine.resize_events import ResizeEvents
+from pyvmm.qapi import Emit
 from pyvmm.vmbus.bus import Vmbus
 
 
@@ -73,8 +75,8 @@ class Services:
     def _balloon_changed(self, actual: int) -> None:
         if self._has_hardware():  # else no guest has got memory back
             self.trace_memory()
-            self._emit("BALLOON_CHANGE", {"actual": actual})
+            self._emit(qapi.BALLOON_CHANGE({"actual": actual}))
             self._size_watch.look()
 
     def _status_report(self, available: int, committed: int) -> None:
-        self._emit("HV_BALLOON_STATUS_REPORT", {"committed": committed, "available": available})
+        self._emit(qapi.HV_BALLOON_STATUS_REPORT({"committed": committed, "available": available}))

@@ -9,8 +9,9 @@ from pyvmm.control import hmp
 from pyvmm.control.commands import COMMANDS, dispatch
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.control.schema import schema
-from pyvmm.control.throttle import PERIODS, Throttle
+from pyvmm.control.throttle import Throttle
 from pyvmm.loop import Timers
+from pyvmm.qapi import BALLOON_CHANGE, EVENTS
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,22 @@ def test_the_schema_is_closed_and_names_every_command() -> None:
             assert used is None or used in by_name, each
         for member in each["members"] if each["meta-type"] == "object" else []:
             assert member["type"] in by_name, (each, member)
+
+
+def test_the_schema_is_derived_from_the_types_of_replies_and_events() -> None:
+    by_name = {each["name"]: each for each in schema()}
+    assert by_name["x-balloon"]["ret-type"] == "BalloonReply"
+    assert by_name["query-cpus-fast"]["ret-type"] == "[CpuInfoFast]"
+    assert by_name["x-execute"]["ret-type"] == "ExecuteReply", "what comes later"
+    assert by_name["stop"]["ret-type"] == "q_empty"
+    finished = by_name[by_name["X_BALLOON_FINISHED"]["arg-type"]]["members"]
+    assert [(each["name"], each["type"]) for each in finished] == [
+        ("target", "int"),
+        ("actual", "int"),
+        ("reason", "str"),
+        ("final", "bool"),
+    ]
+    assert {each["name"] for each in schema() if each["meta-type"] == "event"} == set(EVENTS)
 
 
 def test_the_schema_tells_optional_arguments(machine: FakeMachine) -> None:
@@ -253,7 +270,7 @@ def test_a_burst_of_balloon_changes_sends_the_first_and_the_last() -> None:
     for actual in range(5):
         throttle("BALLOON_CHANGE", {"actual": actual})
     assert sent == [0]
-    clock.now += PERIODS["BALLOON_CHANGE"]
+    clock.now += BALLOON_CHANGE.at_most_every
     timers.run_due()
     assert sent == [0, 4]
 

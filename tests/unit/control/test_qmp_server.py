@@ -218,11 +218,11 @@ def test_a_client_that_never_reads_is_dropped_by_its_events(machine: FakeMachine
     with connect(path) as deaf, Client(path) as client:
         deaf.sendall(b'{"execute": "qmp_capabilities"}')
         client.execute("query-status")  # by now the other one was read too
-        size = len(json.dumps({"event": "X", "data": {"a": "x" * 1000}}))
+        size = len(json.dumps({"event": "X_NOTICE", "data": {"text": "x" * 1000}}))
         for _ in range((OUTPUT_LIMIT + MIB) // size // 50):
-            loop.post(lambda: [machine.emit("X", a="x" * 1000) for _ in range(50)])
+            loop.post(lambda: [machine.emit("X_NOTICE", text="x" * 1000) for _ in range(50)])
             for _ in range(50):  # all of them: on a busy machine it would be dropped, too
-                client.wait_event({"X"})
+                client.wait_event({"X_NOTICE"})
         client.execute("query-status")
         with pytest.raises(OSError):
             while True:

@@ -61,7 +61,7 @@ class Bench:
         self.devices = DeviceSet(
             self.bus,  # type: ignore[arg-type]
             SimpleNamespace(config=SimpleNamespace(devices=devices)),  # type: ignore[arg-type]
-            lambda name, data: self.events.append((name, data)),
+            self.events.append,
         )
 
     def unplug(self, id: str) -> None:

@@ -23,7 +23,7 @@ class Devices:
 
 def test_each_change_is_told_once() -> None:
     devices, events = Devices(), []
-    watch = SizeWatch(devices, lambda name, data: events.append((name, data)))  # type: ignore[arg-type]
+    watch = SizeWatch(devices, events.append)  # type: ignore[arg-type]
     for pages in (0, 256, 256, 0):
         devices.ledger.added_pages = pages
         watch.look()

@@ -63,7 +63,7 @@ class Setup:
         self.pressure = Pressure(
             self.balloon,  # type: ignore[arg-type]
             limits,
-            lambda name, data: self.events.append((name, data)),
+            self.events.append,
             wall=lambda: 1000 + self.now,
             clock=lambda: self.now,
         )

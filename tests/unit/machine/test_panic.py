@@ -31,7 +31,7 @@ class Machine:
             self.timers,
             look=self.look,
             console=self.console.since,
-            emit=lambda name, data: self.events.append((name, data)),
+            emit=self.events.append,
             end=self.ended.append,
         )
 

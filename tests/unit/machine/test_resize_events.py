@@ -19,7 +19,7 @@ class Told:
         self.play, self.loop = play, FakeLoop()
         self.on_finish: list[Any] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
-        ResizeEvents(self, lambda name, data: self.events.append((name, data)), self.loop)  # type: ignore[arg-type]
+        ResizeEvents(self, self.events.append, self.loop)  # type: ignore[arg-type]
 
     @property
     def last_outcome(self) -> object:

@@ -1,0 +1,246 @@
+"""The monitor's replies and events as types, declared once: the machine fills them, `query-qmp-schema` lists them.
+
+Source: QEMU qapi/{control,machine,run-state,qdev,char,misc}.json for names and members, but for those after "Ours". A
+member that may be absent is NotRequired. Names of types are QAPI's, for people who read the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, TypeVar, cast, get_args
+
+T = TypeVar("T")
+
+RunState = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
+ShutdownCause = Literal[
+    "host-error",
+    "host-qmp-quit",
+    "host-qmp-system-reset",
+    "host-signal",
+    "guest-shutdown",
+    "guest-reset",
+    "guest-panic",
+]  # fmt: skip
+GuestPanicAction = Literal["pause", "poweroff", "run"]
+GuestPanicInformationType = Literal["hyper-v"]
+MemoryDeviceInfoKind = Literal["hv-balloon"]
+SysEmuTarget = Literal["x86_64"]
+
+ENUMS: dict[str, tuple[str, ...]] = {
+    "RunState": get_args(RunState),
+    "ShutdownCause": get_args(ShutdownCause),
+    "GuestPanicAction": get_args(GuestPanicAction),
+    "GuestPanicInformationType": get_args(GuestPanicInformationType),
+    "MemoryDeviceInfoKind": get_args(MemoryDeviceInfoKind),
+    "SysEmuTarget": get_args(SysEmuTarget),
+    "QMPCapability": (),
+}
+"""Enumerations by QAPI's names: a Literal does not know its own."""
+
+
+class Empty(TypedDict):
+    """No members: the reply of most commands that change something."""
+
+
+class VersionTriple(TypedDict):
+    major: int
+    minor: int
+    micro: int
+
+
+class VersionInfo(TypedDict):
+    qemu: VersionTriple
+    package: str
+
+
+class CommandInfo(TypedDict):
+    name: str
+
+
+class NameInfo(TypedDict):
+    name: NotRequired[str]
+
+
+class KvmInfo(TypedDict):
+    enabled: bool
+    present: bool
+
+
+class TargetInfo(TypedDict):
+    arch: SysEmuTarget
+
+
+class StatusInfo(TypedDict):
+    running: bool
+    status: RunState
+
+
+class BalloonInfo(TypedDict):
+    actual: int
+
+
+class HvBalloonInfo(TypedDict):
+    committed: int
+    available: int
+
+
+MemoryInfo = TypedDict("MemoryInfo", {"base-memory": int, "plugged-memory": NotRequired[int]})
+HvBalloonDeviceInfo = TypedDict(
+    "HvBalloonDeviceInfo",
+    {"id": NotRequired[str], "memaddr": NotRequired[int], "max-size": int, "memdev": NotRequired[str]},
+)
+
+
+class MemoryDeviceInfo(TypedDict):
+    type: MemoryDeviceInfoKind
+    data: HvBalloonDeviceInfo
+
+
+CpuInstanceProperties = TypedDict(
+    "CpuInstanceProperties",
+    {"socket-id": NotRequired[int], "core-id": NotRequired[int], "thread-id": NotRequired[int]},
+)
+CpuInfoFast = TypedDict(
+    "CpuInfoFast",
+    {
+        "cpu-index": int,
+        "qom-path": str,
+        "thread-id": int,
+        "props": NotRequired[CpuInstanceProperties],
+        "target": SysEmuTarget,
+    },
+)
+ChardevInfo = TypedDict("ChardevInfo", {"label": str, "filename": str, "frontend-open": bool})
+
+
+class GuestPanicInformation(TypedDict):
+    type: GuestPanicInformationType
+    arg1: int
+    arg2: int
+    arg3: int
+    arg4: int
+    arg5: int
+
+
+# Ours
+
+BalloonReply = TypedDict("BalloonReply", {"target": int, "will-reach": int, "reason": str})
+
+
+class ExecuteReply(TypedDict):
+    status: int
+    stdout: str
+    stderr: str
+    truncated: bool
+
+
+# Events
+
+
+class Caused(TypedDict):
+    guest: bool
+    reason: ShutdownCause
+
+
+Panicked = TypedDict(
+    "Panicked",
+    {"action": GuestPanicAction, "info": NotRequired[GuestPanicInformation], "x-text": NotRequired[str]},
+)
+
+
+class CrashLoaded(TypedDict):
+    action: GuestPanicAction
+    info: NotRequired[GuestPanicInformation]
+
+
+MemorySize = TypedDict("MemorySize", {"id": NotRequired[str], "size": int, "qom-path": str})
+
+
+class Deleted(TypedDict):
+    device: NotRequired[str]
+    path: str
+
+
+class Notice(TypedDict):
+    text: str
+
+
+class BalloonFinished(TypedDict):
+    target: int
+    actual: int
+    reason: str
+    final: bool
+
+
+class Autosize(TypedDict):
+    target: int
+    reason: str
+    demand: int
+    pressure: int
+    limited: bool
+
+
+class AutosizeChange(TypedDict):
+    enabled: bool
+
+
+class Traced(TypedDict):
+    dropped: int
+    events: list[Any]
+
+
+class Console(TypedDict):
+    begin: int
+    end: int
+    text: str
+
+
+class Happened(NamedTuple):
+    """One occurrence of an event: what the machine tells the monitor."""
+
+    name: str
+    data: dict[str, Any]
+
+
+Emit = Callable[[Happened], None]
+
+
+class Event(Generic[T]):
+    """An event of the monitor and the type of its data; called with data it makes one occurrence.
+
+    `at_most_every`: seconds between two of them where the guest decides how often they happen; the newest is kept
+    meanwhile. `outdates`: the event that is void, if it is still held back, once this one has happened.
+    """
+
+    def __init__(self, name: str, data: type[T], *, at_most_every: float = 0.0, outdates: str = "") -> None:
+        self.name, self.data = name, data
+        self.at_most_every, self.outdates = at_most_every, outdates
+        EVENTS[name] = self
+
+    def __call__(self, data: T) -> Happened:
+        return Happened(self.name, cast("dict[str, Any]", data))
+
+
+EVENTS: dict[str, Event[Any]] = {}
+"""All of them, by name."""
+
+SHUTDOWN = Event("SHUTDOWN", Caused)
+RESET = Event("RESET", Caused)
+POWERDOWN = Event("POWERDOWN", Empty)
+STOP = Event("STOP", Empty)
+RESUME = Event("RESUME", Empty)
+GUEST_PANICKED = Event("GUEST_PANICKED", Panicked)
+GUEST_CRASHLOADED = Event("GUEST_CRASHLOADED", CrashLoaded)
+X_NOTICE = Event("X_NOTICE", Notice)
+BALLOON_CHANGE = Event(
+    "BALLOON_CHANGE", BalloonInfo, at_most_every=0.1
+)  # QEMU: 1 s, too coarse to draw progress with
+HV_BALLOON_STATUS_REPORT = Event("HV_BALLOON_STATUS_REPORT", HvBalloonInfo, at_most_every=1.0)
+X_BALLOON_FINISHED = Event("X_BALLOON_FINISHED", BalloonFinished, at_most_every=0.1)
+X_BALLOON_TARGET = Event("X_BALLOON_TARGET", BalloonReply, outdates="X_BALLOON_FINISHED")
+X_AUTOSIZE = Event("X_AUTOSIZE", Autosize)
+X_AUTOSIZE_CHANGE = Event("X_AUTOSIZE_CHANGE", AutosizeChange)
+MEMORY_DEVICE_SIZE_CHANGE = Event("MEMORY_DEVICE_SIZE_CHANGE", MemorySize, at_most_every=1.0)
+DEVICE_DELETED = Event("DEVICE_DELETED", Deleted)
+X_TRACE = Event("X_TRACE", Traced)
+X_CONSOLE = Event("X_CONSOLE", Console)
