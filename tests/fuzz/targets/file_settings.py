@@ -48,7 +48,7 @@ def json_of_ours(data: bytes) -> None:
     """What is read of a cache: never an exception but ValueError, which makes it anew."""
     for text in (data.decode("utf-8", "replace"), '{"socket": "/x", "pid": 1, ' + data.decode("utf-8", "replace")):
         registry._parse("vm", text.encode())
-        for shape in (daemon.TOLD, snapshot.TOLD):
+        for shape in (daemon.RECORD, snapshot.RECORD):
             with suppress(ValueError):
                 parse_object(text, shape)
         with suppress(ValueError):
