@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests.support`, when 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's `&` starts its jobs so
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
