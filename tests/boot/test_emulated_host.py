@@ -213,7 +213,7 @@ def test_a_host_is_kept_up_between_commands(tmp_path: Path) -> None:
 
     try:
         assert run("start", "--memory", "1536").returncode == 0
-        assert "is up" in run("status").stderr
+        assert "an emulated host is running" in run("status").stderr
         boots = {run("exec", "--", "cat", "/proc/sys/kernel/random/boot_id").stdout for _ in range(2)}
         marked = run("exec", "--", "sh", "-c", "echo 1 > /run/mark").returncode
         assert (len(boots), marked) == (1, 0)
