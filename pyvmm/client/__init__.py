@@ -1,5 +1,5 @@
-"""Reaching a running machine from another process.
+"""Access to a running machine from another process.
 
 `qmp` is a synchronous client of QEMU's monitor protocol: the command line and the API use it with pyvmm's machines,
-the emulated host with QEMU. `registry` finds running machines by name, and is where a new machine takes its name.
+the emulated host with QEMU. `registry` finds running machines by name, and registers the names of new ones.
 """

@@ -19,23 +19,23 @@ from pyvmm.errors import HostError
 from pyvmm.seconds import check_seconds
 
 REPLY_LIMIT = 16 << 20
-"""Bytes of one reply, against a server that is not one."""
+"""Largest reply in bytes; guards against a peer that does not speak QMP."""
 
 
 class Disconnected(HostError):
-    """The machine ended, or hung up."""
+    """The machine ended, or closed the connection."""
 
 
 class Starting(Disconnected):
-    """The machine has its name and no monitor yet."""
+    """The machine is registered but its monitor does not answer yet."""
 
 
 class TimedOut(HostError):
-    """No answer, or not the event waited for, in the time given."""
+    """The reply, or the awaited event, did not arrive within the timeout."""
 
 
 class Refused(HostError):
-    """The machine answered with an error. `qmp_class` is QMP's class of it, for instance DeviceNotActive."""
+    """The machine answered with an error. `qmp_class` is its QMP error class, for instance DeviceNotActive."""
 
     def __init__(self, qmp_class: str, text: str) -> None:
         super().__init__(text)
@@ -43,9 +43,9 @@ class Refused(HostError):
 
 
 class Client:
-    """A connection to the monitor at `path`, negotiated. `timeout` bounds each command, in seconds.
+    """A negotiated QMP connection to the monitor at `path`. `timeout` bounds each command, in seconds.
 
-    `connection` is a socket that is connected already: `path` then only names the server in errors.
+    `connection` is an already connected socket; `path` then only names the server in error texts.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Client:
         made.settimeout(self.timeout)
         try:
             made.connect(self.path)
-        except (TimeoutError, BlockingIOError) as error:  # the latter: so many wait there that no more may
+        except (TimeoutError, BlockingIOError) as error:  # the latter: the listen queue is full
             made.close()
             raise TimedOut(f"{self.path}: the VM does not accept a connection") from error
         except ValueError as error:
@@ -109,7 +109,7 @@ class Client:
                 return message["return"]
 
     def wait_event(self, names: Collection[str], timeout: float | None = None) -> tuple[str, dict[str, Any]]:
-        """The next event of one of `names`, earlier unread ones included; others are dropped. Raises TimedOut."""
+        """Return the next event named in `names`, earlier unread ones included; drop others. Raises TimedOut."""
         deadline = time.monotonic() + (self.timeout if timeout is None else check_seconds(timeout))
         while True:
             while self.events:
@@ -162,7 +162,7 @@ class Client:
 
 
 def _is_message(message: object) -> bool:
-    """Whether it is of the form that a monitor's messages have."""
+    """Return whether the value has the form of a QMP message from a server."""
     if not isinstance(message, dict):
         return False
     error = message.get("error", {"class": "", "desc": ""})

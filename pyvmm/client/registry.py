@@ -1,11 +1,11 @@
-"""Where running machines are found by name: a folder with NAME.json and NAME.sock for each.
+"""The registry of running machines: a folder that holds NAME.json and NAME.sock for each.
 
     $XDG_RUNTIME_DIR/pyvmm/      or /tmp/pyvmm-UID/, only for this user
         vm.json                  pid, command line, socket; locked as long as the machine runs
         vm.sock                  its monitor
 
-The lock is the truth: it goes with the process however that ends, so whatever is not locked is left over and cleaned
-away by the next one who looks. A pid alone could be somebody else's by then.
+Only the lock shows that a machine runs: the kernel releases it however the process ends, so an unlocked entry is
+stale, and the next lookup removes it. The pid alone does not suffice: another process could have it by then.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pyvmm.sizes import is_size
 from pyvmm.unix_socket import is_listening
 
 SETTLING = 15.0
-"""Seconds that a socket may be there and silent: an emulated host's, before the machine inside has its monitor."""
+"""Seconds for which a socket may accept but not answer: an emulated host's does until the inner monitor is up."""
 
 DEFAULT_NAME = "vm"
-"""What a machine without a name is called; the second one is vm2."""
+"""Default name of a machine; the second such machine is vm2."""
 
 ENTRY: dict[str, Shape] = {"socket": str, "pid": int, "argv": [str], "started": (int, float)}
 """Members of NAME.json."""
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A machine that runs, or a socket given by path (then only `socket` says something)."""
+    """A running machine, or a monitor socket given by path (then only `socket` is meaningful)."""
 
     name: str
     socket: Path
@@ -50,7 +50,7 @@ class Entry:
 
 
 class Registration:
-    """A name taken, until `release` or the end of the process. The monitor belongs at `socket`."""
+    """A registered name, held until `release` or the end of the process. The monitor must listen at `socket`."""
 
     def __init__(self, entry: Entry, file: Path, lock: int) -> None:
         self.entry = entry
@@ -66,7 +66,7 @@ class Registration:
         return self.entry.socket
 
     def release(self) -> None:
-        """Give the name back. Twice is fine."""
+        """Release the name. Harmless twice."""
         if self._lock >= 0:
             _remove(self._file)
             os.close(self._lock)
@@ -80,7 +80,7 @@ class Registration:
 
 
 def check_name(name: str) -> str:
-    """`name` itself, or ConfigError if a machine cannot be called so."""
+    """Return `name`. Raises ConfigError if it is not a valid machine name."""
     if not _NAME.fullmatch(name) or name.endswith((".json", ".sock")):
         raise ConfigError(f"{name[:60]!r} cannot name a VM: use up to 48 letters, digits, dots, dashes, underscores")
     if is_size(name):
@@ -89,7 +89,7 @@ def check_name(name: str) -> str:
 
 
 def claim(name: str | None = None, argv: Sequence[str] = (), socket: Path | None = None) -> Registration:
-    """Take `name` (None: the first free of vm, vm2, ...) for this process. ConfigError if a running machine has it.
+    """Register `name` (None: the first free of vm, vm2, ...). ConfigError if a running machine has it.
 
     `socket` is where the monitor will listen; the default is the folder's NAME.sock.
     """
@@ -122,7 +122,7 @@ def _claim(name: str, argv: Sequence[str], socket: Path | None) -> Registration 
             if not _try_lock(lock):
                 os.close(lock)
                 return None
-            if not _same(lock, file):  # the one who had it removed the file between our open and lock
+            if not _same(lock, file):  # the former owner removed the file between our open and lock
                 os.close(lock)
                 continue
             if os.fstat(lock).st_size and not socket:  # a killed one's, whose socket would pass for ours meanwhile
@@ -136,7 +136,7 @@ def _claim(name: str, argv: Sequence[str], socket: Path | None) -> Registration 
 
 
 def running() -> list[Entry]:
-    """Machines of this user that run now, oldest first. What dead ones left is removed on the way."""
+    """Return this user's running machines, oldest first. Removes stale entries on the way."""
     return sorted(_running(runtime_folder()), key=lambda each: (each.started, each.name))
 
 
@@ -159,9 +159,9 @@ def _running(folder: Path) -> Iterator[Entry]:
 
 
 def is_starting(entry: Entry, *, silent: bool = False) -> bool:
-    """Whether the machine has its name and no monitor yet: an image is built, an emulated host made or booted for it.
+    """Return whether the machine is registered but has no monitor yet: its image or emulated host is being made.
 
-    `silent`: its socket takes connections, and nobody has answered yet.
+    `silent`: its socket accepts connections, but has not answered yet.
     """
     try:
         young = time.time() - entry.socket.stat().st_ctime < SETTLING
@@ -171,7 +171,7 @@ def is_starting(entry: Entry, *, silent: bool = False) -> bool:
 
 
 def find(which: str | os.PathLike[str] | None = None) -> Entry:
-    """The machine called `which`, or at the socket of that path, or the only one that runs. ConfigError otherwise."""
+    """Return the machine named `which`, or at that socket path, or the only running one. ConfigError otherwise."""
     if which is not None:
         text = os.fspath(which)
         if "/" in text or text.endswith(".sock"):
@@ -194,12 +194,12 @@ def find(which: str | os.PathLike[str] | None = None) -> Entry:
 
 
 def stall_note(socket: Path) -> Path:
-    """The file where a machine's watchdog says that the loop behind `socket` stands still (`pyvmm.watchdog`)."""
+    """Return the path of the file in which a machine's watchdog reports a stalled loop (`pyvmm.watchdog`)."""
     return socket.with_suffix(".stall")
 
 
 def _parse(name: str, text: bytes) -> Entry | None:
-    """The entry as written by `_claim`; None while that is under way."""
+    """Parse an entry as `_claim` writes it; None while the write is in progress."""
     try:
         found = parse_object(text.decode("utf-8", "replace"), ENTRY)
         if not 0 <= found["pid"] < 1 << 31:
@@ -225,7 +225,7 @@ def _same(descriptor: int, file: Path) -> bool:
 
 
 def _remove(file: Path) -> None:
-    """Remove an entry whose lock we hold, its socket first (unless a process has that, whoever it is)."""
+    """Remove an entry whose lock we hold, its socket first (unless some process has that socket bound)."""
     _remove_socket(file)
     stall_note(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)

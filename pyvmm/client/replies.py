@@ -1,4 +1,4 @@
-"""What a machine's reply to x-status means, in words."""
+"""Formats a machine's reply to x-status as text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from pyvmm.sizes import format_size
 
 RESIDENT_SLACK = 256 << 20
-"""Bytes resident beyond the guest's size that mean nothing: pyvmm itself, and memory on its way out."""
+"""Bytes of resident memory beyond the guest's size that are not reported: pyvmm's own, and pages not yet discarded."""
 
 
 def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:
-    """`256 MiB of 1 GiB, target 128 MiB; 300 MiB resident on the host`, from what is known. `of` is the most that the
-    guest may get.
+    """Format `256 MiB of 1 GiB, target 128 MiB; 300 MiB resident on the host`, without unknown figures. `of` is the
+    guest's maximum size.
     """
     boot, target = memory.get("boot"), memory.get("target")
     actual = boot if memory.get("actual") is None else memory["actual"]

@@ -1,4 +1,4 @@
-"""Follows a resize to its end by the monitor's events."""
+"""Tracks a resize through the monitor's events until it has ended."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ REPLACED = "another target was set meanwhile"
 
 
 class ResizeProgress:
-    """Where a guest is on its way to `size`, from the events that come after the `reply` to `x-balloon`.
+    """Progress of a resize to `size`, updated by the events that follow the `reply` to `x-balloon`.
 
-    `actual` starts as what the guest has; `result` is empty until the resize has ended, then `reached` or why not.
-    `asked_again`: the guest stopped short, and is asked again for some seconds.
+    `actual` starts as the guest's current size; `result` is empty until the resize has ended, then `reached` or a reason.
+    `asked_again`: the guest stopped short, and the request is repeated for some seconds.
     """
 
     def __init__(self, size: int, reply: Mapping[str, Any], actual: int) -> None:
@@ -31,7 +31,7 @@ class ResizeProgress:
             self._end("")
 
     def take(self, name: str, data: Mapping[str, Any]) -> None:
-        """Look at an event."""
+        """Update the progress from an event."""
         match name:
             case "BALLOON_CHANGE":
                 self.actual = data["actual"]

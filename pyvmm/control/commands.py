@@ -1,7 +1,7 @@
-"""What can be asked of a running machine through QMP.
+"""QMP commands that query and control a running machine.
 
 Source: QEMU qapi/{control,misc,machine,run-state}.json for names, arguments and replies. The modules
-imported here declare more; importing this one declares them all.
+imported here declare more commands; importing this one declares them all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 @command("qmp_capabilities")
 def qmp_capabilities(machine: Controlled) -> Empty:
-    """Listed for `query-commands`; the session answers it before it gets here."""
+    """List the command in `query-commands`; the session answers it before it is dispatched here."""
     raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
 
 
@@ -60,19 +60,19 @@ def query_status(machine: Controlled) -> StatusInfo:
 
 @command("x-status")
 def status(machine: Controlled) -> Reply:
-    """All that `pyvmm status` shows. Not in QEMU."""
+    """Return everything that `pyvmm status` shows. Not in QEMU."""
     return machine.describe() | {"status": machine.status()}
 
 
 @command("x-query-vmbus")
 def query_vmbus(machine: Controlled) -> Reply:
-    """The channels of the VMBus with their counters. Not in QEMU."""
+    """Return the VMBus channels with their counters. Not in QEMU."""
     return machine.info_vmbus()
 
 
 @command("stop")
 def stop(machine: Controlled) -> Empty:
-    """Pause the vCPUs; nothing happens to a machine that is not running."""
+    """Pause the vCPUs; without effect on a machine that is not running."""
     if machine.status() == "running":
         machine.pause()
     return {}
@@ -98,7 +98,7 @@ def system_reset(machine: Controlled) -> Empty:
 
 @command("system_powerdown")
 def system_powerdown(machine: Controlled) -> Empty:
-    """Ask the guest to power itself off. The reply says nothing of whether it will."""
+    """Ask the guest to power itself off. The reply does not say whether it will."""
     machine.powerdown()
     return {}
 
@@ -115,8 +115,8 @@ _REBOOT_ACTIONS = {"reset": True, "shutdown": False}
 
 @command("set-action", reboot=Argument(str, optional=True), panic=Argument(str, optional=True))
 def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Empty:
-    """What follows a guest's reset and panic. QEMU's `none` and `shutdown` are `--on-panic keep` and `stop`; `x-auto`
-    is ours, and the default.
+    """Set the action after a guest's reset and panic. QEMU's `none` and `shutdown` are `--on-panic keep` and `stop`;
+    `x-auto` is ours, and the default.
     """
     for name, value, known in (("reboot", reboot, _REBOOT_ACTIONS), ("panic", panic, _PANIC_ACTIONS)):
         if value and value not in known:
@@ -128,14 +128,14 @@ def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Empty:
 
 @command("balloon", value=int)
 def balloon(machine: Controlled, value: int) -> Empty:
-    """Set the balloon's target. X_BALLOON_TARGET and the reply to `x-balloon` tell what will be reached."""
+    """Set the balloon's target. X_BALLOON_TARGET and the reply to `x-balloon` give the size that will be reached."""
     x_balloon(machine, value)
     return {}
 
 
 @command("x-balloon", value=int)
 def x_balloon(machine: Controlled, value: int) -> BalloonReply:
-    """As `balloon`; the reply says what will be reached, and why if that is not `value`. Not in QEMU."""
+    """Set the balloon's target; the reply gives what will be reached, and why if that is not `value`. Not in QEMU."""
     if value <= 0:
         raise ControlError("Parameter 'value' expects a size")
     return machine.balloon_set(value)
@@ -156,9 +156,9 @@ def query_hv_balloon_status_report(machine: Controlled) -> HvBalloonInfo:
 
 @command("human-monitor-command", command_line=str, cpu_index=Argument(int, optional=True))
 def human_monitor_command(machine: Controlled, command_line: str, cpu_index: int = 0) -> str:
-    """Run a line of the human monitor and return what it printed, lines ended by `\\r\\n` as by QEMU.
+    """Run a line of the human monitor and return its output, lines ended by `\\r\\n` as by QEMU.
 
-    `cpu-index` matters to no command there is yet.
+    No command uses `cpu-index` yet.
     """
     if not 0 <= cpu_index < len(machine.info_cpus()):
         raise ControlError("Parameter 'cpu-index' expects a CPU number")

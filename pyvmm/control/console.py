@@ -1,4 +1,4 @@
-"""Commands for the machine's console: its end, and what comes. None is QEMU's.
+"""QMP commands for console output: the last bytes of it, and a subscription to new output. None is QEMU's.
 
     {"execute": "x-console-subscribe", "arguments": {"since": 4711}}
     {"event": "X_CONSOLE", "data": {"begin": 4711, "end": 4723, "text": "hello world\\n"}, ...}
@@ -20,13 +20,13 @@ from pyvmm.control.table import Argument, Controlled, command
 from pyvmm.qapi import X_CONSOLE, Console, Empty
 
 PERIOD = 0.05
-"""Seconds between two looks at a console that is followed."""
+"""Seconds between two polls of a subscribed console."""
 
 Since = Callable[[int], tuple[int, bytes]]
 
 
 def piece(since: Since, offset: int) -> Console:
-    """Console output from byte `offset` on. A character that is not whole yet waits for that."""
+    """Return console output from byte `offset` on. An incomplete UTF-8 sequence waits for its rest."""
     begin, data = since(offset)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data)
@@ -34,7 +34,7 @@ def piece(since: Since, offset: int) -> Console:
 
 
 class ConsoleStream:
-    """Console output on its way to one client. What a slow client misses is gone; `begin` tells."""
+    """Stream of console output to one client. A slow client loses output; `begin` shows the gap."""
 
     def __init__(self, timing: Timing, ready: Ready, send: Send, *, since: Since, offset: int) -> None:
         self._ready = ready
@@ -65,15 +65,15 @@ def _checked(since: int) -> int:
 
 @command("x-console-tail", since=Argument(int, optional=True))
 def console_tail(machine: Controlled, since: int = 0) -> Console:
-    """What the guest wrote to its console from byte `since` on, as far as it is kept: `begin` is the number of its
-    first byte (more than `since` if some was forgotten), `end` the `since` of the next call.
+    """Return console output from byte `since` on, as far as it is kept: `begin` is the number of its first byte
+    (more than `since` if older output was dropped), `end` the `since` of the next call.
     """
     return piece(machine.console_since, _checked(since))
 
 
 @command("x-console-subscribe", of_client=True, since=Argument(int, optional=True))
 def console_subscribe(machine: Controlled, client: Subscriber | None, since: int = 0) -> Empty:
-    """Send this client what the guest writes to its console, from byte `since` on, up to the machine's end."""
+    """Stream console output to this client, from byte `since` on, until the machine ends."""
     if client is None:
         raise ControlError("console output needs a QMP connection to be sent over")
     client.watch("console", partial(ConsoleStream, since=machine.console_since, offset=_checked(since)))
@@ -82,7 +82,7 @@ def console_subscribe(machine: Controlled, client: Subscriber | None, since: int
 
 @command("x-console-unsubscribe", of_client=True)
 def console_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
-    """No more output; some may still be on its way."""
+    """Stop the stream of console output; some may still be in flight."""
     if client is not None:
         client.watch("console", None)
     return {}

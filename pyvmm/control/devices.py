@@ -1,4 +1,4 @@
-"""QMP's commands about what the machine is made of: processors, memory, devices, serial lines.
+"""QMP commands for the machine's hardware: processors, memory, devices, serial lines.
 
 Source: QEMU qapi/{machine,qdev,char}.json; system/qdev-monitor.c, hw/core/machine-qmp-cmds.c for replies and errors.
 """
@@ -14,7 +14,7 @@ from pyvmm.qapi import ChardevInfo, CpuInfoFast, Empty, KvmInfo, MemoryDeviceInf
 _NO_DEVICES = frozenset(
     {"", "/", "/machine", "/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"}
 )
-"""Paths of objects that hold devices and are none."""
+"""QOM paths of containers of devices."""
 
 
 @command("query-cpus-fast")
@@ -44,7 +44,7 @@ def query_memory_devices(machine: Controlled) -> list[MemoryDeviceInfo]:
 
 @command("query-chardev")
 def query_chardev(machine: Controlled) -> list[ChardevInfo]:
-    """The serial ports' other ends. A monitor's socket is no character device here."""
+    """Return the backends of the serial ports. A monitor's socket is no character device here."""
     return [{"label": label, "filename": place, "frontend-open": True} for label, place in machine.info_consoles()]
 
 
@@ -60,7 +60,7 @@ def query_target(machine: Controlled) -> TargetInfo:
 
 @command("device_add", open=True, driver=str, bus=Argument(str, optional=True), id=Argument(str, optional=True))
 def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = "") -> Empty:
-    """Put a device on the VMBus (again)."""
+    """Offer a device on the VMBus (again)."""
     if bus != "vmbus":
         raise ControlError(f"Bus '{bus}' not found")
     for name in more:
@@ -71,7 +71,7 @@ def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str 
 
 @command("device_del", id=str)
 def device_del(machine: Controlled, id: str) -> Empty:
-    """Take a device off the VMBus. DEVICE_DELETED follows when the guest has let go of it."""
+    """Rescind a VMBus device. DEVICE_DELETED follows when the guest has released it."""
     if id in _NO_DEVICES:
         raise ControlError(f"{id} is not a device")
     machine.remove_device(id)

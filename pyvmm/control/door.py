@@ -1,4 +1,4 @@
-"""Where a monitor's clients come in: a Unix socket of the user's own, at a path of the user's choice."""
+"""The monitor's listening Unix socket: owned by the user, at a path of the user's choice."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pyvmm.loop import Loop
 from pyvmm.unix_socket import ListeningSocket
 
 QUEUE = 16
-"""Clients that may wait to be let in: as many as a server has at once."""
+"""Listen backlog: as many clients as a server has at once."""
 
 
 class Door:
-    """A socket at `path` that listens until `close`. Clients wait until `open(admit)`: `admit(connection, path)` gets
-    who comes.
+    """A socket at `path` that listens until `close`. Clients are accepted only after `open(admit)`, which calls
+    `admit(connection, path)` for each.
     """
 
     def __init__(self, loop: Loop, path: Path) -> None:
@@ -26,7 +26,7 @@ class Door:
         self._open = False
 
     def open(self, admit: Callable[[socket.socket, Path], None]) -> None:
-        """Let clients in."""
+        """Start accepting clients."""
         self._admit = admit
         self._open = True
         self._loop.add_reader(self._socket.fileno(), self._accept)
@@ -44,11 +44,11 @@ class Door:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                 self._rest()
-            return  # else the client gave up before we came to it
+            return  # else the client gave up before we accepted it
         self._admit(connection, self.path)
 
     def _rest(self) -> None:
-        """No descriptor left for a client that waits: look again in a second rather than spin."""
+        """Pause accepting for a second, because no descriptor is left: polling at once would spin."""
         self._loop.remove_reader(self._socket.fileno())
 
         def again() -> None:

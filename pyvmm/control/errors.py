@@ -1,6 +1,6 @@
-"""What a command answers when it cannot be done: QMP's error classes.
+"""Errors of monitor commands, by QMP's error classes.
 
-Source: QEMU qapi/error.json. New errors are all `GenericError`; the other classes exist as clients test for them.
+Source: QEMU qapi/error.json. New errors are all `GenericError`; the other classes exist since clients test for them.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from pyvmm.errors import PyvmmError
 
 
 class ControlError(PyvmmError):
-    """A command refused. Becomes `{"error": {"class": qmp_class, "desc": text}}`."""
+    """A command was refused. Becomes `{"error": {"class": qmp_class, "desc": text}}`."""
 
     qmp_class: ClassVar[str] = "GenericError"
 
 
 class CommandNotFound(ControlError):
-    """No such command, or not one that may be used now."""
+    """The command does not exist, or may not be used now."""
 
     qmp_class = "CommandNotFound"
 
 
 class DeviceNotActive(ControlError):
-    """The device exists but nobody in the guest drives it, or the machine has none."""
+    """No driver in the guest uses the device, or the machine does not have it."""
 
     qmp_class = "DeviceNotActive"
 

@@ -1,4 +1,4 @@
-"""Commands in the guest, for programs that drive a machine: `x-execute`. Not in QEMU, which leaves that to its agent.
+"""QMP command `x-execute`: runs a shell command in the guest. Not in QEMU, whose guest agent does that.
 
 Source: QEMU qga/qapi-schema.json, guest-exec, for the form of the output.
 """
@@ -20,10 +20,10 @@ LONGEST = 24 * 3600
 
 @command("x-execute", command=str, timeout=Argument(int, optional=True))
 def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -> Later[ExecuteReply]:
-    """Run `command` in the guest's shell, for `timeout` seconds at most; waits for a guest that still boots.
+    """Run `command` in the guest's shell, for `timeout` seconds at most; a guest that still boots is waited for.
 
-    Replies when it has ended: `status` (124 after the timeout), `stdout` and `stderr` in base64, and `truncated` if
-    there was more of them. This client's next commands wait meanwhile, as they would for any command.
+    The reply comes when it has ended: `status` (124 after the timeout), `stdout` and `stderr` in base64, and
+    `truncated` if output was dropped. This client's next commands wait meanwhile, as they would for any command.
     """
     if not command:
         raise ControlError("Parameter 'command' expects a shell command")

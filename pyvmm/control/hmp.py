@@ -23,13 +23,13 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # QEMU util/id.c, id_wellf
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One command of the monitor: its names (the first is shown), what follows it, what it does."""
+    """One command of the human monitor: its names (`help` shows the first), its arguments and its function."""
 
     names: tuple[str, ...]
     usage: str
     help: str
     run: Run
-    words: tuple[int, int] = (0, 0)  # how few and how many words it takes
+    words: tuple[int, int] = (0, 0)  # least and most words of arguments
 
 
 LINES: list[Line] = []
@@ -47,7 +47,7 @@ def _line(
 
 
 def execute(machine: Controlled, line: str) -> str:
-    """What the monitor prints for `line`, newline at the end unless it is empty. Raises nothing a user can cause."""
+    """Run `line` and return its output, ended by a newline unless empty. Nothing that a user can cause raises."""
     words = line.split()
     if not words:
         return ""
@@ -69,7 +69,7 @@ def _run(machine: Controlled, table: list[Line], words: list[str], prefix: str) 
 
 
 def names() -> list[str]:
-    """Every command by its full name, `info` ones included; for completion."""
+    """Return every command by its full name, `info` ones included; for completion."""
     return sorted([each.names[0] for each in LINES] + [f"info {each.names[0]}" for each in INFO])
 
 
@@ -137,7 +137,7 @@ def _device_add(machine: Controlled, words: list[str]) -> str:
     for option in options:
         name, _, value = option.partition("=")
         given[name] = value
-    if "id" in given and not _IDENTIFIER.fullmatch(given["id"]):  # through QMP, QEMU takes any text
+    if "id" in given and not _IDENTIFIER.fullmatch(given["id"]):  # through QMP, QEMU accepts any text
         raise ControlError("Parameter 'id' expects an identifier")
     return _qmp(machine, "device_add", given | {"driver": driver})
 

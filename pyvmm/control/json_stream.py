@@ -1,14 +1,14 @@
-"""QMP's input: a stream of JSON values, cut and parsed as QEMU does it, errors and recovery included.
+"""QMP's input: a stream of JSON values, split and parsed as QEMU does it, errors and recovery included.
 
 Source: QEMU qobject/json-lexer.c (tokens, IN_RECOVERY), json-streamer.c (where a value ends), json-parser.c (texts of
 errors). tests/unit/control/test_qmp_json.py holds what QEMU 10.0.2 answered to each input there.
 
     bytes --Lexer--> tokens --Reader--> a value once its brackets are closed, or Malformed
 
-A value that stands alone (`1`, `"x"`) counts as soon as its token ends. Text that is no token drops what was read of
-the value, and reading starts again at the next bracket, colon, comma, control character, 0xFE or 0xFF. All work is
-linear in the input; a value is limited to MESSAGE_LIMIT bytes and NESTING_LIMIT levels, and what follows one beyond
-that is skipped up to a newline (QEMU: up to the next bracket, with an error for each).
+A value that stands alone (`1`, `"x"`) counts as soon as its token ends. Text that is no token discards the
+partial value, and reading starts again at the next bracket, colon, comma, control character, 0xFE or 0xFF. All work
+is linear in the input; a value is limited to MESSAGE_LIMIT bytes and NESTING_LIMIT levels, and the input after one
+beyond that is skipped up to a newline (QEMU: up to the next bracket, with an error for each).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 MESSAGE_LIMIT = 64 << 10
-"""Bytes of one value. The longest request that makes sense is x-execute's, 32 KiB of command (QEMU: 64 MiB)."""
+"""Largest value in bytes. The longest valid request is x-execute's, 32 KiB of command (QEMU: 64 MiB)."""
 
 NESTING_LIMIT = 64
-"""Objects and arrays within each other (QEMU: 1024). QMP's arguments nest four deep, and parsing recurses."""
+"""Deepest nesting of objects and arrays (QEMU: 1024). QMP's arguments nest four deep, and parsing recurses."""
 
 SHOWN = 60
-"""Bytes of the input that an error repeats."""
+"""Bytes of the input that an error text quotes."""
 
 
 class Token(NamedTuple):
-    """A piece of JSON. `kind` is the byte it begins with for brackets, colon, comma and quotes, else `0` or `a`."""
+    """A JSON token. `kind` is the byte it begins with for brackets, colon, comma and quotes, else `0` or `a`."""
 
     kind: str
     text: bytes
@@ -36,20 +36,20 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A whole value of the input."""
+    """A complete value of the input."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Input that is no JSON value, with what QEMU says of it."""
+    """Input that is no JSON value, with QEMU's error text."""
 
     reason: str
 
 
 class JsonError(ValueError):
-    """What is wrong with a value; the text is QEMU's."""
+    """A value is malformed; the text is QEMU's."""
 
 
 _BLANK = re.compile(rb"[ \t\r\n]*")
@@ -59,7 +59,7 @@ _END_OF = {
     "0": re.compile(rb"[^0-9a-zA-Z.+-]"),
     "a": re.compile(rb"[^a-z]"),
 }
-"""First byte that may end a token of that kind, whose text is not yet known to be whole."""
+"""Pattern of the first byte that may end a token, by the token's kind."""
 
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:(?<!^0)(?<!^-0)[eE][+-]?[0-9]+)?")
 _NUMBER_PREFIX = re.compile(rb"-?(?:0|[1-9][0-9]*)?(?:(?<=[0-9])\.[0-9]*)?(?:(?<=[0-9])[eE][+-]?[0-9]*)?")
@@ -69,28 +69,28 @@ _KINDS = {ord(c): c for c in "{}[]:,\"'"} | dict.fromkeys(b"-0123456789", "0") |
 
 
 class Reader:
-    """Takes bytes, gives values. `feed`, then `take` until it returns None."""
+    """Splits a byte stream into JSON values: `feed`, then `take` until it returns None."""
 
     def __init__(self) -> None:
         self._data = bytearray()
-        self._at = 0  # everything before it has become a token
-        self._start: int | None = None  # of the token at `_kind`, which is not whole yet; `_at` is where to look on
+        self._at = 0  # all input before it has been tokenised
+        self._start: int | None = None  # of an incomplete token of `_kind`; its scan resumes at `_at`
         self._kind = ""
         self._tokens: list[Token] = []
-        self._used = 0  # bytes of the value that is being read, blanks included
+        self._used = 0  # bytes of the value being read, blanks included
         self._braces = self._brackets = 0
         self._skip: re.Pattern[bytes] | None = None
 
     @property
     def held(self) -> int:
-        """Bytes of input that are kept."""
+        """Return the number of input bytes that are buffered."""
         return len(self._data) + self._used
 
     def feed(self, data: bytes) -> None:
         self._data += data
 
     def take(self) -> Value | Malformed | None:
-        """The next value, what was wrong instead of one, or None until more is fed."""
+        """Return the next value, Malformed in place of one, or None until more is fed."""
         while True:
             if self._skip is not None and not self._skipped(self._skip):
                 return None
@@ -132,14 +132,14 @@ class Reader:
             return Malformed(f"JSON parse error, {error}")
 
     def _reset(self) -> None:
-        """Begin a value."""
+        """Start a new value."""
         self._tokens = []
         self._braces = self._brackets = self._used = 0
         del self._data[: self._at]
         self._at = 0
 
     def _forget(self) -> None:
-        """Drop the bytes that have become tokens."""
+        """Drop the bytes already tokenised."""
         keep = self._at if self._start is None else self._start
         self._used += keep
         del self._data[:keep]
@@ -148,7 +148,7 @@ class Reader:
             self._start = 0
 
     def _beyond(self, reason: str) -> Malformed:
-        """A limit is passed: nothing counts up to the next newline."""
+        """Report a limit that was exceeded, and skip input up to the next newline."""
         self._start = None
         self._reset()
         self._skip = _NEWLINE
@@ -165,13 +165,13 @@ class Reader:
         return True
 
     def _token(self) -> Token | None:
-        """The next token, None until more is fed. JsonError for what is none."""
+        """Return the next token, None until more is fed. Raises JsonError for text that is no token."""
         data = self._data
         if self._start is None:
             blank = _BLANK.match(data, self._at)
             assert blank is not None
             if blank.end() > self._at and not self._tokens:
-                del data[: blank.end()]  # between values: counts for none
+                del data[: blank.end()]  # between values: counts towards neither
                 self._at = 0
             else:
                 self._at = blank.end()
@@ -188,7 +188,7 @@ class Reader:
         return self._whole(self._start, self._kind)
 
     def _whole(self, start: int, kind: str) -> Token | None:
-        """The token of several bytes that begins at `start`, if its end is there."""
+        """Return the multi-byte token that begins at `start`, if its end has arrived."""
         data = self._data
         pattern = _END_OF[kind]
         while (end := pattern.search(data, self._at)) is not None:
@@ -211,7 +211,7 @@ class Reader:
         return None
 
     def _word(self, start: int, end: int, kind: str) -> Token:
-        """A number or keyword in `start:end`; what the number leaves of it is the next token."""
+        """Return the number or keyword in `start:end`; bytes after the number begin the next token."""
         text = bytes(self._data[start:end])
         if kind == "0":
             match = _NUMBER.match(text)
@@ -222,7 +222,7 @@ class Reader:
             if leading_zero and text[match.end() : match.end() + 1].isdigit():  # type: ignore[union-attr]
                 self._stray(start, start + match.end() + 1)  # type: ignore[union-attr]
             if leading_zero and text[match.end() : match.end() + 1] in (b"e", b"E"):  # type: ignore[union-attr]
-                whole = True  # QEMU's lexer knows no exponent after a lone zero
+                whole = True  # QEMU's lexer accepts no exponent after a lone zero
             if not whole or match is None:
                 self._stray(start, start + prefix.end() + 1)
             text = match[0]
@@ -230,7 +230,7 @@ class Reader:
         return Token(kind, text)
 
     def _stray(self, start: int, end: int) -> NoReturn:
-        """`start:end`, its last byte the first that fits nowhere, is no token."""
+        """Raise JsonError for `start:end`, whose last byte is the first that no token allows."""
         text = bytes(self._data[start : min(end, start + SHOWN)]).partition(b"\0")[0]
         self._start, self._at = None, end
         self._reset()
@@ -239,7 +239,7 @@ class Reader:
 
 
 class _Parser:
-    """Values out of tokens, by recursive descent: NESTING_LIMIT bounds it."""
+    """Recursive descent parser from tokens to a value; NESTING_LIMIT bounds the recursion."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self._tokens = iter([*tokens, Token("", b"")])
@@ -351,12 +351,12 @@ def _utf8(text: bytes) -> str:
 
 
 def _is_character(code: int) -> bool:
-    """Neither half of a pair nor one of the codes that Unicode will never use."""
+    """Return whether `code` is a character: no surrogate, and none of Unicode's noncharacters."""
     return not (0xD800 <= code < 0xE000 or 0xFDD0 <= code < 0xFDF0 or code & 0xFFFE == 0xFFFE)
 
 
 def _number(text: bytes) -> int | float:
-    """An integer of 64 bits, signed or not, else a float, as QEMU keeps numbers."""
+    """Convert to an integer of 64 bits, signed or not, else to a float, as QEMU does."""
     if text.lstrip(b"-").isdigit() and len(text) < 25:
         value = int(text)
         if -(1 << 63) <= value < 1 << 64:

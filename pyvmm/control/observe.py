@@ -1,10 +1,10 @@
-"""Commands for those who watch a machine's trace events as they happen. None is QEMU's.
+"""QMP commands that stream a machine's trace events to clients. None is QEMU's.
 
     {"execute": "x-trace-subscribe", "arguments": {"pattern": "vmbus_*,hv_balloon_*"}}
     {"event": "X_TRACE", "data": {"events": [{"time": ..., "event": "vmbus_post_msg", ...}, ...], "dropped": 0}, ...}
 
 Only the client that asked gets X_TRACE, in batches, at most BATCH events every PERIOD. The guest never waits for it:
-a vCPU thread appends to a queue, and what finds that full is counted and told in the next batch.
+a vCPU thread appends to a queue; events that find it full are dropped, and the next batch carries their number.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from pyvmm.trace import Record
 from pyvmm.trace.formats import JsonEncoder, encode_in_turns
 
 PERIOD = 0.025
-"""Seconds between two batches: quick enough for the eye."""
+"""Seconds between two batches: seems immediate to a person."""
 
 BATCH = 300
-"""Events of a batch: 12,000 a second, for half a millisecond of the loop each time."""
+"""Most events in a batch: 12,000 a second, at half a millisecond of the loop for each batch."""
 
 QUEUE_LIMIT = 12_000
-"""Events that wait for a client: a second's."""
+"""Most events queued for a client: one second's worth."""
 
 WATCHED = "*,!machine.vcpu_exit,!machine.memory,!serial.irq,!control.*,!monitor_*,!handle_qmp_command"
-"""What is sent by default: not what would drown the rest, nor what tells of clients like this one."""
+"""Default pattern: without the most frequent events, and without events about monitor clients like this one."""
 
 PATTERN_LIMIT = 1000
-"""Characters of a subscription. Every word of it is looked at for every event there is, once."""
+"""Longest pattern in characters. Each word of it is matched once against every declared event."""
 
 
 class TraceStream:
-    """Trace events on their way to one client. A sink, called from any thread; the rest is the loop's."""
+    """Stream of trace events to one client. The sink is called from any thread, all else from the loop."""
 
     def __init__(self, timing: Timing, ready: Ready, send: Send, *, pattern: str) -> None:
         self._ready = ready
@@ -63,7 +63,7 @@ class TraceStream:
             self._send_batch()
 
     def finish(self) -> None:
-        for _ in range(QUEUE_LIMIT // BATCH + 1):  # somebody may still be adding
+        for _ in range(QUEUE_LIMIT // BATCH + 1):  # other threads may still be adding
             if self._queue or self._dropped:
                 self._send_batch()
 
@@ -86,7 +86,7 @@ class TraceStream:
         )
 
     def close(self) -> None:
-        """Forget what waits, and listen no more."""
+        """Unsubscribe, and drop the queued events."""
         self._timer.cancel()
         trace.unsubscribe(self)
         self._queue.clear()
@@ -94,11 +94,11 @@ class TraceStream:
 
 @command("x-trace-subscribe", of_client=True, pattern=Argument(str, optional=True))
 def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str = WATCHED) -> Reply:
-    """Send this client the events that match: shell wildcards with commas, `!` before what to leave out. Replaces an
-    earlier subscription.
+    """Send this client the events that match `pattern`: shell wildcards with commas, `!` before exclusions.
+    Replaces an earlier subscription.
 
-    The reply has each event's name with the template of its message, and the machine's clock now, which the events'
-    times are of.
+    The reply has each event's name with the template of its message, and the current time of the clock that
+    the events' times are from.
     """
     if len(pattern) > PATTERN_LIMIT:
         raise ControlError(f"Parameter 'pattern' expects at most {PATTERN_LIMIT} characters")
@@ -111,7 +111,7 @@ def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str
 
 @command("x-trace-unsubscribe", of_client=True)
 def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
-    """No more events; some may still be on their way."""
+    """Stop the stream of events; some may still be in flight."""
     if client is not None:
         client.watch("trace", None)
     return {}
@@ -119,5 +119,5 @@ def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
 
 @command("x-query-trace-events")
 def query_trace_events(machine: Controlled) -> Reply:
-    """Every event of this machine: name, fields, whether somebody listens."""
+    """Return every event of this machine: name, fields, whether any sink is subscribed."""
     return [{"name": each.name, "fields": list(each.fields), "on": each.on} for each in trace.events()]

@@ -1,4 +1,4 @@
-"""Commands about the guest's memory pressure and automatic sizing. None is QEMU's.
+"""QMP commands for the guest's memory pressure and automatic sizing. None is QEMU's.
 
 {"execute": "x-query-pressure", "arguments": {"count": 60}}
 {"return": {"current": ..., "demand": ..., "pressure": 84, "autosize": {...}, "samples": [{"time": ..., ...}]}}
@@ -11,13 +11,13 @@ from pyvmm.control.table import Argument, Controlled, Reply, command
 from pyvmm.qapi import Empty
 
 DEFAULT_COUNT = 60
-"""Samples in a reply that asks for no number: a minute's."""
+"""Default number of samples in a reply: a minute's."""
 
 
 @command("x-query-pressure", count=Argument(int, optional=True), since=Argument(int, optional=True))
 def query_pressure(machine: Controlled, count: int | None = None, since: int | None = None) -> Reply:
-    """The guest's demand and its reports over time: the last `count`, or those later than `since` (wall clock,
-    seconds), oldest first.
+    """Return the guest's demand and its reports over time: the last `count`, or those later than `since` (wall
+    clock, seconds), oldest first.
     """
     if count is not None and count < 0:
         raise ControlError("Parameter 'count' expects a number of samples")
@@ -28,6 +28,6 @@ def query_pressure(machine: Controlled, count: int | None = None, since: int | N
 
 @command("x-autosize", enable=bool)
 def autosize(machine: Controlled, enable: bool) -> Empty:
-    """Hold automatic sizing, or let it go on after that or after a `balloon` command, which holds it too."""
+    """Suspend automatic sizing, or resume it (a `balloon` command suspends it too)."""
     machine.set_autosize(enable)
     return {}

@@ -1,4 +1,4 @@
-"""One QMP conversation as a state machine: bytes in, replies out, no socket.
+"""A QMP session as a state machine: bytes in, replies out, no socket.
 
 Source: QEMU docs/interop/qmp-spec.rst; error texts as in its monitor/qmp.c, qapi/qmp-dispatch.c and qapi visitors.
 
@@ -10,8 +10,8 @@ Source: QEMU docs/interop/qmp-spec.rst; error texts as in its monitor/qmp.c, qap
       |  <-- {"event": "STOP", ...} -------  |
       |  <-- {"return": {}, "id": 7} ------  |
 
-The input is a stream of JSON objects (`json_stream`); lines mean nothing. The client may be anybody's program, so
-everything it can make grow has a limit.
+The input is a stream of JSON objects (`json_stream`); line ends have no meaning. The client is untrusted, so
+everything that it can make grow has a limit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pyvmm.control.json_stream import Malformed, Reader, Value
 from pyvmm.qapi import VersionInfo
 
 MALFORMED_LIMIT = 32
-"""Malformed messages in a row, after which the peer is taken for something that does not speak QMP."""
+"""Malformed messages in a row after which the peer is taken not to speak QMP."""
 
 QEMU_VERSION = (10, 0, 0)
-"""The QEMU whose names, arguments and errors are spoken here: clients ask for a version to know what they may use."""
+"""Version of the QEMU whose names, arguments and errors are implemented: clients derive features from it."""
 
 VERSION: VersionInfo = {
     "qemu": {"major": QEMU_VERSION[0], "minor": QEMU_VERSION[1], "micro": QEMU_VERSION[2]},
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Later(Generic[T]):
-    """A reply that is not there yet. `resolve` or `refuse` once; `then(tell)` is called with what it came to."""
+    """A deferred reply (a future). Call `resolve` or `refuse` once; `then(tell)` passes the outcome to `tell`."""
 
     def __init__(self) -> None:
         self._result: tuple[Any, ControlError | None] | None = None
@@ -57,7 +57,7 @@ class Later(Generic[T]):
         self._settle(None, error)
 
     def then(self, tell: Callable[[Any, ControlError | None], None]) -> None:
-        """Call `tell(reply, error)`, at once if it is known already."""
+        """Register `tell(reply, error)` for the outcome; called at once if that is known already."""
         self._tell = tell
         if self._result is not None:
             tell(*self._result)
@@ -77,21 +77,21 @@ class Session:
         self._input = Reader()
         self._malformed = 0
         self.commanding = False
-        self.waiting = False  # a command's reply is still to come; the next one waits for it
+        self.waiting = False  # a command's reply is pending; the next command waits for it
         self.hopeless = False  # the peer does not speak JSON: drop it
 
     def greeting(self) -> bytes:
-        """What a client hears first. It offers no capabilities: no command is so slow as to need out-of-band ones."""
+        """Return the greeting. It offers no capabilities: no command is slow enough to need out-of-band ones."""
         return encode({"QMP": {"version": VERSION, "capabilities": []}})
 
     def feed(self, data: bytes) -> None:
-        """Take input; `step` until it returns None answers it."""
+        """Buffer input; call `step` until it returns False to answer it."""
         self._input.feed(data)
 
     def step(self, answered: Callable[[bytes], None]) -> bool:
-        """Take one message of the input; False when there is no whole one, or the reply to the last is still out.
+        """Process one message of the input; False if none is complete, or the last reply is still pending.
 
-        `answered` is called with the reply, within this call or, for a command that takes its time, later.
+        `answered` is called with the reply, within this call or later, for a slow command.
         """
         if self.waiting:
             return False
@@ -139,7 +139,7 @@ class Session:
 
 
 def check_request(request: Any) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a request. Raises ControlError with QEMU's words."""
+    """Return name and arguments of a request. Raises ControlError with QEMU's texts."""
     if not isinstance(request, dict):
         raise ControlError("QMP input must be a JSON object")
     for key, value in request.items():
@@ -157,7 +157,7 @@ def check_request(request: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _check_capabilities(arguments: dict[str, Any]) -> None:
-    """`enable` lists capabilities the client wants; none was offered."""
+    """Refuse every capability in `enable`: the greeting offered none."""
     for key, value in arguments.items():
         if key != "enable":
             raise ControlError(f"Parameter '{key}' is unexpected")
@@ -176,12 +176,12 @@ def _error(error: ControlError) -> dict[str, Any]:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One message as QMP sends it: a line of ASCII."""
+    """Encode a message as QMP sends it: a line of ASCII."""
     return json.dumps(message, allow_nan=False).encode("ascii") + b"\r\n"
 
 
 def encode_event(name: str, data: Mapping[str, Any], time: float) -> bytes:
-    """An event as every client gets it, at wall clock `time`; QEMU leaves `data` out where there is none."""
+    """Encode an event with wall clock `time`; `data` is absent where there is none, as in QEMU."""
     message: dict[str, Any] = {"event": name}
     if data:
         message["data"] = data

@@ -1,4 +1,4 @@
-"""`query-qmp-schema`: what this monitor offers, in the form by which clients ask QEMU.
+"""The reply to `query-qmp-schema`: this monitor's commands, events and types, in QEMU's form.
 
 Source: QEMU qapi/introspect.json for the form; qapi/{control,machine,run-state,qdev,char,misc}.json for the types.
 Commands and their arguments come from the table, their replies' types from the functions' annotations, and the events
@@ -17,21 +17,21 @@ from pyvmm.qapi import ENUMS, EVENTS, Empty
 BUILTIN = {"str": "string", "int": "int", "number": "number", "bool": "boolean", "any": "value"}
 
 _IN_SESSION = {"qmp_capabilities": {"*enable": "[QMPCapability]"}}
-"""Arguments of commands that the session itself answers."""
+"""Arguments of the commands that the session answers itself."""
 
 _EMPTY = "q_empty"
 _NAMES: dict[Any, str] = {int: "int", str: "str", bool: "bool", float: "number", Any: "any", Empty: _EMPTY}
 
 
 class _Types:
-    """Names of Python types in the schema; remembers those that it has to list."""
+    """Maps Python types to schema names; collects the types that the schema must list."""
 
     def __init__(self) -> None:
         self.structs: dict[str, dict[str, str]] = {}
         self.arrays: dict[str, str] = {}
 
     def name(self, type: Any) -> str:
-        """QAPI's name of a type."""
+        """Return QAPI's name of a type."""
         if type in _NAMES:
             return _NAMES[type]
         if get_origin(type) is Later:
@@ -49,7 +49,7 @@ class _Types:
         return name
 
     def members(self, type: Any) -> dict[str, str]:
-        """Names and types of a TypedDict's members, `*` before those that may be absent."""
+        """Return names and types of a TypedDict's members, `*` before optional ones."""
         made = {}
         for key, each in get_type_hints(type, include_extras=True).items():
             optional = get_origin(each) is NotRequired
@@ -58,7 +58,7 @@ class _Types:
 
 
 def schema() -> list[dict[str, Any]]:
-    """One SchemaInfo for each command, event and type. Type names are QAPI's, so that people can read it."""
+    """Return one SchemaInfo for each command, event and type. Type names are QAPI's, so that people can read it."""
     types = _Types()
     return [*_commands(types), *_events(types), *_listed(types)]
 
@@ -86,7 +86,7 @@ def _events(types: _Types) -> Iterator[dict[str, Any]]:
 
 
 def _listed(types: _Types) -> Iterator[dict[str, Any]]:
-    """The types that commands and events name."""
+    """Return the types to which commands and events refer."""
     yield _object(_EMPTY, {})
     for name, json_type in BUILTIN.items():
         yield {"name": name, "meta-type": "builtin", "json-type": json_type}

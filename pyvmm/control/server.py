@@ -1,12 +1,12 @@
-"""The monitor's Unix sockets on the machine's loop: several clients, none of which can hold the machine up.
+"""The monitor's server on the machine's loop: several clients on Unix sockets, none of which can block the machine.
 
     s = ControlServer(loop, machine, "/run/user/1000/pyvmm/vm.sock"); s.start(); ...; s.close()
 
     socket, socket ... (Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
 
-Each client costs at most one request of input and `OUTPUT_LIMIT` of output. A client that does not read is not read
-from either, so that only events can pile up; past the limit it is dropped. Long input is worked off a few commands a
-turn, so that devices get theirs in between.
+Each client costs at most one request of input and `OUTPUT_LIMIT` of output. While a client does not read its output,
+its input is not read either, so only events accumulate; past the limit it is dropped. Long input is processed a few
+commands a turn, so that devices are served in between.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from pyvmm.control.throttle import Throttle
 from pyvmm.loop import Loop
 
 OUTPUT_LIMIT = 1 << 20
-"""Bytes waiting for a client to read them. Some ten thousand events: hours of a quiet guest."""
+"""Most bytes of output queued for a client. Some ten thousand events: hours of a quiet guest."""
 
 OUTPUT_PAUSE = 64 << 10
-"""Output waiting, from which on no more requests are taken from a client."""
+"""Bytes of queued output from which on a client's requests are not read."""
 
 CHUNK = 16 << 10
 """Bytes read from a client in one turn."""
 
 COMMANDS_PER_TURN = 8
-"""Commands run for a client before the loop's other callers have their turn."""
+"""Most commands run for a client in one turn."""
 
 SECONDS_PER_TURN = 0.01
-"""After so long as well, with the command that is running: a reset takes 40 ms by itself."""
+"""Seconds after which a client's turn ends too, once the running command is done: a reset alone takes 40 ms."""
 
 CLIENT_LIMIT = 16
-"""Clients at once. Each is a descriptor and some buffers; more than a few is a leak in somebody's script."""
+"""Most clients at once. Each is a descriptor and some buffers; more than a few means a leak in a script."""
 
 
 class ControlServer:
-    """The listening sockets at `places` (paths, or doors that are there already) and their clients. All methods
-    belong to the loop's thread.
+    """The listening sockets at `places` (paths, or doors already listening) and their clients. All methods
+    run on the loop's thread.
     """
 
     def __init__(self, loop: Loop, controlled: Controlled, *places: str | os.PathLike[str] | Door) -> None:
@@ -64,7 +64,7 @@ class ControlServer:
         self._listens = False
 
     def start(self) -> None:
-        """Listen. ConfigError if another process listens there or something else is in the way."""
+        """Start listening. ConfigError if a path is in use by another process, or is not a socket."""
         try:
             for place in self._places:
                 self._doors.append(place if isinstance(place, Door) else Door(self._loop, Path(place)))
@@ -77,7 +77,7 @@ class ControlServer:
             self._machine.on_event(self._happened)
 
     def close(self) -> None:
-        """Stop listening, hand the clients what they have not read, hang up, remove the sockets. Twice is fine."""
+        """Stop listening, flush the clients' output, close the connections, remove the sockets. Harmless twice."""
         if not self._doors:
             return
         if self._answering:  # a command ends the machine: its reply comes first
@@ -108,7 +108,7 @@ class ControlServer:
         client.start()
 
     def _happened(self, name: str, data: dict[str, Any]) -> None:
-        """Send an event. What a command causes comes before its reply, as from QEMU since 9.0."""
+        """Send an event to all clients. Events that a command causes precede its reply, as in QEMU since 9.0."""
         if self._doors:
             self._throttle(name, data)
 
@@ -122,7 +122,7 @@ class ControlServer:
 
 
 class _Client:
-    """One connection: its session and the bytes on their way out."""
+    """One client's connection: its session and its queued output."""
 
     def __init__(self, server: ControlServer, connection: socket.socket, number: int) -> None:
         self.number = number
@@ -134,7 +134,7 @@ class _Client:
         self._open = True
         self._streams: dict[str, Stream] = {}
         self._beginning: dict[str, Callable[[Timing, Ready, Send], Stream]] = {}
-        self._working = False  # a turn is posted: there may be whole requests left in the session
+        self._working = False  # a turn is posted: the session may hold complete requests
         connection.setblocking(False)
 
     def start(self) -> None:
@@ -147,7 +147,7 @@ class _Client:
         return dispatch(self._server._machine, name, arguments, self)
 
     def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
-        """Begin a stream in place of the one this client had of `what`, with the command's reply; None for none."""
+        """Replace this client's stream of `what`, once the command's reply is sent; None ends it."""
         self._beginning.pop(what, None)
         before = self._streams.pop(what, None)
         if before is not None:
@@ -162,7 +162,7 @@ class _Client:
                 self._streams[what] = make(self._loop, self._takes_more, self._send_quietly)
 
     def finish(self) -> None:
-        """The machine ends: send what its streams still hold, as far as the socket takes it."""
+        """Flush the client's streams at the machine's end, as far as the socket accepts it."""
         for stream in list(self._streams.values()):
             stream.finish()
 
@@ -170,7 +170,7 @@ class _Client:
         return self._open and len(self._output) <= OUTPUT_PAUSE
 
     def _send_quietly(self, message: bytes) -> None:
-        """Send without an event: one for each event would never end."""
+        """Send without a trace event: a client that follows these would cause them without end."""
         if not self._open:
             return
         self._output += message
@@ -191,7 +191,7 @@ class _Client:
         self._work()
 
     def _work(self) -> None:
-        """Answer a few requests; come back for the rest, after others and once the client has read its replies."""
+        """Answer a few requests; post the rest for a later turn, once the client has read its replies."""
         self._working = False
         until = time.monotonic() + SECONDS_PER_TURN
         for _ in range(COMMANDS_PER_TURN):
@@ -212,7 +212,7 @@ class _Client:
                 self._loop.post(self._work)
 
     def _answer(self) -> bool:
-        """Take one request; False when there is none."""
+        """Process one request; False if there is none."""
         server = self._server
         replies: list[bytes] = []
         server._answering = True
@@ -226,7 +226,7 @@ class _Client:
             self._loop.remove_reader(self._socket.fileno())
         for reply in replies:
             self._trace(reply)
-        self._begin_streams()  # before the client can know of it, but the reply itself is nothing to follow
+        self._begin_streams()  # before the client reads the reply, but the reply itself is not traced to it
         for reply in replies:
             self._put(reply)
         if server._closing:
@@ -236,7 +236,7 @@ class _Client:
         return True
 
     def _late(self, reply: bytes) -> None:
-        """The reply to a command that took its time; requests that came meanwhile are next."""
+        """Send the reply of a slow command, then process the requests that came meanwhile."""
         self.send(reply)
         if self._open and not self._working and len(self._output) <= OUTPUT_PAUSE:
             self._working = True
@@ -276,7 +276,7 @@ class _Client:
             self._work()
 
     def drop(self, reason: str) -> None:
-        """Close the connection. What the socket's own buffer holds still reaches the client."""
+        """Close the connection. Data in the socket's buffer still reaches the client."""
         if not self._open:
             return
         self._open = False

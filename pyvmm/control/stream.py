@@ -1,4 +1,4 @@
-"""What one client watches: pieces sent to it alone, as they come, for as long as it likes.
+"""Streams of a monitor client: data sent to that client alone until it unsubscribes.
 
 command --client.watch(WHAT, make)--> Stream --send--> the client      at the machine's end: finish(), then close()
 """
@@ -9,30 +9,30 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 Ready = Callable[[], bool]
-"""Whether the client has read enough to be sent more."""
+"""Returns whether the client has read enough of its output to be sent more."""
 
 Send = Callable[[bytes], None]
-"""Takes a whole message, and leaves no trace event: a client that follows those would never come to an end."""
+"""Sends one whole message without a trace event: a client that follows these would cause them without end."""
 
 
 class Timing(Protocol):
-    """The part of the loop that is needed."""
+    """The part of the loop that streams use."""
 
     def every(self, period: float, callback: Callable[[], Any], /) -> Any: ...
 
 
 class Stream(Protocol):
-    """Something watched by one client."""
+    """A stream of data to one client."""
 
     def finish(self) -> None:
-        """Send what waits: the machine ends, and this is what people look for."""
+        """Send all queued data at the machine's end: the last output is often the one of interest."""
 
     def close(self) -> None:
-        """Forget what waits, and send no more."""
+        """Drop the queued data and send no more."""
 
 
 class Subscriber(Protocol):
-    """The client a command came from."""
+    """The client that sent a command."""
 
     def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
-        """Begin a stream in place of the one it had of `what`; None for none."""
+        """Replace the client's stream of `what`; None ends it."""

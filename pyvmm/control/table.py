@@ -1,4 +1,4 @@
-"""The table of commands: how one is declared, how its arguments are checked, and what it may ask of a machine.
+"""The table of commands: their declaration, the check of their arguments, and the machine's interface to them.
 
 Source: QEMU qapi visitors for the texts of argument errors. A command is a function of the machine and of its checked
 arguments; the modules beside this one (`commands`, `devices`, `schema`, ...) declare them:
@@ -23,7 +23,7 @@ Reply = Any
 
 
 class Controlled(Protocol):
-    """The machine, as the monitor sees it. Every call comes from the loop's thread."""
+    """The machine's interface to the monitor. Every call comes from the loop's thread."""
 
     name: str
 
@@ -36,58 +36,58 @@ class Controlled(Protocol):
     def quit(self) -> None: ...
 
     def balloon_set(self, size: int) -> BalloonReply:
-        """Ask the guest to live in `size` bytes: as in X_BALLOON_TARGET.
+        """Set the balloon's target to `size` bytes; returns the data of X_BALLOON_TARGET.
 
         Raises like `dispatch`.
         """
 
     def balloon_actual(self) -> int:
-        """Bytes the guest has now. Raises NotActiveError if the machine has no balloon."""
+        """Return the guest's current size in bytes. Raises NotActiveError if the machine has no balloon."""
 
     def hv_balloon_report(self) -> HvBalloonInfo | None:
-        """The guest's last status report; None before the first."""
+        """Return the guest's last status report; None before the first."""
 
     def pressure_info(self, count: int, since: float | None) -> dict[str, Any]:
-        """The guest's memory pressure now, and its last `count` reports, or those after `since` (wall clock)."""
+        """Return the guest's memory pressure, and its last `count` reports, or those after `since` (wall clock)."""
 
     def set_autosize(self, on: bool) -> None:
-        """Let automatic sizing decide, or hold it. Raises ConfigError where there is none."""
+        """Resume or suspend automatic sizing. Raises ConfigError where there is none."""
 
     def set_action(self, panic: Literal["stop", "keep", "auto"] | None, reboot: bool | None) -> None:
-        """What follows a panic, and whether a reset starts the guest again; None leaves it as it is."""
+        """Set the action after a panic, and whether a reset restarts the guest; None leaves a setting unchanged."""
 
     def describe(self) -> dict[str, Any]:
-        """Everything `pyvmm status` shows, ready for JSON."""
+        """Return everything that `pyvmm status` shows, ready for JSON."""
 
     def info_vmbus(self) -> list[dict[str, Any]]:
-        """A dict for each channel of the VMBus."""
+        """Return a dict for each channel of the VMBus."""
 
     def info_cpus(self) -> list[int]:
-        """The thread id of each vCPU on the host, 0 if it does not run."""
+        """Return each vCPU's thread id on the host, 0 if it does not run."""
 
     def info_devices(self) -> list[dict[str, str]]:
-        """Devices on the VMBus: `driver`, `id` ("" if it has none), `path`."""
+        """Return the devices on the VMBus: `driver`, `id` ("" if it has none), `path`."""
 
     def info_memory_devices(self) -> list[MemoryDeviceInfo]:
-        """Devices that bring memory."""
+        """Return the memory devices."""
 
     def info_memory_size(self) -> tuple[int, int]:
-        """Bytes of RAM at boot, and of what was plugged in since."""
+        """Return the bytes of boot RAM and of hot-added memory."""
 
     def info_consoles(self) -> list[tuple[str, str]]:
-        """Label and place of each serial port's other end."""
+        """Return label and file name of each serial port's backend."""
 
     def add_device(self, driver: str, id: str) -> None:
-        """Put a VMBus device back. Raises ConfigError."""
+        """Offer a VMBus device again. Raises ConfigError."""
 
     def remove_device(self, id: str) -> None:
-        """Take a VMBus device away by id or path; DEVICE_DELETED tells when the guest let go of it."""
+        """Rescind a VMBus device by id or path; DEVICE_DELETED follows when the guest has released it."""
 
     def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
         """Run a shell command in the guest: `status`, `stdout`, `stderr` (bytes), `truncated`."""
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
-        """Console output from byte `offset` on, as far as it is kept, and the number of its first byte."""
+        """Return console output from byte `offset` on, as far as it is kept, and the number of its first byte."""
 
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         """Call `listener(name, data)` for each QMP event, on the loop's thread."""
@@ -101,7 +101,7 @@ class Argument:
     optional: bool = False
 
     def check(self, name: str, value: object) -> Any:
-        """`value` itself, or ControlError in QEMU's words."""
+        """Return `value`. Raises ControlError with QEMU's text if its type is wrong."""
         fits = type(value) is self.type and not (self.type is int and not -(1 << 63) <= value < 1 << 63)  # type: ignore[operator]
         if not fits:
             word = {int: "integer", str: "string", bool: "boolean"}[self.type]
@@ -116,16 +116,16 @@ class Command:
     name: str
     run: Callable[..., Reply]
     arguments: Mapping[str, Argument]
-    open: bool = False  # takes other arguments too, as device_add does: they come as `more`
-    of_client: bool = False  # gets the client it came from too
+    open: bool = False  # accepts other arguments too, as device_add does: passed as `more`
+    of_client: bool = False  # is passed the client that sent it
 
     def call(self, machine: Controlled, given: Mapping[str, Any], client: object = None) -> Reply:
-        """Check `given` and run. Raises ControlError."""
+        """Check the arguments in `given` and run the command. Raises ControlError."""
         checked: dict[str, Any] = {}
         for name, argument in self.arguments.items():
             if name in given:
                 if self.open and type(given[name]) is not argument.type:
-                    value = None  # QEMU's device_add takes a member of another type for one that is not there
+                    value = None  # QEMU's device_add treats a member of another type as absent
                 else:
                     value = argument.check(name, given[name])
             else:
@@ -148,7 +148,7 @@ COMMANDS: dict[str, Command] = {}
 def command(
     name: str, *, open: bool = False, of_client: bool = False, **arguments: type | Argument
 ) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
-    """Declare a command. `_` in the names of arguments stands for QMP's `-`. `of_client`: it gets the client too."""
+    """Declare a command. `_` in argument names stands for QMP's `-`. `of_client`: it is passed the client too."""
 
     def register(run: Callable[..., Reply]) -> Callable[..., Reply]:
         assert name not in COMMANDS, f"QMP command {name} declared twice"
@@ -162,7 +162,7 @@ def command(
 def dispatch(machine: Controlled, name: str, arguments: Mapping[str, Any], client: object = None) -> Reply:
     """Run the command called `name` and return its reply. Raises ControlError, nothing else a client could cause.
 
-    `client` is the connection it came over, for commands that are about that.
+    `client` is the connection that sent it, for commands that act on the connection.
     """
     found = COMMANDS.get(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""Events that would come faster than anybody wants: the newest one is kept and sent when its time has come.
+"""Rate limit for events: between two sends only the newest is kept.
 
 Source: QEMU monitor/monitor.c, which sends these at most once a second. A guest decides how often they happen, so
 without a limit it could fill the clients' buffers.
@@ -17,18 +17,18 @@ Send = Callable[[str, EventData], None]
 
 
 class Timing(Protocol):
-    """The part of the loop that is needed."""
+    """The part of the loop that the throttle uses."""
 
     def after(self, seconds: float, callback: Callable[[], Any], /) -> Any: ...
 
 
 class Throttle:
-    """Passes events on to `send`, none more often than its declaration says. The last of a burst is never lost."""
+    """Passes events on to `send`, at most as often as their declarations allow. The last of a burst is never lost."""
 
     def __init__(self, timing: Timing, send: Send) -> None:
         self._timing = timing
         self._send = send
-        self._waiting: dict[str, EventData | None] = {}  # names sent lately; what came since
+        self._waiting: dict[str, EventData | None] = {}  # names sent within their period; the newest event since
 
     def __call__(self, name: str, data: EventData) -> None:
         event = EVENTS[name]
@@ -52,7 +52,7 @@ class Throttle:
             self(name, data)
 
     def flush(self) -> None:
-        """Send what is held back, now: the machine is going away."""
+        """Send the events held back at once: the machine ends."""
         held, self._waiting = self._waiting, {}
         for name, data in held.items():
             if data is not None:
