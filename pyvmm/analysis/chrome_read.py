@@ -1,7 +1,7 @@
-"""Events taken back out of Chrome's trace format: the instants, which carry an event's name and fields as they were.
+"""Reader of Chrome's trace format: recovers events from the instants, which hold their names and fields unchanged.
 
-Spans and counters are drawn from the same events, and are passed over. Which thread an event happened on is known
-only for those drawn on a thread's track. Times count from the first event.
+Spans and counters are drawn from the same events, and are skipped. An event's thread is known
+only if it was drawn on a thread's track. Times count from the first event.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pyvmm.files import DECODER, DEPTH_LIMIT
 from pyvmm.trace.chrome import GROUPS
 
 VAIN_LIMIT = 16
-"""How many times its length a text may be read in vain."""
+"""Limit of fruitless parsing, in multiples of the text's length."""
 
 TIME_LIMIT_US = 1e18
-"""Microseconds: thirty thousand years."""
+"""Largest time in microseconds: thirty thousand years."""
 
 
 def depth(value: Any) -> int:
-    """Levels of objects and arrays, up to DEPTH_LIMIT and one."""
+    """Return the nesting depth of objects and arrays, at most DEPTH_LIMIT + 1."""
     level, most = [value], 0
     while level and most <= DEPTH_LIMIT:
         level = [
@@ -36,7 +36,7 @@ def depth(value: Any) -> int:
 
 
 def chrome_entries(text: str) -> Iterator[Entry | None]:
-    """The events of an array that may lack its end; None for each element that is none."""
+    """Yield the events of an array that may lack its end; None for each element that is no event."""
     threads: dict[str, str] = {}
     for each in _elements(text):
         if not isinstance(each, dict):
@@ -55,7 +55,7 @@ def chrome_entries(text: str) -> Iterator[Entry | None]:
 
 
 def _learn(element: dict[str, Any], threads: dict[str, str]) -> None:
-    """Note a thread's name."""
+    """Record a thread's name."""
     arguments = element.get("args")
     if (
         element.get("name") == "thread_name"
@@ -67,10 +67,10 @@ def _learn(element: dict[str, Any], threads: dict[str, str]) -> None:
 
 
 def _elements(text: str) -> Iterator[Any]:
-    """The array's elements one by one: where one is cut or broken, the rest of its line is left out.
+    """Yield the array's elements: where one is truncated or malformed, the rest of its line is skipped.
 
-    An element may begin at each line, and each may be found broken only at the end of the text: what is read in vain
-    has a limit, after which the rest counts for nothing.
+    An element may begin at each line, and each may prove malformed only at the end of the text: fruitless parsing
+    has a limit, after which the rest is ignored.
     """
     at, end = text.find("[") + 1, len(text)
     patience = VAIN_LIMIT * end

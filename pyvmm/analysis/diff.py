@@ -1,7 +1,7 @@
-"""Two traces side by side: which events only one has, and which have other values.
+"""Comparison of two traces: events that only one has, and events with different values.
 
-Numbers that two runs never share (transaction ids, GPADL handles, addresses, times) do not count. An event that never
-occurs in the other trace is no difference of order but of what is traced: it is summed up, not shown in its place.
+Numbers that two runs never share (transaction ids, GPADL handles, addresses, times) are ignored. An event that never
+occurs in the other trace differs in what is traced, not in order: such events are only counted, not shown in place.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ IGNORED = frozenset(
 """Fields that differ from run to run."""
 
 NOISE = ("trace.*", "machine.vcpu_exit", "machine.exit_count", "machine.memory", "serial.irq", "monitor_*")
-"""Events that no two runs have alike, left out unless asked for."""
+"""Events that differ in any two runs, left out unless requested."""
 
 LIMIT = 30_000
-"""Events of a trace that are lined up: some seconds, whatever they are."""
+"""Most events of a trace that are aligned: some seconds in the worst case."""
 
 Key = tuple[str, tuple[tuple[str, Any], ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """Both have it."""
+    """An event that both traces have."""
 
     a: Entry
     b: Entry
@@ -60,7 +60,7 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The same event at the same place with other values: field -> (A's, B's)."""
+    """The same event at the same place with different values: field -> (A's, B's)."""
 
     a: Entry
     b: Entry
@@ -82,7 +82,7 @@ Step = Same | Changed | OnlyA | OnlyB
 
 @dataclass(slots=True)
 class Difference:
-    """The traces lined up, and the events that were left out because the other side never has them, with counts."""
+    """The aligned traces, and counts of the events left out because the other side never has them."""
 
     steps: list[Step] = field(default_factory=list)
     unknown_to_b: Counter[str] = field(default_factory=Counter)
@@ -90,7 +90,7 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """No difference in what both trace."""
+        """Return whether the events that both trace are equal."""
         return all(isinstance(step, Same) for step in self.steps)
 
 
@@ -102,9 +102,9 @@ def compare(
     ignore: Collection[str] = (),
     everything: bool = False,
 ) -> Difference:
-    """Line up two traces. ConfigError if there are more than LIMIT events.
+    """Align two traces. ConfigError if there are more than LIMIT events.
 
-    `patterns`: only events so named, else all but NOISE; `ignore`: more fields that do not count; `everything`: also
+    `patterns`: only events so named, else all but NOISE; `ignore`: more fields to ignore; `everything`: also
     events that one side never has.
     """
     first = [entry for entry in a if _wanted(entry, patterns)]
@@ -145,7 +145,7 @@ def _align(a: list[Entry], b: list[Entry], ignored: Collection[str]) -> Iterator
 
 
 def _align_names(a: list[Entry], b: list[Entry], ignored: Collection[str], lineup: Lineup) -> Iterator[Step]:
-    """A stretch without equal events: pair those of the same name, in order."""
+    """Align a stretch without equal events: pair events of the same name, in order."""
     for equal, a1, a2, b1, b2 in lineup.stretches([entry.name for entry in a], [entry.name for entry in b]):
         if equal:
             for x, y in zip(a[a1:a2], b[b1:b2], strict=True):
@@ -166,7 +166,7 @@ def _changes(a: Entry, b: Entry, ignored: Collection[str]) -> dict[str, tuple[An
 
 
 def summary(steps: Iterable[Step]) -> dict[str, int]:
-    """How many of each kind: `same`, `changed`, `only-a`, `only-b`."""
+    """Count the rows of each kind: `same`, `changed`, `only-a`, `only-b`."""
     names: dict[type[Step], str] = {Same: "same", Changed: "changed", OnlyA: "only-a", OnlyB: "only-b"}
     counts = Counter(names[type(step)] for step in steps)
     return {name: counts[name] for name in names.values()}

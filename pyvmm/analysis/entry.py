@@ -1,4 +1,4 @@
-"""One event of a trace that was recorded: what the readers give, and what diff and the report look at."""
+"""One event of a recorded trace, as the readers return it and diff and the report use it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyvmm import trace
 
 @dataclass(slots=True)
 class Entry:
-    """One event. `time` in seconds from some beginning; 0 where the file tells none."""
+    """One event. `time` in seconds from an arbitrary origin; 0 where the file has none."""
 
     time: float
     name: str
@@ -18,17 +18,17 @@ class Entry:
     fields: dict[str, Any]
 
     def number(self, name: str, default: int = 0) -> int:
-        """A field as a number, `default` if it is none: files are anybody's."""
+        """Return a field as a number, `default` if it is none: files are untrusted."""
         value = self.fields.get(name)
         return value if isinstance(value, int) else default
 
     def text(self, name: str) -> str:
-        """A field as text, empty if it is not there."""
+        """Return a field as text, empty if it is absent."""
         value = self.fields.get(name)
         return "" if value is None else str(value)
 
     def message(self, template: str | None = None) -> str:
-        """The fields as the event's declaration, or `template`, formats them; `name=value` if that does not do."""
+        """Format the fields by the event's declaration, or by `template`; as `name=value` if they do not fit."""
         if template is None:
             event = trace.find(self.name)
             template = None if event is None else event.template

@@ -1,8 +1,8 @@
-"""Two sequences side by side: the stretches in which they are equal, and those between.
+"""Alignment of two sequences: the stretches in which they are equal, and those between.
 
-difflib finds the longest common stretches, for which it needs the square of the lengths, and more where items repeat.
-What it may spend is limited; beyond that the n-th occurrence of an item in one sequence goes with the n-th in the
-other, as far as their order allows: n log n, and good wherever not much was inserted.
+difflib finds the longest common stretches, in time quadratic in the lengths, and more where items repeat.
+Its budget is limited; beyond that the n-th occurrence of an item in one sequence is paired with the n-th in the
+other, as far as their order allows: n log n, and good wherever little was inserted.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ BUDGET = 1 << 23
 """Pairs of items that difflib may compare for one lineup: one or two seconds."""
 
 Stretch = tuple[bool, int, int, int, int]
-"""Whether it is equal, and where: first and last-and-one in either sequence."""
+"""A stretch: whether it is equal, then its first and end index in either sequence."""
 
 
 class Lineup:
-    """Spends one budget over all its calls."""
+    """Aligns sequences, with one budget for all its calls."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self._left = budget
 
     def stretches(self, a: Sequence[Hashable], b: Sequence[Hashable]) -> Iterator[Stretch]:
-        """All of both sequences, stretch by stretch."""
+        """Return both sequences in full as stretches."""
         cost = len(a) * len(b)
         if cost <= self._left:
             self._left -= cost
@@ -38,7 +38,7 @@ class Lineup:
 
 
 def _pairs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """Positions of equal items, rising in both: the longest such row of n-th occurrences."""
+    """Return positions of equal items, rising in both: the longest such chain of n-th occurrences."""
     where: dict[Hashable, list[int]] = defaultdict(list)
     for position, item in enumerate(b):
         where[item].append(position)
@@ -53,9 +53,9 @@ def _pairs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]
 
 
 def _longest_rise(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The longest part of `pairs` (rising in the first) that rises in the second; patience sorting."""
-    tops: list[int] = []  # the smallest end of a row of each length
-    ends: list[int] = []  # its pair
+    """Return the longest subsequence of `pairs` (rising in the first) that rises in the second; patience sorting."""
+    tops: list[int] = []  # the smallest end of a chain of each length
+    ends: list[int] = []  # the pair of each
     before: list[int] = []
     for number, (_, second) in enumerate(pairs):
         length = bisect_left(tops, second)

@@ -1,12 +1,12 @@
-"""Trace files read again: our JSON lines, text and Chrome format, and QEMU's log (`-d trace:PATTERN -D FILE`).
+"""Readers of trace files: our JSON lines, text and Chrome format, and QEMU's log (`-d trace:PATTERN -D FILE`).
 
 Source: QEMU docs/devel/tracing.rst and scripts/tracetool/backend/log.py, for the forms of its lines:
 
     vmbus_open_channel channel #1 gpadl #925200 target vp 0
     4711@1700000000.123456:vmbus_open_channel channel #1 gpadl #925200 target vp 0
 
-Text is turned back into fields by the template of the event that we declare under that name; where there is none, or
-it does not fit, the message stays whole as the field `text`.
+Text is parsed back into fields by the template of the event that we declare under that name; without one, or if
+it does not match, the whole message becomes the field `text`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _LINE = re.compile(
     r"(?P<name>[A-Za-z][A-Za-z0-9]*[._][A-Za-z0-9_.]+)(?: (?P<message>.*))?"
 )
 _SNIFF = 200
-"""Lines without an event after which a file is taken for something else."""
+"""Lines without an event after which a file is taken not to be a trace."""
 
 
 LINE_LIMIT = 1 << 20
-"""Characters of a line. The longest event (a panic's text, a command's output) has some ten thousand."""
+"""Longest line in characters. The longest event (a panic's text, a command's output) has some ten thousand."""
 
 EVENT_LIMIT = 2_000_000
-"""Events of a file, some 600 bytes of memory each."""
+"""Most events of a file, some 600 bytes of memory each."""
 
 CHROME_LIMIT = 512 << 20
-"""Characters of a file in Chrome's format, which is read whole."""
+"""Most characters of a file in Chrome's format, which is read whole."""
 
 TIME_LIMIT = 1e12
-"""Seconds: thirty thousand years."""
+"""Largest time in seconds: thirty thousand years."""
 
 
 @dataclass(slots=True)
 class Trace:
-    """A file's events in the order of their times, and how many lines were none."""
+    """A file's events in the order of their times, and the number of lines that were no event."""
 
     path: Path
     entries: list[Entry] = field(default_factory=list)
@@ -60,17 +60,17 @@ class Trace:
 
     @property
     def seconds(self) -> float:
-        """From the first to the last event."""
+        """Return the time from the first to the last event."""
         return self.entries[-1].time - self.start if self.entries else 0.0
 
     @property
     def dropped(self) -> int:
-        """Events the writer says it lost."""
+        """Return the number of events that the writer recorded as dropped."""
         return sum(entry.number("count") for entry in self.entries if entry.name == trace.dropped.name)
 
 
 def read_trace(path: Path) -> Trace:
-    """The events in `path`. ConfigError if it cannot be read or holds none."""
+    """Read the events in `path`. ConfigError if it cannot be read or holds none."""
     found = Trace(path)
     descriptor = open_regular(path)
     try:
@@ -88,12 +88,12 @@ def read_trace(path: Path) -> Trace:
         raise ConfigError(f"{path}: {error.strerror}") from error
     if not found.entries:
         raise ConfigError(f"{path} holds no trace events: `pyvmm run --trace-file {path}` makes such files")
-    found.entries.sort(key=lambda entry: entry.time)  # threads queue in their own order
+    found.entries.sort(key=lambda entry: entry.time)  # threads queue in an order of their own
     return found
 
 
 def _events(file: IO[str], path: Path) -> Iterator[Entry | None]:
-    """The file's events, None for what is none."""
+    """Yield the file's events, None for each line that is no event."""
     first = file.readline(LINE_LIMIT)
     if first.lstrip()[:1] == "[":
         from pyvmm.analysis.chrome_read import chrome_entries
@@ -117,7 +117,7 @@ def _events(file: IO[str], path: Path) -> Iterator[Entry | None]:
 
 
 def parse_line(line: str) -> Entry | None:
-    """One line of any of the formats; None if it is no event."""
+    """Parse a line of any of the formats; None if it is no event."""
     return _from_json(line) if line.startswith("{") else _from_text(line)
 
 
@@ -125,12 +125,12 @@ def _from_json(line: str) -> Entry | None:
     try:
         found = parse_json(line)
     except ValueError:
-        return None  # the last line of a machine that was killed
+        return None  # a truncated last line, of a machine that was killed
     return from_object(found) if isinstance(found, dict) else None
 
 
 def from_object(found: Mapping[str, Any]) -> Entry | None:
-    """An event as JSON lines and X_TRACE carry it."""
+    """Build an event from the JSON object of a JSON line or X_TRACE."""
     fields = dict(found)
     time, name, thread = (fields.pop(key, None) for key in ("time", "event", "thread"))
     if not is_time(time) or not isinstance(name, str):
@@ -139,7 +139,7 @@ def from_object(found: Mapping[str, Any]) -> Entry | None:
 
 
 def is_time(value: object) -> TypeGuard[int | float]:
-    """A number of seconds that can be calculated with: no NaN, nothing beyond TIME_LIMIT."""
+    """Return whether the value is a usable number of seconds: no NaN, nothing beyond TIME_LIMIT."""
     return isinstance(value, (int, float)) and abs(value) < TIME_LIMIT
 
 
@@ -174,7 +174,7 @@ def _value(text: str, base: int) -> Any:
 
 @cache
 def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
-    """The template as a regular expression, and the number base of each field (0: as its prefix says)."""
+    """Return the template as a regular expression, and the number base of each field (0: by its prefix)."""
     parts: list[str] = []
     bases: dict[str, int] = {}
     for literal, name, spec, _ in Formatter().parse(template):
@@ -186,7 +186,7 @@ def _pattern(template: str) -> tuple[re.Pattern[str], dict[str, int]]:
 
 
 def rewrite(found: Trace, format: str) -> Iterator[str]:
-    """The trace as text, JSON lines or Chrome's format, piece by piece."""
+    """Yield the trace as text, JSON lines or Chrome's format, piece by piece."""
     if format == "chrome":
         from pyvmm.machine.devices import load_devices
         from pyvmm.trace.chrome import ChromeEncoder

@@ -7,7 +7,7 @@ from typing import Any
 from pyvmm.sizes import format_size
 
 RESIDENT_SLACK = 256 << 20
-"""Bytes of resident memory beyond the guest's size that are not reported: pyvmm's own, and pages not yet discarded."""
+"""Bytes of resident memory beyond the guest's size that are not shown: pyvmm's own, and pages not yet discarded."""
 
 
 def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ REPLACED = "another target was set meanwhile"
 class ResizeProgress:
     """Progress of a resize to `size`, updated by the events that follow the `reply` to `x-balloon`.
 
-    `actual` starts as the guest's current size; `result` is empty until the resize has ended, then `reached` or a reason.
+    `actual` starts as the guest's current size; `result` is empty until the end, then `reached` or the reason.
     `asked_again`: the guest stopped short, and the request is repeated for some seconds.
     """
 

@@ -147,7 +147,7 @@ class _Client:
         return dispatch(self._server._machine, name, arguments, self)
 
     def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
-        """Replace this client's stream of `what`, once the command's reply is sent; None ends it."""
+        """Replace this client's stream of `what`, the new one from the command's reply on; None only ends it."""
         self._beginning.pop(what, None)
         before = self._streams.pop(what, None)
         if before is not None:

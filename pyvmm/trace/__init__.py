@@ -12,10 +12,10 @@
 
 Names and fields are QEMU's where QEMU has the event (so that the logs of both compare), ours otherwise as
 `package.what_happened`. A sink is any callable that takes a `Record`; it runs in the thread that traced, a vCPU's
-often, so one that does more than keep the record belongs behind a queue (`pyvmm.trace.writer`).
+often, so one that does more than store the record belongs behind a queue (`pyvmm.trace.writer`).
 
-Values are numbers, strings, lists and dictionaries of them, in words that a client may rely on. Objects of ours are
-none: their text changes with the names of classes. `pyvmm.analysis` reads what is written here.
+Values are numbers, strings, lists and dictionaries of them, in words that a client may rely on. Objects of ours
+are not values: their text changes with the names of classes. `pyvmm.analysis` reads the files written here.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Record(NamedTuple):
     values: tuple[Any, ...]
 
     def text(self) -> str:
-        """`name message`, the message formatted as the event was declared."""
+        """Return `name message`, the message formatted as the event was declared."""
         return f"{self.event.name} {self.event.format(*self.values)}".rstrip()
 
     def as_dict(self) -> dict[str, Any]:
-        """Field names to values, after `time`, `event` and `thread`."""
+        """Return field names to values, after `time`, `event` and `thread`."""
         head = {"time": round(self.time, 6), "event": self.event.name, "thread": self.thread}
         return head | dict(zip(self.event.fields, self.values, strict=False))
 
@@ -55,12 +55,12 @@ Sink = Callable[[Record], None]
 
 
 def fill(template: str, fields: Mapping[str, Any]) -> str:
-    """`template` with `fields` in it. A reason at the end that is empty takes its colon along: `now 5: {reason}`."""
+    """Fill `template` with `fields`. An empty reason at the end is dropped with its colon: `now 5: {reason}`."""
     return template.format_map(fields).removesuffix(": ")
 
 
 def _numbered(template: str) -> str:
-    """`template` with its fields by number, which is twice as quick to fill as by name."""
+    """Return `template` with its fields by number, which is filled twice as fast as by name."""
     pieces = []
     for number, (text, field, spec, conversion) in enumerate(Formatter().parse(template)):
         pieces.append(text.replace("{", "{{").replace("}", "}}"))
@@ -70,7 +70,7 @@ def _numbered(template: str) -> str:
 
 
 class Event:
-    """One kind of event. `on` is what a call site tests; calling it while off does nothing."""
+    """One kind of event. Call sites test `on`; calling it while off does nothing."""
 
     __slots__ = ("_numbered", "_sinks", "fields", "name", "on", "template")
 
@@ -90,12 +90,12 @@ class Event:
                 sink(record)
 
     def format(self, *values: Any) -> str:
-        """The message for these values."""
+        """Format the message for these values."""
         return self._numbered.format(*values).removesuffix(": ")
 
 
 class Pattern:
-    """Which events are meant: shell wildcards with commas between them, those after a `!` not: `vmbus_*,!*_msg`."""
+    """A selection of events: shell wildcards separated by commas, `!` before exclusions: `vmbus_*,!*_msg`."""
 
     __slots__ = ("excluded", "wanted")
 
@@ -105,7 +105,7 @@ class Pattern:
         self.wanted = [word for word in words if not word.startswith("!")] or (["*"] if words else [])
 
     def matches(self, name: str) -> bool:
-        """Whether the event called `name` is meant."""
+        """Return whether the pattern selects the event called `name`."""
         return any(fnmatchcase(name, word) for word in self.wanted) and not any(
             fnmatchcase(name, word) for word in self.excluded
         )
@@ -131,7 +131,7 @@ def _connect(target: Event) -> None:
 
 
 def subscribe(pattern: str, sink: Sink) -> None:
-    """Send every event that `pattern` means (see `Pattern`) to `sink`, events declared later too."""
+    """Send every event that `pattern` selects (see `Pattern`) to `sink`, events declared later too."""
     with _lock:
         _subscriptions.append((Pattern(pattern), sink))
         for each in _events.values():
@@ -139,7 +139,7 @@ def subscribe(pattern: str, sink: Sink) -> None:
 
 
 def unsubscribe(sink: Sink) -> None:
-    """Forget every subscription of `sink`."""
+    """Remove every subscription of `sink`."""
     with _lock:
         _subscriptions[:] = [(p, s) for p, s in _subscriptions if s is not sink]
         for each in _events.values():
@@ -147,23 +147,23 @@ def unsubscribe(sink: Sink) -> None:
 
 
 def events() -> list[Event]:
-    """All events declared so far, by name."""
+    """Return all events declared so far, by name."""
     return sorted(_events.values(), key=lambda e: e.name)
 
 
 def find(name: str) -> Event | None:
-    """The event declared under `name`."""
+    """Return the event declared under `name`."""
     return _events.get(name)
 
 
 def matching(pattern: str) -> list[Event]:
-    """The events declared so far that `pattern` means, by name."""
+    """Return the events declared so far that `pattern` selects, by name."""
     wanted = Pattern(pattern)
     return [each for each in events() if wanted.matches(each.name)]
 
 
 def check_pattern(pattern: str) -> str:
-    """`pattern` itself, or ConfigError if a word of it matches no declared event."""
+    """Return `pattern`. Raises ConfigError if a word of it matches no declared event."""
     parsed = Pattern(pattern)
     for word in parsed.wanted:
         if not any(fnmatchcase(name, word) for name in _events):
@@ -174,14 +174,14 @@ def check_pattern(pattern: str) -> str:
 
 
 class TextSink:
-    """Lines of `seconds name message`, seconds since the sink was made."""
+    """Writes lines of `seconds name message`, seconds since the sink was made."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._start = time.monotonic()
 
     def line(self, record: Record) -> str:
-        """What is shown of `record`."""
+        """Format `record` as a line."""
         return f"{record.time - self._start:.6f} {one_line(record.text())}\r\n"
 
     def __call__(self, record: Record) -> None:
@@ -189,7 +189,7 @@ class TextSink:
 
 
 class TailSink:
-    """The last `size` records, for a failing test or a crash report."""
+    """Keeps the last `size` records, for a failing test or a crash report."""
 
     def __init__(self, size: int = 100) -> None:
         self.records: deque[Record] = deque(maxlen=size)
@@ -203,4 +203,4 @@ class TailSink:
 
 started = event("trace.started", "{machine} at {wall_clock}")
 dropped = event("trace.dropped", "{count} events lost: {reason}")
-"""What a sink says of itself: every sink with a queue records how many events found it full."""
+"""Event of a sink itself: every sink with a queue records how many events it dropped."""

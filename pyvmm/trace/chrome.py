@@ -3,8 +3,8 @@
 Source: "Trace Event Format" (the JSON Array Format: an array whose closing bracket may be missing).
 
 A process is a group of tracks (threads, channels, devices), a thread in it one track. States become spans that last
-until the next state, requests to the guest spans that end with its answer, memory figures counters. Besides, each
-event is an instant with its fields as arguments: what `chrome_read` reads again.
+until the next state, requests to the guest spans that end with its answer, memory figures counters. Each event is
+also an instant with its fields as arguments, which `chrome_read` reads back.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _MEMORY_FIELDS = ("actual", "target", "resident", "available", "committed")
 _MIB = 1 << 20
 
 _STATES = {"machine.state": "state", "vmbus.channel_state": "new"}
-"""Events that are no device's and end one state and begin another, and the field with the name of the new one."""
+"""State changes outside devices: the event, and its field with the name of the new state."""
 
 
 class ChromeEncoder:
-    """Records, or events read from a file, to elements of the array. Times are microseconds since the first event."""
+    """Encodes records, or a file's events, as elements of the array. Times are microseconds since the first event."""
 
     def __init__(self) -> None:
         self._tracks: dict[Track, int] = {}
         self._heads: dict[tuple[str, Track], str] = {}  # the constant part of an event's instants
         self._named: set[Track] = set()
         self._states: dict[Track, str] = {}
-        self._requests: dict[str, int] = {}  # open ones by kind: their span's id
+        self._requests: dict[str, int] = {}  # open requests by kind: their span's id
         self._next_id = 1
         self._start: float | None = None
         self._last = 0.0
@@ -53,7 +53,7 @@ class ChromeEncoder:
         )
 
     def event(self, time: float, name: str, thread: str, fields: Mapping[str, Any]) -> str:
-        """The elements for one event, with the commas between them."""
+        """Encode one event as elements with commas between them."""
         if self._start is None:
             self._start = time
         self._last = stamp = round((time - self._start) * 1e6, 1)
@@ -65,7 +65,7 @@ class ChromeEncoder:
             head = self._heads[name, track] = _dump(constant).removesuffix("}")
         if name in STATES or name in SPAN_BEGINS or name in SPAN_ENDS or name in _STATES or name == "machine.memory":
             self._besides(track, self._place(track, made) | {"ts": stamp}, name, fields, made)
-        # The event itself: nearly all that a trace consists of, so put together by hand.
+        # The event itself: nearly all of a trace, so formatted by hand.
         arguments = [
             f"{quote(key)}: {value if type(value) is int else encode_value(value)}" for key, value in fields.items()
         ]
@@ -74,7 +74,7 @@ class ChromeEncoder:
     def _besides(
         self, track: Track, base: dict[str, Any], name: str, fields: Mapping[str, Any], made: list[dict[str, Any]]
     ) -> None:
-        """What an event means beyond that it happened: a state, a request's begin or end, a figure, a name."""
+        """Encode an event's other meanings: a change of state, a request's begin or end, a figure, a name."""
         if name == "vmbus.channel_state":
             self._name_channel(track, f"{track.name} {fields.get('name', '')}", made)
         state = STATES.get(name) or _STATES.get(name)
@@ -95,14 +95,14 @@ class ChromeEncoder:
                 made.append(base | {"name": span, "cat": "request", "ph": "e", "id": number, "args": fields})
 
     def tail(self) -> str:
-        """Ends the spans that are open, and the array."""
+        """Close the open spans, and the array."""
         made: list[dict[str, Any]] = []
         for track, state in self._states.items():
             made.append(self._place(track, made) | {"name": state, "ph": "E", "ts": self._last})
         return self._join(map(_dump, made)) + "\n]\n"
 
     def _change(self, track: Track, state: str, stamp: float, made: list[dict[str, Any]]) -> None:
-        """End the state that was, begin the new one; the spans have a track beside the instants'."""
+        """End the old state's span and begin the new one's, on a track beside the instants'."""
         beside = Track(track.group, f"{track.name}: state")
         place = self._place(beside, made) | {"ts": stamp}
         if beside in self._states:
@@ -111,13 +111,13 @@ class ChromeEncoder:
         made.append(place | {"name": state, "cat": "state", "ph": "B"})
 
     def _name_channel(self, track: Track, name: str, made: list[dict[str, Any]]) -> None:
-        """Only this event tells which device is behind a channel."""
+        """Name a channel's track after its device, which only this event gives."""
         if track not in self._named:
             self._named.add(track)
             made.append(self._place(track, made) | {"ph": "M", "name": "thread_name", "args": {"name": name}})
 
     def _place(self, track: Track, made: list[dict[str, Any]]) -> dict[str, Any]:
-        """`pid` and `tid`; new ones are named first."""
+        """Return a track's `pid` and `tid`; a new track is named first."""
         pid = GROUPS[track.group]
         if track not in self._tracks:
             if not any(known.group == track.group for known in self._tracks):

@@ -1,4 +1,4 @@
-"""Events as messages between guest and host, as a report draws them. A device makes its own (`views.DeviceView`)."""
+"""Messages between guest and host, as a report draws them. Devices make theirs from events (`views.DeviceView`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Entry(Protocol):
 
 @dataclass(slots=True)
 class Message:
-    """An arrow. `begin` is when it was sent where the trace tells both ends, else the same as `time`."""
+    """A message, drawn as an arrow. `begin` is when it was sent, where the trace has both ends, else `time`."""
 
     time: float
     to_host: bool
@@ -35,7 +35,7 @@ class Message:
 
 @dataclass(slots=True)
 class Note:
-    """Something one side does by itself."""
+    """A note on an action of one side alone."""
 
     time: float
     text: str
@@ -43,7 +43,7 @@ class Note:
 
 @dataclass(slots=True)
 class Sequence:
-    """A conversation. `result` is how it ended, empty if the trace does not say."""
+    """A sequence of messages. `result` is its outcome, empty if the trace has none."""
 
     title: str
     steps: list[Message | Note] = field(default_factory=list)
@@ -61,5 +61,5 @@ class Sequence:
 
 
 def counted(number: int, what: str) -> str:
-    """`1 message`, `2 messages`."""
+    """Format a count: `1 message`, `2 messages`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,4 +1,4 @@
-"""A record as a line of text or of JSON. Each knows nothing of files: records in, text out.
+"""Encoders of trace records as text or JSON. They do no I/O: records in, text out.
 
 A JSON line holds `time` (seconds of the machine's monotonic clock), `event`, `thread`, then the event's own fields by
 name. Lines are built from a template made once for each event: a tenth of a millisecond for a hundred of them.
@@ -29,16 +29,16 @@ _ENDINGS = {
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's ending means: `.txt` and `.log` text, `.json` Chrome's, anything else JSON lines."""
+    """Return the format for a file's suffix: `.txt` and `.log` text, `.json` Chrome's, anything else JSON lines."""
     return _ENDINGS.get(path.suffix.lower(), "json")
 
 
 CHUNK = 8
-"""Records formatted between two chances for other threads, some 20 µs of Python: what an exit may have to wait."""
+"""Records formatted between two releases of the GIL, some 20 µs of Python: the latest delay of an exit."""
 
 
 def encode_in_turns(records: Sequence[Record], encode: Callable[[Record], str]) -> list[str]:
-    """Each record encoded, giving up the GIL every few of them for a vCPU's thread that has an exit to answer."""
+    """Encode records one by one, releasing the GIL every few of them so that a vCPU thread can answer an exit."""
     texts: list[str] = []
     for start in range(0, len(records), CHUNK):
         if start:
@@ -48,7 +48,7 @@ def encode_in_turns(records: Sequence[Record], encode: Callable[[Record], str]) 
 
 
 class Encoder(Protocol):
-    """Turns records into what a file holds: `head()`, `encode` of each record in turn, `tail()`."""
+    """Turns records into a file's contents: `head()`, `encode` of each record in turn, `tail()`."""
 
     def head(self) -> str: ...
 
@@ -58,7 +58,7 @@ class Encoder(Protocol):
 
 
 class TextEncoder:
-    """Lines of `seconds name message`, seconds since the first record."""
+    """Encodes lines of `seconds name message`, seconds since the first record."""
 
     def __init__(self) -> None:
         self._start: float | None = None
@@ -76,7 +76,7 @@ class TextEncoder:
 
 
 class JsonEncoder:
-    """JSON lines."""
+    """Encodes JSON lines."""
 
     def __init__(self) -> None:
         self._templates: dict[Event, str] = {}
@@ -91,7 +91,7 @@ class JsonEncoder:
         return self.object(record) + "\n"
 
     def object(self, record: Record) -> str:
-        """The record as one JSON object, without a newline."""
+        """Encode the record as one JSON object, without a newline."""
         template = self._templates.get(record.event)
         if template is None:
             template = self._templates[record.event] = _template(record.event)
@@ -115,7 +115,7 @@ def _plain(text: str) -> str:
 
 
 def encode_value(value: Any) -> str:
-    """A field's value as JSON; objects of ours as the text they print as."""
+    """Encode a field's value as JSON; objects of ours by their `str`."""
     match value:
         case str():
             return quote(value)
@@ -133,7 +133,7 @@ def encode_value(value: Any) -> str:
 
 
 def encoder(format: str) -> Encoder:
-    """A new encoder for `text`, `json` or `chrome`."""
+    """Return a new encoder for `text`, `json` or `chrome`."""
     makers: dict[str, Callable[[], Encoder]] = {"text": TextEncoder, "json": JsonEncoder, "chrome": _chrome}
     return makers[format]()
 

@@ -1,4 +1,4 @@
-"""Where an event belongs when a trace is drawn: to a vCPU's thread, to a channel, to a device.
+"""Assignment of events to the tracks of a drawn trace: threads, channels and devices.
 
 An event that names a channel belongs to it, whichever thread it happened on; one of a device's package belongs to the
 device; the rest to their thread.
@@ -14,7 +14,7 @@ from pyvmm.trace.views import TRACKS
 
 
 class Track(NamedTuple):
-    """A line of the picture. `group` is `threads`, `channels` or `devices`."""
+    """A track of the drawn trace. `group` is `threads`, `channels` or `devices`."""
 
     group: str
     name: str
@@ -22,7 +22,7 @@ class Track(NamedTuple):
 
 @lru_cache(1024)
 def package(event: str) -> str:
-    """`balloon` of `balloon.finished`, `hv_balloon` of `hv_balloon_state_change`, `vmbus` of `vmbus_post_msg`."""
+    """Return `balloon` for `balloon.finished`, `vmbus` for `vmbus_post_msg`."""
     if "." in event:
         return event.partition(".")[0]
     if event.startswith("hv_balloon_"):
@@ -31,7 +31,7 @@ def package(event: str) -> str:
 
 
 def track_of(event: str, thread: str, fields: Mapping[str, Any]) -> Track:
-    """The track of an event by its name, thread and fields."""
+    """Return the track of an event by its name, thread and fields."""
     if "chan_id" in fields:
         return Track("channels", f"channel #{fields['chan_id']}")
     origin = package(event)

@@ -1,6 +1,6 @@
-"""How the events of a device are drawn: on which track, as which states, as which requests with their answers.
+"""Views of a device's events in a drawn trace: its track, its states, its requests with their answers.
 
-Declared beside the device's events, as they are; Chrome traces and reports read what is declared here.
+A device declares its view beside its events; Chrome traces and reports use these declarations.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """From an event to its answer. `key` names fields that both share (begin's : end's where they differ), `when` a
-    field of the answer that must have a value for it to be the last one. With `newest` a new begin takes the place of
-    one that waits, which will have no answer. With `single` there is one exchange at a time, of one or more begins
+    """An event and its answer, as a timed exchange. `key` names fields that both share (begin's : end's where they
+    differ), `when` a field and value that mark the last answer. With `newest` a new begin replaces a pending one,
+    which will have no answer. With `single` there is one exchange at a time, of one or more begins
     and a last answer, and the device's `given_up` events end it without. `span` names the exchange in a picture.
     """
 
@@ -35,10 +35,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """`packages` are the first parts of the events' names; `track` is None where the events' field `name` tells it.
+    """The view of one device. `packages` are the first parts of its events' names; `track` is None if their
+    field `name` gives it.
 
     `states`: event that ends one state and begins another, and its field with the new one's name. `given_up`: events,
-    with values of their fields, after which what was asked has no answer. `sequences`: the arrows of a report, from a
+    with values of their fields, after which open requests get no answer. `sequences`: the arrows of a report, from a
     trace's entries and the time of the first.
     """
 
@@ -51,13 +52,13 @@ class DeviceView:
 
 
 VIEWS: list[DeviceView] = []
-"""All that are declared by the modules imported so far."""
+"""All views declared by the modules imported so far."""
 
 TRACKS: dict[str, str | None] = {}
 STATES: dict[str, str] = {}
 SPAN_BEGINS: dict[str, Pair] = {}
 SPAN_ENDS: dict[str, Pair] = {}
-"""The same by package, and by event."""
+"""The views by package, and by event."""
 
 
 def device_view(view: DeviceView) -> DeviceView:

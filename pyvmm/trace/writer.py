@@ -1,10 +1,10 @@
-"""Traces into a file without the guest noticing: a queue that vCPU threads only append to, and a thread that writes.
+"""Trace files written without delaying the guest: vCPU threads only append to a queue, and a thread writes.
 
     vCPU threads, loop --append--> queue (bounded) --a few at a time--> format --> write(2)
 
-The writer formats a few records, then gives up the GIL, so that an exit that came meanwhile waits for these and not
-for a second's worth of them. What finds the queue full is counted, and the count written as an event of its own
-(`trace.dropped`): nothing is lost silently.
+The writer formats a few records, then releases the GIL, so that an exit that came meanwhile waits for these and not
+for a second's worth of them. Records that find the queue full are counted, and the count is written as an event of
+its own (`trace.dropped`): nothing is lost silently.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pyvmm.trace import Record
 from pyvmm.trace.formats import encode_in_turns, encoder, format_of
 
 QUEUE_LIMIT = 200_000
-"""Records that may wait, some 40 MB: 20 seconds of 10,000 a second on a disk that hangs."""
+"""Most records in the queue, some 40 MB: 20 seconds of 10,000 a second on a disk that hangs."""
 
 PERIOD = 0.05
-"""Seconds between two looks at the queue: what a killed machine may lose of its trace."""
+"""Seconds between two polls of the queue: the most that a killed machine loses of its trace."""
 
 BATCH = 512
-"""Records of one write, where so many wait: in the emulated host each is a request to the outside."""
+"""Most records of one write: in the emulated host each write is a request to the outer side."""
 
 
 CLOSE_LIMIT = 2.0
-"""Seconds without a record written after which the file's end is given up."""
+"""Seconds without progress after which `close` gives up the unwritten rest."""
 
 
 class FileSink:
     """A trace sink that writes to `path`. Raises ConfigError if that cannot be opened. `close()` writes the rest.
 
-    `error` is why writing ended early, if it did; `failed` is told at once, on the writer's thread, and from then on
-    records are dropped.
+    `error` is why writing ended early, if it did; `failed` is called with it at once, on the writer's thread, and
+    from then on records are dropped.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class FileSink:
         self.path = path
         self._failed = failed
         self.error: OSError | None = None
-        self.lost = 0  # records that found the queue full, all in all
+        self.lost = 0  # total of records that found the queue full
         self._encoder = encoder(format or format_of(path))
         self._limit = queue_limit
         self._queue: deque[Record] = deque()
-        self._told = 0  # of `lost`
+        self._told = 0  # how many of `lost` are reported
         self._lock = threading.Lock()  # for `lost`
         self._ending = threading.Event()
         try:
@@ -70,7 +70,7 @@ class FileSink:
         held_threads.start(self._thread)
 
     def __call__(self, record: Record) -> None:
-        """Keep `record` for the writer. From any thread."""
+        """Queue `record` for the writer. From any thread."""
         if len(self._queue) < self._limit:
             self._queue.append(record)
         else:
@@ -78,8 +78,8 @@ class FileSink:
                 self.lost += 1
 
     def close(self) -> None:
-        """Write what is left and close the file. The sink must be unsubscribed by now. What a file that takes no
-        more (a FIFO, a hanging disk) has not got after CLOSE_LIMIT counts as lost.
+        """Write the rest and close the file. The sink must be unsubscribed by now. Records that a stuck file (a FIFO,
+        a hanging disk) has not accepted after CLOSE_LIMIT count as lost.
         """
         held_threads.release()
         self._ending.set()
@@ -108,7 +108,7 @@ class FileSink:
 
     def _drain(self) -> None:
         queue, encode = self._queue, self._encoder.encode
-        for _ in range(self._limit // BATCH + 1):  # what comes meanwhile can wait for the next turn
+        for _ in range(self._limit // BATCH + 1):  # records added meanwhile wait for the next round
             records = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
             if not records:
                 break

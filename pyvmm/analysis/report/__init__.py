@@ -1,7 +1,7 @@
-"""A trace told as a page: what was said, how long answers took, how the memory went.
+"""A trace as an HTML page: messages, latencies, memory over time.
 
     read.Trace --> story (memory, sequences, exits, counts) --> page (HTML with SVG of our own)
                --> latency (pairs of events)                --> tables (the same as CSV)
 
-Everything is computed from the events alone, so a trace of an older version, or QEMU's log, gives what it can.
+Everything is computed from the events alone, so an older trace, or QEMU's log, fills the parts it has events for.
 """

@@ -1,4 +1,4 @@
-"""The report's pictures: memory over time, conversations, how long answers took, exits by kind."""
+"""The report's charts: memory over time, message sequences, latencies, exits by kind."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WIDTH = 880
 MIB = 1 << 20
 
 STEPS_SHOWN = 120
-"""Arrows of a conversation; the rest is counted."""
+"""Most arrows drawn of a sequence; the rest is counted."""
 
 NOTE_WIDTH = 38
-"""Characters beside the host's line."""
+"""Most characters of a note beside the host's line."""
 
 DOTS_SHOWN = 400
-"""Samples drawn for one kind of answer; more would only be a bar."""
+"""Most samples drawn for one kind of answer; more would merge into a bar."""
 
 _WORDS: dict[Figure, str] = {
     "actual": "the guest has",
@@ -35,7 +35,7 @@ _WORDS: dict[Figure, str] = {
 
 
 def seconds(value: float) -> str:
-    """`12 µs`, `3.4 ms`, `1.25 s`."""
+    """Format seconds: `12 µs`, `3.4 ms`, `1.25 s`."""
     if value < 0.001:
         return f"{value * 1e6:.0f} µs"
     if value < 1:
@@ -44,7 +44,7 @@ def seconds(value: float) -> str:
 
 
 def memory_chart(story: Story) -> str:
-    """Lines that stay level until the next figure, for each kind of memory the trace tells of."""
+    """Draw a step line for each kind of memory that the trace has figures of."""
     lines = {figure: _points(story.memory, figure) for figure in FIGURES}
     lines = {figure: points for figure, points in lines.items() if points}
     left, top, right, height = 64, 34, 20, 240
@@ -94,7 +94,7 @@ def _points(memory: List[MemoryPoint], figure: Figure) -> list[tuple[float, int]
 
 
 def sequence_diagram(sequence: Sequence) -> str:
-    """Guest left, host right, time downwards: an arrow for each message."""
+    """Draw a sequence diagram: guest left, host right, time downwards, an arrow for each message."""
     steps = sequence.steps[:STEPS_SHOWN]
     row, top = 30, 44
     guest, host = 150, 620
@@ -135,7 +135,7 @@ def _arrow(svg: Svg, message: Message, y: float, guest: float, host: float) -> N
 
 
 def _note(svg: Svg, text: str, host: float, y: float) -> None:
-    """Beside the host's line, in two lines at most; under the pointer the whole of it."""
+    """Draw a note beside the host's line, in two lines at most; its tooltip has all of it."""
     lines = wrap(text, NOTE_WIDTH, max_lines=2, placeholder=" …") or [text]
     with svg.group(text):
         svg.add("circle", cx=host, cy=y, r=3.5, class_="dot")
@@ -144,7 +144,7 @@ def _note(svg: Svg, text: str, host: float, y: float) -> None:
 
 
 def latency_chart(latencies: List[Latency]) -> str:
-    """A row of dots for each kind of answer, on one scale of powers of ten; a bar at the median."""
+    """Draw a row of dots for each kind of answer, on one logarithmic scale; a bar marks the median."""
     row, top, left, right = 34, 30, 330, 150
     low = min(latency.seconds[0] for latency in latencies)
     high = max(latency.seconds[-1] for latency in latencies)
@@ -174,7 +174,7 @@ def latency_chart(latencies: List[Latency]) -> str:
 
 
 def bar_chart(counts: Counter[str], title: str) -> str:
-    """A horizontal bar for each, longest first."""
+    """Draw a horizontal bar for each value, longest first."""
     row, left, right = 26, 200, 90
     rows = counts.most_common()
     most = max(counts.values())

@@ -1,8 +1,8 @@
 """The VMBus's trace events as messages between guest and host: each contact and its handshake.
 
-Source: Linux include/linux/hyperv.h, for the names of messages. Devices draw their own (`pyvmm.trace.views`).
+Source: Linux include/linux/hyperv.h, for the names of messages. Devices declare their own (`pyvmm.trace.views`).
 
-One message leaves several events; the one that says its type becomes the arrow, the others add what it said:
+One message causes several events; the one with its type becomes the arrow, the others add its contents:
 
     vmbus_recv_message type 5  -->  vmbus_process_incoming_message type 5, vmbus_open_channel chan_id 1
                                      guest ---- OPEN  #1 hv-balloon ----> host
@@ -26,13 +26,13 @@ def _name(number: int) -> str:
 
 
 class _Vmbus:
-    """Collects the control messages; a contact begins a new sequence."""
+    """Collects control messages into sequences; a contact begins a new one."""
 
     def __init__(self, trace: Trace) -> None:
         self._start = trace.start
         self._names: dict[int, str] = {}
         self._received: dict[int, deque[float]] = {}
-        self._saying = ""  # what the next message to the guest says
+        self._saying = ""  # contents of the next message to the guest
         self._status = 0
         self.sequences: list[Sequence] = []
         for entry in trace.entries:
@@ -48,7 +48,7 @@ class _Vmbus:
         self.sequences[-1].steps.append(step)
 
     def _say(self, detail: str) -> None:
-        """Add what the newest message from the guest said."""
+        """Add contents to the newest message from the guest."""
         messages = self.sequences[-1].messages if self.sequences else []
         if messages and messages[-1].to_host:
             messages[-1].detail = detail
@@ -101,5 +101,5 @@ class _Vmbus:
 
 
 def vmbus_sequences(trace: Trace) -> list[Sequence]:
-    """One sequence for each contact, up to the next."""
+    """Return one sequence for each contact, up to the next."""
     return _Vmbus(trace).sequences

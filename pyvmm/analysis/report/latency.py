@@ -1,4 +1,4 @@
-"""How long answers took: pairs of events, matched in order or by an id they share."""
+"""Latencies between requests and answers: pairs of events, matched in order or by a shared id."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _BUS_PAIRS = (
     Pair("GPADL header to created", "vmbus_gpadl_header", "vmbus_gpadl_created", ("gpadl_id",)),
     Pair("open to open result", "vmbus_open_channel", "vmbus_channel_open", ("chan_id",)),
 )  # fmt: skip
-"""Of the VMBus itself; devices declare theirs beside their events (`pyvmm.trace.views`)."""
+"""Pairs of the VMBus itself; devices declare theirs beside their events (`pyvmm.trace.views`)."""
 
 
 @dataclass(slots=True)
 class Latency:
-    """The answers of one kind: (when it began, seconds it took). `replaced` likewise, until another began."""
+    """The latencies of one kind: (begin, duration), in seconds. `replaced` likewise, up to the next begin."""
 
     title: str
     samples: list[tuple[float, float]] = field(default_factory=list)
@@ -40,11 +40,11 @@ class Latency:
 
     @property
     def seconds(self) -> list[float]:
-        """Sorted."""
+        """Return the durations, sorted."""
         return sorted(took for _, took in self.samples)
 
     def quantile(self, part: float) -> float:
-        """The sample that `part` of all do not exceed."""
+        """Return the sample that the fraction `part` of all samples does not exceed."""
         ordered = self.seconds
         return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
@@ -54,7 +54,7 @@ class Latency:
 
 
 def latencies(trace: Trace) -> list[Latency]:
-    """Those kinds that the trace has answers of."""
+    """Return the latencies of each kind that the trace has answers of."""
     load_devices()
     pairs = (*_BUS_PAIRS, *(pair for view in VIEWS for pair in view.pairs))
     given_up = [each for view in VIEWS for each in view.given_up]

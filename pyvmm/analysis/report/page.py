@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no font, nothing from a network. Light or dark, as the reader's system."""
+"""The report as one HTML page without scripts, fonts or network access. Light or dark as the reader's system is."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 """
 
 OPEN_LIMIT = 4
-"""Resizes whose diagram is open when the page is."""
+"""Resizes whose diagram is expanded when the page opens."""
 
 
 def _escape(text: str) -> str:
-    """Text of a trace for the page: neither markup nor characters that change how the rest reads."""
+    """Escape a trace's text for the page: markup, and characters that change how other text is displayed."""
     return escape(clean(text))
 
 
 def page(story: Story, latencies: List[Latency], source: Path) -> str:
-    """The whole page."""
+    """Return the whole page."""
     title = f"{story.machine or source.stem}: what a pyvmm trace tells"
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',

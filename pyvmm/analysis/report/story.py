@@ -1,4 +1,4 @@
-"""What a trace tells, in the terms of the machine: memory over time, conversations, exits."""
+"""Summary of a trace: memory over time, message sequences, exits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = 4096
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """Bytes at a time (seconds since the trace's start); None where the event does not tell."""
+    """Memory sizes in bytes at a time (seconds since the trace's start); None where the event lacks them."""
 
     time: float
     actual: int | None = None
@@ -34,7 +34,7 @@ FIGURES: tuple[Figure, ...] = ("actual", "target", "resident", "available", "com
 
 @dataclass(slots=True)
 class Story:
-    """All that the page shows, times in seconds since the trace's start."""
+    """The data of the page, times in seconds since the trace's start."""
 
     machine: str
     wall_clock: str
@@ -50,12 +50,12 @@ class Story:
 
     @property
     def exits_by_kind(self) -> Counter[str]:
-        """Over all vCPUs."""
+        """Return the exits by kind over all vCPUs."""
         return sum(self.exits.values(), Counter[str]())
 
 
 def tell(trace: Trace) -> Story:
-    """The story of a trace."""
+    """Summarise a trace."""
     start = trace.start
     machine = wall_clock = ""
     for entry in trace.entries:
@@ -121,7 +121,7 @@ def _mark(entry: Entry) -> str:
 
 
 def _exits(entries: list[Entry]) -> dict[str, Counter[str]]:
-    """Exits by vCPU and kind: from the sums at the end where there are some, else from the exits themselves."""
+    """Count exits by vCPU and kind: from the totals at the trace's end if it has them, else from its exit events."""
     sums: dict[str, Counter[str]] = defaultdict(Counter)
     single: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in entries:
@@ -134,7 +134,7 @@ def _exits(entries: list[Entry]) -> dict[str, Counter[str]]:
 
 
 def _device_sequences(trace: Trace) -> list[Sequence]:
-    """What each device that draws its messages makes of the trace."""
+    """Return the sequences of each device that declares its messages."""
     load_devices()
     made: list[Sequence] = []
     for view in VIEWS:

@@ -10,7 +10,7 @@ from pyvmm.guest_text import clean
 
 
 class Svg:
-    """One picture. `_` in names of attributes stands for `-`, a trailing one is dropped (`class_`)."""
+    """One SVG picture. `_` in names of attributes stands for `-`, a trailing one is dropped (`class_`)."""
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self._parts = [
@@ -19,12 +19,12 @@ class Svg:
         ]
 
     def add(self, name: str, text: str = "", **attributes: object) -> None:
-        """An element, with text in it."""
+        """Add an element, with text in it."""
         self._parts.append(f"<{name}{_attributes(attributes)}>{escape(clean(text))}</{name}>")
 
     @contextmanager
     def group(self, tooltip: str = "", **attributes: object) -> Iterator[None]:
-        """A `<g>` around what is added meanwhile; `tooltip` shows under the pointer."""
+        """Put a `<g>` around the elements added in the block; `tooltip` shows under the pointer."""
         self._parts.append(f"<g{_attributes(attributes)}>")
         if tooltip:
             self.add("title", tooltip)
@@ -52,7 +52,7 @@ def _attributes(attributes: dict[str, object]) -> str:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
+    """Return about `count` round numbers from `low` to `high`."""
     if high <= low:
         return [low]
     rough = (high - low) / count

@@ -1,4 +1,4 @@
-"""The report's data as CSV files, for spreadsheets and notebooks: what the page shows, nothing rounded."""
+"""The report's data as CSV files, for spreadsheets and notebooks: the page's figures, not rounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 
 
 def tables(story: Story, latencies: Sequence[Latency]) -> dict[str, Table]:
-    """Header and rows by file name."""
+    """Return header and rows by file name."""
     sequences = [("vmbus", each) for each in story.handshakes] + [(each.device, each) for each in story.transactions]
     return {
         "memory.csv": (
@@ -56,7 +56,7 @@ def _step(step: object) -> tuple[str, str, str]:
 
 
 def write_tables(folder: Path, story: Story, latencies: Sequence[Latency]) -> list[Path]:
-    """Write them into `folder`, made if needed; their paths. Raises OSError."""
+    """Write the tables into `folder`, made if needed; return their paths. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, (header, rows) in tables(story, latencies).items():
