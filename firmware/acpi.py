@@ -7,8 +7,8 @@ Source: ACPI 6.5, chapter 5.2 (tables); Linux drivers/hv/vmbus_drv.c for what th
                  -> MADT (processors, IOAPIC)
 
 The VMBUS device sits below a module device that has a window of memory: hv_vmbus walks up its parents looking for
-one, and Linux 5.10 does not survive finding none. There is no `_S4_`: with it hv_balloon takes the guest for one that
-may hibernate, and ignores the host.
+one, and Linux 5.10 crashes without one. There is no `_S4_`: with it hv_balloon assumes that the guest may
+hibernate, and ignores the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CREATOR_ID = b"PYVM"
 PM1_EVENT = 0  # status u16, enable u16
 PM1_CONTROL = 4  # u16
 PM_TIMER = 8  # u32, if there is one
-S5_SLEEP_TYPE = 5  # what the guest puts into PM1_CONTROL's SLP_TYP to power off
+S5_SLEEP_TYPE = 5  # value of PM1_CONTROL's SLP_TYP that powers off
 
 FIRST_X2APIC_ID = 255  # the first that MADT's old entries cannot hold
 MAX_XAPIC_PROCESSOR = 255  # nor processor UIDs from here on; 255 means "all"
@@ -42,9 +42,9 @@ _COM = {1: (address_map.COM1, address_map.COM1_LINE), 2: (address_map.COM2, addr
 class AcpiConfig:
     """The hardware that the tables describe. The defaults are the machine that pyvmm builds.
 
-    `i8042` promises a whole keyboard controller: leave it False for one that only resets, and Linux saves the time
-    to look for a keyboard. `com_ports` lists serial ports, 1 and 2; without them Linux finds COM1-4 by itself.
-    `com_windows`: where COM1, COM2, ... are in memory; they are not listed with their I/O ports then.
+    `i8042` announces a complete keyboard controller: leave it False for one that only resets, and Linux does not
+    search for a keyboard. `com_ports` lists serial ports, 1 and 2; without them Linux finds COM1-4 by itself.
+    `com_windows`: MMIO addresses of COM1, COM2, ...; their I/O ports are not listed then.
     `timer_override` says that the PIT's interrupt arrives at IOAPIC pin 2, as on a PC; KVM's default routing has
     it at pin 0, so the machine has to set a route.
     """
@@ -67,28 +67,28 @@ class AcpiConfig:
 
     @classmethod
     def for_cpus(cls, count: int, *, com_windows: tuple[int, ...] = ()) -> AcpiConfig:
-        """The default machine with `count` processors, APIC ids counted from 0."""
+        """Describe the default machine with `count` processors, APIC ids from 0."""
         return cls(apic_ids=tuple(range(count)), com_windows=com_windows)
 
 
 @dataclass(frozen=True, slots=True)
 class AcpiTables:
-    """Bytes for guest memory, to be written at the address they were built for."""
+    """The tables' bytes, to be written to guest memory at the address for which they were built."""
 
     rsdp_gpa: int
     data: bytes
-    tables: dict[str, bytes]  # by signature, for who wants to look at one
+    tables: dict[str, bytes]  # by signature, to inspect a single table
 
 
 def build_acpi(config: AcpiConfig, gpa: int, limit: int) -> AcpiTables:
-    """All tables, for `gpa`, at most `limit` bytes. Raises ConfigError if so many processors do not fit."""
+    """Build all tables for `gpa`, at most `limit` bytes. Raises ConfigError if the processors do not fit."""
     tables: dict[str, bytes] = {}
     out = bytearray(64)  # the RSDP's place: it comes first and is written last
 
     def put(signature: str, table: bytes) -> int:
         tables[signature] = table
         at = len(out)
-        out.extend(table.ljust(-(-len(table) // 64) * 64, b"\0"))  # the FACS wants 64; the others do not mind
+        out.extend(table.ljust(-(-len(table) // 64) * 64, b"\0"))  # the FACS needs 64; harmless for the others
         return gpa + at
 
     facs = put("FACS", _facs())
@@ -104,12 +104,12 @@ def build_acpi(config: AcpiConfig, gpa: int, limit: int) -> AcpiTables:
 
 
 def checksum(data: Buffer) -> int:
-    """The byte that makes the sum of all bytes zero."""
+    """Return the byte that makes the sum of all bytes zero."""
     return -sum(data) & 0xFF
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
-    """A table with the header that all but RSDP and FACS share."""
+    """Build a table with the header that all but RSDP and FACS share."""
     header = pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, OEM_ID, OEM_TABLE_ID, 1, CREATOR_ID, 1)
     table = bytearray(header + body)
     table[9] = checksum(table)
@@ -130,7 +130,7 @@ def _facs() -> bytes:
 
 
 def _gas(port: int, width: int) -> bytes:
-    """Generic address structure for a port of `width` bits; all zero where there is none."""
+    """Generic address structure for a port of `width` bits; all zero without a port."""
     if not port:
         return bytes(12)
     access = {8: 1, 16: 2, 32: 3}[width]
@@ -146,7 +146,7 @@ NO_C2_LATENCY, NO_C3_LATENCY = 0xFFF, 0xFFF
 def _fadt(config: AcpiConfig, facs: int, dsdt: int) -> bytes:
     """Fixed ACPI Description Table: the power management ports, reset, and what legacy devices exist.
 
-    SMI_CMD is zero: there is no firmware to hand over from, the machine is always in ACPI mode.
+    SMI_CMD is zero: without firmware, the machine is always in ACPI mode.
     """
     event, control = config.pm_base + PM1_EVENT, config.pm_base + PM1_CONTROL
     timer = config.pm_base + PM_TIMER if config.pm_timer else 0

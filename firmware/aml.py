@@ -15,7 +15,7 @@ ZERO, ONE, ONES = b"\x00", b"\x01", b"\xff"
 
 
 def path(text: str) -> bytes:
-    r"""A name: `_CRS`, `\_SB.VMOD`. Segments are padded to four characters."""
+    r"""Encode a name: `_CRS`, `\_SB.VMOD`. Segments are padded to four characters."""
     prefix = b"\\" if text.startswith("\\") else b""
     segments = [part.ljust(4, "_").encode("ascii") for part in text.lstrip("\\").split(".")]
     if any(len(segment) != 4 for segment in segments):
@@ -28,7 +28,7 @@ def path(text: str) -> bytes:
 
 
 def sized(body: bytes) -> bytes:
-    """`body` after its PkgLength, which counts itself: 1 byte up to 63, else 2 to 4."""
+    """Prefix `body` with its PkgLength, which counts itself: 1 byte up to 63, else 2 to 4."""
     if len(body) + 1 <= 0x3F:
         return bytes([len(body) + 1]) + body
     for extra in (1, 2, 3):
@@ -39,7 +39,7 @@ def sized(body: bytes) -> bytes:
 
 
 def integer(value: int) -> bytes:
-    """A constant, in its shortest form."""
+    """Encode an integer constant in its shortest form."""
     if value < 2:
         return ONE if value else ZERO
     for prefix, size in ((0x0A, 1), (0x0B, 2), (0x0C, 4), (0x0E, 8)):
@@ -73,7 +73,7 @@ def device(label: str, *body: bytes) -> bytes:
 
 
 def eisa_id(text: str) -> bytes:
-    """`PNP0501` in the four bytes of a compressed EISA id: three letters of five bits, four hex digits."""
+    """Encode `PNP0501` as a compressed EISA id of four bytes: three letters of five bits, four hex digits."""
     letters = 0
     for letter in text[:3]:
         letters = letters << 5 | ord(letter) - 0x40
@@ -84,27 +84,27 @@ def eisa_id(text: str) -> bytes:
 
 
 def io(port: int, length: int) -> bytes:
-    """Ports at a fixed address, all 16 bits decoded."""
+    """Describe ports at a fixed address, all 16 bits decoded."""
     return pack("<BBHHBB", 0x47, 1, port, port, 1, length)
 
 
 def irq(line: int) -> bytes:
-    """An ISA interrupt: edge, active high, not shared."""
+    """Describe an ISA interrupt: edge, active high, not shared."""
     return pack("<BH", 0x22, 1 << line)
 
 
 def memory(gpa: int, size: int) -> bytes:
-    """Memory at a fixed address (Memory32Fixed), read and write."""
+    """Describe memory at a fixed address (Memory32Fixed), read and write."""
     return pack("<BHBII", 0x86, 9, 1, gpa, size)
 
 
 def memory_window(gpa: int, size: int) -> bytes:
-    """Addresses that a bus hands on to its children (DWordMemory, producer): uncached, read and write."""
+    """Describe a bus window that its children may use (DWordMemory, producer): uncached, read and write."""
     producer_fixed = 0x0C
     read_write = 0x01
     return pack("<BHBBBIIIII", 0x87, 23, 0, producer_fixed, read_write, 0, gpa, gpa + size - 1, 0, size)
 
 
 def resources(*descriptors: bytes) -> bytes:
-    """The buffer a _CRS holds: descriptors and the end tag (whose checksum zero means unchecked)."""
+    """Encode the buffer of a _CRS: descriptors and the end tag (whose checksum zero means unchecked)."""
     return buffer(b"".join(descriptors) + b"\x79\0")

@@ -1,4 +1,4 @@
-"""Linux's compressed kernel file: a header, a small program that unpacks, and the packed kernel.
+"""Linux's compressed kernel file (bzImage): a setup header, a decompressor, and the packed kernel.
 
 Source: Linux Documentation/arch/x86/boot.rst, arch/x86/boot/header.S.
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 HEADER_START = 0x1F1
-HEADER_LIMIT = 0x290  # the zero page has other uses from here on
+HEADER_LIMIT = 0x290  # the zero page has other fields from here on
 HEADER_MAGIC = b"HdrS"
 SECTOR = 512
 LOADED_64 = 1 << 0  # XLF_KERNEL_64
@@ -34,7 +34,7 @@ MAX_VMLINUX = 1 << 30  # bytes unpacked. Debian's have 60 MiB; a hostile file co
 
 @dataclass(slots=True)
 class BzImage:
-    """struct setup_header, what a loader needs of it, and where in the file the parts are."""
+    """The fields of struct setup_header that a loader needs, and the parts' offsets in the file."""
 
     header: bytes  # as found, from HEADER_START
     version: int
@@ -51,17 +51,17 @@ class BzImage:
 
     @property
     def entry64(self) -> bool:
-        """Can be entered in 64-bit mode, 0x200 after the protected-mode kernel's start."""
+        """Return whether the kernel has a 64-bit entry, 0x200 after the protected-mode kernel's start."""
         return bool(self.xloadflags & LOADED_64)
 
 
 def is_bzimage(data: Buffer | FileBytes) -> bool:
-    """Does the file carry a setup header?"""
+    """Return whether the file has a setup header."""
     return bytes(data[0x202:0x206]) == HEADER_MAGIC
 
 
 def parse(data: Buffer | FileBytes, name: str = "kernel") -> BzImage:
-    """Read and check the setup header. Raises ConfigError if this is no kernel pyvmm can load, or not all of it."""
+    """Read and check the setup header. Raises ConfigError if pyvmm cannot load this kernel, or it is truncated."""
     whole = len(data)
     view = bytes(data[:HEADER_LIMIT])
     if len(view) < 0x26C or not is_bzimage(view):
@@ -79,7 +79,7 @@ def parse(data: Buffer | FileBytes, name: str = "kernel") -> BzImage:
     pref_address, init_size = unpack_from("<QI", view, 0x258)
     offset = (sectors + 1) * SECTOR
     size = paragraphs * 16
-    # The last paragraph may be cut: the builder rounds up.
+    # The last paragraph (16 bytes) may be truncated: the builder rounds up.
     if offset + size > whole + 15 or offset >= whole:
         raise ConfigError(
             f"{name}: truncated bzImage: {whole} bytes, its header announces {offset + size}; copy it again"
@@ -87,7 +87,7 @@ def parse(data: Buffer | FileBytes, name: str = "kernel") -> BzImage:
     size = min(size, whole - offset)
     if payload_offset + payload_length > size or payload_length < 4:
         raise ConfigError(f"{name}: damaged bzImage: its payload lies outside the file")
-    length = 2 + view[0x201]  # the jump over the header tells where it ends
+    length = 2 + view[0x201]  # the target of the jump over the header is its end
     end = min(max(0x200 + length, 0x268), HEADER_LIMIT)
     return BzImage(
         header=bytes(view[HEADER_START:end]),
@@ -106,7 +106,7 @@ def parse(data: Buffer | FileBytes, name: str = "kernel") -> BzImage:
 
 
 def _release(data: Buffer | FileBytes, head: bytes) -> str:
-    """The version string's first word: what `uname -r` says. Empty if the file has none."""
+    """Return the version string's first word, as in `uname -r`. Empty if the file has none."""
     (pointer,) = unpack_from("<H", head, 0x20E)
     if not pointer:
         return ""
@@ -115,7 +115,7 @@ def _release(data: Buffer | FileBytes, head: bytes) -> str:
 
 
 def unpack_kernel(data: Buffer | FileBytes, name: str = "kernel") -> bytearray:
-    """The vmlinux inside a bzImage. Takes a second or so; images.payload keeps the result."""
+    """Unpack the vmlinux in a bzImage. Takes about a second; images.payload keeps the result."""
     from pyvmm.firmware.decompress import PackedError, decompress
 
     image = parse(data, name)

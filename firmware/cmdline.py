@@ -1,4 +1,4 @@
-"""The kernel's command line as Linux reads it: words, quotes, and the `--` after which all words are init's.
+"""Parser of the kernel command line by Linux's rules: words, quotes, and the `--` after which all words are init's.
 
 Source: Linux lib/cmdline.c, next_arg(); kernel/params.c, parse_args(); init/main.c.
 
@@ -18,7 +18,7 @@ SPACES = frozenset(" \t\n\v\f\r")
 
 
 class Word(NamedTuple):
-    """One word: where it begins and ends in the text, and whether its last quote is open at the text's end."""
+    """One word: its begin and end in the text, and whether its last quote is open at the text's end."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Word(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What stands before the `=`; all of it if there is none."""
+        """Return the part before the `=`; the whole word without one."""
         text = self.text
         if text.startswith('"'):
             text = text[1:].removesuffix('"')
@@ -35,12 +35,12 @@ class Word(NamedTuple):
 
     @property
     def separates(self) -> bool:
-        """Whether this is the `--` between the kernel's words and init's."""
+        """Return whether this is the `--` between the kernel's words and init's."""
         return self.name == "--" and "=" not in self.text
 
 
 def words(text: str) -> Iterator[Word]:
-    """The words of `text`, in order."""
+    """Return the words of `text`, in order."""
     start, quoted = -1, False
     for at, letter in enumerate(text):
         if letter in SPACES and not quoted:
@@ -57,8 +57,8 @@ def words(text: str) -> Iterator[Word]:
 
 
 def split(text: str) -> tuple[str, str]:
-    """`text` before its `--`, and from it on. A quote that is left open is closed where the kernel's part ends: the
-    kernel reads the same value, and words added after it are not swallowed.
+    """Split `text` before its `--`. An open quote is closed at the end of the kernel's part: the kernel reads the
+    same value, and words appended later do not become part of it.
     """
     for word in words(text):
         if word.separates:
@@ -69,7 +69,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 def names(text: str) -> list[str]:
-    """The names of the kernel's own parameters in `text`, in order."""
+    """Return the names of the kernel's own parameters in `text`, in order."""
     found = []
     for word in words(text):
         if word.separates:

@@ -1,9 +1,9 @@
-"""Packed kernels and modules, unpacked within a limit: gzip, xz, lzma, bzip2, LZ4 (legacy frames) and zstd.
+"""Bounded decompression of kernels and modules: gzip, xz, lzma, bzip2, LZ4 (legacy frames) and zstd.
 
 Source: Linux lib/decompress.c for the magics, scripts/Makefile.lib for how each is packed.
 
-Whatever a damaged or hostile payload makes the libraries raise becomes one PackedError. Output is taken in pieces of
-at most PIECE bytes, so that a bomb is noticed before it fills memory, and dictionaries have a limit of their own.
+Every exception that a damaged or hostile payload causes in the libraries becomes a PackedError. Output is produced in
+pieces of at most PIECE bytes, so that a bomb is detected before it fills memory; dictionaries have their own limit.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 MEMORY_LIMIT = 256 << 20
-"""Bytes of a dictionary or window: Linux packs with up to 128 MiB (zstd -22, xz since 6.12)."""
+"""Largest dictionary or window in bytes: Linux packs with up to 128 MiB (zstd -22, xz since 6.12)."""
 
 PIECE = 1 << 20
 STEP = 64 << 10
-ZSTD_STEP = 512  # a block of 4 bytes may be 128 KiB of one byte, and there is no bound to ask for: 16 MiB a step
-LZ4_BLOCK = 8 << 20  # what `lz4 -l` packs at a time
+ZSTD_STEP = 512  # a block of 4 bytes may be 128 KiB of one byte, and the API has no output bound: 16 MiB a step
+LZ4_BLOCK = 8 << 20  # block size of `lz4 -l`
 
 
 class PackedError(ValueError):
@@ -37,7 +37,7 @@ class PackedError(ValueError):
 
 
 def decompress(payload: bytes, limit: int) -> bytearray:
-    """Unpack by what the first bytes say. Raises PackedError, nothing else."""
+    """Unpack a payload in the format of its magic bytes. Raises PackedError, nothing else."""
     made = bytearray()
     try:
         for piece in _pieces(payload, limit):
@@ -48,13 +48,13 @@ def decompress(payload: bytes, limit: int) -> bytearray:
         raise
     except MemoryError:
         raise PackedError("this computer has not enough memory to unpack it") from None
-    except Exception as error:  # what six libraries raise for damaged input is theirs to choose
+    except Exception as error:  # six libraries raise various classes for damaged input
         raise PackedError(str(error) or type(error).__name__) from error
     return made
 
 
 def _pieces(payload: bytes, limit: int) -> Iterator[bytes]:
-    # Most boots find the kernel unpacked: what unpacks it is imported only here.
+    # Most boots find the kernel unpacked, so the libraries are imported only here.
     import bz2
     import lzma
     import zlib
@@ -77,7 +77,7 @@ def _pieces(payload: bytes, limit: int) -> Iterator[bytes]:
 
 
 def _fed(decompressor: _Decompressor, payload: bytes) -> Iterator[bytes]:
-    """lzma and bz2: what a piece of input leaves in them is asked for before they get more."""
+    """Drive lzma and bz2: drain the output of each piece of input before the next piece."""
     for start in range(0, len(payload), STEP):
         yield decompressor.decompress(payload[start : start + STEP], PIECE)
         while not decompressor.eof and not decompressor.needs_input:
@@ -88,7 +88,7 @@ def _fed(decompressor: _Decompressor, payload: bytes) -> Iterator[bytes]:
 
 
 def _gzip(decompressor: object, payload: bytes) -> Iterator[bytes]:
-    """zlib hands back what it did not take."""
+    """Unpack gzip: zlib returns the input that it did not consume."""
     import zlib
 
     unpacker = decompressor
@@ -115,7 +115,7 @@ def _zstd(payload: bytes) -> Iterator[bytes]:
 
 
 def _lz4_legacy(payload: bytes, limit: int) -> Iterator[bytes]:
-    """`lz4 -l`: blocks of 8 MiB, each after its packed size, up to the end; the kernel's size comes last."""
+    """Unpack `lz4 -l`: blocks of 8 MiB, each after its packed size, up to the end; the kernel's size comes last."""
     import lz4.block
 
     total, at = 0, 4

@@ -1,4 +1,4 @@
-"""The e820 map of physical memory: where RAM is, and which ranges the guest may use.
+"""The e820 map of physical memory: the ranges of RAM, and which of them the guest may use.
 
 Source: Linux arch/x86/include/uapi/asm/setup_data.h (struct boot_e820_entry), ACPI 6.5 chapter 15.
 
@@ -18,7 +18,7 @@ from pyvmm.address_map import ACPI_TABLES, EBDA, EXTENDED_RAM, HIGH_RAM, HOLE, L
 
 
 class E820Type(IntEnum):
-    """What a range of physical memory may be used for."""
+    """The type of a range of physical memory."""
 
     RAM = 1
     RESERVED = 2
@@ -27,7 +27,7 @@ class E820Type(IntEnum):
 
 
 class RamRange(NamedTuple):
-    """A piece of RAM in the guest's address space."""
+    """A range of RAM in the guest's address space."""
 
     gpa: int
     size: int
@@ -42,14 +42,14 @@ class E820Entry(NamedTuple):
 
 
 def ram_layout(ram_size: int) -> list[RamRange]:
-    """Where `ram_size` bytes of RAM are found: one range, or two around the hole below 4 GiB."""
+    """Return the ranges of `ram_size` bytes of RAM: one, or two around the hole below 4 GiB."""
     if ram_size <= HOLE.start:
         return [RamRange(0, ram_size)]
     return [RamRange(0, HOLE.start), RamRange(HIGH_RAM.start, ram_size - HOLE.start)]
 
 
 def e820_map(ram_size: int) -> list[E820Entry]:
-    """The map a BIOS would report for `ram_size` bytes of RAM, sorted and free of overlaps."""
+    """Return the map that a BIOS would report for `ram_size` bytes of RAM, sorted and free of overlaps."""
     entries = [
         E820Entry(LOW_RAM.start, min(ram_size, LOW_RAM.size), E820Type.RAM),
         E820Entry(EBDA.start, EBDA.size, E820Type.RESERVED),

@@ -26,7 +26,7 @@ PT_NOTE = 4
 HEADER_SIZE = 64
 PROGRAM_HEADER_SIZE = 56
 FILE_SIZE = 32  # p_filesz, in a program header
-MAX_PROGRAM_HEADERS = 64  # Linux has 5; more than this is no kernel
+MAX_PROGRAM_HEADERS = 64  # Linux has 5
 MAX_NOTE_BYTES = 1 << 20
 XEN_PHYS32_ENTRY = 18  # XEN_ELFNOTE_PHYS32_ENTRY: where PVH starts, a physical address
 
@@ -50,12 +50,12 @@ class Vmlinux:
 
     @property
     def end(self) -> int:
-        """First address after the kernel and its zeroed data."""
+        """Return the first address after the kernel and its zeroed data."""
         return max(segment.gpa + segment.size for segment in self.segments)
 
 
 def parse(data: Buffer | FileBytes, name: str = "kernel") -> Vmlinux:
-    """Read and check the headers. Raises ConfigError if it is no 64-bit x86 kernel, or not all of it is there."""
+    """Read and check the headers. Raises ConfigError if it is no 64-bit x86 kernel, or is truncated."""
     whole = len(data)
     view = bytes(data[:HEADER_SIZE])
     if len(view) < HEADER_SIZE or bytes(view[:4]) != ELF_MAGIC:
@@ -103,7 +103,7 @@ def parse(data: Buffer | FileBytes, name: str = "kernel") -> Vmlinux:
 
 
 def trim_zeros(data: bytearray, name: str = "kernel") -> None:
-    """Shorten the segments' parts in the file by the zeros at their ends: they need not be copied to fresh memory."""
+    """Exclude trailing zeros from the segments' file sizes: fresh memory needs no copy of them."""
     image = parse(data, name)
     (table,) = unpack_from("<Q", data, 32)
     wanted = {(segment.gpa, segment.offset): segment for segment in image.segments}
@@ -118,7 +118,7 @@ def trim_zeros(data: bytearray, name: str = "kernel") -> None:
 
 
 def _pvh_entry(notes: bytes) -> int | None:
-    """The address in Xen's PHYS32_ENTRY note, 32 or 64 bits wide; None if there is no such note."""
+    """Return the address in Xen's PHYS32_ENTRY note, 32 or 64 bits wide; None if there is no such note."""
     at = 0
     while at + 12 <= len(notes):
         name_size, size, kind = unpack_from("<III", notes, at)

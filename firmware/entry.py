@@ -3,8 +3,8 @@
 Source: Linux Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; Xen docs/misc/pvh.pandoc;
 Intel SDM volume 3, chapters 3 (segments), 4 (paging) and 9.8.5 (switching to 64-bit mode).
 
-A vCPU starts in real mode at the reset vector. A boot loader would lead it from there to 64-bit mode; we set the
-registers to what that would have left: flat segments, and in 64-bit mode page tables that map each address to itself.
+A vCPU starts in real mode at the reset vector. A boot loader would switch it to 64-bit mode; we set the
+registers as the loader would leave them: flat segments, and in 64-bit mode identity-mapping page tables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TASK_BUSY_32 = 11
 
 
 class Vcpu(Protocol):
-    """What is needed of a vCPU (pyvmm.kvm.Vcpu): its registers, as the kernel's structures."""
+    """The part of a vCPU (pyvmm.kvm.Vcpu) that is used here: its registers, as the kernel's structures."""
 
     regs: Any
     sregs: Any
@@ -41,7 +41,7 @@ class Vcpu(Protocol):
 
 @dataclass(slots=True)
 class SegmentState:
-    """A segment register: selector and the hidden part loaded from its descriptor."""
+    """A segment register: its selector, and the hidden part loaded from the descriptor."""
 
     selector: int
     type: int
@@ -52,7 +52,7 @@ class SegmentState:
     g: int = 1  # limit counts pages
 
     def descriptor(self) -> bytes:
-        """The eight bytes in the GDT."""
+        """Return the segment's eight bytes in the GDT."""
         limit = self.limit >> 12 if self.g else self.limit
         access = self.type | self.s << 4 | 1 << 7
         flags = self.g << 3 | self.db << 2 | self.l << 1
@@ -66,7 +66,7 @@ class BootState:
     rip: int
     rsi: int = 0  # 64-bit entry: the zero page
     rbx: int = 0  # PVH: struct hvm_start_info
-    rsp: int = address_map.STACK.end  # a guest that faults early should not wrap around
+    rsp: int = address_map.STACK.end  # so that an early fault does not wrap around
     cr0: int = CR0_PE | CR0_ET
     cr3: int = 0
     cr4: int = 0
@@ -76,11 +76,11 @@ class BootState:
     task: SegmentState = field(default_factory=lambda: SegmentState(TASK, TASK_BUSY_32, limit=0x67, s=0, db=0, g=0))
 
     def gdt(self) -> bytes:
-        """The descriptor table to be written at address_map.GDT: two unused entries, code, data, task."""
+        """Return the descriptor table to be written at address_map.GDT: two unused entries, code, data, task."""
         return bytes(16) + self.code.descriptor() + self.data.descriptor() + self.task.descriptor()
 
     def apply(self, vcpu: Vcpu) -> None:
-        """Set the registers. The vCPU must not be running; what is not named here keeps its reset value."""
+        """Set the registers. The vCPU must not be running; other registers keep their reset values."""
         sregs = vcpu.sregs
         sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = self.cr0, self.cr3, self.cr4, self.efer
         _load(sregs.cs, self.code)
@@ -105,7 +105,7 @@ def _load(target: Any, state: SegmentState) -> None:
 
 
 def long_mode(rip: int) -> BootState:
-    """64-bit entry: paging on, RSI at the zero page."""
+    """Return the state for the 64-bit entry: paging on, RSI at the zero page."""
     state = BootState(
         rip=rip,
         rsi=address_map.ZERO_PAGE.start,
@@ -119,12 +119,12 @@ def long_mode(rip: int) -> BootState:
 
 
 def protected_mode(rip: int) -> BootState:
-    """PVH entry: 32-bit protected mode without paging, EBX at the start info."""
+    """Return the state for the PVH entry: 32-bit protected mode without paging, EBX at the start info."""
     return BootState(rip=rip, rbx=address_map.START_INFO.start)
 
 
 def page_tables() -> bytes:
-    """Identity map of the first 4 GiB in 2 MiB pages, to be written at address_map.PAGE_TABLES.
+    """Return an identity map of the first 4 GiB in 2 MiB pages, to be written at address_map.PAGE_TABLES.
 
     One PML4, one page directory pointer table, four page directories. 1 GiB pages would take a third of that, but
     not every processor has them.

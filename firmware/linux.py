@@ -1,10 +1,10 @@
 """The boot loader: loads a Linux kernel, its initramfs, boot parameters and tables; gives the entry point.
 
-Where each thing goes: `pyvmm.address_map`. The kernel goes where it was linked (16 MiB), the initramfs to the end of
+Addresses are in `pyvmm.address_map`. The kernel goes where it was linked (16 MiB), the initramfs to the end of
 RAM below 3 GiB.
 
-Three entries. A bzImage by the 64-bit boot protocol unpacks itself in the guest. A vmlinux by the same protocol is
-already unpacked, which saves the guest that work. A vmlinux by PVH starts in 32-bit mode and finds the same things in
+There are three entries. A bzImage (64-bit boot protocol) unpacks itself in the guest. A vmlinux (same protocol) is
+already unpacked, which saves the guest that work. A vmlinux by PVH starts in 32-bit mode and gets the same data in
 another structure.
 """
 
@@ -35,9 +35,9 @@ Opener = Callable[[Path], int]
 PAGE = 4096
 BZIMAGE_ENTRY64 = 0x200  # startup_64, after the start of the protected-mode kernel
 VMLINUX_CMDLINE_SIZE = 2047  # COMMAND_LINE_SIZE of x86, less the closing zero
-INITRD_MAX = 0x7FFFFFFF  # a vmlinux tells no limit; what its header would say
+INITRD_MAX = 0x7FFFFFFF  # a vmlinux has no header with a limit; this is a bzImage's
 READ_SIZE = 16 * MIB  # a read cannot be interrupted; smaller ones take half as long again over a network
-HEADROOM = 16 * MIB  # beyond kernel and initramfs: with less, Linux panics before it can say why
+HEADROOM = 16 * MIB  # beyond kernel and initramfs: with less, Linux panics without a message
 
 
 class Memory(Protocol):
@@ -64,7 +64,7 @@ def load_linux(
 
     `acpi` None leaves the tables out. `fresh` says that the memory holds zeros, so that zeros need not be written;
     False for loading again after a reset. Raises ConfigError, one line with the next step, if the files or sizes
-    will not do. Guest memory may be partly written then. `opener` opens the files.
+    are unsuitable. Guest memory may be partly written then. `opener` opens the files.
     """
     plan = _plan(kernel, initrd, cmdline, ram_size, protocol, opener)
     loader, rsdp, e820 = plan.loader, 0, e820_map(ram_size)
@@ -93,7 +93,7 @@ class _Plan:
 
     @property
     def initrd_size(self) -> int:
-        """Bytes; 0 without an initramfs."""
+        """Return the initramfs's size in bytes; 0 without one."""
         return len(self.initrd.view) if self.initrd is not None else 0
 
 
@@ -160,7 +160,7 @@ def _write_parameters(
     initrd_size: int,
     rsdp: int,
 ) -> None:
-    """The zero page and page tables, or the PVH start info."""
+    """Write the zero page and page tables, or the PVH start info."""
     if loader.pvh:
         info = pvh.build(
             address_map.START_INFO.start,
@@ -188,7 +188,7 @@ def _write_parameters(
 class _Source:
     """A kernel or initramfs: bytes, or a file.
 
-    `view` is for a look at the headers. The bulk is read straight into guest memory.
+    `view` serves to parse the headers. The bulk is read directly into guest memory.
     """
 
     def __init__(self, source: Path | bytes | bytearray, name: str, opener: Opener = open_regular) -> None:
@@ -200,7 +200,7 @@ class _Source:
             raise ConfigError(f"{name}: the file is empty")
 
     def copy(self, memory: Memory, gpa: int, offset: int, size: int) -> None:
-        """Put `size` bytes from `offset` at `gpa`."""
+        """Copy `size` bytes from `offset` to `gpa`."""
         if isinstance(self.view, memoryview):
             memory.write(gpa, self.view[offset : offset + size])
             return
@@ -216,7 +216,7 @@ class _Source:
 
 
 class _Bzimage:
-    """A packed kernel: its protected-mode part goes where it would like to run."""
+    """A packed kernel: its protected-mode part goes to its preferred address."""
 
     pvh = False
 
@@ -273,7 +273,7 @@ def _clear(memory: Memory, start: int, end: int) -> None:
 
 
 def _place_initrd(loader: _Bzimage | _Vmlinux, size: int, ram_size: int, name: str, initrd_name: str) -> int:
-    """Address for the initramfs: as high as kernel and low RAM allow. Raises ConfigError if memory is short."""
+    """Return the initramfs's address: as high as kernel and low RAM allow. Raises ConfigError if memory is short."""
     low_ram = ram_layout(ram_size)[0].size
     pages = (size + PAGE - 1) & -PAGE
     if size and size > low_ram:

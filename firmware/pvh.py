@@ -26,7 +26,7 @@ def build(
     initrd_size: int = 0,
     rsdp_gpa: int = 0,
 ) -> bytes:
-    """struct hvm_start_info, the module list (the initramfs) and the memory map, to be written at `gpa`."""
+    """Build struct hvm_start_info, the module list (the initramfs) and the memory map, to be written at `gpa`."""
     modules = [MODULE.pack(initrd_gpa, initrd_size, 0, 0)] if initrd_size else []
     modules_gpa = gpa + START_INFO.size
     memory_gpa = modules_gpa + MODULE.size * len(modules)

@@ -25,7 +25,7 @@ MAGICS = [
 
 
 def describe(data: Buffer) -> str:
-    """ "a gzip file", "a text file", ... from the first bytes."""
+    """Return "a gzip file", "a text file", ... by the first bytes."""
     start = bytes(memoryview(data)[:512])
     for magic, words in MAGICS:
         if start.startswith(magic):

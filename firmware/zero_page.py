@@ -34,7 +34,7 @@ MAX_E820_ENTRIES = 128
 
 LOADER_UNKNOWN = 0xFF  # no number is assigned to us
 LOADED_HIGH = 1 << 0
-PROTOCOL = 0x20F  # what we fill in for a vmlinux, which brings no header of its own
+PROTOCOL = 0x20F  # for a vmlinux, which has no header of its own
 
 
 def build(
@@ -47,7 +47,7 @@ def build(
     initrd_size: int = 0,
     rsdp_gpa: int = 0,
 ) -> bytes:
-    """The page's 4096 bytes. `header` is the bzImage's own setup header, None for a vmlinux.
+    """Build the page's 4096 bytes. `header` is the bzImage's own setup header, None for a vmlinux.
 
     Addresses may lie above 4 GiB: their upper halves go to the ext_ fields.
     """

@@ -1,4 +1,4 @@
-"""The guest's programs: a static busybox, the machine's own or Debian's package."""
+"""The guest's programs: a static busybox, the host's own or from Debian's package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUITES = ("bookworm", "trixie", "bullseye")
 
 
 def busybox(progress: object = None) -> Path:
-    """A static busybox program, fetched into the cache if the machine has none."""
+    """Return a static busybox program, fetched into the cache if the host has none."""
     for place in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
         if _usable(place):
             return place
@@ -44,12 +44,12 @@ def _usable(place: Path) -> bool:
 
 
 def applets(program: Path) -> list[str]:
-    """The commands a busybox knows."""
+    """Return the commands that a busybox provides."""
     return run(str(program), "--list").split()
 
 
 def is_static(data: bytes) -> bool:
-    """Is this an ELF program that needs no loader and libraries? The initramfs has none."""
+    """Return whether this is an ELF program without loader and libraries, which the initramfs lacks."""
     if data[:5] != b"\x7fELF\x02":
         return False
     try:
@@ -57,4 +57,4 @@ def is_static(data: bytes) -> bool:
         size, count = unpack_from("<HH", data, 54)
         return all(unpack_from("<I", data, table + i * size)[0] != PT_INTERP for i in range(count))
     except (StructError, OverflowError):
-        return False  # cut, or damaged
+        return False  # truncated, or damaged

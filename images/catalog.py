@@ -4,12 +4,12 @@ In the cache:
 
     packages/*.deb                     as fetched
     kernels/PACKAGE_VERSION/           vmlinuz, vmlinux, config, modules/NAME.ko, kernel.json
-    initrd/NAME-HASH.cpio              HASH over all that went into it: checkouts with another init have another
-    images/NAME.json                   the manifest; written last, so what it names is whole
+    initrd/NAME-HASH.cpio              HASH over all inputs: checkouts with different init scripts differ
+    images/NAME.json                   the manifest; written last, so its files are complete
 
 `find_image` reads the manifest and is quick. When the cache lacks an initramfs with this checkout's init and agent,
-it makes one, which needs no network. Only `build_image` looks for newer packages. What has not been used for a month,
-or is more than `LIMITS` allow, is removed when something new is made (`tidy`).
+it makes one, which needs no network. Only `build_image` looks for newer packages. Files that were not used for a
+month, or exceed `LIMITS`, are removed when something new is made (`tidy`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from pyvmm.images.packages import Package
 
 MODULES = ("hv_vmbus", "hv_utils", "hv_balloon")
-"""What the guest loads, besides what these need."""
+"""Modules that the guest loads, besides their dependencies."""
 
 DEFAULT = "debian-6.1"
 
 KERNEL_FACTS: dict[str, Shape] = {"release": str, "package": str, "modules": [str]}
-"""Members of a kernel.json and of a manifest."""
+"""Required members of a kernel.json and of a manifest."""
 
 INITRDS = 16
-"""Initramfs of one image whose sizes its manifest keeps: as many checkouts can be used side by side."""
+"""Most initramfs per image whose sizes its manifest keeps: as many checkouts can be used side by side."""
 
 UNUSED_SECONDS = 30 * 24 * 3600.0
 LIMITS = {"initrd": 1 << 30, "vmlinux": 2 << 30, "packages": 2 << 30, "kernels": 4 << 30}
-"""Bytes that each part of the cache may take; what a manifest names is not counted and stays."""
+"""Size limits of the cache's parts, in bytes; files named in a manifest are not counted, and stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Where an image's kernel comes from: a package name pattern, and Debian suites that have it."""
+    """The source of an image's kernel: a package name pattern, and Debian suites that have it."""
 
     version: str
     suites: tuple[str, ...]
@@ -88,12 +88,12 @@ def _quiet(_text: str) -> None:
 
 
 def list_images() -> list[Image]:
-    """All images that have a recipe, built or not."""
+    """Return all images that have a recipe, built or not."""
     return [_load(name) or Image(name, False, name == DEFAULT) for name in RECIPES]
 
 
 def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _quiet) -> Image:
-    """The image, built now if necessary (and `build`). Raises ConfigError for an unknown name; HostError."""
+    """Return the image, built first if necessary (and `build`). Raises ConfigError for an unknown name; HostError."""
     _recipe(name)
     image = _load(name, ("kernel", "vmlinux"))
     if image is None:
@@ -108,21 +108,21 @@ def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _qu
 
 
 def known_image(name: str = DEFAULT) -> Image:
-    """As `find_image`, but without checking the files: for an emulated host, whose outer side has just checked them,
-    and where each access to a file is several 9p requests.
+    """Return the image as `find_image` does, without checking its files: for an emulated host, whose outer side has
+    just checked them, and where each access to a file is several 9p requests.
     """
     _recipe(name)
     image = _read(name)
-    if image is None or image.initrd.name != _initrd_name(image):  # another checkout has looked since
+    if image is None or image.initrd.name != _initrd_name(image):  # another checkout has changed the manifest since
         return find_image(name)
     return image
 
 
 def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = False) -> Image:
-    """Build an image from the newest package. What is there already is used again, unless `force`.
+    """Build an image from the newest package. Parts in the cache are reused, unless `force`.
 
-    `progress` is told each step in a few words. Raises ConfigError for an unknown name or a kernel that cannot be
-    had, HostError if a program or the disk fails; nothing half-made is left.
+    `progress` is called at each step with a short text. Raises ConfigError for an unknown name or an unavailable
+    kernel, HostError if a program or the disk fails; no partial output is left.
     """
     recipe = _recipe(name)
     with disk_errors(f"cannot build image {name}"), locked("images"):
@@ -153,7 +153,7 @@ def _manifest(name: str) -> Path:
 
 
 def _read(name: str) -> Image | None:
-    """The image as its manifest tells; None if there is none."""
+    """Read an image's manifest; None if there is none."""
     try:
         facts = load_object(_manifest(name), KERNEL_FACTS | {"kernel": str, "vmlinux": str, "initrd": str})
         if not isinstance(facts.get("sizes"), dict) or facts["sizes"].keys() - {"kernel", "vmlinux", "initrd"}:
@@ -175,13 +175,13 @@ def _read(name: str) -> Image | None:
 
 
 def _load(name: str, parts: tuple[str, ...] = ("kernel", "vmlinux", "initrd")) -> Image | None:
-    """The image as its manifest tells; None if there is none, or `parts` of it are gone."""
+    """Read an image's manifest; None if there is none, or `parts` of the image are missing."""
     image = _read(name)
     return image if image is not None and all(_is_whole(image, part) for part in parts) else None
 
 
 def _is_whole(image: Image, part: str) -> bool:
-    """Whether each part has the size in the manifest; if not, the file was cut or replaced."""
+    """Return whether each part has the size in the manifest; if not, it was truncated or replaced."""
     path: Path = getattr(image, part)
     try:
         return path.stat().st_size == image.sizes[part]
@@ -196,7 +196,7 @@ def _initrd_name(image: Image) -> str:
 
 
 def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
-    """Make the initramfs for an image whose kernel is there, unless that is there too, and write the manifest."""
+    """Make the initramfs, unless it exists, for an image whose kernel exists, and write the manifest."""
     initrd = cache_folder("initrd", _initrd_name(image))
     sizes = _initrd_sizes(image.name)
     if force or not initrd.exists() or sizes.pop(initrd.name, None) != initrd.stat().st_size:
@@ -227,7 +227,7 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
 
 
 def _initrd_sizes(name: str) -> dict[str, int]:
-    """Sizes of an image's initramfs in the cache, by name, the latest last."""
+    """Return the sizes of an image's initramfs in the cache, by name, the latest last."""
     try:
         sizes: dict[str, int] = load_object(_manifest(name), {"initrds": {str: int}})["initrds"]
     except FileError:
@@ -236,8 +236,8 @@ def _initrd_sizes(name: str) -> dict[str, int]:
 
 
 def tidy(*, everything: bool = False) -> list[Path]:
-    """Remove what has not been used for a month, what is past LIMITS (the longest unused first) and what killed
-    processes left; with `everything` all that no image needs. Returns what was removed.
+    """Remove files not used for a month, files past LIMITS (the longest unused first) and leftovers of killed
+    processes; with `everything` all that no image needs. Returns the removed files.
     """
     images = [image for image in map(_load, RECIPES) if image is not None]
     needed = {path for image in images for path in (image.kernel.parent, image.initrd)}
@@ -258,7 +258,7 @@ def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progr
 
 
 def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress = _quiet) -> Path:
-    """The default guest's initramfs with other `modules` (kdir.KernelTree.load_order), made unless it is there.
+    """Return the default guest's initramfs with other `modules` (kdir.KernelTree.load_order), made if missing.
 
     `label` becomes part of the file's name. Raises HostError if it cannot be made.
     """
@@ -275,14 +275,14 @@ def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress 
 
 
 def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:
-    """The folder with the newest kernel, fetched and unpacked unless it is there."""
+    """Return the folder of the newest kernel, fetched and unpacked if missing."""
     from pyvmm.images.packages import find_package
 
     progress("looking for the kernel package")
     try:
         package = find_package(recipe.pattern, recipe.suites)
     except (ConfigError, HostError):
-        # Offline: what an earlier build left will do.
+        # Offline: an earlier build's kernel suffices.
         before = _load(name)
         if before is None or force:
             raise
@@ -296,7 +296,7 @@ def _kernel(name: str, recipe: Recipe, progress: Progress, force: bool) -> Path:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a kernel's folder in the cache holds what `_unpack_kernel` writes last, and its files."""
+    """Return whether a kernel's folder in the cache is complete: its files, and `_unpack_kernel`'s last one."""
     try:
         facts = load_object(folder / "kernel.json", KERNEL_FACTS)
     except FileError:
@@ -310,7 +310,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progress) -> None:
-    """Fill `new` from the package, and from those it is split into since Linux 7.0."""
+    """Unpack a kernel package into `new`, with the packages into which it is split since Linux 7.0."""
     from pyvmm.images.modules import ModuleTree
     from pyvmm.images.packages import dependency, unpack_package
     from pyvmm.images.payload import unpack as unpack_kernel

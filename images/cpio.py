@@ -20,7 +20,7 @@ from pyvmm.errors import ConfigError
 MAGIC = b"070701"
 HEADER_SIZE = 110
 TRAILER = "TRAILER!!!"
-BLOCK = 512  # the whole is padded to this, as cpio does
+BLOCK = 512  # the archive is padded to this, as by cpio
 MEMBER_LIMIT = (1 << 32) - 1  # eight hex digits
 _DIGITS = re.compile(rb"[0-9a-fA-F]{104}")
 
@@ -36,14 +36,14 @@ class Entry:
 
 
 class CpioWriter:
-    """Collects members; `build` gives the archive. Folders must come before what is in them, as Linux unpacks."""
+    """Collects members; `build` returns the archive. Folders must precede their contents, for Linux's unpacker."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._names: set[str] = set()
 
     def folder(self, name: str, mode: int = 0o755) -> None:
-        """Add a folder and those above it, unless already there."""
+        """Add a folder and its parents, unless already there."""
         parent = name.rpartition("/")[0]
         if parent:
             self.folder(parent)
@@ -70,7 +70,7 @@ class CpioWriter:
         self._pieces += self._member(entry, len(self._names))
 
     def build(self) -> bytes:
-        """The archive so far, closed by its trailer."""
+        """Return the archive so far, closed by its trailer."""
         whole = b"".join([*self._pieces, *self._member(Entry(TRAILER, 0), 0)])
         return whole.ljust(-(-len(whole) // BLOCK) * BLOCK, b"\0")
 
@@ -96,7 +96,7 @@ class CpioWriter:
 
 
 def read_cpio(data: bytes) -> Iterator[Entry]:
-    """The members of an uncompressed archive, trailer left out. Raises ValueError if it is damaged or cut."""
+    """Return the members of an uncompressed archive, without trailer. Raises ValueError if damaged or truncated."""
     at = 0
     while True:
         header = data[at : at + HEADER_SIZE]

@@ -11,11 +11,11 @@ from pathlib import Path
 from pyvmm.images.cpio import CpioWriter
 from pyvmm.images.scheduled import PROGRAMS
 
-RECIPE = 2  # raise when what is built from the same inputs changes
+RECIPE = 2  # increment when the output for the same inputs changes
 
 FOLDERS = ("bin", "sbin", "dev", "etc/pyvmm", "proc", "root", "run", "sys", "tmp", "lib/modules")
-# Programs that the kernel calls by these names. Not modprobe: /init loads all modules there are, and while the kernel
-# boots it asks six to thirteen times for crypto modules that it has built in, at a fork and an exec each.
+# Programs that the kernel calls by these names. Not modprobe: /init loads all modules, and while the kernel
+# boots it calls modprobe six to thirteen times for crypto modules that it has built in, at a fork and an exec each.
 SBIN = ("poweroff", "reboot", "halt")
 FSTAB = """\
 proc /proc proc defaults 0 0
@@ -28,13 +28,13 @@ trace /sys/kernel/tracing tracefs defaults 0 0
 
 
 def guest_files() -> dict[str, bytes]:
-    """What is in images/guest: init, agent, profile."""
+    """Return the files of images/guest: init, agent, profile."""
     folder = Path(__file__).parent / "guest"
     return {name: (folder / name).read_bytes() for name in ("init", "agent", "profile")}
 
 
 def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str, bytes]]) -> bytes:
-    """The archive. `modules`: (name, contents) in the order /init loads them; `applets` become links to busybox."""
+    """Build the archive. `modules`: (name, contents) in load order for /init; `applets` become links to busybox."""
     guest = guest_files()
     archive = CpioWriter()
     for folder in FOLDERS:
@@ -61,7 +61,7 @@ def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str,
 
 
 def recipe_hash(*inputs: str) -> str:
-    """Digest of an initramfs's inputs: the recipe, our guest files, and `inputs` (packages, modules)."""
+    """Return a digest of an initramfs's inputs: the recipe, our guest files, and `inputs` (packages, modules)."""
     digest = hashlib.sha256(f"{RECIPE} {FSTAB} {FOLDERS} {SBIN}".encode())
     for name, data in (guest_files() | PROGRAMS).items():
         digest.update(f"\0{name}\0".encode() + data)

@@ -1,4 +1,4 @@
-"""A kernel build tree: the kernel, its release, its configuration and modules, as `make` left them."""
+"""A kernel build tree: finds the kernel, its release, configuration and modules in the output of `make`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 
 @dataclass(frozen=True, slots=True)
 class KernelTree:
-    """What pyvmm uses of a build tree."""
+    """The parts of a build tree that pyvmm uses."""
 
     folder: Path
     kernel: Path  # vmlinux if it is there, else the bzImage
@@ -25,7 +25,7 @@ class KernelTree:
     missing: tuple[str, ...]  # options that its .config lacks for pyvmm
 
     def load_order(self, wanted: list[str]) -> list[tuple[str, bytes]]:
-        """Modules of the tree in load order; those neither built in nor built are left out."""
+        """Return the tree's modules in load order, without those that are built in or were not built."""
         tree = ModuleTree(self.folder, listing=self.folder / "modules.order")
         present = [name for name in wanted if tree.is_builtin(name) or tree.has(name)]
         return tree.load_order(present)

@@ -8,7 +8,7 @@ FRAGMENT = Path(__file__).parent / "kernel.config"
 
 
 def options(config_text: str) -> dict[str, str]:
-    """CONFIG_ names and values of a .config; those not set are left out."""
+    """Return CONFIG_ names and values of a .config, without unset ones."""
     found = {}
     for line in config_text.splitlines():
         name, equals, value = line.strip().partition("=")
@@ -18,7 +18,7 @@ def options(config_text: str) -> dict[str, str]:
 
 
 def missing_options(config_text: str) -> list[str]:
-    """The fragment's lines that `config_text` does not meet, `CONFIG_HYPERV_BALLOON=m`. Built in serves for m."""
+    """Return the fragment's lines that `config_text` does not fulfil, e.g. `CONFIG_HYPERV_BALLOON=m`. y fulfils m."""
     have = options(config_text)
     missing = []
     for name, wanted in options(FRAGMENT.read_text()).items():

@@ -2,7 +2,7 @@
 
 Source: Linux scripts/mod/modpost.c (the section .modinfo), kmod's naming of compressed modules.
 
-What a module needs is read from the module itself: a kernel package holds no modules.dep before it is installed.
+Dependencies are read from the modules themselves: a kernel package has no modules.dep before it is installed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pyvmm.errors import ConfigError
 from pyvmm.files import read_file, read_text
 
 MODULE_LIMIT = 256 << 20
-"""Bytes of a module, packed or not: the largest (amdgpu with its debugging information) has some 200 MiB."""
+"""Largest module in bytes, packed or not: the largest (amdgpu with its debugging information) has some 200 MiB."""
 
 CHAIN_LIMIT = 100
-"""Length of a chain of dependencies; real chains have fewer than ten."""
+"""Longest chain of dependencies; real chains have fewer than ten."""
 
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
@@ -27,11 +27,11 @@ class ModuleTree:
     """The modules in a folder (lib/modules/RELEASE, or a kernel build tree), found by name."""
 
     def __init__(self, folder: Path, listing: Path | None = None) -> None:
-        """`listing` (a build tree's modules.order) spares a walk through tens of thousands of files."""
+        """Index `folder`. `listing` (a build tree's modules.order) avoids a walk through tens of thousands of files."""
         self.folder = folder
         self._files: dict[str, Path] = {}
         if listing is not None and listing.is_file():
-            # Up to Linux 6.2 it says kernel/drivers/... .ko, later drivers/... .o.
+            # Its lines are kernel/drivers/... .ko up to Linux 6.2, later drivers/... .o.
             lines = [line.removeprefix("kernel/") for line in read_text(listing).split()]
             paths = [folder / (line[:-2] + ".ko" if line.endswith(".o") else line) for line in lines]
         else:
@@ -50,7 +50,7 @@ class ModuleTree:
         return name in self._builtin
 
     def load_order(self, wanted: list[str]) -> list[tuple[str, bytes]]:
-        """`wanted` and all they need, each after what it needs, as (name, contents). Built-in ones are left out.
+        """Return `wanted` and their dependencies in load order as (name, contents), without built-in ones.
 
         Raises ConfigError for one that is neither there nor built in.
         """
@@ -84,12 +84,12 @@ class ModuleTree:
 
 
 def module_name(path: Path) -> str:
-    """`hyperv-keyboard.ko.xz` is the module hyperv_keyboard."""
+    """Return the module's name for a file: hyperv_keyboard for `hyperv-keyboard.ko.xz`."""
     return path.name.partition(".")[0].replace("-", "_")
 
 
 def read_module(path: Path) -> bytes:
-    """A module's ELF file, uncompressed: the guest should not have to. Raises ConfigError for what is none."""
+    """Read a module's ELF file, unpacked to save the guest that work. Raises ConfigError if it is no module."""
     data = read_file(path, MODULE_LIMIT)
     if path.suffix == ".ko":
         return data
@@ -102,7 +102,7 @@ def read_module(path: Path) -> bytes:
 
 
 def depends(module: bytes) -> list[str]:
-    """What the module needs loaded before it. Raises ConfigError if the file is no module."""
+    """Return the modules that must be loaded before this one. Raises ConfigError if the file is no module."""
     for line in modinfo(module):
         key, _, value = line.partition("=")
         if key == "depends":
@@ -111,7 +111,7 @@ def depends(module: bytes) -> list[str]:
 
 
 def modinfo(module: bytes) -> list[str]:
-    """The strings of the section .modinfo, `key=value` each."""
+    """Return the strings of the section .modinfo, `key=value` each."""
     try:
         (sections,) = unpack_from("<Q", module, 40)
         size, count, names_index = unpack_from("<HHH", module, 58)

@@ -1,7 +1,7 @@
-"""Debian packages, fetched by the machine's own apt, as root or not, and unpacked without being installed.
+"""Debian packages, fetched by the host's own apt, as root or not, and unpacked without being installed.
 
-A package is looked for in the machine's package lists first. What they lack (another Debian release's kernel) is
-looked for with lists of our own, in the cache: the suites asked for, from the mirrors the machine is configured with.
+A package is searched for in the host's package lists first. Others (another Debian release's kernel) are
+searched for in lists of our own, in the cache: the requested suites, from the mirrors that the host uses.
 The system's apt state is never changed.
 """
 
@@ -27,7 +27,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One set of package lists: the machine's, or suites of our own choice."""
+    """One set of package lists: the host's, or suites of our own choice."""
 
     label: str
     options: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ MACHINE = Source("this machine's package lists")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package that can be fetched, and where from."""
+    """A package that can be fetched, and its source."""
 
     name: str
     version: str
@@ -50,9 +50,9 @@ class Package:
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    """A program's output. Raises HostError with its last complaint if it fails or is missing.
+    """Run a program and return its output. Raises HostError with its last error line if it fails or is missing.
 
-    A full disk is an OSError, as if we had written ourselves. If we are interrupted, it ends and whatever it started.
+    A full disk is an OSError, as for our own writes. If we are interrupted, the program and its children are killed.
     """
     try:
         program = subprocess.Popen(
@@ -66,7 +66,7 @@ def run(*command: str, cwd: Path | None = None) -> str:
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
             process_group=0,
             preexec_fn=kill_with_parent(),
-            umask=0o077,  # what it writes is kept in the cache
+            umask=0o077,  # its output is kept in the cache
         )
     except FileNotFoundError as error:
         if cwd is not None and not cwd.exists():
@@ -76,7 +76,7 @@ def run(*command: str, cwd: Path | None = None) -> str:
         output, complaints = program.communicate()
     except BaseException:
         with suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)  # dpkg-deb's tar, too: it would go on writing what we remove
+            os.killpg(program.pid, signal.SIGKILL)  # dpkg-deb's tar, too: it would go on writing files that we remove
         program.communicate()
         raise
     if program.returncode:
@@ -88,9 +88,9 @@ def run(*command: str, cwd: Path | None = None) -> str:
 
 
 def find_package(pattern: str, suites: Sequence[str]) -> Package:
-    """The newest package whose name matches `pattern` (a regular expression), by this machine's lists or `suites`.
+    """Find the newest package whose name matches `pattern` (a regular expression), in the host's lists or `suites`.
 
-    Raises ConfigError naming all that was tried.
+    Raises ConfigError that names everything tried.
     """
     tried = []
     for suite in (None, *suites):
@@ -107,12 +107,12 @@ def find_package(pattern: str, suites: Sequence[str]) -> Package:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that takes digits for numbers: 6.1.0-9 before 6.1.0-10."""
+    """Return a sort key that compares digits as numbers: 6.1.0-9 before 6.1.0-10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def download(package: Package) -> Path:
-    """The package's .deb in the cache, fetched unless already there."""
+    """Return the package's .deb in the cache, fetched unless already there."""
     folder = cache_folder("packages")
     stem = f"{package.name}_{package.version.replace(':', '%3a')}_"
     found = sorted(folder.glob(f"{stem}*.deb"))
@@ -129,7 +129,7 @@ def download(package: Package) -> Path:
 
 
 def unpack_package(package: Package, folder: Path) -> None:
-    """Fetch a package unless the cache has it, and unpack it. A damaged file in the cache is fetched again."""
+    """Unpack a package, fetched unless the cache has it. A damaged file in the cache is fetched again."""
     deb = download(package)
     try:
         unpack(deb, folder)
@@ -144,7 +144,7 @@ def unpack(deb: Path, folder: Path) -> None:
 
 
 def private_source(suite: str) -> Source:
-    """Package lists of our own for `suite` (and its security updates), fetched if missing or a day old."""
+    """Return our own package lists for `suite` (and its security updates), fetched if missing or a day old."""
     folder = cache_folder("apt", suite)
     options: list[str] = []
     for key, value in {
@@ -179,12 +179,12 @@ def _now() -> float:
 
 
 def _sources(suite: str) -> str:
-    """A sources.list for `suite`, from the mirrors this machine is configured with."""
+    """Return a sources.list for `suite`, with the mirrors that the host uses."""
     wanted = "$(CREATED_BY)|$(ORIGIN)|$(REPO_URI)|$(RELEASE)"
     main = security = ""
     for line in run("apt-get", "indextargets", "--format", wanted).splitlines():
         kind, origin, uri, release = line.split("|", 3)
-        # The origin is known only once the machine has lists; before, go by the name of the repository.
+        # The origin is known only once the host has lists; before, use the repository's name.
         if kind != "Packages" or "debian" not in f"{origin}{uri}".lower():
             continue
         if release.endswith("-security") or "debian-security" in uri:
@@ -207,7 +207,7 @@ def _names(pattern: str, source: Source) -> list[str]:
 
 
 def _package(name: str, source: Source) -> Package:
-    """The candidate version's record."""
+    """Return the candidate version's record."""
     fields: dict[str, str] = {}
     for line in run("apt-cache", *source.options, "show", "--no-all-versions", name).splitlines():
         key, _, value = line.partition(": ")
@@ -217,7 +217,7 @@ def _package(name: str, source: Source) -> Package:
 
 
 def dependency(package: Package, pattern: str) -> Package | None:
-    """The package that `package` needs whose name matches `pattern`, from the same lists; None if it needs none."""
+    """Return the dependency of `package` whose name matches `pattern`, from the same lists; None if it has none."""
     for name in package.depends:
         if re.fullmatch(pattern, name):
             return _package(name, package.source)

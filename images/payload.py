@@ -1,4 +1,4 @@
-"""Unpacked kernels in the cache: a bzImage's vmlinux, made once, so that no guest spends its boot on unpacking."""
+"""Cache of unpacked kernels: a bzImage's vmlinux, made once, so that no guest has to unpack it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def cached_vmlinux(kernel: Path) -> Path:
-    """The vmlinux for a bzImage anywhere; a file that is no bzImage is returned as it is.
+    """Return the vmlinux for a bzImage at any path; a file that is no bzImage is returned unchanged.
 
-    Kept by path, time and size. Raises ConfigError for a damaged bzImage, HostError if the cache cannot be written.
+    Keyed by path, time and size. Raises ConfigError for a damaged bzImage, HostError if the cache cannot be written.
     """
     file = FileBytes(kernel)
     if not bzimage.is_bzimage(file):
@@ -36,7 +36,7 @@ def cached_vmlinux(kernel: Path) -> Path:
 
 
 def _whole(kept: Path) -> bool:
-    """Whether the cache has the complete vmlinux."""
+    """Return whether the cache has the complete vmlinux."""
     try:
         elf.parse(FileBytes(kept))
     except ConfigError:
@@ -45,7 +45,7 @@ def _whole(kept: Path) -> bool:
 
 
 def unpack(data: Buffer | FileBytes, name: str) -> bytes:
-    """The vmlinux in a bzImage, with the zeros at its segments' ends taken out of the file.
+    """Unpack the vmlinux in a bzImage, without the zeros at its segments' ends.
 
     The packed kernel holds .bss as zeros: 14 MiB in Debian's 6.1. Fresh guest memory is zero anyway.
     """

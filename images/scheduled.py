@@ -1,11 +1,11 @@
-"""Two tiny programs for the guest: run another one in a scheduling class, which busybox cannot do here (no chrt).
+"""Two tiny guest programs that run another one in a scheduling class, which this busybox cannot do (no chrt).
 
     realtime PROGRAM ARGUMENT...    SCHED_RR, priority 1     for the agent
     normal PROGRAM ARGUMENT...      SCHED_OTHER              for the commands it starts
 
 PROGRAM is a path. Linux lets a real-time task use a part of the memory that it keeps free (`min_free_kbytes`): a
-quarter, or half in newer ones (mm/page_alloc.c, gfp_to_alloc_flags()). A guest whose memory is used up by commands
-thus still has some for its agent, and the OOM killer is not called for what that allocates.
+quarter, or half in newer ones (mm/page_alloc.c, gfp_to_alloc_flags()). If commands use up a guest's memory, some is
+thus left for its agent, and the agent's allocations do not invoke the OOM killer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HEADERS = 64 + 56  # ELF header, one program header
 
 
 def program(policy: int, priority: int) -> bytes:
-    """A static ELF program. If the class is refused the other program runs all the same."""
+    """Build a static ELF program. If the class is refused, the other program runs all the same."""
     code = b"".join(
         [
             bytes.fromhex("4c8b2424"),  # mov r12, [rsp]               argc
@@ -63,4 +63,4 @@ def program(policy: int, priority: int) -> bytes:
 
 
 PROGRAMS = {"realtime": program(SCHED_RR, 1), "normal": program(SCHED_OTHER, 0)}
-"""By name, in /etc/pyvmm of the guest."""
+"""The programs by name, as in /etc/pyvmm of the guest."""
