@@ -27,7 +27,7 @@ class ModuleTree:
     """The modules in a folder (lib/modules/RELEASE, or a kernel build tree), found by name."""
 
     def __init__(self, folder: Path, listing: Path | None = None) -> None:
-        """Index `folder`. `listing` (a build tree's modules.order) avoids a walk through tens of thousands of files."""
+        """Index `folder`. `listing` (a build tree's modules.order) avoids a walk through 10,000s of files."""
         self.folder = folder
         self._files: dict[str, Path] = {}
         if listing is not None and listing.is_file():

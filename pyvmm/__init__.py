@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The API's names, imported at the first use: `import pyvmm` is what every command begins with."""
+    """Import the API's names at their first use: every command pays for `import pyvmm`."""
     if name in __all__:
         from importlib import import_module
 

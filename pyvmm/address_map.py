@@ -1,10 +1,10 @@
 """The machine's address map: every fixed guest physical address, I/O port, interrupt line and KVM memory slot, once.
 
 Firmware, devices, the Hyper-V engines and the machine take their numbers from here; `pyvmm doctor --map` prints them.
-The guest learns them from the e820 map, the ACPI tables and its registers at the start.
+The guest gets them from the e820 map, the ACPI tables and its registers at the start.
 
 RAM beyond 3 GiB continues at 4 GiB: interrupt controllers, serial windows and the VMBus window lie between. One place
-may lie in another (the kernel command line in low RAM) but two never overlap in part.
+may lie in another (the kernel command line in low RAM), but two never overlap partially.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAGE = 4 * KIB
 
 
 class Place(NamedTuple):
-    """A range of one address space: `size` addresses from `start` on, and what is found there."""
+    """A range of one address space: `size` addresses from `start` on, and its contents."""
 
     start: int
     size: int
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first address after it."""
+        """Return the first address after the place."""
         return self.start + self.size
 
 
@@ -54,7 +54,7 @@ def _slots(start: int, count: int, what: str) -> Place:
     return _place("slots", start, count, what)
 
 
-# Guest physical memory. What the boot loader leaves in low RAM is the kernel's to overwrite.
+# Guest physical memory. The kernel may overwrite the boot loader's data in low RAM.
 LOW_RAM = _memory(0, 0x9FC00, "RAM below the EBDA")
 GDT = _memory(0x1000, 0x2000, "boot loader: GDT")
 START_INFO = _memory(0x2000, 0x7000, "boot loader: PVH start info")
@@ -68,7 +68,7 @@ EXTENDED_RAM = _memory(1 * MIB, 3 * GIB, "RAM: kernel where it was linked, initr
 HOLE = _memory(3 * GIB, 4 * GIB, "no RAM: devices")
 VMBUS_WINDOW = _memory(0xF8000000, 0xFEC00000, "VMBus: address space that drivers may ask for")
 IO_APIC = _memory(0xFEC00000, 0xFEC00000 + PAGE, "I/O APIC (KVM)")
-# Above the I/O APIC, where PCs have nothing but more of them; a page apart, for RBR is in the page before.
+# Above the I/O APIC, where PCs have only more I/O APICs; a page apart, because RBR is in the page before.
 CONSOLE_WINDOW = _memory(0xFEC11000, 0xFEC12000, "COM1, the console: registers; RBR in the byte before")
 AGENT_WINDOW = _memory(0xFEC13000, 0xFEC14000, "COM2, the agent: registers; RBR in the byte before")
 LOCAL_APIC = _memory(0xFEE00000, 0xFEE00000 + MIB, "local APICs (KVM); written by a device: MSIs")
@@ -76,7 +76,7 @@ IDENTITY_MAP = _memory(0xFFFBC000, 0xFFFBD000, "page table for real mode (KVM on
 TSS = _memory(0xFFFBD000, 0xFFFC0000, "task state segment for real mode (KVM on Intel)")
 HIGH_RAM = _memory(4 * GIB, 1 << 52, "RAM beyond 3 GiB, then the window for hot-added memory; end: the CPU's")
 
-# I/O ports. (KVM): answered in the kernel.
+# I/O ports. (KVM): handled in the kernel.
 PIC_MASTER = _ports(0x20, 2, "8259 interrupt controller (KVM)")
 PIT = _ports(0x40, 4, "8254 timer (KVM)")
 I8042_DATA = _ports(0x60, 1, "keyboard controller: data")
@@ -91,7 +91,7 @@ ELCR = _ports(0x4D0, 2, "edge or level of the 8259s' lines (KVM)")
 ACPI_PM = _ports(0x600, 12, "ACPI power management: PM1 event, PM1 control, timer")
 RESET = _ports(0xCF9, 1, "reset register")
 
-# Interrupt lines. Channels have none: Linux is interrupted by the SynIC at the vector it chose (0xf3).
+# Interrupt lines. Channels have none: the SynIC interrupts Linux at the vector that it chose (0xf3).
 PIT_LINE = _line(0, "8254 timer, on I/O APIC pin 2")
 KEYBOARD_LINE = _line(1, "keyboard controller")
 COM2_LINE = _line(3, "ttyS1, the agent")

@@ -1,4 +1,4 @@
-"""Locked instructions for memory that a running guest changes under us.
+"""Atomic instructions for memory that a running guest changes concurrently.
 
 CPython has no atomic read-modify-write and no memory fence. Both come from a few bytes of machine code in an
 executable anonymous page, called through ctypes with the GIL held (they take nanoseconds). Every locked instruction
@@ -35,5 +35,5 @@ _own_address = ctypes.addressof(_own_word)
 
 
 def memory_barrier() -> None:
-    """A full store-load barrier. Comment each call with its partner on the guest's side."""
+    """Execute a full store-load barrier. Comment each call with its partner on the guest's side."""
     compare_exchange(_own_address, 0, 0)

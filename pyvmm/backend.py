@@ -5,7 +5,7 @@ Source: mmap(2), memfd_create(2), mbind(2); Linux Documentation/admin-guide/mm/h
     anon                 private to this process, huge pages where the host has them to spare; the default
     memfd                shared, so that another process could map it
     file=PATH            a file (made, or emptied if it is one of ours by its size), or one without a name in a folder
-    hugetlb=2M|1G        huge pages set aside by the administrator; only whole ones are ever given back
+    hugetlb=2M|1G        huge pages set aside by the administrator; only whole ones are ever discarded
     ...,prealloc=on      the host allocates the memory at once, not when the guest first touches it
     ...,numa=N           the memory comes from NUMA node N
 """
@@ -38,7 +38,7 @@ _libc.syscall.restype = ctypes.c_long
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A memory backend as the user chose it. `parse` reads the form of `--mem-backend`; `open` allocates."""
+    """A memory backend as configured by the user. `parse` reads the form of `--mem-backend`; `open` allocates."""
 
     kind: Literal["anon", "memfd", "file", "hugetlb"] = "anon"
     path: Path | None = None
@@ -48,7 +48,7 @@ class Backend:
 
     @classmethod
     def parse(cls, text: str) -> Backend:
-        """Raises ConfigError for what is not of the form."""
+        """Parse the form of `--mem-backend`. Raises ConfigError."""
         first, *more = text.split(",")
         kind, _, value = first.partition("=")
         path, page_size, prealloc, node = None, PAGE_SIZE, False, None
@@ -84,7 +84,7 @@ class Backend:
         return text + ",prealloc=on" * self.prealloc + (f",numa={self.node}" if self.node is not None else "")
 
     def open(self, size: int) -> Pool:
-        """A pool of `size` bytes. Raises ConfigError or HostError in one line."""
+        """Open a pool of `size` bytes. Raises ConfigError or HostError in one line."""
         if self.node is not None and not (NUMA_NODES / f"node{self.node}").is_dir():
             raise ConfigError(f"memory backend {self}: this host has no NUMA node {self.node}")
         return Pool(self, size)
@@ -132,7 +132,7 @@ class Pool:
             return os.open(path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the mapping keeps it
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the mapping holds the lock
             if os.fstat(fd).st_size not in (0, self._size):
                 raise ConfigError(f"memory backend {self.backend}: the file holds something else; name a new one")
             os.ftruncate(fd, 0)
@@ -159,7 +159,7 @@ class Pool:
             )
 
     def take(self, size: int, *, populate: bool | None = None) -> HostMemory:
-        """The next `size` bytes. `populate`: allocate them now; None: as the backend says. Raises HostError."""
+        """Return the next `size` bytes. `populate`: allocate pages now; None: by the backend. Raises HostError."""
         backend = self.backend
         assert self._taken + size <= self._size, "the pool is used up"
         memory = HostMemory(
@@ -190,7 +190,7 @@ def _bind(memory: HostMemory, node: int) -> None:
     mask = (ctypes.c_ulong * (_NODE_LIMIT // 64))()
     mask[node // 64] = 1 << node % 64
     address, size = ctypes.c_void_p(memory.address), ctypes.c_ulong(memory.size)
-    bits = ctypes.c_ulong(_NODE_LIMIT + 1)  # the kernel takes one off
+    bits = ctypes.c_ulong(_NODE_LIMIT + 1)  # the kernel subtracts one
     if _libc.syscall(
         ctypes.c_long(_SYS_MBIND), address, size, ctypes.c_long(_MPOL_BIND), mask, bits, ctypes.c_ulong(0)
     ):

@@ -28,22 +28,22 @@ class BitField:
 
 
 def bits(low: int, width: int) -> BitField:
-    """The field of `width` bits whose lowest is bit `low`."""
+    """Declare a field of `width` bits whose lowest is bit `low`."""
     return BitField(low, width)
 
 
 def bit(low: int) -> BitField:
-    """The single bit `low`, as 0 or 1."""
+    """Declare the single bit `low`, 0 or 1."""
     return BitField(low, 1)
 
 
 class Bits(int):
-    """A register value. Immutable, compares and prints as the int it is."""
+    """A register value. Immutable, compares and prints as an int."""
 
     __slots__ = ()
 
     def replace(self, **changes: int) -> Self:
-        """The value with the named fields changed. Raises ValueError for a value wider than its field."""
+        """Return the value with the named fields changed. Raises ValueError for a value wider than its field."""
         value = int(self)
         for name, new in changes.items():
             spec = type(self).__dict__[name]

@@ -1,6 +1,6 @@
-"""The user's cache folder in use: locks between processes that build the same, errors of the disk, and pruning.
+"""Operations on the user's cache folder: build locks between processes, disk errors, and pruning.
 
-`pyvmm.paths` says where the folder is and how files get there whole. Everything in it can be deleted at any time when
+`pyvmm.paths` has the folder's place and atomic creation of files. Everything in it can be deleted at any time when
 nothing is being built.
 """
 
@@ -22,7 +22,7 @@ from pyvmm.paths import cache_folder, make_folder, open_private, remove_leftover
 
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError into a HostError that says what was being done and the likely cause."""
+    """Turn an OSError into a HostError that names the operation and the likely cause."""
     try:
         yield
     except OSError as error:
@@ -38,7 +38,7 @@ def disk_errors(doing: str) -> Iterator[None]:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold a lock in the cache, waiting for another process that builds the same. Freed when the process ends."""
+    """Hold a lock in the cache, waiting for another process's build of the same. Freed when the process ends."""
     folder = cache_folder("locks")
     make_folder(folder)
     descriptor = open_private(folder / f"{name}.lock")
@@ -50,14 +50,14 @@ def locked(name: str) -> Iterator[None]:
 
 
 def mark_used(path: Path) -> None:
-    """Set a file's time of access, from which `prune` counts: where file systems keep none by themselves."""
+    """Set a file's access time, which `prune` uses: some file systems do not record it."""
     with suppress(OSError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def prune(folder: Path, seconds: float, limit: int, needed: Collection[Path]) -> list[Path]:
-    """Remove from `folder` what has not been used for `seconds`, and the longest unused of what takes more than
-    `limit` bytes; not what is `needed`. Returns what was removed.
+    """Remove entries of `folder` not used for `seconds`, and the longest unused beyond `limit` bytes, except those
+    in `needed`. Returns the removed entries.
     """
     removed = []
     now = time.time()
@@ -66,7 +66,7 @@ def prune(folder: Path, seconds: float, limit: int, needed: Collection[Path]) ->
         entries = [(_used(path.lstat()), path) for path in folder.iterdir() if path not in needed]
         for used, path in sorted(entries, reverse=True):
             if path.name.startswith("."):
-                continue  # being made
+                continue  # under construction
             limit -= sum(each.lstat().st_size for each in (path, *path.rglob("*")))
             if limit < 0 or now - used > seconds:
                 if path.is_dir():
@@ -78,5 +78,5 @@ def prune(folder: Path, seconds: float, limit: int, needed: Collection[Path]) ->
 
 
 def _used(found: os.stat_result) -> float:
-    """The time of the last use. A folder has its time of change: its access time is only that of the last listing."""
+    """Return the time of the last use. A folder's is its change time: its access time is that of the last listing."""
     return found.st_mtime if stat.S_ISDIR(found.st_mode) else max(found.st_atime, found.st_mtime)

@@ -1,7 +1,7 @@
 """Containment: an unexpected exception on a path that a guest reaches fails that access, and does not end the VMM.
 
-Only `GuestError` should leave guest-facing code. Any other exception is a bug of ours, with which a guest must not be
-able to end the machine. So each entry that a guest reaches catches it once, in its outermost function:
+Only `GuestError` should leave guest-facing code. Any other exception is a bug of ours, and a guest must not be able
+to end the machine through it. So each entry that a guest reaches catches it once, in its outermost function:
 
     port, MMIO   reads as all ones, a write is ignored (IoMap)     hypercall   a status (Hypercalls.call)
     MSR          #GP in the guest (Hardware)                       message     dropped (Vmbus)
@@ -35,16 +35,16 @@ strict = bool(os.environ.get("PYVMM_STRICT"))
 """Let exceptions pass, so that tests fail on them."""
 
 TOLD_LIMIT = 10
-"""Places reported on stderr; each takes a screen, and all of them fit into a pipe that is not read."""
+"""Most places reported on stderr; each takes a screen, and all of them fit into a pipe that is not read."""
 
 counts: Counter[str] = Counter()
 """Contained exceptions by entry. The code names the entries, which bounds this."""
 
-_told: set[tuple[str, int, str]] = set()  # file, line and class of what was raised
+_told: set[tuple[str, int, str]] = set()  # file, line and class of the exceptions reported
 
 
 def contain(where: str, error: Exception) -> None:
-    """Count, trace and report `error`, which left guest-facing code at the entry `where`. For the `except` clause.
+    """Count, trace and report `error`, which left guest-facing code at the entry `where`. For `except` clauses.
 
     Raises `error` again if `strict`.
     """
@@ -61,7 +61,7 @@ def contain(where: str, error: Exception) -> None:
 
 
 def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
-    """Decorate an entry that returns nothing: exceptions that leave it are contained."""
+    """Decorate an entry that returns nothing, so that exceptions which leave it are contained."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R | None]:
         @functools.wraps(function)
@@ -83,7 +83,7 @@ def report(where: str, error: BaseException) -> None:
 
 
 def _place(error: Exception) -> tuple[str, int, str]:
-    """Where it was raised."""
+    """Return the place where the exception was raised."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -93,10 +93,10 @@ def _place(error: Exception) -> tuple[str, int, str]:
 
 def _tell(head: str, error: BaseException) -> None:
     text = f"pyvmm: {head}\n"
-    if isinstance(error, PyvmmError):  # KVM or the host refused: its text says what
+    if isinstance(error, PyvmmError):  # KVM or the host refused: its text suffices
         text += f"  {error}\n"
     else:
-        import traceback  # costs a millisecond that no start of the command line has to spare
+        import traceback  # costs a millisecond, too much for each start of the command line
 
         text += "".join(traceback.format_exception(error))
     from pyvmm.guest_text import clean

@@ -18,15 +18,15 @@ class GuestError(PyvmmError):
 
 
 class WireError(GuestError):
-    """Bytes that do not hold the structure they announce."""
+    """Bytes do not hold the structure that they announce."""
 
 
 class GuestProtocolError(GuestError):
-    """A well-formed message that means nothing, or comes at the wrong time."""
+    """A well-formed message is invalid, or comes in the wrong state."""
 
 
 class GuestMemoryError(GuestError):
-    """An access outside guest RAM. Names length and address."""
+    """An access is outside guest RAM. The text names length and address."""
 
 
 class HostError(PyvmmError):

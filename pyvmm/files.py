@@ -20,16 +20,16 @@ from pyvmm.errors import ConfigError
 
 MIB = 1 << 20
 TEXT_LIMIT = 16 * MIB
-"""Bytes of a text file that is read whole; kernel configurations and module lists have half a megabyte."""
+"""Largest text file in bytes; kernel configurations and module lists have half a megabyte."""
 
 JSON_LIMIT = 16 * MIB
-"""Bytes of a JSON file of ours; the largest, an emulated host's kit.json, has some 100 KiB."""
+"""Limit in bytes of a JSON file of ours; the largest, an emulated host's kit.json, has some 100 KiB."""
 
 DEPTH_LIMIT = 100
-"""Objects and arrays within each other in a JSON text: reading and writing them again recurses."""
+"""Deepest nesting of objects and arrays in a JSON text: parsing and encoding recurse."""
 
 NUMBER_LIMIT = 20
-"""Characters of an integer in JSON: 64 bits have 20 digits. Longer ones stay text: they are not a size or count."""
+"""Longest integer in JSON, in characters: 64 bits have 20 digits. Longer ones stay text: no size or count."""
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -40,11 +40,11 @@ _KINDS = (
 
 
 class FileError(ConfigError):
-    """A file that cannot be read, or has unexpected contents."""
+    """A file cannot be read, or has unexpected contents."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor of the regular file at `path`. Raises FileError, also for anything else that is there."""
+    """Open the regular file at `path` and return its descriptor. Raises FileError, also for other types of file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
@@ -65,7 +65,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def _reason(path: str | os.PathLike[str], error: OSError) -> str:
-    """The text for a failed open: a socket fails with ENXIO, whose own text says little."""
+    """Return the text for a failed open: a socket fails with ENXIO, whose own text is unspecific."""
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             return "it is a socket, not a file"
@@ -75,7 +75,7 @@ def _reason(path: str | os.PathLike[str], error: OSError) -> str:
 
 
 def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The contents of a regular file of at most `limit` bytes. Raises FileError."""
+    """Return the contents of a regular file of at most `limit` bytes. Raises FileError."""
     descriptor = open_regular(path)
     try:
         with io.FileIO(descriptor) as file:
@@ -90,14 +90,14 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
-    """The same as text; bytes that are no UTF-8 become U+FFFD."""
+    """Return a regular file's contents as text; bytes that are no UTF-8 become U+FFFD."""
     return read_file(path, limit).decode("utf-8", "replace")
 
 
 class FileBytes:
     """A regular file as a sequence of bytes: `len`, and slices that are read on demand.
 
-    A piece that is gone is a FileError; in a mapping of a truncated file it would be a fatal SIGBUS.
+    A read past a truncated file's end raises FileError; in a mapping it would be a fatal SIGBUS.
     """
 
     def __init__(self, path: Path, opener: Callable[[Path], int] = open_regular) -> None:
@@ -145,14 +145,14 @@ DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constan
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError if it is invalid, or nested deeper than DEPTH_LIMIT."""
+    """Parse a JSON text. Raises ValueError if it is invalid, or nested deeper than DEPTH_LIMIT."""
     if text.count("[") + text.count("{") > DEPTH_LIMIT and _depth(text) > DEPTH_LIMIT:
         raise ValueError("nested too deep")
     return DECODER.decode(text)
 
 
 def _depth(text: str) -> int:
-    """Levels of brackets, counting those in strings too: files of ours are far from the limit."""
+    """Return the nesting depth of brackets, those in strings included: files of ours are far from the limit."""
     depth = most = 0
     for letter in text:
         if letter in "[{":
@@ -168,7 +168,7 @@ Shape = type | tuple[type, ...] | list[Any] | dict[Any, Any]
 
 
 def load_object(path: str | os.PathLike[str], members: Mapping[str, Shape]) -> dict[str, Any]:
-    """The JSON object in a file, each of `members` there and of its shape; others pass. Raises FileError."""
+    """Load a file's JSON object, and check that `members` exist in their shapes; others pass. Raises FileError."""
     try:
         return parse_object(read_text(path, JSON_LIMIT), members)
     except ValueError as error:
@@ -176,7 +176,7 @@ def load_object(path: str | os.PathLike[str], members: Mapping[str, Shape]) -> d
 
 
 def parse_object(text: str, members: Mapping[str, Shape]) -> dict[str, Any]:
-    """The same of a text. Raises ValueError."""
+    """Parse a JSON object and check its members as `load_object` does. Raises ValueError."""
     found = parse_json(text)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
@@ -197,12 +197,12 @@ def _fits(value: Any, shape: Shape) -> bool:
     if isinstance(value, bool):
         return bool in shape if isinstance(shape, tuple) else shape is bool
     if isinstance(value, str) and "\0" in value:
-        return False  # no path or name of ours
+        return False  # no path or name of ours contains one
     return isinstance(value, shape)
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path for a message: cut if it is absurdly long."""
+    """Return a path for a message, shortened beyond 300 characters."""
     text = os.fspath(path)
     text = text if isinstance(text, str) else os.fsdecode(text)
     return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"

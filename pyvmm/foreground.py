@@ -24,19 +24,19 @@ from types import FrameType
 from typing import Any
 
 LOOK_AGAIN = 0.25
-"""Seconds between two looks at whether a background process has become the foreground's."""
+"""Seconds between two checks whether a background process is in the foreground group now."""
 
 WINDOW_LIMIT = 4096
-"""Rows and columns; the smallest letters on the largest screens make some 2,000."""
+"""Most rows and columns; the smallest font on the largest screens gives some 2,000."""
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 Mode = list[Any]
-"""What tcgetattr gives."""
+"""A terminal's attributes, as tcgetattr returns them."""
 
 
 def guest_console(mode: Mode) -> None:
-    """Raw input; output keeps OPOST, as in QEMU: a host message's "\\n" in between still starts a new line."""
+    """Set raw input; output keeps OPOST, as in QEMU: a host message's "\\n" in between still starts a new line."""
     mode[0] &= ~(
         termios.BRKINT
         | termios.ICRNL
@@ -54,19 +54,19 @@ def guest_console(mode: Mode) -> None:
 
 
 def all_raw(mode: Mode) -> None:
-    """Raw input and output: the terminal inside the emulated host does all processing."""
+    """Make input and output raw: the terminal inside the emulated host does all processing."""
     guest_console(mode)
     mode[1] &= ~termios.OPOST
 
 
 def key_by_key(mode: Mode) -> None:
-    """Keys one by one and not shown; Ctrl-C and Ctrl-Z are signals still."""
+    """Read keys one by one, without echo; Ctrl-C and Ctrl-Z still send signals."""
     mode[3] &= ~(termios.ECHO | termios.ICANON)
     mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
 
 
 def in_foreground(fd: int) -> bool:
-    """Whether this process may read and change the terminal `fd`. One that is not its controlling terminal it may."""
+    """Return whether this process may read and change the terminal `fd`; always if it is not its controlling one."""
     try:
         return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
@@ -74,8 +74,8 @@ def in_foreground(fd: int) -> bool:
 
 
 def stop_by(number: int) -> None:
-    """Be stopped by signal `number`, so that the parent sees that one; on return the process was continued, or never
-    stopped because no shell would continue it (its process group is orphaned).
+    """Stop this process by signal `number`, which the parent then sees; on return it was continued, or never stopped
+    because no shell would continue it (its process group is orphaned).
     """
     before = signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
@@ -83,7 +83,7 @@ def stop_by(number: int) -> None:
 
 
 def window_of(fd: int) -> tuple[int, int] | None:
-    """Rows and columns of the terminal `fd`; None if it is none, or does not know, or says what cannot be."""
+    """Return rows and columns of the terminal `fd`; None if it is no terminal, or its size is unknown or absurd."""
     try:
         size = os.get_terminal_size(fd)
     except OSError:
@@ -93,32 +93,32 @@ def window_of(fd: int) -> tuple[int, int] | None:
 
 
 class Terminal:
-    """One terminal: `make(mode)` changes its mode for us. On the main thread."""
+    """One terminal, whose mode `make(mode)` changes for us. On the main thread."""
 
     def __init__(self, fd: int, make: Callable[[Mode], None] = guest_console) -> None:
         self.fd = fd
         self.held = False
-        """Whether it is in our mode."""
+        """Whether the terminal is in our mode."""
         self._make = make
         self._owner = os.getpid()
         self._before: Mode | None = None
         self._ours: Mode | None = None
 
     def look(self, *, resumed: bool = False) -> bool:
-        """Whether we are in the foreground. Takes the terminal if so; after a stop (`resumed`) once more, because the
-        shell has set its mode.
+        """Return whether we are in the foreground; if so, set our mode. After a stop (`resumed`) it is set again,
+        because the shell has changed it.
         """
         if not in_foreground(self.fd):
             self.held = False
             return False
         if not self.held or resumed:
-            with contextlib.suppress(termios.error, OSError):  # hung up: the read will tell
+            with contextlib.suppress(termios.error, OSError):  # hung up: the next read fails
                 self._enter()
         return True
 
     def _enter(self) -> None:
         mode = termios.tcgetattr(self.fd)
-        if mode != self._ours:  # else a shell left it as it was when we were stopped
+        if mode != self._ours:  # else a shell kept our mode while we were stopped
             self._before = mode
         ours = termios.tcgetattr(self.fd)
         self._make(ours)
@@ -127,14 +127,14 @@ class Terminal:
         self._ours = termios.tcgetattr(self.fd)
 
     def give_back(self) -> None:
-        """Set the mode from before, if the terminal is ours. Does nothing in a forked child: it is its parent's."""
+        """Restore the previous mode, if ours is set. Does nothing in a forked child: the parent restores it."""
         if os.getpid() != self._owner or not self.held or self._before is None:
             return
         self.held = False
         if not in_foreground(self.fd):
             return
         with contextlib.suppress(termios.error, OSError):  # hung up: nothing left to restore
-            # The shell may take the terminal between the look and this: then it must not stop us.
+            # The shell may take the terminal between the check and this call: then it must not stop us.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
             try:
                 termios.tcsetattr(self.fd, termios.TCSANOW, self._before)
@@ -144,11 +144,11 @@ class Terminal:
 
 @contextlib.contextmanager
 def taken(terminal: Terminal, *, watch: bool = True) -> Iterator[Terminal]:
-    """Take a terminal for the block, as soon as and as long as this process is in its foreground.
+    """Set a terminal's mode for the block, as soon as and as long as this process is in its foreground.
 
     Its mode is restored when the block ends, however it ends, and at interpreter exit. With `watch`, on the main
-    thread, also before the process dies of a signal or is stopped by one. Handlers that were installed before are
-    called after the restoring; signals that were ignored stay so.
+    thread, also before the process dies of a signal or is stopped by one. Previously installed handlers
+    are called after that; ignored signals stay ignored.
     """
     atexit.register(terminal.give_back)
     try:
@@ -162,7 +162,7 @@ def taken(terminal: Terminal, *, watch: bool = True) -> Iterator[Terminal]:
 
 @contextlib.contextmanager
 def raw_terminal(fd: int, make: Callable[[Mode], None] = guest_console) -> Iterator[Terminal | None]:
-    """The terminal `fd` in raw mode for the block: see `taken`. None if it is no terminal."""
+    """Set the terminal `fd` to raw mode for the block: see `taken`. None if it is no terminal."""
     if not os.isatty(fd):
         yield None
         return

@@ -4,9 +4,9 @@
     \\u202e              bidi overrides, zero-width characters    text that reads otherwise than it is
     \\xff                bytes that are no UTF-8
 
-All text that a guest can choose goes through here before it is shown anywhere but on the interactive console: panic
+All text that a guest can choose passes this filter before it is shown anywhere but on the interactive console: panic
 texts, `pyvmm log` on a terminal, trace events, device names, error texts from a monitor. Programs (JSON, the Python
-API, `pyvmm log` into a pipe, `--console FILE`) get it as it is. SECURITY.md says so to users.
+API, `pyvmm log` into a pipe, `--console FILE`) get it unfiltered, as SECURITY.md documents.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _KEPT = "\n\t"
 
 
 def clean(text: str | bytes) -> str:
-    """`text` for a terminal, in as many lines as it has. CR LF is a newline, as is a CR alone: what stands before one
-    is not written over.
+    """Filter `text` for a terminal; lines are kept. CR LF and a lone CR become a newline, so that a CR cannot
+    overwrite the text before it.
     """
     text = _decode(text)
     if text.isprintable():
@@ -28,7 +28,7 @@ def clean(text: str | bytes) -> str:
 
 
 def one_line(text: str | bytes) -> str:
-    """The same for a line or a table's cell: newlines and tabs are escaped, too."""
+    """Filter text for a line or a table's cell: newlines and tabs are escaped, too."""
     text = _decode(text)
     if text.isprintable():
         return text
@@ -36,7 +36,7 @@ def one_line(text: str | bytes) -> str:
 
 
 def clean_all(value: Any) -> Any:
-    """A reply or an event of a monitor with each string in it cleaned, names of members included."""
+    """Filter each string in a monitor's reply or event, names of members included."""
     match value:
         case str():
             return clean(value)
@@ -49,20 +49,20 @@ def clean_all(value: Any) -> Any:
 
 
 class Cleaner:
-    """`clean` for text that comes in pieces: a CR at a piece's end waits for the next one."""
+    """Filters text that comes in pieces as `clean` does: a CR at a piece's end is held until the next piece."""
 
     def __init__(self) -> None:
         self._carriage_return = False
 
     def feed(self, piece: str) -> str:
-        """What can be shown of all pieces so far."""
+        """Return the text that can be shown so far."""
         if self._carriage_return:
             piece = "\r" + piece
         self._carriage_return = piece.endswith("\r")
         return clean(piece[:-1] if self._carriage_return else piece)
 
     def end(self) -> str:
-        """What was still waiting."""
+        """Return the text that was held back."""
         waiting, self._carriage_return = self._carriage_return, False
         return "\n" if waiting else ""
 

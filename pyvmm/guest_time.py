@@ -8,7 +8,7 @@ stopped. So VMBus, its devices and the agent use this clock and not the loop's. 
     while its output is blocked       the same, with a reason of its own
     while this process was stopped    detected: the loop's clock was not read for longer than STALL
 
-A suspended host needs nothing: time.monotonic() stands still by itself (Linux CLOCK_MONOTONIC).
+A suspended host needs no handling: time.monotonic() stands still by itself (Linux CLOCK_MONOTONIC).
 
     loop clock    0 ----- 10 ........ 52 ------ 62
     guest time    0 ----- 10          10 ------ 20        paused from 10 to 52: `_lost` is 42 from then on
@@ -29,7 +29,7 @@ was merely busy for so long, the guest gets that much more time, which does no h
 PAUSED = "paused"
 """The default reason of `freeze` and `thaw`: paused by a command, or not started yet."""
 _SHORTEST_WAIT = 1e-4
-"""Seconds until a timer is looked at again that is not due yet by a rounding error."""
+"""Seconds until a timer is checked again that is not due yet by a rounding error."""
 
 
 class LoopTime(Protocol):
@@ -45,9 +45,9 @@ class LoopTime(Protocol):
 
 
 class GuestTimers(Timers):
-    """The event loop's timers in guest time: a `pyvmm.vmbus.timers.Scheduler`. On the loop's thread, but for `post`.
+    """The event loop's timers in guest time: a `pyvmm.vmbus.timers.Scheduler`. On the loop's thread, except `post`.
 
-    `on_stall` is called, on the loop, after a stop of this process was found out.
+    `on_stall` is called, on the loop, after a stop of this process was detected.
     """
 
     def __init__(self, loop: LoopTime, *, frozen: bool = False, on_stall: Callable[[], Any] = lambda: None) -> None:
@@ -56,9 +56,9 @@ class GuestTimers(Timers):
         self._on_stall = on_stall
         self._seen = loop.clock()
         self._lost = 0.0  # seconds of the loop's clock that are not guest time
-        self._reasons = {PAUSED} if frozen else set()  # why it stands still
+        self._reasons = {PAUSED} if frozen else set()  # why guest time stands still
         self._frozen_at: float | None = self._seen if frozen else None  # guest time
-        self._alarm: Timer | None = None  # of the loop, for the next timer due
+        self._alarm: Timer | None = None  # the loop's timer for the next guest timer due
         self._look = loop.every(LOOK_PERIOD, self._now)
 
     def _now(self) -> float:
@@ -79,14 +79,14 @@ class GuestTimers(Timers):
         return self._frozen_at is not None
 
     def freeze(self, why: str = PAUSED) -> None:
-        """The guest cannot run from now on. Harmless twice; several reasons hold until the last of them is gone."""
+        """Stop guest time for `reason`. Harmless twice; it runs again once no reason is left."""
         self._reasons.add(why)
         if self._frozen_at is None:
             self._frozen_at = self._now()
             self._disarm()
 
     def thaw(self, why: str = PAUSED) -> None:
-        """The guest runs (again), if nothing else keeps it from that. Harmless twice."""
+        """Remove `reason`; guest time runs again if it was the last. Harmless twice."""
         self._reasons.discard(why)
         if self._frozen_at is not None and not self._reasons:
             self._seen = self._loop.clock()
@@ -111,12 +111,12 @@ class GuestTimers(Timers):
         self._loop.post(callback, *args)
 
     def close(self) -> None:
-        """Nothing is called any more."""
+        """Cancel all timers."""
         self._look.cancel()
         self._disarm()
 
     def _arm(self, *, shortest: float = 0.0) -> None:
-        """Have the loop call `_ring` when the next timer is due, or before: it looks again then."""
+        """Schedule `_ring` on the loop for when the next timer is due, or earlier: it checks again then."""
         due = self.next_due()
         if due is None or self._frozen_at is not None:
             self._disarm()

@@ -12,7 +12,7 @@ _held: list[threading.Thread] | None = None
 
 
 def start(thread: threading.Thread) -> None:
-    """Start `thread`, or have it started by `release`."""
+    """Start `thread` now, or on `release` while threads are held."""
     if _held is None:
         thread.start()
     else:
@@ -20,14 +20,14 @@ def start(thread: threading.Thread) -> None:
 
 
 def hold() -> None:
-    """Hold threads back from now on."""
+    """Defer the start of threads from now on."""
     global _held
     if _held is None:
         _held = []
 
 
 def release() -> None:
-    """Start the threads held back, and hold back no more. Harmless at any time: call it before waiting for one."""
+    """Start the deferred threads, and stop deferring. Harmless at any time: call it before waiting for a thread."""
     global _held
     held, _held = _held, None
     for thread in held or ():

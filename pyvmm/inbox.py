@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pyvmm.loop import Pending, Poster
 
 LIMIT = 32 << 10
-"""Bytes in the queue at which vCPUs block. The exit that reaches it may exceed it."""
+"""Bytes in the queue at which vCPUs block. The exit that reaches the limit may exceed it."""
 
 PIECE = 1 << 10
 """Bytes taken in one turn. The agent's protocol costs some 5 µs a line: 3 ms where each line is a byte."""
@@ -24,7 +24,7 @@ LOOK_AGAIN = 0.05
 
 
 class Inbox:
-    """Gathers what is added for `take`, which is called on the loop's thread."""
+    """Queues added bytes for `take`, which is called on the loop's thread."""
 
     def __init__(self, take: Callable[[bytes], None], loop: Poster) -> None:
         self._take = take
@@ -32,10 +32,10 @@ class Inbox:
         self._lock = threading.Condition()
         self._work = Pending(loop, self._turn)
         self.full = False
-        """Whether vCPUs have to `hold`. An attribute, because every exit looks at it."""
+        """Whether vCPUs have to `hold`. An attribute, because every exit reads it."""
 
     def add(self, data: bytes) -> None:
-        """Keep `data` for the loop. From any thread."""
+        """Queue `data` for the loop. From any thread."""
         with self._lock:
             self._waiting += data
             self.full = len(self._waiting) >= LIMIT

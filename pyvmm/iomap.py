@@ -42,10 +42,10 @@ class IoMap:
     def __init__(self, space: str) -> None:
         self.space = space
         self._claims: list[_Claim] = []
-        self._by_address: dict[int, _Claim] = {}  # of small claims, which nearly all are
+        self._by_address: dict[int, _Claim] = {}  # small claims only; nearly all are small
 
     def claim(self, start: int, size: int, device: IoDevice, lock: threading.RLock | None = None) -> None:
-        """Route [start, start + size) to `device`. A device with several ranges passes the lock they share."""
+        """Route [start, start + size) to `device`. A device with several ranges passes their shared lock."""
         for other in self._claims:
             assert start + size <= other.start or other.start + other.size <= start, f"{start:#x} claimed twice"
         claim = _Claim(start, size, device, lock or threading.RLock())
@@ -62,7 +62,7 @@ class IoMap:
         return claim
 
     def read(self, address: int, size: int) -> int:
-        """The device's answer, cut to `size` bytes."""
+        """Return the device's answer, truncated to `size` bytes."""
         claim = self._find(address, size, "read")
         ones = (1 << 8 * size) - 1
         if claim is None:

@@ -45,10 +45,10 @@ class Timer:
         self.callback = callback
         self.cancelled = False
         self._period = period
-        self._timers: Timers | None = None  # whose heap it is in
+        self._timers: Timers | None = None  # the queue whose heap holds this timer
 
     def cancel(self) -> None:
-        """Never call the callback again, and let go of it and all that it holds."""
+        """Never call the callback again, and drop the reference to it."""
         if not self.cancelled:
             self.cancelled = True
             self.callback = _nothing
@@ -74,7 +74,7 @@ class Timers:
         return self._add(Timer(self.clock() + seconds, callback))
 
     def every(self, period: float, callback: Callback) -> Timer:
-        """Call `callback` every `period` seconds, first after one period. A late call is not made up for."""
+        """Call `callback` every `period` seconds, first after one period. Missed calls are not repeated."""
         return self._add(Timer(self.clock() + period, callback, period))
 
     def _add(self, timer: Timer) -> Timer:
@@ -96,13 +96,13 @@ class Timers:
             self._cancelled = 0
 
     def next_due(self) -> float | None:
-        """When the next live timer is due, in clock seconds."""
+        """Return when the next live timer is due, in clock seconds."""
         while self._heap and self._heap[0][2].cancelled:
             self._pop()
         return self._heap[0][0] if self._heap else None
 
     def run_due(self) -> None:
-        """Call what is due now, a slice of it at most. Timers made meanwhile wait for the next call."""
+        """Run the timers due now, a slice of them at most. Timers made meanwhile wait for the next call."""
         now, until, first_new = self.clock(), time.monotonic() + SLICE_SECONDS, next(self._order)
         for _ in range(SLICE_CALLBACKS):
             due = self.next_due()
@@ -125,9 +125,9 @@ class Poster(Protocol):
 
 
 class Pending:
-    """A coalescing work item of the loop: requests made before it has run are one.
+    """A coalescing work item of the loop: requests made before it has run are merged into one.
 
-    For all work that a guest can cause. `ask` may be called from any thread; two at once may queue it twice.
+    Use it for all work that a guest can cause. `ask` may be called from any thread; two at once may queue it twice.
     """
 
     __slots__ = ("_args", "_asked", "_callback", "_loop")
@@ -139,23 +139,23 @@ class Pending:
         self._asked = False
 
     def ask(self) -> None:
-        """Have the callback run soon on the loop's thread."""
+        """Schedule the callback on the loop's thread."""
         if not self._asked:
             self._asked = True
             self._loop.post(self.run)
 
     def cancel(self) -> None:
-        """Do not run again, even if asked for already. On the loop's thread."""
+        """Drop the pending request, and all later ones. On the loop's thread."""
         self._callback, self._args = _nothing, ()
 
     def run(self) -> None:
-        """Run the callback now, on the loop's thread; what was asked for until now is done by that."""
-        self._asked = False  # first: what is asked for from here on needs another run
+        """Run the callback now, on the loop's thread; this fulfils all requests so far."""
+        self._asked = False  # first: later requests need another run
         self._callback(*self._args)
 
 
 class Loop(Timers):
-    """epoll, timers and a queue of posted work. All methods but `post` and `stop` belong to the loop's thread.
+    """epoll, timers and a queue of posted work. All methods but `post` and `stop` run on the loop's thread.
 
     `turns`, `longest_turn` (seconds) and `turn_began` (None while it waits) are for `pyvmm.watchdog` and the monitor.
     """
@@ -177,13 +177,13 @@ class Loop(Timers):
     def post(self, callback: Callback, *args: Any) -> None:
         """Run `callback(*args)` on the loop's thread, in the order posted. From any thread.
 
-        For what happens a bounded number of times; what a guest can repeat at will is a `Pending`.
+        For work of bounded number; use `Pending` for work that a guest can repeat at will.
         """
         self._posted.append((callback, args))
         self._notify()
 
     def post_first(self, callback: Callback, *args: Any) -> None:
-        """As `post`, before all that is posted already: for signals, from whose handlers it may be called."""
+        """Run `callback(*args)` before all work posted so far: for signals, from whose handlers it may be called."""
         self._posted.appendleft((callback, args))
         self._notify()
 
@@ -191,7 +191,7 @@ class Loop(Timers):
         try:
             os.eventfd_write(self._wake, 1)
         except OSError:
-            pass  # closed: the machine is going away, and so is the work
+            pass  # closed: the machine ends, and the work is dropped
 
     def add_reader(self, fd: int, callback: Callback) -> None:
         """Call `callback()` whenever `fd` can be read or was hung up."""
@@ -226,14 +226,14 @@ class Loop(Timers):
                 raise
 
     def run(self) -> None:
-        """Serve until `stop()`."""
+        """Run turns until `stop()`."""
         self.thread = threading.current_thread()
         while not self._stopping:
             self.step()
         self._stopping = False
 
     def step(self, timeout: float | None = None) -> None:
-        """One turn: wait (at most `timeout` seconds) for something to do and do it, or a slice of it."""
+        """Run one turn: wait (at most `timeout` seconds) for work and run a slice of it."""
         due = self.next_due()
         if due is not None:
             wait = max(0.0, due - self.clock())
@@ -253,7 +253,7 @@ class Loop(Timers):
         self.longest_turn = max(self.longest_turn, time.monotonic() - began)
 
     def _serve(self, fd: int, mask: int) -> None:
-        """One look at a descriptor. If its callback leaves something, the next turn finds it ready again."""
+        """Call a ready descriptor's callbacks. If data is left, the next turn finds the descriptor ready again."""
         if fd == self._wake:
             os.eventfd_read(fd)
             return
@@ -263,7 +263,7 @@ class Loop(Timers):
             writer()
 
     def _run_posted(self) -> None:
-        """A slice of what is posted by now."""
+        """Run a slice of the work posted so far."""
         until = time.monotonic() + SLICE_SECONDS
         for _ in range(min(len(self._posted), SLICE_CALLBACKS)):
             callback, args = self._posted.popleft()

@@ -1,4 +1,4 @@
-"""Guest RAM: host memory behind guest physical addresses, every access checked.
+"""Guest RAM: host memory behind guest physical addresses, with every access checked.
 
 Guest memory is ordinary memory of this process. KVM maps it into the guest (`pyvmm.kvm.Vm.set_memory`); this module
 reads and writes it from outside. A `Region` is one contiguous stretch; `GuestMemory` is the set of them, looked up by
@@ -41,7 +41,7 @@ class HostMemory:
     """A memory mapping of this process that backs guest RAM: anonymous and private, or a shared file.
 
     `address` is 2 MiB aligned, so that the host can use huge pages for it; a shared one is aligned to `page_size`,
-    which is what can be discarded at least. Raises HostError if the host refuses.
+    the smallest piece that can be discarded. Raises HostError if the host refuses.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class HostMemory:
         weakref.finalize(addresses, _libc.munmap, start, size + spare).atexit = False
         self.view = memoryview(addresses).cast("B")
         if huge and not self.shared:
-            _libc.madvise(self.address, size, _MADV_HUGEPAGE)  # a hint: kernels without THP say EINVAL
+            _libc.madvise(self.address, size, _MADV_HUGEPAGE)  # a hint: kernels without THP return EINVAL
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the pages back to the host; they read as zeros from now on. Raises HostError if it refuses.
+        """Return the pages to the host; they read as zeros from now on. Raises HostError if it refuses.
 
-        Pages of the backing (`page_size`) that are only partly named are kept.
+        Pages of the backing (`page_size`) that the range covers only in part are kept.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise AssertionError(f"discard {length} at {offset} of {self.size}")
@@ -76,7 +76,7 @@ class HostMemory:
             self._advise(offset, length, _MADV_REMOVE if self.shared else _MADV_DONTNEED)
 
     def populate(self, offset: int, length: int) -> None:
-        """Allocate the memory now (Linux 5.14 or later). Raises HostError if the host has not enough."""
+        """Allocate the memory now (Linux 5.14 or later). Raises HostError if the host lacks memory."""
         self._advise(offset, length, _MADV_POPULATE_WRITE)
 
     def _advise(self, offset: int, length: int, advice: int) -> None:
@@ -85,8 +85,8 @@ class HostMemory:
             raise HostError(f"madvise({length >> 10} KiB, {advice}): {os.strerror(code)}")
 
     def close(self) -> None:
-        """Give the memory back. The addresses stay, reading as zeros, until the last view of them is gone: it may be
-        part of a cycle, and the collector take its time. Twice is fine.
+        """Return the memory to the host. The addresses stay mapped, reading as zeros, until the last view of them is
+        gone, which may be part of a reference cycle. Harmless twice.
         """
         if not self.closed:
             self.closed = True
@@ -95,7 +95,7 @@ class HostMemory:
 
 
 def _map(address: int | None, size: int, flags: int, fd: int = -1, offset: int = 0) -> int:
-    """mmap(2), readable and writable. Raises HostError."""
+    """Call mmap(2) for a readable and writable mapping. Raises HostError."""
     mapped: int | None = None
     if 0 < size < 1 << 63:
         mapped = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
@@ -124,15 +124,15 @@ class Region:
 
     @property
     def address(self) -> int:
-        """Where the region starts in this process."""
+        """Return the region's start address in this process."""
         return self.memory.address + self.offset
 
 
 class GuestMemory:
-    """All RAM a guest has, by guest physical address.
+    """All RAM of a guest, by guest physical address.
 
-    Changed (`add`, `remove`, `replace`) on one thread; read and written from any. Who looks an address up just before
-    it is taken away still reaches the backing memory, which no guest sees any more.
+    Changed (`add`, `remove`, `replace`) on one thread; read and written from any. A lookup just before a
+    removal still reaches the backing memory, which no guest sees any more.
     Every failed access raises GuestMemoryError, which names its length and address.
     """
 
@@ -143,7 +143,7 @@ class GuestMemory:
 
     @classmethod
     def flat(cls, size: int, gpa: int = 0) -> GuestMemory:
-        """One region of fresh RAM; for tests and demos."""
+        """Return memory of one region of fresh RAM, for tests and demos."""
         return cls([Region(gpa, size, HostMemory(size))])
 
     def __iter__(self) -> Iterator[Region]:
@@ -151,19 +151,19 @@ class GuestMemory:
 
     @property
     def size(self) -> int:
-        """Bytes of RAM in all."""
+        """Return the total bytes of RAM."""
         return sum(r.size for r in self._table[1])
 
     def add(self, region: Region) -> None:
-        """Make `region` part of the guest's RAM. Overlap is our bug."""
+        """Add `region` to the guest's RAM. Overlap is our bug."""
         self.replace(None, region)
 
     def remove(self, region: Region) -> None:
-        """Take `region` out again; its HostMemory stays the caller's."""
+        """Remove `region`; its HostMemory stays the caller's."""
         self.replace(region, None)
 
     def replace(self, old: Region | None, new: Region | None) -> None:
-        """`new` in place of `old`, either of which may be none: readers find one of them at any moment."""
+        """Replace `old` by `new`, either of which may be None: readers find one of them at any moment."""
         regions = [r for r in self._table[1] if r is not old]
         if new is not None:
             regions = sorted([*regions, new], key=lambda r: r.gpa)
@@ -172,7 +172,7 @@ class GuestMemory:
         self._table = [r.gpa for r in regions], regions  # one assignment: readers in other threads see both or none
 
     def find(self, gpa: int, length: int) -> Region:
-        """The region that holds all of [gpa, gpa + length). Raises GuestMemoryError."""
+        """Return the region that holds all of [gpa, gpa + length). Raises GuestMemoryError."""
         starts, regions = self._table
         index = bisect_right(starts, gpa) - 1
         if index >= 0 and length >= 0:
@@ -182,7 +182,7 @@ class GuestMemory:
         raise GuestMemoryError(f"{length} bytes at gpa {gpa:#x}: not guest RAM")
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether [gpa, gpa + length) is RAM of one region."""
+        """Return whether [gpa, gpa + length) is RAM of one region."""
         try:
             self.find(gpa, length)
         except GuestMemoryError:
@@ -190,7 +190,7 @@ class GuestMemory:
         return True
 
     def pieces(self, gpa: int, length: int) -> Iterator[tuple[Region, int, int]]:
-        """The parts of [gpa, gpa + length) that are RAM: (region, offset in it, bytes), by rising address."""
+        """Return the parts of [gpa, gpa + length) that are RAM: (region, offset in it, bytes), by rising address."""
         end = gpa + length
         starts, regions = self._table
         for region in regions[max(0, bisect_right(starts, gpa) - 1) :]:
@@ -201,7 +201,7 @@ class GuestMemory:
                 yield region, low - region.gpa, high - low
 
     def read(self, gpa: int, length: int) -> bytes:
-        """A copy of `length` bytes at `gpa`."""
+        """Return a copy of `length` bytes at `gpa`."""
         region = self.find(gpa, length)
         offset = gpa - region.gpa
         return bytes(region.view[offset : offset + length])
@@ -213,23 +213,23 @@ class GuestMemory:
         region.view[offset : offset + len(data)] = data
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """Live bytes of the guest. For rings: read each index once a step, the guest may change it any time."""
+        """Return a live view of guest memory. For rings: read an index once a step, as the guest may change it."""
         region = self.find(gpa, length)
         offset = gpa - region.gpa
         return region.view[offset : offset + length]
 
     def host_address(self, gpa: int, length: int) -> int:
-        """Where [gpa, gpa + length) lies in this process; valid while its region is."""
+        """Return the address of [gpa, gpa + length) in this process; valid as long as its region."""
         region = self.find(gpa, length)
         return region.address + gpa - region.gpa
 
     def set_bit(self, gpa: int, bit: int) -> bool:
-        """Atomically set `bit` (0..32767) of the bit string at `gpa`; True if it was clear. A full barrier."""
+        """Atomically set `bit` (0..32767) of the bit string at `gpa`; return True if it was clear. A full barrier."""
         address = self.host_address(gpa, bit // 32 * 4 + 4)
         return not bit_test_and_set(address, bit)
 
     def compare_exchange(self, gpa: int, expected: int, new: int) -> int:
-        """Atomically store the u32 `new` at `gpa` if it holds `expected`; the old value. A full barrier."""
+        """Atomically store the u32 `new` at `gpa` if it holds `expected`; return the old value. A full barrier."""
         return int(compare_exchange(self.host_address(gpa, 4), expected, new))
 
     def discard(self, gpa: int, length: int) -> int:

@@ -3,8 +3,8 @@
     vCPU thread --add()--> batch --at once; then every `period`, as long as there was something--> output(batch)
 
 A single byte, a key's echo, is passed on at once. A kernel that prints its messages would wake the loop for each
-line, which slows the guest where the host has few processors; so the loop is woken every `period` instead, and while
-lines come fast only at the owner's ticks.
+line, which slows the guest where the host has few processors; so the loop is woken every `period` instead, and during
+a stream of lines only at the owner's ticks.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Outbox:
         self._batch = bytearray()
         self._lately = 0  # bytes added since the loop's last turn
         self._coming = False  # a turn of the loop for this batch is scheduled
-        self._tick_awaited = False  # and does so at the next tick
-        self._direct_left = 0  # how often what is added may go on at once before that
+        self._tick_awaited = False  # that turn waits for the next tick
+        self._direct_left = 0  # direct flushes left before that tick
         self._lock = threading.Lock()
 
     def add(self, data: bytes) -> None:
-        """Take `data`, from any thread."""
+        """Add `data` to the batch, from any thread."""
         with self._lock:
             self._batch += data
             self._lately += len(data)

@@ -1,4 +1,4 @@
-"""Output: writes to the user's terminal, pipe or file on a thread of its own, so that a slow one blocks nothing else.
+"""Output: writes to a terminal, pipe or file on a separate thread, so that a slow one blocks nothing else.
 
     loop, vCPU threads --write()--> batch --thread: write(2)--> terminal, pipe, file
                                       |
@@ -6,7 +6,7 @@
 
 `write` never blocks. The producer of the bytes checks `level` and stops while it is not 0: `changed` is called at
 each change. The descriptor keeps its mode, since O_NONBLOCK would hold for the shell and every other program that
-shares it: a thread that may wait needs no O_NONBLOCK, and one that was set by another program is answered with
+shares it: a thread that may wait needs no O_NONBLOCK, and one that another program has set is handled by
 poll(2).
 """
 
@@ -35,16 +35,16 @@ LIMIT = 1 << 20
 """Bytes from which a producer that did not stop must be stopped: a kernel's messages do not wait for an interrupt."""
 
 _PIECE = 4096
-"""Bytes of one write: at most PIPE_BUF, so that a pipe has taken all or nothing of one that waits."""
+"""Bytes of one write: at most PIPE_BUF, so that a pipe accepts all or nothing of a write that blocks."""
 
 _FILE_PIECE = 64 << 10
 
 
 class Output:
     """One descriptor's writer. The thread starts with the first bytes. `changed()` is called, from any thread and
-    without a lock held, when `level` has changed, writing has failed, and with `progress` after every write.
+    without a lock held, when `level` has changed or writing has failed, and with `progress` after every write.
 
-    `error` is what ended the writing; bytes that came later or were given up count as `lost`.
+    `error` is the error that ended writing; bytes added later or given up count as `lost`.
     """
 
     def __init__(
@@ -54,24 +54,24 @@ class Output:
         self.name = name
         self.changed = changed
         self.error: OSError | None = None
-        self.told = False  # whether the user knows of the error; for the owner
+        self.told = False  # whether the error was reported to the user; for the owner
         self.level = 0
         self.lost = 0
         self.written = 0
         self._progress = progress
         self._batch = bytearray()
-        self._pending = 0  # bytes of the batch and of what the thread is writing
+        self._pending = 0  # bytes of the batch and of the thread's current write
         self._closed = False
         self._state = threading.Condition()
         self._thread: threading.Thread | None = None
 
     @property
     def pending(self) -> int:
-        """Bytes that are not written yet."""
+        """Return the number of bytes not written yet."""
         return self._pending
 
     def write(self, data: bytes) -> None:
-        """Take `data`, from any thread."""
+        """Queue `data`, from any thread."""
         if not data:
             return
         with self._state:
@@ -88,13 +88,13 @@ class Output:
             self.changed()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is written or writing has failed; whether it came to that."""
+        """Wait until all is written or writing has failed; return False after `seconds`."""
         held_threads.release()
         with self._state:
             return self._state.wait_for(lambda: not self._pending, seconds)
 
     def give_up(self) -> int:
-        """Write no more: how many bytes are lost now. A write that hangs is left to end with the process."""
+        """Stop writing; return the number of bytes lost now. A hanging write ends with the process."""
         with self._state:
             self._closed = True
             given_up, self._pending = self._pending, 0
@@ -104,13 +104,13 @@ class Output:
         return given_up
 
     def text(self, like: TextIO) -> TextIO:
-        """A text stream over it, with the encoding of `like`."""
+        """Return a text stream that writes to this output, with the encoding of `like`."""
         return io.TextIOWrapper(
             io.BufferedWriter(_Raw(self)), encoding=like.encoding, errors=like.errors, line_buffering=True
         )
 
     def _count(self, change: int) -> bool:
-        """`pending` changes; whether `level` does."""
+        """Update `pending`; return whether `level` changed."""
         self._pending += change
         pending, level = self._pending, self.level
         if pending >= LIMIT:
@@ -165,7 +165,7 @@ class Output:
             self.changed()
 
     def _wait(self) -> None:
-        """Wait until a non-blocking descriptor takes more, for half a second at most: it may have been given up."""
+        """Wait until a non-blocking descriptor accepts more; half a second at most, as the output may be given up."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         poll.poll(500)

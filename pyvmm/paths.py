@@ -1,14 +1,14 @@
 """pyvmm's own folders and files (runtime folder, cache): their places, modes and safety checks.
 
-    runtime folder   $XDG_RUNTIME_DIR/pyvmm or /tmp/pyvmm-UID    names, monitors' sockets, locks of what runs
+    runtime folder   $XDG_RUNTIME_DIR/pyvmm or /tmp/pyvmm-UID    names, monitor sockets and locks of running machines
     cache folder     $PYVMM_CACHE, or pyvmm in $XDG_CACHE_HOME or ~/.cache    packages, kernels, images, saved hosts
 
 All of it belongs to one user: folders have mode 0700 and files 0600 (or 0700), whatever the umask is. A folder or
-file is looked at with lstat before it is used, and refused if another user owns it, could write to it, or put a link
+file is checked with lstat before it is used, and refused if another user owns it, could write to it, or put a link
 in its place. Files that a user names (a trace, a console's output) follow the umask, and are not handled here.
 
-In an emulated host the files are those of the user outside, whom the kernel inside does not know, and only the user's
-rights count there: owners are not compared.
+In an emulated host the files belong to the outer user, whom the inner kernel does not know, and only that user's
+rights count: owners are not compared.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pathlib import Path
 from pyvmm.errors import HostError
 
 INSIDE = "PYVMM_INSIDE_HOST"
-"""Set in an emulated host, to the process id of the command outside that this one runs for."""
+"""Environment variable of an emulated host: the process id of the outer command that this one runs for."""
 
 _OTHERS_WRITE = 0o022
 _TEMPORARY = ".new-"
 
 
 def runtime_folder() -> Path:
-    """Where sockets, locks and names of what runs are; made if needed. Raises HostError if it cannot be trusted."""
+    """Return the folder of running machines' sockets, locks and names, made if needed. HostError if untrusted."""
     if INSIDE in os.environ:
         return private_folder(Path("/run/pyvmm"), "the emulated host's /run is damaged: `pyvmm host stop`")
     base = os.environ.get("XDG_RUNTIME_DIR")
@@ -49,16 +49,16 @@ def _is_users_folder(path: str) -> bool:
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder in the cache, not necessarily there yet. Raises HostError if others could have put things there."""
+    """Return a folder in the cache, which may not exist yet. Raises HostError if others could write to the cache."""
     base = os.environ.get("PYVMM_CACHE")
     if not base:
         base = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvmm")
     try:
         found = os.stat(base) if _is_users_link(base) else os.lstat(base)
-        if not stat.S_ISREG(found.st_mode):  # where one should be made, the error tells
+        if not stat.S_ISREG(found.st_mode):  # at a file, making the folder fails with a clear error
             _check_folder(base, found)
     except FileNotFoundError:
-        pass  # who puts something there makes it
+        pass  # the caller that writes there makes it
     except OSError as error:
         raise HostError(f"cache folder {base}: {error.strerror}; set PYVMM_CACHE to one you own") from error
     except _Untrusted as error:
@@ -67,16 +67,16 @@ def cache_folder(*parts: str) -> Path:
 
 
 class _Untrusted(Exception):
-    """Why a folder or file is not to be used."""
+    """A folder or file cannot be trusted; the text says why."""
 
 
 def is_own(found: os.stat_result) -> bool:
-    """Whether what lstat found belongs to this process's user."""
+    """Return whether an lstat result belongs to this process's user."""
     return found.st_uid == os.geteuid() or INSIDE in os.environ
 
 
 def _is_users_link(path: str) -> bool:
-    """A link that the user made: to a larger disk, for instance."""
+    """Return whether `path` is a link made by the user, to a larger disk for instance."""
     found = os.lstat(path)
     return stat.S_ISLNK(found.st_mode) and is_own(found)
 
@@ -93,7 +93,7 @@ def _check_folder(path: str | Path, found: os.stat_result) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """mkdir -p, each new folder with mode 0700 whatever the umask. Raises OSError."""
+    """Make a folder and its parents, each with mode 0700 whatever the umask. Raises OSError."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -104,11 +104,11 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         make_folder(path)
         return
-    os.chmod(path, 0o700)  # the umask may have taken the owner's own rights
+    os.chmod(path, 0o700)  # the umask may have removed the owner's own rights
 
 
 def private_folder(path: Path, advice: str) -> Path:
-    """The folder at `path` for this user alone, made if needed. Its parent must be there.
+    """Return the folder at `path`, private to this user, made if needed. Its parent must exist.
 
     Raises HostError, with `advice` as next step, if it cannot be made or trusted.
     """
@@ -130,15 +130,15 @@ def private_folder(path: Path, advice: str) -> Path:
 
 
 def open_private(path: Path, *, create: bool = True) -> int:
-    """A descriptor, for reading and writing, of the user's own file at `path`, mode 0600. Raises OSError.
+    """Open the user's own file at `path`, mode 0600, for reading and writing. Raises OSError.
 
-    A link, a pipe, a file of another user: PermissionError. `create` False: FileNotFoundError if it is not there.
+    A link, a pipe, a file of another user: PermissionError. `create` False: FileNotFoundError if it is missing.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
     try:
         descriptor = os.open(path, flags, 0o600)
     except PermissionError:
-        # Made under a umask that takes the owner's rights, by a process that has not given them back yet or died.
+        # Made under a umask that removes the owner's rights, by a process that has not restored them yet or died.
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode) or not is_own(found) or found.st_mode & 0o600 == 0o600:
             raise
@@ -157,7 +157,7 @@ def open_private(path: Path, *, create: bool = True) -> int:
 
 
 def write_private(target: Path, data: bytes) -> None:
-    """Write a file in one piece: a reader finds the old contents or the new, never half. Raises OSError."""
+    """Write a file atomically: a reader finds the old contents or the new. Raises OSError."""
     make_folder(target.parent)
     with _temporary(target.parent, folder=False) as (path, descriptor):
         view = memoryview(data)
@@ -169,7 +169,7 @@ def write_private(target: Path, data: bytes) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A folder in `parent` that vanishes at the end. One that a killed process left is removed by the next maker."""
+    """Make a folder in `parent` that is removed at the end; the next call removes those of killed processes."""
     make_folder(parent)
     with _temporary(parent, folder=True) as (path, _):
         yield path
@@ -177,13 +177,13 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` at the end, or vanishes if the block fails. Raises OSError."""
+    """Make a temporary folder that becomes `target` at the end, or is removed if the block fails. Raises OSError."""
     with scratch_folder(target.parent) as made:
         yield made
         _make_private(made)
         try:
             made.rename(target)
-        except OSError:  # there is one
+        except OSError:  # it exists
             with scratch_folder(target.parent) as old:
                 target.rename(old / "was")
                 made.rename(target)
@@ -191,10 +191,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(parent: Path, *, folder: bool) -> Iterator[tuple[Path, int]]:
-    """A new folder or file in `parent` with a descriptor that holds its lock: what is not locked is left over.
+    """Make a folder or file in `parent`, and a descriptor that holds its lock: unlocked ones are left over.
 
-    Making one and looking for what is left over exclude each other by a lock on `parent`. In a folder that is
-    temporary itself (and locked for that) nobody else makes or looks for anything.
+    Creation and the search for leftovers exclude each other by a lock on `parent`. In a folder that is
+    temporary itself (and so locked) no other process creates or searches.
     """
     lock = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -213,12 +213,12 @@ def _temporary(parent: Path, *, folder: bool) -> Iterator[tuple[Path, int]]:
     try:
         yield Path(path), descriptor
     finally:
-        _remove(path)  # unless it has its final name by now
+        _remove(path)  # unless it was renamed to its final name
         os.close(descriptor)
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove temporary folders and files in `parent` whose makers are dead."""
+    """Remove temporary folders and files in `parent` whose processes have ended."""
     for entry in list(os.scandir(parent)):
         if entry.name.startswith(_TEMPORARY):
             with suppress(OSError):
@@ -240,7 +240,7 @@ def _remove(path: str) -> None:
 
 
 def _make_private(folder: Path) -> None:
-    """Give all in `folder` to its owner alone, with the rights that owners need whatever the umask was."""
+    """Set private modes on everything in `folder`, with the rights that owners need whatever the umask was."""
     for here, folders, files in os.walk(folder):
         for name in folders:
             path = os.path.join(here, name)

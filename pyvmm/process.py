@@ -1,4 +1,4 @@
-"""This process: whether it is pyvmm's own, signals that end it as exceptions, and children that do not outlive it.
+"""Process control: whether this process is pyvmm's own, termination signals as exceptions, children that end with it.
 
 Source: prctl(2), PR_SET_PDEATHSIG.
 """
@@ -31,12 +31,12 @@ def is_own() -> bool:
 
 
 class Terminated(SystemExit):
-    """A signal ends this process: unwinds everything on the way. The status is as a shell shows it."""
+    """A signal ends this process; the exception unwinds the stack. The exit status is as a shell shows it."""
 
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into `Terminated`, so that cleanup runs (and ends QEMU and gives the terminal back).
+    """Turn SIGTERM and SIGHUP into `Terminated`, so that cleanup runs (which ends QEMU and restores the terminal).
 
     Only the first signal raises: a terminal that closes brings both, and the second must not interrupt the cleanup.
     """
@@ -62,11 +62,11 @@ def signals_as_exceptions() -> Iterator[None]:
 
 
 def kill_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
-    """A `preexec_fn`: the child gets signal `number` when this process ends, however that happens.
+    """Return a `preexec_fn` by which the child gets signal `number` when this process ends, however that happens.
 
     Strictly the signal comes when the *thread* that forked ends: start such children from a thread that lasts.
     """
-    import ctypes  # here, because the start of each command would pay for it, and a forked child must not import
+    import ctypes  # here, to save each command's start the import; a forked child must not import
 
     libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
 

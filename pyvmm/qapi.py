@@ -35,7 +35,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "SysEmuTarget": get_args(SysEmuTarget),
     "QMPCapability": (),
 }
-"""Enumerations by QAPI's names: a Literal does not know its own."""
+"""Enumerations by their QAPI names, which a Literal does not carry."""
 
 
 class Empty(TypedDict):
@@ -222,7 +222,7 @@ class Event(Generic[T]):
 
 
 EVENTS: dict[str, Event[Any]] = {}
-"""All of them, by name."""
+"""All events, by name."""
 
 SHUTDOWN = Event("SHUTDOWN", Caused)
 RESET = Event("RESET", Caused)

@@ -9,7 +9,7 @@ LONGEST = 10 * 366 * 86400
 
 
 def check_seconds(value: float, name: str = "timeout") -> float:
-    """`value` itself. Raises ConfigError for NaN, a negative number and one beyond LONGEST, infinity too."""
+    """Return `value`. Raises ConfigError for NaN, negative numbers and those beyond LONGEST, infinity too."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

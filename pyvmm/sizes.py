@@ -16,14 +16,14 @@ _SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)\s*(?P<unit>[a-z]*)",
 _HEX = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
 
 LIMIT = 1 << 63
-"""What a size must stay below: sizes travel as JSON integers that readers keep in 64 signed bits."""
+"""Exclusive limit of a size: sizes are sent as JSON integers, which readers store in signed 64 bits."""
 
 _LONGEST = 40
-"""Characters; longer text is no size, and turning a million digits into an int takes a while."""
+"""Longest size in characters: conversion of a million digits to an int would be slow."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes meant by `text`. Raises ConfigError that says what is wrong with it; zero is a size."""
+    """Parse `text` to bytes; zero is a size. Raises ConfigError that says what is wrong with it."""
     word = text.strip()
     shown = repr(word if len(word) <= _LONGEST else word[:_LONGEST] + "…")
     if not word:
@@ -47,12 +47,12 @@ def _parse_decimal(word: str, shown: str) -> int:
         hint = f" (did you mean {match['number']}{unit[0].upper()}?)" if unit[:-1] in _UNITS else ""
         raise ConfigError(f"size {shown} has an unknown unit {match['unit']!r}: use k, M, G or T{hint}")
     whole, _, decimals = match["number"].partition(".")
-    # 1.3G is no whole number of bytes; nobody means the fraction
+    # 1.3G is no whole number of bytes; the fraction is dropped
     return int(int(whole + decimals) * _UNITS[unit] // 10 ** len(decimals))
 
 
 def is_size(text: str) -> bool:
-    """Whether `parse_size` takes `text`. Names of VMs must not be sizes, so that `pyvmm balloon 256M` is clear."""
+    """Return whether `parse_size` accepts `text`. VM names must not be sizes: `pyvmm balloon 256M` is then clear."""
     try:
         parse_size(text)
     except ConfigError:
@@ -61,7 +61,7 @@ def is_size(text: str) -> bool:
 
 
 def format_size(size: int) -> str:
-    """`size` bytes for people: `512 MiB`, `1.5 GiB`; one decimal at most, and exact where that is short."""
+    """Format `size` bytes for people: `512 MiB`, `1.5 GiB`; one decimal at most, and exact where that is short."""
     sign, size = ("-", -size) if size < 0 else ("", size)
     for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
@@ -74,7 +74,7 @@ def format_size(size: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MemorySpec:
-    """A guest's memory as the user wants it: bytes, and the buffer in percent."""
+    """A guest's memory as configured: sizes in bytes, and the buffer in percent."""
 
     boot: int
     max: int | None = None
@@ -83,7 +83,7 @@ class MemorySpec:
 
     @property
     def most(self) -> int:
-        """The largest size the guest may have."""
+        """Return the largest size that the guest may have."""
         return self.boot if self.max is None else self.max
 
     def __str__(self) -> str:
@@ -96,11 +96,11 @@ class MemorySpec:
 
 _BUFFER = re.compile(r"([0-9]{1,4})%?")
 BUFFER_LIMIT = 2000
-"""Percent; Hyper-V's own limit."""
+"""Largest buffer in percent, Hyper-V's own limit."""
 
 
 def parse_memory(text: str) -> MemorySpec:
-    """`SIZE[,max=SIZE][,min=SIZE][,buffer=N%]` in any order after the first. Raises ConfigError."""
+    """Parse `SIZE[,max=SIZE][,min=SIZE][,buffer=N%]`, in any order after the first. Raises ConfigError."""
     first, *rest = text.split(",")
     boot = parse_size(first)
     values: dict[str, int] = {}
@@ -126,7 +126,7 @@ def parse_memory(text: str) -> MemorySpec:
 
 
 def exact_size(size: int) -> str:
-    """`size` so that `parse_size` reads the same again: `1536M`, `4097b`."""
+    """Format `size` so that `parse_size` returns the same value: `1536M`, `4097b`."""
     for shift, unit in ((30, "G"), (20, "M"), (10, "k")):
         if size and size % (1 << shift) == 0:
             return f"{size >> shift}{unit}"

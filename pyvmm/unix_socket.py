@@ -4,9 +4,9 @@
         connection, _ = door.socket.accept()
 
 A process that is killed leaves its socket's file behind. A file counts as dead when it is a socket of this user's,
-the kernel refuses connections to it, and no process has it bound (one that has may not listen yet). Looking, removing
-and binding anew happen under one lock of the user's: of two processes that find the same dead socket the second finds
-the first one's.
+the kernel refuses connections to it, and no process has it bound (one that has may not listen yet). Check, removal
+and bind happen under one lock of the user's, so that of two processes that find the same dead socket the second finds
+the first one's new socket.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from pyvmm.errors import ConfigError, HostError
 from pyvmm.paths import is_own, runtime_folder
 
 PATH_LIMIT = 107
-"""Bytes in the path of a Unix socket, sun_path without its NUL."""
+"""Longest path of a Unix socket in bytes, sun_path without its NUL."""
 
 
 class ListeningSocket:
-    """A socket at `path`, mode 0600, until `close`. Raises ConfigError, in one line, if it cannot be there."""
+    """A socket at `path`, mode 0600, until `close`. Raises ConfigError, in one line, if it cannot be bound there."""
 
     def __init__(self, path: Path, backlog: int) -> None:
-        self._file = Path(os.path.abspath(path))  # of the working folder as it is now
+        self._file = Path(os.path.abspath(path))  # relative to the current working folder
         if len(os.fsencode(path)) > PATH_LIMIT:
             raise ConfigError(f"socket path {path} is longer than {PATH_LIMIT} bytes: choose a shorter one")
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            # Before bind, so that the file is never open to others; after it, because bind takes away what the umask
-            # says, and with it perhaps the owner's rights.
+            # Before bind, so that the file is never open to others; after it, because bind applies the umask,
+            # which may remove the owner's rights.
             os.fchmod(self.socket.fileno(), 0o600)
             with _lock():
                 try:
@@ -58,15 +58,15 @@ class ListeningSocket:
             raise
 
     def fileno(self) -> int:
-        """The descriptor, for poll and epoll."""
+        """Return the descriptor, for poll and epoll."""
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Stop listening and remove the file, unless it is another's by now. Harmless twice."""
+        """Stop listening and remove the file, unless another process has replaced it. Harmless twice."""
         if self.socket.fileno() < 0:
             return
         if self._identity is not None and _identity(self._file) == self._identity:
-            with suppress(PermissionError):  # a confined process may not: pyvmm.sandbox.sweeper does it
+            with suppress(PermissionError):  # a confined process may not: pyvmm.sandbox.sweeper removes it
                 self._file.unlink(missing_ok=True)
         self.socket.close()
 
@@ -89,9 +89,9 @@ class ListeningSocket:
 
 
 def is_listening(path: Path) -> bool:
-    """Whether a process accepts connections at the Unix socket `path`."""
+    """Return whether a process accepts connections at the Unix socket `path`."""
     if not os.path.lexists(path):
-        return False  # without a socket to try: a confined process gets none
+        return False  # no test socket: a confined process gets none
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -125,7 +125,7 @@ def _remove_dead(path: Path) -> None:
 
 
 def _is_bound(path: Path) -> bool:
-    """Whether a process has bound a socket to `path`, as far as the kernel's list tells (it has them by name)."""
+    """Return whether a process has bound a socket to `path`, by the kernel's list of socket names."""
     names = {os.fsencode(name) for name in (path, os.path.abspath(path), os.path.realpath(path))}
     try:
         lines = Path("/proc/net/unix").read_bytes().splitlines()
@@ -136,7 +136,7 @@ def _is_bound(path: Path) -> bool:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """Of all processes of this user only one is in here; freed when it ends."""
+    """Hold a lock that excludes this user's other processes; freed when the process ends."""
     try:
         descriptor = os.open(runtime_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""The loop's watchdog: a thread that detects a turn of the loop that does not end, and reports where it is.
+"""The loop's watchdog: a thread that detects a turn of the loop that does not end, and reports its stack.
 
-    looks, a PERIOD apart:   waiting   turn 7   turn 7   turn 7   turn 7   waiting
+    polls, a PERIOD apart:   waiting   turn 7   turn 7   turn 7   turn 7   waiting
                                                              ^ "stands still"  ^ "goes on after ..."
 
-It counts looks, not seconds: a process that was stopped, or a laptop that slept, is no loop that stands still.
+It counts polls, not seconds: a stopped process or a suspended laptop is no stalled loop.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 from pyvmm.loop import Loop
 
 PERIOD = 1.0
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 
 PATIENCE = 3
-"""Consecutive looks at the same turn before a stall is reported. No turn that we know of takes a second."""
+"""Consecutive polls in the same turn before a stall is reported. No known turn takes a second."""
 
 FRAMES = 5
-"""Calls shown of the loop's stack, the innermost first."""
+"""Most calls shown of the loop's stack, the innermost first."""
 
 
 def say(text: str) -> None:
-    """One line on standard error, past Python's buffer: its lock may be held by the thread that stands still."""
+    """Write a line to standard error without Python's buffer, whose lock the stalled thread may hold."""
     with contextlib.suppress(OSError):
         os.write(2, f"pyvmm: {text}\n".encode())
 
@@ -39,16 +39,16 @@ def say(text: str) -> None:
 class Watchdog:
     """Watches `loop` between `start` and `stop`. `say(text)` is called on the watchdog's thread.
 
-    A note, if it is to keep one, is a file that says where the loop stands still, for commands that wait for an
-    answer in vain, and that is empty while it turns.
+    The optional note is a file that says where the loop is stalled, for commands that get no answer; it is empty
+    while the loop runs.
     """
 
     def __init__(self, loop: Loop, say: Callable[[str], None] = say, *, period: float = PERIOD) -> None:
         self._note = -1
         self.stalls = 0
-        """How often the loop stood still."""
+        """Number of stalls."""
         self.last_place = ""
-        """Where it did so last."""
+        """Place of the last stall."""
         self._loop = loop
         self._say = say
         self._period = period
@@ -56,7 +56,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def keep_note(self, path: Path) -> None:
-        """Keep the note at `path`. Opened now: a confined process opens no file later. Without, if it cannot be."""
+        """Keep the note at `path`. Opened now: a confined process opens no file later. No note if opening fails."""
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
             self._note = os.open(path, flags, 0o600)
@@ -67,16 +67,16 @@ class Watchdog:
             self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more, and close the note. Harmless twice."""
+        """Stop watching, and close the note. Harmless twice."""
         self._ending.set()
         if self._thread.is_alive():
-            self._thread.join(self._period)  # no longer: it may be writing to a full pipe
+            self._thread.join(self._period)  # at most that long: it may be writing to a full pipe
         if not self._thread.is_alive() and self._note >= 0:
             os.close(self._note)
             self._note = -1
 
     def info(self) -> dict[str, Any]:
-        """The loop's part of `x-status`. Times in seconds."""
+        """Return the loop's part of `x-status`. Times in seconds."""
         return {
             "turns": self._loop.turns,
             "longest-turn": round(self._loop.longest_turn, 4),
@@ -122,7 +122,7 @@ class Watchdog:
 
 
 def place(frame: FrameType | None) -> str:
-    """A stack in one line, the innermost call first: `discard (memory.py:191) < reset (machine.py:285)`."""
+    """Format a stack in one line, the innermost call first: `discard (memory.py:191) < reset (machine.py:285)`."""
     calls: list[str] = []
     while frame is not None and len(calls) < FRAMES:
         code = frame.f_code

@@ -1,4 +1,4 @@
-"""Binary structures of memory and messages: `@wire` classes with u8..u64, GUID and byte-array fields.
+"""Binary structures in memory and messages: `@wire` classes with u8..u64, GUID and byte-array fields.
 
 A `@wire` class is a slotted dataclass plus one compiled `struct.Struct`: little-endian, packed, no padding but what
 the fields say. Numbers stay plain ints (a guest may send any value; compare them with an IntEnum, never convert).
@@ -37,7 +37,7 @@ Guid = Annotated[UUID, "16s"]
 
 
 class Wire:
-    """Base of every `@wire` class; carries what the decorator adds, so that type checkers know it."""
+    """Base of every `@wire` class; declares the decorator's additions for type checkers."""
 
     __slots__ = ()
     SIZE: ClassVar[int]
@@ -59,7 +59,7 @@ class Wire:
         return cls(*values)
 
     def build(self) -> bytes:
-        """The packed bytes, SIZE of them."""
+        """Return the packed bytes, SIZE of them."""
         values = [getattr(self, name) for name in self._names]
         for index in self._guids:
             values[index] = values[index].bytes_le
