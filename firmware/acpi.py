@@ -117,7 +117,7 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
 
 
 def _rsdp(xsdt: int) -> bytes:
-    """Root System Description Pointer: two checksums, one for the part that ACPI 1.0 had."""
+    """Build the Root System Description Pointer: two checksums, one for the part that ACPI 1.0 had."""
     rsdp = bytearray(pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, OEM_ID, 2, 0, 36, xsdt, 0))
     rsdp[8] = checksum(rsdp[:20])
     rsdp[32] = checksum(rsdp)
@@ -125,12 +125,12 @@ def _rsdp(xsdt: int) -> bytes:
 
 
 def _facs() -> bytes:
-    """Firmware ACPI Control Structure: waking vectors and the global lock, unused, but Linux warns without it."""
+    """Build the Firmware ACPI Control Structure: waking vectors, the global lock; unused, but Linux warns without it."""
     return pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2)
 
 
 def _gas(port: int, width: int) -> bytes:
-    """Generic address structure for a port of `width` bits; all zero without a port."""
+    """Build a generic address structure for a port of `width` bits; all zero without a port."""
     if not port:
         return bytes(12)
     access = {8: 1, 16: 2, 32: 3}[width]
@@ -144,7 +144,7 @@ NO_C2_LATENCY, NO_C3_LATENCY = 0xFFF, 0xFFF
 
 
 def _fadt(config: AcpiConfig, facs: int, dsdt: int) -> bytes:
-    """Fixed ACPI Description Table: the power management ports, reset, and what legacy devices exist.
+    """Build the Fixed ACPI Description Table: the power management ports, reset, and what legacy devices exist.
 
     SMI_CMD is zero: without firmware, the machine is always in ACPI mode.
     """
@@ -182,7 +182,7 @@ def _fadt(config: AcpiConfig, facs: int, dsdt: int) -> bytes:
 
 
 def _madt(config: AcpiConfig) -> bytes:
-    """Multiple APIC Description Table: processors, the IOAPIC, how ISA interrupts reach it, and NMI."""
+    """Build the Multiple APIC Description Table: processors, the IOAPIC, how ISA interrupts reach it, and NMI."""
     entries = []
     for uid, apic_id in enumerate(config.apic_ids):
         if apic_id < FIRST_X2APIC_ID and uid < MAX_XAPIC_PROCESSOR:
@@ -202,7 +202,7 @@ def _madt(config: AcpiConfig) -> bytes:
 
 
 def _dsdt(config: AcpiConfig) -> bytes:
-    """Differentiated System Description Table: the devices, and how to power off."""
+    """Build the Differentiated System Description Table: the devices, and how to power off."""
     body = aml.name("\\_S5", aml.package(aml.integer(S5_SLEEP_TYPE), aml.ZERO, aml.ZERO, aml.ZERO))
     devices = list(_devices(config))
     if devices:

@@ -84,7 +84,7 @@ Progress = Callable[[str], None]
 
 
 def _quiet(_text: str) -> None:
-    """A Progress that prints nothing."""
+    """Do nothing, as a Progress that prints nothing."""
 
 
 def list_images() -> list[Image]:

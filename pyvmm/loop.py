@@ -57,7 +57,7 @@ class Timer:
 
 
 def _nothing() -> None:
-    """The callback of a cancelled timer."""
+    """Do nothing, as the callback of a cancelled timer."""
 
 
 class Timers:

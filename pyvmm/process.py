@@ -23,7 +23,7 @@ def set_own() -> None:
 
 
 def is_own() -> bool:
-    """Whether this process was started for one command, and may be changed for good: confined, for instance.
+    """Return whether this process serves one command only, so that it may be changed permanently, e.g. confined.
 
     False in a program that calls the command line or uses the API.
     """

@@ -62,7 +62,7 @@ class Watchdog:
             self._note = os.open(path, flags, 0o600)
 
     def start(self) -> None:
-        """Watch from now on. Harmless twice."""
+        """Start watching. Harmless twice."""
         if self._thread.ident is None:
             self._thread.start()
 

@@ -98,7 +98,7 @@ def system_reset(machine: Controlled) -> Empty:
 
 @command("system_powerdown")
 def system_powerdown(machine: Controlled) -> Empty:
-    """Ask the guest to power itself off. The reply does not say whether it will."""
+    """Request a shutdown of the guest. The reply does not tell whether it follows."""
     machine.powerdown()
     return {}
 
