@@ -125,7 +125,7 @@ def _rsdp(xsdt: int) -> bytes:
 
 
 def _facs() -> bytes:
-    """Build the Firmware ACPI Control Structure: waking vectors, the global lock; unused, but Linux warns without it."""
+    """Build the Firmware ACPI Control Structure (waking vectors, global lock): unused, but Linux warns without it."""
     return pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2)
 
 

@@ -98,7 +98,7 @@ def system_reset(machine: Controlled) -> Empty:
 
 @command("system_powerdown")
 def system_powerdown(machine: Controlled) -> Empty:
-    """Request a shutdown of the guest. The reply does not tell whether it follows."""
+    """Request a shutdown of the guest. It may not follow, which the reply does not show."""
     machine.powerdown()
     return {}
 
