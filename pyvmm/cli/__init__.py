@@ -1,1 +1,1 @@
-"""The `pyvmm` command. `main` knows the subcommands by name and imports one only when it is used."""
+"""The `pyvmm` command line. `main` lists the subcommands by name and imports each only when it is used."""

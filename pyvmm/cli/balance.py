@@ -1,4 +1,4 @@
-"""`pyvmm balance`: several guests share a budget of memory; the one under pressure gets what others have free."""
+"""`pyvmm balance`: shares a memory budget between guests, by their demand (pressure reports)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 INTERVAL = 5.0
 ANSWER_LIMIT = 5.0
-"""Seconds for a machine's answer; one that takes longer is left out of this round."""
+"""Timeout, in seconds, of a machine's answer; a slower machine is skipped in this round."""
 
 
 @dataclass(slots=True)
 class Guest:
-    """A machine that answers."""
+    """A machine in this round: its monitor connection and its share of the budget."""
 
     client: Client
     member: Member
@@ -98,7 +98,7 @@ def balance(
 
 
 def _let_go(held: Iterable[str]) -> None:
-    """Let the guests' own sizing go on, of those that still run."""
+    """Re-enable automatic sizing on those machines in `held` that still run."""
     from pyvmm.client import registry
 
     for entry in registry.running():
@@ -107,7 +107,7 @@ def _let_go(held: Iterable[str]) -> None:
                 with connect(entry, ANSWER_LIMIT, patience=0) as client:
                     client.execute("x-autosize", {"enable": True})
             except HostError as error:
-                with contextlib.suppress(OSError):  # the terminal may be gone: the others' turn comes all the same
+                with contextlib.suppress(OSError):  # the terminal may be gone: still serve the other machines
                     output.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
 
 
@@ -118,9 +118,9 @@ def _line(report: dict[str, Any]) -> str:
 
 
 def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held: set[str]) -> dict[str, Any]:
-    """Look at every machine, and set the targets that can be set now. What was seen and done, ready for JSON.
+    """Query every machine and set the targets that fit the budget now. Returns a report, ready for JSON.
 
-    Adds to `held` the names of those whose own sizing was on: left alone it would grow past the budget.
+    Adds to `held` each machine whose automatic sizing was enabled: it is disabled, as it could exceed the budget.
     """
     from pyvmm.machine.budget import moves, share
 
@@ -171,22 +171,22 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held:
 
 
 def _look(entry: Entry, client: Client, least: int, buffer: int, held: set[str]) -> Guest:
-    """Ask one machine, and hold its own sizing. Raises HostError."""
+    """Query one machine and disable its automatic sizing. Raises HostError."""
     from pyvmm.machine.autosize import Limits
     from pyvmm.machine.budget import Member
 
     about = client.execute("x-query-pressure", {"count": 0})
     sizing = about.get("autosize") or {}
     if sizing.get("enabled"):
-        held.add(entry.name)  # first: a signal may end us in between
+        held.add(entry.name)  # before the command: a signal may end this process in between
         client.execute("x-autosize", {"enable": False})
     minimum = min(sizing.get("min", least), about["boot"])
     limits = Limits(minimum, max(about["max"], minimum), sizing.get("buffer", buffer))
     target = about["target"]
     resting = (client.execute("x-status").get("balloon") or {}).get("state") == "Idle"
-    held_now = about["actual"]  # what it has, and what it may still have: the budget pays for both
+    held_now = about["actual"]  # includes memory that may still be the guest's: both count against the budget
     if resting and target is not None and target > held_now:
-        target = None  # no promise any more: it did not get there. (One that would not shrink is not asked again.)
+        target = None  # growth ended short of it: no longer reserved. (A failed shrink is not retried.)
     member = Member(entry.name, held_now, about["demand"], limits, about["boot"], target)
     return Guest(client, member, about["pressure"])
 

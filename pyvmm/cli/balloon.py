@@ -1,4 +1,4 @@
-"""`pyvmm balloon`: how much memory a guest has, and how much it shall have."""
+"""`pyvmm balloon`: shows a guest's memory size, or sets its target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = 4096
 
 
 def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of machines for the first word; a SIZE follows."""
+    """Complete the first word with names of machines; a SIZE follows."""
     return [] if ctx.params.get("words") else complete_machine(ctx, param, incomplete)
 
 
@@ -84,7 +84,7 @@ def balloon(
 
 
 def _split(words: tuple[str, ...]) -> tuple[str | None, int | None]:
-    """A machine's name and a size. No machine can be called by a size, so one word is clear as well."""
+    """Return a machine's name and a size. A size is not a valid name, so a single word is unambiguous."""
     match words:
         case ():
             return None, None
@@ -121,7 +121,7 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
     from pyvmm.client.qmp import TimedOut
     from pyvmm.client.resize import EVENTS, ResizeProgress
 
-    client.events.clear()  # they are older than the target
+    client.events.clear()  # queued before the target was set
     deadline = time.monotonic() + timeout
     resize = ResizeProgress(size, reply, client.execute("query-balloon")["actual"])
     bar = _Bar(resize.actual, resize.goal)
@@ -148,7 +148,7 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
 
 
 class _Bar:
-    """A bar on stderr, where that is a terminal."""
+    """Draws a progress bar on stderr, if that is a terminal."""
 
     WIDTH = 30
 

@@ -1,4 +1,4 @@
-"""`pyvmm completion`: the script a shell needs to complete our words, names of machines and images included."""
+"""`pyvmm completion`: prints a shell script that completes commands, options, machines and images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from click.shell_completion import CompletionItem
 
 
 def kinds_or_file(kinds: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    """Those of `kinds` that begin so, or else a file. A bash looks for files only if nothing else is left."""
+    """Complete with those of `kinds` that match, or a file. Bash offers files only if no other candidate is left."""
     return [CompletionItem(incomplete, type="file"), *_beginning(kinds, incomplete)]
 
 
 def files_by_ending(ending: str, incomplete: str) -> list[CompletionItem]:
-    """The files with this ending in the folder that `incomplete` names, or else folders on the way to some."""
+    """Complete with the files of suffix `ending` in the folder that `incomplete` names, or with folders."""
     folder = incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""
     try:
         files = sorted(folder + each.name for each in Path(folder).iterdir() if each.suffix == ending)
@@ -25,7 +25,7 @@ def files_by_ending(ending: str, incomplete: str) -> list[CompletionItem]:
 
 
 def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of trace events, for the shell."""
+    """Complete names of trace events."""
     from pyvmm.launch.trace_events import load_events
 
     return [event.name for event in load_events() if event.name.startswith(incomplete)]
@@ -52,7 +52,7 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     made = found(cli, {}, "pyvmm", "_PYVMM_COMPLETE")
-    # Not made.source(): for bash it starts a bash to look at its version, which this computer need not have.
+    # Not made.source(): for bash it runs bash to check its version, and bash may not be installed.
     script = made.source_template % made.source_vars()
-    # click's for fish cuts at every comma (8.5), so descriptions would end at their first.
+    # click's fish script (8.5) splits at every comma, so a description would be cut at its first one.
     click.echo(script.replace('(string split "," $completion)', '(string split --max 1 "," $completion)'))

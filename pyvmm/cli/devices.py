@@ -1,4 +1,4 @@
-"""`pyvmm devices`: what a guest finds on its VMBus, and how busy each channel is."""
+"""`pyvmm devices`: lists the VMBus devices of a machine, with the state and traffic of each channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pyvmm doctor`: what this computer can do, what it lacks, and what would help."""
+"""`pyvmm doctor`: checks whether this computer can run guests, and suggests fixes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pyvmm.launch import exit_status
 from pyvmm.sizes import format_size
 
 DISK_WANTED = 1 << 30
-"""Bytes free in the cache folder: two kernels, their packages, and a saved emulated host."""
+"""Free bytes wanted in the cache folder: two kernels, their packages, and a saved emulated host."""
 
 MEMORY_WANTED = 1 << 30
-"""Bytes available: a default guest of 512 MiB, in the emulated host if need be."""
+"""Available bytes wanted: a default guest of 512 MiB, in the emulated host if necessary."""
 
 
 @dataclass(slots=True)
 class Finding:
-    """One thing looked at. Without what is `needed` no guest runs."""
+    """The result of one check. If one that is `needed` fails, no guest runs."""
 
     group: str
     what: str
@@ -76,7 +76,7 @@ _SPACES = {
 
 
 def _print_map(as_json: bool) -> int:
-    """Print `pyvmm.address_map`, by rising address; what lies in a place is indented below it."""
+    """Print `pyvmm.address_map` by ascending address; a range inside another is indented below it."""
     if as_json:
         output.print_json({space: [each._asdict() for each in places] for space, places in MAP.items()})
         return 0
@@ -101,7 +101,7 @@ _VERDICTS = {
 
 
 def _where(findings: list[Finding]) -> str:
-    """Where guests would run: local, emulated or nowhere."""
+    """Return where guests would run: local, emulated or nowhere."""
     lacking = {each.group for each in findings if each.needed and not each.ok}
     if "Software" in lacking:
         return "nowhere"
@@ -133,7 +133,7 @@ def _kvm(fresh: bool) -> Iterator[Finding]:
 
 
 def _virtualization() -> bool:
-    """Whether the processor tells of VMX or SVM."""
+    """Check whether the processor reports VMX or SVM."""
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:

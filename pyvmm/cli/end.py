@@ -1,4 +1,4 @@
-"""`pyvmm wait` and `pyvmm kill`: a machine's end, awaited or brought about."""
+"""`pyvmm wait` and `pyvmm kill`: wait for an event or the end of a machine, or end it."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     from pyvmm.client.registry import Entry
 
 PROMPT = 1.0
-"""Seconds that a machine may take to start before the user is told that it still does."""
+"""Seconds that a machine may take to start before a message says that it is still starting."""
 
 POLL = 0.2
-"""Seconds between two looks at a machine whose channel is waited for."""
+"""Poll interval, in seconds, while waiting for a channel to open."""
 
 QUICK = 2.0
-"""Seconds a machine has to answer, and to end, before a stronger means is taken."""
+"""Timeout, in seconds, for an answer and for the end of the process, before `kill` escalates."""
 
 
 def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of the monitor's events, for the shell."""
+    """Complete names of the monitor's events."""
     from pyvmm.qapi import EVENTS
 
     return [name for name in EVENTS if name.startswith(incomplete.upper())]
 
 
 def complete_channel(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of the machine's VMBus devices, for the shell."""
+    """Complete names of the machine's VMBus devices."""
     given = next(iter(ctx.args), None)  # not parsed yet: click stopped at the option without its value
     try:
         entry = find(given, ctx.params.get("name"), ctx.params.get("socket"))
         with connect(entry, QUICK, patience=0) as client:
             names = [str(each.get("name")) for each in client.execute("x-query-vmbus")]
-    except (PyvmmError, click.UsageError):  # none runs, or it is not clear which is meant
+    except (PyvmmError, click.UsageError):  # no machine runs, or the choice is ambiguous
         return []
     return [name for name in names if name.startswith(incomplete)]
 
@@ -110,7 +110,7 @@ def wait(
 
 
 def _check_event(event: str | None) -> None:
-    """An event that never comes would be waited for in vain."""
+    """Raise UsageError for an unknown event name: the wait would never end."""
     from pyvmm.qapi import EVENTS
 
     if event is not None and event not in EVENTS:
@@ -119,7 +119,7 @@ def _check_event(event: str | None) -> None:
 
 
 def _await(entry: Entry, event: str | None, channel: str | None, deadline: float) -> dict[str, Any]:
-    """What happened. A machine that is slow to answer, as while it starts, is asked again."""
+    """Wait for the event, channel or end, and return the result. Reconnects to a machine that answers slowly."""
     from pyvmm.client.qmp import Disconnected, Starting, TimedOut
 
     met = starting = False
@@ -175,7 +175,7 @@ def _status(found: dict[str, Any], *, ends: bool) -> int:
 
 
 def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str, Any]:
-    """The event, or how the machine ended. Raises TimedOut."""
+    """Wait for the event or the machine's end, and return which came. Raises TimedOut."""
     from pyvmm.client.qmp import Disconnected
 
     ending: dict[str, Any] = {"result": "ended"}
@@ -195,14 +195,14 @@ def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str
 
 
 def _note(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
-    """What an event tells of how the machine ends; a panic's line is the user's at once."""
+    """Update `ending`, how the machine ended, from an event; a panic is printed at once."""
     if name == "GUEST_PANICKED":
         from pyvmm.hyperv.crash import panic_line
 
         ending.update(result="panicked", data=data)
         ending.pop("reason", None)
         say(f"guest panicked: {panic_line(str(data.get('x-text', '')))}")
-    elif name == "RESET":  # a crash kernel's work is done, or the panic was not to end the machine
+    elif name == "RESET":  # a crash kernel has finished, or the machine resets after a panic
         ending.clear()
         ending["result"] = "ended"
     elif name == "SHUTDOWN" and ending["result"] == "ended":
@@ -210,8 +210,8 @@ def _note(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
 
 
 def _wait_channel(client: Client, name: str, deadline: float) -> dict[str, Any]:
-    """When the channel is open, or how the machine ended before. Raises TimedOut; ConfigError if there is no such
-    device.
+    """Wait until the channel is open or the machine ends, and return which came. Raises TimedOut; ConfigError if
+    there is no such device.
     """
     from pyvmm.client.qmp import Disconnected, TimedOut
 
@@ -219,7 +219,7 @@ def _wait_channel(client: Client, name: str, deadline: float) -> dict[str, Any]:
         try:
             channels = client.execute("x-query-vmbus")
         except Disconnected:
-            return _wait_event(client, None, time.monotonic() + QUICK)  # what came before it hung up
+            return _wait_event(client, None, time.monotonic() + QUICK)  # events received before the disconnect
         rows = [each for each in channels if each.get("name") == name]
         if channels and not rows:
             known = ", ".join(str(each.get("name")) for each in channels)
@@ -257,7 +257,7 @@ def kill(given: str | None, name: str | None, socket: Path | None, as_json: bool
 
 
 def end(entry: Entry) -> str | None:
-    """End the machine; what did it: `quit`, `SIGTERM` or `SIGKILL`. None if nothing does."""
+    """End the machine. Returns the means that worked: `quit`, `SIGTERM` or `SIGKILL`; None if none did."""
     if _quit(entry):
         return "quit"
     if not entry.pid:
@@ -273,7 +273,7 @@ def end(entry: Entry) -> str | None:
 
 
 def _quit(entry: Entry) -> bool:
-    """Whether its own monitor ended it."""
+    """Send `quit` to the monitor, and return whether the machine ended."""
     from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:
@@ -285,13 +285,13 @@ def _quit(entry: Entry) -> bool:
                 pass
     except TimedOut:
         return False
-    except Disconnected:  # nobody listens: it starts or ends just now
+    except Disconnected:  # connection refused or lost: the machine is starting or ending
         return not entry.pid or _gone(entry, time.monotonic() + QUICK)
     return not entry.pid or _gone(entry, time.monotonic() + QUICK)
 
 
 def _gone(entry: Entry, deadline: float, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Whether the process that holds the name has let go of it by `deadline`."""
+    """Wait until `deadline` for the process to release the machine's name, and return whether it did."""
     from pyvmm.client.registry import running
 
     while any(each.name == entry.name and each.pid == entry.pid for each in running()):

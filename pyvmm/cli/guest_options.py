@@ -1,4 +1,4 @@
-"""click's options for a guest, made of the fields of GuestOptions, and the command that has them."""
+"""click options for a guest, generated from the fields of GuestOptions, and a command class with `--config`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class SizeType(click.ParamType[int]):
-    """512M, 2G, 0x20000000."""
+    """A size in bytes: 512M, 2G, 0x20000000."""
 
     name = "size"
 
@@ -44,7 +44,7 @@ class SizeType(click.ParamType[int]):
 
 
 class MemoryType(click.ParamType[MemorySpec]):
-    """512M, or 512M,max=4G, or 512M,min=256M,max=4G,buffer=20%."""
+    """A memory size with limits: 512M, or 512M,max=4G, or 512M,min=256M,max=4G,buffer=20%."""
 
     name = "size"
 
@@ -58,7 +58,7 @@ class MemoryType(click.ParamType[MemorySpec]):
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Image names, for the shell."""
+    """Complete image names."""
     from pyvmm.images.catalog import list_images
 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
@@ -67,12 +67,12 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
 def complete_console(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
-    """Kinds of consoles or a file, for the shell."""
+    """Complete a kind of console, or a file."""
     return kinds_or_file(FIXED_CONSOLES, incomplete)
 
 
 def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """What --mem-backend begins with, for the shell."""
+    """Complete the kinds of --mem-backend."""
     return [kind for kind in ("anon", "memfd", "file=", "hugetlb=2M", "hugetlb=1G") if kind.startswith(incomplete)]
 
 
@@ -117,7 +117,7 @@ def _option(field: Field) -> Callable[[Command], Command]:
 
 
 class ConfiguredCommand(RepeatableCommand):
-    """A command that takes `FILE.toml` as first word or by `--config`, and prints what comes out by `--print-config`.
+    """A command that takes `FILE.toml` as first word or by `--config`, and prints the result by `--print-config`.
 
     Its options are `guest_options`, its variable argument is called `command`, and there are options `config` and
     `print_config`.
@@ -128,7 +128,7 @@ class ConfiguredCommand(RepeatableCommand):
         if ctx.resilient_parsing or {"-h", "--help"} & set(_before_dashes(args)):
             return super().parse_args(ctx, args)
         if not any(word.startswith("--config") or word.endswith(".toml") for word in _before_dashes(args)):
-            return super().parse_args(ctx, args)  # most are so, and the parser below takes as long as click's own
+            return super().parse_args(ctx, args)  # the usual case, without a second parse
         given, _, _ = self.make_parser(ctx).parse_args(list(_before_dashes(args)))
         file, words = given.get("config"), given.get("command")  # both may be missing, or click's own "unset"
         if not isinstance(file, str):
@@ -149,10 +149,10 @@ class ConfiguredCommand(RepeatableCommand):
 
 
 def _before_dashes(args: list[str]) -> list[str]:
-    """What comes before `--`: the rest is the guest's."""
+    """Return the arguments before `--`; those after it belong to the guest's command."""
     return args[: args.index("--")] if "--" in args else args
 
 
 def options_of(params: Mapping[str, Any]) -> GuestOptions:
-    """The options of what click read for a command with `guest_options` and an argument `command`."""
+    """Return GuestOptions from click's parameters of a command with `guest_options` and an argument `command`."""
     return GuestOptions(**{name: params[name] for name in (*OPTIONS, "command")})

@@ -1,4 +1,4 @@
-"""`pyvmm status --history`: what the guest reported of its memory, a line a report."""
+"""`pyvmm status --history`: prints the guest's pressure reports, one per line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from pyvmm.client.qmp import Client
 
 BAR = 30
-"""Characters of a bar that is 100 % pressure."""
+"""Width, in characters, of a bar for 100 % pressure."""
 
 
 def show_history(client: Client, count: int, as_json: bool) -> None:
-    """Ask for the last `count` reports and print them, oldest first."""
+    """Query the last `count` pressure reports and print them, oldest first."""
     about = client.execute("x-query-pressure", {"count": count})
     if as_json:
         output.print_json(about)

@@ -1,4 +1,4 @@
-"""`pyvmm host`: the emulated host by itself, for a look inside and for making it ready ahead of time."""
+"""`pyvmm host`: manages the emulated host: prepare, start and stop it, and run commands in it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MEMORY = click.option(
 
 
 def _memory(guest_memory: str) -> int:
-    """The host's own memory in MiB, for guests of that size."""
+    """Return the memory in MiB of an emulated host for guests of that size."""
     from pyvmm.host.emulated import memory_for
     from pyvmm.sizes import parse_size
 

@@ -1,4 +1,4 @@
-"""`pyvmm image`: the guest images, and building them."""
+"""`pyvmm image`: lists, builds, shows and removes guest images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Image names, for the shell."""
+    """Complete image names."""
     from pyvmm.images.catalog import RECIPES
 
     return [name for name in RECIPES if name.startswith(incomplete)]

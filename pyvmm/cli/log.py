@@ -1,4 +1,4 @@
-"""`pyvmm log`: what a guest wrote to its console, also where nobody sees it (`--console none`, `-- COMMAND`)."""
+"""`pyvmm log`: prints a guest's recent console output, even if no console is attached (`--console none`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyvmm.client.qmp import Client
 
 WAIT = 3600.0
-"""Seconds: a guest may be silent for long. The machine's end is told by the connection's."""
+"""Seconds to wait for output: a guest may be silent for long. The machine's end closes the connection."""
 
 
 @click.command()
@@ -51,15 +51,15 @@ def log(
 
 
 def _last(text: str, lines: int | None) -> str:
-    """The last `lines` lines of `text`."""
+    """Return the last `lines` lines of `text`."""
     if lines is None:
         return text
     return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
 
 
 class _Shown:
-    """Pieces of a console on standard output: what a terminal would obey is escaped there, and goes as it is into a
-    pipe or a file, but for a terminal's line ends.
+    """Writes console output to standard output: control characters are escaped on a terminal, and unchanged in a
+    pipe or a file, where only CR LF becomes LF.
     """
 
     def __init__(self) -> None:
@@ -73,13 +73,13 @@ class _Shown:
             click.echo(text.replace("\r\n", "\n"), nl=False)
 
     def end(self) -> None:
-        """The last piece was shown."""
+        """Flush what the filter still holds, after the last output."""
         if self._terminal:
             click.echo(self._cleaner.end(), nl=False)
 
 
 def _follow(client: Client, end: int, show: _Shown) -> None:
-    """Show what comes after byte `end`, up to the machine's last word."""
+    """Show console output after byte `end` until the machine ends."""
     from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:
@@ -94,4 +94,4 @@ def _follow(client: Client, end: int, show: _Shown) -> None:
             end = found["end"]
             show(found["text"])
     except Disconnected:
-        return  # the machine's end is the console's
+        return  # the machine has ended, and its console with it

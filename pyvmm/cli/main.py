@@ -1,4 +1,4 @@
-"""`pyvmm`: finds the subcommand, and turns errors into one line and a status.
+"""`pyvmm`: dispatches to the subcommand, and turns errors into one line and an exit status.
 
 Imports little but click at module level: `pyvmm --help` and shell completion should feel instant. Each subcommand is
 imported when it is used.
@@ -68,11 +68,11 @@ Exit status: 0 done, 1 this computer or the request is at fault, 2 usage, 124 ti
 
 
 LINE_LIMIT = 1000
-"""Characters of an error; what a user gave may be repeated in it, whatever its length."""
+"""Characters of an error line: it may repeat user input of any length."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported by name, one at a time; its own help imports none."""
+    """A click group that imports a command when it is used; its own help imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -128,18 +128,18 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. A command returns its status, or None for 0.
+    """Run the command line and return the exit status. A command returns its status, or None for 0.
 
     Errors that a user can cause become one line on stderr. Anything else is our bug: one line that says so, and the
-    traceback with PYVMM_DEBUG=1. Without `argv` it is the process's own command line, and the process's standard
-    streams are made ready for it.
+    traceback with PYVMM_DEBUG=1. Without `argv` it runs the process's own command line, after it has prepared the
+    process's standard streams.
     """
     if argv is None:
         process.set_own()
         streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names are not always text that it can write
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold characters that its encoding lacks
     status = _run(arguments)
     try:
         sys.stdout.flush()
@@ -163,7 +163,7 @@ def _run(arguments: list[str]) -> int:
         return exit.exit_code
     except (KeyboardInterrupt, click.Abort):
         with contextlib.suppress(OSError):
-            print(file=sys.stderr)  # the terminal's ^C stands there
+            print(file=sys.stderr)  # ends the line on which the terminal shows ^C
         return exit_status.INTERRUPTED
     except (click.ClickException, PyvmmError, OSError, RecursionError, MemoryError) as error:
         if os.environ.get("PYVMM_DEBUG") and not isinstance(error, BrokenPipeError | streams.OutputError):
@@ -176,7 +176,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _internal(error: Exception) -> str:
-    """What is said of an error of ours: where it happened, and how to report it."""
+    """Return the message for an internal error: its source line, and how to report it."""
     from pathlib import Path
     from traceback import extract_tb
 
@@ -191,10 +191,10 @@ def _internal(error: Exception) -> str:
 
 
 def _complain(error: Exception) -> int:
-    """One line about `error` on stderr; the status it ends with."""
+    """Print one line about `error` on stderr, and return the exit status."""
     status = exit_status.ERROR
     match error:
-        case BrokenPipeError():  # `pyvmm ps | head -1`; but a socket of ours is HostError before it gets here
+        case BrokenPipeError():  # `pyvmm ps | head -1`; on pyvmm's own sockets it has become HostError before
             return exit_status.PIPE
         case streams.OutputError():
             status = exit_status.status_of(error)
@@ -226,7 +226,7 @@ def _complain(error: Exception) -> int:
     try:
         click.echo(f"{click.style('pyvmm:', fg='red', bold=True)} {line}", err=True)
     except OSError:
-        pass  # nobody listens; the status says it
+        pass  # stderr is closed; the exit status still reports the error
     return status
 
 

@@ -1,7 +1,7 @@
-"""What the commands print: lines, tables, fields, marks, JSON. Colours only on a terminal: click sees to it.
+"""Output of the commands: lines, tables, fields, marks, JSON. click removes colours unless on a terminal.
 
-Every line that a command makes up is printed here, and by nothing else in `pyvmm.cli`: names, error texts and
-counters come from guests, monitors and files, and go through `pyvmm.guest_text` on their way.
+Every line that a command composes is printed here, and nowhere else in `pyvmm.cli`: names, error texts and
+counters come from guests, monitors and files, and are filtered by `pyvmm.guest_text`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _MARKS: dict[Mark, tuple[str, str]] = {"ok": ("ok", "green"), "missing": ("--", 
 
 
 def echo(text: object = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
-    """Print `text`, in the style that click's arguments say, with whatever a terminal would obey escaped."""
+    """Print `text` in the style of click's arguments, with terminal control characters escaped."""
     shown = clean(str(text))
     click.echo(click.style(shown, **style) if style else shown, nl=nl, err=err)
 
 
 def print_json(value: Any) -> None:
-    """`value` for programs."""
+    """Print `value` as JSON."""
     click.echo(json.dumps(value, indent=2, default=str))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as they must be, the header in bold."""
+    """Print a table: columns as narrow as their texts allow, the header in bold."""
     lines = [tuple(map(one_line, header)), *(tuple(map(one_line, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for number, line in enumerate(lines):
@@ -42,7 +42,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
-    """Lines of `name   text`; empty texts are left out."""
+    """Print lines of `name   text`; empty texts are left out."""
     shown = [(one_line(name), one_line(text)) for name, text in pairs if text]
     width = max((len(name) for name, _ in shown), default=0)
     for name, text in shown:
@@ -50,7 +50,7 @@ def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
 
 
 def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:
-    """A line of `pyvmm doctor`, and one with what to do about it."""
+    """Print a line of `pyvmm doctor`, and a second one with the fix."""
     word, colour = _MARKS[mark]
     title, text = one_line(title), one_line(text)
     click.echo(f"{click.style(word, fg=colour, bold=True)}  {title.ljust(TITLE_WIDTH)}  {text}".rstrip())
@@ -75,12 +75,12 @@ _BALLOON_STATES = {
 
 
 def balloon_state(state: str) -> str:
-    """A state of the balloon (`devices.balloon.states`) in words for people."""
+    """Return a balloon state (`devices.balloon.states`) as text for people."""
     return _BALLOON_STATES.get(state, state)
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 3 min`, `4 days 2 h`."""
+    """Format a duration: `42 s`, `3 min 5 s`, `2 h 3 min`, `4 days 2 h`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

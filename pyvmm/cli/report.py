@@ -1,4 +1,4 @@
-"""`pyvmm report`: a trace as a page with pictures."""
+"""`pyvmm report`: renders a recorded trace as an HTML page with diagrams."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
     from pyvmm.errors import ConfigError
     from pyvmm.launch.trace_events import load_events
 
-    load_events()  # QEMU's log and ours are text, which their templates turn back into fields
+    load_events()  # QEMU's log and pyvmm's are text, parsed back into fields by the events' templates
     found = read_trace(trace)
     story, answers = tell(found), latencies(found)
     target = output or trace.with_suffix(".html")
@@ -64,7 +64,7 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
 
 
 def _summary(latency: Latency) -> dict[str, Any]:
-    """A row of the page's table, nothing rounded; seconds."""
+    """Return a row of the page's latency table as JSON, in seconds, without rounding."""
     return {
         "what": latency.title,
         "answers": len(latency.samples),

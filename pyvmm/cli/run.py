@@ -1,4 +1,4 @@
-"""`pyvmm run`: from options to a running guest, here or in the emulated host."""
+"""`pyvmm run`: boots a guest from options, on the local KVM or in the emulated host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Files of options, for the shell: a first word may be one, what follows is the guest's."""
+    """Complete TOML files for the first word; the words after it are the guest's command."""
     return [] if ctx.params.get("command") else files_by_ending(".toml", incomplete)
 
 
@@ -105,7 +105,7 @@ def _config(options: GuestOptions) -> MachineConfig:
     from pyvmm.launch.build import build_config
 
     window = _window() if options.on_terminal else None
-    return build_config(options, window=window, progress=say, validate=not inside())  # outside it is done
+    return build_config(options, window=window, progress=say, validate=not inside())  # checked by the outer process
 
 
 def _window() -> tuple[int, int] | None:

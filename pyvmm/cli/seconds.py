@@ -1,4 +1,4 @@
-"""The type of options that take seconds."""
+"""A click parameter type for options in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyvmm.seconds import LONGEST
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds. NaN, which compares with nothing, and infinity are refused, unlike by click's own."""
+    """A number of seconds. Unlike click's FloatRange it refuses NaN, which no bound excludes, and infinity."""
 
     def __init__(self, min: float = 0, min_open: bool = False) -> None:
         super().__init__(min=min, max=LONGEST, min_open=min_open)

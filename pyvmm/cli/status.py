@@ -1,4 +1,4 @@
-"""`pyvmm status` and `pyvmm ps`: what runs, and how it is."""
+"""`pyvmm status` and `pyvmm ps`: show the state of one machine, and list all running machines."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pyvmm.client.registry import Entry
 
 PATIENCE = 10.0
-"""Seconds `status` waits for the machine's answer."""
+"""Seconds that `status` waits for the machine's answer."""
 
 QUICK = 2.0
-"""Seconds `ps` waits for a machine's answer."""
+"""Seconds that `ps` waits for a machine's answer."""
 
 
 @click.command()
@@ -57,7 +57,7 @@ def status(given: str | None, name: str | None, socket: Path | None, history: in
 
 
 def _describe(entry: Entry) -> dict[str, Any]:
-    """What the machine says of itself; while it starts, what is known of it."""
+    """Return the machine's x-status, or the registry's data while the machine is starting."""
     from pyvmm.client.qmp import Starting
 
     try:
@@ -75,7 +75,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
 
 
 def _head(about: dict[str, Any]) -> str:
-    """`web: running for 5 min 2 s`. A machine tells how long it is there, not since when it is in another state."""
+    """`web: running for 5 min 2 s`. The uptime counts from the machine's start, not from its last change of state."""
     state = str(about.get("status", "unknown"))
     if "uptime" in about:
         up = output.duration(about["uptime"])
@@ -162,7 +162,7 @@ def ps(as_json: bool) -> None:
 
 
 def _ask(entry: Entry) -> dict[str, Any] | None:
-    """The machine's own words; its status alone while it starts; None if it does not answer."""
+    """Return the machine's x-status; only `status` while it is starting; None if it does not answer."""
     from pyvmm.client.qmp import Starting
     from pyvmm.errors import HostError
 

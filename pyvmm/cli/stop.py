@@ -1,4 +1,4 @@
-"""`pyvmm stop`: power a machine off as its button would, or end it."""
+"""`pyvmm stop`: powers a machine off like its power button, or ends it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def stop(given: str | None, name: str | None, socket: Path | None, force: bool, 
 
 
 def _let_run(client: Client, name: str) -> bool:
-    """See to it that the guest can shut down; whether its machine was paused. HostError if it never will."""
+    """Resume a paused machine so that the guest can shut down; return whether it was paused. Raises HostError."""
     state = client.execute("query-status")["status"]
     if state in ("guest-panicked", "internal-error"):
         raise HostError(f"{name} is {state} and cannot shut down: `pyvmm stop {name} --force` ends it")
@@ -73,11 +73,11 @@ def _tell(client: Client, command: str) -> None:
     try:
         client.execute(command)
     except Disconnected:
-        pass  # gone before it could answer: as asked
+        pass  # the machine ended, as requested, before it answered
 
 
 def _wait(client: Client, deadline: float) -> bool:
-    """Whether the machine hung up before the deadline."""
+    """Wait for the machine to close the connection, and return whether it did before the deadline."""
     from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:

@@ -1,11 +1,11 @@
-"""The command line's standard streams: closed ones are filled, and a failure of one has a status and a line.
+"""Standard streams of the command line: replaces closed ones, and maps write errors to exit statuses.
 
     what happens to standard output       status   on stderr
-    its reader goes away (EPIPE)          141      nothing for a listing; a line when it ended a machine
+    its reader exits (EPIPE)              141      nothing for a listing; a line when it ended a machine
     its terminal hangs up (EIO)           129      a line
     anything else: full disk, closed fd   1        a line
 
-What standard error cannot take is dropped: no place is left to tell it, and the status says how it went.
+Write errors on standard error are ignored: they cannot be reported, and the exit status stays right.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class OutputError(OSError):
-    """Standard output failed: as its OSError, and named."""
+    """Standard output failed: the OSError of the write, with the stream's name."""
 
 
 class _Raw(io.FileIO):
-    """Descriptor 1 or 2: waits while a non-blocking one is full, and names itself in errors."""
+    """Raw I/O on descriptor 1 or 2: waits while a non-blocking one is full, and names the stream in errors."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "w", closefd=False)
@@ -42,7 +42,7 @@ class _Raw(io.FileIO):
             self._wait()
 
     def _wait(self) -> None:
-        """Until a descriptor that another program made non-blocking takes more."""
+        """Wait until the descriptor is writable: another program may have made it non-blocking."""
         import select
 
         poll = select.poll()
@@ -51,16 +51,16 @@ class _Raw(io.FileIO):
 
 
 def prepare() -> None:
-    """Make standard streams of this process, once, before anything else opens a file.
+    """Set up this process's standard streams, once, before anything else opens a file.
 
-    A closed one is opened, lest a socket or a file of ours get its number: input is empty, what is written to output
-    fails as it would on a closed descriptor, and errors go nowhere.
+    A closed one is opened on /dev/null, so that no socket or file gets its number: input is empty, a write to output
+    fails as on a closed descriptor, and errors are discarded.
     """
     for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number, which is `fd`
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)
     sys.stdout, sys.stderr = _stream(1, sys.stdout), _stream(2, sys.stderr)
@@ -68,7 +68,7 @@ def prepare() -> None:
 
 def _stream(fd: int, before: TextIO | None) -> TextIO:
     if before is not None and not isinstance(before, io.TextIOWrapper):
-        return before  # a test's
+        return before  # replaced by a test
     encoding = "utf-8" if before is None else before.encoding
     errors = "backslashreplace" if fd == 2 or before is None or before.errors is None else before.errors
     try:
@@ -76,12 +76,12 @@ def _stream(fd: int, before: TextIO | None) -> TextIO:
         return io.TextIOWrapper(
             io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=fd == 2 or raw.isatty()
         )
-    except OSError:  # a directory was given for it
+    except OSError:  # the descriptor is a directory
         return before if before is not None else open(os.devnull, "w")
 
 
 def drop_output() -> None:
-    """Standard output failed: what is still buffered goes nowhere, and the interpreter has no complaint at exit."""
+    """Discard buffered output after a write error, so that the interpreter reports no error at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):

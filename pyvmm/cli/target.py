@@ -1,4 +1,4 @@
-"""Which running machine a command means, and the connection to its monitor."""
+"""Selects the running machine of a command, and connects to its monitor."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from pyvmm.client.registry import Entry
 
 START_LIMIT = 60.0
-"""Seconds a command waits for a machine that has its name and no monitor yet."""
+"""Seconds that a command waits for a machine that has claimed its name but has no monitor yet."""
 
 CLAIM_LIMIT = 2.0
-"""Seconds from a command's start to the machine's name."""
+"""Seconds that a command waits for a machine to claim the given name."""
 
 POLL = 0.05
 
 NOTE_LIMIT = 500
-"""Characters shown of a watchdog's note."""
+"""Characters shown of the watchdog's stall note."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of running machines, for the shell, but for those that are named already."""
+    """Complete names of running machines, except those already on the command line."""
     from pyvmm.client.registry import running
     from pyvmm.errors import PyvmmError
 
@@ -41,13 +41,13 @@ def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def machine_options(command: Command) -> Command:
-    """Add --name and --socket."""
+    """Add the options --name and --socket."""
     command = click.option("--socket", type=click.Path(path_type=Path), help="The machine's QMP socket.")(command)
     return click.option("--name", shell_complete=complete_machine, help="The machine's name.")(command)
 
 
 def find(given: str | None, name: str | None, socket: Path | None) -> Entry:
-    """The machine meant by an argument, --name or --socket; without any of them the only one that runs."""
+    """Return the machine selected by the argument, --name or --socket; without any, the only one that runs."""
     from pyvmm.client import registry
 
     which = [each for each in (given, name, socket) if each is not None]
@@ -59,7 +59,7 @@ def find(given: str | None, name: str | None, socket: Path | None) -> Entry:
 
 
 def find_soon(given: str | None, name: str | None, socket: Path | None) -> Entry:
-    """As `find`, but a machine that is named may be just about to start: `pyvmm run --name web & pyvmm wait web`."""
+    """Like `find`, but wait for a named machine that is about to start: `pyvmm run --name web & pyvmm wait web`."""
     from pyvmm.errors import ConfigError
 
     deadline = time.monotonic() + CLAIM_LIMIT
@@ -73,7 +73,7 @@ def find_soon(given: str | None, name: str | None, socket: Path | None) -> Entry
 
 
 def _stalled_at(entry: Entry) -> str:
-    """Where the machine's loop stands still, as its watchdog has noted."""
+    """Return where the machine's event loop is stalled, by its watchdog's note; empty if it is not."""
     from pyvmm.client.registry import stall_note
 
     try:
@@ -84,10 +84,10 @@ def _stalled_at(entry: Entry) -> str:
 
 
 def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMIT) -> Client:
-    """A connection to the machine's monitor. One that just starts is waited for, up to `patience` seconds.
+    """Connect to the machine's monitor. Waits up to `patience` seconds for a machine that is starting.
 
-    Raises Starting where that was not enough, TimedOut for a machine that says nothing for `timeout` seconds, and
-    Disconnected where nobody listens.
+    Raises Starting if it has not started by then, TimedOut for a machine that does not answer within `timeout`
+    seconds, and Disconnected if no process listens on the socket.
     """
     from pyvmm.client import registry
     from pyvmm.client.qmp import Client, Disconnected, Starting, TimedOut

@@ -1,4 +1,4 @@
-"""`pyvmm tour`: the main job before the user's eyes: boot, what Linux sees, memory out and back, a shell."""
+"""`pyvmm tour`: a demonstration: boot, what Linux detects, inflate and deflate the balloon, a shell."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ BOOT_LIMIT = 90.0
 FILL_SHARE = 0.4  # of the guest's memory
 NAMES = ("MemTotal:", "MemFree:")
 READINGS = 3
-"""The most of so many counts: while Linux reports free pages it holds up to 128 MiB apart, for milliseconds."""
+"""Readings per measurement, of which the highest counts: free page reporting in Linux isolates up to 128 MiB for
+milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """Run this in the guest; the step gets what it wrote."""
+    """A step: run this command in the guest; its result is the command's output."""
 
     command: str
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Set the balloon to this many bytes; the step goes on when the guest has answered."""
+    """A step: set the balloon's target, in bytes; it ends with the resize."""
 
     size: int
 
@@ -124,7 +125,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
             if shell:
                 console.become(StdioConsole(outputs.out))
                 console.attach(machine)
-                machine.board.serials[0].receive(b"\n")  # the shell's prompt went by unseen
+                machine.board.serials[0].receive(b"\n")  # makes the shell print its prompt again
             else:
                 machine.powerdown()
 
@@ -151,7 +152,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
 
 
 class _Guide:
-    """Walks through the script: a step's answer starts the next one."""
+    """Runs the steps of the tour: the result of each starts the next."""
 
     def __init__(self, machine: Any, show: Show, shell: bool, started: float) -> None:
         self._machine = machine
@@ -200,7 +201,7 @@ class _Guide:
         self._show.over(self._shell)
 
     def _measure(self) -> Generator[Step, str, Measured]:
-        resident = self._machine.monitor.resident()  # now: a moment later Linux may have reported what it freed
+        resident = self._machine.monitor.resident()  # first: free page reporting may lower it during the readings
         text = yield Guest(
             f"for i in $(seq {READINGS}); do grep -E '^Mem(Total|Free):' /proc/meminfo; sleep 0.05; done"
         )

@@ -1,4 +1,4 @@
-"""How `pyvmm tour` is told: to people as it goes, or to programs, a JSON object a step."""
+"""Output of `pyvmm tour`: text for people, or one JSON object per step for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Memory at one time, in bytes: the guest's own words, and what the host keeps of it."""
+    """One measurement of memory, in bytes: the guest's MemTotal and MemFree, and what is resident on the host."""
 
     total: int
     free: int
@@ -25,32 +25,32 @@ class Measured:
 
 
 class Show(Protocol):
-    """What there is to tell, in the order of the tour."""
+    """Reports the steps of the tour; the methods are in the order of the calls."""
 
     def booting(self, cpus: int, memory: int) -> None:
-        """The machine starts."""
+        """Report that the machine starts."""
 
     def booted(self, release: str, cpus: int, seconds: float, engine: str) -> None:
-        """Linux takes commands."""
+        """Report that Linux has booted and runs commands."""
 
     def seen(self, log: Sequence[str]) -> None:
-        """Lines of the guest's log about Hyper-V."""
+        """Report the lines of the guest's kernel log about Hyper-V."""
 
     def devices(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The VMBus, as x-query-vmbus has it."""
+        """Report the VMBus channels, as x-query-vmbus returns them."""
 
     def memory(self, now: Measured, used: int = 0) -> None:
-        """What there is after the boot, or after `used` bytes were used and freed."""
+        """Report memory after the boot, or after the guest used and freed `used` bytes."""
 
     def resized(self, target: int, actual: int, reason: str, seconds: float, now: Measured) -> None:
-        """The balloon came to its end; `reason`: why not at its target."""
+        """Report the end of a resize; `reason`: why the target was not reached."""
 
     def over(self, shell: bool) -> None:
-        """The guest's shell is next, or its power-off."""
+        """Report the end of the tour: the guest's shell follows, or its power-off."""
 
 
 class Words:
-    """For people, in colour on a terminal."""
+    """Prints text for people, in colour on a terminal."""
 
     def booting(self, cpus: int, memory: int) -> None:
         self._title(f"Booting Linux ({_counted(cpus, 'vCPU')}, {format_size(memory)})")
@@ -107,7 +107,7 @@ def _counted(number: int, what: str) -> str:
 
 
 class JsonLines:
-    """For programs: sizes in bytes, times in seconds."""
+    """Prints JSON lines for programs: sizes in bytes, times in seconds."""
 
     def booting(self, cpus: int, memory: int) -> None:
         self._step("booting", cpus=cpus, memory=memory)
@@ -129,7 +129,7 @@ class JsonLines:
         self._step("resized", target=target, actual=actual, reason=reason, seconds=took, **asdict(now))
 
     def over(self, shell: bool) -> None:
-        """The exit status tells how it came out."""
+        """Print nothing: the exit status is the result."""
 
     @staticmethod
     def _step(step: str, **about: Any) -> None:

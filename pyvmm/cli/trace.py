@@ -1,4 +1,4 @@
-"""`pyvmm trace`: the events of a running machine, the names of all events, and what to do with recorded ones."""
+"""`pyvmm trace`: follows a running machine's trace events, lists all events, compares and converts traces."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from pyvmm.client.qmp import Client
 
 CONTEXT = 2
-"""Equal events shown around a difference."""
+"""Equal events shown before and after a difference."""
 
 
 class _TraceGroup(click.Group):
-    """`follow` is meant where no subcommand is named: `pyvmm trace web 'vmbus_*'`."""
+    """A click group whose default subcommand is `follow`: `pyvmm trace web 'vmbus_*'`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] == "--list":
             args = ["list", *args[1:]]
         elif not args and ctx.resilient_parsing:
-            pass  # the shell asks what may come first
+            pass  # shell completion of the first word
         elif not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
             args = ["follow", *args]
         return super().parse_args(ctx, args)
@@ -110,12 +110,12 @@ def follow(
 
 
 def _is_pattern(word: str) -> bool:
-    """A first word that is no machine's name: those have no wildcards, and an event's name means the event."""
+    """Return whether the first word is a pattern, not a machine: it has a wildcard or the form of an event's name."""
     return any(mark in word for mark in "*?[,!") or "_" in word
 
 
 def _events(client: Client, timeout: float | None) -> Iterator[Entry]:
-    """What X_TRACE brings, with a note where events were dropped. Ends with the machine, or after `timeout`."""
+    """Yield the events of X_TRACE, and print how many were dropped. Ends with the machine, or after `timeout`."""
     from pyvmm.analysis.read import from_object
     from pyvmm.client.qmp import Disconnected, TimedOut
 
@@ -232,7 +232,7 @@ def _show_diff(found: Difference, context: int) -> None:
 
 
 def _step_text(step: Step) -> tuple[str, dict[str, Any]]:
-    """A difference in a line, and the line's colour."""
+    """Return a difference as one line, and the line's colour."""
     from pyvmm.analysis.diff import Changed, OnlyA, OnlyB, Same
 
     match step:

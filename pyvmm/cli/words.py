@@ -1,4 +1,4 @@
-"""The words of a command as the user gave them: what the emulated host runs again, and the registry shows."""
+"""A command's arguments as the user gave them, for the emulated host to repeat and the registry to show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WORDS = "pyvmm.cli.words"
 
 
 class RepeatableCommand(click.Command):
-    """A command that keeps its arguments as they were given, so that the emulated host can run the same."""
+    """A click command that keeps its arguments as given, so that the emulated host can repeat it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         keep_words(ctx, args)
@@ -16,10 +16,10 @@ class RepeatableCommand(click.Command):
 
 
 def keep_words(ctx: click.Context, args: list[str]) -> None:
-    """Keep a command's arguments in its context, before parsing takes some away. The first call counts."""
+    """Keep a command's arguments in its context, before parsing consumes them. Only the first call has an effect."""
     ctx.meta.setdefault(_WORDS, list(args))
 
 
 def command_words(ctx: click.Context) -> list[str]:
-    """The name and arguments of a RepeatableCommand: what comes after `pyvmm`."""
+    """Return the name and arguments of a RepeatableCommand: the command line after `pyvmm`."""
     return [ctx.command.name or "run", *ctx.meta[_WORDS]]
