@@ -1,7 +1,7 @@
-"""Running one machine: what the command line, `pyvmm tour`, the API and the tests have in common.
+"""Runs one machine: the code shared by the command line, `pyvmm tour`, the API and the tests.
 
 `build` makes a MachineConfig of what a user names, `where` decides between this computer's KVM (`probe`) and the
 emulated host, and `session` runs the machine: its console (`consoles`, `terminal`), standard output (`outputs`),
-trace files (`trace_sinks`), confinement (`confined`), and what is told meanwhile (`notices`). No
-command is declared here.
+trace files (`trace_sinks`), confinement (`confined`), and messages on stderr (`notices`). No command
+is declared here.
 """

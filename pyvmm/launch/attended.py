@@ -1,4 +1,4 @@
-"""A machine run to its end for the command line: its output, its command, the time limit, and the exit status.
+"""Runs a machine to its end for `pyvmm run`: output, COMMAND, the time limit, and the exit status.
 
 Runs where KVM is: on this machine, or inside the emulated host.
 """
@@ -37,18 +37,18 @@ from pyvmm.sandbox.confine import Mode
 
 @dataclass(slots=True)
 class Order:
-    """What `pyvmm run` was asked for besides the machine."""
+    """Options of `pyvmm run` that are not part of the MachineConfig."""
 
     console: str = "stdio"
     command: str | None = None
     timeout: float | None = None
     trace: TraceSettings = field(default_factory=TraceSettings)
-    tied: bool = False  # end when standard input does
+    tied: bool = False  # the machine ends at the end of standard input
     sandbox: Mode = "off"
 
 
 def run_session(config: MachineConfig, order: Order, sockets: Sequence[Path]) -> int:
-    """Run the machine to its end; the exit status. ConfigError and HostError are the caller's to print."""
+    """Run the machine to its end and return the exit status. Raises ConfigError and HostError, without printing."""
     with threaded() as outputs:
         console = partial(open_console, order.console, outputs.out)
         with Session(config, sockets=sockets, console=console, trace=order.trace, sandbox=order.sandbox) as session:
@@ -60,7 +60,7 @@ def run_session(config: MachineConfig, order: Order, sockets: Sequence[Path]) ->
 
 
 class _Run:
-    """The machine while it runs."""
+    """State of one run of the machine: outputs, notices and the exit status."""
 
     def __init__(self, order: Order, session: Session, outputs: Outputs) -> None:
         self._order = order
@@ -70,7 +70,7 @@ class _Run:
         self._status: int | None = None
         self._notices = Notices(machine, waits_for_agent=order.command is not None)
         self._forced: int | None = None  # the status of a signal or of the time limit
-        self._counted = [outputs.out, outputs.err]  # whose losses show in the status
+        self._counted = [outputs.out, outputs.err]  # lost output on these changes the status
         for output in console.outputs:
             connect(machine, 0, output, self._output_failed)
             if output not in self._counted:
@@ -86,7 +86,7 @@ class _Run:
         if order.command is not None:
             machine.agent.execute(order.command, self._output, self._command_done)
         outcome = machine.run()
-        machine.halt()  # the last console output comes before what we say
+        machine.halt()  # the last console output comes before pyvmm's messages
         self._console.release()
         asked = outcome.kind == "quit" and self._status is None
         self._drain(PATIENCE if asked or self._forced is not None else None)
@@ -97,7 +97,7 @@ class _Run:
         return status
 
     def _ended(self, outcome: Outcome) -> int:
-        """Print how the machine ended; the exit status."""
+        """Print how the machine ended, and return the exit status."""
         if self._forced is not None:
             return self._forced
         if self._status is not None:
@@ -130,7 +130,7 @@ class _Run:
     def _command_done(self, status: int | None) -> None:
         if status is None:
             if self._notices.panicked:
-                return  # a crash kernel has started the agent: let it do its work; the machine's end tells the status
+                return  # the crash kernel started the agent: let it finish; the machine's end sets the status
             say("the guest, or the agent in it, restarted before the command ended")
         self._end(exit_status.GUEST_DIED if status is None else status)
 
@@ -154,8 +154,8 @@ class _Run:
 
 
 def report(outcome: Outcome, *, show_text: bool = True, told: str = "") -> int:
-    """Print how the machine ended; the exit status. `show_text`: the panic's text was seen nowhere else.
-    `told`: the panic's line, if it was said already.
+    """Print how the machine ended, and return the exit status. `show_text`: print the panic's text too, which was
+    shown nowhere else. `told`: the panic's line, if it was printed already.
     """
     match outcome.kind:
         case "panic":

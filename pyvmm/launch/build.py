@@ -1,6 +1,6 @@
-"""From what a user names (an image, a kernel file, a build tree) to the MachineConfig of a guest.
+"""Builds the MachineConfig of a guest from an image, a kernel file or a build tree.
 
-The command line, the Python API and `pyvmm tour` all come through here: a guest is the same whoever starts it.
+The command line, the Python API and `pyvmm tour` all use it, so that they start the same guest.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ if TYPE_CHECKING:
     from pyvmm.launch.options import GuestOptions
 
 BASE_CMDLINE = "quiet pci=off 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
-"""What every guest of ours is told: what is not there to be looked for, that its ciphers work (their self-tests took
-a fifth of the boot), and that hot-added memory is for use at once (Debian's kernels leave that to udev, and our
-images have none)."""
+"""Kernel parameters of every guest: skip probes for absent devices and the self-tests of ciphers (a fifth of the
+boot), and online hot-added memory at once (Debian's kernels leave that to udev, which our images lack)."""
 
 CONSOLE = (
     f"earlycon=uart8250,mmio,{serial_window.CONSOLE.early:#x} console=uart8250,mmio,{serial_window.CONSOLE.base:#x}"
 )
-"""Where its console is: ttyS0, by its window in memory."""
+"""Kernel parameters for the console: ttyS0, at its MMIO window."""
 
 NO_SHELL = "pyvmm.agent"
-"""On the kernel's command line it keeps our images' init from starting a shell on the console."""
+"""A word on the kernel's command line that makes our images' init start no shell on the console."""
 
 
 SIZE = "pyvmm.size={}x{}"
-"""Rows and columns of the console, likewise. A kernel takes it for a parameter of a module that is not there."""
+"""A word for our images' init: rows and columns of the console. Linux takes it for an absent module's parameter."""
 
 
 SILENCE, SILENCE_EMULATED = 10.0, 30.0
-"""Seconds without a word of the guest until the user is told, on a KVM of this computer and in the emulated host."""
+"""Seconds without guest activity until a notice, on the local KVM and in the emulated host."""
 
 
 def command_line(append: str = "", *, agent_only: bool = False, window: tuple[int, int] | None = None) -> str:
-    """A guest's whole command line. Our console comes last, because Linux prints there what it has to say so far when
-    it reads that word, and by then should know how much it shall say (`quiet`, the user's `loglevel=`). But a console
-    that the user names comes after ours: the last is /dev/console. What follows a `--` of the user's is init's, so
-    all words of ours come before it. `window`: rows and columns of the terminal that is the console, for init.
+    """Return a guest's kernel command line. Our console comes last, because Linux prints the log so far there when it
+    parses that word, and must have parsed the log level by then (`quiet`, the user's `loglevel=`). But a console that
+    the user names comes after ours: the last is /dev/console. Words after a `--` of the user's are init's, so all
+    words of ours come before it. `window`: rows and columns of the terminal that is the console, for init.
     """
     for_kernel, for_init = cmdline.split(append)
     words = [BASE_CMDLINE, NO_SHELL if agent_only else "", SIZE.format(*window) if window else "", for_kernel]
@@ -66,15 +65,15 @@ def build_config(
     progress: Callable[[str], None] = _silent,
     validate: bool = True,
 ) -> MachineConfig:
-    """A checked MachineConfig of what a user asked for.
+    """Return a checked MachineConfig for `options`.
 
     With neither kernel nor kdir it is one of our images, built if need be. With a command there is no shell on the
     console: a program drives the guest through the agent. `window`: the terminal's size, if that is the console.
-    `progress` gets lines for people. `validate` False skips the checks of files that the process outside the
-    emulated host has made. Raises ConfigError.
+    `progress` gets lines for people. `validate` False skips the checks of files, which the process outside the
+    emulated host has done. Raises ConfigError.
     """
     config = machine_config(options)
-    config.check()  # before an image is made for a machine that cannot be
+    config.check()  # before an image is built for an invalid machine
     kernel, initrd, agent_only = options.kernel, options.initrd, bool(options.command)
     own = kernel is None and options.kdir is None
     if not own:
@@ -104,7 +103,7 @@ def build_config(
 
 
 def machine_config(options: GuestOptions) -> MachineConfig:
-    """The part of a MachineConfig that needs no files. Raises ConfigError for options that contradict each other."""
+    """Return a MachineConfig without files. Raises ConfigError for options that contradict each other."""
     memory, hot_add = options.memory, options.hot_add
     if hot_add is not None and memory.max is not None and memory.max != memory.boot + hot_add:
         raise ConfigError("--hot-add and --memory max= say different things: give one of them")
@@ -147,7 +146,7 @@ def _own_kernel(
 
 
 def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, validate: bool = True) -> Image:
-    """One of our images (None: the default), built if it is not there yet."""
+    """Return one of our images (None: the default), built if the cache has none."""
     from pyvmm.images import catalog
 
     if not validate:

@@ -1,4 +1,4 @@
-"""A TOML file in place of long options: `pyvmm run vm.toml`, with everything that `pyvmm run` takes.
+"""TOML files with the options of a guest: `pyvmm run vm.toml`.
 
     memory = "2G"
     cpus = 2
@@ -6,8 +6,8 @@
     trace = ["hv_balloon_*"]
     command = ["uname", "-a"]
 
-Keys are the options' long names, values what the options take. The command line goes before the file; paths in it
-count from the file's folder. Whatever GuestOptions declares, a file takes: there is no list of options here.
+Keys are the options' long names, values those of the options. The command line takes precedence over the file; paths
+in the file are relative to its folder. All options of GuestOptions are accepted: there is no list of options here.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from pyvmm.launch.options import (
 from pyvmm.sizes import parse_memory, parse_size
 
 SIZE_LIMIT = 1 << 20
-"""Bytes of a file. Written by hand they have a few hundred."""
+"""Maximum size of a file, in bytes. One written by hand has a few hundred."""
 
 DOT_LIMIT = 1000
-"""Dots in a line: tomllib takes quadratic time for a key of many."""
+"""Maximum number of dots in a line: tomllib needs quadratic time for a dotted key."""
 
 FIXED_CONSOLES = ("stdio", "pty", "none")
 
 
 def keys() -> list[str]:
-    """What may stand in a file, in the order of `pyvmm run --help`."""
+    """Return the keys that a file may have, in the order of `pyvmm run --help`."""
     return [*map(_key, OPTIONS), "command"]
 
 
@@ -53,7 +53,7 @@ def _key(name: str) -> str:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """The values in `file` by the names of GuestOptions' fields, checked. A ConfigError names file and key."""
+    """Read `file` and return its checked values by field of GuestOptions. A ConfigError names file and key."""
     import tomllib
 
     if "\0" in str(file):
@@ -71,7 +71,7 @@ def load(file: Path) -> dict[str, Any]:
         table = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: a TOML file has to be") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is the former, as is a number of 5000 digits
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of 5000 digits
         raise ConfigError(f"{file} is not TOML: {error}") from error
     known = keys()
     values: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def _value(file: Path, key: str, value: Any, field: Field) -> Any:
-    """`value` as the field's own type."""
+    """Convert `value` to the field's type. Raises ConfigError."""
     option, multiple = details(field), isinstance(field.default, tuple)
     wanted = _wanted(field, option)
     items = value if multiple and isinstance(value, list) else [value]
@@ -110,7 +110,7 @@ def _value(file: Path, key: str, value: Any, field: Field) -> Any:
 
 
 def _check(file: Path, key: str, item: Any) -> None:
-    """What TOML can say and the command line cannot: a zero byte, and numbers of any length in hexadecimal."""
+    """Refuse values that only TOML can express: a zero byte, and hexadecimal numbers of any length."""
     if isinstance(item, str) and "\0" in item:
         raise ConfigError(f"{file}: {key} holds a zero byte (\\u0000); remove it")
     if isinstance(item, int) and abs(item) >= 1 << 64:
@@ -140,16 +140,16 @@ def _command(file: Path, value: Any) -> tuple[str, ...]:
 
 
 def _from_folder(file: Path, text: str) -> Path:
-    return Path(os.path.abspath(file)).parent / os.path.expanduser(text)  # ~name of nobody stays as it is
+    return Path(os.path.abspath(file)).parent / os.path.expanduser(text)  # an unknown ~name is left unchanged
 
 
 def _short(value: Any) -> str:
-    text = reprlib.repr(value)  # which goes a few levels deep and no further
+    text = reprlib.repr(value)  # limits the depth
     return text if len(text) <= 60 else text[:59] + "…"
 
 
 def render(options: GuestOptions) -> str:
-    """The TOML of `options`; those that are not set come as comments that explain them."""
+    """Return `options` as TOML; options that are not set appear as comments with their help."""
     lines = []
     for name, field in OPTIONS.items():
         value, option = getattr(options, name), details(field)
@@ -175,12 +175,12 @@ def _toml(value: Any, option: Option | None = None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string: JSON's, but that JSON leaves DEL as it is."""
+    """Return a TOML basic string: a JSON string, with DEL escaped as well."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def command_line(words: tuple[str, ...]) -> str | None:
-    """What the guest's shell runs: one word is a shell command, several are a program and its arguments."""
+    """Return the guest's shell command: one word is used as it is, several are a program and its arguments."""
     if not words:
         return None
     return shlex.join(words) if len(words) > 1 else words[0]

@@ -1,4 +1,4 @@
-"""Confinement of a session's process: opens the monitor's sockets before it, and names the folder it may change."""
+"""Confines a session's process, after the monitor's sockets have been opened."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pyvmm.sandbox.sweeper import removed_at_the_end
 def open_doors(
     sockets: Iterable[str], loop: Loop, stack: contextlib.ExitStack, *, confined: bool = False
 ) -> list[Door]:
-    """Listen at `sockets` until `stack` ends; clients wait until there is a monitor. Raises ConfigError for one in
-    use. `confined`: the process will not be able to remove those that are not in pyvmm's own folder.
+    """Listen at `sockets` until `stack` ends; clients wait until there is a monitor. Raises ConfigError if one is in
+    use. `confined`: the process will not be able to remove sockets outside pyvmm's own folder.
     """
     doors: list[Door] = []
     for path in map(Path, sockets):
@@ -35,12 +35,12 @@ def open_doors(
 
 
 def own_folder() -> Path:
-    """The folder of pyvmm's own sockets and of the names of running machines."""
+    """Return the folder of pyvmm's own sockets and of the registry."""
     return Path(FOLDER) if inside() else runtime_folder()
 
 
 def confine_session(mode: Mode, machine: Machine, doors: Sequence[Door]) -> None:
-    """Confine this process, if it is pyvmm's own. All that is ever opened is open; no thread has been started.
+    """Confine this process, if it is pyvmm's own. All files are open by then, and no thread has been started.
 
     Raises ConfigError if `require` cannot be met.
     """

@@ -26,21 +26,21 @@ from pyvmm.output import Output
 _READ_SIZE = 4096
 
 _PTY_LIMIT = 256 << 10
-"""Bytes of output that a pseudo-terminal keeps for a reader who comes later: a boot with all its messages."""
+"""Bytes of output kept for a later reader of a pseudo-terminal: a boot with all its messages."""
 
 _FULL_PERIOD = 0.1
-"""Seconds between two looks at whether the guest has read enough for more input."""
+"""Poll interval, in seconds, until the serial port's input queue has room again."""
 
 
 class Console:
-    """`none`: the guest's output is dropped, and it gets no input."""
+    """The console `none`, and the base of the others: drops the guest's output and gives it no input."""
 
     place = "null"
     """The console's name, in QEMU's form for character devices."""
     outputs: Sequence[Output] = ()
-    """The outputs that the guest's serial port waits for."""
+    """The outputs whose backlog throttles the guest's serial port."""
     tied = False
-    """Whether the machine ends with its input: so it does not outlive a program that started it by a pipe."""
+    """Whether the machine ends at the end of its input, so as not to outlive the program at the pipe's other end."""
 
     def __enter__(self) -> Self:
         return self
@@ -51,16 +51,16 @@ class Console:
         self.close()
 
     def write(self, data: bytes) -> None:
-        """The guest's output, on the loop's thread or a vCPU's. Does not wait."""
+        """Write the guest's output, on the loop's thread or a vCPU's. Does not block."""
 
     def attach(self, machine: Machine) -> None:
-        """Begin to pass input to `machine`."""
+        """Start passing input to `machine`."""
 
     def release(self) -> None:
-        """The guest has ended: take no more input. While its output is waited for, Ctrl-C is a signal again."""
+        """Stop passing input, once the guest has ended. While output is flushed, Ctrl-C is a signal again."""
 
     def close(self) -> None:
-        """Give the terminal or file back."""
+        """Restore the terminal, or close the file."""
 
 
 class CalledConsole(Console):
@@ -72,13 +72,13 @@ class CalledConsole(Console):
 
 
 class LateConsole(Console):
-    """A console that is `none` until it becomes another: `pyvmm tour` ends in the guest's shell."""
+    """A console that is `none` until `become` sets another: `pyvmm tour` ends in the guest's shell."""
 
     def __init__(self) -> None:
         self._inner = Console()
 
     def become(self, console: Console) -> None:
-        """Be `console` from now on."""
+        """Delegate to `console` from now on."""
         self._inner = console
 
     def write(self, data: bytes) -> None:
@@ -121,12 +121,12 @@ class StdioConsole(Console):
         try:
             machine.loop.add_reader(self._stdin, lambda: self._plain(machine))
             self._stack.callback(machine.loop.remove_reader, self._stdin)
-        except PermissionError:  # a plain file: epoll has nothing to wait for, it is all there
+        except PermissionError:  # epoll refuses a plain file, which is always readable
             self._is_file = True
             self._plain(machine)
 
     def _follow_window(self, machine: Machine) -> None:
-        """Give the guest the terminal's size, now and whenever it changes."""
+        """Send the terminal's size to the guest, now and whenever it changes."""
 
         def look() -> None:
             if size := window_of(self._stdin) or window_of(self.outputs[0].fd):
@@ -138,7 +138,7 @@ class StdioConsole(Console):
             self._stack.callback(signal.signal, signal.SIGWINCH, before)
 
     def _plain(self, machine: Machine) -> None:
-        """Input from a pipe or a file: as much as the serial port queues, the rest when the guest has read some."""
+        """Pass input from a pipe or a file, as far as the serial port's queue has room; the rest later."""
         port = machine.board.serials[0]
         while port.queued + _READ_SIZE <= RECEIVE_LIMIT:
             data = self._read()
@@ -149,7 +149,7 @@ class StdioConsole(Console):
                 return
             port.receive(data)
             if not self._is_file:
-                return  # there may be no more now; the loop calls again
+                return  # a further read might block; the loop calls again
         machine.loop.remove_reader(self._stdin)
         machine.loop.after(_FULL_PERIOD, lambda: self._again(machine))
 
@@ -166,12 +166,12 @@ class StdioConsole(Console):
             return b""
 
     def _keyboard(self, machine: Machine, terminal: Terminal) -> None:
-        """Input from a terminal, while this process is in its foreground."""
+        """Pass input from a terminal, while this process is in its foreground."""
         loop = machine.loop
 
         def readable() -> None:
             if not terminal.look():
-                loop.remove_reader(self._stdin)  # what is typed there is the shell's
+                loop.remove_reader(self._stdin)  # input belongs to the shell now
                 loop.after(LOOK_AGAIN, wait)
                 return
             data = self._read()
@@ -196,7 +196,7 @@ class StdioConsole(Console):
 
 
 class FileConsole(Console):
-    """Writes the guest's output to a new file. A disk that is full loses the rest; the machine goes on."""
+    """Writes the guest's output to a new file. If the disk is full, the rest is lost; the machine runs on."""
 
     def __init__(self, path: Path) -> None:
         check_reachable(path, "console")
@@ -210,20 +210,20 @@ class FileConsole(Console):
         self.place = f"file:{path}"
 
     def close(self) -> None:
-        if not self.outputs[0].pending:  # else its thread is still at it: the process's end closes it
+        if not self.outputs[0].pending:  # else its thread still writes: closed with the process
             self._file.close()
 
 
 class PtyConsole(Console):
-    """A pseudo-terminal for `screen`, `minicom` and the like; its name is printed at the start.
+    """Connects the guest to a pseudo-terminal, for `screen` or `minicom`; prints its name at the start.
 
     Output without a reader is kept up to a limit, so that a later reader sees the boot; the rest is lost, as on a
     real line, and its size printed at the end.
     """
 
     def __init__(self) -> None:
-        self._master, self._slave = os.openpty()  # the slave stays open: no hang-up while nobody is attached
-        tty.setraw(self._slave)  # else it sends the guest's own output back, as an echo
+        self._master, self._slave = os.openpty()  # the slave stays open: no hang-up without a reader
+        tty.setraw(self._slave)  # else the terminal echoes the guest's output back to it
         os.set_blocking(self._master, False)
         self.place = f"pty:{os.ttyname(self._slave)}"
         print(f"pyvmm: console on {os.ttyname(self._slave)}", file=sys.stderr, flush=True)
@@ -242,7 +242,7 @@ class PtyConsole(Console):
             self._machine.loop.post(self._wait)
 
     def _send(self) -> bool:
-        """Give the terminal what it takes; whether something is left."""
+        """Write until the terminal is full; return whether output is left."""
         with contextlib.suppress(OSError):
             while self._kept:
                 del self._kept[: os.write(self._master, self._kept)]
@@ -281,13 +281,13 @@ class PtyConsole(Console):
 
 
 def check_reachable(path: Path, what: str) -> None:
-    """ConfigError for a FIFO in the emulated host: the FIFO that it would open there is another one."""
+    """Raise ConfigError for a FIFO in the emulated host: each kernel has its own FIFO behind the path."""
     if inside() and path.is_fifo():
         raise ConfigError(f"{what} {path}: the emulated host cannot write to this computer's FIFOs; name a file")
 
 
 def open_console(where: str, output: Output) -> Console:
-    """The console for `--console stdio|pty|none|FILE`; `output` is standard output."""
+    """Return the console for `--console stdio|pty|none|FILE`; `output` is standard output."""
     match where:
         case "stdio":
             return StdioConsole(output)

@@ -1,4 +1,4 @@
-"""The statuses `pyvmm` ends with, besides those of a command in the guest."""
+"""Exit statuses of `pyvmm`, besides those of a command in the guest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GUEST_DIED = 255
 
 
 def status_of(error: OSError) -> int:
-    """The exit status after standard output failed with `error`."""
+    """Return the exit status after standard output failed with `error`."""
     match error.errno:
         case errno.EPIPE:
             return PIPE

@@ -1,4 +1,4 @@
-"""Notices about a running guest on stderr: panics, a crash kernel, a missing agent."""
+"""Prints notices about a running guest on stderr: panics, a crash kernel, a missing agent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from pyvmm.machine import Machine
 
 LINES = 20
-"""Lines at most, for a guest can bring about any number."""
+"""Maximum number of lines: a guest can cause any number of notices."""
 
 AGENT_FACTOR = 3
-"""A guest with a command to run is reported without an agent after this many times `config.silence`."""
+"""Multiple of `config.silence` after which a missing agent is reported, if there is a command to run."""
 
 
 class Notices:
-    """Prints a machine's notable events, one line each. `panic_told` is the last panic's line that was printed."""
+    """Prints a machine's notable events, one line each. `panic_told` is the line of the last panic printed."""
 
     def __init__(self, machine: Machine, *, waits_for_agent: bool) -> None:
         self.panic_told = ""
@@ -34,7 +34,7 @@ class Notices:
             case "GUEST_PANICKED":
                 self.panicked = True
                 line = panic_line(str(data.get("x-text", "")))
-                if data["action"] == "run" and line != self.panic_told:  # else it is told at the machine's end
+                if data["action"] == "run" and line != self.panic_told:  # else printed at the machine's end
                     self.panic_told = line
                     self._say(f"guest panicked: {line}")
             case "GUEST_CRASHLOADED":

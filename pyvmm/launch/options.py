@@ -31,7 +31,7 @@ TRACE_FORMATS = ("text", "json", "chrome")
 
 
 def read_number(text: str) -> int:
-    """A whole number. Raises ConfigError."""
+    """Parse an integer. Raises ConfigError."""
     try:
         return int(text)
     except ValueError:
@@ -39,30 +39,30 @@ def read_number(text: str) -> int:
 
 
 def read_seconds(text: str) -> float:
-    """More than 0 seconds. Raises ConfigError."""
+    """Parse a positive number of seconds. Raises ConfigError."""
     try:
         seconds = float(text)
     except ValueError:
         raise ConfigError(f"{text[:40]!r} is not a valid float") from None
-    if not 0 < seconds <= LONGEST:  # nor is NaN
+    if not 0 < seconds <= LONGEST:  # also refuses NaN
         raise ConfigError(f"{seconds} is not in the range 0<x<={LONGEST}")
     return seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field of GuestOptions is besides its type and default, on the command line and elsewhere."""
+    """Metadata of a field of GuestOptions besides type and default: help, parser, choices and names."""
 
     help: str
     read: Callable[[str], Any] = str
     choices: tuple[str, ...] = ()
     short: str = ""
     metavar: str | None = None
-    shown_default: bool = False  # in the help
+    shown_default: bool = False  # in `--help`
     in_api: bool = True
 
     def value(self, given: object) -> Any:
-        """A value as the user wrote it in its own type. Raises ConfigError."""
+        """Convert a value as the user wrote it to the field's type. Raises ConfigError."""
         text = str(given)
         if "\0" in text:
             raise ConfigError("there is a zero byte in it; remove it")
@@ -72,7 +72,7 @@ class Option:
 
 
 def option(default: Any, help: str, read: Callable[[str], Any] = str, *choices: str, **more: Any) -> Any:
-    """A field of GuestOptions that users set."""
+    """Declare a field of GuestOptions that users can set."""
     if choices:
         more["choices"] = choices
     return dataclasses.field(default=default, metadata={"option": Option(help, read, **more)})
@@ -80,7 +80,7 @@ def option(default: Any, help: str, read: Callable[[str], Any] = str, *choices: 
 
 @dataclass(slots=True, kw_only=True)
 class GuestOptions:
-    """What a user asks for, read and not yet checked. The fields are in the order of `pyvmm run --help`."""
+    """The options of a guest, parsed but not yet checked. The fields are in the order of `pyvmm run --help`."""
 
     kernel: Path | None = option(None, "A bzImage or an ELF vmlinux.", Path)
     kdir: Path | None = option(None, "A kernel build tree: its vmlinux and modules.", Path)
@@ -172,15 +172,15 @@ class GuestOptions:
         *("auto", "stop", "keep"),
         shown_default=True,
     )
-    command: tuple[str, ...] = ()  # run in the guest; not an option: it comes after them
+    command: tuple[str, ...] = ()  # run in the guest; an argument, not an option
 
     @property
     def on_terminal(self) -> bool:
-        """Whether the guest's console is standard input and output."""
+        """Return whether the guest's console is standard input and output."""
         return self.console in (None, "stdio") and not self.command
 
     def words(self) -> list[str]:
-        """The words of `pyvmm run` that mean the same, but for the name."""
+        """Return the equivalent arguments of `pyvmm run`, without the name."""
         words: list[str] = []
         for name, each in OPTIONS.items():
             value = getattr(self, name)
@@ -196,34 +196,34 @@ class GuestOptions:
 
 Field = dataclasses.Field[Any]
 OPTIONS: dict[str, Field] = {each.name: each for each in dataclasses.fields(GuestOptions) if each.metadata}
-"""The fields that are options."""
+"""The fields of GuestOptions that are options, by name."""
 
 ONE_SOURCE = ("kernel", "kdir", "initrd", "image")
-"""Options that say together which guest it is: one that is given sets those of a file aside."""
+"""Options that together select the guest: if one is given, those of a file are ignored."""
 
 
 def details(field: Field) -> Option:
-    """What a field is on the command line."""
+    """Return the Option metadata of a field."""
     found: Option = field.metadata["option"]
     return found
 
 
 def flag(name: str) -> str:
-    """The option's long name: --balloon-piece of balloon_piece."""
+    """Return the option's long name: --balloon-piece for balloon_piece."""
     return "--" + name.replace("_", "-")
 
 
 def text_of(value: object, option: Option) -> str:
-    """A value as a user would write it."""
+    """Format a value as a user would write it."""
     if isinstance(value, int) and option.read is parse_size:
         return exact_size(value)
     return str(value)
 
 
 def read_keywords(given: Mapping[str, object], more: Mapping[str, Any]) -> GuestOptions:
-    """The options that keywords of the API mean. None counts as not given; a number as `memory` is bytes.
+    """Return GuestOptions from keywords of the API. None counts as not given; a number for `memory` is in bytes.
 
-    `more` are values that have been read, from a file, and count where no keyword is given. Raises ConfigError.
+    `more` are values parsed from a file, for options without a keyword. Raises ConfigError.
     """
     known = {name: each for name, each in OPTIONS.items() if details(each).in_api}
     values: dict[str, Any] = {}

@@ -1,13 +1,13 @@
-"""Standard output and error while a machine runs: written by threads, watched by the loop, waited for at the end.
+"""Standard output and error while a machine runs: written by threads, monitored by the loop, flushed at the end.
 
     how an output ends            the machine          exit status, unless COMMAND's own is not 0
-    reader gone (EPIPE)           is ended             141, as a shell shows SIGPIPE
-    terminal hung up (EIO)        is ended             129, as a shell shows SIGHUP
+    reader exits (EPIPE)          is ended             141, as a shell shows SIGPIPE
+    terminal hangs up (EIO)       is ended             129, as a shell shows SIGHUP
     disk full, closed, ...        is ended             1
     reader stops                  the guest waits      that of the end; 1 if output was given up then
 
-After an end that the guest or COMMAND brought about, output is waited for as long as its reader takes, as by any
-program; a signal, `quit`, or the time limit cuts that short. After one of those PATIENCE is all there is.
+After an end caused by the guest or COMMAND, output is flushed without a time limit, as by any program; a signal,
+`quit`, or the run's time limit cuts that short. After one of those the flush takes at most PATIENCE.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pyvmm.machine import Machine
 from pyvmm.output import Output
 
 PATIENCE = 1.0
-"""Seconds that output may take after a requested end: a signal, `quit`, the time limit."""
+"""Seconds that the flush may take after a requested end: a signal, `quit`, the time limit."""
 
 _LOOK = 0.02
-"""Seconds between two checks whether all is written, while the loop serves the monitor."""
+"""Poll interval, in seconds, of the flush, while the loop serves the monitor."""
 
 
 class Outputs:
@@ -41,7 +41,7 @@ class Outputs:
 
 @contextlib.contextmanager
 def threaded() -> Iterator[Outputs]:
-    """Let threads write what goes to standard output and error in the block, `print` included."""
+    """Write standard output and error by threads while the block runs, `print` included."""
     outputs = Outputs()
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -62,12 +62,12 @@ def _over(output: Output, stream: TextIO) -> TextIO:
     try:
         same = stream.fileno() == output.fd
     except (OSError, ValueError):
-        same = False  # a test's
+        same = False  # replaced by a test
     return output.text(stream) if same else stream
 
 
 def connect(machine: Machine, port: int, output: Output, failed: Callable[[Output, OSError], None]) -> None:
-    """Slow the guest's serial `port` down to the speed of `output`. `failed` is called once, on the loop."""
+    """Throttle the guest's serial `port` to the speed of `output`. On an error calls `failed` once, on the loop."""
     slow = machine.throttles.watch(port, lambda: output.level)
     others = output.changed
 
@@ -93,7 +93,7 @@ def disconnect(outputs: Sequence[Output]) -> None:
 
 
 def drain(machine: Machine, outputs: Sequence[Output], stop: Callable[[], bool], seconds: float | None) -> None:
-    """Wait until `outputs` are written, at most `seconds`, or until `stop()`; the loop goes on meanwhile."""
+    """Wait until `outputs` are written, at most `seconds`, or until `stop()`; the loop runs meanwhile."""
     clock = machine.loop.clock
     until = None if seconds is None else clock() + seconds
     if all(output.flush(_LOOK) for output in outputs):
@@ -103,17 +103,17 @@ def drain(machine: Machine, outputs: Sequence[Output], stop: Callable[[], bool],
 
 
 def ended_text(output: Output, error: OSError) -> str:
-    """The line about an output whose failure ended the machine."""
+    """Return the message about an output whose failure ended the machine."""
     if error.errno == errno.EPIPE:
         return f"nobody reads {output.name} any more: the machine was ended"
     return f"{output.name}: {error.strerror}: the machine was ended"
 
 
 def settle(outputs: Sequence[Output], status: int) -> int:
-    """The exit status. Gives up what could not be written, and prints how much that was."""
+    """Discard output that could not be written, print its size, and return the exit status."""
     for output in outputs:
         if output.fd == 2:
-            output.flush(PATIENCE)  # our own lines as well
+            output.flush(PATIENCE)  # pyvmm's messages as well
         lost = output.give_up() if output.pending else 0
         if lost:
             say(f"{output.name}: {lost} bytes were not read and are lost")
@@ -127,20 +127,20 @@ def settle(outputs: Sequence[Output], status: int) -> int:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     with contextlib.suppress(OSError):
         where.say(text)
 
 
 def say_lost(output: Output, error: OSError) -> None:
-    """The line about a failure that did not end the machine. Inside the emulated host standard streams are pipes to
-    the outer side, which knows better.
+    """Print the message about a failure that did not end the machine. Inside the emulated host standard streams are
+    pipes to the outer side, which reports the failure itself.
     """
     if not (inside() and output.fd in (1, 2)):
         say(f"{output.name}: {error.strerror}; the rest is lost")
 
 
 def say_ended(output: Output, error: OSError) -> None:
-    """Print the line about a failure that ended the machine. In the emulated host the process outside prints it."""
+    """Print the message about a failure that ended the machine. For the emulated host the outer side prints it."""
     if not inside():
         say(ended_text(output, error))

@@ -1,8 +1,8 @@
-"""What this machine's KVM can do: whether Linux can run on it, and what would make it able.
+"""Probes the local KVM: whether it can run Linux, and how to fix it if not.
 
 Some KVMs (those of certain nested or emulating hypervisors) answer every ioctl and yet interpret kernel-mode code, an
-instruction at a time: Linux takes hours there, or stumbles over an instruction the interpreter lacks. No capability
-tells, so a tiny guest of kernel-mode code is timed. The verdict is kept for as long as this kernel runs.
+instruction at a time: Linux takes hours there, or fails at an instruction the interpreter lacks. No capability
+reports that, so a tiny guest of kernel-mode code is timed. The verdict is kept until the host reboots.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pyvmm.errors import HostError
 from pyvmm.files import JSON_LIMIT, FileError, parse_json, read_text
 from pyvmm.paths import cache_folder, write_private
 
-PROBE_VERSION = 1  # raise it when the verdict may differ
-# A processor that runs the loop itself does thousands of millions of these a second, TCG under us a hundred or more;
-# the interpreting KVM this was written on does two or three million.
+PROBE_VERSION = 1  # raise it when a change of the probe may change verdicts
+# Hardware runs thousands of millions of these a second, QEMU TCG a hundred million or more; the
+# interpreting KVM that this was written on runs two or three million.
 INTERPRETED_BELOW = 50e6  # instructions per second
-FIRST_LOOPS = 20_000  # a warm-up that even an interpreter does in some tens of milliseconds
+FIRST_LOOPS = 20_000  # a warm-up of some tens of milliseconds even in an interpreter
 TIMED_LOOPS = 1_000_000
 # mov ecx, [0x1000]; again: dec ecx; jnz again; hlt - in flat 32-bit protected mode
 LOOP = bytes.fromhex("8b0d001000004975fdf4")
@@ -38,47 +38,47 @@ NEEDED = (
 
 @dataclass(slots=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     ok: bool
     detail: str
-    fix: str = ""  # what would make it ok
-    needed: bool = True  # without it the local KVM is of no use
+    fix: str = ""  # how to fix it
+    needed: bool = True  # if it fails, the local KVM cannot be used
 
 
 @dataclass(slots=True)
 class Probe:
-    """All that was found. `usable`: Linux guests can run on the local KVM."""
+    """The results of all checks. `usable`: Linux guests can run on the local KVM."""
 
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
-        """Whether nothing needed is missing."""
+        """Return whether all needed checks passed."""
         return all(finding.ok for finding in self.findings if finding.needed)
 
     @property
     def reason(self) -> str:
-        """Why it is not usable, in a few words; empty if it is."""
+        """Return why KVM is not usable, in a few words; empty if it is."""
         return next((f"{f.what}: {f.detail}" for f in self.findings if f.needed and not f.ok), "")
 
 
 def probe(*, fresh: bool = False, path: str = "/dev/kvm") -> Probe:
-    """Look at the local KVM, or repeat what was found since this kernel booted. Never raises for what it finds."""
+    """Check the local KVM, or return the verdict kept since the host booted. A failed check raises nothing."""
     kept = _kept_verdict(path)
     if not fresh:
         with contextlib.suppress(FileError, ValueError):
             return Probe(_findings(parse_json(read_text(kept, JSON_LIMIT))))
     found = _look(path)
-    if found.findings[0].ok:  # a missing device or permission may be mended any minute
+    if found.findings[0].ok:  # not kept: a missing device or permission may be fixed any time
         with contextlib.suppress(OSError):
             write_private(kept, json.dumps([asdict(finding) for finding in found.findings]).encode())
     return found
 
 
 def _findings(told: object) -> list[Finding]:
-    """The findings as they were kept. Raises ValueError for anything else."""
+    """Parse the kept findings. Raises ValueError for any other JSON."""
     kinds = {"what": str, "ok": bool, "detail": str, "fix": str, "needed": bool}
     if not isinstance(told, list) or not told:
         raise ValueError("no list of findings")
@@ -149,7 +149,7 @@ def _speed(kvm: object) -> Finding:
 
 
 def instructions_per_second(kvm: object) -> float:
-    """How fast a guest's ring 0 loop goes. Raises HostError if the guest does not get to its end."""
+    """Measure the speed of a guest's ring 0 loop. Raises HostError if the guest does not finish it."""
     from pyvmm.kvm import structs
     from pyvmm.kvm.exits import Hlt
     from pyvmm.kvm.system import Kvm
@@ -182,7 +182,7 @@ def instructions_per_second(kvm: object) -> float:
                     raise HostError(f"a loop in a tiny guest ended in {ended}")
                 return 2 * loops / seconds
 
-            timed(FIRST_LOOPS)  # pages in what it touches
+            timed(FIRST_LOOPS)  # maps the pages it accesses
             rate = timed(FIRST_LOOPS)
-            # Short and fast may just be the noise of one entry: only the fast are worth a longer look.
+            # A short run may be dominated by the cost of one entry: a fast one is timed again, for longer.
             return rate if rate < INTERPRETED_BELOW / 10 else timed(TIMED_LOOPS)

@@ -1,4 +1,4 @@
-"""One machine and all that runs beside it, made and taken down in one order, whoever starts it.
+"""One machine with its trace sinks, loop, monitor and console, created and closed in a fixed order.
 
     with Session(config, sockets=[path], trace=TraceSettings(("vmbus_*",))) as session:
         session.machine.monitor.on_event(...)      # all is made; nothing runs
@@ -33,13 +33,13 @@ from pyvmm.machine import Machine, MachineConfig
 from pyvmm.sandbox.confine import Mode
 
 SWITCH_INTERVAL = 0.001
-"""Seconds a busy Python thread may keep the GIL while a vCPU waits for it."""
+"""GIL switch interval, in seconds: how long a busy Python thread may delay a vCPU's thread."""
 
 
 class Session:
-    """One machine with its traces, loop, monitor and console. Give it back on any thread, once the machine has ended.
+    """One machine with its traces, loop, monitor and console. Close it on any thread, once the machine has ended.
 
-    `sockets` are where the monitor listens, by the paths that the user knows. `console` makes the guest's console.
+    `sockets` are the paths, as the user gave them, where the monitor listens. `console` makes the guest's console.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Session:
     def start(self, signalled: Callable[[int], None] | None = None) -> None:
         """Confine this process if it is pyvmm's own, power the machine on and serve its monitor.
 
-        `signalled` gets the number of a signal that asks the process to end, on the loop; without it signals are left
-        alone. Raises ConfigError and HostError.
+        `signalled` is called on the loop with the number of a terminating signal; without it signal handlers are left
+        unchanged. Raises ConfigError and HostError.
         """
         machine = self.machine
         if signalled is not None:
@@ -87,17 +87,17 @@ class Session:
             machine.watchdog.keep_note(stall_note(self._sockets[0]))
             self._stack.callback(machine.watchdog.stop)
         confine_session(self._sandbox, machine, self._doors)
-        # All is open, and only now there are threads, which are confined like us.
+        # All files are open; threads are started only now, so they inherit the confinement.
         held_threads.release()
         machine.start()
-        # From here on the guest boots beside us.
+        # From here on the guest boots, concurrently.
         machine.monitor.pid = user_pid()
         if self._doors:
             from pyvmm.control.server import ControlServer
 
             self._stack.enter_context(ControlServer(self.loop, machine.monitor, *self._doors))
         if process.is_own():
-            # What start-up made lives as long as the machine; a collection that walks it would hold up the guest.
+            # Start-up objects live as long as the machine; a collection that scans them would delay the guest.
             gc.collect()
             gc.freeze()
         self.console.attach(machine)
@@ -111,16 +111,16 @@ class Session:
 
 @contextlib.contextmanager
 def _signals(loop: Loop, signalled: Callable[[int], None]) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show. One that was ignored when we
-    came (`nohup`, a script's `&`) stays ignored.
+    """Let SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show. A signal that was ignored
+    at the start (`nohup`, a script's `&`) stays ignored.
     """
     before: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, lambda n, frame: loop.post_first(signalled, n))
     if inside():
-        # SIGTSTP stops this process: no shell is there, so the kernel would ignore it. The outer side is stopped when
-        # it hears that we are.
+        # SIGSTOP on SIGTSTP: without a shell the kernel would ignore SIGTSTP's default action. The outer side stops
+        # itself after the agent's STOPPED frame.
         before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
     try:
         yield

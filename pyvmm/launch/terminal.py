@@ -1,11 +1,11 @@
-"""What is typed at the guest's console: the Ctrl-A keys and the monitor's prompt.
+"""Processes keyboard input for the guest's console: the Ctrl-A keys and the monitor's prompt.
 
     keyboard --> ConsoleInput --> the guest's serial port
                      |  Ctrl-A c
                      +----------> MonitorPrompt --> a line for the human monitor
 
-The keys are those of QEMU's `-nographic`. All of it is pure: bytes in, bytes and calls out. The
-terminal itself is `pyvmm.foreground`'s.
+The keys are those of QEMU's `-nographic`. No I/O here: bytes in, bytes and calls out. `pyvmm.foreground`
+handles the terminal itself.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ KEYS_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """Bytes for whoever has the console."""
+    """Input bytes for the guest or the monitor's prompt, whichever has the console."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Ctrl-A x."""
+    """Ctrl-A x: end the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Toggle:
-    """Ctrl-A c."""
+    """Ctrl-A c: switch between the guest and the monitor's prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """Ctrl-A h, Ctrl-A ?."""
+    """Ctrl-A h or Ctrl-A ?: list the keys."""
 
 
 Key = Typed | End | Toggle | Help
 
 
 class ConsoleKeys:
-    """Plain --Ctrl-A--> Escaped --any key--> Plain. After Ctrl-A an unknown key is sent as it is, alone."""
+    """Parses the Ctrl-A keys: Plain --Ctrl-A--> Escaped --any key--> Plain. An unknown key is sent alone."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def feed(self, data: bytes) -> list[Key]:
-        """What the typed bytes ask for, in order; bytes between two keys come as one `Typed`."""
+        """Return the keys in `data`, in order; bytes between two keys are one `Typed`."""
         keys: list[Key] = []
         plain = bytearray()
         for byte in data:
@@ -93,7 +93,7 @@ _KEYS: dict[int, Key] = {
 
 
 LINE_LIMIT = 1024
-"""Characters in a line of the prompt; more are not taken."""
+"""Maximum length of a line of the prompt; further characters are ignored."""
 
 HISTORY_LIMIT = 100
 
@@ -111,18 +111,18 @@ class MonitorPrompt:
         self._execute = execute
         self._words = words
         self._line = ""
-        self._pending = b""  # an escape sequence or a UTF-8 character that is not whole yet
+        self._pending = b""  # an incomplete escape sequence or UTF-8 character
         self._history: list[str] = []
-        self._back = 0  # how far up in the history
+        self._back = 0  # position in the history, from its end
         self._after_return = False
 
     def start(self) -> bytes:
-        """What to show when the monitor takes the console over."""
+        """Return the text to show when the console switches to the monitor."""
         self._line, self._pending, self._back = "", b"", 0
         return b"\r\n" + self.PROMPT.encode()
 
     def feed(self, data: bytes) -> bytes:
-        """The keys' effect on the screen, lines ending in CR LF."""
+        """Process keys and return the output for the screen, with CR LF line ends."""
         self._pending += data
         shown = ""
         while self._pending and (key := self._take()) is not None:
@@ -130,7 +130,7 @@ class MonitorPrompt:
         return shown.encode()
 
     def _take(self) -> str | None:
-        """One key: a character or an escape sequence; None until it is whole."""
+        """Return one key: a character or an escape sequence; None while it is incomplete."""
         first = self._pending[0]
         if first == 0x1B:
             return self._take_sequence()
@@ -141,7 +141,7 @@ class MonitorPrompt:
         return raw.decode("utf-8", "replace")
 
     def _take_sequence(self) -> str | None:
-        """ESC, ESC [ parameters letter, ESC O letter; anything else is ESC alone."""
+        """Return ESC [ parameters letter, or ESC O letter; before anything else ESC alone. None while incomplete."""
         data = self._pending
         if len(data) == 1:
             self._pending = b""
@@ -153,7 +153,7 @@ class MonitorPrompt:
             if 0x40 <= data[at] <= 0x7E:
                 self._pending = data[at + 1 :]
                 return "\x1b[" + chr(data[at])
-        if len(data) > 32:  # no terminal sends that
+        if len(data) > 32:  # longer than any sequence of a terminal
             self._pending = b""
             return "\x1b"
         return None
@@ -229,10 +229,10 @@ def _common_start(words: list[str]) -> str:
 
 
 class ConsoleInput:
-    """Guest --Ctrl-A c--> Monitor --Ctrl-A c--> Guest: decides who gets what is typed.
+    """Routes keyboard input to the guest or the monitor: Guest --Ctrl-A c--> Monitor --Ctrl-A c--> Guest.
 
     `send` takes bytes for the guest, `show` bytes for the terminal, `end` ends the machine. While `monitor` is true
-    the guest's output may well go on; it only gets no input.
+    the guest's output continues; it only gets no input.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class ConsoleInput:
         self.monitor = False
 
     def feed(self, data: bytes) -> None:
-        """Work off what was typed."""
+        """Process typed bytes."""
         for key in self._keys.feed(data):
             match key:
                 case Typed(text) if self.monitor and self._prompt is not None:

@@ -1,4 +1,4 @@
-"""The list of all trace events: each is declared where it happens, and most of those modules are imported lazily."""
+"""Lists all trace events: packages declare their own, and most of those modules are imported lazily."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def load_events() -> list[Event]:
-    """Import every module that declares events; the events by name. A tenth of a second."""
+    """Import every module that declares events and return the events by name. Takes a tenth of a second."""
     import pyvmm.control.server
     import pyvmm.machine.machine
     import pyvmm.machine.services  # noqa: F401

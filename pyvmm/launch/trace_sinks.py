@@ -14,7 +14,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.output import Output
 
 PATIENCE = 1.0
-"""Seconds that the last lines on stderr may take."""
+"""Seconds that the final flush of stderr may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def traces(settings: TraceSettings, *, machine: str = "") -> Iterator[Tracing]:
 
 
 class _OutputSink(trace.TextSink):
-    """Lines of text on an output. Events that come while its reader is behind are dropped and counted: a vCPU's
+    """Writes events as text to an output. While its reader is behind, events are dropped and counted: a vCPU's
     thread, which holds a device's lock, cannot wait.
     """
 
@@ -82,7 +82,7 @@ class _OutputSink(trace.TextSink):
         self._output.write(self.line(record).encode("utf-8", "backslashreplace"))
 
     def tell(self) -> None:
-        """Say how many events were dropped."""
+        """Write how many events were dropped."""
         with self._lock:
             lost, self._lost = self._lost, 0
         if lost:
@@ -108,7 +108,7 @@ def _on_stderr() -> Iterator[trace.Sink]:
 
 
 def check_patterns(patterns: Sequence[str]) -> None:
-    """Declare all events. ConfigError for a pattern that matches none of them."""
+    """Import all events and check the patterns. Raises ConfigError for one that matches no event."""
     from pyvmm.launch.trace_events import load_events
 
     load_events()

@@ -1,4 +1,4 @@
-"""Choice of the host that runs a guest: this computer's KVM, or the emulated host with the same command line."""
+"""Selects the host that runs a guest: this computer's KVM, or the emulated host with the same command line."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def dispatch_run(
     """Claim a name, `make` the machine's config and run `here(config, sockets)`, or all of `pyvmm WORDS` in the
     emulated host.
 
-    The name comes first: `make` may build an image for minutes, and others shall see meanwhile that the name is
-    taken and its machine on the way. `sockets` are where monitors shall listen. `control_socket` is set by the outer
+    The name comes first: `make` may build an image for minutes, and the registry shows meanwhile that the
+    machine is starting. `sockets` are the paths where monitors listen. `control_socket` is set by the outer
     side for the inner one, where the name is claimed already. `input`: whether the command reads standard input.
     Returns the exit status; raises ConfigError and HostError.
     """
@@ -46,9 +46,9 @@ def dispatch_run(
     from pyvmm.process import signals_as_exceptions
 
     if host == "local":
-        wants_emulated(host)  # if it cannot run here: now, not after minutes of building an image
+        wants_emulated(host)  # fail now, not after minutes of building an image
     with registry.claim(name, ["pyvmm", *words]) as registration:
-        with signals_as_exceptions():  # so that nothing of a half-built image stays behind, nor who builds it
+        with signals_as_exceptions():  # clean up a half-built image and its build processes
             config = make()
         config.name = registration.name
         sockets = _present(registration.socket, qmp)
@@ -59,7 +59,7 @@ def dispatch_run(
 
 
 def runs_here(host: str) -> bool:
-    """Whether this process's KVM runs the guest: the opposite of `wants_emulated`, and prints nothing."""
+    """Return whether this process's KVM runs the guest: the opposite of `wants_emulated`, without output."""
     if inside():
         return True
     from pyvmm.launch.probe import probe
@@ -68,7 +68,7 @@ def runs_here(host: str) -> bool:
 
 
 def wants_emulated(host: str) -> bool:
-    """Whether the guest goes to the emulated host. Raises ConfigError if nothing can run it."""
+    """Return whether the guest needs the emulated host. Raises ConfigError if no host can run it."""
     if host == "emulated":
         return True
     from pyvmm.launch.probe import probe
@@ -83,7 +83,7 @@ def wants_emulated(host: str) -> bool:
 
 
 def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path], *, input: bool = True) -> int:
-    """Run `pyvmm ARGUMENTS` in the emulated host; its exit status."""
+    """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status."""
     from pyvmm.host.commands import run_in_host
 
     status: int = run_in_host(
@@ -98,8 +98,8 @@ def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path],
 
 
 def settle_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") -> int:
-    """The status of a command in the emulated host, with what came of our outputs: inside, each that failed was a
-    broken pipe, or a terminal that hung up. `ended` is what to say of the command.
+    """Return the exit status of a command in the emulated host, corrected by the errors of the outer outputs: inside,
+    each failed one was a broken pipe, or a terminal that hung up. `ended` is the message's text about the command.
     """
     for output in outputs:
         if output.error is not None and output.fd != 2:
@@ -121,5 +121,5 @@ def _present(*paths: Path | None) -> list[Path]:
 
 
 def say(text: str) -> None:
-    """One line of progress on stderr, for people."""
+    """Print one line of progress on stderr, for people."""
     print(f"pyvmm: {one_line(text)}", file=sys.stderr, flush=True)
