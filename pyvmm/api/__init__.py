@@ -1,4 +1,4 @@
-"""Virtual machines from a script or a notebook: made, started, driven and looked into with ordinary calls.
+"""The Python API: create, start, control and inspect virtual machines from a script or a notebook.
 
     import pyvmm
 
@@ -9,10 +9,10 @@
         print(vm.memory)
         vm.shutdown()
 
-Read `machine` for the calls, `results` for what they give, `pyvmm.launch.options` for what the keywords are,
-`backend` for the two places a machine can run in: a thread of this process where its KVM runs Linux, else a process
-of its own (that is `pyvmm run`, and so also the emulated host). Either way the calls go through the machine's
-monitor, so what works here works with `pyvmm.client.qmp` and any QMP program.
+See `machine` for the calls, `results` for their return types, `pyvmm.launch.options` for the keywords, and `backend`
+for where a machine runs: on a thread of this process if the local KVM runs Linux, else in a process of its own (a
+`pyvmm run`, which may use the emulated host). Either way the calls go through the machine's monitor, so all of them
+are also possible with `pyvmm.client.qmp` and any QMP program.
 """
 
 from pyvmm.api.machine import Machine, runs_here

@@ -1,4 +1,4 @@
-"""Where a machine of the API runs: on a thread of this process, or as a `pyvmm run` of its own.
+"""Backends of the API: run a machine on a thread of this process, or as a child process `pyvmm run`.
 
 caller                      thread "pyvmm NAME"                    caller              process
 Machine.run -- QMP ------>  Loop, ControlServer, Machine           Machine.run -- QMP --> pyvmm run (here, or in
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CONSOLE_LIMIT = 1 << 20
-"""Bytes of the console's end that are kept."""
+"""Bytes of the most recent console output that are kept."""
 
 STDERR_LIMIT = 64 << 10
-"""Bytes of what `pyvmm run` says that are kept, for an error's text."""
+"""Bytes of the stderr of `pyvmm run` that are kept, for an error's text."""
 
 _HERE = str(Path(__file__).parents[2])
 _START = """import sys
@@ -43,13 +43,13 @@ if here not in sys.path:
     sys.path.insert(0, here)
 from pyvmm.cli.main import main
 sys.exit(main())"""
-"""The command line of this very pyvmm, wherever the caller found it. -P: none of the working folder."""
+"""Starts the same pyvmm as this process's, by its path. -P: no modules from the working folder."""
 _RUN = (sys.executable, "-P", "-c", _START, _HERE, "run")
 _numbers = count(1)
 
 
 class Tail:
-    """The end of a byte stream. `add` on any thread."""
+    """Keeps the last bytes of a stream. `add` may be called on any thread."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -68,7 +68,7 @@ class Tail:
 
 
 class Backend(Protocol):
-    """A machine that runs. `socket` is its monitor."""
+    """A running machine, as `Machine` uses it. `socket` is the path of its monitor."""
 
     name: str
     socket: Path
@@ -76,25 +76,25 @@ class Backend(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the machine has not ended."""
+        """Return whether the machine still runs."""
 
     def trouble(self) -> str:
-        """Why it ended, if that was its own fault; else empty."""
+        """Return the error that ended the machine; empty without one."""
 
     def send(self, data: bytes) -> None:
-        """Type into the guest's console."""
+        """Send input to the guest's console."""
 
     def join(self, timeout: float) -> bool:
-        """Wait until all of it is gone; False if that takes longer."""
+        """Wait until the thread or process has ended; return False after `timeout` seconds."""
 
     def close(self) -> None:
-        """End the machine at once and give everything back. Harmless twice."""
+        """End the machine at once and release its resources. May be called twice."""
 
 
 class ThreadBackend:
-    """A `pyvmm.machine.Machine` with its loop on a thread of this process. Made on the main thread only.
+    """Runs a `pyvmm.machine.Machine` with its loop on a thread of this process. Created on the main thread only.
 
-    `make` gives its config once the name is taken: it may build an image first.
+    `make` returns its config, after the name has been claimed: it may build an image first.
     """
 
     def __init__(self, make: Callable[[], MachineConfig], options: GuestOptions) -> None:
@@ -126,7 +126,7 @@ class ThreadBackend:
             outcome = self.machine.run()
             if outcome.kind == "error":
                 self._outcome_text = outcome.text
-        except BaseException as error:  # our own bug: told to whoever asks next
+        except BaseException as error:  # a bug in pyvmm: raised by the next call of `trouble`
             self.error = error
         finally:
             self._closing.close()
@@ -141,7 +141,7 @@ class ThreadBackend:
         return self._outcome_text
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)` on the loop's thread, where everything of the machine may be touched."""
+        """Run `function(*arguments)` on the loop's thread, where all state of the machine may be accessed."""
         if threading.current_thread() is self._thread:
             return function(*arguments)
         done = threading.Event()
@@ -178,11 +178,11 @@ class ThreadBackend:
 
 
 class ProcessBackend:
-    """A `pyvmm run` with these arguments, its console on pipes."""
+    """Runs `pyvmm run` with these arguments as a child process, its console on pipes."""
 
     def __init__(self, arguments: Sequence[str], name: str | None) -> None:
         self.name = name or f"api-{os.getpid()}-{next(_numbers)}"
-        registry.claim(self.name).release()  # or it would be another machine's monitor that answers us
+        registry.claim(self.name).release()  # refuse a name in use: another machine's monitor would answer
         self.socket = runtime_folder() / f"{self.name}.sock"
         self.console = Tail(CONSOLE_LIMIT)
         self._said = Tail(STDERR_LIMIT)
@@ -191,7 +191,7 @@ class ProcessBackend:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C in the notebook is the caller's
+            start_new_session=True,  # Ctrl-C in the notebook signals only the caller
             preexec_fn=kill_with_parent(signal.SIGTERM),
         )
         assert self._process.stdin is not None

@@ -1,6 +1,6 @@
-"""A virtual machine as a Python object: what it is made of by keywords, what can be done with it by methods.
+"""A virtual machine as a Python object, configured by keywords and controlled by methods.
 
-Every call waits until it is done, with a time limit. One thread at a time may use a machine.
+Every call blocks until it is done, with a time limit. Only one thread at a time may use a machine.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CONNECT_LIMIT = 120.0
-"""Seconds for a machine's monitor to answer; the first emulated host of all takes half a minute."""
+"""Seconds for a machine's monitor to answer; the first boot of an emulated host takes half a minute."""
 
 EVENTS_KEPT = 10_000
-"""Events nobody has asked for yet; older ones are dropped."""
+"""Maximum number of unread events; the oldest are dropped."""
 
 READY_POLL = 0.2
-"""Seconds between two looks at a guest that boots: each costs it a little."""
+"""Poll interval, in seconds, while the guest boots: each poll slows it a little."""
 
 
 _KINDS: dict[str, Literal["poweroff", "quit", "reset", "panic", "error"]] = {
@@ -58,7 +58,7 @@ _KINDS: dict[str, Literal["poweroff", "quit", "reset", "panic", "error"]] = {
 
 @dataclass(slots=True)
 class _Ending:
-    """What the events have told of the machine's end."""
+    """How the machine ended, collected from its events."""
 
     reason: str = ""
     panic: str = ""
@@ -75,7 +75,7 @@ class _Ending:
 class Machine:
     """One virtual machine. The keywords are the options of `pyvmm run`, with `_` for `-`; `config` is a TOML file.
 
-    `process=True` gives it a process of its own even where this one could run it. Raises ConfigError and HostError.
+    `process=True` runs it in a process of its own even if this one could run it. Raises ConfigError and HostError.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Machine:
     # Life
 
     def start(self) -> Self:
-        """Power the machine on. Returns when its monitor answers; the guest boots meanwhile."""
+        """Power the machine on. Returns as soon as its monitor answers, while the guest still boots."""
         if self._backend is not None:
             raise ConfigError("the machine was started already: make a new one")
         atexit.register(self.close)
@@ -131,10 +131,10 @@ class Machine:
 
     def _make_backend(self) -> Backend:
         options = self._options
-        confined = options.sandbox == "require"  # which takes a process, and this one is the caller's
+        confined = options.sandbox == "require"  # confinement is for a whole process, and this one is the caller's
         if not self._own_process and not confined and runs_here(options.host):
             return ThreadBackend(lambda: _config(options), options)
-        _config(options)  # wrong options are told now, before a process is made for them
+        _config(options)  # raises for wrong options before a process is started
         return ProcessBackend(options.words(), options.name)
 
     def _connect(self, backend: Backend) -> Client:
@@ -150,7 +150,7 @@ class Machine:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """End the machine at once, if it still runs, and give everything back. Harmless twice."""
+        """End the machine at once, if it still runs, and release its resources. May be called twice."""
         atexit.unregister(self.close)
         if self._backend is not None:
             self._backend.close()
@@ -172,18 +172,18 @@ class Machine:
 
     @property
     def name(self) -> str | None:
-        """What `pyvmm status`, `balloon` and `stop` call it; None before the start if none was given."""
+        """The machine's name for `pyvmm status`, `balloon` and `stop`; None before the start if none was given."""
         return self._options.name if self._backend is None else self._backend.name
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the machine was started and has not ended."""
         return self._backend is not None and self._backend.alive
 
     # Doing
 
     def wait_ready(self, timeout: float = 120.0) -> None:
-        """Wait until the guest takes commands. Only our own images ever do. Raises TimedOut."""
+        """Wait until the guest's agent accepts commands. Only pyvmm's own images have one. Raises TimedOut."""
         deadline = time.monotonic() + check_seconds(timeout)
         while not self.describe()["agent"]["ready"]:
             if time.monotonic() > deadline:
@@ -191,11 +191,11 @@ class Machine:
             time.sleep(READY_POLL)
 
     def run(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> Completed:
-        """Run a command in the guest and wait for its end; waits for a guest that still boots.
+        """Run a command in the guest and wait for its end; waits first for a guest that still boots.
 
-        A text is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`,
-        which the guest counts, in whole seconds; HostError if it does not come to that for 5 s more.
-        With `check` another status than 0 raises CommandFailed.
+        A string is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`,
+        which the guest measures, in whole seconds; raises HostError if it has not answered 5 s later.
+        With `check` a status other than 0 raises CommandFailed.
         """
         text = command if isinstance(command, str) else shlex.join(command)
         seconds = max(1, ceil(check_seconds(timeout)))
@@ -207,7 +207,7 @@ class Machine:
         return completed
 
     def balloon(self, size: str | int, *, timeout: float = 60.0) -> Memory:
-        """Resize the guest and wait until it is there, or stays elsewhere: the result says where."""
+        """Resize the guest and wait for the end of the resize. The result has the size reached."""
         from pyvmm.client.resize import ResizeProgress
 
         wanted = size if isinstance(size, int) else parse_size(size)
@@ -230,15 +230,15 @@ class Machine:
         self.qmp("stop")
 
     def resume(self) -> None:
-        """Let them run on."""
+        """Resume the virtual CPUs."""
         self.qmp("cont")
 
     def reset(self) -> None:
-        """Reset the machine, as its button would."""
+        """Reset the machine, like its reset button."""
         self.qmp("system_reset")
 
     def shutdown(self, timeout: float = 60.0) -> End:
-        """Ask the guest to power itself off, and wait for it. A paused machine is resumed: it could not otherwise."""
+        """Ask the guest to power off, and wait for it. A paused machine is resumed first: it could not shut down."""
         if self.status == "paused":
             self.resume()
         self.qmp("system_powerdown")
@@ -275,13 +275,13 @@ class Machine:
 
     @property
     def status(self) -> str:
-        """QEMU's word for its state: running, paused, ..."""
+        """The machine's state in QEMU's terms: running, paused, ..."""
         state: str = self.qmp("query-status")["status"]
         return state
 
     @property
     def memory(self) -> Memory:
-        """How much there is, as both sides know it."""
+        """The machine's memory, as host and guest report it."""
         about = self.describe()
         memory, balloon = about["memory"], about.get("balloon") or {}
         plugged = self.qmp("query-memory-size-summary")["plugged-memory"]
@@ -297,27 +297,27 @@ class Machine:
         )
 
     def describe(self) -> dict[str, Any]:
-        """All that `pyvmm status --json` shows: engine, balloon, VMBus channels with their counters, exits."""
+        """Return what `pyvmm status --json` shows: engine, balloon, VMBus channels with their counters, exits."""
         about: dict[str, Any] = self.qmp("x-status")
         return about
 
     @property
     def console(self) -> str:
-        """The end of what the guest wrote to its console."""
+        """Return the most recent console output of the guest."""
         return self._started()[0].console.text()
 
     def send(self, text: str) -> None:
-        """Type into the guest's console."""
+        """Send input to the guest's console."""
         self._started()[0].send(text.encode())
 
     def events(self) -> Iterator[Event]:
-        """What happened since the last call, oldest first; does not wait."""
+        """Return the events since the last call, oldest first; does not wait."""
         self._drain()
         while self._ending.seen:
             yield self._ending.seen.popleft()
 
     def wait_event(self, *names: str, timeout: float = 60.0) -> Event:
-        """The next event of these names, those not read yet included; others stay to be read. Raises TimedOut."""
+        """Return the next event with one of these names, or an unread one; others stay unread. Raises TimedOut."""
         deadline = time.monotonic() + check_seconds(timeout)
         self._drain()
         seen = self._ending.seen
@@ -342,13 +342,13 @@ class Machine:
     # Below
 
     def qmp(self, name: str, arguments: dict[str, Any] | None = None, *, timeout: float = 20.0) -> Any:
-        """Run any command of the machine's monitor. Raises pyvmm.client.qmp.Refused if it says no."""
+        """Run any command of the machine's monitor. Raises pyvmm.client.qmp.Refused for an error reply."""
         backend, client = self._started()
         client.timeout = check_seconds(timeout)
         try:
             return client.execute(name, arguments)
         except TimedOut:
-            self._client = Client(backend.socket)  # the answer that still comes must not be taken for another's
+            self._client = Client(backend.socket)  # a late answer must not be taken for that of another command
             client.close()
             raise
         except Disconnected:
@@ -358,20 +358,20 @@ class Machine:
             self._drain()
 
     def monitor(self, line: str) -> str:
-        """What the human monitor prints for a line, such as `info vmbus`."""
+        """Run a line in the human monitor, such as `info vmbus`, and return its output."""
         printed: str = self.qmp("human-monitor-command", {"command-line": line})
         return printed.replace("\r\n", "\n")
 
     @property
     def machine(self) -> InnerMachine:
-        """The pyvmm.machine.Machine itself: memory, VMBus, devices. Touch it by `call` only, while it runs.
+        """The pyvmm.machine.Machine itself: memory, VMBus, devices. Access it only by `call` while it runs.
 
         Raises ConfigError for a machine that runs in a process of its own.
         """
         return self._here().machine
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)` on the machine's own thread, where all of it may be touched; see `machine`."""
+        """Run `function(*arguments)` on the machine's thread, where all its state may be accessed; see `machine`."""
         return self._here().call(function, *arguments)
 
     def _here(self) -> ThreadBackend:
@@ -398,13 +398,13 @@ def _config(options: GuestOptions) -> MachineConfig:
 
 
 def runs_here(host: str = "auto") -> bool:
-    """Whether a machine for `host` would be a thread of this process, called from this thread."""
+    """Return whether a machine for `host`, created on this thread, would run in this process."""
     # vCPU threads are woken by a signal, whose handler only the main thread can install.
     return threading.current_thread() is threading.main_thread() and where.runs_here(host)
 
 
 class _Any:
-    """A collection with every name in it."""
+    """A collection that contains every name."""
 
     def __contains__(self, name: object) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""What calls of the API give: how a command came out, a machine's memory, an event, an end."""
+"""Return types of the API: a completed command, a machine's memory, an event, and how a machine ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyvmm.guest_text import one_line
 
 
 class CommandFailed(Exception):
-    """A command in the guest ended with another status than 0; `completed` has its output."""
+    """A command in the guest ended with a status other than 0; `completed` has its output."""
 
     def __init__(self, command: str, completed: Completed) -> None:
         last = (completed.stderr or completed.stdout).strip().splitlines()[-1:]
@@ -19,7 +19,7 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a command in the guest came to. `truncated`: there was more output than is kept (256 KiB a stream)."""
+    """Status and output of a command in the guest. `truncated`: there was more than is kept (256 KiB per stream)."""
 
     status: int
     stdout: str
@@ -29,7 +29,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A machine's memory in bytes. `available` and `committed` are the guest's own words, None before it reports;
+    """A machine's memory in bytes. `available` and `committed` are from the guest's reports, None before the first;
     `max` is the most that the guest may get.
     """
 
@@ -49,7 +49,7 @@ class Memory:
 
 
 class Event(NamedTuple):
-    """Something that happened, by its QMP name."""
+    """A QMP event: its name and data."""
 
     name: str
     data: dict[str, Any]
@@ -57,7 +57,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a machine ended. `text` is the panic's or the error's."""
+    """How a machine ended. `text` is the text of the panic or error."""
 
     kind: Literal["poweroff", "quit", "reset", "panic", "error"]
     text: str = ""
