@@ -13,7 +13,7 @@ USAGE = """usage: python -m pyvmm.host exec [--memory MIB] [--] COMMAND [ARGUMEN
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
+    """Run one of the commands and return the exit status."""
     words = list(arguments)
     verb = words.pop(0) if words else ""
     numbers = {"--memory": 0, "--idle": 0}

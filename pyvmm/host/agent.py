@@ -27,23 +27,23 @@ from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind, Pr
 from pyvmm.host.zygote import Zygote
 
 PORT = 3
-GRACE = 5.0  # seconds between the hang-up and the kill of a command whose client is gone
-CONNECT_PATIENCE = 15.0  # seconds a forwarded connection waits for its command to open the socket
+GRACE = 5.0  # seconds between SIGHUP and SIGKILL for a command whose client has disconnected
+CONNECT_PATIENCE = 15.0  # seconds that a forwarded connection waits for its command to open the socket
 
 
 @dataclass(slots=True)
 class Command:
-    """A running command."""
+    """A running command with its process, terminal and pipes."""
 
     stream: int
     pid: int
-    terminal: int  # our side of its terminal, or -1
-    open: set[int]  # our ends of its pipes
+    terminal: int  # the agent's side of its terminal, or -1
+    open: set[int]  # the agent's ends of its pipes
     status: int | None = None
     kill_at: float | None = None
 
     def close(self, descriptor: int) -> None:
-        """Close our end of a pipe, once."""
+        """Close the agent's end of a pipe, once."""
         if descriptor in self.open:
             self.open.remove(descriptor)
             os.close(descriptor)
@@ -59,7 +59,7 @@ class Connecting:
 
 
 class Agent:
-    """Starts and ends commands as the frames on one port ask."""
+    """Starts and ends commands as requested by frames on the port."""
 
     def __init__(self, port: int, zygote: Zygote) -> None:
         self.zygote = zygote
@@ -161,7 +161,7 @@ class Agent:
         for descriptor in [*ours.values(), *([terminal] if tty else [])]:
             os.set_blocking(descriptor, False)
         if terminal >= 0:
-            # The command's end of input comes from the outer side as a typed character, never by closing.
+            # On a terminal, end of input is a character from the outer side; the terminal is never closed for it.
             self.endpoint.source(stream, TERMINAL, terminal, lambda: None)
             if STDIN in tty:
                 self.endpoint.sink(stream, STDIN, terminal, lambda: None)
@@ -218,7 +218,7 @@ class Agent:
         if command.terminal >= 0:
             os.close(command.terminal)
         del self.commands[command.stream]
-        os.sync()  # what it wrote to shared files is there before its end is known
+        os.sync()  # its writes to shared files reach the machine before its end is reported
         self.endpoint.send(Frame.of_number(Kind.EXIT, command.stream, command.status))
 
     # Forwarded sockets
@@ -273,7 +273,7 @@ def _power_off() -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Process 1: import, wait for orders (the host is saved in this state), mount, serve."""
+    """Run process 1: import, wait for the `go` line (the host is saved in this state), mount, serve."""
     try:
         os.set_inheritable(PORT, False)
         zygote = Zygote.load()

@@ -32,13 +32,13 @@ NUDGE_EVERY = 1.0
 """Period, in seconds, of the interrupts that the outer side causes in the emulated host.
 
 QEMU's TCG can lose an interrupt: VMRUN sets a bit of the CPU's requests without a lock, while the thread that owns
-timers and devices sets another, and one of the two is lost. The interrupt controller still has it pending and
-delivers it with the next one. Without these, a lost timer interrupt would be the last, and the host would hang.
+timers and devices sets another, and one of the two is lost. The interrupt controller keeps it pending and
+delivers it with the next one. Without these, no interrupt would follow a lost timer interrupt: the host would hang.
 """
 GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
 READER_GRACE = 3.0
-"""Seconds after a signal to end, or after the end itself and a signal, for a reader that takes nothing."""
-STOP_GRACE = 0.5  # seconds for a command to be stopped before we are
+"""Seconds without progress of an output's reader, after a terminating signal or a forced end, before giving up."""
+STOP_GRACE = 0.5  # seconds for the command to stop before this process stops
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORCED_STATUSES = (124, *(128 + number for number in ENDING_SIGNALS))
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -52,12 +52,12 @@ class Request:
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
-    tty: bool | None = None  # a terminal inside for each of the three that is one here; None: if stdin is one
-    env: Mapping[str, str] | None = None  # None: this process's
+    tty: bool | None = None  # use a terminal inside for each stream that is one here; None: if stdin is one
+    env: Mapping[str, str] | None = None  # None: this process's environment
     cwd: str | None = None
     forward_sockets: Sequence[str | Path] = field(default_factory=list)  # paths to listen on, see inside.py
     input: bool = True  # whether the command reads standard input; else the terminal is left alone
-    outputs: list[Output] = field(default_factory=list)  # filled by running it: what came of the three
+    outputs: list[Output] = field(default_factory=list)  # set by running it: the state of the outputs
 
 
 class Signals:
@@ -73,7 +73,7 @@ class Signals:
         before: dict[signal.Signals, object] = {}
         try:
             wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        except ValueError:  # not the main thread, which owns the signals
+        except ValueError:  # only the main thread can install signal handlers
             os.close(reader)
             os.close(writer)
             yield
@@ -97,7 +97,7 @@ class Signals:
 
 
 class Forward:
-    """A forwarded Unix socket: listens here, and connects each client to the command's socket inside."""
+    """A forwarded Unix socket: listens on the outer side, and connects each client to the socket inside."""
 
     def __init__(self, path: Path, inner: str) -> None:
         self.inner = inner
@@ -112,7 +112,7 @@ class Forward:
 
 
 class CommandRun:
-    """One command, from START to EXIT."""
+    """Runs one command, from START to EXIT."""
 
     def __init__(self, endpoint: Endpoint, request: Request, stream: int) -> None:
         self.endpoint = endpoint
@@ -123,19 +123,19 @@ class CommandRun:
         self.connections: dict[int, socket.socket] = {}
         self._next = stream + 1
         self._ended = False
-        self._give_up_at: float | None = None  # set once we were told to end
-        self._reader_due: float | None = None  # until when a reader must have taken something, since then
-        self._stop_at: float | None = None  # when we are to be stopped, whether or not the command is by then
+        self._give_up_at: float | None = None  # set by a terminating signal
+        self._reader_due: float | None = None  # deadline for progress of the reader, after such a signal
+        self._stop_at: float | None = None  # deadline after which this process stops, even if the command has not
         outer = {STDIN: request.stdin, STDOUT: request.stdout, STDERR: request.stderr}
         wants = (request.input and os.isatty(request.stdin)) if request.tty is None else request.tty
         self.on_terminal = [n for n, descriptor in outer.items() if wants and os.isatty(descriptor)]
         self.outer = outer
         self.terminal = outer[self.on_terminal[0]] if self.on_terminal else None
-        # The terminal inside does the editing, the echo and the Ctrl-C.
+        # The terminal inside handles line editing, echo and Ctrl-C.
         self.keyboard = Terminal(outer[STDIN], all_raw) if STDIN in self.on_terminal else None
 
     def run(self) -> int:
-        """The command's status: its exit code, or minus the signal that killed it."""
+        """Run the command and return its status: its exit code, or minus the signal that killed it."""
         try:
             for path in self.request.forward_sockets:
                 absolute = Path(os.path.abspath(path))
@@ -161,7 +161,7 @@ class CommandRun:
         request = self.request
         env = dict(os.environ if request.env is None else request.env)
         env[VARIABLE] = str(os.getpid())
-        # What is said is English anyway, and each look for a translation (click's) is several requests to our files.
+        # Messages are English in any case, and each search for a translation (click's) is several 9p requests.
         env.setdefault("LANGUAGE", "C")
         size = self._window() or os.terminal_size((80, 24))
         start = {
@@ -226,7 +226,7 @@ class CommandRun:
             self.keyboard = None
 
     def _timeout(self, nudge_at: float) -> float:
-        """Seconds to the next thing that is due."""
+        """Return the seconds to the next deadline."""
         dues = [nudge_at, self._give_up_at, self._reader_due, self._stop_at]
         if self.keyboard is not None and not self.keyboard.held:
             dues.append(time.monotonic() + LOOK_AGAIN)
@@ -333,7 +333,7 @@ class CommandRun:
         match frame.kind:
             case Kind.STARTED:
                 stream = frame.stream
-                # A client that is done talking leaves its side half open; one that is gone is noticed on writing.
+                # A client may close only its sending side; one that has disconnected is noticed on writing.
                 self.endpoint.source(stream, 0, connection.fileno(), lambda: None)
             case Kind.REFUSED | Kind.CLOSE:
                 self._drop(frame.stream)
@@ -346,7 +346,7 @@ class CommandRun:
 
 
 def run_command(endpoint: Endpoint, request: Request, stream: int = 1) -> int:
-    """Run a command over `endpoint`. Raises HostError if it cannot be started or the host went away."""
+    """Run a command over `endpoint`. Raises HostError if it cannot be started or the host ends."""
     try:
         return CommandRun(endpoint, request, stream).run()
     except Disconnected as error:
@@ -361,7 +361,7 @@ def _working_folder() -> str:
 
 
 def current_umask() -> int:
-    """This process's umask, read without changing it: other threads may be making files."""
+    """Return this process's umask, without changing it: other threads may be creating files."""
     with open("/proc/self/status", "rb") as file:
         for line in file:
             if line.startswith(b"Umask:"):
@@ -370,6 +370,6 @@ def current_umask() -> int:
 
 
 def complain(text: str) -> None:
-    """One line for the user."""
+    """Print one line on stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

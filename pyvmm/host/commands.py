@@ -37,7 +37,7 @@ def run_in_host(
 ) -> int:
     """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status.
 
-    See `Request.input`; `settle(outputs, status)` has the last word on the status.
+    See `Request.input`; `settle(outputs, status)` returns the final status.
     """
     argv = [sys.executable, "-m", "pyvmm.cli.main", *arguments]
     needed = memory_for(memory_mib)
@@ -89,5 +89,5 @@ def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> N
 
 
 def shell_status(status: int) -> int:
-    """A status as the shell gives it: 128 + N for a command that signal N killed."""
+    """Return a status as the shell reports it: 128 + N for a command that signal N killed."""
     return status if status >= 0 else 128 - status

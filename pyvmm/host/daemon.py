@@ -1,7 +1,7 @@
 """The host daemon: a process that owns a QEMU and serves commands over a Unix socket until it is idle.
 
-Every client speaks the agent's own protocol to the daemon, which only renumbers the streams. Flow control is between
-the two ends, so the daemon's queues are bounded by the windows of the channels. One thread, poll(2).
+Every client speaks the agent's own protocol to the daemon, which only renumbers the streams. Flow control is end to
+end, so the daemon's queues are bounded by the windows of the channels. One thread, poll(2).
 
     client A  --START 1-->          --START 7-->
                            daemon                  agent
@@ -36,12 +36,12 @@ from pyvmm.unix_socket import ListeningSocket
 
 IDLE_SECONDS = 30 * 60
 START_LIMIT = 240.0  # seconds, a first boot included
-LOOK_LIMIT = 1.0  # seconds that a lock may be held by processes that only look
+LOOK_LIMIT = 1.0  # seconds that a process may hold the lock just to test it
 _LAST = (Kind.EXIT, Kind.REFUSED)
 
 
 def _folder() -> Path:
-    """Not the runtime folder itself, where NAME.json and NAME.sock are a machine's."""
+    """Return the daemon's folder: a subfolder, as NAME.json and NAME.sock in the runtime folder are a machine's."""
     return private_folder(runtime_folder() / "emulated-host", "remove it")
 
 
@@ -54,7 +54,7 @@ RECORD: dict[str, Shape] = {"pid": int, "memory_mib": int, "idle": int, "agent":
 
 
 def _information() -> dict[str, Any] | None:
-    """The running daemon's host.json. The daemon runs if it holds the lock on the file: a pid may be reused."""
+    """Return the running daemon's host.json. It runs if it holds the lock on the file: a pid may be reused."""
     try:
         descriptor = open_private(_folder() / "host.json", create=False)
     except OSError:
@@ -79,7 +79,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def connect(memory_mib: int = 0) -> socket.socket | None:
-    """Connect to the daemon. None if there is none, or it has less memory, or speaks another version of the protocol
+    """Connect to the daemon. Returns None if there is none, or it has less memory or another protocol version
     (another checkout may have started it).
     """
     record = _information()
@@ -141,7 +141,7 @@ def stop() -> str:
 
 
 def status() -> str:
-    """One line."""
+    """Return one line about the daemon."""
     record = _information()
     if record is None:
         return "no emulated host is running"
@@ -150,14 +150,14 @@ def status() -> str:
 
 
 def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
-    """In the forked child: leave the terminal, start the host, serve."""
+    """Run the daemon in the forked child: detach from the terminal, start the host, serve."""
     status = 1
     try:
         os.setsid()
         nothing = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
-        os.closerange(3, report)  # locks of the caller's among them, which would stay taken as long as we live
+        os.closerange(3, report)  # includes the caller's locks, which the daemon would hold for its whole life
         os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
         os.chdir("/")
 
@@ -183,11 +183,11 @@ def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
 def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
     file = open_private(_folder() / "host.json")
     until = time.monotonic() + LOOK_LIMIT
-    while not _try_lock(file):  # perhaps by one who just looks whether it is locked
+    while not _try_lock(file):  # another process may hold it just to test it
         if time.monotonic() > until:
             raise HostError("another emulated host is just starting: try again")
         time.sleep(0.05)
-    os.ftruncate(file, 0)  # what a killed one left
+    os.ftruncate(file, 0)  # contents left by a killed daemon
     with (
         EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host,
         ListeningSocket(_socket_path(), 32) as listener,

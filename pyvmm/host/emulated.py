@@ -1,4 +1,4 @@
-"""A running emulated host that belongs to this process, and ends with it."""
+"""An emulated host owned by this process, which ends with it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pyvmm.host.protocol import Frame, Kind
 from pyvmm.host.qemu import Qemu, find_qemu
 
 SIZES_MIB = (1536, 2560, 4608, 8704, 16896, 33280)
-"""Classes of a host's memory, a guest's plus 512: few, so that saved hosts serve again."""
+"""Memory classes of hosts, in MiB: a guest's plus 512. Few, so that saved hosts are reused."""
 
-LARGE_STEP_MIB = 32768  # between the classes past the last of those
-OWN_MIB = 512  # what the host's kernel, Python and page tables need themselves
-AGENT_LIMIT = 60.0  # seconds from the word to go on to the agent's HELLO
+LARGE_STEP_MIB = 32768  # step between larger classes
+OWN_MIB = 512  # for the host's kernel, Python and page tables
+AGENT_LIMIT = 60.0  # seconds from the `go` line to the agent's HELLO
 
 
 def memory_for(guest_mib: int) -> int:
-    """The host's memory for guests that want `guest_mib` together."""
+    """Return the host's memory class, in MiB, for guests of `guest_mib` in total."""
     for size in SIZES_MIB:
         if guest_mib + OWN_MIB <= size:
             return size
@@ -39,20 +39,20 @@ class EmulatedHost:
         self._machine = machine
         self.endpoint = Endpoint(machine.port)
         self._stream = 1
-        self.memory_mib = 0  # what it has, perhaps more than was asked for
+        self.memory_mib = 0  # actual size, perhaps more than requested
 
     @classmethod
     def start(
         cls, *, memory_mib: int = SIZES_MIB[0], progress: Progress = lambda line: None, exact: bool = False
     ) -> EmulatedHost:
-        """Restore a ready-made host with that much memory or more, or boot one and keep it. Raises HostError or
-        ConfigError in one line.
+        """Restore a saved host with at least `memory_mib`, or boot one and save it. Raises HostError or ConfigError,
+        in one line.
 
-        `exact`: only one that has pyvmm's modules of this checkout as they are now.
+        `exact`: use only one whose pyvmm modules are those of this checkout now.
         """
         if memory_mib < 256:
             raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
-        find_qemu()  # nothing needs to be fetched for a machine that has none
+        find_qemu()  # fail without QEMU before anything is fetched
         ingredients = kit.prepare(progress)
         for attempt in range(2):
             saved = snapshot.find(ingredients, memory_mib, exact=exact)
@@ -104,7 +104,7 @@ class EmulatedHost:
         return self.run_request(Request(argv, stdin, stdout, stderr, tty, env, cwd, list(forward_sockets)))
 
     def run_request(self, request: Request) -> int:
-        """The same, with a Request."""
+        """Run a command like `run`, given as a Request."""
         stream, self._stream = self._stream, self._stream + (1 << 16)
         return run_command(self.endpoint, request, stream)
 

@@ -1,7 +1,7 @@
-"""An endpoint of the emulated host's port: multiplexes descriptors over it. Used by the agent and by the outer side.
+"""Endpoint of the emulated host's port: multiplexes descriptors over it. The agent and the outer side each have one.
 
-A *source* is a descriptor whose bytes go out as DATA of a channel; a *sink* one to which DATA is written. Runs in
-one thread, by poll(2) (epoll refuses regular files, which a command's input may well be).
+A *source* is a descriptor whose bytes are sent as DATA of a channel; a *sink* is one to which DATA is
+written. Runs in one thread, by poll(2) (epoll refuses regular files, which a command's input may well be).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAFE_WRITE = 4096
 
 
 class Disconnected(Exception):
-    """The other end of the port is gone."""
+    """The other end of the port is closed."""
 
 
 @dataclass(slots=True)
@@ -32,8 +32,8 @@ class _Source:
     descriptor: int
     ended: Callable[[], None]
     window: SendWindow = field(default_factory=SendWindow)
-    ready: Callable[[], bool] = lambda: True  # whether it may be read now; asked at each step
-    draining: bool = False  # its command has ended: what is there now is all there will be
+    ready: Callable[[], bool] = lambda: True  # whether it may be read now; evaluated at each step
+    draining: bool = False  # its command has ended: no more data will follow
 
 
 @dataclass(slots=True)
@@ -43,13 +43,13 @@ class _Sink:
     window: ReceiveWindow = field(default_factory=ReceiveWindow)
     ending: bool = False
     broken: bool = False  # no reader: discard
-    output: Output | None = None  # writes instead of us: a user's own descriptor, which may hang
-    handed: int = 0  # bytes of the window's that `output` has and has not written
+    output: Output | None = None  # writes by a thread of its own: a user's descriptor may block
+    handed: int = 0  # bytes of the window that `output` holds unwritten
     done: int = 0  # bytes of `output.written` that are credited
 
 
 class Endpoint:
-    """Frames over `port`, and the descriptors that are its sources and sinks."""
+    """Sends and receives frames over `port`, for the descriptors that are its sources and sinks."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -71,7 +71,7 @@ class Endpoint:
         ended: Callable[[], None],
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Send what `descriptor` gives while it is `ready`, then END; then call `ended`."""
+        """Send data from `descriptor` while it is `ready`; at its end send END and call `ended`."""
         self._sources[stream, channel] = _Source(descriptor, ended, ready=ready)
 
     def drop_source(self, stream: int, channel: int) -> int | None:
@@ -84,7 +84,7 @@ class Endpoint:
         self._sinks[stream, channel] = _Sink(descriptor, ended)
 
     def output(self, stream: int, channel: int, output: Output, failed: Callable[[], None]) -> None:
-        """Write what comes by `output`, whose thread may hang; call `failed` when it has failed."""
+        """Write DATA by `output`, whose thread may block; call `failed` after an error."""
         if self._waker is None:
             self._waker = Waker()
             self.watch(self._waker.reader, self._waker.clear)
@@ -99,7 +99,7 @@ class Endpoint:
                 sink.broken = True
 
     def close_waker(self) -> None:
-        """Forget what woke us for outputs."""
+        """Close the pipe by which outputs wake the loop."""
         if self._waker is not None:
             self.unwatch(self._waker.reader)
             self._waker.close()
@@ -110,7 +110,7 @@ class Endpoint:
         self._watched[descriptor] = ready
 
     def unwatch(self, descriptor: int) -> None:
-        """Forget `descriptor`."""
+        """Stop watching `descriptor`."""
         self._watched.pop(descriptor, None)
 
     def forget(self, stream: int) -> None:
@@ -120,17 +120,17 @@ class Endpoint:
                 del table[key]
 
     def drain(self, stream: int) -> None:
-        """The command of `stream` has ended: send what its descriptors hold now and end them."""
+        """Send what the descriptors of `stream` still hold, after its command has ended, and end them."""
         for (number, _), source in self._sources.items():
             if number == stream:
                 source.draining = True
 
     def has_sources(self, stream: int) -> bool:
-        """Whether something of `stream` may still be sent."""
+        """Return whether `stream` still has sources."""
         return any(number == stream for number, _ in self._sources)
 
     def unwritten(self, stream: int) -> bool:
-        """Whether DATA of `stream` is still unwritten."""
+        """Return whether received DATA of `stream` is still unwritten."""
         return any(key[0] == stream and sink.window.pending for key, sink in self._sinks.items())
 
     def send(self, frame: Frame) -> None:
@@ -140,9 +140,9 @@ class Endpoint:
     # One turn
 
     def step(self, timeout: float | None = None) -> list[Frame]:
-        """Wait for something, carry it, and return the frames that are not DATA, END or CREDIT of known channels.
+        """Wait for I/O, transfer data, and return the frames that are not DATA, END or CREDIT of known channels.
 
-        Raises Disconnected when the port is gone.
+        Raises Disconnected when the port is closed.
         """
         for key, sink in list(self._sinks.items()):
             if sink.output is not None:
@@ -190,7 +190,7 @@ class Endpoint:
         return frames
 
     def flush(self) -> None:
-        """Send all that is queued, waiting as long as the other end takes."""
+        """Send all queued frames; blocks until the other end has received them."""
         while self._out:
             select.select([], [self.port], [])
             self._write_port()
@@ -231,7 +231,7 @@ class Endpoint:
             case Kind.CREDIT if source := self._sources.get(key):
                 source.window.credited(frame.number)
             case Kind.DATA | Kind.END | Kind.CREDIT:
-                pass  # of a stream that has ended meanwhile
+                pass  # for a stream that has ended meanwhile
             case Kind.NUDGE:
                 pass
             case _:
@@ -256,7 +256,7 @@ class Endpoint:
             self._end_sink(key, sink)
 
     def _feed(self, key: Key, sink: _Sink, output: Output) -> None:
-        """Hand on what came, and give credit for what is written."""
+        """Pass received DATA to outputs, and send credit for what they have written."""
         pending = sink.window.pending
         if output.error is not None and not sink.broken:
             sink.broken = True
@@ -287,7 +287,7 @@ class Endpoint:
                 self._end_source(key, source)
             return
         except OSError:
-            data = b""  # EIO: the last user of a terminal is gone
+            data = b""  # EIO: the last process has closed the terminal
         if not data:
             self._end_source(key, source)
             return
@@ -301,7 +301,7 @@ class Endpoint:
 
 
 class Waker:
-    """A pipe that other threads make readable; harmless after its end."""
+    """A pipe by which other threads wake the loop; after `close` it does nothing."""
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -309,13 +309,13 @@ class Waker:
         self._closed = False
 
     def wake(self) -> None:
-        """Make it readable. From any thread."""
+        """Make the pipe readable. May be called on any thread."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if not self._closed:
                 os.write(self._writer, b"x")
 
     def clear(self) -> None:
-        """Take what made it readable."""
+        """Read the pipe empty."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.reader, 4096)
 
@@ -328,5 +328,5 @@ class Waker:
 
 
 def window_size(rows: int, columns: int) -> bytes:
-    """The payload of RESIZE."""
+    """Return the payload of RESIZE for a terminal."""
     return struct.pack("<HH", min(rows, 0xFFFF), min(columns, 0xFFFF))

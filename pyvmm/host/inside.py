@@ -1,4 +1,4 @@
-"""Where a server binds its Unix socket if it may run in an emulated host.
+"""Computes the paths of Unix sockets that must be reachable from outside an emulated host.
 
 The files are the outer machine's, but a Unix socket belongs to the kernel that created it: a server inside binds a
 socket in the inner /run, and the outer side, which listens on the path that the user gave, forwards to it.
@@ -18,24 +18,24 @@ FOLDER = "/run/pyvmm-sockets"
 
 
 def inside() -> bool:
-    """Whether this process runs in an emulated host."""
+    """Return whether this process runs in an emulated host."""
     return VARIABLE in os.environ
 
 
 def user_pid() -> int:
-    """The process id by which the user knows this process: inside, that of the command outside."""
+    """Return the process id that the user sees: inside an emulated host, that of the outer command."""
     outer = os.environ.get(VARIABLE, "")
     return int(outer) if outer.isdecimal() else os.getpid()
 
 
 def inner_socket(path: str | os.PathLike[str]) -> str:
-    """The path of the inner socket to which connections to the outer `path` are forwarded."""
+    """Return the path of the inner socket to which connections to the outer `path` are forwarded."""
     name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
     return f"{FOLDER}/{name}"
 
 
 def socket_path(path: str | os.PathLike[str]) -> str:
-    """What a server given `path` must bind: `path` itself, or its stand-in inside an emulated host."""
+    """Return the path that a server for `path` must bind: `path`, or the inner socket in an emulated host."""
     if not inside():
         return os.fspath(path)
     os.makedirs(FOLDER, mode=0o700, exist_ok=True)

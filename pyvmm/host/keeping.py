@@ -4,7 +4,7 @@
     host/saved-*    saved hosts (`snapshot`)                       some 200 MiB each
     host/probe-*    verdicts on the local KVM
 
-Age counts from the last use: a folder's time is set at each. What a process uses right now is locked and stays.
+Age counts from the last use, which sets a folder's time. A folder in use is locked and stays.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pyvmm.files import FileError, load_object
 from pyvmm.paths import cache_folder, remove_leftovers
 
 SAVED_BYTES = 2 << 30
-"""Disk taken by all saved hosts together: some ten of them. The longest unused go first."""
+"""Maximum disk usage, in bytes, of all saved hosts: some ten. The least recently used are removed first."""
 
 UNUSED_SECONDS = 30 * 24 * 3600.0
-"""How long anything is kept without being used."""
+"""Seconds that anything is kept without being used."""
 
-_EVERYTHING = ("boot-*", "saved-*", "probe-*", "kit-*", "snapshot-*", "base")  # the last three: of older versions
+_EVERYTHING = ("boot-*", "saved-*", "probe-*", "kit-*", "snapshot-*", "base")  # the last three are of older versions
 
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep `folder` from being removed or replaced meanwhile, and note that it was used. HostError if it is gone."""
+    """Lock `folder` against removal and replacement, and record its use. Raises HostError if it is gone."""
     while True:
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,7 +41,7 @@ def in_use(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_SH)
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(lock), folder.stat()):
-                break  # else it was replaced while we waited
+                break  # else it was replaced while this process waited
         os.close(lock)
     try:
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[None]:
-    """Wait until no process restores from `folder`, if it is there, and keep others waiting until it is replaced."""
+    """Lock `folder`, if it exists, for its replacement: wait until no process restores from it, and block others."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def replacing(folder: Path) -> Iterator[None]:
 
 
 def tidy(*, keep: Path | None = None) -> list[Path]:
-    """Remove what is past its limits, of no more use, or left by killed processes; but not `keep`.
+    """Remove folders past their limits, no longer usable, or left by killed processes; but not `keep`.
 
     Returns what was removed.
     """
@@ -91,17 +91,17 @@ def tidy(*, keep: Path | None = None) -> list[Path]:
 
 
 def clear() -> list[Path]:
-    """Remove all that no process uses. Returns what was removed."""
+    """Remove all folders that no process uses. Returns what was removed."""
     with contextlib.suppress(OSError):
         remove_leftovers(cache_folder("host"))
     return [path for path in _kept() if remove(path)]
 
 
 def disk_usage(path: Path) -> int:
-    """Bytes on the disk, of a folder with all in it: a saved host's memory is mostly holes."""
+    """Return the allocated bytes of a folder and its files: a saved host's memory is a sparse file."""
     total = 0
     for each in (path, *path.rglob("*")):
-        with contextlib.suppress(OSError):  # another process tidies up
+        with contextlib.suppress(OSError):  # removed by another process
             total += each.lstat().st_blocks * 512
     return total
 
@@ -119,7 +119,7 @@ def _used(path: Path) -> float:
 
 
 def _is_orphaned(folder: Path) -> bool:
-    """A saved host whose interpreter or checkout is no longer there, or of which parts are missing."""
+    """Return whether a saved host's interpreter, checkout or files are missing."""
     try:
         record = load_object(folder / "saved.json", {"python": str, "repository": str})
     except FileError:
@@ -128,7 +128,7 @@ def _is_orphaned(folder: Path) -> bool:
 
 
 def remove(path: Path) -> bool:
-    """Remove it unless a process has it in use; whether it is gone."""
+    """Remove the folder unless a process uses it; return whether it is gone."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

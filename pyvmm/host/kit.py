@@ -28,11 +28,11 @@ from pyvmm.paths import cache_folder, make_folder, new_folder, scratch_folder
 
 Progress = Callable[[str], None]
 
-# In the order wanted; what they depend on is loaded before them. Options follow the name.
+# In load order; their dependencies are loaded before them. Options follow the name.
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd nested=0")
-KERNELS = r"linux-image-6\.1\.0-[0-9]+-amd64"  # one kernel everywhere: the one all this was tried on
+KERNELS = r"linux-image-6\.1\.0-[0-9]+-amd64"  # one fixed kernel series: the one that was tested
 SUITES = ("bookworm",)
-VERSION = 3  # raise it when this file makes something different from the same ingredients
+VERSION = 3  # raise it when this file builds different contents from the same packages
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class Kit:
 
     kernel: Path
     initramfs: Path
-    digest: str  # names their contents: a host saved from others is another
+    digest: str  # identifies their contents, and is part of the key of a saved host
 
 
 def init_script() -> bytes:
-    """The first process's script."""
+    """Return the script of the first process (/init)."""
     return resources.files("pyvmm.host").joinpath("guest/init").read_bytes()
 
 
 def prepare(progress: Progress = lambda line: None) -> Kit:
-    """The kit, made if the cache has none. Raises HostError in one line if it cannot be made."""
+    """Return the kit, built if the cache has none. Raises HostError in one line if it cannot be built."""
     recipe = repr((VERSION, MODULES, KERNELS)).encode() + init_script()
     folder = cache_folder("host") / f"boot-{hashlib.sha256(recipe).hexdigest()[:16]}"
     kit = _there(folder)
@@ -88,7 +88,7 @@ def _make(folder: Path, progress: Progress) -> Kit:
 
 
 def build_initramfs(modules: Path) -> bytes:
-    """The initramfs as a cpio archive, with some of the kernel's `modules`."""
+    """Build the initramfs as a cpio archive, with those of the kernel's `modules` that are needed."""
     archive = CpioWriter()
     tree = ModuleTree(modules)
     options = {name.replace("-", "_"): text for name, _, text in (entry.partition(" ") for entry in MODULES)}

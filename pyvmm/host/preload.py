@@ -2,10 +2,10 @@
 
 Under emulation starting Python takes a second and importing what `pyvmm` needs several. So the files for that come in
 a second archive after the initramfs, under the very paths they have on the machine; the agent imports them before its
-state is saved, and a `python -m MODULE` is then a fork of it, ready in some ten milliseconds.
+state is saved, and a `python -m MODULE` is then a fork of it, which starts in some ten milliseconds.
 
-Files of other packages are *stable*: a host saved before one changed is of no use. pyvmm's own change all the time
-where it is worked on: if the digest of the command's sources is another than that of the imported ones (edited since,
+Files of other packages are *stable*: a host saved before one changed cannot be used. pyvmm's own change often in a
+development checkout: if the digest of the command's sources is another than that of the imported ones (edited since,
 or of another checkout), the fork forgets pyvmm's modules and imports them anew, from the command's own checkout.
 """
 
@@ -30,7 +30,7 @@ from pyvmm.images.cpio import CpioWriter, Entry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN_PACKAGE = "pyvmm"
-# Ours, but part of the running agent, with which a command's outer side speaks: both must be the same.
+# Part of the running agent, which speaks the protocol with a command's outer side: both must be the same version.
 AGENT_MODULES = ("agent.py", "endpoint.py", "protocol.py", "preload.py", "rootfs.py", "zygote.py")
 
 _COLLECT = """
@@ -60,31 +60,31 @@ print(json.dumps(dict(modules=done, files=files, maps=[m for m in maps if m.star
 
 @dataclass(slots=True)
 class Preload:
-    """The modules to import inside, and the files needed for that."""
+    """The modules that the inner interpreter imports, and the files needed for that."""
 
     modules: list[str]
-    files: dict[str, str | None]  # a module's file -> where its byte code is
+    files: dict[str, str | None]  # a module's file -> its byte code file
     others: list[str]  # programs, libraries, configuration
 
 
 def sources_digest() -> str:
-    """Digest of pyvmm's own sources (paths, sizes and times)."""
+    """Return a digest of pyvmm's own sources (paths, sizes and times)."""
     return _digest(_own_sources())
 
 
 def sources_quiet_for() -> float:
-    """Seconds since one of pyvmm's own sources was last edited."""
+    """Return the seconds since the last edit of pyvmm's own sources."""
     return time.time() - max(os.stat(file).st_mtime for file in _own_sources())
 
 
 def stable_digest(files: Iterable[str]) -> str:
-    """Digest of `files` (paths, sizes and times)."""
+    """Return a digest of `files` (paths, sizes and times)."""
     return _digest(Path(file) for file in files)
 
 
 @functools.cache
 def agent_digest() -> str:
-    """Digest of the contents of the agent's sources: checkouts with equal ones can share a host."""
+    """Return a digest of the contents of the agent's sources: checkouts with equal ones can share a host."""
     total = hashlib.sha256()
     for name in AGENT_MODULES:
         total.update((REPOSITORY / "pyvmm" / "host" / name).read_bytes())
@@ -110,7 +110,7 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def is_own(file: str) -> bool:
-    """Whether a file is one of pyvmm's sources that may change without a new kit."""
+    """Return whether a file is one of pyvmm's sources that may change without a new kit."""
     path = Path(file)
     if path.parent == REPOSITORY / "pyvmm" / "host" and path.name in AGENT_MODULES:
         return False
@@ -144,7 +144,7 @@ def collect() -> Preload:
 
 
 def _names_of(library: str) -> list[str]:
-    """Symbolic links beside a library that lead to it: programs ask for it by those."""
+    """Return the symbolic links beside a library that lead to it: programs load it by those names."""
     folder, name = os.path.split(library)
     if ".so" not in name:
         return []
@@ -155,7 +155,7 @@ def _names_of(library: str) -> list[str]:
 
 
 class Tree:
-    """Files of the machine in an initramfs, under their own paths, symbolic links on the way included."""
+    """A file tree of an initramfs: files of the machine under their own paths, with the symbolic links in those."""
 
     def __init__(self, archive: CpioWriter) -> None:
         self._archive = archive
@@ -170,7 +170,7 @@ class Tree:
             self._archive.add(Entry(name[1:], stat.S_IFREG | stat.S_IMODE(mode), content))
 
     def _place(self, path: str) -> str | None:
-        """Make the folders and links that lead to `path`; where it then goes, or None if it is there."""
+        """Make the folders and links that lead to `path`. Returns its resolved path, or None if it is in the tree."""
         done = ""
         parts = [part for part in path.split("/") if part]
         while parts:
@@ -199,7 +199,7 @@ class Tree:
 
 
 def archive(preload: Preload, sources: str) -> bytes:
-    """All of it as a cpio archive, to follow the initramfs."""
+    """Return the preload as a cpio archive, which follows the initramfs."""
     made = CpioWriter()
     _add_to(made, preload)
     record = {"modules": preload.modules, "sources": sources, "repository": str(REPOSITORY)}

@@ -10,11 +10,11 @@ are the command's descriptors. No I/O here: bytes in, frames out.
       | <---------------------------------- STARTED 7     |   or REFUSED 7 "no such program"
       | DATA 7/0 "ls\n" --------------------------------> |   stdin
       | <-------------------------- DATA 7/1 "a b c\n"    |   stdout
-      | CREDIT 7/1 6 -----------------------------------> |   "I have written those 6 bytes away"
+      | CREDIT 7/1 6 -----------------------------------> |   6 bytes are written: window reopened
       | <--------------------- END 7/1, END 7/2, EXIT 7 0 |
 
 Flow control: a sender has at most WINDOW bytes of a channel under way that the receiver has not given back as
-CREDIT, so a loud console waits instead of filling memory, and one channel cannot stop another.
+CREDIT, so a console with much output blocks instead of filling memory, and one channel cannot stop another.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class ProtocolError(HostError):
 class Kind(IntEnum):
     """The kinds of frames, each with who sends it: the outer (o) or the inner (i) end."""
 
-    HELLO = 1  # i: the agent is up; payload: JSON about itself
+    HELLO = 1  # i: the agent has started; payload: JSON about itself
     START = 2  # o: start a command; payload: JSON, see agent.Request
     CONNECT = 3  # o: connect to a Unix socket inside; payload: its path
-    STARTED = 4  # i: a START or CONNECT was done
-    REFUSED = 5  # i: it was not; payload: one line of text; the stream is over
+    STARTED = 4  # i: a START or CONNECT succeeded
+    REFUSED = 5  # i: it failed; payload: one line of text; the stream ends
     DATA = 6  # o, i
     END = 7  # o, i: no more DATA on this channel
-    CREDIT = 8  # o, i: payload u32, bytes of DATA taken away
+    CREDIT = 8  # o, i: payload u32, bytes of DATA consumed
     SIGNAL = 9  # o: payload u32, signal number, for the command's process group
     RESIZE = 10  # o: payload u16 rows, u16 columns
-    EXIT = 11  # i: payload i32, as subprocess gives it (-9: killed by signal 9); the stream is over
-    CLOSE = 12  # o: this stream's client is gone: end it; i: the socket is closed
+    EXIT = 11  # i: payload i32, as subprocess returns it (-9: killed by signal 9); the stream ends
+    CLOSE = 12  # o: the stream's client has disconnected: end it; i: the socket is closed
     POWEROFF = 13  # o: end the emulated host
-    STOPPED = 15  # i: payload u32, the signal that stopped the command; SIGNAL with SIGCONT lets it go on
-    BROKEN = 16  # o: this channel's reader is gone: the command gets a broken pipe
-    ENDED = 17  # i: as EXIT, which follows once all that the command wrote was taken
-    NUDGE = 14  # o: nothing, but it makes an interrupt inside; see client.NUDGE_EVERY
+    STOPPED = 15  # i: payload u32, the signal that stopped the command; SIGNAL with SIGCONT continues it
+    BROKEN = 16  # o: the channel's reader has closed it: the command gets a broken pipe
+    ENDED = 17  # i: as EXIT, which follows once all output of the command was consumed
+    NUDGE = 14  # o: no operation, but it causes an interrupt inside; see client.NUDGE_EVERY
 
 
 _KINDS = frozenset(Kind)
@@ -67,7 +67,7 @@ _SIGNED = (Kind.EXIT, Kind.ENDED)
 
 @dataclass(slots=True)
 class Frame:
-    """One message."""
+    """One frame: a stream, a kind, a channel and a payload."""
 
     kind: Kind
     stream: int = 0
@@ -75,32 +75,32 @@ class Frame:
     payload: bytes = b""
 
     def build(self) -> bytes:
-        """The frame as bytes."""
+        """Return the frame as bytes."""
         if len(self.payload) > MAX_PAYLOAD:
             raise ProtocolError(f"a {self.kind.name} of {len(self.payload)} bytes is too long")
         return HEADER.pack(self.stream, self.kind, self.channel, 0, len(self.payload)) + self.payload
 
     @property
     def number(self) -> int:
-        """The payload of CREDIT, SIGNAL, STOPPED and EXIT."""
+        """Return the payload of CREDIT, SIGNAL, STOPPED or EXIT as a number."""
         if len(self.payload) != 4:
             raise ProtocolError(f"a {self.kind.name} of {len(self.payload)} bytes, needs 4")
         return int.from_bytes(self.payload, "little", signed=self.kind in _SIGNED)
 
     @classmethod
     def of_number(cls, kind: Kind, stream: int, number: int, channel: int = 0) -> Frame:
-        """A CREDIT, SIGNAL or EXIT."""
+        """Make a CREDIT, SIGNAL or EXIT."""
         return cls(kind, stream, channel, number.to_bytes(4, "little", signed=kind in _SIGNED))
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames."""
+    """Splits a stream of bytes into frames."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that `data` completes. Raises ProtocolError at the first that cannot be."""
+        """Return the frames that `data` completes. Raises ProtocolError at the first invalid one."""
         self._pending += data
         position = 0
         try:
@@ -119,19 +119,19 @@ class Decoder:
 
 
 class SendWindow:
-    """The flow control window of one channel at its sender: how much it may still send."""
+    """The flow control window of one channel at its sender: bytes that it may still send."""
 
     def __init__(self) -> None:
         self.left = WINDOW
 
     def sent(self, count: int) -> None:
-        """`count` bytes went out."""
+        """Shrink the window by `count` bytes sent."""
         self.left -= count
         if self.left < 0:
             raise ProtocolError("sent past the window")
 
     def credited(self, count: int) -> None:
-        """The receiver has taken `count` bytes away."""
+        """Extend the window by `count` bytes that the receiver has consumed."""
         self.left += count
         if self.left > WINDOW:
             raise ProtocolError(f"emulated host: credit for {count} bytes that were never sent")
@@ -142,16 +142,16 @@ class ReceiveWindow:
 
     def __init__(self) -> None:
         self.pending = bytearray()
-        self.owed = 0  # bytes taken away and not yet given back as credit
+        self.owed = 0  # bytes consumed and not yet returned as credit
 
     def received(self, data: bytes) -> None:
-        """DATA came. Raises ProtocolError if the sender overran its window."""
+        """Count received DATA. Raises ProtocolError if the sender overran its window."""
         if len(self.pending) + self.owed + len(data) > WINDOW:
             raise ProtocolError("emulated host: the other end sent past its window")
         self.pending += data
 
     def taken(self, count: int) -> int:
-        """`count` bytes were written away. Returns the credit to send now (0: later, in one go)."""
+        """Count `count` bytes as written. Returns the credit to send now (0: later, in one frame)."""
         del self.pending[:count]
         self.owed += count
         if self.owed < WINDOW // 4 and self.pending:

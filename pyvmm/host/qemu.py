@@ -2,9 +2,9 @@
 
 Source: qemu-system-x86_64(1); QEMU docs/interop/qmp-spec and docs/devel/migration.
 
-QEMU is handed one end of two socket pairs (the port of the agent, and QMP), so there are no socket files to leave
-behind, and both sides see at once when the other is gone. PR_SET_PDEATHSIG kills it with the process that started it,
-even when that one is killed.
+QEMU inherits one end of two socket pairs (the port of the agent, and QMP), so there are no socket files to leave
+behind, and each side gets an end of file as soon as the other ends. PR_SET_PDEATHSIG kills QEMU when the process
+that started it ends, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ PROGRAM = "qemu-system-x86_64"
 # reference TSC page.
 # Making a VM waits for a grace period of RCU: 11 ms, 2 if it is expedited, which costs one CPU nothing.
 KERNEL_OPTIONS = "tsc=reliable quiet panic=-1 console=ttyS0 mitigations=off nokaslr rcupdate.rcu_expedited=1"
-# One CPU, however many the guest has. With two, a guest with two vCPUs was lost about once in a hundred seconds of
-# serial output (QEMU 7.2 and 10.0 alike): a triple fault, or no more interrupts. With one, no guest was lost in all
-# our runs, at half as much time again for such guests; that the host stood still took client.NUDGE_EVERY besides.
-# docs/emulated-host.md has what was found.
+# One CPU, however many the guest has. With two, a guest with two vCPUs crashed about once in a hundred seconds of
+# serial output (QEMU 7.2 and 10.0 alike): a triple fault, or no more interrupts. With one, no guest crashed in all
+# our runs, which take half as long again for such guests; the host's hangs needed client.NUDGE_EVERY as well.
+# See docs/emulated-host.md.
 CPUS = 1
 
 QMP_TIMEOUT = 20.0
-"""Seconds for the greeting, and for each command."""
+"""Timeout, in seconds, of the QMP greeting and of each command."""
 
 SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-"""QEMU's own seccomp filter: no programs or processes, no other user's rights, nothing a QEMU has no use for."""
+"""QEMU's own seccomp filter: no programs or processes, no change of user, no system calls that QEMU does not need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What differs from one emulated host to another."""
+    """The parameters of QEMU that differ between emulated hosts."""
 
     memory_mib: int
 
 
 def find_qemu() -> str:
-    """The path of QEMU. Raises HostError if there is none."""
+    """Return the path of QEMU. Raises HostError if there is none."""
     found = shutil.which(PROGRAM)
     if found is None:
         raise HostError(f"{PROGRAM}: not found (the emulated host runs in it): apt-get install qemu-system-x86")
@@ -61,7 +61,7 @@ def find_qemu() -> str:
 
 
 def version(program: str) -> str:
-    """The first line of `--version`."""
+    """Return the first line of QEMU's `--version`."""
     try:
         text = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -70,7 +70,7 @@ def version(program: str) -> str:
 
 
 def has_sandbox(program: str) -> bool:
-    """Whether this QEMU was built with its seccomp filter, and the kernel accepts it."""
+    """Return whether this QEMU was built with its seccomp filter, and the kernel accepts it."""
     orders = '{"execute":"qmp_capabilities"}\n{"execute":"quit"}\n'
     argv = [program, *SANDBOX, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
     try:
@@ -81,16 +81,16 @@ def has_sandbox(program: str) -> bool:
 
 
 def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: int) -> list[str]:
-    """QEMU's arguments. A saved state can be restored only with the same ones."""
+    """Return QEMU's arguments. A saved state can be restored only with the same ones."""
     return [
         program,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-M", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
-        # As the first Opteron, and without ERMS and FSRM, Linux clears and copies memory in loops, in the host and in
-        # its guests, and not with REP, of which TCG takes each step by itself. Clearing takes less than half as long.
-        # And without XSAVE and all that needs it: TCG lets a guest's XSETBV through to the processor behind KVM's
-        # back. Linux 6.1 and 6.12 notice that their sizes do not add up and do without; 5.10 hangs, 7.2 panics.
-        # And without LA57: each exit empties TCG's TLB, and four levels by four are walked quicker than five by five.
+        # On the first Opteron's CPU model, without ERMS and FSRM, Linux clears and copies memory in loops, in the
+        # host and its guests, not with REP, which TCG runs step by step. Clearing takes less than half as long.
+        # And without XSAVE and all that needs it: TCG runs a guest's XSETBV on the host's vCPU with no exit to KVM.
+        # Linux 6.1 and 6.12 detect inconsistent sizes and disable XSAVE; 5.10 hangs, 7.2 panics.
+        # And without LA57: each exit empties TCG's TLB, and a walk of 4 by 4 levels is faster than of 5 by 5.
         *("-accel", "tcg,thread=multi,tb-size=512"),
         *("-cpu", "max,family=15,model=5,stepping=1,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-pku,-la57"),
         *("-smp", str(CPUS), "-m", f"{hardware.memory_mib}M"),
@@ -111,15 +111,15 @@ class Qemu:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, qmp: socket.socket, logs: list[int]) -> None:
         self.process = process
-        self.port = port  # our end of the agent's port
+        self.port = port  # this process's end of the agent's port
         self._socket = qmp
         self._client: Client | None = None  # after `greet`
-        self._logs = logs  # what QEMU, and what its kernel said; memory, so nothing is left behind
+        self._logs = logs  # output of QEMU and of its kernel; in memory, so no file is left behind
 
     @classmethod
     def launch(cls, kit: Kit, hardware: Hardware, more: Sequence[str] = (), fds: Sequence[int] = ()) -> Qemu:
-        """Start QEMU with `more` arguments and the descriptors `fds`. Call it from a thread that lives as long as
-        QEMU shall.
+        """Start QEMU with `more` arguments and the descriptors `fds`. Call it from a thread that outlives QEMU:
+        PR_SET_PDEATHSIG kills it when the thread ends.
         """
         program = find_qemu()
         agent_ours, agent_theirs = socket.socketpair()
@@ -130,7 +130,7 @@ class Qemu:
 
         def before_exec() -> None:
             bound()
-            os.setpgid(0, 0)  # Ctrl-C in the terminal is for us, who pass it on
+            os.setpgid(0, 0)  # Ctrl-C in the terminal signals this process, which forwards it
 
         try:
             process = subprocess.Popen(
@@ -140,7 +140,7 @@ class Qemu:
                 stderr=errors,
                 pass_fds=[agent_theirs.fileno(), qmp_theirs.fileno(), console, *fds],
                 preexec_fn=before_exec,
-                umask=0o077,  # its memory and state are kept; what a command inside makes has the mode it asked for
+                umask=0o077,  # for its memory and state files; files of commands inside get the mode they request
             )
         except OSError as error:
             for end in (agent_ours, qmp_ours):
@@ -154,12 +154,12 @@ class Qemu:
         return cls(process, agent_ours.detach(), qmp_ours, [errors, console])
 
     def said(self) -> str:
-        """What QEMU and the kernel in it wrote so far."""
+        """Return the output of QEMU and of the kernel in it so far."""
         texts = [os.pread(log, 1 << 20, 0).decode(errors="replace") for log in self._logs]
         return "".join(texts)
 
     def why_ended(self) -> str:
-        """One line about why QEMU or the kernel in it gave up."""
+        """Return one line about why QEMU or the kernel in it ended."""
         lines = [re.sub(r"\s+", " ", line.strip()) for line in self.said().splitlines() if line.strip()]
         telling = [line for line in lines if re.search(r"panic - |pyvmm-host: |qemu-system", line)]
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -184,7 +184,7 @@ class Qemu:
     # QMP
 
     def greet(self) -> None:
-        """Begin QMP. Raises HostError if QEMU ended instead."""
+        """Start the QMP session. Raises HostError if QEMU ended instead."""
         with self._explained("qmp_capabilities"):
             self._client = Client("QEMU", QMP_TIMEOUT, self._socket)
 
@@ -196,7 +196,7 @@ class Qemu:
 
     @contextlib.contextmanager
     def _explained(self, command: str) -> Iterator[None]:
-        """Turn the client's errors into lines about QEMU."""
+        """Convert the QMP client's errors into HostError with a line about QEMU."""
         try:
             yield
         except Disconnected as error:
@@ -210,13 +210,13 @@ class Qemu:
         """Stop the machine and write its state to `target`, a migration URI."""
         until = time.monotonic() + timeout
         self.execute("stop")
-        # The default of 128 MiB/s is meant for networks.
+        # The default limit of 128 MiB/s is meant for networks.
         self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
         self.execute("migrate", uri=target)
         self.wait_migrated(until)
 
     def wait_migrated(self, until: float) -> None:
-        """Wait for a migration, out or in, to be done."""
+        """Wait until a migration, outgoing or incoming, has completed."""
         while True:
             answer = self.execute("query-migrate")
             match answer.get("status"):

@@ -1,10 +1,10 @@
-"""The emulated host's start after it was restored: sets the clock, reseeds random numbers, mounts the files.
+"""Initialises a restored emulated host: sets the clock, reseeds random numbers, mounts the file systems.
 
 Source: mount(2), Linux Documentation/filesystems/9p.rst, random(4).
 
 The root is the machine's own, writable: the same command line names the same files, and what the command writes (a
-trace, a console's output, a made image) lies where the user looks for it. Only /proc, /sys, /dev and /run are the
-emulated host's own, as they speak for a kernel, and the machine's are another kernel's. Nothing here writes to the
+trace, a console's output, a made image) is at the same path for the user. Only /proc, /sys, /dev and /run are the
+emulated host's own, as they belong to a kernel, and the machine's kernel is another. Nothing here writes to the
 machine's files; the commands are the user's, and QEMU reaches the files with the user's rights, not more.
 """
 
@@ -23,14 +23,14 @@ _MS_RDONLY, _MS_MOVE = 1, 8192
 _RNDRESEEDCRNG = 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
-# cache=mmap caches nothing but mapped pages, so that what the developer saves outside is what the next command inside
-# reads. Only the system's own programs and libraries are cached for good (cache=loose never looks again): they change
+# cache=mmap caches nothing but mapped pages, so that the next command inside reads files as they were last saved
+# outside. Only the system's programs and libraries are cached for good (cache=loose never revalidates): they change
 # when packages are installed, and reading them anew for each command takes longer than the command.
 NINEP = "trans=virtio,version=9p2000.L,msize=512000,cache="
 
 
 def refresh_clock_and_random(now: float, seed: bytes) -> None:
-    """Set the clock and reseed the random generator: both are stale in a restored host, and equal in its twins."""
+    """Set the clock and reseed the random generator: both are stale, and equal in all restored hosts."""
     time.clock_settime(time.CLOCK_REALTIME, now)
     descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
     os.write(descriptor, seed)
@@ -58,7 +58,7 @@ def change_root() -> None:
 
 
 def mount(source: str, target: str, kind: str, options: str = "", flags: int = 0) -> None:
-    """mount(2). Raises OSError."""
+    """Call mount(2). Raises OSError."""
     if _libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)

@@ -1,18 +1,18 @@
 """Saved hosts: snapshots of a booted emulated host (memory and state), so that a later start takes a second.
 
-A host is saved while its init waits for orders: modules loaded, Python and pyvmm imported, nothing of the machine
-mounted yet (QEMU refuses to save its state while a 9p file system is mounted).
+A host is saved while its init waits for the `go` line: modules loaded, Python and pyvmm imported, nothing of the
+machine mounted yet (QEMU refuses to save its state while a 9p file system is mounted).
 
     host/saved-KEY/    KEY: kit, QEMU, interpreter, checkout and memory class
         memory         the guest's RAM itself: the first QEMU writes it through a shared mapping, restored ones map it
-                       privately, so only the pages a run touches are ever read, many runs share them, and pages
-                       never used are holes in the file
-        state          all else, as a QEMU migration stream of a few hundred KiB (capability x-ignore-shared)
-        saved.json     what was saved; who restores it holds a lock on the folder until QEMU has opened the rest
+                       privately, so only the pages that a run accesses are read, many runs share them, and
+                       unused pages are holes in the file
+        state          the rest, as a QEMU migration stream of a few hundred KiB (capability x-ignore-shared)
+        saved.json     what was saved; a restoring process locks the folder until QEMU has opened the other files
 
-`find` takes the smallest that has the memory. One that holds pyvmm's modules as they are in this checkout comes
-first. While the sources here are being edited, one with other modules serves too (see `preload`), of this checkout or
-another; once they rest, this checkout gets its own.
+`find` selects the smallest host with enough memory. One with pyvmm's modules as they are in this checkout is
+preferred. While the sources here are being edited, one with other modules is used too (see `preload`), of this or
+another checkout; after QUIET_SECONDS without an edit, this checkout gets its own.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from pyvmm.host.qemu import Hardware, Qemu
 from pyvmm.paths import cache_folder, make_folder, new_folder, write_private
 
 BOOT_LIMIT = 120.0  # seconds; a boot takes 5 to 8 on an idle machine
-NEEDED_BYTES = 400 << 20  # a saved host takes about half of this
+NEEDED_BYTES = 400 << 20  # free disk space; a saved host uses about half of it
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
-CONFINED = "confined"  # a file beside the state that says whether QEMU has its sandbox: seen once, when it is made
+CONFINED = "confined"  # a file beside the state that says whether QEMU has its sandbox: checked once, at the save
 QUIET_SECONDS = 600.0  # sources edited since are imported by each command anew: a new host for every save costs more
 
 RECORD: dict[str, Shape] = {
@@ -59,25 +59,25 @@ RECORD: dict[str, Shape] = {
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A saved host, as its saved.json tells."""
+    """A saved host, as described by its saved.json."""
 
     folder: str
-    fits: str  # the kit and QEMU it was saved with
+    fits: str  # key of the kit and QEMU with which it was saved
     memory_mib: int
     python: str  # the interpreter in it, by its path on the machine
     repository: str  # the checkout whose modules are imported
-    sources: str  # digest of their state then
+    sources: str  # digest of their state at the save
     agent: str  # digest of the agent's sources
-    files: list[str]  # of other packages, and their state then
+    files: list[str]  # of other packages, and their state at the save
     stable: str
 
     @property
     def exact(self) -> bool:
-        """Whether its modules are what this checkout has now."""
+        """Return whether its modules are those of this checkout now."""
         return self.sources == preload.sources_digest()
 
     def serves(self, fits: str, memory_mib: int) -> bool:
-        """Whether a command of this checkout can run in it, for guests of `memory_mib` (the host's own included)."""
+        """Return whether a command of this checkout can run in it with `memory_mib` of host memory."""
         return (
             (self.fits, self.python, self.agent) == (fits, sys.executable, preload.agent_digest())
             and memory_mib <= self.memory_mib <= max(memory_mib, _installed_mib())
@@ -90,7 +90,7 @@ def _installed_mib() -> int:
 
 
 def _fits(kit: Kit) -> str:
-    """A key of all that a saved state depends on: QEMU's version and arguments, and the kit that it booted."""
+    """Return a key of all that a saved state depends on: QEMU's version and arguments, and the kit that it booted."""
     program = qemu.find_qemu()
     entry = os.stat(program)
     line = qemu.command_line("qemu", Kit(Path("kernel"), Path("initramfs"), ""), Hardware(0), 0, 0, 0)
@@ -99,7 +99,7 @@ def _fits(kit: Kit) -> str:
 
 
 def all_saved() -> list[Saved]:
-    """The saved hosts in the cache, of whatever kind."""
+    """Return all saved hosts in the cache."""
     return list(_all_saved())
 
 
@@ -111,9 +111,9 @@ def _all_saved() -> Iterator[Saved]:
 
 
 def find(kit: Kit, memory_mib: int, *, exact: bool = False) -> Saved | None:
-    """The saved host for a command of this checkout; None if one should be made.
+    """Return the saved host for a command of this checkout; None if one should be made.
 
-    `exact`: only one whose modules are what this checkout has now.
+    `exact`: only one whose modules are those of this checkout now.
     """
     fits = _fits(kit)
     here = str(preload.REPOSITORY)
@@ -157,7 +157,7 @@ def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) 
             initramfs.unlink()
             write_private(made / "saved.json", json.dumps(asdict(saved)).encode())
             stack.enter_context(keeping.replacing(folder))
-        for other in _all_saved():  # what this one does as well
+        for other in _all_saved():  # superseded by the new one
             family = (other.fits, other.python, other.repository)
             if family == (fits, sys.executable, here) and other.memory_mib < memory_mib:
                 keeping.remove(Path(other.folder))
@@ -184,7 +184,7 @@ def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
 
 
 def wait_ready(machine: Qemu, until: float) -> None:
-    """Wait until the inner init reports that it waits for orders."""
+    """Wait until the inner init reports that it waits for the `go` line."""
     import select
 
     line = b""
@@ -215,9 +215,9 @@ def restore(saved: Saved, kit: Kit) -> Qemu:
         try:
             machine.greet()
             machine.execute("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
-            machine.execute("migrate-incoming", uri=f"fd:{state}")  # its number in QEMU, too
+            machine.execute("migrate-incoming", uri=f"fd:{state}")  # the same number in QEMU
             machine.wait_migrated(time.monotonic() + 20)
-            machine.execute("cont")  # it was saved stopped
+            machine.execute("cont")  # it was saved while stopped
         except BaseException:
             machine.kill()
             raise

@@ -18,7 +18,7 @@ import termios
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Variables that the fork can honour; with any other PYTHON... a real interpreter is started.
+# Variables that the fork supports; with any other PYTHON... a new interpreter is started.
 HONOURED = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONUTF8")
 _OWN_PACKAGE = "pyvmm"
 _FRESH_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH)
@@ -33,7 +33,7 @@ class Zygote:
 
     @classmethod
     def load(cls, listing: Path = Path("/host/preload.json")) -> Zygote:
-        """Import all that the kit lists."""
+        """Import all modules that the kit lists."""
         record = json.loads(listing.read_text())
         for name in record["modules"]:
             try:
@@ -41,16 +41,16 @@ class Zygote:
             except Exception as error:
                 print(f"pyvmm-host: import {name}: {type(error).__name__}: {error}", file=sys.stderr)
         gc.collect()
-        gc.freeze()  # the forks' collections leave these pages alone
+        gc.freeze()  # collections in the forks do not write to these pages
         return cls(record["sources"], record["repository"])
 
     def serves(self, argv: list[str], env: dict[str, str]) -> bool:
-        """Whether a fork of this interpreter can run the command without exec."""
+        """Return whether a fork of this interpreter can run the command without exec."""
         special = [name for name in env if name.startswith("PYTHON") and name not in HONOURED]
         return len(argv) >= 3 and argv[0] == sys.executable and argv[1] == "-m" and not special
 
     def run_in_child(self, request: dict[str, Any], descriptors: dict[int, int], failure: int) -> NoReturn:
-        """Run the command in this process, a child. Writes the error to `failure`, which success closes."""
+        """Run the command in this process, a forked child. Writes an error to `failure`; success closes it."""
         argv: list[str] = request["argv"]
         env: dict[str, str] = request["env"]
         name = request["cwd"]
@@ -59,7 +59,7 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             for number in (*_FRESH_SIGNALS, signal.SIGPIPE, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            # First out of the way of 0, 1 and 2, then there.
+            # First move the descriptors above 2, then to 0, 1 and 2.
             high = {to: fcntl.fcntl(at, fcntl.F_DUPFD_CLOEXEC, 10) for to, at in descriptors.items()}
             for target, source in high.items():
                 os.dup2(source, target)
@@ -86,7 +86,7 @@ class Zygote:
             os._exit(status)
 
     def _run(self, module: str, arguments: list[str], env: dict[str, str], sources: str, repository: str) -> int:
-        """Run `module` as the interpreter would; the exit status.
+        """Run `module` like `python -m`, and return the exit status.
 
         pyvmm's own modules are those of the checkout that the command came from, `repository`, whatever the working
         folder holds.
@@ -110,7 +110,7 @@ class Zygote:
             for name in [name for name in sys.modules if name.partition(".")[0] == _OWN_PACKAGE]:
                 del sys.modules[name]
         else:
-            sys.modules.pop(module, None)  # it is to run as __main__, without a warning
+            sys.modules.pop(module, None)  # it runs as __main__; runpy would warn
         sys.argv = ["-m", *arguments]
         interrupted = False
         try:
@@ -128,7 +128,7 @@ class Zygote:
             sys.stdout.flush()
             sys.stderr.flush()
         except OSError:
-            status = status or 120  # what Python gives when its output cannot be flushed
+            status = status or 120  # Python's status if output cannot be flushed
         if interrupted:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
@@ -145,7 +145,7 @@ def _exit_status(code: object) -> int:
 
 
 def _open_streams(*, unbuffered: bool) -> None:
-    """Standard streams as a starting interpreter makes them."""
+    """Open the standard streams as the interpreter does at its start."""
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
     lines = os.isatty(1)
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False,
