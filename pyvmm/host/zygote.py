@@ -33,7 +33,7 @@ class Zygote:
 
     @classmethod
     def load(cls, listing: Path = Path("/host/preload.json")) -> Zygote:
-        """Import all modules that the kit lists."""
+        """Import all modules that the preload lists."""
         record = json.loads(listing.read_text())
         for name in record["modules"]:
             try:

@@ -1,4 +1,4 @@
-"""Trace sinks of a session: standard error or a file, as `--trace`, `--trace-file` and `--trace-format` say."""
+"""Trace sinks of a session: standard error or a file, selected by `--trace`, `--trace-file` and `--trace-format`."""
 
 from __future__ import annotations
 
