@@ -39,7 +39,7 @@ SIZE = "pyvmm.size={}x{}"
 
 
 SILENCE, SILENCE_EMULATED = 10.0, 30.0
-"""Seconds without guest activity until a notice, on the local KVM and in the emulated host."""
+"""Seconds without console output or VMBus activity until a notice, on the local KVM and in the emulated host."""
 
 
 def command_line(append: str = "", *, agent_only: bool = False, window: tuple[int, int] | None = None) -> str:
