@@ -1,8 +1,8 @@
-"""Commands in the guest: joins the agent's protocol (agent_protocol.py) to the machine's second serial port.
+"""Runs commands in the guest: joins the agent's protocol (agent_protocol.py) to the machine's second serial port.
 
-A command asked for before the agent is ready waits for it. All on the loop's thread.
+A command requested before the agent is ready is queued until then. All methods run on the loop's thread.
 
-The time limit of a command is kept here, in guest time. The agent could keep it by itself (SECONDS of its `run`), but
+The time limit of a command is enforced here, in guest time. The agent could enforce it (SECONDS of its `run`), but
 by the guest's own clock, which goes on while the machine is paused.
 """
 
@@ -26,7 +26,7 @@ refused = event("agent.refused", "{text}")
 
 
 def check_command(command: str) -> None:
-    """Raise ConfigError for a command that cannot be sent; one that waits must not fail when its turn comes."""
+    """Raise ConfigError for a command that cannot be sent: a queued command must not fail when it is sent later."""
     try:
         size = len(command.encode())
     except UnicodeEncodeError as error:
@@ -38,9 +38,9 @@ def check_command(command: str) -> None:
 
 
 COMMANDS_LIMIT = 64
-"""Commands that wait for the agent or run. A guest that answers none of them gets no more of its users' memory."""
+"""Limit of commands queued or running. It bounds the host memory used when a guest answers none of them."""
 TIMED_OUT = 124
-"""Status of a command that took too long, as timeout(1) and the agent have it."""
+"""Exit status of a command that exceeded its time limit, as timeout(1) and the agent report it."""
 KILL_AFTER = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -61,8 +61,8 @@ class _Command:
 
 
 class GuestAgent:
-    """`send(data)` queues bytes for the guest's port; `received(data)` takes what the guest sent. `timers` are guest
-    time."""
+    """Client of the guest's agent. `send(data)` queues bytes for the guest's port; `received(data)` parses the
+    guest's output. `timers` are guest time."""
 
     def __init__(self, send: Callable[[bytes], int], timers: Timers) -> None:
         self.release = ""
@@ -75,7 +75,7 @@ class GuestAgent:
 
     @property
     def ready(self) -> bool:
-        """Whether the guest's agent runs."""
+        """Whether the guest's agent has reported ready."""
         return self._client.ready
 
     def execute(
@@ -86,12 +86,13 @@ class GuestAgent:
         *,
         seconds: int = 0,
     ) -> Callable[[], None]:
-        """Run a shell command in the guest. `output("out" | "err", data)` as it writes, then `done(status)`;
-        None if the guest started anew before the command ended. Raises ConfigError if it is too long.
+        """Run a shell command in the guest. Calls `output("out" | "err", data)` as it writes, then `done(status)`;
+        None if the guest restarted before the command ended. Raises ConfigError if the command is too long.
 
-        `seconds` is how long it may run; 0 is without end. One that took longer has the status TIMED_OUT.
+        `seconds` is its time limit; 0 means no limit. A command that exceeds it ends with status TIMED_OUT.
 
-        What it returns cancels: a command that waits is not sent, one that runs is killed, and nothing is called.
+        Returns a function that cancels: a queued command is not sent, a running one is killed, and there are no
+        further calls.
         """
         check_command(command)
         if len(self._waiting) + len(self._running) >= COMMANDS_LIMIT:
@@ -111,8 +112,8 @@ class GuestAgent:
 
     @contained("agent")
     def resize(self, rows: int, columns: int) -> None:
-        """The console's terminal has this size: tell the guest, and each one that starts from now on. An image made
-        before guests knew of it refuses, and goes without.
+        """Send the size of the console's terminal to the guest, now and after each restart. Older images refuse the
+        request and keep their default size.
         """
         if self._size != (rows, columns):
             self._size = rows, columns
@@ -123,7 +124,7 @@ class GuestAgent:
             self._send(self._client.size(*self._size))
 
     def received(self, data: bytes) -> None:
-        """What the guest wrote to its second serial port."""
+        """Parse bytes that the guest wrote to its second serial port."""
         for happened in self._client.feed(data):
             match happened:
                 case Ready(release):
@@ -152,7 +153,7 @@ class GuestAgent:
                         refused(str(error))
 
     def reset(self) -> None:
-        """The machine was reset: what ran in the guest is lost; what waited still waits, for the new guest."""
+        """Handle a machine reset: running commands are lost; queued ones stay queued for the new guest."""
         running, self._running = self._running, {}
         self._client = AgentClient()
         for command in running.values():
@@ -171,7 +172,7 @@ class GuestAgent:
             self._send(request)
 
     def _late(self, number: int) -> None:
-        """The command's time is up: end it, and once more if it does not want to."""
+        """Handle an expired time limit: send SIGTERM, then SIGKILL if the command does not end."""
         command = self._running.get(number)
         if command is not None:
             self._send(self._client.kill(number, "KILL" if command.is_late else "TERM"))

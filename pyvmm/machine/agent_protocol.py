@@ -1,4 +1,4 @@
-"""The host's side of the guest agent's protocol: sends commands and receives their output and status, by serial port.
+"""Host side of the guest agent's protocol: sends commands and receives their output and status over a serial port.
 
 The guest's side is the shell script images/guest/agent. Lines of ASCII, each ended by a newline; the host chooses
 ids, counting from 1; several commands may run at once.
@@ -6,7 +6,7 @@ ids, counting from 1; several commands may run at once.
     host                                    guest
                                         <-  ready 1 RELEASE              at its start: protocol version, uname -r
     run ID SECONDS BASE64(command)      ->                               SECONDS 0: no limit
-                                        <-  out ID BASE64(bytes)         as they come, any number
+                                        <-  out ID BASE64(bytes)         as they are written, any number
                                         <-  err ID BASE64(bytes)
                                         <-  exit ID STATUS               0-255; 124 after SECONDS, 128+n for signal n
     kill ID SIGNAL                      ->                               the command and all it started
@@ -30,7 +30,7 @@ VERSION = 1
 MAX_LINE = 128 << 10  # the agent's longest: 48 KiB in base64, and a few words
 MAX_COMMAND = 32 << 10  # bytes; the guest's serial port queues at most 64 KiB of unread base64
 MAX_RELEASE = 128
-MAX_TEXT = 200  # of what the guest said, in an error
+MAX_TEXT = 200  # characters of the guest's text in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A piece of what a command wrote."""
+    """A piece of a command's output."""
 
     id: int
     stream: Literal["out", "err"]
@@ -51,7 +51,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A command ended, and all its output has come before."""
+    """A command ended; all its output came before this event."""
 
     id: int
     status: int
@@ -84,7 +84,7 @@ Event = Ready | Output | Exited | Lost | Refused | Garbled
 class AgentClient:
     """Waiting --ready--> Ready; a further ready (the guest rebooted) stays Ready and loses all commands.
 
-    Does no I/O: `feed` takes what the serial port gave, requests come back as bytes to be sent.
+    Does no I/O: `feed` takes bytes from the serial port; requests are returned as bytes to be sent.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class AgentClient:
         self._skipping = False  # inside a line that was too long
 
     def run(self, command: str, seconds: int = 0) -> tuple[int, bytes]:
-        """A command's id, and the request to send once the agent is ready. Raises ConfigError if it is too long."""
+        """Return a command's id and the request to send once the agent is ready. Raises ConfigError if too long."""
         try:
             text = command.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
@@ -110,17 +110,17 @@ class AgentClient:
         return number, b"run %d %d %s\n" % (number, max(0, seconds), b64encode(text))
 
     def kill(self, number: int, signal: str = "TERM") -> bytes:
-        """The request to send `signal` (a name without SIG, or a number) to a command."""
+        """Return the request to send `signal` (a name without SIG, or a number) to a command."""
         if not signal.isalnum() or not signal.isascii():
             raise ConfigError(f"no signal is named {signal!r}")
         return f"kill {number} {signal}\n".encode()
 
     def size(self, rows: int, columns: int) -> bytes:
-        """The request that gives the guest's console a terminal's size."""
+        """Return the request that sets the terminal size of the guest's console."""
         return b"size %d %d\n" % (rows, columns)
 
     def feed(self, data: bytes) -> list[Event]:
-        """Parse the next bytes from the guest; returns what they mean, in order."""
+        """Parse the next bytes from the guest; return the events in order."""
         events: list[Event] = []
         *ends, rest = data.split(b"\n")
         for piece in ends:
@@ -132,7 +132,7 @@ class AgentClient:
         return events
 
     def _append(self, piece: bytes, events: list[Event]) -> bool:
-        """Add to the current line; False if it is being skipped."""
+        """Append to the current line; return False if the line is being skipped."""
         if not self._skipping:
             if len(self._line) + len(piece) <= MAX_LINE:
                 self._line += piece
@@ -188,7 +188,7 @@ class AgentClient:
         return [*lost, Ready(_show(release[:MAX_RELEASE]))]
 
     def _command(self, line: bytes, rest: bytes) -> tuple[int, bytes]:
-        """The id, which must be a running command's, and what follows it."""
+        """Split a line into the id, which must be a running command's, and the rest."""
         text, _, rest = rest.partition(b" ")
         number = _number(text, line)
         if number not in self.running:
@@ -203,6 +203,6 @@ def _number(text: bytes, line: bytes) -> int:
 
 
 def _show(text: bytes) -> str:
-    """The guest's text, filtered for a terminal."""
+    """Return the guest's text, filtered for a terminal."""
     shown = text[:MAX_TEXT].decode("ascii", "replace")
     return "".join(c if c.isprintable() else "?" for c in shown)

@@ -1,24 +1,24 @@
-"""Automatic sizing, as Hyper-V's Dynamic Memory does it: the guest's reports in, targets for its balloon out. No I/O.
+"""Automatic sizing, like Hyper-V's Dynamic Memory: computes balloon targets from pressure reports. No I/O.
 
-Source: Linux drivers/hv/hv_balloon.c, post_status(), for what is reported; the rules are ours.
+Source: Linux drivers/hv/hv_balloon.c, post_status(), for the reports; the rules are ours.
 
-A guest *demands* what it has committed or has in use, whichever is more. It shall have its demand and a buffer on
-top, within its limits:
+A guest's *demand* is its committed memory or its memory in use, whichever is more. Its wanted size is the demand plus
+a buffer, within its limits:
 
     0        demand      wanted = demand * (1 + buffer)
     |===========|--buffer--|                        pressure = demand / current, in percent
-    |===========|=====================|  current    more than is wanted: shrinks after a while, in steps
-    |=======|  current                              less: grows at once, to all that is wanted
+    |===========|=====================|  current    above wanted: shrinks after a delay, in steps
+    |=======|  current                              below wanted: grows at once, to the wanted size
 
            wanted above current
     Steady ---------------------> Resizing(goal) --finished--> Settling(until) --time--> Steady
       |  ^                             ^
       |  | wanted near current         |
       v  |                             |
-    Surplus(since, peak) --lasted------+        one step down, not below the peak of what was wanted meanwhile
+    Surplus(since, peak) --lasted------+        one step down, not below the peak of the wanted size meanwhile
 
-While memory moves a report does not fit what the host counts (a piece is out that the other side has not booked), so
-reports are looked at only when the balloon is at rest, and the first that come after that are let pass.
+During a resize the guest's report and the host's counts can disagree (one side has counted a piece that the other has
+not), so reports are evaluated only while the balloon is at rest, and the first ones after a resize are ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes; `buffer` in percent of the demand."""
+    """Limits of automatic sizing in bytes; `buffer` in percent of the demand."""
 
     minimum: int
     maximum: int
@@ -43,28 +43,28 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A status report with what the host counts at that moment. `time` in seconds, of any clock; sizes in bytes."""
+    """A status report and the host's counts at that moment. `time` in seconds, of any clock; sizes in bytes."""
 
     time: float
     available: int
     committed: int  # Linux counts pages out in the balloon too
-    current: int  # what the guest has
+    current: int  # the guest's size
     out: int = 0  # in the balloon
 
     @property
     def demand(self) -> int:
-        """What the guest needs: all it has promised to programs, or all that is in use and cannot be dropped."""
+        """The memory that the guest needs: its committed memory, or its memory in use that cannot be dropped."""
         return max(self.committed - self.out, self.current - self.available, 0)
 
     @property
     def pressure(self) -> int:
-        """Demand in percent of what the guest has."""
+        """Demand in percent of the guest's current size."""
         return 100 * self.demand // max(self.current, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A target for the balloon. `limited`: what is wanted is more than the guest may have."""
+    """A target for the balloon. `limited`: the wanted size exceeds the guest's maximum."""
 
     target: int
     reason: Literal["grow", "shrink"]
@@ -75,29 +75,29 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Tempo:
-    """How eager sizing is. Times in seconds, parts in percent."""
+    """Thresholds and delays of automatic sizing. Times in seconds, parts in percent."""
 
     band: int = 3  # of the current size; smaller differences are left alone
     band_least: int = 16 * MIB
-    surplus_band: int = 10  # of the current size: how much too much it must be before the guest shrinks
-    shrink_after: float = 30.0  # the surplus must have lasted
+    surplus_band: int = 10  # of the current size: the least surplus that makes the guest shrink
+    shrink_after: float = 30.0  # how long a surplus must last before the guest shrinks
     shrink_step: int = 25  # of the current size, at most
     settle: float = 2.5  # after a resize: two reports
-    retry_after: float = 60.0  # after the guest or the host stopped short, in that direction; doubles up to 16 times
-    give_up: float = 180.0  # a resize of which no end is told
+    retry_after: float = 60.0  # after an incomplete resize, in that direction; doubles up to 16 times
+    give_up: float = 180.0  # timeout of a resize whose end is not reported
     unit: int = MIB
 
 
 @dataclass(slots=True)
 class Steady:
-    """The size fits."""
+    """The guest's size is within the band around the wanted size."""
 
     NAME: ClassVar[str] = "steady"
 
 
 @dataclass(slots=True)
 class Surplus:
-    """More than is wanted, since then; `peak` is the most that was wanted in this time."""
+    """The guest has exceeded the wanted size since `since`; `peak` is the largest wanted size in this time."""
 
     NAME: ClassVar[str] = "surplus"
     since: float
@@ -116,7 +116,7 @@ class Resizing:
 
 @dataclass(slots=True)
 class Settling:
-    """Reports may still be about the time before."""
+    """A resize has ended; reports may still describe the time before it, and are ignored."""
 
     NAME: ClassVar[str] = "settling"
     until: float
@@ -126,14 +126,14 @@ State = Steady | Surplus | Resizing | Settling
 
 
 def wanted(demand: int, limits: Limits, unit: int = MIB) -> int:
-    """What a guest of this demand shall have: whole units, within the limits."""
+    """Return the wanted size for this demand: whole units, within the limits."""
     raw = demand + demand * limits.buffer // 100
     return limits.clamp(-(-raw // unit) * unit)
 
 
 class AutoSizer:
     """Sizes one guest. Call `report` with each status report, `finished` when the balloon has ended an attempt, and
-    `restarted` when the guest has.
+    `restarted` when the guest has restarted.
     """
 
     def __init__(self, limits: Limits, tempo: Tempo | None = None) -> None:
@@ -144,7 +144,7 @@ class AutoSizer:
         self._failures = {"grow": 0, "shrink": 0}
 
     def report(self, report: Report) -> Decision | None:
-        """The target to set now, if any."""
+        """Return the target to set now, if any."""
         now = report.time
         match self.state:
             case Resizing(since=since) if now < since + self.tempo.give_up:
@@ -156,7 +156,7 @@ class AutoSizer:
         current = report.current
         goal = wanted(report.demand, self.limits, self.tempo.unit)
         band = max(self.tempo.band_least, current * self.tempo.band // 100)
-        # At the very limit even a small step counts: pressure there has no other outlet.
+        # Up to the maximum even a step smaller than the band is made: no later, larger step is possible.
         if goal >= current + band or current < goal == self.limits.maximum:
             return self._grow(report, goal)
         if current - goal < max(band, current * self.tempo.surplus_band // 100):
@@ -185,7 +185,7 @@ class AutoSizer:
         return Decision(goal, "shrink", report.demand, report.pressure)
 
     def finished(self, now: float, *, reached: bool) -> None:
-        """The balloon has ended an attempt, whoever began it."""
+        """Handle the end of a balloon's resize attempt, whatever started it."""
         if isinstance(self.state, Resizing):
             reason = self.state.reason
             failures = 0 if reached else self._failures[reason] + 1
@@ -195,7 +195,7 @@ class AutoSizer:
         self.state = Settling(now + self.tempo.settle)
 
     def restarted(self) -> None:
-        """The guest has begun anew: what it refused before says nothing now."""
+        """Forget state and failed attempts: the guest has restarted."""
         self.state = Steady()
         self._blocked_until = {"grow": 0.0, "shrink": 0.0}
         self._failures = {"grow": 0, "shrink": 0}

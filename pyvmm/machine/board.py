@@ -1,6 +1,6 @@
-"""The PC around the vCPUs: serial ports, power and reset, keyboard controller, clock, on their ports.
+"""The PC's legacy devices: serial ports, power and reset, keyboard controller and clock, at their ports.
 
-`pyvmm.address_map` says which. The serial ports are in memory, too: `devices.serial_window`.
+`pyvmm.address_map` has the port numbers. The serial ports are mapped in memory, too: `devices.serial_window`.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ COM_PORTS = ((COM1, address_map.COM1_LINE), (COM2, address_map.COM2_LINE))
 """(ports, interrupt line) of the console and of the agent."""
 
 WINDOWS = (serial_window.CONSOLE, serial_window.AGENT)
-"""The same two ports in memory."""
+"""The MMIO addresses of the same two serial ports."""
 
 COALESCED = (COM1.start, COM2.start, address_map.RTC.start + RTC_INDEX)
-"""Ports whose writes may wait in KVM for the next exit: the serial ports' data, and the clock's index, which matters
-only once the data port is used. (QEMU does so with the latter, too.)
+"""Ports of coalesced I/O, whose writes KVM queues until the next exit: the serial ports' data registers, and the
+clock's index, which has no effect before an access to the data port. (QEMU coalesces the latter, too.)
 """
 COALESCED_MMIO = tuple(address for window in WINDOWS for address in (window.base, window.early))
-"""The same in memory."""
+"""MMIO addresses of coalesced I/O."""
 
 CONSOLE_PERIOD = 0.04
-"""Seconds between two looks at a console on which something goes on: a key's echo may come that late."""
+"""Console flush period in seconds while there is output or input; the upper bound of echo latency."""
 
 
 class Board:
-    """The devices on ports and in memory. `irq(line, level)` drives an interrupt line, `suppress_ier_writes(gpa, on)`
-    says whether zeroes written to the byte at `gpa` may be dropped, `reset(reason)` and `power_off()` are what the
-    guest asks for; all four are called on vCPU threads. `console` takes the first serial port's output, on the
-    loop's thread or on a vCPU's, as `Outbox` has it; `agent` takes the second's, on the vCPUs'.
+    """The port and MMIO devices. `irq(line, level)` drives an interrupt line, `suppress_ier_writes(gpa, on)` allows
+    KVM to drop zeroes written to the byte at `gpa`, or not, `reset(reason)` and `power_off()` handle the guest's
+    requests; all four are called on vCPU threads. `console` takes the first serial port's output, on the loop's
+    thread or on a vCPU's, as for `Outbox`; `agent` takes the second's, on vCPU threads.
     """
 
     def __init__(
@@ -94,24 +94,24 @@ class Board:
         self.ports.claim(address_map.RTC.start, address_map.RTC.size, self.rtc, self.rtc.lock)
 
     def _rtc_rings(self, level: bool) -> None:
-        """The clock's line goes to two: to whoever drives the clock, and to what wakes a suspended machine."""
+        """Drive the clock's two outputs: its interrupt line, and the wake-up signal of a suspended machine."""
         self._irq(address_map.RTC_LINE, level)
         if level:
             self.pm.rtc_alarm()
 
     def polled(self) -> dict[int, bytearray]:
-        """Ports that guests read in a loop, and their quick answers (`Vcpu.add_poll_fastpath`)."""
+        """Return the ports that guests poll, with their values for the fast path (`Vcpu.add_poll_fastpath`)."""
         return {
             place.start + SerialRegister.LSR: serial.idle_status
             for (place, _), serial in zip(COM_PORTS, self.serials, strict=True)
         }
 
     def readonly(self) -> dict[int, HostMemory]:
-        """Memory that the guest may read and not write, by its gpa."""
+        """Return the memory that is read-only for the guest, by its gpa."""
         return {window.page: page for window, page in zip(WINDOWS, self._pages, strict=True)}
 
     def coalesced(self, address: int, data: bytes) -> None:
-        """Bytes written to one of COALESCED or COALESCED_MMIO, one after another, which KVM had queued."""
+        """Handle coalesced I/O: bytes written in a row to an address in COALESCED or COALESCED_MMIO."""
         port = self._data.get(address)
         if port is not None:
             port.write_many(data)
@@ -119,15 +119,15 @@ class Board:
             self.ports.write(address, 1, data[-1])
 
     def tick(self) -> None:
-        """The console's tick, on the loop's thread."""
+        """Flush the console periodically, on the loop's thread."""
         self._console.tick()
 
     def flush(self) -> None:
-        """Hand on all that the guest has written to its console."""
+        """Flush all output that the guest has written to its console."""
         self._console.flush()
 
     def reset(self) -> None:
-        """Back to power-on; the time of day goes on."""
+        """Reset the devices to power-on state; the time of day goes on."""
         self.flush()
         for port in self.serials:
             port.reset()
@@ -137,7 +137,7 @@ class Board:
         self.rtc.reset()
 
     def close(self) -> None:
-        """Hand on the rest of the guest's output, and give the memory back. No guest may run any more."""
+        """Flush the guest's remaining output and free the memory. The vCPUs must not run any more."""
         self.flush()
         self.rtc.reset()  # its timer
         for page in self._pages:
@@ -145,7 +145,7 @@ class Board:
 
 
 class _Offset:
-    """One port of a device whose ports are not in a row."""
+    """One port of a device whose ports are not contiguous."""
 
     def __init__(self, device: I8042, offset: int) -> None:
         self._device = device

@@ -1,7 +1,7 @@
 """The files that a machine boots from, opened once.
 
 A reset loads the kernel again: the one that the machine started with, as QEMU does, even if its path names another
-file by then, or the process may open no more files.
+file by then, or the sandbox forbids opening files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class BootFiles:
         self._kept: dict[Path, int] = {}
 
     def keep(self, *paths: Path | None) -> None:
-        """Open what can be opened; what cannot is told by who loads it."""
+        """Open the files that can be opened; the loader reports errors of the others."""
         for path in paths:
             if path is not None:
                 try:
@@ -29,12 +29,12 @@ class BootFiles:
                     pass
 
     def open(self, path: Path) -> int:
-        """A descriptor of the file that `path` named at the first call. Raises what `open_regular` does."""
+        """Return a descriptor of the file that `path` named at the first call. Raises as `open_regular`."""
         if path not in self._kept:
             self._kept[path] = open_regular(path)
         return os.dup(self._kept[path])
 
     def close(self) -> None:
-        """Close all. Harmless twice."""
+        """Close all descriptors. Idempotent."""
         while self._kept:
             os.close(self._kept.popitem()[1])

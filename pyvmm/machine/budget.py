@@ -1,15 +1,15 @@
-"""Several guests on one host's memory: who gets how much of a budget. Pure arithmetic, for `pyvmm balance`.
+"""Divides a memory budget among several guests of one host. Pure arithmetic, for `pyvmm balance`.
 
-Memory is given in this order, until the budget is used up; within a stage by how much each lacks:
+Memory is given in this order, until the budget is used up; within a stage in proportion to what each guest lacks:
 
-    1. everybody's minimum
-    2. everybody's demand                  what programs need
-    3. demand and buffer                   what they shall have (autosize.wanted)
-    4. what they have beyond that          nobody shrinks unless somebody else needs it
+    1. each guest's minimum
+    2. each guest's demand                 the memory its programs need
+    3. demand and buffer                   the wanted size (autosize.wanted)
+    4. current size beyond that            a guest shrinks only if another needs memory
 
-What is left then stays free. A guest that has not reported yet counts as one that needs its boot size. A plan moves
-memory in two steps: those who give first, those who get as far as it has come free, so that the sum of what guests
-have and of what they were promised never passes the budget.
+The rest stays free. A guest that has not reported yet counts as one with a demand of its boot size. A plan moves
+memory in two steps: first some guests shrink, then others grow as memory is freed, so that the sum of the guests'
+sizes and pending growth never exceeds the budget.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pyvmm.machine.autosize import Limits, wanted
 
 MIB = 1 << 20
 UNIT = MIB
-"""Targets are multiples of it, rounded down, so that rounding never passes the budget."""
+"""Unit of targets in bytes; they are rounded down, so that the sum never exceeds the budget."""
 
 BAND_LEAST = 16 * MIB
 BAND_PERCENT = 2
-"""Smaller moves than these are not made."""
+"""Least change of a target, in bytes; smaller ones are not made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One guest. Bytes; `boot` stands for the demand before there is a report. `target`: what it was last told, if it
-    is not there yet, else None.
+    """One guest; sizes in bytes. `boot` stands for the demand before the first report. `target`: the last target set,
+    until it is reached, then None.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Member:
 
     @property
     def held(self) -> int:
-        """What it has or may have any moment."""
+        """The memory counted against the budget: the current size, or a larger target that is not reached yet."""
         return max(self.current, self.target or 0)
 
     @property
@@ -52,7 +52,7 @@ class Member:
 
 
 def share(budget: int, members: Sequence[Member]) -> dict[str, int]:
-    """What each shall have in the end. The sum is within the budget, if the minimums are."""
+    """Return each guest's final size. The sum is within the budget, if the minimums are."""
     given = {each.name: each.limits.minimum for each in members}
     for stage in (_demands, _wants, _holdings):
         _raise_to(given, stage(members), budget)
@@ -74,7 +74,7 @@ def _holdings(members: Sequence[Member]) -> dict[str, int]:
 
 
 def _raise_to(given: dict[str, int], goals: Mapping[str, int], budget: int) -> None:
-    """Raise `given` towards `goals` with what is left of the budget, each by the same part of what it lacks."""
+    """Raise `given` towards `goals` with the rest of the budget, in proportion to what each guest lacks."""
     lacks = {name: max(0, goal - given[name]) for name, goal in goals.items()}
     total, left = sum(lacks.values()), budget - sum(given.values())
     if not total or left <= 0:
@@ -84,7 +84,7 @@ def _raise_to(given: dict[str, int], goals: Mapping[str, int], budget: int) -> N
 
 
 def _without_small_moves(budget: int, members: Sequence[Member], targets: dict[str, int]) -> dict[str, int]:
-    """Leave out moves that are not worth making; first those upwards, which frees what the others may keep."""
+    """Drop changes below the band, growth first: the memory that this frees lets other guests keep theirs."""
     total = sum(targets.values())
     for each in members:
         more = targets[each.name] - each.current
@@ -100,7 +100,7 @@ def _without_small_moves(budget: int, members: Sequence[Member], targets: dict[s
 
 
 def moves(budget: int, members: Iterable[Member], targets: Mapping[str, int]) -> dict[str, int]:
-    """The targets to set now on the way to `targets`: all that shrink, and growth as far as there is room."""
+    """Return the targets to set now on the way to `targets`: all that shrink, and growth as far as there is room."""
     known = list(members)
     result: dict[str, int] = {}
     free = budget - sum(each.held for each in known)
@@ -116,7 +116,7 @@ def moves(budget: int, members: Iterable[Member], targets: Mapping[str, int]) ->
         if step < more:
             step = step // UNIT * UNIT
             if step < each.band:
-                continue  # wait until more has come free
+                continue  # wait until more memory is free
         result[each.name] = each.held + step
         free -= step
     return result

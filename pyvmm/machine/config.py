@@ -1,6 +1,6 @@
-"""What a machine is made of, checked before anything is created.
+"""The configuration of a machine, checked before anything is created.
 
-Numbers are plain: sizes in bytes, times in seconds. The command line and scripts fill this in; nothing here is read
+Numbers are plain: sizes in bytes, times in seconds. The command line and scripts fill it in; nothing here is read
 from files or the environment.
 """
 
@@ -23,7 +23,7 @@ BalloonVersion = Literal["1.0", "2.0", "3.0"]
 
 MAX_CPUS = 255  # VP index = APIC id; more needs x2APIC ids in MSIs
 DEFAULT_BUFFER = 20  # percent, as Hyper-V
-MAX_MEMORY = 1 << 40  # what the guest's 40 physical address bits of the oldest CPUs reach
+MAX_MEMORY = 1 << 40  # the oldest CPUs have 40 physical address bits
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class MachineConfig:
     engine: EngineChoice = "auto"
     entry: EntryProtocol = "auto"
     on_panic: Policy = "auto"  # the machine ends, goes on, or ends unless a crash kernel runs
-    silence: float = 10.0  # seconds without a word of the guest until that is told; ours print within two
+    silence: float = 10.0  # seconds without output until a notice is given; our images print within two
     reboot: bool = True  # False: a reset ends the machine
     keep_target: bool = True  # the balloon's target is applied again after a reset
     page_reporting: bool = True  # the guest's free pages go back to the host by themselves
@@ -47,17 +47,17 @@ class MachineConfig:
     max_vmbus: int = 0x00050003
     min_memory: int | None = None  # automatic sizing goes down to this; it is on if this or the buffer is given
     buffer: int | None = None  # percent of its demand that automatic sizing gives a guest on top
-    max_memory: int | None = None  # what the balloon may grow the guest to; None: the boot size
+    max_memory: int | None = None  # the largest size to which the balloon may grow the guest; None: the boot size
     mem_backend: Backend = ANONYMOUS
     slots: int | None = None  # KVM memory slots for hot-added memory, at most; None: 64
     balloon_version: BalloonVersion = "3.0"  # the newest Dynamic Memory protocol spoken
-    balloon_piece: int = 128 * MIB  # memory asked for at a time
-    status_report: bool = True  # the guest's memory pressure is told as events
+    balloon_piece: int = 128 * MIB  # memory per balloon request
+    status_report: bool = True  # the guest's pressure reports are emitted as events
     devices: tuple[str, ...] = ("hv-balloon", "heartbeat", "shutdown", "timesync")
-    """Names of machine.devices.DEVICES; one that stands twice is there twice."""
+    """Names from machine.devices.DEVICES, one per device; names may repeat."""
 
     def check(self) -> None:
-        """Raise ConfigError for what no machine can be. Looks at no file: `firmware.linux` does."""
+        """Raise ConfigError for an impossible configuration. Does not check files: `firmware.linux` does."""
         if self.cpus < 1:
             raise ConfigError(f"{self.cpus} CPUs: a machine needs at least 1")
         if self.cpus > MAX_CPUS:
@@ -74,12 +74,12 @@ class MachineConfig:
 
     @property
     def most_memory(self) -> int:
-        """The largest size the guest may have."""
+        """Return the largest size the guest may have, in bytes."""
         return self.memory if self.max_memory is None else self.max_memory
 
     @property
     def limits(self) -> Limits | None:
-        """What automatic sizing keeps to; None if it is off."""
+        """Return the limits of automatic sizing; None if it is off."""
         if self.min_memory is None and self.buffer is None:
             return None
         least = self.memory if self.min_memory is None else self.min_memory

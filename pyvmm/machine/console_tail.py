@@ -1,4 +1,4 @@
-"""The last of what the guest wrote to its console, kept for whoever asks later: `pyvmm log`, a crash report."""
+"""The last part of the guest's console output, kept for `pyvmm log` and crash reports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ LIMIT = 64 << 10
 
 
 class ConsoleTail:
-    """A sink for console output, which it also gives to `onward`. Bytes are counted from the machine's start, resets
-    included. From any thread.
+    """A sink for console output that keeps the last bytes and forwards all to `onward`. Bytes are counted from the
+    machine's start, resets included. Callable from any thread.
     """
 
     def __init__(self, limit: int = LIMIT, *, onward: Callable[[bytes], object] = lambda data: None) -> None:
@@ -25,12 +25,12 @@ class ConsoleTail:
         with self._lock:
             self._data += data
             self._end += len(data)
-            if len(self._data) > 2 * self._limit:  # seldom, so that keeping a byte costs no copy of the rest
+            if len(self._data) > 2 * self._limit:  # seldom, so that appending does not copy the buffer each time
                 del self._data[: -self._limit]
         self._onward(data)
 
     def since(self, offset: int = 0) -> tuple[int, bytes]:
-        """What came from byte `offset` on, at most the limit; and the number of its first byte."""
+        """Return the output from byte `offset` on, at most the limit, after the offset of its first byte."""
         with self._lock:
             first = max(offset, self._end - min(len(self._data), self._limit))
             if first >= self._end:

@@ -1,4 +1,4 @@
-"""What each virtual CPU says of itself: KVM's CPUID, with Hyper-V's leaves for KVM's and the topology put right.
+"""CPUID and MTRRs of each vCPU: KVM's CPUID with Hyper-V's leaves instead of KVM's, and a corrected topology.
 
 Source: KVM API 4.46 (KVM_GET_SUPPORTED_CPUID); Intel SDM vol. 2, CPUID, and vol. 3, Memory Type Range Registers; AMD
 APM vol. 3, appendix E.
@@ -22,13 +22,13 @@ _MTRR_DEF_TYPE = 0x2FF
 _MTRR_ENABLED = 1 << 11
 _WRITE_BACK = 6
 FIRMWARE_MSRS = {_MTRR_DEF_TYPE: _MTRR_ENABLED | _WRITE_BACK}
-"""What a PC's firmware sets on each CPU before the system starts. With MTRRs off all memory counts as uncached, and
-Linux does without PAT, so without write-combining. No ranges: pages say by themselves what they are.
+"""MTRR default type as a PC's firmware sets it on each CPU. With MTRRs off all memory counts as uncached, and Linux
+does without PAT, so without write-combining. No ranges: memory types come from the page tables.
 """
 
 
 def host_entries(kvm: Kvm) -> list[CpuidEntry]:
-    """What this KVM can give a guest, without its own signature: Linux prefers KVM's to Hyper-V's if it sees both."""
+    """Return the CPUID that this KVM supports, without KVM's signature: given both, Linux prefers it to Hyper-V's."""
     entries = [e for e in kvm.supported_cpuid() if e.function >> 16 != 0x4000]
     if kvm.check(Cap.TSC_DEADLINE_TIMER):
         entries = [replace(e, ecx=e.ecx | _TSC_DEADLINE) if e.function == 1 else e for e in entries]
@@ -36,12 +36,12 @@ def host_entries(kvm: Kvm) -> list[CpuidEntry]:
 
 
 def has_invariant_tsc(entries: Iterable[CpuidEntry]) -> bool:
-    """Whether the guest's TSC runs at one rate for ever."""
+    """Return whether the guest's TSC is invariant, i.e. runs at a constant rate."""
     return any(e.function == 0x80000007 and e.edx & _INVARIANT_TSC for e in entries)
 
 
 def entries_for(host: Iterable[CpuidEntry], hypervisor: list[CpuidEntry], index: int, count: int) -> list[CpuidEntry]:
-    """The CPUID of vCPU `index` of `count`: one socket, a core each, APIC id = index."""
+    """Return the CPUID of vCPU `index` of `count`: one socket, one core per vCPU, APIC id = index."""
     core_bits = (count - 1).bit_length()
     result = []
     for e in host:

@@ -1,12 +1,12 @@
-"""The VMBus devices of one machine, by id: those it starts with, device_del and device_add.
+"""The VMBus devices of one machine, by id: the initial ones, device_del and device_add.
 
 Source: QEMU system/qdev-monitor.c for ids, paths and the words of refusals.
 
     plugged --remove: RESCIND--> leaving --RELID_RELEASED--> unplugged --add: OFFER--> plugged
 
-A device that was taken off keeps its state, and the next device_add of its kind puts it back: what the balloon holds
-can be given back to the driver when it comes again. It is reset with the machine, and told of a new kernel's contact
-when it is put back. Of some kinds a machine can have several (`devices.Kind.several`).
+A removed device keeps its state, and the next device_add of its kind restores it: the balloon can then give back to a
+new driver the pages that are out. It is reset with the machine; if a new kernel made contact in the meantime, its
+`restarted` is called when it is added again. A machine can have several of some kinds (`devices.Kind.several`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyvmm.vmbus.device import VmbusDevice
 D = TypeVar("D", bound=VmbusDevice)
 
 MOST_OF_A_KIND = 64
-"""Devices of one kind that a machine may have, on the bus or off it: each is kept for as long as the machine."""
+"""Limit of devices of one kind, on the bus or off it: each exists until the machine ends."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class _Plug:
     device: VmbusDevice
     id: str
     state: Literal["plugged", "leaving", "unplugged"] = "plugged"
-    contacts: int = 0  # of the bus when the device was taken away, or the machine reset
+    contacts: int = 0  # the bus's count when the device was removed, or the machine reset
 
     @property
     def path(self) -> str:
@@ -43,10 +43,10 @@ class _Plug:
 
 
 class DeviceSet:
-    """The devices on `bus`, made as `parts.config` says. A device that is there from the start has its driver's name
-    for an id, with a number from the second of a kind on.
+    """The devices on `bus`, made from `parts.config`. An initial device's id is its driver's name, with a number from
+    the second of a kind on.
 
-    All calls belong to the loop's thread.
+    All methods belong to the loop's thread.
     """
 
     def __init__(self, bus: Vmbus, parts: Parts, emit: Emit) -> None:
@@ -67,14 +67,14 @@ class DeviceSet:
         return plug
 
     def find(self, kind: type[D]) -> D | None:
-        """The first device of that class on the bus; None if there is none, or it is on its way off."""
+        """Return the first device of that class on the bus; None if there is none, or it is being removed."""
         for each in self._plugs:
             if isinstance(each.device, kind) and each.state == "plugged":
                 return each.device
         return None
 
     def info(self) -> list[dict[str, str]]:
-        """Devices that are on the bus or on their way off it. `guid`: the instance that is offered."""
+        """Return the devices on the bus, including those being removed. `guid`: the offered instance."""
         return [
             {"driver": each.driver, "id": each.id, "path": each.path, "guid": str(each.device.offer.instance)}
             for each in self._plugs
@@ -82,18 +82,18 @@ class DeviceSet:
         ]
 
     def device(self, driver: str) -> VmbusDevice | None:
-        """The first device of that kind, on the bus or away; None if the machine has none."""
+        """Return the first device of that kind, on the bus or removed; None if the machine has none."""
         return next((each.device for each in self._plugs if each.driver == driver), None)
 
     def reset(self) -> None:
-        """The machine is reset: the bus tells devices that are on it, this those that are not."""
+        """Reset the removed devices at a machine reset; the bus resets those that are on it."""
         for plug in self._plugs:
             if plug.state != "plugged":
                 plug.device.reset()
                 plug.contacts = self._bus.contacts
 
     def remove(self, id: str) -> None:
-        """Take away the device with this id or path; DEVICE_DELETED when the guest has let go of it."""
+        """Remove the device with this id or path; DEVICE_DELETED is emitted when the guest has released it."""
         plug = next((each for each in self._plugs if each.state != "unplugged" and id in (each.id, each.path)), None)
         if plug is None:
             raise NotFoundError(f"Device '{id}' not found")
@@ -111,8 +111,8 @@ class DeviceSet:
         self._emit(qapi.DEVICE_DELETED(deleted))
 
     def add(self, driver: str, id: str) -> None:
-        """Put a device on the bus under a new id ("" for none): one that was taken off, or another of a kind of which
-        there can be several. Raises ConfigError in QEMU's words.
+        """Add a device to the bus under a new id ("" for none): a removed one, or a further one of a kind that allows
+        several. Raises ConfigError with QEMU's messages.
         """
         if driver not in DEVICES:
             raise ConfigError(f"'{driver}' is not a valid device model name")
@@ -125,7 +125,7 @@ class DeviceSet:
         self._bus.add(plug.device)
 
     def _free(self, driver: str) -> _Plug:
-        """A device of that kind that is not on the bus. Raises ConfigError if there is none and can be none."""
+        """Return a device of that kind that is not on the bus. Raises ConfigError if there can be no further one."""
         plugs = [each for each in self._plugs if each.driver == driver]
         for plug in plugs:
             if plug.state == "unplugged":

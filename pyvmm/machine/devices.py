@@ -1,7 +1,7 @@
 """The devices a machine can have on its VMBus, one row each. docs/adding-a-device.md shows how a new one is added.
 
-A row's key is the name that the user, the monitor (device_add) and traces know the device by, and that of its offer.
-The module of a device is imported when a machine is given one.
+A row's key is the device's name for the user, the monitor (device_add) and traces, and the name of its offer.
+The module of a device is imported when a machine gets one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a machine that its devices are made of."""
+    """The parts of a machine that the constructors of its devices use."""
 
     config: MachineConfig
     timers: GuestTimers
     memory: GuestMemory
     engine: Engine
-    window: Window | None = None  # where the guest's memory may grow
+    window: Window | None = None  # for hot-added memory
 
     def discard(self, gpa: int, size: int) -> None:
-        """Give ballooned memory back to the host."""
+        """Discard ballooned memory, i.e. return it to the host."""
         done = self.memory.discard(gpa, size)
         if trace.memory_discarded.on:
             trace.memory_discarded(done, gpa)
@@ -41,9 +41,9 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the table: `make` builds a device, the module `events` declares its trace events and how they are
-    drawn. A machine may have several only if their drivers can tell them apart; Linux's balloon and integration
-    services are one of a kind.
+    """One row of the table: `make` builds a device, the module `events` declares its trace events and their graphs. A
+    machine may have several only if their drivers support more than one; Linux's balloon and integration services
+    do not.
     """
 
     make: Callable[[Parts], VmbusDevice]
@@ -62,7 +62,7 @@ def _balloon(parts: Parts) -> VmbusDevice:
         [(region.gpa, region.size) for region in parts.memory],
         parts.discard,
         clock=parts.timers.clock,
-        # Automatic sizing begins each life of the guest at its boot size.
+        # Automatic sizing starts at the boot size after each power-on or reset.
         keep_target=config.keep_target and config.limits is None,
         tuning=Tuning(
             balloon_piece=config.balloon_piece >> PAGE_SHIFT,
@@ -102,7 +102,7 @@ DEVICES: dict[str, Kind] = {
 
 
 def load_devices() -> None:
-    """Import what declares the trace events of devices, for readers of traces: of the table's and of the PC's."""
+    """Import the modules that declare trace events of VMBus and PC devices, for readers of traces."""
     for module in sorted({kind.events for kind in DEVICES.values()}):
         import_module(module)
     import_module("pyvmm.machine.board")

@@ -1,4 +1,4 @@
-"""Which Hyper-V engine a machine gets: KVM's own where it is whole, ours everywhere else."""
+"""Selects the Hyper-V engine of a machine: KVM's own where it is complete, otherwise ours."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pyvmm.memory import GuestMemory
 
 
 def missing(kvm: Kvm, needed: tuple[Cap, ...]) -> list[str]:
-    """Names of the capabilities this KVM lacks."""
+    """Return the names of the capabilities this KVM lacks."""
     return [f"KVM_CAP_{cap.name}" for cap in needed if not kvm.check(cap)]
 
 
 def choose(
     choice: EngineChoice, kvm: Kvm, vp_count: int, memory: GuestMemory, loop: Loop, *, invariant_tsc: bool
 ) -> Engine:
-    """The engine for `choice`. Raises ConfigError if it was asked for by name and KVM cannot carry it."""
+    """Return the engine for `choice`. Raises ConfigError if it was requested by name and KVM does not support it."""
     lacks_kernel = missing(kvm, kernel.NEEDED)
     if choice == "kernel" and lacks_kernel:
         raise ConfigError(f"--hyperv kernel: this KVM lacks {', '.join(lacks_kernel)}; use --hyperv user")

@@ -1,4 +1,4 @@
-"""One command in the guest, collected: what `x-execute` and the Python API run through the agent."""
+"""Runs one command in the guest through the agent and collects its output, for `x-execute` and the Python API."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pyvmm.loop import Timers
 from pyvmm.machine.agent import GuestAgent
 
 OUTPUT_LIMIT = 256 << 10
-"""Bytes kept of each stream: the reply must fit into what a monitor's client may have waiting."""
+"""Bytes kept of each stream: the reply must fit into the output queue of a monitor's client."""
 
 GRACE = 5
-"""Seconds more than the command's own, after which the guest counts as hung: its agent kills commands in time."""
+"""Seconds beyond the command's own limit, after which the guest counts as hung: its agent would have killed it."""
 
 Done = Callable[[dict[str, Any] | HostError], None]
 
 
 def execute(agent: GuestAgent, timers: Timers, command: str, seconds: int, done: Done) -> None:
-    """Run `command`; `done` gets `status`, `stdout`, `stderr` (bytes) and `truncated`, or a HostError, once.
+    """Run `command`; call `done` once with `status`, `stdout`, `stderr` (bytes) and `truncated`, or a HostError.
 
-    `timers` are guest time: a paused guest is not hung.
+    `timers` use guest time: a paused guest is not hung.
     """
     streams = {"out": bytearray(), "err": bytearray()}
     truncated = False

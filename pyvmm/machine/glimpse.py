@@ -1,4 +1,4 @@
-"""Where a vCPU is at one moment: what tells a kernel that is dead from one that works without a word."""
+"""A snapshot of a vCPU's registers, to distinguish a dead kernel from one that runs without output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CR3_ADDRESS = 0x000F_FFFF_FFFF_F000
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """`page_table` is CR3's address. A vCPU that has not been started is halted with `interrupts` off."""
+    """A vCPU's state. `page_table` is CR3's address. A vCPU not yet started is halted with `interrupts` off."""
 
     rip: int
     page_table: int
@@ -21,17 +21,17 @@ class Glimpse:
 
     @property
     def idles(self) -> bool:
-        """Whether it waits for an interrupt, as a kernel with nothing to do."""
+        """Whether the vCPU is halted with interrupts enabled, as in an idle kernel."""
         return self.halted and self.interrupts
 
     @property
     def stands(self) -> bool:
-        """Whether nothing but a reset or an NMI makes it go on."""
+        """Whether the vCPU is halted with interrupts disabled: only a reset or an NMI resumes it."""
         return self.halted and not self.interrupts
 
 
 def glimpse(vcpu: Vcpu) -> Glimpse:
-    """Look at a vCPU that does not run just now. Raises HostError."""
+    """Read the state of a vCPU that is not running. Raises HostError."""
     regs, sregs = vcpu.regs, vcpu.sregs
     halted = vcpu.mp_state is not MpState.RUNNABLE
     return Glimpse(regs.rip, sregs.cr3 & _CR3_ADDRESS, bool(regs.rflags & _RFLAGS_IF), halted)

@@ -1,7 +1,7 @@
-"""One life of the machine, from power-on to reset: the KVM VM, its vCPUs and their threads.
+"""The KVM VM of a machine with its vCPUs and their threads, from power-on to reset.
 
-A reset throws all of it away and makes a new one. That costs some milliseconds, and leaves nothing in the kernel that
-a list of "what to reset" could have forgotten. Memory, devices and the Hyper-V engine outlive it.
+A reset discards all of it and makes a new one. That costs some milliseconds, and leaves no state in the kernel that
+an explicit reset could miss. Memory, devices and the Hyper-V engine outlive it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ ROUTES: Final = tuple(_routes())
 
 
 class Hardware:
-    """The running half of a machine.
+    """The KVM VM of a machine, its vCPUs and their threads.
 
     `reset(reason)` and `failed(error)` are called on vCPU threads; they post to the loop. While `inbox` is full
     vCPUs wait at their exits.
@@ -135,15 +135,15 @@ class Hardware:
             self._coalesced = None
 
     def map_memory(self, slot: int, region: Region) -> None:
-        """Let the guest have `region`, while it runs. Raises HostError."""
+        """Map `region` into the running guest. Raises HostError."""
         self.vm.set_memory(slot, region.gpa, region.size, region.address)
 
     def unmap_memory(self, slot: int) -> None:
-        """Take a slot away again. The vCPUs must not run."""
+        """Remove a memory slot. The vCPUs must not run."""
         self.vm.set_memory(slot, 0, 0, 0)
 
     def boot(self, state: BootState) -> None:
-        """Set the first vCPU's registers; the others wait for its INIT."""
+        """Set the first vCPU's registers; the others wait for INIT and SIPI."""
         state.apply(self.threads[0].vcpu)
 
     def start(self) -> None:
@@ -151,7 +151,7 @@ class Hardware:
             thread.start()
 
     def pause(self) -> None:
-        """Stop every vCPU; returns when none is in the guest."""
+        """Pause every vCPU; return when none is in the guest."""
         for thread in self.threads:
             thread.ask(pause=True)
         for thread in self.threads:
@@ -162,17 +162,17 @@ class Hardware:
             thread.ask(pause=False)
 
     def stop(self) -> None:
-        """Let no vCPU run on, without waiting for that. From any thread, a vCPU's own too."""
+        """Request that all vCPU threads end, without waiting. Callable from any thread, a vCPU's own too."""
         for thread in self.threads:
             thread.ask(stop=True)
 
     def freeze(self, on: bool) -> None:
-        """Keep every vCPU out of the guest, or no more, apart from `pause`. From any thread; does not wait."""
+        """Freeze or unfreeze every vCPU, independently of `pause`. Callable from any thread; does not wait."""
         for thread in self.threads:
             thread.ask(freeze=on)
 
     def look(self) -> list[Glimpse]:
-        """Where each vCPU is; stops those that run for a moment. Raises HostError."""
+        """Return each vCPU's state; pauses running vCPUs briefly. Raises HostError."""
         self.pause()
         try:
             return [glimpse(thread.vcpu) for thread in self.threads]
@@ -180,13 +180,13 @@ class Hardware:
             self.resume()
 
     def halt(self) -> None:
-        """End the threads: the guest is no more. On the loop's thread."""
+        """End the vCPU threads for good. Called on the loop's thread."""
         self.stop()
         for thread in self.threads:
             thread.join()
 
     def close(self) -> None:
-        """End the threads, reset the engine, close the VM. On the loop's thread."""
+        """End the threads, reset the engine, close the VM. Called on the loop's thread."""
         self.halt()
         self.drain()
         self.engine.reset()
@@ -194,7 +194,7 @@ class Hardware:
         os.close(self._sink_eventfd)
 
     def drain(self) -> None:
-        """Hand on writes that KVM queued instead of leaving the guest."""
+        """Drain the coalesced I/O that KVM has queued."""
         if self._coalesced is not None:
             with self._drain_lock:
                 for write in self.vm.drain_coalesced():
@@ -202,24 +202,24 @@ class Hardware:
 
     def ignore_zero_writes(self, gpa: int, on: bool) -> None:
         """Have KVM drop zeroes that the guest writes to the byte at `gpa`, or stop that: an ioeventfd with datamatch
-        0, whose eventfd is never read. From any thread; in force when the vCPU whose exit asked for it runs on.
+        0, whose eventfd is never read. From any thread; in force when the requesting vCPU reenters the guest.
         """
         if self._can_drop and not self.vm.closed:
             self.vm.ioeventfd(self._sink_eventfd, gpa, 1, datamatch=0, assign=on)
 
     def set_irq(self, gsi: int, level: bool) -> None:
-        """Drive an interrupt line, from any thread."""
+        """Drive an interrupt line. Callable from any thread."""
         if not self.vm.closed:
             self.vm.set_irq_line(gsi, int(level))
 
     def _handler(self, vcpu: Vcpu, index: int) -> Callable[[Exit], bool]:
-        """What answers the exits of one vCPU; False when it shall not run on."""
+        """Return the exit handler of one vCPU; the handler returns False to end the thread."""
         ports, mmio, engine, inbox = self._ports, self._mmio, self.engine, self._inbox
 
         def handle(exit: Exit) -> bool:
             try:
                 return answer(exit)
-            except Exception as error:  # but for what KVM itself could not do, which is told by `failed`
+            except Exception as error:  # containment; KVM's own failures are reported by `failed` instead
                 contain(exit.NAME, error)
                 if isinstance(exit, Rdmsr | Wrmsr):
                     exit.fault()
@@ -263,7 +263,7 @@ class Hardware:
                 case InternalError():
                     self._failed(HostError(self._internal_error(vcpu, index, exit)))
                     return False
-                case Unknown():  # nobody can tell what it wants; entering again may only bring it back
+                case Unknown():  # no way to handle it; entering again may repeat the same exit
                     what = f"reason {exit.reason}, hardware reason {exit.hardware:#x}"
                     self._failed(HostError(f"vcpu {index}: KVM left the guest, and pyvmm does not know why ({what})"))
                     return False

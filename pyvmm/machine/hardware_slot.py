@@ -1,6 +1,6 @@
-"""The place of a machine's hardware: filled at power-on, empty before it, during a reset and after the end.
+"""A holder of a machine's hardware: set at power-on, empty before it, during a reset and after the end.
 
-Devices, RAM and watchers act on the hardware through it, and nothing happens while there is none.
+Devices, RAM and watchers use the hardware through it; calls have no effect while it is empty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pyvmm.memory import Region
 
 
 class HardwareSlot:
-    """`hardware` is set and cleared by Machine. `is_running()` is False before the start, paused and at the end."""
+    """Holder of the current Hardware: `hardware` is set and cleared by Machine. `is_running()` is False before the
+    start, while paused and at the end."""
 
     def __init__(self, is_running: Callable[[], bool]) -> None:
         self.hardware: Hardware | None = None
@@ -25,22 +26,22 @@ class HardwareSlot:
 
     @property
     def threads(self) -> Sequence[VcpuThread]:
-        """The vCPUs' threads."""
+        """Return the vCPUs' threads."""
         return self.hardware.threads if self.hardware is not None else ()
 
     def map_memory(self, slot: int, region: Region) -> None:
-        """Let the guest have `region`. Raises HostError."""
+        """Map `region` into the guest. Raises HostError."""
         assert self.hardware is not None, "memory is added only to a running guest"
         self.hardware.map_memory(slot, region)
 
     def unmap_memory(self, slot: int) -> None:
-        """Take a memory slot away again. The vCPUs must not run."""
+        """Remove a memory slot. The vCPUs must not run."""
         if self.hardware is not None:
             self.hardware.unmap_memory(slot)
 
     @contextmanager
     def stopped_vcpus(self) -> Iterator[None]:
-        """A context in which no vCPU runs: for a moment, so guest time goes on."""
+        """Return a context in which no vCPU runs. It is brief, so guest time goes on."""
         hardware = self.hardware if self._is_running() else None
         if hardware is not None:
             hardware.pause()
@@ -59,19 +60,19 @@ class HardwareSlot:
             hardware.set_irq(line, level)
 
     def ignore_zero_writes(self, gpa: int, on: bool) -> None:
-        """Whether KVM drops zeroes that the guest writes to the byte at `gpa`."""
+        """Have KVM drop zeroes that the guest writes to the byte at `gpa`, or stop that."""
         hardware = self.hardware
         if hardware is not None:
             hardware.ignore_zero_writes(gpa, on)
 
     def freeze(self, on: bool) -> None:
-        """Keep every vCPU out of the guest, or no more, apart from a pause."""
+        """Freeze or unfreeze every vCPU, independently of a pause."""
         hardware = self.hardware
         if hardware is not None:
             hardware.freeze(on)
 
     def stop(self) -> None:
-        """Let no vCPU run on, as behind a PC's reset line: the guest cannot ask for the same again."""
+        """Stop every vCPU, as a PC's reset line does: the guest cannot repeat its request."""
         hardware = self.hardware
         if hardware is not None:
             hardware.stop()
@@ -79,21 +80,21 @@ class HardwareSlot:
     # On the loop's thread
 
     def look(self) -> list[Glimpse]:
-        """Where the vCPUs are; none while the machine is paused or between two lives."""
+        """Return the vCPUs' states; empty while the machine is paused or being reset."""
         if self.hardware is None or not self._is_running():
             return []
         try:
             return self.hardware.look()
-        except HostError:  # the vCPU's thread gets the error too, and ends the machine with it
+        except HostError:  # the vCPU's thread gets the same error and ends the machine
             return []
 
     def drain(self) -> None:
-        """Hand on writes that KVM queued instead of leaving the guest."""
+        """Drain the coalesced I/O that KVM has queued."""
         if self.hardware is not None:
             self.hardware.drain()
 
     def trace_exits(self) -> None:
-        """The exits of one life of the vCPUs by kind, for traces that leave out the exits themselves."""
+        """Trace the number of exits by kind since power-on, for traces that leave out the exits themselves."""
         if trace.exit_count.on:
             for thread in self.threads:
                 for exit, count in sorted(thread.exits.items()):

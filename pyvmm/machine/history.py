@@ -1,4 +1,4 @@
-"""The guest's memory pressure over time: what its balloon driver reported, with what it had at that moment."""
+"""The guest's memory pressure over time: its balloon driver's reports with the guest's size at that moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIMIT = 3600
 
 
 class Sample(NamedTuple):
-    """`time` in seconds of the wall clock, to compare with other logs; sizes in bytes."""
+    """One pressure report. `time` in seconds of the wall clock, to compare with other logs; sizes in bytes."""
 
     time: float
     available: int
@@ -24,7 +24,7 @@ class Sample(NamedTuple):
 
 
 class PressureHistory:
-    """The last samples of a guest's life, oldest first."""
+    """The last samples of a guest, oldest first."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._samples: deque[Sample] = deque(maxlen=limit)
@@ -37,15 +37,15 @@ class PressureHistory:
         return self._samples[-1] if self._samples else None
 
     def add(self, sample: Sample) -> None:
-        """Keep `sample`; the oldest goes if there is no room."""
+        """Append `sample`; drop the oldest one if there is no room."""
         self._samples.append(sample)
 
     def newest(self, count: int) -> list[Sample]:
-        """The last `count` at most, oldest first."""
+        """Return at most the last `count` samples, oldest first."""
         return list(islice(self._samples, max(0, len(self._samples) - max(count, 0)), None))
 
     def since(self, time: float) -> list[Sample]:
-        """Those later than `time`, oldest first."""
+        """Return the samples later than `time`, oldest first."""
         found = []
         for sample in reversed(self._samples):
             if sample.time <= time:

@@ -1,17 +1,17 @@
-"""The window for hot-added memory: address space above everything else, of which the guest has what it was given.
+"""The window for hot-added memory: address space above everything else, mapped only where memory was granted.
 
     4 GiB / end of boot RAM      gpa                                                    gpa + backing.size
       |                           |  slot  |slot|      |  slot  |                         |
       |                           |  RAM        no RAM |  RAM   |  no RAM                 |
 
 The address space costs nothing before its first use (MAP_NORESERVE), but for huge pages, which the host reserves.
-What the guest is given becomes RAM to the page: a KVM memory slot, and part of GuestMemory. A guest may touch any
-page that is mapped, whether it was told of it or not, so the mapping itself is the limit. Nothing else is mapped, not
-even the rest of a 128 MiB block of which Linux was given a part: Linux makes page structures for that rest and never
-touches it (seen with 5.10 to 7.2); whoever does reads ones and writes into nothing.
+A grant becomes RAM with page granularity: a KVM memory slot, and part of GuestMemory. A guest may touch any mapped
+page, offered or not, so the mapping itself is the limit. Nothing else is mapped, not even the rest of a 128 MiB block
+of which Linux was granted a part: Linux makes page structures for that rest and never touches it (seen with 5.10 to
+7.2); a guest that does reads ones, and its writes are lost.
 
-Each piece is a slot of its own, for a slot cannot grow while the guest runs. When all slots are in use, neighbours
-are merged: the vCPUs are stopped for that moment, as otherwise one could find nothing in place of its memory.
+Each grant has a KVM slot of its own, for a slot cannot grow while the guest runs. When all slots are in use,
+neighbours are merged: the vCPUs are stopped meanwhile, as otherwise one could access memory while it is unmapped.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from pyvmm.machine import events as trace
 from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 
 BLOCK = 128 * MIB
-"""What Linux adds at least."""
+"""The smallest block that Linux adds."""
 BIG_BLOCK = 2 * GIB
 BIG_GUEST = 64 * GIB
 """Boot RAM from which on Linux adds memory in larger blocks."""
 ALIGNMENTS = (32 * GIB, BIG_BLOCK, BLOCK)
-"""The first is the largest that a guest can ask for by its capabilities message."""
+"""The first is the largest alignment that a guest can request in its capabilities message."""
 DEFAULT_SLOTS = 64
-"""KVM slots used at most for the window, unless the user says how many."""
+"""Default limit of KVM slots for the window."""
 PHYSICAL_BITS_UNKNOWN = 36
 
 
 def block_size(boot_ram: int) -> int:
-    """The largest block that a Linux with so much boot RAM may add at a time."""
+    """Return the largest memory block size that Linux uses with so much boot RAM."""
     return BIG_BLOCK if boot_ram >= BIG_GUEST else BLOCK
 
 
 def window_size(boot_ram: int, size: int, page_size: int = PAGE_SIZE) -> int:
-    """Bytes of address space for `size` bytes of hot-added memory: whole blocks of guest and host."""
+    """Return the address space in bytes for `size` bytes of hot-added memory: whole blocks of guest and host."""
     unit = max(block_size(boot_ram), page_size)
     return -(-size // unit) * unit
 
 
 def physical_limit(cpuid: Iterable[CpuidEntry]) -> int:
-    """The end of what the guest's CPU can address."""
+    """Return the end of the guest CPU's physical address space."""
     for entry in cpuid:
         if entry.function == 0x80000008:
             bits = entry.eax & 0xFF
@@ -61,7 +61,7 @@ def physical_limit(cpuid: Iterable[CpuidEntry]) -> int:
 
 
 def place(ram_end: int, size: int, limit: int) -> int:
-    """Where a window of `size` bytes goes above `ram_end`, aligned as well as may be. Raises ConfigError."""
+    """Return the gpa of a window of `size` bytes above `ram_end`, aligned as well as possible. Raises ConfigError."""
     start = max(ram_end, HIGH_RAM.start)
     for alignment in ALIGNMENTS:
         gpa = -(-start // alignment) * alignment
@@ -73,7 +73,7 @@ def place(ram_end: int, size: int, limit: int) -> int:
 
 
 def usable_slots(wanted: int | None, kvm_slots: int) -> int:
-    """Slots for the window, of all that KVM has. Raises ConfigError for more than there are."""
+    """Return the number of slots for the window. Raises ConfigError if `wanted` exceeds what KVM has."""
     left = (kvm_slots or 32) - HOT_ADD_SLOTS.start
     if wanted is not None and wanted > left:
         raise ConfigError(f"{wanted} memory slots: this KVM has {left} to spare; lower --slots")
@@ -92,8 +92,8 @@ class Slot:
 class HotAddWindow:
     """`devices.balloon.hot_add.Window` over KVM. On the loop's thread.
 
-    `limit` bytes may be given, of `backing.size` bytes of address space at `gpa`. `map(slot, region)` makes a KVM
-    slot, `unmap(slot)` ends it. `quiet()` is a context in which no vCPU runs. `slots`: KVM slots used at most.
+    At most `limit` bytes may be granted, of `backing.size` bytes of address space at `gpa`. `map(slot, region)` makes
+    a KVM slot, `unmap(slot)` removes it. `quiet()` is a context in which no vCPU runs. `slots`: limit of KVM slots.
     """
 
     def __init__(
@@ -118,20 +118,20 @@ class HotAddWindow:
         self._prealloc = prealloc
         self._map, self._unmap, self._quiet = map, unmap, quiet
         self._slots: list[Slot] = []  # by rising address
-        self._regions: list[Region] = []  # the same, neighbours merged: what GuestMemory has
+        self._regions: list[Region] = []  # the same with neighbours merged: the regions in GuestMemory
 
     @property
     def mapped(self) -> int:
-        """Slots the guest has."""
+        """Return the number of KVM slots in use."""
         return len(self._slots)
 
     @property
     def mapped_pages(self) -> int:
-        """Pages the guest can touch."""
+        """Return the number of pages mapped into the guest."""
         return sum(each.end - each.start for each in self._slots) // PAGE_SIZE
 
     def provide(self, start: int, pages: int) -> None:
-        """Make these pages RAM: they lie above all that is. Raises HostError, and nothing has changed then."""
+        """Make these pages RAM; they lie above all mapped ones. Raises HostError, and then changes nothing."""
         low, high = self._offset(start), self._offset(start + pages)
         assert (self._slots[-1].end if self._slots else 0) <= low < high <= self.backing.size, (
             f"{pages} pages at {start:#x} are not above what is mapped of the window"
@@ -145,7 +145,7 @@ class HotAddWindow:
         self._extend_memory(low, high)
 
     def keep_below(self, end: int) -> None:
-        """Nothing from page `end` on is RAM any more; its contents are gone. The guest did not take it."""
+        """Unmap everything from page `end` on, which the guest did not accept, and discard its contents."""
         limit = self._offset(end)
         if not self._slots or self._slots[-1].end <= limit:
             return
@@ -154,7 +154,7 @@ class HotAddWindow:
         for slot in reversed(whole):
             self._unmap_slot(slot)
         if self._slots and self._slots[-1].end > limit:
-            with self._quiet():  # the guest keeps a part of the slot, and must not miss it for a moment
+            with self._quiet():  # the guest keeps a part of the slot, which must not be seen unmapped
                 slot = self._slots[-1]
                 self._unmap_slot(slot)
                 self._map_slot(slot.start, limit)
@@ -162,7 +162,7 @@ class HotAddWindow:
         self.backing.discard(limit, top - limit)
 
     def withdraw(self) -> None:
-        """Unmap all and throw the contents away. The vCPUs must not run."""
+        """Unmap all and discard the contents. The vCPUs must not run."""
         self.keep_below(self.start)
 
     def _offset(self, page: int) -> int:
@@ -190,7 +190,7 @@ class HotAddWindow:
         self._slots.remove(slot)
 
     def _merge(self) -> None:
-        """One slot for all that is in a row. Raises HostError if that frees none."""
+        """Merge contiguous slots into one each. Raises HostError if that frees none."""
         if len(self._regions) == len(self._slots):
             raise HostError(f"all {self.slots} memory slots are in use; a machine reset frees them")
         with self._quiet():
@@ -206,11 +206,11 @@ class HotAddWindow:
         try:
             self._map_slot(parts[0].start, parts[-1].end)
         except HostError:
-            for slot in parts:  # as it was: the guest must not lose what it has
+            for slot in parts:  # restore the old slots: the guest must not lose memory
                 self._map_slot(slot.start, slot.end)
             raise
 
-    # GuestMemory, which knows of no slots: what lies in a row is one region
+    # GuestMemory has regions instead of slots: contiguous slots are one region
 
     def _region(self, low: int, high: int) -> Region:
         return Region(self.gpa + low, high - low, self.backing, low)

@@ -1,6 +1,6 @@
-"""What a machine is made of, as the monitor lists it.
+"""Lists of a machine's devices and memory for the monitor.
 
-Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyperv/hv-balloon.c for what they hold.
+Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyperv/hv-balloon.c for their contents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BALLOON: Final = "hv-balloon"
 
 
 def plugged_memory(devices: DeviceSet) -> int:
-    """Bytes hot-added to the guest by now, in doubt or not: only a machine reset takes them away."""
+    """Return the bytes hot-added to the guest, unconfirmed ones included: only a machine reset removes them."""
     balloon = cast("BalloonDevice | None", devices.device(BALLOON))
     if balloon is None:
         return 0
@@ -32,13 +32,13 @@ def plugged_memory(devices: DeviceSet) -> int:
 
 
 def vmbus_devices(channels: list[dict[str, Any]], devices: DeviceSet) -> list[dict[str, Any]]:
-    """The bus's `channels` by relid, each with its device's `id` and `path`, either of which device_del takes."""
+    """Return the bus's `channels` by relid, each with its device's `id` and `path`; device_del accepts either."""
     named = {each["guid"]: {"id": each["id"], "path": each["path"]} for each in devices.info()}
     return [each | named.get(each["guid"], {}) for each in sorted(channels, key=lambda each: each["relid"])]
 
 
 def memory_devices(devices: DeviceSet, window: HotAddWindow | None) -> list[MemoryDeviceInfo]:
-    """The balloon, which is the only device here that brings memory."""
+    """Return the memory devices: the balloon is the only kind."""
     found: list[MemoryDeviceInfo] = []
     for each in devices.info():
         if each["driver"] == BALLOON:
@@ -52,7 +52,7 @@ def memory_devices(devices: DeviceSet, window: HotAddWindow | None) -> list[Memo
 
 
 def resident_memory() -> int:
-    """Bytes of this process that the host keeps in memory."""
+    """Return the resident size of this process in bytes."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -61,7 +61,7 @@ def resident_memory() -> int:
 
 
 def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> dict[str, Any]:
-    """The guest's memory in bytes: at boot, now, as asked for, and what of it the host keeps in memory."""
+    """Return the guest's memory in bytes: boot size, current size, target, and the resident size on the host."""
     return {
         "boot": config.memory,
         "actual": balloon.actual if balloon is not None else config.memory,
@@ -71,14 +71,14 @@ def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> dict
 
 
 class SizeWatch:
-    """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has brought more memory, or a reset took it away."""
+    """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has hot-added memory, or a reset has removed it."""
 
     def __init__(self, devices: DeviceSet, emit: Emit) -> None:
         self._devices, self._emit = devices, emit
         self._size = plugged_memory(devices)
 
     def look(self) -> None:
-        """Emit the event if the size is another than before."""
+        """Emit the event if the size has changed since the last call."""
         size = plugged_memory(self._devices)
         if size != self._size:
             self._size = size

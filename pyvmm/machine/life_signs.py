@@ -1,7 +1,7 @@
-"""Notices a guest that dies before it can speak: it says nothing, panics early, or resets for ever.
+"""Detects a guest that dies early in boot: it prints nothing, panics early, or resets in a loop.
 
-Until Linux has loaded hv_vmbus a panic leaves no word in the crash MSRs, and an early fault none on the console. From
-the first contact with the VMBus on nothing here applies: the kernel runs, and speaks for itself.
+Until Linux has loaded hv_vmbus a panic is not reported in the crash MSRs, and an early fault not even on the console.
+From the first contact with the VMBus on nothing here applies: the kernel runs, and reports panics itself.
 
     power-on --`silence` s without output, not idle--> a notice
              --panic() ended on the console-------> the guest died
@@ -20,27 +20,27 @@ from pyvmm.loop import Timer
 from pyvmm.machine.glimpse import Glimpse
 
 LOOK_PERIOD = 0.5
-"""Seconds of guest time between two looks at a guest that has made no contact."""
+"""Polling period, in seconds of guest time, of a guest that has made no contact."""
 
 SHORT_LIFE = 10.0
-"""Seconds. A guest that resets itself sooner, without contact with the VMBus, has not got far."""
+"""Seconds. A guest that resets itself sooner, without contact with the VMBus, has failed early in boot."""
 
 BUSY_LOOKS = 3
-"""Looks at a silent guest, none of which finds it idle, before that is told: one may find an idle guest at work."""
+"""Polls that must all find a silent guest busy before the notice: a single one may hit an idle guest's brief work."""
 
 RESETS_TOLD = 3
 RESETS_LIMIT = 10
-"""Resets in a row after so short lives: from so many on they are told, and the machine ended."""
+"""Numbers of consecutive early resets from which on a notice is given, and the machine ended."""
 
 _TAIL = 4096
-"""Bytes of the console's end that are searched for a panic's last line."""
+"""Bytes at the end of the console's output that are searched for a panic's last line."""
 
 _ENDED = re.compile(r"(?:^|\] )---\[ end (Kernel panic - not syncing.*?)(?: \]---)?$")
 _PANIC = re.compile(r"Kernel panic - not syncing.*")
 
 
 class Timing(Protocol):
-    """The part of guest time that is needed."""
+    """The part of the guest-time interface that is used here."""
 
     clock: Callable[[], float]
 
@@ -48,11 +48,11 @@ class Timing(Protocol):
 
 
 class LifeSigns:
-    """Watches one machine's guest. All on the loop's thread.
+    """Watches one machine's guest. All methods run on the loop's thread.
 
-    `console(offset)` is `ConsoleTail.since`, `contacts()` how often a kernel has made contact with the VMBus,
-    `look()` where the vCPUs are. `notice(line)` tells the user; `died(line)` says that the guest is dead. `silence`
-    is in seconds of guest time. `died` answers whether that ended the machine.
+    `console(offset)` is `ConsoleTail.since`, `contacts()` counts kernels' contacts with the VMBus, `look()` returns
+    the vCPUs' states. `notice(line)` shows the user a line; `died(line)` reports that the guest is dead, and returns
+    whether that ended the machine. `silence` is in seconds of guest time.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class LifeSigns:
         self._silence = silence
         self._timer: Timer | None = None
         self._born = 0.0
-        self._offset = self._end = 0  # of the console, at power-on and at the last look
-        self._known = 0  # contacts before
+        self._offset = self._end = 0  # of the console, at power-on and at the last poll
+        self._known = 0  # contacts before power-on
         self._short_lives = 0
-        self._busy_looks: int | None = 0  # at a silent guest; None once it was told, or found idle
+        self._busy_looks: int | None = 0  # of a silent guest; None after the notice, or once found idle
 
     def power_on(self) -> None:
-        """The guest's first instruction is next."""
+        """Start watching: the vCPUs are about to execute the first instruction."""
         self._born = self._timing.clock()
         self._offset = self._end = self._console_end()
         self._known = self._contacts()
@@ -90,7 +90,7 @@ class LifeSigns:
         self._timer = self._timing.every(LOOK_PERIOD, self._turn)
 
     def reset(self, by_guest: bool) -> bool:
-        """The guest is about to start anew. Whether it shall: False if it was told dead, and the machine ended."""
+        """Count a reset before it happens. Return False if the guest was reported dead and the machine ended."""
         short = self._timing.clock() - self._born < SHORT_LIFE and not self._has_contact()
         self._short_lives = self._short_lives + 1 if by_guest and short else 0
         if self._short_lives < RESETS_TOLD:
@@ -110,7 +110,7 @@ class LifeSigns:
         return True
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -141,7 +141,7 @@ class LifeSigns:
             return
         vcpus = self._look()
         if any(each.idles for each in vcpus):
-            self._busy_looks = None  # it works, and has another console or none
+            self._busy_looks = None  # the kernel runs, with another console or none
             return
         self._busy_looks += 1
         if self._busy_looks < BUSY_LOOKS:
@@ -161,7 +161,7 @@ class LifeSigns:
         return (self._lines() or [""])[-1]
 
     def _panic(self) -> str:
-        """The panic's line in what the guest has printed since power-on."""
+        """Return the panic's line in the guest's output since power-on."""
         for line in reversed(self._lines()):
             if (found := _PANIC.search(line)) is not None and "---[ end" not in line:
                 return one_line(found[0])

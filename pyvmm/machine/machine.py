@@ -1,12 +1,12 @@
-"""The machine as its users see it: made from a MachineConfig, started, driven, ended.
+"""The machine's public interface: built from a MachineConfig, started, controlled, closed.
 
     loop = Loop()
     with Machine(config, loop, console=print_bytes) as machine:
         machine.start()
         outcome = machine.run()
 
-Everything is called on the loop's thread, and belongs there; `console` may be called from a vCPU's when the guest
-writes faster than the loop turns.
+All methods belong to the loop's thread; `console` may be called from a vCPU's when the guest writes faster than the
+loop turns.
 
     prelaunch --start--> running <--pause/resume--> paused        running --reset--> running
     running --power off--> shutdown    running --crash--> guest-panicked    running --KVM gives up--> internal-error
@@ -53,19 +53,19 @@ if TYPE_CHECKING:
 
 
 _TICK_PERIOD = 0.1
-"""Seconds after which console output is shown that KVM queued, even if the guest makes no exit, or that runs by."""
+"""Period, in seconds, of flushing console output that KVM has queued without an exit, or that is batched."""
 
 RESET_SPACING = 0.2
-"""Seconds between two resets that the guest asks for, at least. A reset holds the loop for some 40 ms: a guest that
-resets over and over takes a fifth of it, and the monitor answers in between."""
+"""Least time in seconds between two resets by the guest. A reset blocks the loop for some 40 ms: a guest that resets
+in a loop takes a fifth of its time, and the monitor answers in between."""
 
 _MEMORY_PERIOD = 0.5
-"""Seconds between two points of the memory's time line, in traces that have it."""
+"""Sampling period, in seconds, of the memory time line in traces."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """Why a machine ended. `text` is for people: the panic's line, the error."""
+    """Why a machine ended. `text` is human-readable: the panic's line, the error."""
 
     kind: Literal["poweroff", "quit", "reset", "panic", "error"]
     text: str = ""
@@ -75,7 +75,7 @@ class Outcome:
 class Machine:
     """One virtual machine. Raises ConfigError and HostError from the constructor and `start`.
 
-    `monitor` is its monitor's view; `services` are its VMBus and devices; `slot` has its running half.
+    `monitor` is its monitor's view; `services` are its VMBus and devices; `slot` holds its Hardware.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Machine:
         self.notifier = Notifier()
         self.slot = HardwareSlot(lambda: self.state == "running")
         self.console_tail = ConsoleTail(onward=console)
-        self._reset_wanted: str | None = None  # why the guest asked for a reset, until that begins
+        self._reset_wanted: str | None = None  # reason of the guest's pending reset
         self._reset_earliest = 0.0  # loop clock
         self.watchdog = Watchdog(loop)
         self._resetting = Pending(loop, self._reset_soon)
@@ -155,7 +155,7 @@ class Machine:
             agent=self._agent_input.add,
         )
         self.throttles = Throttles(loop, self.board.serials, self.slot.freeze, self.guest_time)
-        self.hurried = False  # asked to end when it had ended already: its last output is not waited for
+        self.hurried = False  # quit was requested after the end: do not wait for the last output to drain
         self._services: Services | None = None
         self.boot_files = BootFiles()
         self._tick_timer = loop.every(_TICK_PERIOD, self._tick)
@@ -166,17 +166,17 @@ class Machine:
 
     @property
     def services(self) -> Services:
-        """The VMBus, its devices and what listens to them, from `start_services` on."""
+        """The VMBus, its devices and their listeners; valid from `start_services` on."""
         assert self._services is not None, "start_services() comes first"
         return self._services
 
     @property
     def balloon(self) -> BalloonDevice | None:
-        """hv-balloon while it is on the bus."""
+        """The hv-balloon device while it is on the bus, else None."""
         return self.services.balloon
 
     def start_services(self) -> None:
-        """Make the VMBus and its devices. `start` does, once the vCPUs run; harmless twice."""
+        """Make the VMBus and its devices. `start` calls it once the vCPUs run; idempotent."""
         if self._services is None:
             from pyvmm.machine.devices import Parts
             from pyvmm.machine.services import Services
@@ -236,7 +236,7 @@ class Machine:
         self.start_services()  # while the guest boots
 
     def run(self) -> Outcome:
-        """Serve the machine until it ends."""
+        """Run the event loop until the machine ends."""
         self.watchdog.start()
         try:
             while self.outcome is None:
@@ -246,14 +246,14 @@ class Machine:
         return self.outcome
 
     def halt(self) -> None:
-        """After the end: the guest runs no more, and all it wrote is handed on. The monitor may still ask."""
+        """Stop the vCPUs for good and flush the guest's output. Monitor queries are still served."""
         if self.slot.hardware is not None:
             self.slot.hardware.halt()
             self.slot.hardware.drain()
         self.board.flush()
 
     def close(self) -> None:
-        """Give everything back to the host. Harmless twice."""
+        """Release all resources. Idempotent."""
         self._tick_timer.cancel()
         self._memory_timer.cancel()
         self.life_signs.close()
@@ -270,8 +270,8 @@ class Machine:
         self._kvm.close()
 
     def reset(self, reason: str = "host") -> None:
-        """Reset the machine: RAM cleared, devices new, the kernel loaded again. Counts as the end if the
-        configuration says no reboot.
+        """Reset the machine: clear RAM, reset devices, load the kernel again. Ends the machine if the configuration
+        says no reboot.
         """
         if self.slot.hardware is None or self.outcome is not None:
             return
@@ -291,7 +291,7 @@ class Machine:
             return
         paused = self.state == "paused"
         self.slot.trace_exits()
-        self.slot.hardware.halt()  # before memory is taken from under the guest's feet
+        self.slot.hardware.halt()  # the vCPUs must not run while guest memory is discarded
         self.services.reset()
         self.slot.hardware.close()
         self.slot.hardware = None
@@ -304,7 +304,7 @@ class Machine:
         self.resets += 1
         try:
             self._power_on(fresh=True)
-        except PyvmmError as error:  # the kernel's file may have become another
+        except PyvmmError as error:  # the kernel's file may have changed
             self._failed(error)
             return
         hardware = self.slot.hardware
@@ -318,7 +318,7 @@ class Machine:
         hardware.start()
 
     def pause(self) -> None:
-        """Stop the vCPUs, and guest time with them: what waits for the guest waits on. The monitor is served."""
+        """Pause the vCPUs and guest time, so that timeouts for the guest stand still. The monitor is still served."""
         if self.slot.hardware is not None and self.state == "running":
             self.slot.hardware.pause()
             self.guest_time.freeze()
@@ -338,7 +338,7 @@ class Machine:
             self._services.set_guest_clock()
 
     def powerdown(self) -> None:
-        """Ask the guest to shut down: by the shutdown service if its driver is there, else by the power button."""
+        """Request a guest shutdown: by the shutdown service if its driver is loaded, else by the power button."""
         self.notifier.emit(qapi.POWERDOWN({}))
         if not self.services.request_poweroff():
             self.board.pm.press_power_button()
@@ -351,7 +351,7 @@ class Machine:
             self.notifier.emit(qapi.SHUTDOWN({"guest": False, "reason": cause}))
             self._end(Outcome("quit"), "shutdown")
 
-    # What the guest and KVM bring about, from vCPU threads
+    # Events caused by the guest and KVM, on vCPU threads
 
     def _want_reset(self, reason: str) -> None:
         if self._reset_wanted is None:
@@ -366,11 +366,11 @@ class Machine:
     # The same on the loop
 
     def _reset_soon(self) -> None:
-        """The reset that the guest asked for, RESET_SPACING after the one before at the earliest."""
+        """Perform the guest's pending reset, RESET_SPACING after the previous one at the earliest."""
         wait = self._reset_earliest - self.loop.clock()
         if wait > 0:
             self.loop.after(wait, self._reset_soon)
-        elif self._reset_wanted is not None:  # else the monitor has reset the machine meanwhile
+        elif self._reset_wanted is not None:  # else the monitor has already reset the machine
             self.reset(self._reset_wanted)
             self._reset_earliest = self.loop.clock() + RESET_SPACING
 
@@ -389,18 +389,18 @@ class Machine:
             self.panic.reported(report)
 
     def _last_words(self) -> Outcome | None:
-        """How a machine ends whose guest panicked and was not the end of it: a crash kernel ran, or it was kept."""
+        """Return the outcome if a panic did not end the machine at once: a crash kernel ran, or policy `keep`."""
         report = self.panic.report
         return Outcome("panic", report.summary(), report) if report is not None else None
 
     def _panicked(self, report: CrashReport) -> None:
-        """The guest is dead, as its last words in the crash MSRs say."""
+        """End the machine after a panic reported in the crash MSRs."""
         if self.outcome is None:
             self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": "guest-panic"}))
             self._end(Outcome("panic", report.summary(), report), "guest-panicked")
 
     def _died(self, line: str) -> bool:
-        """The guest died before it had crash MSRs to write to. Whether that is the machine's end."""
+        """Handle a guest that died before it could use the crash MSRs. Return whether that ends the machine."""
         if self.outcome is not None:
             return True
         keep = self.panic.policy == "keep"

@@ -1,4 +1,4 @@
-"""The monitor's view of a machine: what `pyvmm.control.table.Controlled` asks of it and orders it to do."""
+"""The monitor's view of a machine: the queries and commands of `pyvmm.control.table.Controlled`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_STATUS_REPORTS = "guest memory status reporting not enabled"
 
 
 class MonitorView:
-    """All on the loop's thread, after the machine's services have started."""
+    """Queries and commands of one machine. All methods run on the loop's thread, after its services have started."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -38,13 +38,13 @@ class MonitorView:
         self.loop = machine.loop
         self.name = machine.name
         self.pid = os.getpid()  # of the process by which the user knows the machine
-        self.console_place = "null"  # where the console leads, for query-chardev
-        self.sandbox: dict[str, Any] = {"mode": "off"}  # what confines the process
+        self.console_place = "null"  # the console's backend, for query-chardev
+        self.sandbox: dict[str, Any] = {"mode": "off"}  # the sandbox of the process
 
     # The machine's life
 
     def status(self) -> qapi.RunState:
-        """QEMU's RunState."""
+        """Return QEMU's RunState."""
         return self._machine.state
 
     def pause(self) -> None:
@@ -67,7 +67,7 @@ class MonitorView:
         self._machine.notifier.listeners.append(listener)
 
     def set_action(self, panic: Policy | None, reboot: bool | None) -> None:
-        """Change what happens when the guest panics, and whether a reset starts it again."""
+        """Set the panic policy, and whether the machine reboots after a reset."""
         machine = self._machine
         if panic is not None:
             machine.config.on_panic = machine.panic.policy = panic
@@ -77,9 +77,9 @@ class MonitorView:
     # Memory
 
     def balloon_set(self, size: int) -> qapi.BalloonReply:
-        """Ask the guest for a memory size in bytes; what will be reached, and why if that is not `size`.
+        """Set the balloon's target in bytes. Return the size to be reached, with the reason if that is not `size`.
 
-        Holds automatic sizing: an order goes before a rule.
+        Suspends automatic sizing: a manual target has priority.
         """
         plan = self._balloon().set_target(size)
         pressure = self._machine.services.pressure
@@ -92,18 +92,18 @@ class MonitorView:
     def _balloon(self) -> BalloonDevice:
         balloon = self._machine.services.balloon
         if balloon is None:
-            raise NotActiveError("No balloon device has been activated")  # QEMU's words
+            raise NotActiveError("No balloon device has been activated")  # QEMU's message
         return balloon
 
     def balloon_actual(self) -> int:
-        """The guest's memory as both sides know it, in bytes."""
+        """Return the guest's current memory size, confirmed by both sides, in bytes."""
         return self._balloon().actual
 
     def hv_balloon_report(self) -> qapi.HvBalloonInfo | None:
-        """The guest's last status report, in bytes; None before the first."""
+        """Return the guest's last status report, in bytes; None before the first."""
         balloon = self._machine.services.balloon
         if balloon is None:
-            raise ConfigError("no hv-balloon device present")  # QEMU's words, as the next
+            raise ConfigError("no hv-balloon device present")  # QEMU's message, like the next
         if not self._machine.config.status_report:
             raise ConfigError(NO_STATUS_REPORTS)
         report = balloon.last_status
@@ -112,11 +112,11 @@ class MonitorView:
         return {"committed": report.committed_pages * PAGE_SIZE, "available": report.available_pages * PAGE_SIZE}
 
     def pressure_info(self, count: int, since: float | None = None) -> dict[str, Any]:
-        """The guest's memory pressure, and its reports over time. Raises like `hv_balloon_report`."""
+        """Return the guest's memory pressure, and its reports over time. Raises like `hv_balloon_report`."""
         return self._pressure().info(count, since)
 
     def set_autosize(self, on: bool) -> None:
-        """Let automatic sizing decide, or hold it. Raises ConfigError where there is none."""
+        """Resume or suspend automatic sizing. Raises ConfigError if it is not configured."""
         self._pressure().set_automatic(on)
 
     def _pressure(self) -> Pressure:
@@ -127,64 +127,64 @@ class MonitorView:
         return pressure
 
     def resident(self) -> int:
-        """Bytes of this process that the host keeps in memory."""
+        """Return the resident size of this process in bytes."""
         return resident_memory()
 
     def page_reporting(self) -> dict[str, Any] | None:
-        """What the guest's free page reports came to, sizes in bytes; None if it is off."""
+        """Return statistics of free page reporting, sizes in bytes; None if it is off."""
         extended = self._machine.engine.hypercalls.extended
         return None if extended is None else asdict(extended.counters)
 
     # Devices
 
     def info_vmbus(self) -> list[dict[str, Any]]:
-        """One entry a VMBus device, by relid."""
+        """Return one entry per VMBus channel, by relid."""
         services = self._machine.services
         return vmbus_devices(services.bus.info(), services.devices)
 
     def info_cpus(self) -> list[int]:
-        """The host's thread id of each vCPU; 0 if it does not run."""
+        """Return the host's thread id of each vCPU; 0 if it does not run."""
         return [each.native_id for each in self._machine.slot.threads]
 
     def info_devices(self) -> list[dict[str, str]]:
-        """`driver`, `id` and `path` of each VMBus device."""
+        """Return `driver`, `id` and `path` of each VMBus device."""
         rows = self._machine.services.devices.info()
         return [{name: each[name] for name in ("driver", "id", "path")} for each in rows]
 
     def info_memory_devices(self) -> list[qapi.MemoryDeviceInfo]:
-        """QEMU's MemoryDeviceInfo of each device that brings memory."""
+        """Return QEMU's MemoryDeviceInfo of each memory device."""
         return memory_devices(self._machine.services.devices, self._machine.window)
 
     def info_memory_size(self) -> tuple[int, int]:
-        """Bytes of RAM at boot, and hot-added since."""
+        """Return the bytes of boot RAM, and of hot-added memory."""
         return self._machine.config.memory, plugged_memory(self._machine.services.devices)
 
     def info_consoles(self) -> list[tuple[str, str]]:
-        """Label and place of each serial port's other end."""
+        """Return label and backend of each serial port."""
         return [("serial0", self.console_place), ("serial1", "agent")]
 
     def add_device(self, driver: str, id: str = "") -> None:
-        """Put a VMBus device on the bus. Raises ConfigError."""
+        """Add a VMBus device to the bus. Raises ConfigError."""
         self._machine.services.devices.add(driver, id)
 
     def remove_device(self, id: str) -> None:
-        """Take a VMBus device off the bus, by id or path. Raises ConfigError."""
+        """Remove a VMBus device from the bus, by id or path. Raises ConfigError."""
         self._machine.services.devices.remove(id)
 
     # The guest
 
     def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
-        """Run a shell command in the guest and collect what it writes. Raises ConfigError."""
+        """Run a shell command in the guest and collect its output. Raises ConfigError."""
         from pyvmm.machine.execute import execute
 
         execute(self._machine.agent, self._machine.guest_time, command, seconds, done)
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
-        """The guest's console output from byte `offset` of all on, as far as it is kept; the number of its first."""
+        """Return the kept console output from byte `offset` on, after the offset of its first byte."""
         return self._machine.console_tail.since(offset)
 
     def describe(self) -> dict[str, Any]:
-        """All that `pyvmm status` shows."""
+        """Return the data that `pyvmm status` shows."""
         machine, services = self._machine, self._machine.services
         balloon, pressure = services.balloon, services.pressure
         return {

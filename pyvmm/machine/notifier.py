@@ -1,4 +1,4 @@
-"""Events of a machine for its monitor, and notices for its user."""
+"""Sends a machine's events to its monitor, and notices to its user."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyvmm.machine import events as trace
 Listener = Callable[[str, dict[str, Any]], None]
 
 NOTICES_KEPT = 8
-"""Notices that `pyvmm status` shows: the last ones, for a guest can bring about many."""
+"""Limit of notices that `pyvmm status` shows: the last ones, for a guest can cause many."""
 
 
 class Notifier:
-    """Calls each listener with each event's QMP name and data. On the loop's thread."""
+    """Calls each listener with each event's QMP name and data. All methods run on the loop's thread."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
@@ -28,7 +28,7 @@ class Notifier:
             listener(*happened)
 
     def notice(self, text: str) -> None:
-        """Tell the user about the machine: an event, a line on stderr, and a line of `pyvmm status`."""
+        """Show the user a notice: as an event, as a line on stderr, and in `pyvmm status`."""
         if trace.notice.on:
             trace.notice(text)
         self.notices.append(text)

@@ -1,8 +1,8 @@
-"""What a machine does when its guest panics: end, go on, or let a loaded crash kernel run (kdump).
+"""Handles a guest's panic: ends the machine, keeps it running, or lets a loaded crash kernel run (kdump).
 
 Source: Linux drivers/hv/hv_common.c: on Hyper-V a kernel reports its panic in the crash MSRs first
-(`crash_kexec_post_notifiers`) and starts a loaded crash kernel after that. Whether one is loaded, only the guest
-knows: nothing of it is in the report.
+(`crash_kexec_post_notifiers`) and starts a loaded crash kernel after that. The report does not say whether one is
+loaded.
 
     policy `stop`   Alive --report--> the machine ends
     policy `keep`   Alive --report--> Alive
@@ -10,8 +10,8 @@ knows: nothing of it is in the report.
                                       Undecided --a reset, PATIENCE--> the machine ends
                                       Undecided --"end Kernel panic" on the console--> the machine ends
 
-The kernel that panicked loops for ever in panic(), on the page tables it had; kexec begins with tables of its own,
-and the crash kernel makes new ones.
+The kernel that panicked loops for ever in panic(), on its old page tables; kexec uses tables of its own, and the
+crash kernel makes new ones.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from pyvmm.qapi import Emit
 Policy = Literal["stop", "keep", "auto"]
 
 LOOK_PERIOD = 0.2
-"""Seconds between two looks at what became of a kernel that panicked; each stops the vCPUs for a moment."""
+"""Polling period, in seconds, of the vCPUs after a panic; each poll pauses them briefly."""
 
 PATIENCE = 5.0
-"""Seconds from the report until a kernel that is still there is dead. Before kexec it waits up to one second for the
-other CPUs to stop, and asks VMBus to unload."""
+"""Seconds from the report after which a kernel that still runs counts as dead. Before kexec it waits up to one second
+for the other CPUs to stop, and sends UNLOAD to the VMBus."""
 
 TELL_PERIOD = 1.0
-"""Seconds between two GUEST_PANICKED of a guest that reports panics in a loop. The last one is always told."""
+"""Least time in seconds between two GUEST_PANICKED for a guest that panics in a loop. The last is always emitted."""
 
 _OVER = re.compile(rb"---\[ end Kernel panic - not syncing|\bRebooting in \d+ seconds\.\.")
-"""What panic() prints last, once no crash kernel was started."""
+"""The last line that panic() prints, if no crash kernel was started."""
 
 
 class Timing(Protocol):
-    """The part of guest time that is needed."""
+    """The part of the guest-time interface that is used here."""
 
     clock: Callable[[], float]
 
@@ -52,10 +52,10 @@ class Timing(Protocol):
 
 
 class PanicWatch:
-    """A guest's panics. All on the loop's thread.
+    """Watches a guest for panics. All methods run on the loop's thread.
 
-    `look()` tells where the vCPUs are, `console(offset)` gives the console's output as `ConsoleTail.since`, `emit`
-    takes QMP events, `end(report)` ends the machine.
+    `look()` returns the vCPUs' states, `console(offset)` the console's output as `ConsoleTail.since`; `emit` sends
+    QMP events, `end(report)` ends the machine.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class PanicWatch:
         self._tables: set[int] = set()
         self._reported = 0.0  # guest time
         self._console_from = 0
-        self._timer: Timer | None = None  # while it is undecided
-        self._telling: Timer | None = None  # while no more is told
+        self._timer: Timer | None = None  # polls while the outcome is undecided
+        self._telling: Timer | None = None  # delays further events
         self._untold = False
 
     @property
     def undecided(self) -> bool:
-        """Whether a panic was reported, and what comes of it is not known yet."""
+        """Whether a panic was reported and its outcome is not known yet."""
         return self._timer is not None
 
     def reported(self, report: CrashReport) -> None:
-        """The guest wrote its last words into the crash MSRs, perhaps not for the last time."""
+        """Handle a panic report in the crash MSRs; a guest may report more than one."""
         self.report = report
         self.count += 1
         self._tell()
@@ -103,12 +103,12 @@ class PanicWatch:
             self._timer = self._timing.after(LOOK_PERIOD, self._turn)
 
     def restarted(self) -> None:
-        """A new life of the machine."""
+        """Forget all panics: the machine was reset."""
         self._settle()
         self.report, self.count = None, 0
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._settle()
         if self._telling is not None:
             self._telling.cancel()

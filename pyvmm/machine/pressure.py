@@ -1,4 +1,4 @@
-"""Joins the guest's status reports to what uses them: the time series, and automatic sizing. On the loop's thread."""
+"""Passes the guest's status reports on to the time series and to automatic sizing. On the loop's thread."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ NOT_ASKED_FOR = "this machine has no automatic sizing: start it with --memory SI
 class Pressure:
     """Listens to a balloon. `limits` turn automatic sizing on; `emit` sends QMP events.
 
-    X_AUTOSIZE tells of each decision: target, reason (grow, shrink), demand, pressure in percent, limited.
-    A target that somebody sets by hand holds sizing until `set_automatic(True)`.
+    X_AUTOSIZE reports each decision: target, reason (grow, shrink), demand, pressure in percent, limited.
+    A target set manually suspends sizing until `set_automatic(True)`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Pressure:
         balloon.on_finish.append(self._finished)
 
     def set_automatic(self, on: bool) -> None:
-        """Let sizing decide, or hold it. Raises ConfigError where it was not asked for at the start."""
+        """Resume or suspend automatic sizing. Raises ConfigError if it was not configured at the start."""
         if self.sizer is None:
             if not on:
                 return
@@ -64,7 +64,7 @@ class Pressure:
             self._emit(qapi.X_AUTOSIZE_CHANGE({"enabled": on}))
 
     def restarted(self) -> None:
-        """The machine was reset. The history goes on: its times tell."""
+        """Handle a machine reset. The history goes on; its times show the reset."""
         if self.sizer is not None:
             self.sizer.restarted()
 
@@ -80,14 +80,14 @@ class Pressure:
             if trace.autosize.on:
                 trace.autosize(decision.reason, current, decision.target, decision.demand, decision.pressure)
             self._emit(qapi.X_AUTOSIZE(_decision(decision)))
-            self._balloon.set_target(decision.target, retry_in_background=False)  # the sizer has its own patience
+            self._balloon.set_target(decision.target, retry_in_background=False)  # the sizer retries by itself
 
     def _finished(self, outcome: ResizeOutcome) -> None:
         if self.sizer is not None:
             self.sizer.finished(self._clock(), reached=outcome.reached)
 
     def describe(self) -> dict[str, Any] | None:
-        """Automatic sizing in a few words; None if there is none."""
+        """Return the state of automatic sizing for the monitor; None if it is off."""
         if self.sizer is None:
             return None
         limits = self.sizer.limits
@@ -101,7 +101,7 @@ class Pressure:
         }
 
     def info(self, count: int, since: float | None) -> dict[str, Any]:
-        """The reply of x-query-pressure."""
+        """Return the reply to x-query-pressure."""
         last = self.history.last
         report = None
         if last is not None and self._balloon.last_status is not None:

@@ -1,4 +1,4 @@
-"""The guest's RAM: what it boots with, and the window in which it may be given more."""
+"""The guest's RAM: boot RAM, and the window for hot-added memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pyvmm.memory import GuestMemory, HostMemory, Region
 
 
 class Ram:
-    """`memory` is all that the guest has by now. `window` is None for a guest that cannot grow.
+    """Boot RAM and the hot-add window. `memory` is all of the guest's current memory. `window` is None for a guest
+    that cannot grow.
 
-    `limit` is the end of what its CPU can address, `kvm_slots` how many memory slots KVM has; the other arguments are
-    HotAddWindow's.
+    `limit` is the end of the CPU's physical address space, `kvm_slots` the number of memory slots that KVM has; the
+    other arguments are HotAddWindow's.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Ram:
                 )
 
     def close(self) -> None:
-        """Give everything back to the host. No guest may run any more. Harmless twice."""
+        """Free all memory. The vCPUs must not run any more. Idempotent."""
         for region in list(self.memory):
             region.view.release()
             self.memory.remove(region)

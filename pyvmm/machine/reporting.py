@@ -1,6 +1,6 @@
-"""Free page reporting: what the guest says it does not use goes back to the host at once, without any balloon.
+"""Free page reporting: discards pages that the guest reports as free at once, without the balloon.
 
-Called on vCPU threads (pyvmm/hyperv/extended.py tells why it cannot wait), while the loop may take memory away.
+Called on vCPU threads (pyvmm/hyperv/extended.py explains why), while the loop may unmap memory.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from pyvmm.memory import GuestMemory
 
 
 class FreePages:
-    """Discards what is reported of `memory`."""
+    """Discards reported pages of `memory`."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
 
     def discard(self, gpa: int, size: int) -> int:
-        """Give what of [gpa, gpa + size) is RAM back to the host; the bytes given back. Raises HostError."""
+        """Discard the RAM within [gpa, gpa + size); return the bytes discarded. Raises HostError."""
         done = 0
         for region, offset, length in self._memory.pieces(gpa, size):
             try:
                 held = region.view[offset : offset + length]
-            except ValueError:  # released: the region is on its way out
+            except ValueError:  # released: the region is being removed
                 continue
-            # As long as a view is held the memory stays mapped (HostMemory.close): its addresses cannot become
-            # somebody else's between the look-up and the discard.
+            # As long as a view is held the memory stays mapped (HostMemory.close): its addresses cannot be reused by
+            # another mapping between the look-up and the discard.
             with held:
                 region.memory.discard(region.offset + offset, length)
             done += length

@@ -1,4 +1,4 @@
-"""Tells the monitor how each resize ended: X_BALLOON_FINISHED."""
+"""Reports the outcome of each resize to the monitor: X_BALLOON_FINISHED."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ResizeEvents:
         balloon.on_finish.append(lambda outcome: pending.ask())
 
     def _tell(self) -> None:
-        outcome = self._balloon.last_outcome  # none since a target was set
+        outcome = self._balloon.last_outcome  # None if a target was set since
         if outcome is not None:
             self._emit(
                 qapi.X_BALLOON_FINISHED(

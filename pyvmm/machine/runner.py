@@ -1,11 +1,11 @@
 """The threads that run the guest: one for each vCPU, blocked in KVM_RUN with the GIL released.
 
-A thread answers what cannot wait (ports, MMIO, MSRs, hypercalls) and posts the rest to the loop. To get it out of
-the guest, set `immediate_exit` and signal it; the two together miss no moment.
+A thread handles exits that cannot wait (ports, MMIO, MSRs, hypercalls) and posts the rest to the loop. To make it
+leave the guest, set `immediate_exit` and signal it; the two together close the race with entering the guest.
 
     Running --pause or freeze--> Parked --neither--> Running        any --stop--> ended
 
-Pausing is what a user asks for; frozen is a guest whose output nobody takes (`pyvmm.machine.throttle`).
+A user pauses a guest; back-pressure freezes a guest whose output is not read (`pyvmm.machine.throttle`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _handler_set = False
 
 
 def install_kick() -> None:
-    """Give the kick signal a handler that does nothing, so that it only interrupts. From the main thread, once."""
+    """Install an empty handler for the kick signal, so that it only interrupts. Called once, on the main thread."""
     global _handler_set
     if not _handler_set:
         signal.signal(KICK, lambda number, frame: None)
@@ -32,9 +32,9 @@ def install_kick() -> None:
 
 
 class VcpuThread:
-    """Runs one vCPU. `handle(exit) -> bool` answers an exit; False ends the thread.
+    """Runs one vCPU. `handle(exit) -> bool` handles an exit; False ends the thread.
 
-    `failed(error)` is called on the thread if anything is raised: the machine is broken then.
+    `failed(error)` is called on the thread if an exception is raised: the machine cannot go on then.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class VcpuThread:
 
     @property
     def native_id(self) -> int:
-        """The host's id of the thread, as in /proc/PID/task; 0 if it does not run."""
+        """Return the host's id of the thread, as in /proc/PID/task; 0 if it does not run."""
         return self._thread.native_id or 0 if self._thread.is_alive() else 0
 
     def start(self) -> None:
@@ -66,7 +66,7 @@ class VcpuThread:
             signal.pthread_kill(self._thread.ident, KICK)
 
     def ask(self, *, pause: bool | None = None, freeze: bool | None = None, stop: bool = False) -> None:
-        """Request a state; `wait_parked` and `join` tell when it is reached. From any thread."""
+        """Request a state; `wait_parked` and `join` wait until it is reached. Callable from any thread."""
         with self._state:
             for why, on in ((_PAUSED, pause), (_FROZEN, freeze)):
                 if on is not None:
@@ -84,7 +84,7 @@ class VcpuThread:
                     return
                 if self._state.wait(0.1):
                     continue
-            self.kick()  # it may have been between two states
+            self.kick()  # again: the thread may have been between two states
 
     def join(self) -> None:
         """Wait until the thread has ended."""
@@ -114,7 +114,7 @@ class VcpuThread:
             self._failed(error)
 
     def _rest(self) -> bool:
-        """Wait while paused. Whether to run on."""
+        """Wait while paused or frozen. Return whether to run on."""
         # An exit may still be half done: KVM completes it at the next entry, so enter and leave at once.
         self.vcpu.immediate_exit = True
         while type(exit := self.vcpu.run()) is not Interrupted:

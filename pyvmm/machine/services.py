@@ -1,4 +1,4 @@
-"""The VMBus of a machine, the devices on it, and what listens to them.
+"""The VMBus of a machine, its devices and their listeners.
 
 Made a moment after the vCPUs have started: Linux needs seconds to its first VMBus message, and importing and building
 all this meanwhile shortens the way to the guest's first line. A message that comes earlier waits (see
@@ -24,7 +24,7 @@ from pyvmm.vmbus.bus import Vmbus
 
 
 class Services:
-    """The bus and its devices, on guest time. `has_hardware()` is False while the machine is taken apart."""
+    """The bus and its devices, on guest time. `has_hardware()` is False while a reset or the end is in progress."""
 
     def __init__(self, parts: Parts, emit: Emit, *, has_hardware: Callable[[], bool]) -> None:
         self.config = parts.config
@@ -44,36 +44,36 @@ class Services:
 
     @property
     def balloon(self) -> BalloonDevice | None:
-        """hv-balloon while it is on the bus."""
+        """The hv-balloon device while it is on the bus, else None."""
         return self.devices.find(BalloonDevice)
 
     def reset(self) -> None:
-        """The machine is reset. The vCPUs must not run."""
+        """Handle a machine reset. The vCPUs must not run."""
         self.bus.reset()
         self.devices.reset()
-        self._size_watch.look()  # what was added is gone, though the guest may have had as much as at boot
+        self._size_watch.look()  # hot-added memory is gone, even if the guest's size was the boot size
         if self.pressure is not None:
             self.pressure.restarted()
 
     def request_poweroff(self) -> bool:
-        """Ask the guest by the shutdown service; False if its driver is not there."""
+        """Request a shutdown by the shutdown service; return False if its driver is not loaded."""
         shutdown = self.devices.find(Shutdown)
         return shutdown is not None and shutdown.request("poweroff")
 
     def set_guest_clock(self) -> None:
-        """Send the guest the time of day: it could not run for a while, and its own may be wrong."""
+        """Send the guest the time of day: its own clock may be wrong after a pause."""
         timesync = self.devices.find(TimeSync)
         if timesync is not None:
             timesync.sync()
 
     def trace_memory(self) -> None:
-        """One point of the memory's time line, in traces that have it."""
+        """Trace one sample of the memory time line."""
         if trace.memory.on:
             memory = memory_figures(self.config, self.balloon)
             trace.memory(memory["actual"], memory["target"], memory["resident"])
 
     def _balloon_changed(self, actual: int) -> None:
-        if self._has_hardware():  # else no guest has got memory back
+        if self._has_hardware():  # else no guest has memory given back
             self.trace_memory()
             self._emit(qapi.BALLOON_CHANGE({"actual": actual}))
             self._size_watch.look()

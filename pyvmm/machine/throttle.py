@@ -1,14 +1,14 @@
-"""Back-pressure: a guest's writing waits while what takes its output is behind.
+"""Back-pressure: slows down a guest's serial output while its reader is behind.
 
     level of the output (pyvmm.output)     what happens to the guest
     0  there is room                       nothing
-    1  HIGH bytes wait                     the port's transmit interrupt waits: a process that writes to the tty does,
-                                           too, and everything else in the guest goes on
-    2  LIMIT bytes wait                    its vCPUs are held: it sends without waiting for interrupts, as a kernel
-                                           does with its messages, which find LIMIT - HIGH bytes of room before
+    1  HIGH bytes are queued               the port's transmit interrupt is withheld: processes that write to the tty
+                                           block, and everything else in the guest goes on
+    2  LIMIT bytes are queued              its vCPUs are frozen: it sends without waiting for interrupts, as a kernel
+                                           does with its messages, for which LIMIT - HIGH bytes are left
 
-An output rises from any thread, a vCPU's with the port's lock too, so only a flag is set there and the vCPUs told.
-The loop then sets what holds: it looks again, so that a fall in between is not missed.
+An output's level may rise on any thread, also on a vCPU's that holds the port's lock, so only a flag is set there and
+the vCPUs are signalled. The loop then reads the level again and applies it, so that a fall meanwhile is not missed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Level = Callable[[], int]
 
 
 class Throttles:
-    """For the serial ports of one machine. `freeze(on)` holds the vCPUs, from any thread. Guest time stands still
-    while they are held, as in a pause."""
+    """Applies back-pressure to the serial ports of one machine. `freeze(on)` freezes the vCPUs, from any thread.
+    Guest time stands still while they are frozen, as in a pause."""
 
     def __init__(
         self,
@@ -45,16 +45,16 @@ class Throttles:
         self._freeze = freeze
         self._guest_time = guest_time
         self._levels: dict[int, list[Level]] = {}
-        self._pending: set[int] = set()  # ports at which the loop is going to look
+        self._pending: set[int] = set()  # ports whose level the loop will read
 
     def watch(self, port: int, level: Level) -> Callable[[], None]:
-        """Let the output whose `level()` is given slow `port` down. Call what is returned whenever it changes."""
+        """Throttle `port` by the output whose `level()` is given. Returns a callback for changes of the level."""
         self._levels.setdefault(port, []).append(level)
         return partial(self._changed, port)
 
     @property
     def frozen(self) -> bool:
-        """Whether the vCPUs shall be held."""
+        """Whether the vCPUs are to be frozen."""
         return any(self._level(port) > 1 for port in self._levels)
 
     def _level(self, port: int) -> int:
@@ -71,7 +71,7 @@ class Throttles:
             self._loop.post(self._settle, port)
 
     def _settle(self, port: int) -> None:
-        self._pending.discard(port)  # before looking: what changes from now on posts again
+        self._pending.discard(port)  # before reading the level: a later change posts again
         level = self._level(port)
         if level_changed.on:
             level_changed(port, level)
