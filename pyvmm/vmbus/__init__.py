@@ -63,10 +63,10 @@ looking again, and a full memory barrier on either side, is what makes this safe
 Whatever the order, one of the two sees the other's store. A full ring works the same way round: the writer stores how
 much room it needs (the pending size), and the reader rings when it has made that much.
 
-**Devices** (`device`, `channel`) see little of it: `opened`, `received`, `closed`, `reset`, and a `Channel` to send
-on and to keep timers with. Those that need more get whole packets (`packet`), complete them when they like, own
-sub-channels that come and go while the primary channel is open, and are told before they are rescinded (`leaving`).
-`mailbox` queues the messages of both sides, `bus` ties all of it together; its `Vmbus` is what a machine has.
+**Devices** (`device`, `channel`) have a small interface: `opened`, `received`, `closed`, `reset`, and a `Channel` for
+sending and for timers. Those that need more get whole packets (`packet`), complete them at any time, own sub-channels
+that come and go while the primary channel is open, and are notified before they are rescinded (`leaving`).
+`mailbox` queues the messages of both sides; `bus` joins all of it in `Vmbus`, of which a machine has one.
 
 Reading order: protocol, offer, states, channel_table, server, gpadl, packet, ring (run it: `python -m
 pyvmm.vmbus.ring`), device, timers, channel, mailbox, bus; and tests/support/fake_guest.py, which is the other side.

@@ -44,7 +44,7 @@ from pyvmm.vmbus.states import (
 from pyvmm.vmbus.timers import Scheduler
 
 LEAVING_SECONDS = 5.0
-"""How long a device that is taken away may finish what the guest waits for (guest time)."""
+"""Seconds of guest time for which a device that is being removed may answer pending requests."""
 
 
 class Vmbus:
@@ -59,17 +59,17 @@ class Vmbus:
     ) -> None:
         self.server = Server(memory, vp_count=partition.vp_count, max_version=max_version)
         self.refused: Counter[str] = self.server.refused
-        """Rules the guest broke: per message type, error class and device name."""
+        """Counts of protocol violations by the guest: per message type, error class and device name."""
         self.loop = loop
         self.memory = memory
         self._partition = partition
         self._primaries: dict[VmbusDevice, ServedChannel] = {}
         self._devices: dict[int, VmbusDevice] = {}  # by ServedChannel.device_id
         self._channels: dict[ServedChannel, Channel] = {}  # the open ones
-        self._leaving: dict[VmbusDevice, tuple[Callable[[], object], Timer]] = {}  # told, not rescinded yet
+        self._leaving: dict[VmbusDevice, tuple[Callable[[], object], Timer]] = {}  # not rescinded yet
         self._gone: dict[ServedChannel, Callable[[], object]] = {}  # rescinded, not released yet
         self.contacts = 0
-        """How often a guest's kernel made contact."""
+        """Count of contacts by guest kernels."""
         self._acting = False
         self._mailbox = Mailbox(loop, partition, self._receive, self.refused, max_version)
         partition.connect_signal(protocol.EVENT_CONNECTION, self._shared_signal)
@@ -77,14 +77,14 @@ class Vmbus:
     # The machine's side
 
     def add(self, device: VmbusDevice) -> None:
-        """Put a device on the bus; a running guest is offered it at once."""
+        """Add a device to the bus; it is offered to a running guest at once."""
         self._primaries[device] = self.server.add(device.offer, id(device))
         self._devices[id(device)] = device
         self._act()
 
     def remove(self, device: VmbusDevice, gone: Callable[[], object] = lambda: None) -> None:
-        """Take a device off the bus. If its channel is open it is told `leaving` first, and `closed` when it is
-        rescinded; `gone()` is called once the guest has let go of it, which may be never.
+        """Remove a device from the bus. If its channel is open, `leaving` is called first, and `closed` when it is
+        rescinded; `gone()` is called once the guest has released it, which may be never.
         """
         assert device not in self._leaving, f"{device.offer.name} is leaving already"
         channel = self._channels.get(self._primaries[device])
@@ -96,7 +96,7 @@ class Vmbus:
         channel.leave(leave)
 
     def _leave(self, device: VmbusDevice) -> None:
-        """A device that was told `leaving` has finished, or has lost its channel, or its time is over."""
+        """Rescind a device after `leaving`: it has finished, or lost its channel, or timed out."""
         if device in self._leaving:
             gone, timer = self._leaving.pop(device)
             timer.cancel()
@@ -113,7 +113,7 @@ class Vmbus:
             gone()
 
     def reset(self) -> None:
-        """Machine reset: the guest's channels, lists and messages are gone; devices are at power-on again."""
+        """Handle a machine reset: drop the guest's channels, GPADLs and messages; reset devices to power-on state."""
         self._mailbox.forget_received()
         self.server.reset("machine reset")
         self._act()
@@ -124,18 +124,18 @@ class Vmbus:
         return list(self._primaries)
 
     def channel(self, device: VmbusDevice, sub_channel: int = 0) -> Channel | None:
-        """The device's channel while the guest has it open."""
+        """Return the device's channel while the guest has it open."""
         served = self.server.offered.get(device.offer.key._replace(sub_channel=sub_channel))
         return None if served is None else self._channels.get(served)
 
     @property
     def version(self) -> int | None:
-        """The version agreed on with the guest, major << 16 | minor; None while not connected."""
+        """Return the version agreed on with the guest, major << 16 | minor; None while not connected."""
         state = self.server.state
         return None if isinstance(state, Disconnected) else state.version
 
     def info(self) -> list[dict[str, Any]]:
-        """One dictionary per channel, for `info vmbus`."""
+        """Return one dictionary per channel, for `info vmbus`."""
         rows: list[dict[str, Any]] = []
         for served in self.server.offered.values():
             row: dict[str, Any] = {
@@ -168,7 +168,7 @@ class Vmbus:
     # Messages
 
     def _receive(self, message: Incoming) -> None:
-        """One message of the guest."""
+        """Serve one message of the guest."""
         try:
             self.server.receive(message.payload, message.connection_id)
         except Exception as error:
@@ -176,14 +176,14 @@ class Vmbus:
         self._act()
 
     def _shared_signal(self) -> None:
-        """The shared event of guests before 2.4, which we refuse; others have no reason to signal it."""
+        """Handle the shared event of guests before 2.4, which we refuse; others have no reason to signal it."""
         if trace.signal_event.on:
             trace.signal_event()
 
     # Actions
 
     def _act(self) -> None:
-        """Do what the server wants done, in order; what a device causes meanwhile comes after."""
+        """Perform the server's actions in order; actions that a device causes meanwhile are appended."""
         if self._acting:
             return
         self._acting = True
@@ -242,7 +242,7 @@ class Vmbus:
     def _close(self, served: ServedChannel) -> None:
         channel = self._channels.pop(served, None)
         if channel is None:
-            return  # it never got as far as rings
+            return  # its rings were never made
         self._partition.disconnect_signal(served.connection_id)
         channel.close()
         if self._primaries.get(channel.device) is served:
@@ -261,11 +261,11 @@ class Vmbus:
             trace.event_lost(served.relid, state.target_vp)
 
     def gpadl(self, served: ServedChannel, id: int) -> Gpadl:
-        """Memory that the guest lent for the channel. Raises GuestProtocolError if it lent none by this id."""
+        """Return the channel's established GPADL with this id. Raises GuestProtocolError if there is none."""
         return self.server.gpadls.get(id, served.relid)
 
     def offer_sub_channel(self, primary: ServedChannel, number: int) -> None:
-        """Offer one more channel of a device. Raises GuestProtocolError if it is offered, or on a full bus."""
+        """Offer a sub-channel of a device. Raises GuestProtocolError if it is offered already, or on a full bus."""
         offer = replace(primary.offer, sub_channel=number)
         if offer.key in self.server.offered:
             raise GuestProtocolError(f"{offer.name}: sub-channel {number} is offered already")
@@ -276,14 +276,14 @@ class Vmbus:
         self._act()
 
     def rescind_sub_channel(self, primary: ServedChannel, number: int) -> None:
-        """Take a sub-channel away, if it is offered."""
+        """Rescind a sub-channel, if it is offered."""
         served = self.server.offered.get(primary.offer.key._replace(sub_channel=number))
         if served is not None:
             self.server.remove(served)
             self._act()
 
     def count_refusal(self, served: ServedChannel, error: GuestError) -> None:
-        """Count and trace a rule the guest broke on a channel."""
+        """Count and trace a protocol violation by the guest on a channel."""
         self.refused[served.offer.name] += 1
         self.refused[type(error).__name__] += 1
         if trace.packet_refused.on:
@@ -291,7 +291,7 @@ class Vmbus:
 
 
 def _used(look: Callable[[], int], size: int) -> int:
-    """Bytes waiting in a ring, all of it if the guest broke its indices."""
+    """Return the used bytes of a ring; all of it if the guest broke its indices."""
     try:
         return look()
     except GuestError:

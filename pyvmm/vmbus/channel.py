@@ -1,9 +1,9 @@
-"""An open channel: what a device holds of the guest's driver at the other end.
+"""An open channel: a device's connection to the driver in the guest.
 
-Source: Linux drivers/hv/channel.c and ring_buffer.c, for what the other end expects.
+Source: Linux drivers/hv/channel.c and ring_buffer.c, for the driver's side.
 
-Joins a pair of rings to the loop: reads packets in bounded batches and hands them to the device, writes the device's
-packets, queues them while the guest's ring is full, keeps the device's timers, and forgets everything at close.
+Joins a pair of rings to the loop: reads packets in bounded batches and passes them to the device, writes the device's
+packets, queues them while the guest's ring is full, keeps the device's timers, and drops everything at close.
 All methods belong to the loop's thread.
 """
 
@@ -26,32 +26,32 @@ from pyvmm.vmbus.states import ServedChannel
 from pyvmm.vmbus.timers import ChannelTimers, Scheduler
 
 PACKETS_PER_STEP = 64
-"""Packets read before the loop gets a turn: a guest that fills its ring as fast as it can must not starve the rest.
-At some 10 µs each a step stays well under a millisecond of Python."""
+"""Limit of packets read per step: a guest that fills its ring as fast as it can must not starve the loop. At some
+10 µs each a step stays well under a millisecond of Python."""
 
 BYTES_PER_STEP = 16 << 10
-"""Payload after which a step ends as well, with the packet that reached it: what a device does with a packet goes by
-its length. Four of the longest packets that Linux sends."""
+"""Limit of payload bytes read per step; the step ends with the packet that reaches it, as a device's work grows with
+a packet's length. Four of the longest packets that Linux sends."""
 
 SEND_QUEUE_LIMIT = 256
-"""Packets that may wait for room in the guest's ring. No device of ours has more than a few outstanding; a guest that
-does not read for so long is stuck or hostile."""
+"""Limit of packets queued while the guest's ring is full. No device of ours has more than a few outstanding; a guest
+that does not read for so long is stuck or hostile."""
 
 REPLY_QUEUE_LIMIT = 64
-"""With so many packets waiting for room nothing more is read: what is read may need an answer."""
+"""Number of queued packets at which reading stops: a packet that is read may need an answer."""
 
 SUB_CHANNEL_LIMIT = 64
-"""Sub-channels of a device: Linux's network driver takes 64 channels at most, its SCSI driver one a CPU."""
+"""Limit of sub-channels per device: Linux's network driver uses 64 channels at most, its SCSI driver one per CPU."""
 
 FULL_RING_POLL = 0.01
-"""Seconds between looks at a full ring of a guest that does not know the pending send size."""
+"""Polling period, in seconds, of a full ring of a guest without support for the pending send size."""
 
 
 _ASKS = int(PacketFlag.COMPLETION_REQUESTED)  # a plain int: `&` with an IntFlag takes as long as all the rest
 
 
 class ChannelBus(Protocol):
-    """What a channel needs of the bus it is on."""
+    """The part of the bus's interface that channels use."""
 
     loop: Scheduler
     memory: GuestMemory
@@ -60,7 +60,7 @@ class ChannelBus(Protocol):
         """Set the channel's event flag in the guest."""
 
     def count_refusal(self, served: ServedChannel, error: GuestError) -> None:
-        """The guest broke a rule on the channel."""
+        """Count a protocol violation by the guest on the channel."""
 
     def gpadl(self, served: ServedChannel, id: int) -> Gpadl: ...
 
@@ -89,10 +89,10 @@ class Channel:
         self.version = version
         self.user_data = user_data  # 120 bytes of the guest's OPEN
         self.name = device.offer.name
-        self.broken: str | None = None  # why nothing is read or sent any more, until the guest opens it anew
+        self.broken: str | None = None  # why nothing is read or sent any more, until the guest reopens it
         self.packets_in = self.packets_out = self.signals_in = self.signals_out = 0
         self.device = device
-        self.was_opened = False  # whether the device knows of the channel
+        self.was_opened = False  # whether the device's `opened` was called
         self._reader = reader
         self._writer = writer
         self._bus = bus
@@ -100,14 +100,14 @@ class Channel:
         self._loop = bus.loop
         self._is_open = True
         self._queue: deque[Packet] = deque()
-        self._requests: Counter[int] = Counter()  # by transaction id, those that the device has to complete
+        self._requests: Counter[int] = Counter()  # by transaction id; for the device to complete
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
         self.timers = ChannelTimers(bus.loop, self._guarded)
         self._poll: Timer | None = None
         self._continuing = False
         self._flushing = False
 
-    # What devices use
+    # For devices
 
     @property
     def is_open(self) -> bool:
@@ -115,30 +115,30 @@ class Channel:
 
     @property
     def reader(self) -> RingReader:
-        """The guest's sending ring, for `info`."""
+        """Return the reader of the guest's outgoing ring, for `info`."""
         return self._reader
 
     @property
     def writer(self) -> RingWriter:
-        """The guest's receiving ring, for `info`."""
+        """Return the writer of the guest's incoming ring, for `info`."""
         return self._writer
 
     @property
     def queued(self) -> int:
-        """Packets that wait for room in the guest's ring."""
+        """Return the number of packets queued for lack of room in the guest's ring."""
         return len(self._queue)
 
     @property
     def max_payload(self) -> int:
-        """Bytes of the largest payload that the guest's ring and its driver take. Devices cut their messages to it:
-        MAX_PAYLOAD, or less where the guest has made its ring small.
+        """Return the largest payload in bytes that the guest's ring and driver accept: MAX_PAYLOAD, or less if the
+        guest's ring is small. Devices limit their messages to it.
         """
         return self._writer.max_payload
 
     def send(self, payload: bytes, *, transaction_id: int = 0, flags: int = 0) -> None:
         """Send one in-band packet; it is queued while the guest's ring is full.
 
-        Raises GuestProtocolError if SEND_QUEUE_LIMIT packets wait already, or if the payload is longer than
+        Raises GuestProtocolError if SEND_QUEUE_LIMIT packets are queued already, or if the payload is longer than
         `max_payload`. On a closed or broken channel the packet is dropped (and traced).
         """
         self._send(Packet(PacketType.IN_BAND, flags, transaction_id, payload))
@@ -157,9 +157,9 @@ class Channel:
     def send_pages(
         self, set_number: int, ranges: Sequence[tuple[int, int]], payload: bytes, *, transaction_id: int
     ) -> None:
-        """Tell the guest of (length, offset) ranges in memory that it lent: a TRANSFER_PAGES packet.
+        """Send a TRANSFER_PAGES packet: (length, offset) ranges in an established GPADL.
 
-        The guest completes it (a packet of type COMPLETION) when it is done with them. Queued and refused as by
+        The guest completes it (a packet of type COMPLETION) when it is done with the ranges. Queued and refused as by
         `send`; the ranges count for `max_payload`.
         """
         descriptor = transfer_pages(set_number, ranges)
@@ -168,11 +168,11 @@ class Channel:
 
     @property
     def outstanding(self) -> int:
-        """Packets that wait for the device's `complete`."""
+        """Return the number of packets that await the device's `complete`."""
         return self._requests.total()
 
     def room(self) -> int:
-        """Payload bytes that one `send` could take now without queueing; 0 if none."""
+        """Return the payload bytes that one `send` could take now without queueing; 0 if none."""
         if not self._is_open or self.broken or self._queue:
             return 0
         try:
@@ -184,8 +184,8 @@ class Channel:
     def when_room(self, payload_size: int, callback: Callable[[], Any]) -> None:
         """Call `callback()` once `room()` is at least `payload_size`: at once if it is, else when the guest has read.
 
-        First come, first served, after packets that `send` queued. Forgotten at close. Raises GuestProtocolError if
-        it is more than `max_payload`.
+        First come, first served, after packets that `send` queued. Dropped at close. Raises GuestProtocolError if
+        `payload_size` is more than `max_payload`.
         """
         self._check_size(payload_size)
         if not self._is_open or self.broken:
@@ -194,7 +194,7 @@ class Channel:
         self._flush()
 
     def clock(self) -> float:
-        """Seconds of the loop's clock."""
+        """Return the loop's clock in seconds."""
         return self._loop.clock()
 
     def after(self, seconds: float, callback: Callable[[], Any]) -> Timer:
@@ -210,17 +210,17 @@ class Channel:
         self._loop.post(lambda: self._guarded(callback))
 
     def gpadl(self, id: int) -> Gpadl:
-        """Memory that the guest lent for this channel. Raises GuestProtocolError if it lent none by this id.
+        """Return this channel's established GPADL with this id. Raises GuestProtocolError if there is none.
 
-        Ask anew for each use and keep no list: the guest may have taken it back.
+        Look it up for each use and keep no reference: the guest may have torn it down.
         """
         return self._bus.gpadl(self._served, id)
 
     def offer_sub_channel(self, number: int) -> None:
-        """Offer one more channel of the device, for which the guest asked over this one, the primary.
+        """Offer a sub-channel of the device, at the guest's request over this channel, the primary.
 
-        It is `opened` as this one was, and rescinded when this one closes. Raises GuestProtocolError for a number
-        below 1, above SUB_CHANNEL_LIMIT or offered already, and on a channel that is closed.
+        The device's `opened` is called for it, too, and it is rescinded when this channel closes. Raises
+        GuestProtocolError for a number below 1, above SUB_CHANNEL_LIMIT or offered already, and on a closed channel.
         """
         assert not self.sub_channel, "sub-channels belong to the primary channel"
         if not 1 <= number <= SUB_CHANNEL_LIMIT:
@@ -230,24 +230,24 @@ class Channel:
         self._bus.offer_sub_channel(self._served, number)
 
     def rescind_sub_channel(self, number: int) -> None:
-        """Take one of them away again; nothing happens if there is none of that number (0 is this channel)."""
+        """Rescind a sub-channel; no effect if there is none with that number (0 is this channel)."""
         if number:
             self._bus.rescind_sub_channel(self._served, number)
 
-    # What the bus calls
+    # For the bus
 
     def leave(self, done: Callable[[], object]) -> None:
-        """The device is about to be rescinded; it calls `done()` when nothing more is on the way."""
+        """Notify the device that it will be rescinded; it calls `done()` when it has answered pending requests."""
         self._guarded(lambda: self.device.leaving(done))
 
     def opened(self) -> None:
-        """The guest is told that the channel is open. Tells the device, and reads what the guest wrote already."""
+        """Call the device's `opened`, and read packets that the guest has already written."""
         self.was_opened = True
         self._guarded(lambda: self.device.opened(self))
         self._guarded(self._read)
 
     def signalled(self) -> None:
-        """The guest signalled: it wrote a packet, or read some of a full ring."""
+        """Handle the guest's signal: it wrote a packet, or read from a full ring."""
         self.signals_in += 1
         if trace.channel_signalled.on:
             trace.channel_signalled(self.relid)
@@ -258,7 +258,7 @@ class Channel:
         self._read()
 
     def close(self) -> None:
-        """End everything: timers, queue, waiters; then tell the device, if it knew."""
+        """Drop timers, queue and waiters; then call the device's `closed`, if `opened` was called."""
         self._is_open = False
         self.timers.end()
         if self._poll:
@@ -272,11 +272,11 @@ class Channel:
     # Reading
 
     def _read(self) -> None:
-        """Take up to PACKETS_PER_STEP packets or BYTES_PER_STEP; go on in the next turn if there may be more."""
+        """Read up to PACKETS_PER_STEP packets or BYTES_PER_STEP; go on in the next turn if there may be more."""
         if not self.was_opened or not self._is_open or self.broken or self._continuing:
             return
         if self._held():
-            return  # _flush or complete comes back to it
+            return  # _flush or complete resumes reading
         limit = PACKETS_PER_STEP
         if own := self.device.OWN_COMPLETIONS:
             limit = min(limit, own - self.outstanding)
@@ -297,7 +297,7 @@ class Channel:
             self._read_later()
 
     def _held(self) -> bool:
-        """Whether nothing is read because of what was read before: answers wait for room, or for the device."""
+        """Whether reading is suspended: answers to earlier packets are queued, or the device owes completions."""
         own = self.device.OWN_COMPLETIONS
         return len(self._queue) >= REPLY_QUEUE_LIMIT or (bool(own) and self.outstanding >= own)
 
@@ -324,7 +324,7 @@ class Channel:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
     def _answered(self, transaction_id: int) -> None:
-        """A packet is completed, or refused; if others had to wait for that, read on."""
+        """Note that a packet was completed or refused; resume reading if it was suspended for that."""
         was_held = self._held()
         if self._requests[transaction_id] > 1:
             self._requests[transaction_id] -= 1
@@ -334,8 +334,8 @@ class Channel:
             self._read_later()
 
     def _guarded(self, callback: Callable[[], Any]) -> bool:
-        """Run a device's code, or the channel's own; what the guest did wrong ends here, and what we did. True: it
-        went well."""
+        """Run a callback of the device or the channel; refuse on GuestError, contain other exceptions. Return whether
+        it succeeded."""
         try:
             callback()
             return True
@@ -360,7 +360,7 @@ class Channel:
         self._flush()
 
     def _check_size(self, payload_size: int) -> None:
-        """Raise GuestProtocolError for a payload that no `write` would ever take: the guest chose the ring's size."""
+        """Raise GuestProtocolError for a payload that never fits into the ring, whose size the guest chose."""
         if payload_size > self._writer.max_payload:
             raise GuestProtocolError(
                 f"{self.name}: a payload of {payload_size} bytes never fits, the ring of {self._writer.size} bytes"
@@ -368,7 +368,7 @@ class Channel:
             )
 
     def _flush(self) -> None:
-        """Write what waits, then serve waiters, as far as there is room; ask to be signalled for the rest."""
+        """Write queued packets, then call `when_room` waiters, while there is room; request a signal for the rest."""
         if self._flushing or not self._is_open or self.broken:
             return
         self._flushing = True
@@ -406,7 +406,7 @@ class Channel:
         self._bus.notify(self._served)
 
     def _poll_if_needed(self) -> None:
-        """Look again soon if the guest will not signal room by itself."""
+        """Start polling for room if the guest does not signal it."""
         if not self._writer.guest_signals_room and self._poll is None:
             self._poll = self._loop.after(FULL_RING_POLL, self._polled)
 

@@ -1,4 +1,4 @@
-"""The channels of a bus: by relid, as the guest names them, and by key, as we do; and which of them have to wait.
+"""Table of a bus's channels: by relid, by key, and those that wait for a relid.
 
 A relid stays taken after its channel was removed until the guest releases it. A channel of the same key, and the
 primary channel of the same instance, get theirs only then.
@@ -13,15 +13,15 @@ from pyvmm.vmbus.states import Hidden, Rescinded, ServedChannel
 
 
 class ChannelTable:
-    """Bookkeeping alone: the server changes states and tells the guest."""
+    """Index of channels; the server changes their states and sends the messages."""
 
     def __init__(self) -> None:
-        self.by_relid: dict[int, ServedChannel] = {}  # those included that the guest has to release
-        self.by_key: dict[ChannelKey, ServedChannel] = {}  # what was added and not removed since
+        self.by_relid: dict[int, ServedChannel] = {}  # includes removed channels not released by the guest yet
+        self.by_key: dict[ChannelKey, ServedChannel] = {}  # added and not removed
         self.waiting: list[ServedChannel] = []  # without a relid until another is released
 
     def add(self, offer: Offer, device_id: int) -> ServedChannel:
-        """A new channel; its relid is 0 if it has to wait. Raises ConfigError if there are RELID_MAX."""
+        """Return a new channel; its relid is 0 if it has to wait. Raises ConfigError if there are RELID_MAX."""
         # Linux takes a primary channel for one that it knows when the instance is the same, whatever the type.
         same = [k for k in self.by_key if k == offer.key or (not offer.sub_channel and k.instance == offer.instance)]
         assert not same, f"{offer.name} is on the bus already"
@@ -34,7 +34,7 @@ class ChannelTable:
         return channel
 
     def remove(self, channel: ServedChannel) -> bool:
-        """Free the channel's key. False: it was waiting, and that is all there is to do."""
+        """Free the channel's key. Return False if it was waiting for a relid, which needs no further action."""
         if self.by_key.get(channel.offer.key) is channel:
             del self.by_key[channel.offer.key]
         if channel in self.waiting:
@@ -43,20 +43,20 @@ class ChannelTable:
         return True
 
     def sub_channels(self, primary: ServedChannel) -> list[ServedChannel]:
-        """The sub-channels of a primary channel's device; none for a sub-channel."""
+        """Return the sub-channels of a primary channel's device; none for a sub-channel."""
         if primary.offer.sub_channel:
             return []
         name = primary.offer.key[:2]
         return [each for key, each in self.by_key.items() if key.sub_channel and key[:2] == name]
 
     def release(self, channel: ServedChannel) -> list[ServedChannel]:
-        """Free the channel's relid. Which channels have waited for that and have a relid now."""
+        """Free the channel's relid. Return the channels that waited for it and have a relid now."""
         del self.by_relid[channel.relid]
         return self._place_waiting()
 
     def start_afresh(self) -> list[ServedChannel]:
-        """No guest knows any relid: drop sub-channels and what was rescinded; who waited has a relid now. What was
-        dropped and had one."""
+        """Forget the guest's relids: drop sub-channels and rescinded channels, assign relids to waiting ones. Return
+        the dropped channels that had a relid."""
         dropped = [c for c in self.by_relid.values() if isinstance(c.state, Rescinded) or c.offer.sub_channel]
         for channel in [*dropped, *(c for c in self.waiting if c.offer.sub_channel)]:
             if self.remove(channel):
@@ -65,14 +65,14 @@ class ChannelTable:
         return dropped
 
     def known(self, relid: int) -> ServedChannel:
-        """The channel. Raises GuestProtocolError if the guest was not told of it."""
+        """Return the channel. Raises GuestProtocolError if it was not offered to the guest."""
         channel = self.by_relid.get(relid)
         if channel is None or isinstance(channel.state, Hidden):
             raise GuestProtocolError(f"channel {relid} was not offered")
         return channel
 
     def _must_wait(self, channel: ServedChannel) -> bool:
-        """Whether the guest has to release a channel first, for which it would take this one."""
+        """Whether the guest must first release another channel, with which it would confuse this one."""
         offer = channel.offer
         return any(
             isinstance(c.state, Rescinded)

@@ -1,4 +1,4 @@
-"""What a device on the VMBus is: an offer that names it (`offer`), and calls that tell it what the guest does.
+"""Base class of VMBus devices: an offer that identifies the device (`offer`), and callbacks for the guest's actions.
 
     opened(channel)            for each channel: the primary one, and sub-channels that the device had offered
     packet(channel, packet)    the default hands the payload of in-band packets to received(payload)
@@ -30,24 +30,24 @@ class VmbusDevice:
 
     OFFER: ClassVar[Offer]
     OWN_COMPLETIONS: ClassVar[int] = 0
-    """Packets of a channel that may wait for a `Channel.complete` of the device; with so many nothing more is read.
-    0: the channel completes each packet that asks for it when `packet` returns, with no payload."""
+    """Limit of packets per channel that await the device's `Channel.complete`; at the limit reading stops.
+    0: the channel completes each packet that requests it when `packet` returns, with no payload."""
     number: int = 0
-    """Counts the devices of one kind in a machine. Set before the device is put on the bus."""
+    """Number of this device among those of its kind in a machine. Set before the device is added to the bus."""
 
     @property
     def offer(self) -> Offer:
-        """What is offered: the class's OFFER; from the second of its kind on, with an instance of its own."""
+        """Return the offer: the class's OFFER; from the second of its kind on, with an instance of its own."""
         return self.OFFER if not self.number else _numbered(self.OFFER, self.number)
 
     def opened(self, channel: Channel) -> None:
-        """The guest's driver opened a channel; it is usable from now until `closed`.
+        """Handle a channel that the guest's driver has opened; it is usable until `closed`.
 
-        `channel.sub_channel` tells which one, `channel.user_data` what the driver wrote into its OPEN.
+        `channel.sub_channel` is its number, `channel.user_data` the driver's data from OPEN.
         """
 
     def packet(self, channel: Channel, packet: Packet) -> None:
-        """One packet of any type. The default hands payloads of in-band packets to `received` and refuses others.
+        """Handle one packet of any type. The default passes in-band payloads to `received` and refuses other packets.
 
         A GuestError raised here is traced and counted, and the channel goes on; the packet is not completed then.
         """
@@ -56,26 +56,26 @@ class VmbusDevice:
         self.received(packet.payload)
 
     def received(self, payload: bytes) -> None:
-        """The payload of an in-band packet, padded to a multiple of 8 bytes: a ring keeps no exact lengths."""
+        """Handle the payload of an in-band packet, padded to a multiple of 8 bytes: a ring keeps no exact lengths."""
 
     def leaving(self, done: Callable[[], object]) -> None:
-        """The bus is about to take the device away while its primary channel is open. Linux reads nothing more after
-        that, so answer now what it waits for and call `done()`; the bus waits LEAVING_SECONDS at most."""
+        """Finish before the bus rescinds the device while its primary channel is open. Linux reads nothing more after
+        the RESCIND, so answer pending requests and call `done()`; the bus waits LEAVING_SECONDS at most."""
         done()
 
     def closed(self, channel: Channel) -> None:
-        """A channel is gone: closed by the guest, rescinded, or the whole bus started afresh. Its timers are
-        cancelled and what it still had to send is dropped. Comes once for each `opened`."""
+        """Handle the end of a channel: closed by the guest, rescinded, or the bus was reset. Its timers are cancelled
+        and its queued packets dropped. Called once for each `opened`."""
 
     def restarted(self) -> None:
-        """A guest's kernel made contact with the bus, for the first time or anew (module loaded again, kexec, crash
-        kernel): nothing is agreed any more. No channel is open."""
+        """Handle a kernel's contact with the bus, the first or a later one (module reload, kexec, crash kernel): all
+        earlier agreements are void. No channel is open."""
 
     def reset(self) -> None:
-        """The machine was reset: back to the state at power-on. Comes after `closed` if a channel was open."""
+        """Return to power-on state after a machine reset. Called after `closed` if a channel was open."""
 
 
 @lru_cache
 def _numbered(offer: Offer, number: int) -> Offer:
-    """The offer of a device that is not the first of its kind, the same in each run."""
+    """Return the offer of a device that is not the first of its kind; it is the same in each run."""
     return replace(offer, instance=uuid5(offer.instance, str(number)))

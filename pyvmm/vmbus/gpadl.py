@@ -1,4 +1,4 @@
-"""GPADLs (guest physical address descriptor lists): the guest lends memory to the host by listing its pages.
+"""GPADLs (guest physical address descriptor lists): the guest shares memory with the host by listing its pages.
 
 Source: Linux drivers/hv/channel.c, create_gpadl_header(); include/linux/hyperv.h, struct gpa_range.
 
@@ -23,9 +23,9 @@ from pyvmm.vmbus.protocol import GpadlBody, GpadlHeader, Status
 
 WORD_SIZE = 8
 GPADL_LIMIT = 4096
-"""Lists lent or still coming in: Linux needs one per ring and a few per network device."""
+"""Limit of GPADLs, established or pending: Linux needs one per ring and a few per network device."""
 GPADL_PAGES_LIMIT = 1280 << 8
-"""Pages lent in all, 1280 MiB: what newer Hyper-V hosts allow. Keeps a hostile guest from filling our memory."""
+"""Limit of pages in all GPADLs, 1280 MiB, as in newer Hyper-V hosts. Bounds the memory used by a hostile guest."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class GpaRange:
     pages: list[int]
 
     def gpas(self) -> list[tuple[int, int]]:
-        """The bytes as (guest physical address, length), neighbours merged."""
+        """Return the range as (guest physical address, length), neighbours merged."""
         runs: list[tuple[int, int]] = []
         left, skip = self.length, self.offset
         for page in self.pages:
@@ -51,38 +51,38 @@ class GpaRange:
         return runs
 
     def read(self, memory: GuestMemory) -> bytes:
-        """A copy of all bytes. Raises GuestMemoryError if a page is not RAM."""
+        """Return a copy of all bytes. Raises GuestMemoryError if a page is not RAM."""
         return b"".join(memory.read(gpa, length) for gpa, length in self.gpas())
 
     def views(self, memory: GuestMemory) -> list[memoryview]:
-        """The bytes, live. Raises GuestMemoryError if a page is not RAM."""
+        """Return live views of the bytes. Raises GuestMemoryError if a page is not RAM."""
         return [memory.view(gpa, length) for gpa, length in self.gpas()]
 
 
 @dataclass(slots=True)
 class Gpadl:
-    """A complete list, lent for the channel `relid`."""
+    """An established GPADL of the channel `relid`."""
 
     id: int
     relid: int
     ranges: list[GpaRange]
-    torn_down: bool = False  # the guest asked for it while a channel still used it
+    torn_down: bool = False  # the guest requested the teardown while a channel still used it
 
     @property
     def page_count(self) -> int:
-        """Pages of all ranges."""
+        """Return the number of pages of all ranges."""
         return sum(len(each.pages) for each in self.ranges)
 
     def read(self, memory: GuestMemory, range_index: int = 0) -> bytes:
-        """A copy of all bytes of one range. Raises GuestMemoryError if a page is no longer RAM."""
+        """Return a copy of all bytes of one range. Raises GuestMemoryError if a page is no longer RAM."""
         return self.ranges[range_index].read(memory)
 
     def views(self, memory: GuestMemory, range_index: int = 0) -> list[memoryview]:
-        """One range's bytes, live. Raises GuestMemoryError if a page is no longer RAM."""
+        """Return live views of one range's bytes. Raises GuestMemoryError if a page is no longer RAM."""
         return self.ranges[range_index].views(memory)
 
     def ring_pages(self) -> list[int]:
-        """The pages, for a pair of rings: one range of whole pages. Raises GuestProtocolError for anything else.
+        """Return the pages for a pair of rings: one range of whole pages. Raises GuestProtocolError otherwise.
 
         They are 8190 at most, 32 MiB: a list's size in bytes is a u16.
         """
@@ -93,8 +93,8 @@ class Gpadl:
 
 @dataclass(slots=True)
 class GpadlAssembly:
-    """A list that is still coming in; each message's words are checked when they come, so that the last has no more
-    to do than the others. Raises GuestProtocolError when the announcement makes no sense.
+    """A pending (partially received) GPADL; each message's words are checked on arrival, so that the last message
+    takes no longer than the others. Raises GuestProtocolError if the announced sizes are invalid.
     """
 
     id: int
@@ -103,9 +103,9 @@ class GpadlAssembly:
     range_count: int
     ranges: list[GpaRange] = field(default_factory=list)
     missing: int = 0
-    """Words still to come."""
+    """Number of words not received yet."""
     frames_missing: int = 0
-    """Of the range that came last."""
+    """Number of pages missing in the last range."""
 
     def __post_init__(self) -> None:
         if (
@@ -117,7 +117,7 @@ class GpadlAssembly:
         self.missing = self.range_bytes // WORD_SIZE
 
     def add(self, words: tuple[int, ...], memory: GuestMemory) -> None:
-        """Take the words of one message. Raises GuestProtocolError for more than are missing, or none, or ranges that
+        """Add the words of one message. Raises GuestProtocolError for more than are missing, or none, or ranges that
         do not fill the list; GuestMemoryError for a page that is not RAM.
         """
         if not words or len(words) > self.missing:
@@ -149,7 +149,7 @@ def _page(memory: GuestMemory, frame: int) -> int:
 
 
 class GpadlRefused(GuestProtocolError):
-    """A list that is not taken; the guest is answered with `status`."""
+    """A refused GPADL; the guest is answered with `status`."""
 
     def __init__(self, relid: int, gpadl: int, status: int, reason: str) -> None:
         super().__init__(f"gpadl {gpadl:#x}: {reason}")
@@ -159,16 +159,16 @@ class GpadlRefused(GuestProtocolError):
 
 
 class GpadlTable:
-    """All lists of one guest, complete or still coming in, within GPADL_LIMIT and GPADL_PAGES_LIMIT."""
+    """All GPADLs of one guest, established or pending, within GPADL_LIMIT and GPADL_PAGES_LIMIT."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self.lists: dict[int, Gpadl] = {}  # complete, by id
+        self.lists: dict[int, Gpadl] = {}  # established, by id
         self._coming: dict[int, GpadlAssembly] = {}
-        self._pages = 0  # of complete lists, and words announced for those still coming in
+        self._pages = 0  # of established GPADLs, and words announced for pending ones
         self._memory = memory
 
     def begin(self, message: GpadlHeader) -> Gpadl | None:
-        """Start a list; the list if it is complete already. Raises GpadlRefused."""
+        """Start a GPADL; return it if it is complete already. Raises GpadlRefused."""
         relid, gpadl = message.relid, message.gpadl
         if gpadl in self.lists or gpadl in self._coming:
             raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, "exists already")
@@ -185,8 +185,8 @@ class GpadlTable:
         return self._add(assembly, message.words)
 
     def extend(self, message: GpadlBody) -> Gpadl | None:
-        """Go on with a list; the list if it is complete now. Raises GpadlRefused, or GuestProtocolError if there is
-        no such list."""
+        """Add a body to a pending GPADL; return it if it is complete now. Raises GpadlRefused, or GuestProtocolError
+        if there is no such GPADL."""
         assembly = self._coming.get(message.gpadl)
         if assembly is None:
             raise GuestProtocolError(f"body of gpadl {message.gpadl:#x}, which is not being made")
@@ -206,24 +206,24 @@ class GpadlTable:
         return gpadl
 
     def _drop(self, assembly: GpadlAssembly) -> None:
-        """It is complete, or of no use."""
+        """Remove a pending GPADL that is complete or invalid."""
         del self._coming[assembly.id]
         self._pages -= assembly.range_bytes // WORD_SIZE
 
     def remove(self, gpadl: Gpadl) -> None:
-        """Take a complete list back."""
+        """Remove an established GPADL."""
         del self.lists[gpadl.id]
         self._pages -= gpadl.page_count
 
     def get(self, gpadl: int, relid: int) -> Gpadl:
-        """The complete list `gpadl` of the channel `relid`. Raises GuestProtocolError if there is none."""
+        """Return the established GPADL `gpadl` of the channel `relid`. Raises GuestProtocolError if there is none."""
         found = self.lists.get(gpadl)
         if found is None or found.relid != relid:
             raise GuestProtocolError(f"gpadl {gpadl:#x} is not lent for channel {relid}")
         return found
 
     def forget(self, relid: int) -> None:
-        """Drop everything of one channel."""
+        """Drop all GPADLs of one channel."""
         for gpadl in [each for each in self.lists.values() if each.relid == relid]:
             self.remove(gpadl)
         for assembly in [each for each in self._coming.values() if each.relid == relid]:

@@ -1,9 +1,9 @@
-"""The mailbox of a machine's VMBus: the guest's messages that wait to be served, and ours that wait for its slot.
+"""The mailbox of a machine's VMBus: queues of incoming messages, and of outgoing ones that wait for the SynIC slot.
 
 Source: Linux drivers/hv/hv.c, hv_post_message() for the statuses a guest understands; QEMU hw/hyperv/vmbus.c.
 
     vCPU thread   HvPostMessage -> _listen: checks, queue, status
-    loop thread   _serve -> receive(message), as long as the guest reads what it is answered
+    loop thread   _serve -> receive(message), as long as the guest reads the answers
                   post -> partition.post_message, one at a time
 """
 
@@ -26,13 +26,13 @@ from pyvmm.vmbus.states import Post
 from pyvmm.vmbus.timers import Scheduler
 
 RECEIVE_QUEUE_LIMIT = 64
-"""Messages taken from the guest and not served yet. A longer queue is answered with "insufficient buffers", and Linux
-tries again after a while; QEMU holds 16."""
+"""Limit of incoming messages not served yet. When the queue is full the answer is "insufficient buffers", and Linux
+retries after a while; QEMU holds 16."""
 OUTBOX_LIMIT = 64
-"""Messages to the guest that are not in its slot yet. Above it nothing more of the guest is served, so that one which
-asks and never reads costs us no more than this."""
+"""Limit of outgoing messages not in the guest's slot yet. Above it no incoming message is served, which bounds the
+memory used for a guest that sends requests and never reads."""
 MESSAGES_PER_STEP = 16
-"""Messages served before the loop gets a turn."""
+"""Limit of messages served per step."""
 STEP_SECONDS = 0.005
 """Seconds after which a step ends as well: opening a channel with the largest rings there are (32 MiB) costs 5 ms."""
 
@@ -40,7 +40,7 @@ _STARTS_AFRESH = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
 
 
 class Incoming(NamedTuple):
-    """A message of the guest: its type, the connection it came over, and all of its bytes."""
+    """A message of the guest: its type, connection, and all of its bytes."""
 
     kind: int
     connection_id: int
@@ -48,7 +48,7 @@ class Incoming(NamedTuple):
 
 
 class Mailbox:
-    """Both queues. All methods belong to the loop's thread, but for the listener, which the partition calls.
+    """The queues of both directions. All methods belong to the loop's thread, except the partition's listener.
 
     `receive(message)` serves one message and must not raise; refusals of the partition are counted in `refused`.
     """
@@ -69,7 +69,7 @@ class Mailbox:
         self._queue_lock = threading.Lock()  # the queue and _serving, shared with vCPU threads
         self._serving = False
         self._outbox: deque[Post] = deque()
-        self._in_flight = False  # one message at a time is with the partition, as in QEMU: its queue is bounded too
+        self._in_flight = False  # the partition holds one message at a time, as in QEMU: its queue is bounded too
         self._posting = False
         self._epoch = 0  # counts calls of drop, to tell late answers for dropped messages
         self._connections = {protocol.CONTACT_CONNECTION_OLD}
@@ -80,12 +80,12 @@ class Mailbox:
     # From the guest
 
     def forget_received(self) -> None:
-        """Drop the messages that were not served yet."""
+        """Drop incoming messages that were not served yet."""
         with self._queue_lock:
             self._queue.clear()
 
     def _listen(self, connection_id: int, message_type: int, payload: bytes) -> int:
-        """HvPostMessage, on a vCPU thread. Linux tries again on "insufficient buffers"; "invalid connection" on a
+        """Handle HvPostMessage, on a vCPU thread. Linux retries on "insufficient buffers"; "invalid connection" on a
         contact makes it try the next version at once."""
         status, reason = HypercallStatus.SUCCESS, ""
         if connection_id not in self._connections:
@@ -107,7 +107,7 @@ class Mailbox:
     def _enqueue(self, kind: int, connection_id: int, payload: bytes) -> bool:
         with self._queue_lock:
             if kind in _STARTS_AFRESH:
-                self._queue.clear()  # moot now, and a crashed guest must not find the door shut
+                self._queue.clear()  # obsolete now, and a crashed guest's contact must not find a full queue
             elif len(self._queue) >= RECEIVE_QUEUE_LIMIT:
                 return False
             self._queue.append(Incoming(kind, connection_id, payload))
@@ -118,7 +118,7 @@ class Mailbox:
         return True
 
     def _serve(self) -> None:
-        """Serve what is queued, MESSAGES_PER_STEP or STEP_SECONDS at most, as long as the guest reads its answers."""
+        """Serve queued messages, MESSAGES_PER_STEP or STEP_SECONDS at most, while the guest reads its answers."""
         until = monotonic() + STEP_SECONDS
         for _ in range(MESSAGES_PER_STEP):
             with self._queue_lock:
@@ -137,19 +137,19 @@ class Mailbox:
     # To the guest
 
     def post(self, message: Post) -> None:
-        """Send a message once all before it are out."""
+        """Queue a message for the guest."""
         self._outbox.append(message)
         self._flush()
 
     def drop(self) -> None:
-        """Forget what the guest has not seen yet."""
+        """Drop outgoing messages that are not in the guest's slot yet."""
         self._partition.drop_messages(protocol.SINT)
         self._outbox.clear()
         self._in_flight = False
         self._epoch += 1
 
     def _flush(self) -> None:
-        """Hand the partition the next message, once the one before lies in the slot."""
+        """Pass the next message to the partition, once the previous one is in the slot."""
         if self._posting:
             return
         self._posting = True
@@ -169,7 +169,7 @@ class Mailbox:
         self._partition.post_message(message.vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, message.payload, done)
 
     def _posted(self, epoch: int, status: int) -> None:
-        """The partition tells what became of a message."""
+        """Handle the partition's status of a message."""
         if trace.msg_cb.on:
             trace.msg_cb(status)
         if status == -errno.EAGAIN or epoch != self._epoch:
@@ -181,7 +181,7 @@ class Mailbox:
         self._serve_on()
 
     def _serve_on(self) -> None:
-        """The guest read something: serve on if that was what we waited for."""
+        """Resume serving after the guest has read a message, if serving was suspended for that."""
         with self._queue_lock:
             if self._serving or not self._queue or self._held():
                 return

@@ -1,4 +1,4 @@
-"""What a guest is told of a device before it opens the device's channel.
+"""Offers: the description of a device that a guest gets before it opens the device's channel.
 
 Source: Linux include/linux/hyperv.h, struct vmbus_channel_offer.
 """
@@ -11,7 +11,7 @@ from uuid import UUID
 
 
 class ChannelKey(NamedTuple):
-    """What names a channel on the bus. The channels of one device differ in `sub_channel` alone."""
+    """Identifies a channel on the bus. The channels of one device differ in `sub_channel` alone."""
 
     type: UUID
     instance: UUID
@@ -20,7 +20,7 @@ class ChannelKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the guest learns of a device before it opens the channel.
+    """An offer: describes a device to the guest before it opens the channel.
 
     `type` selects the guest's driver, `instance` names this very device: Linux makes its sysfs name from it and
     finds it again by it after hibernation, so it must stay the same across resets and re-offers.
@@ -39,5 +39,5 @@ class Offer:
 
     @property
     def key(self) -> ChannelKey:
-        """The channel's name on the bus."""
+        """Return the key that identifies the channel on the bus."""
         return ChannelKey(self.type, self.instance, self.sub_channel)

@@ -1,12 +1,12 @@
-"""Packets of a channel, and the descriptors by which two types of them point at other memory of the guest.
+"""Packets of a channel, and the descriptors with which two packet types refer to other guest memory.
 
 Source: Linux include/linux/hyperv.h, struct vmdata_gpa_direct and vmtransfer_page_packet_header.
 
     TRANSFER_PAGES  host to guest   set u16 | sender owns the set u8 | 0 u8 | count u32 | (length u32, offset u32) ...
     GPA_DIRECT      guest to host   0 u32 | count u32 | (length u32, offset u32, frame u64 ...) ...
 
-The ranges of the first lie in memory that was lent before (a GPADL, which guest and host know by the set's number);
-the frames of the second are lent by the packet, until it is completed. Where they lie in a packet `ring` shows.
+The ranges of the first lie in an established GPADL, which the set's number identifies; the frames of the second are
+shared by the packet itself, until it is completed. `ring` shows the descriptor's place in a packet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIRECT_PAGES_LIMIT = 2048
 
 
 class PacketType(IntEnum):
-    """VM_PKT_*: those that are seen on Linux's channels."""
+    """VM_PKT_*: the types that occur on Linux's channels."""
 
     IN_BAND = 6
     TRANSFER_PAGES = 7
@@ -41,7 +41,7 @@ class PacketFlag(IntFlag):
 class Packet:
     """One packet. `payload` is padded to 8 bytes when it comes out of a ring: the format has no exact length.
 
-    `descriptor` is what lies between the header and the payload, whole units of 8 bytes; in most packets nothing.
+    `descriptor` lies between the header and the payload, in whole units of 8 bytes; in most packets it is empty.
     """
 
     type: int
@@ -52,12 +52,12 @@ class Packet:
 
     @property
     def size(self) -> int:
-        """Bytes behind the header, padding not included."""
+        """Return the bytes after the header, padding not included."""
         return len(self.descriptor) + len(self.payload)
 
 
 def parse_direct(descriptor: bytes) -> list[GpaRange]:
-    """The ranges of a GPA_DIRECT packet; whether they are RAM shows when they are used. Raises WireError if they do
+    """Return the ranges of a GPA_DIRECT packet; whether they are RAM is checked on use. Raises WireError if they do
     not fit into the descriptor, GuestProtocolError if they are empty, odd or more than DIRECT_PAGES_LIMIT.
     """
     if len(descriptor) < 8:
@@ -83,5 +83,5 @@ def parse_direct(descriptor: bytes) -> list[GpaRange]:
 
 
 def transfer_pages(set_number: int, ranges: Sequence[tuple[int, int]]) -> bytes:
-    """The descriptor of a TRANSFER_PAGES packet with (length, offset) of each range."""
+    """Return the descriptor of a TRANSFER_PAGES packet with (length, offset) of each range."""
     return pack("<HBBI", set_number, 0, 0, len(ranges)) + b"".join(pack("<II", *each) for each in ranges)

@@ -50,7 +50,7 @@ _TRAILER = Struct("<II")
 
 
 class BrokenRing(GuestError):
-    """The ring holds indices or lengths that cannot be; nothing after that can be trusted."""
+    """The ring contains invalid indices or lengths; nothing after that can be trusted."""
 
 
 MAX_PAYLOAD = PACKET_LIMIT - HEADER_SIZE
@@ -58,7 +58,7 @@ MAX_PAYLOAD = PACKET_LIMIT - HEADER_SIZE
 
 
 def packet_size(payload_size: int) -> int:
-    """Bytes of ring a packet takes: header, padded payload (with its descriptor), trailer."""
+    """Return the bytes of ring that a packet takes: header, padded payload (with its descriptor), trailer."""
     return HEADER_SIZE + (payload_size + 7 & ~7) + TRAILER_SIZE
 
 
@@ -93,7 +93,7 @@ class Ring:
         return value
 
     def copy_out(self, start: int, length: int) -> bytes:
-        """`length` bytes (at most `size`) of the data area from `start`, wrapping at its end."""
+        """Return `length` bytes (at most `size`) of the data area from `start`, wrapping at its end."""
         piece = bisect_right(self._starts, start) - 1
         skip = start - self._starts[piece]
         data = bytes(self._pieces[piece][skip : skip + length])
@@ -133,14 +133,14 @@ class RingReader:
         self._published = self._next
 
     def available(self) -> int:
-        """Bytes that wait to be read. Raises BrokenRing."""
+        """Return the number of bytes to be read. Raises BrokenRing."""
         return (self._ring.index(WRITE_INDEX) - self._next) % self.size
 
     def read(self, limit: int, most_bytes: int | None = None) -> list[Packet]:
-        """Up to `limit` packets, the last of which may exceed `most_bytes` (of the ring) together with those before.
-        The guest sees their room as free only after `publish`.
+        """Return up to `limit` packets; the last one may bring their sum above `most_bytes` (of the ring). The guest
+        sees their room as free only after `publish`.
 
-        Raises BrokenRing where what lies in the ring cannot be a packet, once all packets before it were returned.
+        Raises BrokenRing at an invalid packet, once all packets before it were returned.
         """
         ring, size, position = self._ring, self.size, self._next
         left = (ring.index(WRITE_INDEX) - position) % size
@@ -168,7 +168,7 @@ class RingReader:
         return packets
 
     def publish(self) -> bool:
-        """Tell the guest what was read. True: it waits for that much room and must be signalled."""
+        """Store the read index. True: the guest waits for that much room and must be signalled."""
         if self._next == self._published:
             return False
         words, size = self._ring.words, self.size
@@ -181,11 +181,11 @@ class RingReader:
         return pending != 0 and size - (self._ring.index(WRITE_INDEX) - self._next) % size > pending
 
     def mask(self) -> None:
-        """Ask the guest not to signal while we read anyway."""
+        """Set the interrupt mask: the guest does not signal while we read anyway."""
         self._ring.words[INTERRUPT_MASK] = 1
 
     def unmask(self) -> bool:
-        """Ask for signals again. True: something came meanwhile and will not be signalled, so read on."""
+        """Clear the interrupt mask. True: a packet came meanwhile and will not be signalled, so read on."""
         self._ring.words[INTERRUPT_MASK] = 0
         # Mask before write index. Partner: hv_signal_on_write, whose virt_mb() stands between storing the write
         # index and reading our mask. One of the two sides must see the other's store.
@@ -203,33 +203,33 @@ class RingWriter:
         self._requested = False
 
     def _free(self) -> int:
-        """Bytes free, one of which must stay so."""
+        """Return the free bytes, one of which must stay free."""
         return self.size - (self._next - self._ring.index(READ_INDEX)) % self.size
 
     def used(self) -> int:
-        """Bytes that the guest has not read yet. Raises BrokenRing."""
+        """Return the number of bytes that the guest has not read yet. Raises BrokenRing."""
         return self.size - self._free()
 
     @property
     def guest_signals_room(self) -> bool:
-        """Whether the guest promised to look at our pending size."""
+        """Whether the guest supports the pending size (its feature bit)."""
         return bool(self._ring.words[FEATURE_BITS] & FEATURE_PENDING_SEND_SIZE)
 
     @property
     def max_payload(self) -> int:
-        """The largest payload that `write` ever takes: PACKET_LIMIT, or less in a ring of one data page (4064)."""
+        """Return the largest payload that fits into the ring: PACKET_LIMIT, or less with one data page (4064)."""
         return min(MAX_PAYLOAD, (self.size - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7)
 
     def room(self) -> int:
-        """The largest payload that `write` would take now. Raises BrokenRing."""
+        """Return the largest payload for which there is room now. Raises BrokenRing."""
         return max(0, min(MAX_PAYLOAD, (self._free() - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7))
 
     def has_room(self, payload_size: int) -> bool:
-        """Whether `write` would take such a payload now. Raises BrokenRing."""
+        """Whether there is room for such a payload now. Raises BrokenRing."""
         return packet_size(payload_size) < self._free()
 
     def request_room(self, payload_size: int) -> bool:
-        """Ask the guest to signal once such a payload fits. True: it fits already."""
+        """Request a signal once such a payload fits (pending size). True: it fits already."""
         self._ring.words[PENDING_SEND_SIZE] = packet_size(payload_size)
         self._requested = True
         # Pending size before read index. Partner: hv_pkt_iter_close, whose virt_mb() stands between storing the read
@@ -238,7 +238,7 @@ class RingWriter:
         return self.has_room(payload_size)
 
     def clear_request(self) -> None:
-        """Room is not waited for any longer."""
+        """Withdraw the request for a signal."""
         if self._requested:
             self._ring.words[PENDING_SEND_SIZE] = 0
             self._requested = False

@@ -1,4 +1,4 @@
-"""The VMBus server: what each message of the guest means and what is answered. No I/O: actions go to a queue.
+"""The VMBus server: handles each message of the guest and determines the answer. No I/O: actions go to a queue.
 
 Source: Linux drivers/hv/connection.c and channel_mgmt.c for the guest's side; OpenVMM vmbus_server for the host's.
 
@@ -10,7 +10,7 @@ Source: Linux drivers/hv/connection.c and channel_mgmt.c for the guest's side; O
                  any --contact / UNLOAD / reset--> Hidden (Rescinded, and sub-channels: gone)
     sub-channels exist while their primary is Open: its CLOSE and its removal rescind them, before itself
 
-`receive` is the message entry: it never raises for what a guest sent, but counts it in `refused`. A request that has
+`receive` is the message entry: it never raises for a guest's error, but counts it in `refused`. A request that has
 an answer gets one even when it is refused, because Linux waits for most of them without a time limit.
 """
 
@@ -52,7 +52,7 @@ from pyvmm.vmbus.states import (
 
 
 class Server:
-    """One guest's bus. Loop thread. After each call do what lies in `actions`, first in first out."""
+    """State of one guest's bus. Used on the loop thread. After each call perform `actions` in order."""
 
     def __init__(self, memory: GuestMemory, *, vp_count: int = 1, max_version: int = protocol.LATEST_VERSION) -> None:
         self.actions: deque[Action] = deque()
@@ -68,7 +68,7 @@ class Server:
     # The host's side
 
     def add(self, offer: Offer, device_id: int = 0) -> ServedChannel:
-        """Offer a channel: at once if the guest already asked, else when it does. Raises ConfigError on a full bus.
+        """Offer a channel: at once if the guest has requested offers, else then. Raises ConfigError on a full bus.
 
         A channel that was just removed is offered again only after the guest has released the old relid.
         """
@@ -78,7 +78,7 @@ class Server:
         return channel
 
     def remove(self, channel: ServedChannel) -> None:
-        """Take a channel away, rescinding its offer if the guest knows it; a primary's sub-channels go first."""
+        """Remove a channel, rescinding its offer if the guest has it; a primary's sub-channels go first."""
         for each in self._table.sub_channels(channel):
             self.remove(each)
         if not self._table.remove(channel):
@@ -93,7 +93,7 @@ class Server:
             self._post(protocol.Rescind(channel.relid))
 
     def open_done(self, channel: ServedChannel, status: int) -> None:
-        """Answer to OpenRings: 0, or why there are no rings."""
+        """Handle the result of OpenRings: `status` is 0, or the reason why there are no rings."""
         match channel.state:
             case Opening(open_id, gpadl, target_vp):
                 if status:
@@ -107,7 +107,7 @@ class Server:
                 pass  # closed or rescinded since
 
     def reset(self, reason: str) -> None:
-        """Back to a bus no guest has touched; devices stay and will be offered again under their old relids."""
+        """Return to the initial state; devices stay and will be offered again under their old relids."""
         if trace.reset.on:
             trace.reset(reason)
         self.actions.append(DropMessages())
@@ -122,7 +122,7 @@ class Server:
     # The guest's side
 
     def receive(self, data: bytes, connection_id: int) -> None:
-        """One message that came over `connection_id`."""
+        """Handle one message that came over `connection_id`."""
         kind = int.from_bytes(data[:4], "little")
         if trace.process_incoming_message.on:
             trace.process_incoming_message(kind)
@@ -211,7 +211,7 @@ class Server:
         return protocol.MESSAGE_CONNECTION if modern else protocol.CONTACT_CONNECTION_OLD
 
     def _unload(self) -> None:
-        """The guest leaves, in a hurry (kexec, crash): nothing is closed before. Linux waits for the answer."""
+        """Handle UNLOAD, which may come without CLOSE (kexec, crash). Linux waits for the answer."""
         if trace.unload.on:
             trace.unload(sum(isinstance(c.state, Open) for c in self.channels.values()), len(self.gpadls.lists))
         vp = 0 if isinstance(self.state, Disconnected) else self.state.vp
@@ -301,7 +301,7 @@ class Server:
         self._post(protocol.GpadlCreated(error.relid, error.gpadl, error.status))
 
     def _gpadl_teardown(self, message: protocol.GpadlTeardown) -> None:
-        """Take a list back. While a channel runs on it the answer waits for the CLOSE: a refusal would hang Linux."""
+        """Tear down a GPADL. While an open channel uses it the answer waits for CLOSE: a refusal would hang Linux."""
         if trace.gpadl_teardown.on:
             trace.gpadl_teardown(message.gpadl)
         gpadl = self.gpadls.get(message.gpadl, message.relid)
@@ -344,7 +344,7 @@ class Server:
         channel.state.target_vp = message.target_vp
 
     def _tl_connect(self, message: protocol.TlConnectRequest) -> None:
-        """No hvsock service runs here. Linux has no handler for the answer; its connect() times out."""
+        """Refuse an hvsock connection: there is no service. Linux does not handle the answer; connect() times out."""
         self._post(protocol.TlConnectResult(message.endpoint, message.service, Status.CONNECTION_REFUSED))
 
     # Both
@@ -374,7 +374,7 @@ class Server:
         )
 
     def _close(self, channel: ServedChannel) -> None:
-        """End the use of the rings; a teardown that waited for it is answered."""
+        """Close a channel's rings; answer a teardown that waited for it."""
         if not isinstance(channel.state, Open | Opening):
             return
         gpadl = self.gpadls.lists.get(channel.state.gpadl)
@@ -383,7 +383,7 @@ class Server:
             self._torndown(gpadl)
 
     def _release(self, channel: ServedChannel) -> None:
-        """Forget a channel and what was lent for it; then comes what waited for that."""
+        """Free a channel's relid and GPADLs; offer the channels that waited for that."""
         self.gpadls.forget(channel.relid)
         for successor in self._table.release(channel):
             if isinstance(self.state, Serving):

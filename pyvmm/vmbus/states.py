@@ -1,7 +1,7 @@
-"""States of the connection and of each channel, and what the server wants done: the vocabulary of `server`.
+"""States of the connection and of each channel, and the actions that the server requests.
 
-A state holds the data that means something only then; `NAME` is what clients and traces are told. The transitions are
-drawn in `pyvmm.vmbus.server`.
+A state holds the data that is valid only in it; `NAME` is its name for clients and traces. The transitions are drawn
+in `pyvmm.vmbus.server`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Contacted:
 
 @dataclass(slots=True)
 class Serving:
-    """The guest knows the devices and is told of new ones."""
+    """The guest has requested offers and gets new ones."""
 
     NAME: ClassVar[str] = "serving"
     version: int
@@ -48,14 +48,14 @@ ConnectionState = Disconnected | Contacted | Serving
 
 @dataclass(slots=True)
 class Hidden:
-    """The guest has not been told."""
+    """The channel was not offered yet."""
 
     NAME: ClassVar[str] = "hidden"
 
 
 @dataclass(slots=True)
 class Offered:
-    """The guest knows it and has not opened it."""
+    """The channel was offered, and is not open."""
 
     NAME: ClassVar[str] = "offered"
 
@@ -72,7 +72,7 @@ class Opening:
 
 @dataclass(slots=True)
 class Open:
-    """In use; events go to `target_vp`."""
+    """The channel is open; events go to `target_vp`."""
 
     NAME: ClassVar[str] = "open"
     gpadl: int
@@ -81,7 +81,7 @@ class Open:
 
 @dataclass(slots=True)
 class Rescinded:
-    """Taken away; the guest has not released the relid yet."""
+    """The offer was rescinded; the guest has not released the relid yet."""
 
     NAME: ClassVar[str] = "rescinded"
 
@@ -91,7 +91,7 @@ ChannelState = Hidden | Offered | Opening | Open | Rescinded
 
 @dataclass(slots=True, eq=False)
 class ServedChannel:
-    """A channel's place on the bus. `relid` is 0 while it waits for its predecessor to be released."""
+    """A channel on the bus. `relid` is 0 while it waits for the release of its predecessor's."""
 
     offer: Offer
     device_id: int  # the same for all channels of a device; the trace shows it where QEMU shows a pointer
@@ -100,7 +100,7 @@ class ServedChannel:
 
     @property
     def connection_id(self) -> int:
-        """What the guest signals."""
+        """Return the connection id that the guest signals."""
         return protocol.FIRST_SIGNAL_CONNECTION + self.relid
 
 
@@ -109,7 +109,7 @@ class ServedChannel:
 
 @dataclass(slots=True)
 class Post:
-    """Send this message to the guest; `event` with `values` is traced when that happens, as QEMU does."""
+    """Send this message to the guest; `event` with `values` is traced then, as in QEMU."""
 
     vp: int
     payload: bytes
@@ -119,7 +119,7 @@ class Post:
 
 @dataclass(slots=True)
 class DropMessages:
-    """Forget messages that the guest has not seen yet."""
+    """Drop outgoing messages that are not in the guest's slot yet."""
 
 
 @dataclass(slots=True)
@@ -135,26 +135,26 @@ class OpenRings:
 
 @dataclass(slots=True)
 class Opened:
-    """The guest is told that the channel is open: so is the device."""
+    """Notify the device that the channel is open; OPEN_RESULT was posted to the guest."""
 
     channel: ServedChannel
 
 
 @dataclass(slots=True)
 class CloseRings:
-    """The channel is gone, its rings with it."""
+    """Close the channel and its rings."""
 
     channel: ServedChannel
 
 
 @dataclass(slots=True)
 class Restarted:
-    """A guest made contact: whatever kernel it is, it knows nothing of what its predecessor agreed on."""
+    """Notify devices of a kernel's contact: agreements with its predecessor are void."""
 
 
 @dataclass(slots=True)
 class Gone:
-    """The guest has let go of a channel that was taken away, or forgot the whole bus."""
+    """Notify the bus that the guest has released a rescinded channel, or reset the whole bus."""
 
     channel: ServedChannel
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 from pyvmm.loop import Timer
 
 TIMERS_SWEPT = 32
-"""A channel's timers are looked through for cancelled ones when so many are kept, then when there are twice as many
-as were left. No device of ours has more than three at a time."""
+"""Number of timers at which cancelled ones are purged first; afterwards at twice the number left. No device of ours
+has more than three at a time."""
 
 
 class Scheduler(Protocol):
-    """What a channel needs of the event loop."""
+    """The part of the event loop's interface that channels use."""
 
     clock: Callable[[], float]
 
@@ -25,7 +25,7 @@ class Scheduler(Protocol):
 
 
 class ChannelTimers:
-    """`guarded(callback)` runs a callback, and keeps what it raises from the loop."""
+    """Timers of one channel. `guarded(callback)` runs a callback and catches its exceptions."""
 
     def __init__(self, loop: Scheduler, guarded: Callable[[Callable[[], Any]], object]) -> None:
         self._loop = loop
@@ -52,12 +52,12 @@ class ChannelTimers:
         return self._keep(self._loop.every(period, lambda: self._guarded(callback)))
 
     def end(self) -> None:
-        """Cancel all of them, and those that are asked for later."""
+        """Cancel all timers, and any that are requested later."""
         self._ended = True
         for timer in self._kept:
             timer.cancel()
         self._kept.clear()
-        self._guarded = lambda callback: None  # no way back to the channel, which is freed without a collection
+        self._guarded = lambda callback: None  # no reference to the channel: it is freed without garbage collection
 
     def _keep(self, timer: Timer) -> Timer:
         if self._ended:
