@@ -1,5 +1,5 @@
-"""ACPI's fixed hardware: the power button, the clock's alarm, the sleep register that switches the machine off, the
-PM timer, and the reset register.
+"""ACPI's fixed hardware: the power button, the clock's alarm, the sleep register for power-off, the PM timer, and the
+reset register.
 
 Source: ACPI specification 6.5, section 4.8.3 "Fixed Hardware Registers" and 4.8.3.6 "Reset Register".
 
@@ -35,14 +35,14 @@ TIMER_HZ = 3579545
 
 RESET_HARD, RESET_CPU = 1 << 1, 1 << 2
 RESET_VALUE = RESET_HARD | RESET_CPU
-"""What the FADT's RESET_VALUE has to be, with RESET_REG at address_map.RESET."""
+"""The FADT's RESET_VALUE, with RESET_REG at address_map.RESET."""
 
 
 class AcpiPm:
     """The PM1a blocks and the PM timer, at address_map.ACPI_PM.
 
-    `sci(level)` drives the SCI (level-triggered); `power_off()` is called when the guest asks for S5, whose SLP_TYP
-    is `s5_type` (the _S5 package of the DSDT). Other sleep types are ignored: none is offered.
+    `sci(level)` drives the SCI (level-triggered); `power_off()` is called when the guest enters S5, whose SLP_TYP is
+    `s5_type` (the _S5 package of the DSDT). Other sleep types are ignored: none is offered.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class AcpiPm:
         self.reset()
 
     def reset(self) -> None:
-        """Power-on state; the timer runs on."""
+        """Return to power-on state; the timer runs on."""
         with self.lock:
             self._status = self._enable = 0
             self._control = SCI_ENABLE
             self._update()
 
     def press_power_button(self) -> bool:
-        """Press the power button (`system_powerdown`), from any thread. Whether the guest has enabled its event."""
+        """Press the power button (`system_powerdown`), from any thread. Return whether its event is enabled."""
         with self.lock:
             enabled = bool(self._enable & POWER_BUTTON)
             if button_pressed.on:
@@ -80,13 +80,13 @@ class AcpiPm:
         return enabled
 
     def rtc_alarm(self) -> None:
-        """The CMOS clock raised its line, from any thread. Linux listens to that only while it is suspended."""
+        """Handle the CMOS clock's rising line, from any thread. Linux enables this event only while suspended."""
         with self.lock:
             self._status |= RTC
             self._update()
 
     def read(self, offset: int, size: int) -> int:
-        """Any aligned or unaligned part of the block."""
+        """Read any aligned or unaligned part of the block."""
         if offset >= TIMER:
             ticks = int((self._clock() - self._started) * TIMER_HZ) & 0xFFFFFFFF
             block = ticks.to_bytes(4, "little")
@@ -95,7 +95,7 @@ class AcpiPm:
         return registers >> 8 * offset & (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Bytes of the block; status bits are cleared by writing ones, the timer takes no writes."""
+        """Write bytes of the block; status bits are cleared by writing ones, the timer ignores writes."""
         for position, byte in enumerate(value.to_bytes(8, "little")[:size], offset):
             shift = position % 2 * 8
             mask, part = 0xFF << shift, byte << shift
@@ -138,7 +138,7 @@ class ResetPort:
         return self._value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Keep the value; a rising RESET_CPU resets."""
+        """Store the value; a rising RESET_CPU bit resets the machine."""
         rising = value & RESET_CPU and not self._value & RESET_CPU
         if reset_written.on:
             reset_written(value)

@@ -6,9 +6,9 @@ what probes it and arch/x86/kernel/reboot.c for what uses it.
     0x60  data: answers, and bytes for the (missing) keyboard
     0x64  read: status; write: command. 0xfe pulses the reset line: how Linux reboots a PC (reboot=k)
 
-A guest whose ACPI tables say that there is no 8042 never looks. One that looks finds a controller that passes its
-tests at once and ports with nothing plugged in: each byte for a device comes back as 0xfe with the time-out bit,
-so that no probe waits for a reply. Silence (0xff everywhere) would cost Linux half a second of polling.
+A guest whose ACPI tables say that there is no 8042 never probes it. One that does finds a controller that passes its
+tests at once, and ports with no device connected: each byte for a device is answered with 0xfe and the time-out bit,
+so that no probe waits for a reply. Without a controller (0xff everywhere) Linux would poll for half a second.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATUS_AUX, STATUS_TIMEOUT = 0x20, 0x40
 
 
 class Command(IntEnum):
-    """Written to STATUS. From 0xf0 on the low four bits name output lines to pulse low, where they are 0."""
+    """Commands, written to STATUS. From 0xf0 on the low four bits select output lines to pulse low, where 0."""
 
     READ_CONFIG = 0x20
     WRITE_CONFIG = 0x60
@@ -59,7 +59,7 @@ OUTPUT_NOT_RESET, OUTPUT_A20 = 0x01, 0x02
 
 SELF_TEST_PASSED, PORT_TEST_PASSED, NO_DEVICE = 0x55, 0x00, 0xFE
 ANSWER_LIMIT = 16
-"""Answers kept for a guest that writes and never reads."""
+"""Limit of queued answers, for a guest that writes and never reads."""
 
 
 _TAKE_ARGUMENT = {Command.WRITE_CONFIG, *range(Command.WRITE_OUTPUT_PORT, Command.WRITE_AUX + 1)}
@@ -87,7 +87,7 @@ class I8042:
         self._update()
 
     def read(self, offset: int, size: int) -> int:
-        """The next answer, or the status."""
+        """Read the next answer, or the status."""
         if offset == STATUS:
             status = STATUS_UNLOCKED | (STATUS_COMMAND if self._last_was_command else 0)
             if self._config & CONFIG_SYSTEM:
@@ -100,7 +100,7 @@ class I8042:
         return 0xFF
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """A command, its argument, or a byte for a device."""
+        """Write a command, its argument, or a byte for a device."""
         value &= 0xFF
         if offset == STATUS:
             self._last_was_command = True

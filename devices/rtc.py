@@ -3,8 +3,8 @@
 Source: Motorola MC146818A data sheet; the century byte at 0x32 is what the FADT names; Linux
 drivers/rtc/rtc-mc146818-lib.c for what reads it.
 
-Linux takes the time of day from here at boot and in the rtc_cmos driver. Without a device at these ports it reads
-0xff, waits for an update that never ends, and loses seconds. The clock's interrupts are in rtc_events.
+Linux reads the time of day here at boot and in the rtc_cmos driver. Without a device at these ports it reads 0xff,
+waits for an update that never ends, and loses seconds. The clock's interrupts are in rtc_events.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ B_SET, B_BINARY, B_24_HOURS = 0x80, 0x04, 0x02
 D_VALID = 0x80
 HOUR_PM = 0x80
 UPDATE_SECONDS = 0.002228
-"""How long before each second the update bit is set: a reader that saw it clear has that long for all fields."""
+"""Seconds before each update with the update bit set: a reader that saw it clear has that long for all fields."""
 
 _TIME = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
 _YEAR_LIMIT = 10_000  # four digits of BCD: after 9999 comes 0000
@@ -42,7 +42,7 @@ _YEAR_0 = int(_MILLENNIUM.timestamp()) - 2000 // _CYCLE_YEARS * _CYCLE
 
 
 class Rtc:
-    """The clock, in UTC. `clock()` gives seconds since 1970; what the guest sets is kept as an offset to it.
+    """The clock, in UTC. `clock()` returns seconds since 1970; the guest's setting is kept as an offset to it.
     `irq(level)` drives its line.
     """
 
@@ -56,7 +56,7 @@ class Rtc:
         self.reset()
 
     def reset(self) -> None:
-        """A machine reset: the battery keeps the time and the cells; a half-done setting is forgotten."""
+        """Handle a machine reset: time and cells are kept, as by the battery; an unfinished setting is dropped."""
         with self.lock:
             self._index = REG_D
             self._frozen = None
@@ -66,7 +66,7 @@ class Rtc:
             self._events.reset()
 
     def read(self, offset: int, size: int) -> int:
-        """The data port; the index port cannot be read."""
+        """Read the data port; the index port cannot be read."""
         if offset != DATA:
             return 0xFF
         index = self._index
@@ -84,7 +84,7 @@ class Rtc:
         return self._cells[index]
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """The index (its top bit, the NMI mask, is ignored) or the data."""
+        """Write the index (its top bit, the NMI mask, is ignored) or the data."""
         value &= 0xFF
         if offset == INDEX:
             self._index = value & 0x7F
@@ -115,9 +115,9 @@ class Rtc:
             self._cells[index] = value
 
     def _listen(self) -> None:
-        """Tell the events what the registers say now."""
+        """Update the interrupt events from the registers."""
         events, cells = self._events, self._cells
-        rate = cells[REG_A] & A_RATE  # 3 is 8192 Hz and 15 is 2 Hz; 1 and 2 are what 8 and 9 are, too
+        rate = cells[REG_A] & A_RATE  # 3 is 8192 Hz and 15 is 2 Hz; 1 and 2 equal 8 and 9
         events.enabled = cells[REG_B] & ALL
         events.period = 2.0 ** ((rate if rate > 2 else rate + 7) - 16) if rate else 0.0
         events.alarm = Alarm(
@@ -131,11 +131,11 @@ class Rtc:
         return self._clock() + self._offset
 
     def _fields(self) -> dict[int, int]:
-        """The time by register. Shared with other readers: copy it to change it."""
+        """Return the time by register. The result is shared with other readers: copy it to change it."""
         return _registers(int(self._now()))
 
     def _set(self, fields: dict[int, int]) -> None:
-        """Make the clock show `fields`. A date that does not exist changes nothing."""
+        """Set the clock to `fields`. An invalid date changes nothing."""
         year = fields[CENTURY] * 100 + fields[YEAR]
         if year >= _YEAR_LIMIT:
             return
@@ -156,7 +156,7 @@ class Rtc:
             value = (value + 11) % 12 + 1
         if not self._cells[REG_B] & B_BINARY:
             value = value // 10 << 4 | value % 10
-        return (value | flag) & 0xFF  # a clock that is being set shows what was written, be it a number or not
+        return (value | flag) & 0xFF  # a clock that is being set returns the written value, valid or not
 
     def _decode(self, index: int, value: int) -> int:
         twelve = index == HOURS and not self._cells[REG_B] & B_24_HOURS
@@ -172,7 +172,7 @@ class Rtc:
 
 @lru_cache(maxsize=1)
 def _registers(second: int) -> dict[int, int]:
-    """A time by register. Kept while the second lasts: who reads the clock wants all of them, some twice."""
+    """Return a time by register. Cached during the second: readers read all registers, some twice."""
     cycles, rest = divmod(second - _YEAR_0, _CYCLE)
     now = _MILLENNIUM + timedelta(seconds=rest)
     year = (cycles * _CYCLE_YEARS + now.year - _MILLENNIUM.year) % _YEAR_LIMIT

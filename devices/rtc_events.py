@@ -3,11 +3,11 @@
     the second changes --> UF    it is the alarm's --> AF    a period has passed --> PF     flags of register C
     a flag that register B enables is set --> line 8 up --> the guest reads C --> no flags, line down
 
-Flags are set whether enabled or not, so what passed since the last look is computed at the next look: the guest
-at C, or a timer, which runs only while an interrupt is enabled and the line is down. A guest that is slow to read C
-loses ticks, as on a busy PC.
+Flags are set whether enabled or not, so they are updated lazily for the time since the last update: when the guest
+reads C, or by a timer, which runs only while an interrupt is enabled and the line is down. A guest that is slow to
+read C loses ticks, as on a busy PC.
 
-Source: Motorola MC146818A data sheet, "Interrupts"; Linux drivers/rtc/rtc-cmos.c, cmos_interrupt, for who listens.
+Source: Motorola MC146818A data sheet, "Interrupts"; Linux drivers/rtc/rtc-cmos.c, cmos_interrupt, for the driver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UPDATED, ALARM, PERIODIC = 0x10, 0x20, 0x40
 ALL = UPDATED | ALARM | PERIODIC
 C_INTERRUPT = 0x80
 _SLACK = 0.0005
-"""Seconds a timer may come before the moment it is for: two clocks are never quite alike."""
+"""Seconds by which a timer may fire early: two clocks always differ slightly."""
 
 
 class Scheduler(Protocol):
@@ -45,7 +45,7 @@ class Alarm(NamedTuple):
     second: int | None
 
     def next_after(self, time: int) -> int | None:
-        """The first such second after `time` (seconds since some midnight); None if the numbers are no time."""
+        """Return the alarm's next time after `time` (seconds since some midnight); None for an invalid alarm."""
         hour, minute, second = self
         if (hour or 0) > 23 or (minute or 0) > 59 or (second or 0) > 59:
             return None
@@ -62,9 +62,9 @@ class Alarm(NamedTuple):
 
 
 class RtcEvents:
-    """Flags, line and timer. `now()` is the clock's time in seconds, None while it is stopped to be set.
+    """Interrupt flags, line and timer. `now()` is the clock's time in seconds, None while it is stopped to be set.
 
-    All under the clock's lock; `irq(level)` is called with it held, on a vCPU's thread or the loop's.
+    All methods need the clock's lock; `irq(level)` is called with it held, on a vCPU's thread or the loop's.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class RtcEvents:
         self._lock = lock
         self._last = now()
         self._timer: Timer | None = None
-        self._posted = False  # a look at it all, on the loop; one at a time, however often the guest makes changes
+        self._posted = False  # an update is posted to the loop; one at a time, however often the guest makes changes
 
     def note(self) -> None:
-        """Set the flags for what happened since the last call. Before anything that changes what would happen."""
+        """Set the flags for events since the last call. To be called before any change of the events' settings."""
         last, self._last = self._last, self._now()
         now = self._last
         if now is not None and last is not None and now > last:
@@ -98,11 +98,11 @@ class RtcEvents:
         self._drive()
 
     def jump(self) -> None:
-        """The time was set: what lies between did not happen."""
+        """Handle a newly set time: events between the old and the new time are skipped."""
         self._last = self._now()
 
     def take(self) -> int:
-        """Register C as the guest reads it, and by that clears it."""
+        """Return register C and clear it, as the guest's read does."""
         self.note()
         flags, self._flags = self._flags, 0
         pending = C_INTERRUPT if self._up else 0
@@ -111,20 +111,20 @@ class RtcEvents:
         return flags | pending
 
     def plan(self) -> None:
-        """After a change: have the line follow, and the timer set anew, on the loop."""
+        """Update the line and reschedule the timer after a change, on the loop."""
         self._drive()
         if not self._posted and (self.enabled or self._timer is not None):
             self._posted = True
             self._loop.post(self._tick)
 
     def reset(self) -> None:
-        """No interrupt enabled, none pending."""
+        """Disable all interrupts and clear the pending ones."""
         self.enabled = self._flags = 0
         self.plan()
 
     @contained("CMOS clock")
     def _tick(self) -> None:
-        """See what happened, and when to look again."""
+        """Update the flags and reschedule the timer."""
         with self._lock:
             self._posted = False
             if self._timer is not None:
@@ -136,7 +136,7 @@ class RtcEvents:
                 self._timer = self._loop.after(due + _SLACK, self._tick)
 
     def _next(self) -> float | None:
-        """Seconds until the next event that is enabled."""
+        """Return the seconds until the next enabled event."""
         now = self._last
         if now is None:
             return None

@@ -1,12 +1,12 @@
-"""The serial port: a 16550A UART, eight one-byte ports. Its transmitter is as fast as the host, so always empty;
-while the host is behind, its interrupt waits (`hold`).
+"""The serial port: a 16550A UART with eight one-byte registers. Its transmitter takes no time, so it is always empty;
+while the host is behind, its interrupt is withheld (`hold`).
 
-Source: National Semiconductor PC16550D data sheet; Linux drivers/tty/serial/8250/8250_port.c for what probes it.
+Source: National Semiconductor PC16550D data sheet; Linux drivers/tty/serial/8250/8250_port.c for the driver's probe.
 
 Linux recognises the type at boot: the low four bits of IER keep what is written and the others do not, MCR's
 loopback shows RTS and OUT2 as CTS and DCD, IIR shows both FIFO bits after FCR's enable bit, and no EFR, 64-byte FIFO
-or UUE bit answers. Opening the port it tests that setting IER's transmitter bit while the transmitter is empty
-interrupts *again*; a UART that does not is driven by a timer from then on.
+or UUE bit exists. On opening the port it tests that setting IER's transmitter bit while the transmitter is empty
+interrupts *again*; a UART that does not is polled by a timer from then on.
 
        host --receive()--> queue --while RTS--> FIFO (16) --RBR--> guest
        host <--output()-----------------------------------THR----- guest
@@ -29,7 +29,7 @@ device_view(DeviceView(("serial",)))
 
 FIFO_SIZE = 16
 RECEIVE_LIMIT = 1 << 20
-"""Bytes the host may queue: a pasted script or a file piped in fits, a runaway producer cannot eat the memory."""
+"""Limit of bytes queued by the host: large enough for a pasted script or a piped file, and it bounds the memory."""
 IER_SUPPRESS_AFTER = 4
 """Redundant writes (0 to an IER that is 0) in a row after which they are suppressed: a console writes one each line.
 A driver that probes for the port writes fewer, and enabling the suppression in KVM would cost it more than it saves.
@@ -66,12 +66,12 @@ class Serial:
     """One port. `irq(level)` is called for each change of the interrupt line, `output(data)` for bytes that the guest
     sent, on the vCPU's thread.
 
-    `page` shows the guest all registers but RBR, so that it reads them without an exit (`devices.serial_window`).
-    Reading them must change nothing then: such a port has no MSR delta bits (its lines change in loopback only), and
-    keeps break and overrun in LSR until a byte is read.
+    `page` contains all registers but RBR, so that the guest reads them without an exit (`devices.serial_window`).
+    Their reads must have no side effects then: such a port has no MSR delta bits (its lines change in loopback only),
+    and keeps break and overrun in LSR until a byte is read.
 
-    `suppress_ier_writes(on)` is called, on the vCPU's thread, when redundant writes of 0 to IER may be dropped before
-    they get here, or no more. Linux's console masks the interrupts around each line: while the port is not open, it
+    `suppress_ier_writes(on)` is called, on the vCPU's thread, to start or stop dropping redundant writes of 0 to IER
+    in KVM. Linux's console masks the interrupts around each line: while the port is not open, it
     writes 0 over 0, twice.
     """
 
@@ -88,10 +88,10 @@ class Serial:
         self.name = name
         self.sent = self.received = 0
         self.idle_status = bytearray(1)
-        """LSR, while reading it changes nothing and no interrupt waits on the output; else 0.
+        """LSR for the fast path, while reading it has no side effects and no interrupt waits on the output; else 0.
 
-        While Linux prints a console line it polls LSR before each byte: this is the quick answer to that. It masks
-        the port's interrupts meanwhile, so it does not matter that KVM still holds bytes back (coalesced writes).
+        While Linux prints a console line it polls LSR before each byte. It masks the port's interrupts meanwhile, so
+        it does not matter that KVM still has bytes queued (coalesced I/O).
         """
         self._irq = irq
         self._output = output
@@ -115,7 +115,7 @@ class Serial:
         self._end_suppression()
 
     def reset(self) -> None:
-        """Power-on state. Bytes that the host queued and the guest did not read stay for its next life."""
+        """Return to power-on state. Bytes that the host queued and the guest did not read stay queued."""
         with self.lock:
             self._power_on()
             self._update()
@@ -123,9 +123,9 @@ class Serial:
     # The host's side
 
     def receive(self, data: bytes) -> int:
-        """Queue `data` for the guest, from any thread. How many bytes were taken: less when the queue is full.
+        """Queue `data` for the guest, from any thread. Return the number of bytes queued: less if the queue is full.
 
-        The line has its flow control wired: bytes wait here until the guest asserts RTS. Linux does when the port
+        The line has hardware flow control: bytes wait here until the guest asserts RTS. Linux does so when the port
         is opened, after clearing the FIFO, so that nothing typed or piped in before is lost.
         """
         with self.lock:
@@ -138,7 +138,7 @@ class Serial:
         return taken
 
     def send_break(self) -> None:
-        """A break on the line, in order with what was queued before: Linux's SysRq on a serial console."""
+        """Queue a break, in order with earlier bytes: Linux's SysRq on a serial console."""
         with self.lock:
             if len(self._queue) < RECEIVE_LIMIT:
                 self._queue.append(_BREAK)
@@ -146,10 +146,10 @@ class Serial:
             self._update()
 
     def hold(self, on: bool) -> None:
-        """Hold back a driver that sends on interrupts: it gets none for its transmitter meanwhile.
+        """Withhold the transmitter's interrupt, or no longer, to block a driver that sends on interrupts.
 
-        Its readers in the guest notice nothing else. A kernel's messages are sent by polling LSR, and go on: made to
-        wait there, Linux would spin for 10 ms a byte and then send all the same.
+        Nothing else changes for the guest. A kernel's messages are sent by polling LSR, and go on: if LSR showed a
+        busy transmitter, Linux would spin for 10 ms a byte and then send it anyway.
         """
         with self.lock:
             self.holding = on
@@ -157,13 +157,13 @@ class Serial:
 
     @property
     def queued(self) -> int:
-        """Bytes from the host that the guest has not read."""
+        """Return the number of bytes from the host that the guest has not read."""
         return len(self._queue) + len(self._fifo)
 
     # The guest's side
 
     def write_many(self, data: bytes) -> None:
-        """Bytes written to the data port in a row: a string instruction, or coalesced writes. Takes the lock."""
+        """Handle bytes written to the data port in a row: a string instruction, or coalesced I/O. Takes the lock."""
         with self.lock:
             if self._lcr & LCR_DLAB or self._mcr & MCR_LOOP:
                 for value in data:
@@ -174,7 +174,7 @@ class Serial:
                 self._update()
 
     def read(self, offset: int, size: int) -> int:
-        """A read of one register; wider ones see its byte alone."""
+        """Read one register; wider reads return its byte only."""
         match offset:
             case Register.DATA if self._lcr & LCR_DLAB:
                 return self._divisor & 0xFF
@@ -204,7 +204,7 @@ class Serial:
         return 0xFF
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """A write to one register; of wider ones the low byte counts."""
+        """Write one register; wider writes use the low byte only."""
         value &= 0xFF
         match offset:
             case Register.DATA if self._lcr & LCR_DLAB:
@@ -288,7 +288,7 @@ class Serial:
         self._fill()
 
     def _set_lines(self) -> None:
-        """Modem lines: the cable's, or in loopback our own outputs turned round. Changes set the delta bits."""
+        """Set the modem lines: the cable's, or in loopback our own outputs. Changes set the delta bits."""
         lines = _CONNECTED
         if self._mcr & MCR_LOOP:
             pairs = ((MCR_DTR, MSR_DSR), (MCR_RTS, MSR_CTS), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD))
@@ -326,11 +326,11 @@ class Serial:
     # Interrupts
 
     def _source(self) -> int:
-        """The pending interrupt of highest priority, as IIR shows it."""
+        """Return the pending interrupt of highest priority, as in IIR."""
         if self._ier & IER_LINE and self._line_status():
             return IIR_LINE
         if self._ier & IER_RECEIVE and self._fifo:
-            # No line time passes here, so a FIFO below its trigger level is a character timeout at once.
+            # Characters take no time here, so a FIFO below its trigger level is a character timeout at once.
             level = TRIGGER_LEVELS[self._fcr >> 6] if self._fcr & FCR_ENABLE else 1
             return IIR_RECEIVE if len(self._fifo) >= level else IIR_TIMEOUT
         if self._ier & IER_TRANSMIT and self._transmitted and not self.holding:
@@ -343,8 +343,8 @@ class Serial:
         return source | (IIR_FIFO if self._fcr & FCR_ENABLE else 0)
 
     def _update(self) -> None:
-        """Set what the guest can read without us, and the interrupt line. As on every PC an interrupt passes a gate
-        that OUT2 opens, and loopback closes.
+        """Update the registers that the guest reads without an exit, and the interrupt line. As on every PC, OUT2
+        enables the interrupt line, and loopback disables it.
         """
         source = self._source()
         if self._page is not None:

@@ -5,13 +5,13 @@ nothing else in the guest uses them, and reports their addresses; the host retur
 kernel. Later it gives their addresses back to the driver, which frees them.
 
                 guest                                      host
-    hv_balloon: alloc_pages      <-- BALLOON_REQUEST n --    target below what the guest has
+    hv_balloon: alloc_pages      <-- BALLOON_REQUEST n --    target below the guest's size
                                  --- BALLOON_RESPONSE --->   madvise(DONTNEED) on the merged ranges; in the ledger
                                       (ranges, more)
                 __free_page      <-- UNBALLOON_REQUEST --    target above; ranges leave the ledger
                                       (ranges, more)
                                  --- UNBALLOON_RESPONSE ->
-    add_memory, online           <-- HOT_ADD_REQUEST ----    target above what it has and had: made RAM just before
+    add_memory, online           <-- HOT_ADD_REQUEST ----    target above size and pages out: made RAM just before
                                       (range, region)
                                  --- HOT_ADD_RESPONSE --->
                                       (pages, result)
@@ -19,7 +19,7 @@ kernel. Later it gives their addresses back to the driver, which frees them.
 The device's states (`machine.py` has the picture with every arrow):
 
     Closed -> AwaitVersion -> AwaitCaps -> Idle -> BalloonPosting -> BalloonWaiting -> Idle
-                                                        ^---- BalloonPausing <--+  (less than asked)
+                                                        ^---- BalloonPausing <--+  (less than requested)
                                                 -> UnballoonPosting -> UnballoonWaiting -> Idle
                                                 -> HotAddPosting -> HotAddWaiting -> Idle
                                                         ^---- HotAddPausing <---+  (not now)

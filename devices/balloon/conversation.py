@@ -25,7 +25,7 @@ class Conversation:
         self._current: Sequence | None = None
         self._resize: Sequence | None = None  # the one that has not finished
         self._channel = -1
-        self._owed: deque[Message] = deque()  # answers that become packets in a moment
+        self._owed: deque[Message] = deque()  # answers whose packets are still to be traced
         self.sequences: list[Sequence] = []
         for entry in entries:
             for step in self._steps(entry, entry.time - start):
@@ -37,7 +37,7 @@ class Conversation:
         self.sequences.append(self._current)
 
     def _settle(self) -> None:
-        """Answers whose packets the trace leaves out."""
+        """Record answers whose packets the trace leaves out."""
         while self._owed:
             self._add(self._owed.popleft())
 

@@ -25,11 +25,11 @@ from pyvmm.vmbus.offer import Offer
 class BalloonDevice(VmbusDevice):
     """hv-balloon. All calls belong to the loop's thread; sizes are bytes.
 
-    `ram` are the (gpa, size) stretches of boot RAM, whole pages; `discard(gpa, size)` gives some of it back to the
-    host (`GuestMemory.discard`), in multiples of `granule` bytes. `window` is where the guest may grow.
+    `ram` are the (gpa, size) ranges of boot RAM, whole pages; `discard(gpa, size)` returns a part of it to the host
+    (`GuestMemory.discard`), in multiples of `granule` bytes. `window` is the address space for hot-added memory.
 
-    Append to `on_change` (actual), `on_finish` (how an attempt ended; once more where a guest that stopped short
-    was asked again since) and `on_status` (available, committed) to be told.
+    Listeners are appended to `on_change` (actual), `on_finish` (the outcome of an attempt; a second one if background
+    retries followed) and `on_status` (available, committed).
     """
 
     OFFER: ClassVar[Offer] = Offer(
@@ -83,15 +83,15 @@ class BalloonDevice(VmbusDevice):
         self._tell()
 
     def reset(self) -> None:
-        """Machine reset: boot size and fresh books. With `keep_target` the next driver gets the last target."""
+        """Reset to the boot size and an empty ledger. With `keep_target` the next driver gets the last target."""
         self.machine.power_on(keep_target=self.keep_target)
         self._tell()
 
     def restarted(self) -> None:
-        """Maybe a new kernel runs without a machine reset (kexec, crash kernel): it takes all boot RAM for its own.
+        """Handle a possible new kernel without a machine reset (kexec, crash kernel), which uses all boot RAM.
 
-        Giving back what its predecessor let go of would free pages under its feet, so the books are emptied. The same
-        kernel with hv_vmbus loaded again looks no different; it has lost those pages until it reboots. A driver that
+        Giving back the pages of its predecessor would free pages that it uses, so the ledger is emptied. The same
+        kernel with hv_vmbus reloaded cannot be distinguished; it has lost those pages until it reboots. A driver that
         was only unbound and bound again makes no contact: its pages stay out, and can be given back to it.
         """
         self.machine.forget_pages("the guest made contact anew")
@@ -106,7 +106,7 @@ class BalloonDevice(VmbusDevice):
         self._pump()
 
     def _pump(self) -> None:
-        """Send what the machine has, as far as there is room, then tell the listeners."""
+        """Send the state machine's messages while there is room, then call the listeners."""
         channel = self._channel
         while channel is not None and (size := self.machine.next_size):
             if channel.room() < size:
@@ -138,10 +138,10 @@ class BalloonDevice(VmbusDevice):
     # The monitor's side
 
     def set_target(self, size: int, *, retry_in_background: bool = True) -> ResizePlan:
-        """Resize the guest to `size` bytes, starting now or as soon as its driver is there.
+        """Resize the guest to `size` bytes, starting now or as soon as its driver is bound.
 
-        The plan tells what will be reached and why; `on_finish` reports what was. With
-        `retry_in_background` a guest that stopped above `size` is asked again a few times after that report.
+        The returned plan is the forecast; `on_finish` reports the outcome. With `retry_in_background` a guest that
+        stopped above `size` gets a few more requests after that report.
         Raises ConfigError for a size below a page.
         """
         plan = self.machine.set_target(size, retry_in_background=retry_in_background)
@@ -154,12 +154,12 @@ class BalloonDevice(VmbusDevice):
 
     @property
     def actual(self) -> int:
-        """query-balloon: RAM without what the guest let go of and the host took back."""
+        """Return the size for query-balloon: RAM without the pages that are out and discarded."""
         return self.machine.ledger.actual_pages * PAGE_SIZE
 
     @property
     def target(self) -> int | None:
-        """The last target set."""
+        """Return the last target set."""
         return None if self.machine.target is None else self.machine.target * PAGE_SIZE
 
     @property
@@ -173,16 +173,16 @@ class BalloonDevice(VmbusDevice):
 
     @property
     def last_status(self) -> StatusReport | None:
-        """The driver's last report, in pages; None when the channel is closed or none came yet."""
+        """Return the driver's last report, in pages; None when the channel is closed or none came yet."""
         return self.machine.status
 
     @property
     def last_outcome(self) -> ResizeOutcome | None:
-        """How the last finished attempt ended."""
+        """Return the outcome of the last finished attempt."""
         return self.machine.outcome
 
     def info(self) -> dict[str, Any]:
-        """Everything about the device, for `info balloon` and bug reports. Sizes in bytes."""
+        """Return the device's full state, for `info balloon` and bug reports. Sizes in bytes."""
         machine, ledger = self.machine, self.machine.ledger
         status, caps, outcome = machine.status, machine.caps, machine.outcome
         return {
@@ -213,7 +213,7 @@ class BalloonDevice(VmbusDevice):
         }
 
     def _hot_add_info(self) -> dict[str, Any]:
-        """The hot-add range. Sizes in bytes; `offline` is a guess, the guest does not tell."""
+        """Return the hot-add range's state. Sizes in bytes; `offline` is an estimate, as guests do not report it."""
         hot_range, growth = self.machine.ledger.hot_range, self.machine.growth
         assert hot_range is not None
         return {

@@ -1,8 +1,8 @@
-"""Discards: giving released pages back to the host, in slices, one slice each turn of the loop.
+"""Discards: returns released pages to the host, in slices, one slice each turn of the loop.
 
-A guest decides how many pages it lets go of and how scattered they are, and each piece is a system call: a message of
-510 single pages costs 5 ms, 1 TiB of them twenty minutes. So the books take a message at once, at bit speed, and what
-is to be discarded waits as a set of pages, which is bounded by the guest's RAM however it is fragmented.
+A guest chooses how many pages it releases and how scattered they are, and each range is a system call: a message of
+510 single pages costs 5 ms, 1 TiB of them twenty minutes. So a message is booked at once, with bit operations, and
+the pages to be discarded wait in a set, which is bounded by the guest's RAM however it is fragmented.
 
     book --+--> waiting --slice--> discarded         at most RANGES_A_TURN calls of PIECE_PAGES, or SECONDS_A_TURN
            +--> the first slice of a turn is done at once: an ordinary answer never waits
@@ -16,21 +16,21 @@ from collections.abc import Callable, Iterator
 from pyvmm.devices.balloon.ranges import PageRange, PageRanges
 
 RANGES_A_TURN = 256
-"""System calls in a turn of the loop: some 10 µs each."""
+"""Limit of system calls in a turn of the loop: some 10 µs each."""
 SECONDS_A_TURN = 0.004
-"""Seconds after which a turn's slice ends with the call that is running. Memory that was never touched costs next to
+"""Seconds after which a turn's slice ends, once the current call returns. Memory that was never touched costs almost
 nothing, written memory 0.1 µs a page and more."""
 PIECE_PAGES = 64 << 8
-"""Pages in one call, 64 MiB: written single pages of so much take the kernel about 5 ms."""
+"""Limit of pages in one call, 64 MiB: if all were written as 4 KiB pages, the kernel takes about 5 ms."""
 
 Later = Callable[[Callable[[], object]], object]
 
 
 class Turns:
-    """Calls `work()` at most once a turn of the loop, as long as it says that something is left.
+    """Calls `work()` at most once a turn of the loop, as long as it returns that work is left.
 
-    `later(callback)` runs a callback in a later turn; `progress()` is called after the work there. As long as there
-    is no `later` there are no turns, and nothing is to be left for one.
+    `later(callback)` runs a callback in a later turn; `progress()` is called after the work there. Without `later`
+    there are no turns, and `work()` must leave nothing.
     """
 
     def __init__(self, work: Callable[[], bool]) -> None:
@@ -57,7 +57,7 @@ class Turns:
 
 
 def slice_of(waiting: PageRanges, granule: int) -> Iterator[PageRange]:
-    """Pieces of `waiting` for one turn, each of whole granules. The caller takes out what it has done."""
+    """Yield pieces of `waiting` for one turn, each of whole granules. The caller removes those it has discarded."""
     piece = max(PIECE_PAGES // granule, 1) * granule
     until = time.monotonic() + SECONDS_A_TURN
     left = RANGES_A_TURN
@@ -70,7 +70,7 @@ def slice_of(waiting: PageRanges, granule: int) -> Iterator[PageRange]:
 
 
 def noting(pieces: Iterator[PageRange], done: list[PageRange]) -> Iterator[PageRange]:
-    """The same pieces; those that were asked for are in `done`."""
+    """Yield the same pieces, and append each to `done`."""
     for piece in pieces:
         done.append(piece)
         yield piece

@@ -2,7 +2,7 @@
 
 Source: Linux drivers/hv/hv_balloon.c, balloon_connect_vsp() and post_status().
 
-Another driver, or the same one bound again, is a new `Driver`: nothing of the old one holds for it.
+Another driver, or the same one bound again, is a new `Driver`, without the old one's state.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pyvmm.devices.balloon.protocol import (
 from pyvmm.errors import GuestProtocolError
 
 REPLY_LIMIT = 16
-"""Answers to the guest's negotiation that may wait for room. A driver asks one thing at a time."""
+"""Limit of negotiation answers queued for lack of room. A driver sends one request at a time."""
 
 STATUS_PAGES_LIMIT = 1 << 51
-"""So many pages in a status report make no sense: in bytes the figures shall fit into a signed number of 64 bits, in
-which a monitor's client may keep them."""
+"""Pages from which on a figure in a status report is refused: in bytes the figures must fit into a signed number of
+64 bits, in which a monitor's client may store them."""
 
 
 @dataclass(slots=True)
 class Driver:
-    """`newest` is the newest version spoken with it. `replies` are messages for it, oldest first."""
+    """State of one bound driver. `newest` is the newest version that we accept, `replies` its queue of messages."""
 
     newest: Version
     version: Version | None = None
     caps: Capabilities | None = None
     status: StatusReport | None = None
     replies: deque[bytes] = field(default_factory=deque)
-    _had: int = 0  # pages of the guest when it made that report
+    _had: int = 0  # the guest's size in pages at that report
 
     def take_version(self, request: VersionRequest) -> bool:
         """Handle a version request; returns whether the version is agreed."""
@@ -63,7 +63,7 @@ class Driver:
         return self.caps
 
     def tell_most(self, trans_id: int, pages: int) -> None:
-        """Queue the message with the most memory that the guest may have."""
+        """Queue the message with the guest's maximum size."""
         if trace.info_sent.on:
             trace.info_sent(pages)
         self._reply(Info.of(trans_id, pages).build())
@@ -77,7 +77,7 @@ class Driver:
         self.status, self._had = report, current
 
     def available_pages(self, current: int) -> int | None:
-        """What the guest could give at its last report, and what came and went since; None before the first."""
+        """Return the available pages of the last report, adjusted for resizes since; None before the first report."""
         if self.status is None:
             return None
         return max(0, self.status.available_pages + current - self._had)

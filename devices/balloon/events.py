@@ -101,8 +101,8 @@ VIEW = device_view(
             ),
             Pair("resize: target set to finished", "balloon.target_set", "balloon.finished", newest=True),
         ),
-        # A later answer would be late, or of another driver of the guest. Transaction ids do not tell whose an answer
-        # is: Linux counts its own.
+        # A later answer would be late, or from another driver of the guest. Transaction ids do not identify the
+        # request of an answer: Linux counts its own.
         given_up=(("balloon.timed_out", {}), ("hv_balloon_state_change", {"tostr": "S_VERSION"})),
         sequences=_sequences,
     )

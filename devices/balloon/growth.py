@@ -2,14 +2,14 @@
 
 Source: Linux drivers/hv/hv_balloon.c, hot_add_req() and hv_mem_hot_add().
 
-What a guest answers, and what follows:
+A guest's answers and their meaning:
 
-    pages = asked        taken                           pages < asked        so far; the rest is asked for again
-    pages 0, result 0    not now: asked again, later     pages 0, result 1    never, as long as this driver is bound
+    pages = requested    accepted                        pages < requested    in part; the rest is requested again
+    pages 0, result 0    not now: requested again later  pages 0, result 1    never, as long as this driver is bound
 
-Nothing tells the host whether the guest brought the memory online. But Linux waits up to 5 s for that in each block,
-and counts what is offline as committed in its status reports: an answer that takes so long is taken as memory left
-offline, and a report whose committed pages are what they were before takes that back.
+The host is not notified when the guest brings the memory online. But Linux waits up to 5 s for that in each block,
+and counts offline memory as committed in its status reports: after an answer that takes so long the memory counts as
+offline, until a report shows as few committed pages as before.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pyvmm.errors import HostError
 ONLINE_WAIT = 5.0
 """Seconds that Linux waits for each block to come online."""
 OFFLINE_AFTER = 4.5
-"""Seconds a block after which an answer means that Linux waited in vain."""
+"""Seconds per block: a slower answer means that Linux's wait timed out."""
 STRIDE = 8
-"""Pieces a request at most."""
+"""Limit of pieces in a request."""
 
 NEEDS_HOT_ADD = "memory beyond the boot size needs hot-add, which this machine does not have"
 GUEST_CANNOT = "the guest's driver takes no memory beyond what it booted with"
@@ -40,9 +40,9 @@ LEFT_OFFLINE = (
 
 
 class Growth:
-    """Hot-add with one driver. `piece` pages a request, or a block of the guest if that is larger.
+    """Hot-add with one driver. A request has `piece` pages, or a block of the guest if that is larger.
 
-    The first one shows how the guest takes it; while it takes all, the next are twice as large, up to STRIDE pieces:
+    The first request is a test; while the guest accepts all, the next ones are twice as large, up to STRIDE pieces:
     each request is a round trip, some 10 ms of the 40 that a block of 128 MiB takes.
     """
 
@@ -52,19 +52,19 @@ class Growth:
         self.whole_blocks = whole_blocks
         self.possible = True
         self.alignment = 128 << 8
-        self.refused = ""  # why this driver will never take more
-        self.offline_pages = 0  # believed to be
-        self.late_answers: deque[Grant] = deque()  # given up on, answers may still come
+        self.refused = ""  # why this driver accepts no more
+        self.offline_pages = 0  # an estimate
+        self.late_answers: deque[Grant] = deque()  # timed out; answers may still come
         self._usual_committed: int | None = None
         self._stride = 1
 
     def on_capabilities(self, *, hot_add: bool, alignment_log2_mib: int) -> None:
-        """Take the driver's capabilities."""
+        """Handle the driver's capabilities."""
         self.possible = hot_add
         self.alignment = 1 << 8 + alignment_log2_mib
 
     def why_not(self) -> str:
-        """Why nothing can be asked for; empty if it can."""
+        """Return why hot-add is impossible; empty if it is possible."""
         if self.ledger.hot_range is None:
             return NEEDS_HOT_ADD
         if not self.possible:
@@ -72,7 +72,7 @@ class Growth:
         return self.refused or (UNANSWERED if self.late_answers else "")
 
     def why_no_more(self) -> str:
-        """Why there is no next grant."""
+        """Return why there is no next grant."""
         hot_range = self.ledger.hot_range
         assert hot_range is not None
         if hot_range.given_pages >= hot_range.window.pages:
@@ -82,7 +82,7 @@ class Growth:
         return "no address space is left for more memory until the machine is reset"
 
     def reachable_pages(self) -> int:
-        """The most the guest can have, as far as one knows."""
+        """Return the largest size in pages that the guest is expected to reach."""
         hot_range = self.ledger.hot_range
         more = 0
         if hot_range is not None and not self.why_not():
@@ -90,7 +90,7 @@ class Growth:
         return self.ledger.ram_pages + more
 
     def next_grant(self, wanted: int) -> Grant | None:
-        """What to give the guest next, made RAM already. Raises HostError if the host has no memory for it."""
+        """Return the next grant, already made RAM. Raises HostError if the host has no memory for it."""
         hot_range = self.ledger.hot_range
         assert hot_range is not None
         piece = min(
@@ -110,19 +110,19 @@ class Growth:
         return grant
 
     def request(self, grant: Grant, trans_id: int, version: Version | None) -> HotAddRequest:
-        """The message for a grant.
+        """Return the message for a grant.
 
-        Without a region Linux goes on within one it has, or makes whole blocks: all there is in the oldest version.
+        Without a region Linux continues an existing one, or adds whole blocks: the only form in the oldest version.
         """
         region = None if version == WIN7 else grant.region
         return HotAddRequest(trans_id, (grant.start, grant.pages), region)
 
     def time_limit(self, grant: Grant, request_timeout: float) -> float:
-        """Time limit, in seconds, of a guest that waits in vain for each block to come online."""
+        """Return the time limit in seconds, which allows for a guest whose wait for each block times out."""
         return request_timeout + ONLINE_WAIT * (grant.covers.pages / self.alignment)
 
     def taken(self, grant: Grant, pages: int, took: float, status: StatusReport | None) -> bool:
-        """The guest took `pages`, and that long for it. Whether they seem to stay offline."""
+        """Handle an answer: the guest accepted `pages` after `took` seconds. Return whether they seem offline."""
         self._stride = min(2 * self._stride, STRIDE) if pages == grant.pages else 1
         if grant.region is None or took < OFFLINE_AFTER * max(1, pages // self.alignment):
             return False
@@ -135,7 +135,7 @@ class Growth:
         return True
 
     def take_status(self, report: StatusReport) -> None:
-        """See whether what seemed offline has come online since."""
+        """Check in a status report whether memory that seemed offline is online."""
         if (
             self.offline_pages
             and self._usual_committed is not None

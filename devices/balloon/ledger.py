@@ -1,15 +1,15 @@
 """The ledger: the owner of each page of guest RAM, which is the guest, or the host ("out"); and which of those pages
 the host could not discard.
 
-    in the guest's hands --guest lets go of it--> removed by the guest --host discards it--> removed by both
+    owned by the guest ----guest releases it----> removed by the guest --host discards it--> removed by both
             ^                                            |                                       |
             +--------------------------- host gives it back (unballoon) -------------------------+
 
-`removed_guest` keeps what the host could not discard (part of a huge page, or an error): gone for the guest, yet
-still costing the host. `removed_both` is the ordinary case and what `actual` counts. A page is in one of them at
-most, both lie within RAM, and neither ever takes a page twice: what a guest says beyond that is counted and refused.
+`removed_guest` has the pages that the host could not discard (part of a huge page, or an error): the guest has lost
+them, but they still use host memory. `removed_both` is the ordinary case, and what `actual` counts. A page is in one
+of them at most, both lie within RAM, and no page is added twice: further claims by a guest are counted and refused.
 Pages that wait for their discard (`devices.balloon.discards`) are in `removed_both` already; the figures still count
-them as costing the host.
+them as host memory in use.
 
 Boot RAM and hot-added memory have books of their own, for the latter are dropped as a whole at a machine reset.
 """
@@ -30,8 +30,8 @@ PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 
 PLAIN_CLAIM_PAGES = 1 << 18
-"""A claim of more pages than this (1 GiB, as much as Linux puts into a message) is cut to RAM before it is looked at
-page by page: a message has room to name 32 TiB, over and over."""
+"""A claim of more pages than this (1 GiB, as much as Linux puts into a message) is clipped to RAM before it is
+processed page by page: a message can name 32 TiB, repeatedly."""
 
 Discard = Callable[[int, int], object]
 """discard(gpa, bytes): give RAM back to the host. Raises HostError where it cannot."""
@@ -53,7 +53,7 @@ class Booking:
 
 @dataclass(slots=True)
 class Counters:
-    """Pages over the life of the machine, for `info` and tests."""
+    """Counts of pages since the machine's start, for `info` and tests."""
 
     outside: int = 0
     known: int = 0
@@ -64,7 +64,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Books:
-    """One kind of RAM and what of it is out. `granule`: pages that the host can only discard together."""
+    """The record of pages out for one kind of RAM. `granule`: pages that the host can only discard together."""
 
     ram: PageRanges
     granule: int = 1
@@ -77,21 +77,22 @@ class Books:
         return self.removed_guest.pages + self.removed_both.pages
 
     def removed_of(self, named: PageRanges) -> PageRanges:
-        """Those of `named` that the guest does not have."""
+        """Return the pages of `named` that are out."""
         return (named & self.removed_guest) | (named & self.removed_both)
 
     def clear(self) -> None:
-        """The guest has all of its RAM."""
+        """Empty the books: the guest has all of its RAM."""
         self.removed_guest.clear()
         self.removed_both.clear()
         self.waiting.clear()
 
     def absorb(self, given: PageRanges) -> tuple[int, int, PageRanges]:
-        """Take what of `given` is RAM and not out: pages in RAM, pages taken, and those to discard now."""
+        """Book the pages of `given` that are RAM and not out. Return the counts of pages in RAM and of pages booked,
+        and the pages to discard now."""
         taken, inside = self.removed_both.absorb(given, self.ram, self.removed_guest)
         if self.granule == 1 or not taken:
             return inside, taken.pages, taken
-        # Only whole granules can be discarded: the rest waits until its neighbours come out too.
+        # Only whole granules can be discarded: the rest waits until its neighbours are out too.
         self.removed_both.subtract(taken)
         self.removed_guest.update(taken)
         whole = self._granules(taken) & self.removed_guest
@@ -101,24 +102,24 @@ class Books:
         return inside, taken.pages, ready
 
     def keep(self, failed: PageRanges) -> None:
-        """These could not be discarded."""
+        """Record pages that could not be discarded."""
         self.removed_both.subtract(failed)
         self.removed_guest.update(failed)
 
     def give_back(self, pages: PageRanges) -> int:
-        """Cross out what of `pages` is out; how many were."""
+        """Remove `pages` from the books; return how many were out."""
         if self.waiting:
             self.waiting.subtract(pages if self.granule == 1 else self._granules(pages))
         gone = self.removed_both.subtract(pages)
         if gone and self.granule > 1:
-            # A granule the guest has a page of is whole on the host again.
+            # A granule of which the guest has a page is fully backed by host memory again.
             self.keep(self._granules(pages) & self.removed_both)
         if gone < pages.pages:
             gone += self.removed_guest.subtract(pages)
         return gone
 
     def _spans(self, pages: PageRanges) -> list[PageRange]:
-        """The granules that `pages` touch."""
+        """Return the granules that `pages` overlap."""
         size = self.granule
         first = {g for start, count in pages for g in range(start // size, (start + count - 1) // size + 1)}
         return [PageRange(g * size, size) for g in sorted(first)]
@@ -129,8 +130,8 @@ class Books:
 
 @dataclass(slots=True)
 class Ledger:
-    """The books of one guest. `boot_ranges` are the stretches of its boot RAM, in pages, sorted; `window` is where
-    it may grow."""
+    """The ledger of one guest. `boot_ranges` are the ranges of its boot RAM, in pages, sorted; `window` is for
+    hot-added memory."""
 
     boot_ranges: list[PageRange]
     discard: Discard
@@ -149,14 +150,14 @@ class Ledger:
         self.added = Books(self.hot_range.ram if self.hot_range is not None else PageRanges(), self.granule)
 
     def reset(self) -> None:
-        """Machine reset: the guest has all of its boot RAM and nothing else."""
+        """Handle a machine reset: the guest has all of its boot RAM and nothing else."""
         self.boot.clear()
         self.added.clear()
         if self.hot_range is not None:
             self.hot_range.reset()
 
     def invalidate(self) -> None:
-        """A new kernel may be running: treat boot RAM as returned and hot-added memory as unknown."""
+        """Treat boot RAM as returned and hot-added memory as unknown: a new kernel may be running."""
         self.boot.clear()
         self.added.clear()
         if self.hot_range is not None:
@@ -168,7 +169,7 @@ class Ledger:
 
     @property
     def added_pages(self) -> int:
-        """Pages beyond boot RAM that are the guest's, ballooned ones among them."""
+        """Return the guest's pages beyond boot RAM, ballooned ones included."""
         return self.added.ram.pages
 
     @property
@@ -177,23 +178,23 @@ class Ledger:
 
     @property
     def most_pages(self) -> int:
-        """What the guest may grow to."""
+        """Return the guest's maximum size in pages."""
         return self.boot.ram.pages + (self.hot_range.window.pages if self.hot_range is not None else 0)
 
     @property
     def removed_pages(self) -> int:
-        """Pages the guest does not have."""
+        """Return the number of pages that are out."""
         return self.boot.removed_pages + self.added.removed_pages
 
     @property
     def removed_guest(self) -> PageRanges:
-        """Pages the guest does not have and the host could not discard, of both kinds of RAM."""
+        """Return the pages that are out but could not be discarded, of both kinds of RAM."""
         boot, added = self.boot.removed_guest, self.added.removed_guest
         return boot | added if added else boot
 
     @property
     def removed_both(self) -> PageRanges:
-        """Pages that are out and discarded, of both kinds of RAM."""
+        """Return the pages that are out and discarded, of both kinds of RAM."""
         boot, added = self.boot.removed_both, self.added.removed_both
         return boot | added if added else boot
 
@@ -207,26 +208,26 @@ class Ledger:
 
     @property
     def waiting_pages(self) -> int:
-        """Pages the guest let go of that the host still has to discard."""
+        """Return the number of pages that are out and still to be discarded."""
         return self.boot.waiting.pages + self.added.waiting.pages
 
     @property
     def current_pages(self) -> int:
-        """Pages the guest has: what a target is compared with."""
+        """Return the guest's current size in pages, which is compared with the target."""
         return self.ram_pages - self.removed_pages
 
     @property
     def actual_pages(self) -> int:
-        """Pages the guest costs the host at most: what query-balloon tells. What is in doubt is among them."""
+        """Return the most host memory the guest can use, in pages, for query-balloon. Includes unconfirmed ones."""
         return self.ram_pages - self.removed_both_pages + self.unconfirmed_pages
 
     @property
     def unconfirmed_pages(self) -> int:
-        """Hot-added pages of which one cannot know whether the guest has them: it may touch them."""
+        """Return the number of unconfirmed hot-added pages, which the guest may use."""
         return self.hot_range.unconfirmed.pages if self.hot_range is not None else 0
 
     def book(self, ranges: list[tuple[int, int]]) -> Booking:
-        """The guest let go of `ranges`: discard and keep what is RAM and was not out before. Nothing else ever is.
+        """Book `ranges` that the guest has released: only pages that are RAM and not out are recorded and discarded.
 
         A slice is discarded at once, the rest turn by turn.
         """
@@ -258,13 +259,13 @@ class Ledger:
         return booking
 
     def _hot_add_range(self) -> PageRange:
-        """QEMU's "our range": made at the first hot add after a reset, with what is not yet added."""
+        """Return QEMU's "our range", pages not yet added included: it exists from the first hot-add after a reset."""
         if self.hot_range is None or self.hot_range.next == self.hot_range.window.start:
             return PageRange(0, 0)
         return PageRange(self.hot_range.window.start, self.hot_range.window.pages)
 
     def _bounds(self) -> list[PageRange]:
-        """Where RAM may be at all."""
+        """Return the address ranges in which RAM may lie."""
         if self.hot_range is None:
             return self.boot_ranges
         start = self.hot_range.window.start
@@ -278,7 +279,7 @@ class Ledger:
             self.turns.ask()
 
     def _discard_some(self) -> bool:
-        """Discard a slice of what waits; whether something is left."""
+        """Discard a slice of the waiting pages; return whether some are left."""
         books = self.boot if self.boot.waiting else self.added
         done: list[PageRange] = []
         self._discard_each(books, noting(slice_of(books.waiting, books.granule), done))
@@ -301,10 +302,10 @@ class Ledger:
             books.keep(failed)
 
     def choose(self, pages: int, max_ranges: int) -> list[PageRange]:
-        """Which `pages` to give back next: about `max_ranges` ranges at most. They stay on the books.
+        """Choose `pages` to give back next: about `max_ranges` ranges at most. They stay on the books.
 
-        Boot RAM first, as QEMU does: what devices with short addresses need is there. From the highest address down,
-        those first that the host could not discard: they cost nothing to return.
+        Boot RAM comes first, as in QEMU: devices with short addresses need it. The order is from the highest address
+        down, with pages first that the host could not discard: they cost nothing to return.
         """
         ranges: list[PageRange] = []
         for books in (self.boot, self.added):
@@ -316,7 +317,7 @@ class Ledger:
         return ranges
 
     def give_back(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Pages that are the guest's from now on. It frees them unchecked, so they must be out: each exactly once."""
+        """Return pages to the guest. It frees them without a check, so they must be out, each exactly once."""
         pages = PageRanges(ranges)
         gone = self.boot.give_back(pages)
         if gone < pages.pages:

@@ -21,9 +21,9 @@ Source: QEMU hw/hyperv/hv-balloon.c for the shape of the states; Linux drivers/h
       |                                     +-- HotAddPausing <+  | not now
       |<----------------------------------------------------------+ taken, refused, or silence
 
-At Idle the target is compared with what the guest has, and the next piece asked for, until they are equal or the
-guest stops: that is one attempt. A new target begins a new attempt, as soon as the outstanding request is answered.
-`retry` tells when one that stopped is asked again: a state, so whatever ends the pause ends the asking.
+At Idle the target is compared with the guest's size, and the next piece requested, until they are equal or the guest
+stops: that is one attempt. A new target begins a new attempt, as soon as the outstanding request is answered. `retry`
+schedules further requests to a guest that stopped; the pause is a state, so leaving it ends the retries.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ Happening = Changed | ResizeOutcome | StatusReport
 
 
 class BalloonMachine:
-    """No I/O: `receive`, `set_target`, `opened`, `closed`, `power_on` and `check_time` go in; `next_message` and
-    `happened` come out, and discards through the ledger."""
+    """The balloon's state machine, without I/O. Inputs: `receive`, `set_target`, `opened`, `closed`, `power_on` and
+    `check_time`; outputs: `next_message`, `happened`, and discards through the ledger."""
 
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float], tuning: Tuning | None = None) -> None:
         self.ledger = ledger
@@ -103,39 +103,39 @@ class BalloonMachine:
         self._attempt = 0
         self.retry = RetrySchedule(self.tuning.balloon_pauses)
         self._trans_id = 0
-        self._owed_balloons = self._owed_unballoons = 0  # requests given up on, whose answers may still come
+        self._owed_balloons = self._owed_unballoons = 0  # requests that timed out; answers may still come
         self.growth = self._new_growth()
         self._ranges_limit = _ranges_in(MAX_PAYLOAD)  # of an unballoon message
 
     @property
     def version(self) -> Version | None:
-        """The protocol's version agreed on with the driver that is bound."""
+        """Return the protocol version agreed on with the bound driver."""
         return self.driver.version
 
     @property
     def caps(self) -> Capabilities | None:
-        """The driver's capabilities; None before it has sent them."""
+        """Return the driver's capabilities; None before it has sent them."""
         return self.driver.caps
 
     @property
     def status(self) -> StatusReport | None:
-        """That driver's last report."""
+        """Return the bound driver's last status report."""
         return self.driver.status
 
     def _new_growth(self) -> Growth:
         piece, whole = self.tuning.hot_add_piece, self.tuning.hot_add_whole_blocks
         return Growth(self.ledger, piece=piece, whole_blocks=whole)
 
-    # What happens to the device
+    # Channel and machine events
 
     def opened(self, *, message_limit: int = MAX_PAYLOAD) -> None:
-        """The driver opened the channel, which takes messages of `message_limit` bytes."""
+        """Handle an opened channel, which takes messages of at most `message_limit` bytes."""
         self._forget_driver()
         self._ranges_limit = _ranges_in(message_limit)
         self._enter(AwaitVersion())
 
     def closed(self) -> None:
-        """The channel is gone. What was promised to the guest is the guest's; what was not yet sent stays out."""
+        """Handle a closed channel. Ranges sent to the guest are the guest's; ranges not sent stay out."""
         hot_range = self.ledger.hot_range
         if hot_range is not None:
             if isinstance(self.state, HotAddWaiting):
@@ -152,13 +152,13 @@ class BalloonMachine:
         self._owed_balloons = self._owed_unballoons = 0
 
     def forget_pages(self, reason: str) -> None:
-        """A new kernel may be running: pages that were out are its own, and hot-added memory is unknown."""
+        """Empty the books for a possible new kernel: it has the pages that were out; hot-added memory is unknown."""
         before = self._before_forgetting(reason)
         self.ledger.invalidate()
         self._note_change_since(before)
 
     def power_on(self, *, keep_target: bool) -> None:
-        """The machine was reset, after `closed`: boot size, fresh books; the target waits for the next driver."""
+        """Handle a machine reset, after `closed`: boot size, empty ledger; the target waits for the next driver."""
         before = self._before_forgetting("machine reset")
         self.ledger.reset()
         self._note_change_since(before)
@@ -180,10 +180,10 @@ class BalloonMachine:
     # Targets
 
     def set_target(self, size: int, *, retry_in_background: bool = True) -> ResizePlan:
-        """Make the guest's memory `size` bytes, from the next moment on. Raises ConfigError for none or less.
+        """Set the target to `size` bytes and start the resize. Raises ConfigError for none or less.
 
-        Setting the same target again tries again. `retry_in_background`: a guest that stops above it is asked again
-        for a while after the result was reported.
+        Setting the same target again starts a new attempt. `retry_in_background`: a guest that stops above the target
+        gets further requests for a while after the result was reported.
         """
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
@@ -201,7 +201,7 @@ class BalloonMachine:
             case BalloonPausing() | HotAddPausing():
                 self._enter(Idle())
             case UnballoonPosting() as state:
-                state.unsent, state.left = [], 0  # an empty message without `more` ends what was begun
+                state.unsent, state.left = [], 0  # an empty message without `more` ends the transfer
         self._advance()
         return plan
 
@@ -280,7 +280,7 @@ class BalloonMachine:
             self._end_request()
 
     def _came_short(self, state: BalloonWaiting) -> None:
-        """The guest stopped above the target, be it for good or for a moment."""
+        """Handle a guest that stopped above the target, permanently or for the moment."""
         pause = self.retry.pause_after(state.tries)
         if self.retry.is_reported_after(state.tries):
             short = "nothing" if not state.got else f"{state.got >> 8} of {state.asked >> 8} MiB"
@@ -336,7 +336,7 @@ class BalloonMachine:
 
     @property
     def next_size(self) -> int:
-        """Bytes of room that the next message needs; 0 if there is none to send."""
+        """Return the size in bytes of the next message; 0 if there is none to send."""
         if self.driver.replies:
             return len(self.driver.replies[0])
         match self.state:
@@ -349,7 +349,7 @@ class BalloonMachine:
         return 0
 
     def next_message(self) -> bytes:
-        """The message of `next_size` bytes, now being sent. What follows from its being sent happens here."""
+        """Return the message of `next_size` bytes, which the caller sends now, and make the state transition."""
         if self.driver.replies:
             return self.driver.replies.popleft()
         match self.state:
@@ -395,7 +395,7 @@ class BalloonMachine:
     # Time
 
     def check_time(self) -> None:
-        """Give up a request without progress. The device calls this about once a second."""
+        """Time out a request without progress. The device calls this about once a second."""
         state = self.state
         if isinstance(state, Closed | AwaitVersion | AwaitCaps | Idle) or self.clock() < state.deadline:
             return
@@ -427,16 +427,16 @@ class BalloonMachine:
     # The next step
 
     def discarded(self) -> None:
-        """The host took back some of what it had no time for when the guest let go of it."""
+        """Handle progress of the queued discards."""
         self._note_change()
         self._advance()
 
     def _advance(self, *, tries: int = 1) -> None:
-        """At Idle: ask for the next piece of what the target needs, or end the attempt."""
+        """At Idle: request the next piece towards the target, or end the attempt."""
         if isinstance(self.state, Idle) and self.ledger.hot_range is not None:
             self.ledger.hot_range.trim()
         if self.ledger.waiting_pages:
-            return  # `discarded` comes back to it: no more is asked for than the host has time to take
+            return  # `discarded` resumes here: requests wait for the host's discards
         if not self._attempting or self.target is None or not isinstance(self.state, Idle) or self.caps is None:
             return
         surplus = self.ledger.current_pages - self.target
@@ -501,5 +501,5 @@ class BalloonMachine:
 
 
 def _ranges_in(message_size: int) -> int:
-    """Ranges that an unballoon message of so many bytes holds."""
+    """Return the number of ranges in an unballoon message of so many bytes."""
     return max(1, (message_size - RANGES_AT) // 8)

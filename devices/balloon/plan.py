@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 PAGES_PER_MIB = 256
 _FLOOR = ((128, 8, 2), (512, 40, 4), (2048, 104, 8), (8192, 232, 16))
-"""(below this many MiB of RAM, keep so many MiB, and RAM divided by this)."""
+"""Rows of (RAM limit in MiB, constant part of the floor in MiB, divisor of RAM for its variable part)."""
 _FLOOR_ABOVE = (488, 32)
 
 
 @dataclass(frozen=True, slots=True)
 class ResizePlan:
-    """`will_reach`: bytes the guest is expected to end with. `reason`: why not the target, or what is waited for;
-    empty if there is nothing to say."""
+    """The forecast of a resize. `will_reach`: the guest's expected size in bytes. `reason`: why that is not the
+    target, or what delays it; else empty."""
 
     target: int
     will_reach: int
@@ -32,9 +32,9 @@ class ResizePlan:
 
 @dataclass(frozen=True, slots=True)
 class ResizeOutcome:
-    """How an attempt ended. `reason` is empty when the target was reached. Bytes.
+    """The outcome of an attempt, in bytes. `reason` is empty when the target was reached.
 
-    Not `final`: the guest stopped short and is asked again for a while, after which there is one more outcome.
+    Not `final`: the guest stopped short; retries follow in the background, and then one more outcome.
     """
 
     target: int
@@ -48,7 +48,7 @@ class ResizeOutcome:
 
 
 def linux_floor(ram_pages: int) -> int:
-    """Pages that Linux keeps available, whatever it is asked, with so much RAM at that moment."""
+    """Return the pages that Linux keeps available under any request, given its current amount of RAM."""
     mib = ram_pages // PAGES_PER_MIB
     for below, keep, divisor in _FLOOR:
         if mib < below:
@@ -58,7 +58,7 @@ def linux_floor(ram_pages: int) -> int:
 
 
 def lowest_reachable(current_pages: int, available_pages: int) -> int:
-    """The fewest pages that a Linux guest with so many available will shrink to: an estimate, it goes on running."""
+    """Return the size in pages to which such a Linux guest can shrink: an estimate, as it goes on running."""
     low, high = max(0, current_pages - available_pages), current_pages
     if available_pages <= linux_floor(current_pages):
         return current_pages

@@ -10,7 +10,7 @@ Every message opens with `Header`. Pages are 4 KiB. G: the guest sends it, H: th
     H UNBALLOON_REQUEST (one or more, likewise)     G UNBALLOON_RESPONSE (one)
     H HOT_ADD_REQUEST     G HOT_ADD_RESPONSE
 
-Transaction ids tell nothing: Linux counts its own and never repeats the host's. An answer is known by its type.
+Transaction ids are not used: Linux counts its own and never repeats the host's. An answer is matched by its type.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.wire import Buffer, Wire, u16, u32, u64, wire
 
 MESSAGE_LIMIT = 4096
-"""Bytes of the longest message of a guest: the buffer of Linux's driver. A longer one is refused, for each of its
-ranges is work, and a packet could hold 8189 of them. The host's own are shorter, because a packet with its header is
-not longer (pyvmm.vmbus.ring.PACKET_LIMIT)."""
+"""Limit of a guest's messages in bytes: the buffer size of Linux's driver. A longer one is refused, as each of its
+ranges costs time, and a packet could hold 8189 of them. The host's own messages are shorter, because its packets,
+header included, have the same limit (pyvmm.vmbus.ring.PACKET_LIMIT)."""
 PAGE_COUNT_SHIFT = 40
 _START_MASK = (1 << PAGE_COUNT_SHIFT) - 1
 RANGE_PAGES_LIMIT = (1 << 24) - 1
@@ -114,7 +114,7 @@ class VersionResponse(Wire):
 
 @wire
 class CapabilitiesReport(Wire):
-    """struct dm_capabilities. Linux says 0 minimum pages and all ones for the highest page."""
+    """struct dm_capabilities. Linux reports 0 minimum pages and all ones for the highest page."""
 
     type: u16
     size: u16
@@ -174,7 +174,7 @@ class BalloonRequest(Wire):
 
 @dataclass(slots=True)
 class BalloonResponse:
-    """struct dm_balloon_response: pages the guest let go of, as (start, pages). `more` responses follow."""
+    """struct dm_balloon_response: pages that the guest has released, as (start, pages). `more` responses follow."""
 
     trans_id: int
     more: bool
@@ -194,7 +194,7 @@ class BalloonResponse:
 
 @dataclass(slots=True)
 class UnballoonRequest:
-    """struct dm_unballoon_request: pages that are the guest's again. It answers after the one without `more`."""
+    """struct dm_unballoon_request: pages given back to the guest. It answers after the request without `more`."""
 
     trans_id: int
     more: bool
@@ -202,7 +202,7 @@ class UnballoonRequest:
 
     @classmethod
     def parse(cls, data: Buffer) -> UnballoonRequest:
-        """Read a whole message; what a guest does with it."""
+        """Read a whole message, as a guest does."""
         if len(data) < RANGES_AT:
             raise WireError(f"UnballoonRequest: {len(data)} bytes, needs {RANGES_AT}")
         trans_id, more, count = unpack_from("<III", data, 4)
@@ -225,7 +225,7 @@ class UnballoonResponse(Wire):
 class HotAddRequest:
     """struct dm_hot_add, with the region of struct dm_hot_add_with_region when there is one.
 
-    Linux tells the forms apart by their size: 16 bytes have no region. (start, pages) each.
+    Both are (start, pages). Linux distinguishes the forms by their size: 16 bytes have no region.
     """
 
     trans_id: int
@@ -262,7 +262,7 @@ INFO_MAX_PAGES = 0
 
 @wire
 class Info(Wire):
-    """struct dm_info_msg with struct dm_info_header: what the guest may grow to. Linux logs it."""
+    """struct dm_info_msg with struct dm_info_header: the guest's maximum size. Linux logs it."""
 
     type: u16
     size: u16
@@ -284,9 +284,9 @@ GuestMessage = (
 
 
 def parse_guest_message(payload: Buffer) -> GuestMessage:
-    """The message in one packet from the guest; bytes after its announced size are padding.
+    """Parse the message in one packet from the guest; bytes after its announced size are padding.
 
-    Raises WireError if it is shorter than it says, GuestProtocolError for a type that no guest sends.
+    Raises WireError if it is shorter than announced, GuestProtocolError for a type that no guest sends.
     """
     if len(payload) > MESSAGE_LIMIT:
         raise GuestProtocolError(f"balloon message of {len(payload)} bytes: drivers send {MESSAGE_LIMIT} at most")
@@ -314,7 +314,7 @@ HostMessage = VersionResponse | CapabilitiesResponse | BalloonRequest | Unballoo
 
 
 def parse_host_message(payload: Buffer) -> HostMessage:
-    """The message in one packet from the host: for tests, which play the guest, and for reading captures."""
+    """Parse the message in one packet from the host: for tests, which act as the guest, and for captures."""
     header = Header.parse(payload)
     body = payload[: header.size]
     match header.type:

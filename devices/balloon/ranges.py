@@ -1,10 +1,10 @@
-"""Sets of guest pages, as used by the ledger: merged ranges outside, bits inside.
+"""Sets of guest pages, as used by the ledger: an interface of merged ranges over bitmaps.
 
 A set is cut into chunks of CHUNK pages (16 MiB), each one integer with a bit a page; whole chunks share one integer.
-So the ranges are disjoint, sorted and merged by construction, and what a hostile guest may do to them (overlap,
-repetition, both at once) is an OR. Union, difference, overlap and counting run at C speed on 4096 pages at a time.
+So the ranges are disjoint, sorted and merged by construction, and a hostile guest's overlaps and repetitions cost an
+OR. Union, difference, overlap and counting run at C speed on 4096 pages at a time.
 
-Memory follows fragmentation but not without end: 1 TiB in one piece takes some 5 MB, 1 TiB of which every second
+Memory use grows with fragmentation up to a bound: 1 TiB in one piece takes some 5 MB, 1 TiB of which every second
 4 KiB page is out (134 million ranges, 2 GiB as pairs of numbers) takes some 40 MB.
 
     page:   0 ........ 4095 | 4096 ........ 8191 | ...
@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 CHUNK_BITS = 12
 CHUNK = 1 << CHUNK_BITS
-"""Pages a chunk. Small enough that setting one bit (a copy of the integer, 512 bytes) costs no more than the Python
+"""Pages per chunk. Small enough that setting one bit (a copy of the integer, 512 bytes) costs no more than the Python
 around it; large enough that a TiB is few chunks. 12 measured best of 9 to 13 (tests/bench/balloon_ranges.py)."""
 
 _LOW = CHUNK - 1
 _FULL = (1 << CHUNK) - 1
-_FLAGS = bytes(48) + b"\0\1" + bytes(206)  # translates the digits of bin() into falsehoods and truths
+_FLAGS = bytes(48) + b"\0\1" + bytes(206)  # translates the digits of bin() into false and true bytes
 _FEW_RUNS = 24
-"""Up to so many runs it is quicker to look for each; above, to spell the whole integer out."""
+"""Number of runs up to which it is quicker to search for each; above, to convert the whole integer to text."""
 
 
 class PageRange(NamedTuple):
@@ -40,24 +40,24 @@ class PageRange(NamedTuple):
         return self.start + self.pages
 
     def parts(self, limit: int) -> list[PageRange]:
-        """The same pages in ranges of `limit` at most."""
+        """Split into ranges of at most `limit` pages."""
         if self.pages <= limit:
             return [self]
         return [PageRange(start, min(limit, self.end - start)) for start in range(self.start, self.end, limit)]
 
 
 class Absorbed(NamedTuple):
-    """What `PageRanges.absorb` did with a set: the pages that were new, and how many were in `within` at all."""
+    """Result of `PageRanges.absorb`: the new pages, and the number of pages that were in `within`."""
 
     new: PageRanges
     inside: int
 
 
 class PageRanges:
-    """A set of pages. Iterates as merged `PageRange`s by rising address; `pages` is how many, at no cost.
+    """A set of pages. Iterates as merged `PageRange`s by rising address; `pages` is their number, kept up to date.
 
-    Built from any ranges: overlapping, unsorted, of zero pages. Time and memory go with the chunks that they cover:
-    bound what a guest claims by `clipped` first.
+    Built from any ranges: overlapping, unsorted, of zero pages. Time and memory grow with the chunks that they cover:
+    bound a guest's claim by `clipped` first.
     """
 
     __slots__ = ("_chunks", "_order", "pages")
@@ -71,7 +71,7 @@ class PageRanges:
     # One range after another
 
     def insert(self, ranges: Iterable[tuple[int, int]]) -> int:
-        """Add pages; how many of them were not in the set before."""
+        """Add pages; return how many of them were not in the set before."""
         before = self.pages
         chunks = self._chunks
         current, mask = -1, 0  # bits collected for one chunk, as neighbours come in a row
@@ -109,16 +109,16 @@ class PageRanges:
     # Whole sets
 
     def update(self, other: PageRanges) -> int:
-        """Add the pages of `other`; how many were not in the set before."""
+        """Add the pages of `other`; return how many were not in the set before."""
         before = self.pages
         for key, mask in other._chunks.items():
             self._set(key, mask)
         return self.pages - before
 
     def absorb(self, given: PageRanges, within: PageRanges, besides: PageRanges) -> Absorbed:
-        """Add what of `given` is in `within` and not in `besides`, in one pass.
+        """Add the pages of `given` that are in `within` and not in `besides`, in one pass.
 
-        The same as a few unions and differences, at a third of the time: each message goes through here.
+        Equal to a few unions and differences, in a third of the time: each message is processed here.
         """
         new: dict[int, int] = {}
         inside = pages = 0
@@ -148,7 +148,7 @@ class PageRanges:
         return Absorbed(result, inside)
 
     def subtract(self, other: PageRanges) -> int:
-        """Remove the pages of `other`; how many of them were in the set."""
+        """Remove the pages of `other`; return how many of them were in the set."""
         before = self.pages
         emptied = 0
         small, large = (other, self) if len(other._chunks) < len(self._chunks) else (self, other)
@@ -166,7 +166,7 @@ class PageRanges:
         return before - self.pages
 
     def _trim_order(self, emptied: int) -> None:
-        """Keep the order of keys when those that went were the highest, as they are when memory is given back."""
+        """Keep the order of keys if the removed ones were the highest, as is usual when memory is given back."""
         order = self._order
         while order and emptied and order[-1] not in self._chunks:
             order.pop()
@@ -175,17 +175,17 @@ class PageRanges:
             self._order = None
 
     def __and__(self, other: PageRanges) -> PageRanges:
-        """The pages in both."""
+        """Return the pages in both."""
         small, large = (self, other) if len(self._chunks) < len(other._chunks) else (other, self)
         return self._of({k: both for k, mask in small._chunks.items() if (both := mask & large._chunks.get(k, 0))})
 
     def __sub__(self, other: PageRanges) -> PageRanges:
-        """The pages of this set that are not in `other`."""
+        """Return the pages of this set that are not in `other`."""
         theirs = other._chunks
         return self._of({k: left for k, mask in self._chunks.items() if (left := mask & ~theirs.get(k, 0))})
 
     def __or__(self, other: PageRanges) -> PageRanges:
-        """The pages in either."""
+        """Return the pages in either."""
         result = self.copy()
         result.update(other)
         return result
@@ -246,9 +246,9 @@ class PageRanges:
             yield PageRange(start, end - start)
 
     def top(self, pages: int, max_ranges: int | None = None) -> PageRanges:
-        """The `pages` highest pages (all, if there are fewer), as a set of their own.
+        """Return the `pages` highest pages (all, if there are fewer), as a new set.
 
-        With `max_ranges` it ends early, after the chunk in which it comes to so many.
+        With `max_ranges` it ends early, after the chunk in which it reaches so many.
         """
         taken: dict[int, int] = {}
         ranges = 0
@@ -267,13 +267,13 @@ class PageRanges:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of host memory that the set takes, about."""
+        """Return the approximate host memory of the set in bytes."""
         masks = sum(mask.__sizeof__() for mask in self._chunks.values() if mask is not _FULL)
         return self._chunks.__sizeof__() + 32 * len(self._chunks) + masks
 
 
 def _runs(mask: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of each run of ones, from the lowest."""
+    """Yield (first, last + 1) of each run of ones, from the lowest."""
     if mask == _FULL:
         return iter(((0, CHUNK),))
     firsts = mask & ~(mask << 1)
@@ -304,7 +304,7 @@ def _few_runs(mask: int) -> Iterator[tuple[int, int]]:
 
 
 def _top_bits(mask: int, count: int) -> int:
-    """The `count` highest ones of `mask`, found by halving: where to cut so that so many lie above."""
+    """Return the `count` highest ones of `mask`, by a binary search for the bit above which so many lie."""
     low, high = 0, CHUNK  # at least `count` above low, fewer above high
     while high - low > 1:
         middle = low + high >> 1
@@ -316,10 +316,10 @@ def _top_bits(mask: int, count: int) -> int:
 
 
 def clipped(ranges: Iterable[tuple[int, int]], bounds: Iterable[tuple[int, int]]) -> tuple[list[PageRange], int]:
-    """What of `ranges` lies within `bounds`, sorted and merged, and how many pages lie outside.
+    """Return the parts of `ranges` within `bounds`, sorted and merged, and the number of pages outside.
 
-    For claims too large to be made a set: in a few bytes a guest may name 2^40 pages. `bounds` are few (stretches of
-    RAM), disjoint and sorted.
+    For claims too large for a set: in a few bytes a guest may name 2^40 pages. `bounds` are few (ranges of RAM),
+    disjoint and sorted.
     """
     merged: list[PageRange] = []
     for start, pages in sorted(ranges):

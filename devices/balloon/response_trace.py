@@ -24,12 +24,12 @@ _EVENTS = (
 
 
 def trace_wanted() -> bool:
-    """Whether any of these events is traced."""
+    """Return whether any of these events is traced."""
     return any(event.on for event in _EVENTS)
 
 
 def trace_response(named: PageRanges, both: PageRanges, our: PageRange, counted: PageRanges) -> None:
-    """Trace the pages that a response named. `both`: pages that the host takes back too; `our`: the hot-added range,
+    """Trace the pages that a response named. `both`: pages that the host discards, too; `our`: the hot-added range,
     of zero pages while there is none; `counted`: pages of it that this response added to the books.
     """
     pieces = [(each, 1) for each in named & both] + [(each, 0) for each in named - both]

@@ -1,4 +1,4 @@
-"""The states of the balloon machine. Each owns what means something only then.
+"""The states of the balloon machine. Each holds the data that is valid only in it.
 
 `NAME` is the state's name for clients and traces, `QEMU_NAME` its name in QEMU's trace.
 """
@@ -22,7 +22,7 @@ class Closed:
 
 @dataclass(slots=True)
 class AwaitVersion:
-    """The channel is open; the driver offers versions, newest first, until one is taken."""
+    """The channel is open; the driver offers versions, newest first, until one is accepted."""
 
     NAME: ClassVar[str] = "AwaitVersion"
     QEMU_NAME: ClassVar[str] = "S_VERSION"
@@ -30,7 +30,7 @@ class AwaitVersion:
 
 @dataclass(slots=True)
 class AwaitCaps:
-    """A version is agreed; the driver says what it can do."""
+    """A version is agreed; the driver's capabilities are awaited."""
 
     NAME: ClassVar[str] = "AwaitCaps"
     QEMU_NAME: ClassVar[str] = "S_CAPS"
@@ -38,7 +38,7 @@ class AwaitCaps:
 
 @dataclass(slots=True)
 class Idle:
-    """Nothing asked of the guest."""
+    """No request to the guest is outstanding."""
 
     NAME: ClassVar[str] = "Idle"
     QEMU_NAME: ClassVar[str] = "S_IDLE"
@@ -51,26 +51,26 @@ class BalloonPosting:
     NAME: ClassVar[str] = "BalloonPosting"
     QEMU_NAME: ClassVar[str] = "S_BALLOON_RB_WAIT"
     pages: int
-    tries: int  # since the guest last gave all of a request, this one included
+    tries: int  # since the guest last fulfilled a request, this one included
     deadline: float
 
 
 @dataclass(slots=True)
 class BalloonWaiting:
-    """The request is out; the guest answers in one or more responses."""
+    """The request was sent; the guest answers in one or more responses."""
 
     NAME: ClassVar[str] = "BalloonWaiting"
     QEMU_NAME: ClassVar[str] = "S_BALLOON_REPLY_WAIT"
     asked: int
-    got: int  # pages that really came
+    got: int  # pages booked
     tries: int
-    attempt: int  # the attempt it was made for; a newer one may have begun meanwhile
+    attempt: int  # the request's attempt; a newer one may have begun meanwhile
     deadline: float
 
 
 @dataclass(slots=True)
 class BalloonPausing:
-    """The guest stopped above the target; it is asked again at `deadline`. See `devices.balloon.retry`."""
+    """The guest stopped above the target; the next request is at `deadline`. See `devices.balloon.retry`."""
 
     NAME: ClassVar[str] = "BalloonPausing"
     QEMU_NAME: ClassVar[str] = "S_IDLE"
@@ -80,19 +80,19 @@ class BalloonPausing:
 
 @dataclass(slots=True)
 class UnballoonPosting:
-    """Ranges on their way back, in as many messages as they need; `unsent` are on the books yet, next ones last."""
+    """Ranges are being given back, in as many messages as needed; `unsent` ones are still out, in reverse order."""
 
     NAME: ClassVar[str] = "UnballoonPosting"
     QEMU_NAME: ClassVar[str] = "S_UNBALLOON_RB_WAIT"
     unsent: list[PageRange]
     left: int  # pages in `unsent`
-    started: bool  # a message is out, so one without `more` must follow
+    started: bool  # a message was sent, so one without `more` must follow
     deadline: float
 
 
 @dataclass(slots=True)
 class UnballoonWaiting:
-    """All ranges are the guest's; it says so when it has freed them."""
+    """All ranges were sent; the guest answers when it has freed them."""
 
     NAME: ClassVar[str] = "UnballoonWaiting"
     QEMU_NAME: ClassVar[str] = "S_UNBALLOON_REPLY_WAIT"
@@ -101,31 +101,31 @@ class UnballoonWaiting:
 
 @dataclass(slots=True)
 class HotAddPosting:
-    """A request to take more memory waits for room in the ring; the memory is there."""
+    """A hot-add request waits for room in the ring; its memory is mapped."""
 
     NAME: ClassVar[str] = "HotAddPosting"
     QEMU_NAME: ClassVar[str] = "S_HOT_ADD_RB_WAIT"
     grant: Grant
-    tries: int  # for this grant's place, this one included
+    tries: int  # for this grant's addresses, this one included
     deadline: float
 
 
 @dataclass(slots=True)
 class HotAddWaiting:
-    """The guest makes the memory its own, block by block."""
+    """The hot-add request was sent; the guest adds the memory block by block."""
 
     NAME: ClassVar[str] = "HotAddWaiting"
     QEMU_NAME: ClassVar[str] = "S_HOT_ADD_REPLY_WAIT"
     grant: Grant
     tries: int
-    attempt: int  # the attempt it was made for
+    attempt: int  # the request's attempt
     asked_at: float
     deadline: float
 
 
 @dataclass(slots=True)
 class HotAddPausing:
-    """The guest could not, just now; it is asked again at `deadline`."""
+    """The guest could not add the memory for now; the next request is at `deadline`."""
 
     NAME: ClassVar[str] = "HotAddPausing"
     QEMU_NAME: ClassVar[str] = "S_HOT_ADD_SETUP"

@@ -1,15 +1,15 @@
 """Integration components: the small services between a Hyper-V host and its guest. The first devices to read.
 
-Each is a channel of its own and all speak in one frame, where the host asks and the guest answers:
+Each has a channel of its own, and all use the same frame for the host's requests and the guest's answers:
 
     pipe header (8)  |  IC header (20)                              |  body
     1, size          |  framework, type, version, size, status, ... |  the service's own structure
 
 * `protocol`  the bytes
 * `link`      frame, versions and answers, the same for all of them
-* `heartbeat` a number every two seconds: is the guest alive?
-* `shutdown`  asks the guest to power off or restart in good order
-* `timesync`  tells the guest the host's time
+* `heartbeat` a number every two seconds, to detect a dead guest
+* `shutdown`  requests an orderly power-off or restart
+* `timesync`  sends the guest the host's time
 
 In Linux all three are served by the module hv_utils.
 """

@@ -19,7 +19,7 @@ from pyvmm.vmbus.offer import Offer
 
 
 class Health(Enum):
-    """What the heartbeat says of the guest."""
+    """Health of the guest, by its heartbeat."""
 
     NO_CONTACT = "no contact"  # no driver, or it has not answered yet
     OK = "ok"
@@ -27,18 +27,18 @@ class Health(Enum):
 
 
 class Heartbeat(VmbusDevice):
-    """`health`, `beats` (answers) and `sequence` (the last answer) are for the monitor."""
+    """The heartbeat device. `health`, `beats` (answers) and `sequence` (the last answer) are for the monitor."""
 
     OFFER: ClassVar[Offer] = Offer(
         "heartbeat",
         type=UUID("57164f39-9115-4e78-ab55-382f3bd5422d"),
         instance=UUID("fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"),
     )
-    PERIOD: ClassVar[float] = 2.0  # seconds, what Hyper-V does
+    PERIOD: ClassVar[float] = 2.0  # seconds, as in Hyper-V
     LOST_AFTER: ClassVar[float] = 10.0
-    """Seconds without an answer. A vCPU that the host starves for so long is lost to its users too."""
+    """Seconds without an answer. A vCPU that the host does not schedule for so long is unusable, too."""
     OUTSTANDING_LIMIT: ClassVar[int] = 16
-    """Beats sent into silence. The driver has only to answer; if it wakes up, these few tell."""
+    """Limit of unanswered beats. These few suffice to detect a driver that answers again."""
 
     def __init__(self) -> None:
         self.sequence = self.beats = 0

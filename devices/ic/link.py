@@ -34,7 +34,7 @@ FRAMEWORKS: tuple[Version, ...] = ((3, 0), (1, 0))
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """Versions are agreed: requests may be sent from now on."""
+    """Result of a negotiation: versions are agreed, and requests may be sent."""
 
     framework: Version
     version: Version
@@ -67,17 +67,17 @@ class IcLink:
 
     @property
     def outstanding(self) -> int:
-        """Requests without an answer yet."""
+        """Return the number of requests without an answer yet."""
         return len(self._outstanding)
 
     def negotiate(self) -> None:
-        """Offer all versions; to be called once, when the channel opens."""
+        """Offer all versions; called once, when the channel opens."""
         body = Negotiate(len(FRAMEWORKS), len(self.versions), 0).build()
         body += b"".join(VersionPair(*version).build() for version in (*FRAMEWORKS, *self.versions))
         self._send(IcType.NEGOTIATE, body, (0, 0))
 
     def request(self, kind: IcType, body: bytes) -> bool:
-        """Send a request. False, and nothing sent, if the guest cannot take it: no versions yet, or a full ring."""
+        """Send a request. Return False, sending nothing, if there are no versions yet or the ring is full."""
         reason = ""
         if self.version is None:
             reason = "no versions agreed"

@@ -54,7 +54,7 @@ class IcHeader(Wire):
     reserved: u16
 
 
-PIPE_SIZE = 8  # of it, the pipe header
+PIPE_SIZE = 8  # bytes of it that are the pipe header
 
 
 @wire
@@ -93,7 +93,7 @@ class ShutdownBody(Wire):
 
 
 class ShutdownFlag(IntFlag):
-    """What the guest shall do; FORCE does not wait for programs."""
+    """Requested action of the guest; FORCE does not wait for programs."""
 
     POWER_OFF = 0
     FORCE = 1
@@ -120,7 +120,7 @@ class TimeBody(Wire):
 
 @wire
 class TimeReferenceBody(Wire):
-    """struct ictimesync_ref_data, version 4: the host's time and the reference counter at that very moment."""
+    """struct ictimesync_ref_data, version 4: the host's time and the reference counter at the same moment."""
 
     host_time: u64
     reference_time: u64

@@ -1,7 +1,7 @@
-"""Shutdown: asks the guest to power off or restart in good order, as its own `poweroff` or `reboot` would.
+"""Shutdown: requests an orderly power-off or restart, as the guest's own `poweroff` or `reboot` do.
 
-Source: Linux drivers/hv/hv_util.c, shutdown_onchannelcallback(): it answers first, then runs the orderly command; a
-flag it does not know is answered with FAILED.
+Source: Linux drivers/hv/hv_util.c, shutdown_onchannelcallback(): it answers first, then runs the orderly command; an
+unknown flag is answered with FAILED.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Answered = Callable[[int], object]
 
 
 class ShutdownKind(StrEnum):
-    """What the guest is asked to do. Without waiting for programs that refuse to end."""
+    """Kind of a shutdown request. The guest does not wait for programs that refuse to end."""
 
     POWER_OFF = "poweroff"
     RESTART = "restart"
@@ -36,7 +36,7 @@ _FLAGS = {
 
 
 class Shutdown(VmbusDevice):
-    """`request()` is what system_powerdown uses while the guest's driver is there (`ready`)."""
+    """The shutdown device. system_powerdown calls `request()` while the guest's driver is bound (`ready`)."""
 
     OFFER: ClassVar[Offer] = Offer(
         "shutdown",
@@ -45,7 +45,7 @@ class Shutdown(VmbusDevice):
         signal_each=True,
     )
     REASON: ClassVar[int] = 0x80040000  # SHTDN_REASON_FLAG_PLANNED and "other"; Linux only prints it
-    TIMEOUT: ClassVar[int] = 300  # seconds the guest may take, for its own information
+    TIMEOUT: ClassVar[int] = 300  # seconds the guest may take; informative only
 
     def __init__(self) -> None:
         self.status: int | None = None  # of the last answer
@@ -54,13 +54,13 @@ class Shutdown(VmbusDevice):
 
     @property
     def ready(self) -> bool:
-        """Whether the guest's driver is there and understands us."""
+        """Return whether the guest's driver is bound and has agreed on versions."""
         return self._link is not None and self._link.ready
 
     def request(self, kind: ShutdownKind | str, answered: Answered = lambda status: None) -> bool:
-        """Ask the guest; `answered(status)` is called with its answer, 0 for "on its way".
+        """Send a shutdown request; `answered(status)` is called with the guest's answer, 0 for success.
 
-        False if no driver is bound, or one request is out already.
+        Returns False if no driver is bound, or a request is outstanding already.
         """
         kind = ShutdownKind(kind)
         if self._link is None or self._asked:

@@ -1,8 +1,8 @@
-"""Time synchronisation: tells the guest the host's time, to be set at once when it starts, as samples from then on.
+"""Time synchronisation: sends the guest the host's time, first to set its clock, then as periodic samples.
 
 Source: Linux drivers/hv/hv_util.c, timesync_onchannelcallback(): SYNC steps the clock, SAMPLE feeds the PTP clock
-/dev/ptp_hyperv and nothing else. Version 4 pairs the time with the reference counter, so that the guest can tell how
-old it has become on the way.
+/dev/ptp_hyperv and nothing else. Version 4 pairs the time with the reference counter, so that the guest can compute
+the age of the sample.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ UNIX_EPOCH_100NS = 116_444_736_000_000_000
 
 
 class TimeSync(VmbusDevice):
-    """`clock_ns()` is the host's time since 1970; `reference_time()` the partition's counter in units of 100 ns.
+    """The time synchronisation device. `clock_ns()` is the host's time since 1970, `reference_time()` the partition's
+    counter in units of 100 ns.
 
     Without a reference counter version 4 is not offered. `sync()` steps the guest's clock, after a pause for example.
     """
@@ -35,9 +36,9 @@ class TimeSync(VmbusDevice):
         type=UUID("9527e630-d0ae-497b-adce-e80ab0175caf"),
         instance=UUID("2dd1ce17-079e-403c-b352-a1921ee207ee"),
     )
-    PERIOD: ClassVar[float] = 5.0  # seconds between samples, what Hyper-V does
+    PERIOD: ClassVar[float] = 5.0  # seconds between samples, as in Hyper-V
     OUTSTANDING_LIMIT: ClassVar[int] = 4
-    """Samples not answered yet; a guest that stopped needs no more of them."""
+    """Limit of samples not answered yet: no more are sent to a guest that has stopped."""
 
     def __init__(
         self, *, clock_ns: Callable[[], int] = time.time_ns, reference_time: Callable[[], int] | None = None
@@ -70,7 +71,7 @@ class TimeSync(VmbusDevice):
         self._link = None
 
     def sync(self) -> bool:
-        """Make the guest set its clock now. False if its driver cannot take the message."""
+        """Make the guest set its clock now. Return False if the message cannot be sent to its driver."""
         return self._send(TimeFlag.SYNC)
 
     def _sample(self) -> None:
