@@ -37,7 +37,7 @@ class MonitorView:
         self._started = time.monotonic()
         self.loop = machine.loop
         self.name = machine.name
-        self.pid = os.getpid()  # of the process by which the user knows the machine
+        self.pid = os.getpid()  # the process id shown to the user
         self.console_place = "null"  # the console's backend, for query-chardev
         self.sandbox: dict[str, Any] = {"mode": "off"}  # the sandbox of the process
 

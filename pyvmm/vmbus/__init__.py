@@ -36,8 +36,8 @@ Nothing in a ring causes an exit; only a doorbell does, and the rules below make
     the host takes a device away:  RESCIND  ->  (CLOSE)  RELID_RELEASED  and only then may the relid be used again
     the guest asks a device for more channels (by packets):  OFFER with the same GUIDs, sub-channel 1, 2, ...
 
-Most of these Linux awaits without a time limit, so a host answers even what it refuses. A new INITIATE_CONTACT may
-come at any time (a crash kernel, a reset): everything before it is void.
+Linux waits for most of these without a time limit, so a host answers even a request that it refuses. A new
+INITIATE_CONTACT may come at any time (a crash kernel, a reset): everything before it is void.
 
 **Rings** (`ring`). One GPADL holds both; each begins with a header page:
 

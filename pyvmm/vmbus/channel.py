@@ -144,7 +144,7 @@ class Channel:
         self._send(Packet(PacketType.IN_BAND, flags, transaction_id, payload))
 
     def complete(self, transaction_id: int, payload: bytes = b"") -> None:
-        """Answer a packet that asked for a completion, once, in any order; for devices with OWN_COMPLETIONS.
+        """Complete a packet that requested it, once, in any order; for devices with OWN_COMPLETIONS.
 
         Raises GuestProtocolError as `send`; the packet counts as answered then too.
         """

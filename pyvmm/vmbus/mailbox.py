@@ -71,7 +71,7 @@ class Mailbox:
         self._outbox: deque[Post] = deque()
         self._in_flight = False  # the partition holds one message at a time, as in QEMU: its queue is bounded too
         self._posting = False
-        self._epoch = 0  # counts calls of drop, to tell late answers for dropped messages
+        self._epoch = 0  # counts calls of drop, to detect late answers for dropped messages
         self._connections = {protocol.CONTACT_CONNECTION_OLD}
         if max_version >= Version.WIN10_5_0:
             self._connections |= {protocol.CONTACT_CONNECTION, protocol.MESSAGE_CONNECTION}

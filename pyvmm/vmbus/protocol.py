@@ -166,7 +166,7 @@ class InitiateContact(Message):
 
     @property
     def sint(self) -> int:
-        """From 5.0 on: where the guest wants its messages."""
+        """From 5.0 on: the SINT for the guest's messages."""
         return self.target & 0xFF
 
     @property
@@ -237,7 +237,7 @@ class ModifyChannel(Message):
 
 @message(MessageType.TL_CONNECT_REQUEST, since=Version.WIN10)
 class TlConnectRequest(Message):
-    """struct vmbus_channel_tl_connect_request: an hvsock connection asked for by the guest."""
+    """struct vmbus_channel_tl_connect_request: an hvsock connection requested by the guest."""
 
     endpoint: Guid
     service: Guid

@@ -25,7 +25,7 @@ class Disconnected:
 
 @dataclass(slots=True)
 class Contacted:
-    """A version is agreed on; the guest has not asked for the devices yet."""
+    """A version is agreed on; the guest has not requested offers yet."""
 
     NAME: ClassVar[str] = "contacted"
     version: int
