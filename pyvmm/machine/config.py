@@ -28,7 +28,7 @@ MAX_MEMORY = 1 << 40  # the oldest CPUs have 40 physical address bits
 
 @dataclass(slots=True)
 class MachineConfig:
-    """One virtual machine. `check()` is called by Machine; ConfigError is one line with the next step."""
+    """Configuration of one machine. Machine calls `check()`; its ConfigError is one line with the next step."""
 
     kernel: Path
     initrd: Path | None = None

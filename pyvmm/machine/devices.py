@@ -41,9 +41,9 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the table: `make` builds a device, the module `events` declares its trace events and their graphs. A
-    machine may have several only if their drivers support more than one; Linux's balloon and integration services
-    do not.
+    """One row of the table: `make` builds a device, the module `events` declares its trace events and their sequence
+    diagrams. A machine may have several only if their drivers support more than one; Linux's balloon and integration
+    services do not.
     """
 
     make: Callable[[Parts], VmbusDevice]

@@ -26,7 +26,7 @@ SHORT_LIFE = 10.0
 """Seconds. A guest that resets itself sooner, without contact with the VMBus, has failed early in boot."""
 
 BUSY_LOOKS = 3
-"""Polls that must all find a silent guest busy before the notice: a single one may hit an idle guest's brief work."""
+"""Polls that must all find a silent guest busy before the notice: an idle guest may be busy at a single poll."""
 
 RESETS_TOLD = 3
 RESETS_LIMIT = 10
