@@ -55,7 +55,7 @@ def required() -> bool:
 
 
 def lacks_qemu() -> bool:
-    """Whether a test that starts emulated hosts itself is to be skipped: no QEMU, and nobody in_background."""
+    """Return whether to skip a test that starts emulated hosts: QEMU is missing, and boot tests are not required."""
     return shutil.which(PROGRAM) is None and not required()
 
 

@@ -109,12 +109,7 @@ def test_looking_for_machines_leaves_a_kept_up_emulated_host_alone(folder: Path)
 def test_a_name_whose_holder_was_killed_is_free_and_its_socket_replaced(folder: Path) -> None:
     from pyvmm.unix_socket import ListeningSocket
 
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, "web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline()
-        holder.kill()
+    _kill_holder("web")
     assert (folder / "web.sock").exists()
     with registry.claim("web") as taken, ListeningSocket(taken.socket, 1):
         assert (folder / "web.sock").is_socket()
@@ -131,12 +126,17 @@ sys.stdin.read()
 """
 
 
-def test_a_new_holder_is_starting_whatever_socket_a_killed_one_left(folder: Path) -> None:
+def _kill_holder(name: str) -> None:
+    """Kill a process that has claimed `name` and listens on its socket."""
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, "web"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _HOLDER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline()
         holder.kill()
+
+
+def test_a_new_holder_is_starting_whatever_socket_a_killed_one_left(folder: Path) -> None:
+    _kill_holder("web")
     with registry.claim("web") as taken:
         assert registry.is_starting(taken.entry)
