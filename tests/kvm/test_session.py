@@ -13,6 +13,7 @@ import pytest
 from pyvmm import trace
 from pyvmm.client.qmp import Client, Disconnected
 from pyvmm.errors import ConfigError
+from pyvmm.host.inside import socket_path
 from pyvmm.kvm import Kvm
 from pyvmm.launch.consoles import CalledConsole
 from pyvmm.launch.session import SWITCH_INTERVAL, Session
@@ -61,7 +62,8 @@ def test_it_runs_a_machine_with_console_monitor_traces_and_signals(config: Machi
             machine.quit()
 
         session.start(signalled)
-        assert (machine.monitor.console_place, socket.exists()) == ("here", True)
+        bound = Path(socket_path(socket))  # in the emulated host not the outer path
+        assert (machine.monitor.console_place, bound.exists()) == ("here", True)
         while not console:
             session.loop.step(10)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -70,7 +72,7 @@ def test_it_runs_a_machine_with_console_monitor_traces_and_signals(config: Machi
     assert (handlers(), sys.getswitchinterval()) == before
     assert "machine.state" in file.read_text()
     with pytest.raises(Disconnected):
-        Client(socket)
+        Client(bound)
 
 
 def test_a_start_that_fails_gives_everything_back(config: MachineConfig, tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_a_start_that_fails_gives_everything_back(config: MachineConfig, tmp_pat
     with pytest.raises(ConfigError), Session(config, sockets=[socket], trace=settings) as session:
         session.start(lambda number: None)
     assert (handlers(), sys.getswitchinterval(), descriptors()) == before
-    assert not socket.exists()
+    assert not Path(socket_path(socket)).exists()
     assert not any(event.on for event in trace.events() if event.name == "machine.state")
 
 
