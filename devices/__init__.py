@@ -2,9 +2,9 @@
 
 Two kinds live here. The first answer port I/O on a vCPU's thread, one access at a time, and are a page each:
 
-* `serial`   the console's 16550A: read it first, it shows the structure of all devices; `serial_window`: its MMIO
-             registers, most of which a guest reads without an exit
-* `rtc`      the CMOS clock, with its interrupts in `rtc_events`
+* `serial`   the console's 16550A: read `serial.uart` first, it shows the structure of all devices;
+             `serial.window`: its MMIO registers, most of which a guest reads without an exit
+* `rtc`      the CMOS clock: `rtc.clock`, and its interrupts in `rtc.interrupts`
 * `i8042` and `acpi_pm` for reset and power-off
 
 The second are VMBus devices (`pyvmm.vmbus.device`): packets in, packets out, all on the loop's thread.

@@ -1,7 +1,7 @@
 """pyvmm: a KVM virtual machine monitor in pure Python, with Hyper-V enlightenments for Linux guests.
 
 Read the packages in this order; each `__init__` is one chapter and assumes only the earlier ones:
-`pyvmm.memory`, `pyvmm.kvm`, `firmware`, `pyvmm.iomap` and `devices.serial`, `pyvmm.hyperv`, `pyvmm.vmbus`,
+`pyvmm.memory`, `pyvmm.kvm`, `firmware`, `pyvmm.iomap` and `devices.serial.uart`, `pyvmm.hyperv`, `pyvmm.vmbus`,
 `devices.ic`, `devices.balloon`, `pyvmm.machine`, `pyvmm.cli`.
 
 For scripts and notebooks: `from pyvmm import Machine`, see `pyvmm.api` and docs/api.md.

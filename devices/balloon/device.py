@@ -12,10 +12,10 @@ from uuid import UUID
 
 from pyvmm.devices.balloon.hot_add import Window
 from pyvmm.devices.balloon.ledger import PAGE_SHIFT, PAGE_SIZE, Discard, Ledger
-from pyvmm.devices.balloon.machine import BalloonMachine, Changed
 from pyvmm.devices.balloon.plan import ResizeOutcome, ResizePlan
 from pyvmm.devices.balloon.protocol import StatusReport, parse_guest_message
 from pyvmm.devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.state_machine import BalloonMachine, Changed
 from pyvmm.devices.balloon.tuning import Tuning
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice

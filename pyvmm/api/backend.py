@@ -23,6 +23,7 @@ from pyvmm.client import registry
 from pyvmm.errors import HostError
 from pyvmm.paths import runtime_folder
 from pyvmm.process import kill_with_parent
+from pyvmm.tail import Tail
 
 if TYPE_CHECKING:
     from pyvmm.launch.options import GuestOptions
@@ -46,25 +47,6 @@ sys.exit(main())"""
 """Starts the same pyvmm as this process's, by its path. -P: no modules from the working folder."""
 _RUN = (sys.executable, "-P", "-c", _START, _HERE, "run")
 _numbers = count(1)
-
-
-class Tail:
-    """Keeps the last bytes of a stream. `add` may be called on any thread."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._data = bytearray()
-        self._lock = threading.Lock()
-
-    def add(self, data: bytes) -> None:
-        with self._lock:
-            self._data += data
-            if len(self._data) > 2 * self._limit:
-                del self._data[: -self._limit]
-
-    def text(self) -> str:
-        with self._lock:
-            return self._data[-self._limit :].decode("utf-8", "replace")
 
 
 class Backend(Protocol):
@@ -113,7 +95,7 @@ class ThreadBackend:
             self.name = config.name = registration.name
             self.socket = Path(socket_path(registration.socket))
             sockets = [path for path in (registration.socket, options.qmp) if path is not None]
-            console = CalledConsole(self.console.add, place="api")
+            console = CalledConsole(self.console, place="api")
             session = stack.enter_context(Session(config, sockets=sockets, console=lambda: console, trace=trace))
             self.machine: Machine = session.machine
             session.start()
@@ -201,7 +183,7 @@ class ProcessBackend:
     def _read(self, stream: Any, into: Tail) -> threading.Thread:
         def read() -> None:
             while data := stream.read1(65536):
-                into.add(data)
+                into(data)
 
         thread = threading.Thread(target=read, name=f"pyvmm {self.name} output", daemon=True)
         thread.start()

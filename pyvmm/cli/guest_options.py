@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvmm.cli.completion import complete_event, kinds_or_file
+from pyvmm.cli.commands.completion import complete_event, kinds_or_file
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.words import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError

@@ -21,36 +21,37 @@ from pyvmm.errors import PyvmmError
 from pyvmm.guest_text import one_line
 from pyvmm.launch import exit_status
 
-_SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+_SECTIONS: dict[str, dict[str, str]] = {
     "Guests": {
-        "run": ("pyvmm.cli.run:run", "Boot a guest; run a command in one."),
-        "tour": ("pyvmm.cli.tour:tour", "Boot the default guest and show what ballooning does."),
+        "run": "Boot a guest; run a command in one.",
+        "tour": "Boot the default guest and show what ballooning does.",
     },
     "Running machines": {
-        "balloon": ("pyvmm.cli.balloon:balloon", "Show or set how much memory a guest has."),
-        "balance": ("pyvmm.cli.balance:balance", "Share a budget of memory between machines."),
-        "status": ("pyvmm.cli.status:status", "Show all about a running machine."),
-        "ps": ("pyvmm.cli.status:ps", "List the running machines."),
-        "stop": ("pyvmm.cli.stop:stop", "Power a machine off, or end it."),
-        "kill": ("pyvmm.cli.end:kill", "End a machine at once, even one that does not answer."),
-        "wait": ("pyvmm.cli.end:wait", "Wait for a machine's end, an event, a driver."),
+        "balloon": "Show or set how much memory a guest has.",
+        "balance": "Share a budget of memory between machines.",
+        "status": "Show all about a running machine.",
+        "ps": "List the running machines.",
+        "stop": "Power a machine off, or end it.",
+        "kill": "End a machine at once, even one that does not answer.",
+        "wait": "Wait for a machine's end, an event, a driver.",
     },
     "Looking closer": {
-        "top": ("pyvmm.cli.top.command:top", "Watch the running machines live; resize them by a key."),
-        "log": ("pyvmm.cli.log:log", "Show the end of a guest's console."),
-        "devices": ("pyvmm.cli.devices:devices", "List a machine's VMBus devices and their channels."),
-        "trace": ("pyvmm.cli.trace:trace", "Follow a machine's trace events; list, compare, convert traces."),
-        "report": ("pyvmm.cli.report:report", "Draw a recorded trace: one HTML page, CSV."),
+        "top": "Watch the running machines live; resize them by a key.",
+        "log": "Show the end of a guest's console.",
+        "devices": "List a machine's VMBus devices and their channels.",
+        "trace": "Follow a machine's trace events; list, compare, convert traces.",
+        "report": "Draw a recorded trace: one HTML page, CSV.",
     },
     "This computer": {
-        "doctor": ("pyvmm.cli.doctor:doctor", "What this computer can do, and what would make it do more."),
-        "image": ("pyvmm.cli.image:image", "List, build and show guest images."),
-        "host": ("pyvmm.cli.host:host", "The emulated host, for computers without KVM: prepare, exec, status."),
-        "completion": ("pyvmm.cli.completion:completion", "Print what makes your shell complete pyvmm's words."),
+        "doctor": "What this computer can do, and what would make it do more.",
+        "image": "List, build and show guest images.",
+        "host": "The emulated host, for computers without KVM: prepare, exec, status.",
+        "completion": "Print what makes your shell complete pyvmm's words.",
     },
 }
 
-COMMANDS = {name: where for section in _SECTIONS.values() for name, (where, _) in section.items()}
+COMMANDS = [name for section in _SECTIONS.values() for name in section]
+"""The commands' names: NAME is the function NAME of the module `pyvmm.cli.commands.NAME`."""
 
 EPILOG = """\b
 Examples:
@@ -75,14 +76,12 @@ class LazyGroup(click.Group):
     """A click group that imports a command when it is used; its own help imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return COMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        where = COMMANDS.get(cmd_name)
-        if where is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = where.partition(":")
-        found: click.Command = getattr(import_module(module), attribute)
+        found: click.Command = getattr(import_module(f"pyvmm.cli.commands.{cmd_name}"), cmd_name)
         return found
 
     def resolve_command(
@@ -99,7 +98,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(10), text) for name, (_, text) in section.items()])
+                formatter.write_dl([(name.ljust(10), text) for name, text in section.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -107,7 +106,7 @@ class LazyGroup(click.Group):
         commands = [
             CompletionItem(name, help=text)
             for section in _SECTIONS.values()
-            for name, (_, text) in section.items()
+            for name, text in section.items()
             if name.startswith(incomplete)
         ]
         return commands or click.Command.shell_complete(self, ctx, incomplete)

@@ -69,7 +69,7 @@ class Later(Generic[T]):
             self._tell(reply, error)
 
 
-class Session:
+class QmpSession:
     """Negotiating --qmp_capabilities--> Commanding. One client; `dispatch` runs the commands."""
 
     def __init__(self, dispatch: Dispatch) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from pyvmm.control import events as trace
 from pyvmm.control.commands import Controlled, dispatch
 from pyvmm.control.door import Door
-from pyvmm.control.protocol import Session, encode_event
+from pyvmm.control.protocol import QmpSession, encode_event
 from pyvmm.control.stream import Ready, Send, Stream, Timing
 from pyvmm.control.throttle import Throttle
 from pyvmm.loop import Loop
@@ -126,7 +126,7 @@ class _Client:
 
     def __init__(self, server: ControlServer, connection: socket.socket, number: int) -> None:
         self.number = number
-        self.session = Session(self._dispatch)
+        self.session = QmpSession(self._dispatch)
         self._server = server
         self._loop = server._loop
         self._socket = connection

@@ -33,7 +33,7 @@ from pathlib import Path
 from pyvmm.cache import disk_errors, locked
 from pyvmm.errors import HostError
 from pyvmm.files import FileError, Shape, load_object
-from pyvmm.host import keeping, preload, qemu
+from pyvmm.host import keeping, preload, preload_archive, qemu
 from pyvmm.host.kit import Kit, Progress
 from pyvmm.host.qemu import Hardware, Qemu
 from pyvmm.paths import cache_folder, make_folder, new_folder, write_private
@@ -152,7 +152,7 @@ def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) 
         saved = Saved(str(folder), fits, memory_mib, sys.executable, here, sources, agent, files, stable)
         with contextlib.ExitStack() as stack, keeping.in_use(kit.kernel.parent), new_folder(folder) as made:
             initramfs = made / "initramfs"
-            write_private(initramfs, kit.initramfs.read_bytes() + preload.archive(python, sources))
+            write_private(initramfs, kit.initramfs.read_bytes() + preload_archive.archive(python, sources))
             _boot_and_save(made, Kit(kit.kernel, initramfs, kit.digest), Hardware(memory_mib))
             initramfs.unlink()
             write_private(made / "saved.json", json.dumps(asdict(saved)).encode())

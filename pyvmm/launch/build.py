@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyvmm.backend import Backend
-from pyvmm.devices import serial_window
+from pyvmm.devices.serial import window as serial_window
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import cmdline
 from pyvmm.firmware.linux import check_linux
 from pyvmm.host.inside import inside
 from pyvmm.machine.config import MachineConfig
+from pyvmm.ram_backend import Backend
 
 if TYPE_CHECKING:
     from pyvmm.images.catalog import Image

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pyvmm.devices.serial import RECEIVE_LIMIT
+from pyvmm.devices.serial.uart import RECEIVE_LIMIT
 from pyvmm.errors import ConfigError
 from pyvmm.foreground import LOOK_AGAIN, Terminal, raw_terminal, window_of
 from pyvmm.host.inside import inside

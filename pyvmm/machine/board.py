@@ -1,6 +1,6 @@
 """The PC's legacy devices: serial ports, power and reset, keyboard controller and clock, at their ports.
 
-`pyvmm.address_map` has the port numbers. The serial ports are mapped in memory, too: `devices.serial_window`.
+`pyvmm.address_map` has the port numbers. The serial ports are mapped in memory, too: `devices.serial.window`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from functools import partial
 
 from pyvmm import address_map
 from pyvmm.address_map import COM1, COM2
-from pyvmm.devices import serial_window
 from pyvmm.devices.acpi_pm import AcpiPm, ResetPort
 from pyvmm.devices.i8042 import I8042
-from pyvmm.devices.rtc import INDEX as RTC_INDEX
-from pyvmm.devices.rtc import Rtc
-from pyvmm.devices.serial import Register as SerialRegister
-from pyvmm.devices.serial import Serial
+from pyvmm.devices.rtc.clock import INDEX as RTC_INDEX
+from pyvmm.devices.rtc.clock import Rtc
+from pyvmm.devices.serial import window as serial_window
+from pyvmm.devices.serial.uart import Register as SerialRegister
+from pyvmm.devices.serial.uart import Serial
 from pyvmm.firmware.acpi import AcpiConfig
 from pyvmm.iomap import IoMap
 from pyvmm.loop import Loop
+from pyvmm.machine.outbox import Outbox
 from pyvmm.memory import PAGE_SIZE, HostMemory
-from pyvmm.outbox import Outbox
 
 COM_PORTS = ((COM1, address_map.COM1_LINE), (COM2, address_map.COM2_LINE))
 """(ports, interrupt line) of the console and of the agent."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from pyvmm.address_map import HOT_ADD_SLOTS, MIB
-from pyvmm.backend import ANONYMOUS, Backend
 from pyvmm.errors import ConfigError
 from pyvmm.machine.autosize import Limits
 from pyvmm.machine.devices import DEVICES
 from pyvmm.machine.panic import Policy
+from pyvmm.ram_backend import ANONYMOUS, Backend
 
 EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]

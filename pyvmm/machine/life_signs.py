@@ -50,7 +50,7 @@ class Timing(Protocol):
 class LifeSigns:
     """Watches one machine's guest. All methods run on the loop's thread.
 
-    `console(offset)` is `ConsoleTail.since`, `contacts()` counts kernels' contacts with the VMBus, `look()` returns
+    `console(offset)` is `Tail.since`, `contacts()` counts kernels' contacts with the VMBus, `look()` returns
     the vCPUs' states. `notice(line)` shows the user a line; `died(line)` reports that the guest is dead, and returns
     whether that ended the machine. `silence` is in seconds of guest time.
     """

@@ -34,7 +34,6 @@ from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.board import Board
 from pyvmm.machine.boot_files import BootFiles
 from pyvmm.machine.config import MachineConfig
-from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.hardware_slot import HardwareSlot
 from pyvmm.machine.life_signs import LifeSigns
@@ -45,6 +44,7 @@ from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
 from pyvmm.machine.throttle import Throttles
+from pyvmm.tail import Tail
 from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Machine:
         self.state: qapi.RunState = "prelaunch"
         self.notifier = Notifier()
         self.slot = HardwareSlot(lambda: self.state == "running")
-        self.console_tail = ConsoleTail(onward=console)
+        self.console_tail = Tail(onward=console)
         self._reset_wanted: str | None = None  # reason of the guest's pending reset
         self._reset_earliest = 0.0  # loop clock
         self.watchdog = Watchdog(loop)

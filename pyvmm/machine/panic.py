@@ -54,7 +54,7 @@ class Timing(Protocol):
 class PanicWatch:
     """Watches a guest for panics. All methods run on the loop's thread.
 
-    `look()` returns the vCPUs' states, `console(offset)` the console's output as `ConsoleTail.since`; `emit` sends
+    `look()` returns the vCPUs' states, `console(offset)` the console's output as `Tail.since`; `emit` sends
     QMP events, `end(report)` ends the machine.
     """
 

@@ -21,7 +21,7 @@ from pyvmm.loop import Loop
 from pyvmm.trace import event
 
 if TYPE_CHECKING:
-    from pyvmm.devices.serial import Serial
+    from pyvmm.devices.serial.uart import Serial
     from pyvmm.guest_time import GuestTimers
 
 level_changed = event("machine.output_level", "ttyS{port} level {level}")

@@ -35,7 +35,7 @@ def programs() -> dict[str, tuple[list[str], bool]]:
         "pyvmm ps": ([*pyvmm, "ps"], False),
         "pyvmm status (none runs)": ([*pyvmm, "status", "--name", "nobody-has-this-name"], False),
         "pyvmm image list": ([*pyvmm, "image", "list"], False),
-        "import all of `run`": ([python, "-c", "import pyvmm.cli.run, pyvmm.launch.attended"], False),
+        "import all of `run`": ([python, "-c", "import pyvmm.cli.commands.run, pyvmm.launch.attended"], False),
     }
 
 

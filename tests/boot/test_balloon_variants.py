@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.backend import Backend
+from pyvmm.ram_backend import Backend
 from tests.support.booted import MIB, Booted
 
 BOOT, MAX = 512 * MIB, 768 * MIB

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from pyvmm.devices.balloon.ledger import Ledger
-from pyvmm.devices.balloon.machine import BalloonMachine
 from pyvmm.devices.balloon.protocol import MessageType, parse_guest_message
 from pyvmm.devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.state_machine import BalloonMachine
 from pyvmm.errors import GuestError
 from tests.support.balloon_guest import BalloonGuest
 

@@ -222,7 +222,7 @@ def test_coalesced_mmio_keeps_address_and_size(make_guest) -> None:
 
 
 def test_memory_to_be_read_only_is_read_without_leaving_and_written_into_the_queue(make_guest) -> None:
-    """The console's window: `devices.serial_window`."""
+    """The console's window: `devices.serial.window`."""
     # mov ax, 0xb800; mov es, ax; mov cx, 3; again: mov al, es:[0]; mov es:[1], al; loop again; mov es:[2], al; hlt
     guest = make_guest("B8 00 B8 8E C0 B9 03 00 26 A0 00 00 26 A2 01 00 E2 F6 26 A2 02 00 F4")
     guest.need(Cap.COALESCED_MMIO, Cap.READONLY_MEM)

@@ -8,9 +8,9 @@ from typing import Self
 from pyvmm.devices.balloon import protocol as p
 from pyvmm.devices.balloon.hot_add import Window
 from pyvmm.devices.balloon.ledger import Ledger
-from pyvmm.devices.balloon.machine import BalloonMachine
 from pyvmm.devices.balloon.plan import ResizeOutcome
 from pyvmm.devices.balloon.ranges import PageRange
+from pyvmm.devices.balloon.state_machine import BalloonMachine
 from pyvmm.devices.balloon.tuning import Tuning
 from tests.support.balloon_guest import BalloonGuest
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from random import Random
 from struct import pack
 
-from pyvmm.devices.serial_window import AGENT, CONSOLE
+from pyvmm.devices.serial.window import AGENT, CONSOLE
 from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallCode, Msr
 from pyvmm.vmbus import protocol as p
 from tests.support.fake_guest import gpadl_messages

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pyvmm.address_map import COM1, COM2, CONSOLE_WINDOW, HOT_ADD_SLOTS, MAP, RAM_SLOTS, RESET
-from pyvmm.cli.doctor import doctor
+from pyvmm.cli.commands.doctor import doctor
 from pyvmm.firmware.e820 import ram_layout
 
 ROOT = Path(__file__).parents[2]

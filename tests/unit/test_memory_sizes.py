@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 from click.testing import CliRunner
 
+from pyvmm.cli.commands.run import run
 from pyvmm.cli.guest_options import options_of
-from pyvmm.cli.run import run
 from pyvmm.errors import ConfigError
 from pyvmm.launch.build import machine_config
 from pyvmm.sizes import MemorySpec, exact_size, parse_memory, parse_size

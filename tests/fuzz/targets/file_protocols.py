@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pyvmm.control import hmp
 from pyvmm.control.commands import COMMANDS, dispatch
-from pyvmm.control.protocol import Session
+from pyvmm.control.protocol import QmpSession
 from pyvmm.errors import ConfigError
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError, ReceiveWindow, SendWindow
 from pyvmm.machine.agent_protocol import AgentClient
@@ -18,7 +18,7 @@ NAMES = sorted(COMMANDS)
 
 def _answers(data: bytes) -> None:
     machine = FakeMachine()
-    session = Session(lambda name, arguments: dispatch(machine, name, arguments))
+    session = QmpSession(lambda name, arguments: dispatch(machine, name, arguments))
     session.feed(b'{"execute":"qmp_capabilities"}' + data)
     replies: list[bytes] = []
     while session.step(replies.append):

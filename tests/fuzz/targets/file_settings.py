@@ -6,7 +6,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pyvmm.backend import Backend
 from pyvmm.client import registry
 from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
@@ -15,6 +14,7 @@ from pyvmm.host import daemon, snapshot
 from pyvmm.images.kernel_config import missing_options
 from pyvmm.launch import probe
 from pyvmm.launch.config_file import load
+from pyvmm.ram_backend import Backend
 from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
 from pyvmm.trace import check_pattern
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from pyvmm.devices.serial_window import AGENT, CONSOLE
+from pyvmm.devices.serial.window import AGENT, CONSOLE
 from pyvmm.hyperv.user import UserEngine
 from pyvmm.inbox import Inbox
 from pyvmm.kvm import IoIn, IoOut, MmioRead, MmioWrite, Rdmsr, Wrmsr

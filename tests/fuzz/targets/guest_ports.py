@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pyvmm.address_map import ACPI_PM, COM1, I8042_DATA, I8042_STATUS, RTC
 from pyvmm.devices.acpi_pm import AcpiPm, ResetPort
 from pyvmm.devices.i8042 import I8042
-from pyvmm.devices.rtc import Rtc
-from pyvmm.devices.serial import Serial
+from pyvmm.devices.rtc.clock import Rtc
+from pyvmm.devices.serial.uart import Serial
 from pyvmm.iomap import IoDevice
 from tests.fuzz.feed import Feed
 from tests.support.fake_clock import FakeLoop

@@ -12,7 +12,7 @@ from fake_machine import FakeMachine, serving
 
 import pyvmm
 from pyvmm.api import machine as api
-from pyvmm.api.backend import Tail
+from pyvmm.tail import Tail
 
 
 class FakeBackend:

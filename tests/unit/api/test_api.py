@@ -9,7 +9,7 @@ import pytest
 from fake_machine import MIB, FakeMachine
 
 import pyvmm
-from pyvmm.api.backend import ProcessBackend, Tail
+from pyvmm.api.backend import ProcessBackend
 from pyvmm.client import registry
 from pyvmm.client.qmp import Disconnected, Refused, TimedOut
 from pyvmm.client.replies import memory_text
@@ -147,7 +147,7 @@ def test_a_late_answer_is_not_taken_for_anothers(vm: pyvmm.Machine, inner: FakeM
 
 
 def test_the_console_is_text_to_read_and_to_type(vm: pyvmm.Machine, backend: Any) -> None:
-    backend.console.add(b"login: \xff")
+    backend.console(b"login: \xff")
     assert vm.console == "login: \ufffd"
     vm.send("root\n")
     assert backend.sent == b"root\n"
@@ -222,13 +222,6 @@ def test_a_process_does_not_take_anothers_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with registry.claim("web"), pytest.raises(ConfigError, match="a VM named 'web' runs already"):
         ProcessBackend([], "web")
-
-
-def test_a_tail_keeps_the_end() -> None:
-    tail = Tail(4)
-    for _ in range(5):
-        tail.add(b"abc")
-    assert tail.text() == "cabc"
 
 
 def test_a_process_runs_this_pyvmm_wherever_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
-from pyvmm.cli import balance
+from pyvmm.cli.commands import balance
 from pyvmm.client import registry
 
 
@@ -120,7 +120,7 @@ def test_their_own_sizing_goes_on_at_the_end(
         raise KeyboardInterrupt
 
     pair[1].sizing.append(False)  # somebody else held it: not ours to let go
-    monkeypatch.setattr("pyvmm.cli.balance.time.sleep", interrupted)
+    monkeypatch.setattr("pyvmm.cli.commands.balance.time.sleep", interrupted)
     assert pyvmm("balance", "--budget", "8G").status == 130
     assert (pair[0].sizing, pair[1].sizing) == ([False, True], [False])
 

@@ -12,8 +12,9 @@ import pytest
 from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
-from pyvmm.cli import doctor, output
-from pyvmm.cli import status as status_command
+from pyvmm.cli import output
+from pyvmm.cli.commands import doctor, ps
+from pyvmm.cli.commands import status as status_command
 from pyvmm.client import registry
 from pyvmm.devices.balloon import states
 from pyvmm.errors import HostError
@@ -197,7 +198,7 @@ def test_status_of_a_machine_that_starts_says_so(pyvmm: Run) -> None:
 def test_a_silent_socket_is_a_machine_that_starts_until_it_has_settled(
     pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_command, "QUICK", 0.1)
+    monkeypatch.setattr(ps, "QUICK", 0.1)
     with registry.claim("mute") as mute, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(mute.socket))
         silent.listen(8)

@@ -7,7 +7,7 @@ import click
 import pytest
 from command_line import Run
 
-from pyvmm.cli.run import run as run_command
+from pyvmm.cli.commands.run import run as run_command
 from pyvmm.launch.config_file import keys
 from pyvmm.launch.options import OPTIONS
 

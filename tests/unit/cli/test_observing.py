@@ -17,7 +17,7 @@ import pytest
 from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 
-from pyvmm.cli import end
+from pyvmm.cli.commands import kill, wait
 from pyvmm.client import registry
 from pyvmm.errors import ConfigError
 from pyvmm.launch.trace_sinks import TraceSettings, traces
@@ -280,7 +280,7 @@ def test_wait_by_name_lets_a_machine_get_its_name_first(pyvmm: Run) -> None:
 
 
 def test_wait_takes_as_long_as_a_machine_takes_to_start(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end, "PROMPT", 0.1)
+    monkeypatch.setattr(wait, "PROMPT", 0.1)
     with registry.claim("web") as registration, ExitStack() as stack:
         assert pyvmm("wait", "web", "--timeout", "0.2") == (
             124, "web: still starting after 0.2 s\n", "pyvmm: web is starting\n",
@@ -292,7 +292,7 @@ def test_wait_takes_as_long_as_a_machine_takes_to_start(pyvmm: Run, monkeypatch:
 
 
 def test_wait_for_a_machine_that_never_came_fails(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end, "PROMPT", 0.1)
+    monkeypatch.setattr(wait, "PROMPT", 0.1)
     threading.Timer(0.3, registry.claim("web").release).start()
     found = pyvmm("wait", "web")
     assert found == (1, "", "pyvmm: web is starting\npyvmm: web ended before it had started\n")
@@ -327,7 +327,7 @@ def test_kill_asks_first(pyvmm: Run) -> None:
 def test_kill_takes_a_stronger_means_where_nobody_answers(
     runtime: Path, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(end, "QUICK", 0.3)
+    monkeypatch.setattr(kill, "QUICK", 0.3)
     code = (
         "import socket, signal, sys, time; from pyvmm.client import registry\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -13,8 +13,8 @@ from command_line import Run
 from fake_machine import MIB, FakeMachine, serving
 from rich.console import Console
 
-from pyvmm.cli.top import command
-from pyvmm.cli.top.command import Board, self_contained
+from pyvmm.cli.commands import top as command
+from pyvmm.cli.commands.top import Board, self_contained
 from pyvmm.cli.top.keys import decode
 from pyvmm.cli.top.samples import Memory, sample
 from pyvmm.cli.top.view import Row, Screen, bar, rate

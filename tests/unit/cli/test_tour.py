@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command_line import Run
 
-from pyvmm.cli.tour import _Guide
+from pyvmm.cli.commands.tour import _Guide
 from pyvmm.cli.tour_show import JsonLines, Show, Words
 from pyvmm.devices.balloon.plan import ResizeOutcome
 

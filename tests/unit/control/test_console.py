@@ -12,7 +12,7 @@ from fake_machine import FakeMachine
 from pyvmm.client.qmp import Client, Disconnected, Refused
 from pyvmm.control.console import ConsoleStream
 from pyvmm.loop import Loop
-from pyvmm.machine.console_tail import ConsoleTail
+from pyvmm.tail import Tail
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_subscriber_gets_output_as_it_comes_and_the_last_words(client: Client,
 
 
 def test_what_was_forgotten_meanwhile_is_told() -> None:
-    tail, sent = ConsoleTail(limit=10), []
+    tail, sent = Tail(limit=10), []
     stream = ConsoleStream(Loop(), lambda: True, sent.append, since=tail.since, offset=2)
     tail(b"0123456789abcdef")
     stream.finish()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pyvmm.control.json_stream import MESSAGE_LIMIT, NESTING_LIMIT, Malformed, Reader
-from pyvmm.control.protocol import Session
+from pyvmm.control.protocol import QmpSession
 
 
 def answers(data: bytes) -> list[Any]:
-    session = Session(lambda name, arguments: {})
+    session = QmpSession(lambda name, arguments: {})
     session.feed(b'{"execute":"qmp_capabilities"}' + data)
     made: list[bytes] = []
     while session.step(made.append):

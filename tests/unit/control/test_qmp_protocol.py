@@ -8,7 +8,7 @@ import pytest
 
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.json_stream import MESSAGE_LIMIT, NESTING_LIMIT, Malformed, Reader, Value
-from pyvmm.control.protocol import MALFORMED_LIMIT, Later, Session, encode_event
+from pyvmm.control.protocol import MALFORMED_LIMIT, Later, QmpSession, encode_event
 
 
 def echo(name: str, arguments: dict[str, Any]) -> Any:
@@ -19,7 +19,7 @@ def echo(name: str, arguments: dict[str, Any]) -> Any:
     return arguments
 
 
-def answers(session: Session, data: bytes) -> list[Any]:
+def answers(session: QmpSession, data: bytes) -> list[Any]:
     session.feed(data)
     made: list[bytes] = []
     while session.step(made.append):
@@ -27,25 +27,25 @@ def answers(session: Session, data: bytes) -> list[Any]:
     return [json.loads(reply) for reply in made]
 
 
-def commanding() -> Session:
-    session = Session(echo)
+def commanding() -> QmpSession:
+    session = QmpSession(echo)
     assert answers(session, b'{"execute": "qmp_capabilities"}') == [{"return": {}}]
     return session
 
 
-def error_of(session: Session, data: bytes) -> tuple[str, str]:
+def error_of(session: QmpSession, data: bytes) -> tuple[str, str]:
     [reply] = answers(session, data)
     return reply["error"]["class"], reply["error"]["desc"]
 
 
 def test_greeting_names_a_version_and_no_capabilities() -> None:
-    greeting = json.loads(Session(echo).greeting())
+    greeting = json.loads(QmpSession(echo).greeting())
     assert greeting["QMP"]["capabilities"] == []
     assert set(greeting["QMP"]["version"]["qemu"]) == {"major", "minor", "micro"}
 
 
 def test_commands_before_negotiation_are_refused_as_by_qemu() -> None:
-    assert error_of(Session(echo), b'{"execute": "echo"}') == (
+    assert error_of(QmpSession(echo), b'{"execute": "echo"}') == (
         "CommandNotFound",
         "Expecting capabilities negotiation with 'qmp_capabilities'",
     )
@@ -56,7 +56,7 @@ def test_negotiating_twice_is_refused() -> None:
 
 
 def test_asking_for_out_of_band_is_refused_and_negotiation_goes_on() -> None:
-    session = Session(echo)
+    session = QmpSession(echo)
     request = b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
     assert error_of(session, request) == ("GenericError", "Capability oob not available")
     assert not session.commanding
@@ -178,7 +178,7 @@ def test_strings_may_have_single_quotes_as_in_qemu(text: bytes, meant: dict[str,
 
 def test_a_reply_that_takes_its_time_holds_back_the_next() -> None:
     later = Later()
-    session = Session(lambda name, arguments: later if name == "slow" else name)
+    session = QmpSession(lambda name, arguments: later if name == "slow" else name)
     replies: list[bytes] = []
     session.feed(b'{"execute": "qmp_capabilities"} {"execute": "slow", "id": 1} {"execute": "next"}')
     while session.step(replies.append):
@@ -192,7 +192,7 @@ def test_a_reply_that_takes_its_time_holds_back_the_next() -> None:
 
 def test_a_reply_that_takes_its_time_may_be_an_error() -> None:
     later = Later()
-    session = Session(lambda name, arguments: later)
+    session = QmpSession(lambda name, arguments: later)
     replies: list[bytes] = []
     session.feed(b'{"execute": "qmp_capabilities"} {"execute": "slow"}')
     while session.step(replies.append):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pyvmm.devices.balloon import protocol as p
 from pyvmm.devices.balloon.growth import NEEDS_HOT_ADD
-from pyvmm.devices.balloon.machine import Changed
 from pyvmm.devices.balloon.plan import ResizeOutcome, linux_floor, lowest_reachable
+from pyvmm.devices.balloon.state_machine import Changed
 from pyvmm.devices.balloon.states import (
     AwaitCaps,
     AwaitVersion,

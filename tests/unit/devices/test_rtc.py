@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pyvmm.devices import rtc
-from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.rtc import clock as rtc
+from pyvmm.devices.rtc.clock import Rtc
 from tests.support.fake_clock import FakeLoop
 
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pyvmm.devices import rtc
-from pyvmm.devices.rtc import B_24_HOURS, B_BINARY, B_SET, Rtc
-from pyvmm.devices.rtc_events import ALARM, C_INTERRUPT, PERIODIC, UPDATED, Alarm
+from pyvmm.devices.rtc import clock as rtc
+from pyvmm.devices.rtc.clock import B_24_HOURS, B_BINARY, B_SET, Rtc
+from pyvmm.devices.rtc.interrupts import ALARM, C_INTERRUPT, PERIODIC, UPDATED, Alarm
 from tests.support.fake_clock import FakeLoop
 
 NOON = 12 * 3600

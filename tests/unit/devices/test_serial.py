@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.devices import serial
-from pyvmm.devices.serial import Register, Serial
+from pyvmm.devices.serial import uart as serial
+from pyvmm.devices.serial.uart import Register, Serial
 
 
 class Wires:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.devices.serial import FIFO_SIZE, Register, Serial
-from pyvmm.devices.serial_window import AGENT, CONSOLE, SIZE, Window
+from pyvmm.devices.serial.uart import FIFO_SIZE, Register, Serial
+from pyvmm.devices.serial.window import AGENT, CONSOLE, SIZE, Window
 
 SHOWN = [register for register in Register if register != Register.DATA]
 

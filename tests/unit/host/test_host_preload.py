@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import ConfigError
-from pyvmm.host import inside, preload
+from pyvmm.host import inside, preload, preload_archive
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
 from pyvmm.images.cpio import CpioWriter, read_cpio
 
@@ -19,7 +19,7 @@ def test_a_file_comes_with_folders_and_links_on_the_way(tmp_path: Path) -> None:
     (tmp_path / "real/file").write_text("x")
     (tmp_path / "link").symlink_to("real")
     archive = CpioWriter()
-    tree = preload.Tree(archive)
+    tree = preload_archive.Tree(archive)
     tree.add(f"{tmp_path}/link/file")
     tree.add(f"{tmp_path}/real/file")
     base = str(tmp_path)[1:]
@@ -32,7 +32,7 @@ def test_a_file_comes_with_folders_and_links_on_the_way(tmp_path: Path) -> None:
 def test_byte_code_is_not_checked_against_file_times(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
     source.write_text("x = 1\n")
-    code = preload._byte_code(str(source), str(tmp_path / "nothing.pyc"))
+    code = preload_archive._byte_code(str(source), str(tmp_path / "nothing.pyc"))
     assert code[4:8] == (1).to_bytes(4, "little")
 
 

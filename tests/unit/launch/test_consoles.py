@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.devices.serial import RECEIVE_LIMIT
+from pyvmm.devices.serial.uart import RECEIVE_LIMIT
 from pyvmm.launch.consoles import PtyConsole, StdioConsole, open_console
 from pyvmm.loop import Loop
 from pyvmm.output import Output

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pyvmm.cli.commands.run import run
 from pyvmm.cli.guest_options import options_of
-from pyvmm.cli.run import run
 from pyvmm.errors import ConfigError
 from pyvmm.launch.options import GuestOptions, read_keywords
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyvmm.devices.acpi_pm import RTC
-from pyvmm.devices.rtc import (
+from pyvmm.devices.rtc.clock import (
     ALARM_ANY,
     ALARM_HOURS,
     ALARM_MINUTES,
@@ -18,9 +18,9 @@ from pyvmm.devices.rtc import (
     REG_C,
     REG_D,
 )
-from pyvmm.devices.rtc_events import ALARM
-from pyvmm.devices.serial import IER_RECEIVE, IER_SUPPRESS_AFTER, Register
-from pyvmm.devices.serial_window import AGENT, CONSOLE
+from pyvmm.devices.rtc.interrupts import ALARM
+from pyvmm.devices.serial.uart import IER_RECEIVE, IER_SUPPRESS_AFTER, Register
+from pyvmm.devices.serial.window import AGENT, CONSOLE
 from pyvmm.loop import Loop
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO, Board
 

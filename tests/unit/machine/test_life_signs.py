@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.loop import Timers
-from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.glimpse import Glimpse
 from pyvmm.machine.life_signs import RESETS_LIMIT, RESETS_TOLD, SHORT_LIFE, LifeSigns
+from pyvmm.tail import Tail
 
 SPINS = Glimpse(0xFFFFFFFF81000000, 0x1000, True, False)
 IDLES = Glimpse(0xFFFFFFFF81000000, 0x1000, True, True)
@@ -22,7 +22,7 @@ class Guest:
     def __init__(self) -> None:
         self.now = 100.0
         self.timers = Timers(lambda: self.now)
-        self.console = ConsoleTail()
+        self.console = Tail()
         self.contacts = 0
         self.vcpus = [SPINS]
         self.looks = 0

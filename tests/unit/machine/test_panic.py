@@ -8,9 +8,9 @@ import pytest
 
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.loop import Timers
-from pyvmm.machine.console_tail import ConsoleTail
 from pyvmm.machine.glimpse import Glimpse
 from pyvmm.machine.panic import PATIENCE, PanicWatch, Policy
+from pyvmm.tail import Tail
 
 REPORT = CrashReport((1, 2, 3, 4, 5), "Kernel panic - not syncing: sysrq triggered crash")
 
@@ -22,7 +22,7 @@ class Machine:
         self.now = 0.0
         self.timers = Timers(lambda: self.now)
         self.tables = [0x1000, 0x2000]
-        self.console = ConsoleTail()
+        self.console = Tail()
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.ended: list[CrashReport] = []
         self.looks = 0

@@ -1,11 +1,9 @@
-"""`pyvmm status` and `pyvmm ps`: show the state of one machine, and list all running machines."""
+"""`pyvmm status`: shows the state of one machine."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds that `status` waits for the machine's answer."""
-
-QUICK = 2.0
-"""Seconds that `ps` waits for a machine's answer."""
 
 
 @click.command()
@@ -142,47 +137,3 @@ def _balloon_text(balloon: dict[str, Any] | None) -> str:
     if balloon.get("last-result"):
         parts.append(f"last resize: {balloon['last-result']}")
     return ", ".join(part for part in parts if part)
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ps(as_json: bool) -> None:
-    """List the running machines of this user."""
-    from pyvmm.client.registry import running
-
-    found = [(entry, _ask(entry)) for entry in running()]
-    if as_json:
-        rows = [asdict(entry) | {"socket": str(entry.socket), "status": about} for entry, about in found]
-        output.print_json(rows)
-        return
-    if not found:
-        output.echo("no VM is running")
-        return
-    output.table(("NAME", "PID", "STATUS", "MEMORY", "UPTIME", "COMMAND"), [_row(*each) for each in found])
-
-
-def _ask(entry: Entry) -> dict[str, Any] | None:
-    """Return the machine's x-status; only `status` while it is starting; None if it does not answer."""
-    from pyvmm.client.qmp import Starting
-    from pyvmm.errors import HostError
-
-    try:
-        with connect(entry, QUICK, patience=0) as client:
-            reply: dict[str, Any] = client.execute("x-status")
-            return reply
-    except Starting:
-        return {"status": "starting"}
-    except HostError:
-        return None
-
-
-def _row(entry: Entry, about: dict[str, Any] | None) -> tuple[str, ...]:
-    command = shlex.join(entry.argv)
-    if sys.stdout.isatty() and len(command) > 50:
-        command = command[:49] + "…"
-    if about is None:
-        return entry.name, str(entry.pid), "not answering", "", "", command
-    actual = (about.get("memory") or {}).get("actual")
-    memory = format_size(actual) if actual is not None else ""
-    uptime = output.duration(about["uptime"]) if "uptime" in about else ""
-    return entry.name, str(entry.pid), str(about.get("status", "?")), memory, uptime, command

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
-from pyvmm.devices.serial_window import show
+from pyvmm.devices.serial.window import show
 from pyvmm.trace import event
 from pyvmm.trace.views import DeviceView, device_view
 
@@ -66,7 +66,7 @@ class Serial:
     """One port. `irq(level)` is called for each change of the interrupt line, `output(data)` for bytes that the guest
     sent, on the vCPU's thread.
 
-    `page` contains all registers but RBR, so that the guest reads them without an exit (`devices.serial_window`).
+    `page` contains all registers but RBR, so that the guest reads them without an exit (`devices.serial.window`).
     Their reads must have no side effects then: such a port has no MSR delta bits (its lines change in loopback only),
     and keeps break and overrun in LSR until a byte is read.
 

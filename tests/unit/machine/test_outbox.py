@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.outbox import DIRECT_FLUSHES, LIMIT, STREAM_BYTES, Outbox
+from pyvmm.machine.outbox import DIRECT_FLUSHES, LIMIT, STREAM_BYTES, Outbox
 from tests.support.fake_clock import FakeLoop
 
 

@@ -4,7 +4,7 @@ Source: Motorola MC146818A data sheet; the century byte at 0x32 is what the FADT
 drivers/rtc/rtc-mc146818-lib.c for what reads it.
 
 Linux reads the time of day here at boot and in the rtc_cmos driver. Without a device at these ports it reads 0xff,
-waits for an update that never ends, and loses seconds. The clock's interrupts are in rtc_events.
+waits for an update that never ends, and loses seconds. Its interrupts: `rtc.interrupts`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from pyvmm.devices.rtc_events import ALL, UPDATED, Alarm, RtcEvents, Scheduler
+from pyvmm.devices.rtc.interrupts import ALL, UPDATED, Alarm, RtcEvents, Scheduler
 
 INDEX, DATA = 0, 1
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import backend as module
-from pyvmm.backend import Backend
+from pyvmm import ram_backend as module
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.ram_backend import Backend
 
 MIB = 1 << 20
 

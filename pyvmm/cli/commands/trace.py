@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.completion import complete_event
+from pyvmm.cli.commands.completion import complete_event
 from pyvmm.cli.output import echo, print_json, table
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.completion import files_by_ending
+from pyvmm.cli.commands.completion import files_by_ending
 from pyvmm.cli.guest_options import ConfiguredCommand, guest_options, options_of
 from pyvmm.cli.words import command_words
 from pyvmm.launch.config_file import command_line, render

@@ -1,4 +1,4 @@
-"""The last part of the guest's console output, kept for `pyvmm log` and crash reports."""
+"""Keeps the last part of a byte stream: the guest's console for `pyvmm log` and crash reports, a child's stderr."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ LIMIT = 64 << 10
 """Bytes kept: a whole boot's messages."""
 
 
-class ConsoleTail:
-    """A sink for console output that keeps the last bytes and forwards all to `onward`. Bytes are counted from the
-    machine's start, resets included. Callable from any thread.
+class Tail:
+    """A sink that keeps the last `limit` bytes and forwards all to `onward`. Offsets count all bytes since it was
+    made: for a console since the machine's start, resets included. Callable from any thread.
     """
 
     def __init__(self, limit: int = LIMIT, *, onward: Callable[[bytes], object] = lambda data: None) -> None:
@@ -36,3 +36,7 @@ class ConsoleTail:
             if first >= self._end:
                 return self._end, b""
             return first, bytes(self._data[len(self._data) - (self._end - first) :])
+
+    def text(self) -> str:
+        """Return the kept bytes as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.since()[1].decode("utf-8", "replace")
