@@ -11,14 +11,14 @@ from typing import Literal
 from pyvmm.control import console, devices, guest, hmp, observe, pressure, schema
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
-from pyvmm.control.table import COMMANDS, Argument, Command, Controlled, Reply, command, dispatch
+from pyvmm.control.table import COMMANDS, Argument, Command, MonitoredMachine, Reply, command, dispatch
 from pyvmm.qapi import BalloonInfo, BalloonReply, CommandInfo, Empty, HvBalloonInfo, NameInfo, StatusInfo, VersionInfo
 
 __all__ = [
     "COMMANDS",
     "Argument",
     "Command",
-    "Controlled",
+    "MonitoredMachine",
     "Reply",
     "command",
     "console",
@@ -32,46 +32,46 @@ __all__ = [
 
 
 @command("qmp_capabilities")
-def qmp_capabilities(machine: Controlled) -> Empty:
+def qmp_capabilities(machine: MonitoredMachine) -> Empty:
     """List the command in `query-commands`; the session answers it before it is dispatched here."""
     raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
 
 
 @command("query-version")
-def query_version(machine: Controlled) -> VersionInfo:
+def query_version(machine: MonitoredMachine) -> VersionInfo:
     return VERSION
 
 
 @command("query-commands")
-def query_commands(machine: Controlled) -> list[CommandInfo]:
+def query_commands(machine: MonitoredMachine) -> list[CommandInfo]:
     return [{"name": name} for name in sorted(COMMANDS)]
 
 
 @command("query-name")
-def query_name(machine: Controlled) -> NameInfo:
+def query_name(machine: MonitoredMachine) -> NameInfo:
     return {"name": machine.name} if machine.name else {}
 
 
 @command("query-status")
-def query_status(machine: Controlled) -> StatusInfo:
+def query_status(machine: MonitoredMachine) -> StatusInfo:
     status = machine.status()
     return {"running": status == "running", "status": status}
 
 
 @command("x-status")
-def status(machine: Controlled) -> Reply:
+def status(machine: MonitoredMachine) -> Reply:
     """Return everything that `pyvmm status` shows. Not in QEMU."""
     return machine.describe() | {"status": machine.status()}
 
 
 @command("x-query-vmbus")
-def query_vmbus(machine: Controlled) -> Reply:
+def query_vmbus(machine: MonitoredMachine) -> Reply:
     """Return the VMBus channels with their counters. Not in QEMU."""
     return machine.info_vmbus()
 
 
 @command("stop")
-def stop(machine: Controlled) -> Empty:
+def stop(machine: MonitoredMachine) -> Empty:
     """Pause the vCPUs; without effect on a machine that is not running."""
     if machine.status() == "running":
         machine.pause()
@@ -79,7 +79,7 @@ def stop(machine: Controlled) -> Empty:
 
 
 @command("cont")
-def cont(machine: Controlled) -> Empty:
+def cont(machine: MonitoredMachine) -> Empty:
     match machine.status():
         case "running":
             pass
@@ -91,20 +91,20 @@ def cont(machine: Controlled) -> Empty:
 
 
 @command("system_reset")
-def system_reset(machine: Controlled) -> Empty:
+def system_reset(machine: MonitoredMachine) -> Empty:
     machine.reset()
     return {}
 
 
 @command("system_powerdown")
-def system_powerdown(machine: Controlled) -> Empty:
+def system_powerdown(machine: MonitoredMachine) -> Empty:
     """Request a shutdown of the guest. It may not follow, which the reply does not show."""
     machine.powerdown()
     return {}
 
 
 @command("quit")
-def quit(machine: Controlled) -> Empty:
+def quit(machine: MonitoredMachine) -> Empty:
     machine.quit()
     return {}
 
@@ -114,7 +114,7 @@ _REBOOT_ACTIONS = {"reset": True, "shutdown": False}
 
 
 @command("set-action", reboot=Argument(str, optional=True), panic=Argument(str, optional=True))
-def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Empty:
+def set_action(machine: MonitoredMachine, reboot: str = "", panic: str = "") -> Empty:
     """Set the action after a guest's reset and panic. QEMU's `none` and `shutdown` are `--on-panic keep` and `stop`;
     `x-auto` is ours, and the default.
     """
@@ -127,14 +127,14 @@ def set_action(machine: Controlled, reboot: str = "", panic: str = "") -> Empty:
 
 
 @command("balloon", value=int)
-def balloon(machine: Controlled, value: int) -> Empty:
+def balloon(machine: MonitoredMachine, value: int) -> Empty:
     """Set the balloon's target. X_BALLOON_TARGET and the reply to `x-balloon` give the size that will be reached."""
     x_balloon(machine, value)
     return {}
 
 
 @command("x-balloon", value=int)
-def x_balloon(machine: Controlled, value: int) -> BalloonReply:
+def x_balloon(machine: MonitoredMachine, value: int) -> BalloonReply:
     """Set the balloon's target; the reply gives what will be reached, and why if that is not `value`. Not in QEMU."""
     if value <= 0:
         raise ControlError("Parameter 'value' expects a size")
@@ -142,12 +142,12 @@ def x_balloon(machine: Controlled, value: int) -> BalloonReply:
 
 
 @command("query-balloon")
-def query_balloon(machine: Controlled) -> BalloonInfo:
+def query_balloon(machine: MonitoredMachine) -> BalloonInfo:
     return {"actual": machine.balloon_actual()}
 
 
 @command("query-hv-balloon-status-report")
-def query_hv_balloon_status_report(machine: Controlled) -> HvBalloonInfo:
+def query_hv_balloon_status_report(machine: MonitoredMachine) -> HvBalloonInfo:
     report = machine.hv_balloon_report()
     if report is None:
         raise ControlError("no guest memory status report received yet")
@@ -155,7 +155,7 @@ def query_hv_balloon_status_report(machine: Controlled) -> HvBalloonInfo:
 
 
 @command("human-monitor-command", command_line=str, cpu_index=Argument(int, optional=True))
-def human_monitor_command(machine: Controlled, command_line: str, cpu_index: int = 0) -> str:
+def human_monitor_command(machine: MonitoredMachine, command_line: str, cpu_index: int = 0) -> str:
     """Run a line of the human monitor and return its output, lines ended by `\\r\\n` as by QEMU.
 
     No command uses `cpu-index` yet.

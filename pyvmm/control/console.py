@@ -16,7 +16,7 @@ from functools import partial
 from pyvmm.control.errors import ControlError
 from pyvmm.control.protocol import encode_event
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
-from pyvmm.control.table import Argument, Controlled, command
+from pyvmm.control.table import Argument, MonitoredMachine, command
 from pyvmm.qapi import X_CONSOLE, Console, Empty
 
 PERIOD = 0.05
@@ -64,7 +64,7 @@ def _checked(since: int) -> int:
 
 
 @command("x-console-tail", since=Argument(int, optional=True))
-def console_tail(machine: Controlled, since: int = 0) -> Console:
+def console_tail(machine: MonitoredMachine, since: int = 0) -> Console:
     """Return console output from byte `since` on, as far as it is kept: `begin` is the number of its first byte
     (more than `since` if older output was dropped), `end` the `since` of the next call.
     """
@@ -72,17 +72,17 @@ def console_tail(machine: Controlled, since: int = 0) -> Console:
 
 
 @command("x-console-subscribe", of_client=True, since=Argument(int, optional=True))
-def console_subscribe(machine: Controlled, client: Subscriber | None, since: int = 0) -> Empty:
+def console_subscribe(machine: MonitoredMachine, client: Subscriber | None, since: int = 0) -> Empty:
     """Stream console output to this client, from byte `since` on, until the machine ends."""
     if client is None:
         raise ControlError("console output needs a QMP connection to be sent over")
-    client.watch("console", partial(ConsoleStream, since=machine.console_since, offset=_checked(since)))
+    client.set_stream("console", partial(ConsoleStream, since=machine.console_since, offset=_checked(since)))
     return {}
 
 
 @command("x-console-unsubscribe", of_client=True)
-def console_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
+def console_unsubscribe(machine: MonitoredMachine, client: Subscriber | None) -> Empty:
     """Stop the stream of console output; some may still be in flight."""
     if client is not None:
-        client.watch("console", None)
+        client.set_stream("console", None)
     return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyvmm.control.errors import ControlError
-from pyvmm.control.table import Argument, Controlled, command
+from pyvmm.control.table import Argument, MonitoredMachine, command
 from pyvmm.qapi import ChardevInfo, CpuInfoFast, Empty, KvmInfo, MemoryDeviceInfo, MemoryInfo, TargetInfo
 
 _NO_DEVICES = frozenset(
@@ -18,7 +18,7 @@ _NO_DEVICES = frozenset(
 
 
 @command("query-cpus-fast")
-def query_cpus_fast(machine: Controlled) -> list[CpuInfoFast]:
+def query_cpus_fast(machine: MonitoredMachine) -> list[CpuInfoFast]:
     return [
         {
             "cpu-index": index,
@@ -32,34 +32,36 @@ def query_cpus_fast(machine: Controlled) -> list[CpuInfoFast]:
 
 
 @command("query-memory-size-summary")
-def query_memory_size_summary(machine: Controlled) -> MemoryInfo:
+def query_memory_size_summary(machine: MonitoredMachine) -> MemoryInfo:
     base, plugged = machine.info_memory_size()
     return {"base-memory": base, "plugged-memory": plugged}
 
 
 @command("query-memory-devices")
-def query_memory_devices(machine: Controlled) -> list[MemoryDeviceInfo]:
+def query_memory_devices(machine: MonitoredMachine) -> list[MemoryDeviceInfo]:
     return machine.info_memory_devices()
 
 
 @command("query-chardev")
-def query_chardev(machine: Controlled) -> list[ChardevInfo]:
+def query_chardev(machine: MonitoredMachine) -> list[ChardevInfo]:
     """Return the backends of the serial ports. A monitor's socket is no character device here."""
     return [{"label": label, "filename": place, "frontend-open": True} for label, place in machine.info_consoles()]
 
 
 @command("query-kvm")
-def query_kvm(machine: Controlled) -> KvmInfo:
+def query_kvm(machine: MonitoredMachine) -> KvmInfo:
     return {"enabled": True, "present": True}
 
 
 @command("query-target")
-def query_target(machine: Controlled) -> TargetInfo:
+def query_target(machine: MonitoredMachine) -> TargetInfo:
     return {"arch": "x86_64"}
 
 
 @command("device_add", open=True, driver=str, bus=Argument(str, optional=True), id=Argument(str, optional=True))
-def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = "") -> Empty:
+def device_add(
+    machine: MonitoredMachine, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = ""
+) -> Empty:
     """Offer a device on the VMBus (again)."""
     if bus != "vmbus":
         raise ControlError(f"Bus '{bus}' not found")
@@ -70,7 +72,7 @@ def device_add(machine: Controlled, driver: str, more: dict[str, Any], bus: str 
 
 
 @command("device_del", id=str)
-def device_del(machine: Controlled, id: str) -> Empty:
+def device_del(machine: MonitoredMachine, id: str) -> Empty:
     """Rescind a VMBus device. DEVICE_DELETED follows when the guest has released it."""
     if id in _NO_DEVICES:
         raise ControlError(f"{id} is not a device")

@@ -9,8 +9,8 @@ from base64 import b64encode
 from typing import Any
 
 from pyvmm.control.errors import ControlError
-from pyvmm.control.protocol import Later
-from pyvmm.control.table import Argument, Controlled, command
+from pyvmm.control.protocol import DeferredReply
+from pyvmm.control.table import Argument, MonitoredMachine, command
 from pyvmm.errors import HostError
 from pyvmm.qapi import ExecuteReply
 
@@ -19,7 +19,7 @@ LONGEST = 24 * 3600
 
 
 @command("x-execute", command=str, timeout=Argument(int, optional=True))
-def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -> Later[ExecuteReply]:
+def execute(machine: MonitoredMachine, command: str, timeout: int = DEFAULT_SECONDS) -> DeferredReply[ExecuteReply]:
     """Run `command` in the guest's shell, for `timeout` seconds at most; a guest that still boots is waited for.
 
     The reply comes when it has ended: `status` (124 after the timeout), `stdout` and `stderr` in base64, and
@@ -29,16 +29,16 @@ def execute(machine: Controlled, command: str, timeout: int = DEFAULT_SECONDS) -
         raise ControlError("Parameter 'command' expects a shell command")
     if not 0 < timeout <= LONGEST:
         raise ControlError(f"Parameter 'timeout' expects 1 to {LONGEST} seconds")
-    later = Later[ExecuteReply]()
+    deferred = DeferredReply[ExecuteReply]()
 
     def done(result: dict[str, Any] | HostError) -> None:
         if isinstance(result, HostError):
-            later.refuse(ControlError(str(result)))
+            deferred.refuse(ControlError(str(result)))
         else:
             out, err = (b64encode(result[key]).decode() for key in ("stdout", "stderr"))
-            later.resolve(
+            deferred.resolve(
                 {"status": result["status"], "stdout": out, "stderr": err, "truncated": result["truncated"]}
             )
 
     machine.execute(command, timeout, done)
-    return later
+    return deferred

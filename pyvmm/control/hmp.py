@@ -12,11 +12,11 @@ from typing import Any
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.protocol import VERSION
-from pyvmm.control.table import Controlled
+from pyvmm.control.table import MonitoredMachine
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.sizes import format_size, parse_size
 
-Run = Callable[[Controlled, list[str]], str]
+Run = Callable[[MonitoredMachine, list[str]], str]
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")  # QEMU util/id.c, id_wellformed()
 
@@ -46,7 +46,7 @@ def _line(
     return register
 
 
-def execute(machine: Controlled, line: str) -> str:
+def execute(machine: MonitoredMachine, line: str) -> str:
     """Run `line` and return its output, ended by a newline unless empty. Nothing that a user can cause raises."""
     words = line.split()
     if not words:
@@ -57,7 +57,7 @@ def execute(machine: Controlled, line: str) -> str:
         return f"Error: {error}\n"
 
 
-def _run(machine: Controlled, table: list[Line], words: list[str], prefix: str) -> str:
+def _run(machine: MonitoredMachine, table: list[Line], words: list[str], prefix: str) -> str:
     found = next((each for each in table if words[0] in each.names), None)
     if found is None:
         return f"unknown command: '{prefix}{words[0]}'\n"
@@ -80,7 +80,7 @@ def _help_of(table: list[Line], prefix: str = "") -> str:
 
 
 @_line(LINES, "help|?", "show the commands, or what one does", "[command]", (0, 1))
-def _help(machine: Controlled, words: list[str]) -> str:
+def _help(machine: MonitoredMachine, words: list[str]) -> str:
     if words and words[0] == "info":
         return _help_of(INFO, "info ")
     shown = [each for each in LINES if not words or words[0] in each.names]
@@ -88,12 +88,12 @@ def _help(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(LINES, "info", "show something about the machine", "[subject]", (0, 1))
-def _info(machine: Controlled, words: list[str]) -> str:
+def _info(machine: MonitoredMachine, words: list[str]) -> str:
     return _run(machine, INFO, words, "info ") if words else _help_of(INFO, "info ")
 
 
 @_line(LINES, "balloon", "ask the guest to live in that much memory (MiB, or with a unit: 1.5G)", "size", (1, 1))
-def _balloon(machine: Controlled, words: list[str]) -> str:
+def _balloon(machine: MonitoredMachine, words: list[str]) -> str:
     size = parse_size(words[0])
     if size <= 0:
         raise ControlError("Parameter 'value' expects a size")
@@ -106,32 +106,32 @@ def _balloon(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(LINES, "stop|s", "pause the machine")
-def _stop(machine: Controlled, words: list[str]) -> str:
+def _stop(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "stop")
 
 
 @_line(LINES, "cont|c", "let a paused machine run on")
-def _cont(machine: Controlled, words: list[str]) -> str:
+def _cont(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "cont")
 
 
 @_line(LINES, "system_reset", "reset the machine, as its reset button would")
-def _reset(machine: Controlled, words: list[str]) -> str:
+def _reset(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "system_reset")
 
 
 @_line(LINES, "system_powerdown", "ask the guest to power off")
-def _powerdown(machine: Controlled, words: list[str]) -> str:
+def _powerdown(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "system_powerdown")
 
 
 @_line(LINES, "quit|q", "end the machine at once")
-def _quit(machine: Controlled, words: list[str]) -> str:
+def _quit(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "quit")
 
 
 @_line(LINES, "device_add", "put a device on the VMBus again", "driver[,id=name]", (1, 1))
-def _device_add(machine: Controlled, words: list[str]) -> str:
+def _device_add(machine: MonitoredMachine, words: list[str]) -> str:
     driver, *options = words[0].split(",")
     given: dict[str, str] = {}
     for option in options:
@@ -143,11 +143,11 @@ def _device_add(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(LINES, "device_del", "take a device off the VMBus", "id", (1, 1))
-def _device_del(machine: Controlled, words: list[str]) -> str:
+def _device_del(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "device_del", {"id": words[0]})
 
 
-def _qmp(machine: Controlled, name: str, arguments: dict[str, Any] | None = None) -> str:
+def _qmp(machine: MonitoredMachine, name: str, arguments: dict[str, Any] | None = None) -> str:
     from pyvmm.control.commands import dispatch  # it imports this module, for human-monitor-command
 
     dispatch(machine, name, arguments or {})
@@ -155,12 +155,12 @@ def _qmp(machine: Controlled, name: str, arguments: dict[str, Any] | None = None
 
 
 @_line(INFO, "balloon", "how much memory the guest has")
-def _info_balloon(machine: Controlled, words: list[str]) -> str:
+def _info_balloon(machine: MonitoredMachine, words: list[str]) -> str:
     return f"balloon: actual={machine.balloon_actual() >> 20}\n"
 
 
 @_line(INFO, "hv-balloon", "the balloon's state and the guest's own report of its memory")
-def _info_hv_balloon(machine: Controlled, words: list[str]) -> str:
+def _info_hv_balloon(machine: MonitoredMachine, words: list[str]) -> str:
     shown: dict[str, Any] = dict(machine.describe().get("balloon") or {})
     report = machine.hv_balloon_report()
     if report is not None:
@@ -169,7 +169,7 @@ def _info_hv_balloon(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(INFO, "status", "whether the machine runs")
-def _info_status(machine: Controlled, words: list[str]) -> str:
+def _info_status(machine: MonitoredMachine, words: list[str]) -> str:
     status = machine.status()
     if status in ("running", "paused"):
         return f"VM status: {status}\n"
@@ -177,18 +177,18 @@ def _info_status(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(INFO, "version", "which QEMU this speaks like, and which pyvmm it is")
-def _info_version(machine: Controlled, words: list[str]) -> str:
+def _info_version(machine: MonitoredMachine, words: list[str]) -> str:
     numbers = VERSION["qemu"]
     return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{VERSION['package']}\n"
 
 
 @_line(INFO, "name", "the machine's name")
-def _info_name(machine: Controlled, words: list[str]) -> str:
+def _info_name(machine: MonitoredMachine, words: list[str]) -> str:
     return f"{machine.name}\n" if machine.name else ""
 
 
 @_line(INFO, "vmbus", "the VMBus channels: who opened them, rings, counters")
-def _info_vmbus(machine: Controlled, words: list[str]) -> str:
+def _info_vmbus(machine: MonitoredMachine, words: list[str]) -> str:
     channels = machine.info_vmbus()
     return "".join(_channel(each) for each in channels) or "no VMBus channels\n"
 
@@ -201,7 +201,7 @@ def _channel(channel: dict[str, Any]) -> str:
 
 
 @_line(INFO, "memory-devices", "devices that bring memory to the running machine")
-def _info_memory_devices(machine: Controlled, words: list[str]) -> str:
+def _info_memory_devices(machine: MonitoredMachine, words: list[str]) -> str:
     lines = []
     for device in machine.info_memory_devices():
         data = device["data"]
@@ -215,29 +215,29 @@ def _info_memory_devices(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(INFO, "memory_size_summary", "memory at boot, and plugged in since")
-def _info_memory_size_summary(machine: Controlled, words: list[str]) -> str:
+def _info_memory_size_summary(machine: MonitoredMachine, words: list[str]) -> str:
     base, plugged = machine.info_memory_size()
     return f"base memory: {base}\nplugged memory: {plugged}\n"
 
 
 @_line(INFO, "cpus", "the virtual CPUs and the host's threads they are")
-def _info_cpus(machine: Controlled, words: list[str]) -> str:
+def _info_cpus(machine: MonitoredMachine, words: list[str]) -> str:
     mark = ["*", *" " * 255]
     return "".join(f"{mark[n]} CPU #{n}: thread_id={each}\n" for n, each in enumerate(machine.info_cpus()))
 
 
 @_line(INFO, "chardev", "where the serial ports lead")
-def _info_chardev(machine: Controlled, words: list[str]) -> str:
+def _info_chardev(machine: MonitoredMachine, words: list[str]) -> str:
     return "".join(f"{label}: filename={place}\n" for label, place in machine.info_consoles())
 
 
 @_line(INFO, "kvm", "whether KVM runs the machine")
-def _info_kvm(machine: Controlled, words: list[str]) -> str:
+def _info_kvm(machine: MonitoredMachine, words: list[str]) -> str:
     return "kvm support: enabled\n"
 
 
 @_line(INFO, "qtree", "the machine's devices as a tree")
-def _info_qtree(machine: Controlled, words: list[str]) -> str:
+def _info_qtree(machine: MonitoredMachine, words: list[str]) -> str:
     channels = {each.get("path"): each for each in machine.info_vmbus()}
     lines = ["bus: main-system-bus\n", "  type System\n", '  dev: vmbus-bridge, id ""\n', "    bus: vmbus\n"]
     lines.append("      type vmbus\n")
@@ -249,7 +249,7 @@ def _info_qtree(machine: Controlled, words: list[str]) -> str:
 
 
 @_line(INFO, "machine", "all that the machine says of itself")
-def _info_machine(machine: Controlled, words: list[str]) -> str:
+def _info_machine(machine: MonitoredMachine, words: list[str]) -> str:
     return _tree(machine.describe())
 
 

@@ -69,7 +69,7 @@ _KINDS = {ord(c): c for c in "{}[]:,\"'"} | dict.fromkeys(b"-0123456789", "0") |
 
 
 class Reader:
-    """Splits a byte stream into JSON values: `feed`, then `take` until it returns None."""
+    """Splits a byte stream into JSON values: `feed`, then `next_value` until it returns None."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -89,7 +89,7 @@ class Reader:
     def feed(self, data: bytes) -> None:
         self._data += data
 
-    def take(self) -> Value | Malformed | None:
+    def next_value(self) -> Value | Malformed | None:
         """Return the next value, Malformed in place of one, or None until more is fed."""
         while True:
             if self._skip is not None and not self._skipped(self._skip):

@@ -17,7 +17,7 @@ from functools import partial
 from pyvmm import trace
 from pyvmm.control.errors import ControlError
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
-from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.control.table import Argument, MonitoredMachine, Reply, command
 from pyvmm.qapi import Empty
 from pyvmm.trace import Record
 from pyvmm.trace.formats import JsonEncoder, encode_in_turns
@@ -93,7 +93,7 @@ class TraceStream:
 
 
 @command("x-trace-subscribe", of_client=True, pattern=Argument(str, optional=True))
-def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str = WATCHED) -> Reply:
+def trace_subscribe(machine: MonitoredMachine, client: Subscriber | None, pattern: str = WATCHED) -> Reply:
     """Send this client the events that match `pattern`: shell wildcards with commas, `!` before exclusions.
     Replaces an earlier subscription.
 
@@ -105,19 +105,19 @@ def trace_subscribe(machine: Controlled, client: Subscriber | None, pattern: str
     trace.check_pattern(pattern)
     if client is None:
         raise ControlError("trace events need a QMP connection to be sent over")
-    client.watch("trace", partial(TraceStream, pattern=pattern))
+    client.set_stream("trace", partial(TraceStream, pattern=pattern))
     return {"events": {event.name: event.template for event in trace.matching(pattern)}, "now": time.monotonic()}
 
 
 @command("x-trace-unsubscribe", of_client=True)
-def trace_unsubscribe(machine: Controlled, client: Subscriber | None) -> Empty:
+def trace_unsubscribe(machine: MonitoredMachine, client: Subscriber | None) -> Empty:
     """Stop the stream of events; some may still be in flight."""
     if client is not None:
-        client.watch("trace", None)
+        client.set_stream("trace", None)
     return {}
 
 
 @command("x-query-trace-events")
-def query_trace_events(machine: Controlled) -> Reply:
+def query_trace_events(machine: MonitoredMachine) -> Reply:
     """Return every event of this machine: name, fields, whether any sink is subscribed."""
     return [{"name": each.name, "fields": list(each.fields), "on": each.on} for each in trace.events()]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pyvmm.control.errors import ControlError
-from pyvmm.control.table import Argument, Controlled, Reply, command
+from pyvmm.control.table import Argument, MonitoredMachine, Reply, command
 from pyvmm.qapi import Empty
 
 DEFAULT_COUNT = 60
@@ -15,7 +15,7 @@ DEFAULT_COUNT = 60
 
 
 @command("x-query-pressure", count=Argument(int, optional=True), since=Argument(int, optional=True))
-def query_pressure(machine: Controlled, count: int | None = None, since: int | None = None) -> Reply:
+def query_pressure(machine: MonitoredMachine, count: int | None = None, since: int | None = None) -> Reply:
     """Return the guest's demand and its reports over time: the last `count`, or those later than `since` (wall
     clock, seconds), oldest first.
     """
@@ -27,7 +27,7 @@ def query_pressure(machine: Controlled, count: int | None = None, since: int | N
 
 
 @command("x-autosize", enable=bool)
-def autosize(machine: Controlled, enable: bool) -> Empty:
+def autosize(machine: MonitoredMachine, enable: bool) -> Empty:
     """Suspend automatic sizing, or resume it (a `balloon` command suspends it too)."""
     machine.set_autosize(enable)
     return {}

@@ -37,36 +37,36 @@ VERSION: VersionInfo = {
 }
 
 Dispatch = Callable[[str, dict[str, Any]], Any]
-"""Runs a command by name with its arguments and returns the reply, or a Later; raises ControlError."""
+"""Runs a command by name with its arguments and returns the reply, or a DeferredReply; raises ControlError."""
 
 
 T = TypeVar("T")
 
 
-class Later(Generic[T]):
-    """A deferred reply (a future). Call `resolve` or `refuse` once; `then(tell)` passes the outcome to `tell`."""
+class DeferredReply(Generic[T]):
+    """A deferred reply (a future). Call `resolve` or `refuse` once; `then` passes the outcome on."""
 
     def __init__(self) -> None:
         self._result: tuple[Any, ControlError | None] | None = None
-        self._tell: Callable[[Any, ControlError | None], None] | None = None
+        self._callback: Callable[[Any, ControlError | None], None] | None = None
 
     def resolve(self, reply: T) -> None:
-        self._settle(reply, None)
+        self._resolve(reply, None)
 
     def refuse(self, error: ControlError) -> None:
-        self._settle(None, error)
+        self._resolve(None, error)
 
-    def then(self, tell: Callable[[Any, ControlError | None], None]) -> None:
-        """Register `tell(reply, error)` for the outcome; called at once if that is known already."""
-        self._tell = tell
+    def then(self, callback: Callable[[Any, ControlError | None], None]) -> None:
+        """Register `callback(reply, error)` for the outcome; called at once if that is known already."""
+        self._callback = callback
         if self._result is not None:
-            tell(*self._result)
+            callback(*self._result)
 
-    def _settle(self, reply: Any, error: ControlError | None) -> None:
+    def _resolve(self, reply: Any, error: ControlError | None) -> None:
         assert self._result is None
         self._result = reply, error
-        if self._tell is not None:
-            self._tell(reply, error)
+        if self._callback is not None:
+            self._callback(reply, error)
 
 
 class QmpSession:
@@ -78,7 +78,7 @@ class QmpSession:
         self._malformed = 0
         self.commanding = False
         self.waiting = False  # a command's reply is pending; the next command waits for it
-        self.hopeless = False  # the peer does not speak JSON: drop it
+        self.not_qmp = False  # the peer does not speak JSON: drop it
 
     def greeting(self) -> bytes:
         """Return the greeting. It offers no capabilities: no command is slow enough to need out-of-band ones."""
@@ -95,12 +95,12 @@ class QmpSession:
         """
         if self.waiting:
             return False
-        match self._input.take():
+        match self._input.next_value():
             case None:
                 return False
             case Malformed(reason):
                 self._malformed += 1
-                self.hopeless = self._malformed >= MALFORMED_LIMIT
+                self.not_qmp = self._malformed >= MALFORMED_LIMIT
                 answered(encode(_error(ControlError(reason))))
             case Value(request):
                 self._malformed = 0
@@ -115,7 +115,7 @@ class QmpSession:
         except ControlError as error:
             answered(_error(error) | tag)
             return
-        if not isinstance(reply, Later):
+        if not isinstance(reply, DeferredReply):
             answered({"return": reply} | tag)
             return
 

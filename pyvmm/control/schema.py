@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
-from pyvmm.control.protocol import Later
-from pyvmm.control.table import COMMANDS, Controlled, Reply, command
+from pyvmm.control.protocol import DeferredReply
+from pyvmm.control.table import COMMANDS, MonitoredMachine, Reply, command
 from pyvmm.qapi import ENUMS, EVENTS, Empty
 
 BUILTIN = {"str": "string", "int": "int", "number": "number", "bool": "boolean", "any": "value"}
@@ -34,7 +34,7 @@ class _Types:
         """Return QAPI's name of a type."""
         if type in _NAMES:
             return _NAMES[type]
-        if get_origin(type) is Later:
+        if get_origin(type) is DeferredReply:
             return self.name(get_args(type)[0])
         if get_origin(type) is list:
             element = self.name(get_args(type)[0])
@@ -111,5 +111,5 @@ def _object(name: str, members: Mapping[str, str]) -> dict[str, Any]:
 
 
 @command("query-qmp-schema")
-def query_qmp_schema(machine: Controlled) -> Reply:
+def query_qmp_schema(machine: MonitoredMachine) -> Reply:
     return schema()

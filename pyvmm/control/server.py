@@ -2,7 +2,7 @@
 
     s = ControlServer(loop, machine, "/run/user/1000/pyvmm/vm.sock"); s.start(); ...; s.close()
 
-    socket, socket ... (Door) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
+    socket, socket ... (Listener) --accept--> _Client ... <--send-- ControlServer: an event once, for all <-- machine
 
 Each client costs at most one request of input and `OUTPUT_LIMIT` of output. While a client does not read its output,
 its input is not read either, so only events accumulate; past the limit it is dropped. Long input is processed a few
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.control import events as trace
-from pyvmm.control.commands import Controlled, dispatch
-from pyvmm.control.door import Door
+from pyvmm.control.commands import MonitoredMachine, dispatch
+from pyvmm.control.listener import Listener
 from pyvmm.control.protocol import QmpSession, encode_event
 from pyvmm.control.stream import Ready, Send, Stream, Timing
 from pyvmm.control.throttle import Throttle
@@ -47,38 +47,38 @@ CLIENT_LIMIT = 16
 
 
 class ControlServer:
-    """The listening sockets at `places` (paths, or doors already listening) and their clients. All methods
+    """The listening sockets at `places` (paths, or `Listener`s already listening) and their clients. All methods
     run on the loop's thread.
     """
 
-    def __init__(self, loop: Loop, controlled: Controlled, *places: str | os.PathLike[str] | Door) -> None:
+    def __init__(self, loop: Loop, machine: MonitoredMachine, *places: str | os.PathLike[str] | Listener) -> None:
         self._loop = loop
-        self._machine = controlled
+        self._machine = machine
         self._places = places
-        self._doors: list[Door] = []  # while it listens
+        self._listeners: list[Listener] = []  # while it listens
         self._clients: list[_Client] = []
         self._numbers = count(1)
         self._answering = False
         self._closing = False
         self._throttle = Throttle(loop, self._emit)
-        self._listens = False
+        self._subscribed = False
 
     def start(self) -> None:
         """Start listening. ConfigError if a path is in use by another process, or is not a socket."""
         try:
             for place in self._places:
-                self._doors.append(place if isinstance(place, Door) else Door(self._loop, Path(place)))
-                self._doors[-1].open(self._admit)
+                self._listeners.append(place if isinstance(place, Listener) else Listener(self._loop, Path(place)))
+                self._listeners[-1].open(self._on_accept)
         except BaseException:
             self.close()
             raise
-        if not self._listens:
-            self._listens = True
-            self._machine.on_event(self._happened)
+        if not self._subscribed:
+            self._subscribed = True
+            self._machine.on_event(self._on_event)
 
     def close(self) -> None:
         """Stop listening, flush the clients' output, close the connections, remove the sockets. Harmless twice."""
-        if not self._doors:
+        if not self._listeners:
             return
         if self._answering:  # a command ends the machine: its reply comes first
             self._closing = True
@@ -87,8 +87,8 @@ class ControlServer:
         for client in list(self._clients):
             client.finish()
             client.drop("the machine ends")
-        while self._doors:
-            self._doors.pop().close()
+        while self._listeners:
+            self._listeners.pop().close()
 
     def __enter__(self) -> ControlServer:
         self.start()
@@ -97,7 +97,7 @@ class ControlServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _admit(self, connection: socket.socket, path: Path) -> None:
+    def _on_accept(self, connection: socket.socket, path: Path) -> None:
         if len(self._clients) >= CLIENT_LIMIT:
             connection.close()
             return
@@ -107,9 +107,9 @@ class ControlServer:
             trace.connected(client.number, str(path))
         client.start()
 
-    def _happened(self, name: str, data: dict[str, Any]) -> None:
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
         """Send an event to all clients. Events that a command causes precede its reply, as in QEMU since 9.0."""
-        if self._doors:
+        if self._listeners:
             self._throttle(name, data)
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class _Client:
         self._output = bytearray()
         self._open = True
         self._streams: dict[str, Stream] = {}
-        self._beginning: dict[str, Callable[[Timing, Ready, Send], Stream]] = {}
+        self._pending_streams: dict[str, Callable[[Timing, Ready, Send], Stream]] = {}
         self._working = False  # a turn is posted: the session may hold complete requests
         connection.setblocking(False)
 
@@ -146,30 +146,30 @@ class _Client:
             trace.command(self.number, {"execute": name, "arguments": arguments})
         return dispatch(self._server._machine, name, arguments, self)
 
-    def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
+    def set_stream(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
         """Replace this client's stream of `what`, the new one from the command's reply on; None only ends it."""
-        self._beginning.pop(what, None)
+        self._pending_streams.pop(what, None)
         before = self._streams.pop(what, None)
         if before is not None:
             before.close()
         if make is not None:
-            self._beginning[what] = make
+            self._pending_streams[what] = make
 
-    def _begin_streams(self) -> None:
-        beginning, self._beginning = self._beginning, {}
+    def _start_streams(self) -> None:
+        pending, self._pending_streams = self._pending_streams, {}
         if self._open:
-            for what, make in beginning.items():
-                self._streams[what] = make(self._loop, self._takes_more, self._send_quietly)
+            for what, make in pending.items():
+                self._streams[what] = make(self._loop, self._ready, self._send_untraced)
 
     def finish(self) -> None:
         """Flush the client's streams at the machine's end, as far as the socket accepts it."""
         for stream in list(self._streams.values()):
             stream.finish()
 
-    def _takes_more(self) -> bool:
+    def _ready(self) -> bool:
         return self._open and len(self._output) <= OUTPUT_PAUSE
 
-    def _send_quietly(self, message: bytes) -> None:
+    def _send_untraced(self, message: bytes) -> None:
         """Send without a trace event: a client that follows these would cause them without end."""
         if not self._open:
             return
@@ -217,7 +217,9 @@ class _Client:
         replies: list[bytes] = []
         server._answering = True
         try:
-            taken = self.session.step(lambda reply: replies.append(reply) if server._answering else self._late(reply))
+            taken = self.session.step(
+                lambda reply: replies.append(reply) if server._answering else self._send_deferred(reply)
+            )
         finally:
             server._answering = False
         if not taken:
@@ -226,16 +228,16 @@ class _Client:
             self._loop.remove_reader(self._socket.fileno())
         for reply in replies:
             self._trace(reply)
-        self._begin_streams()  # before the client reads the reply, but the reply itself is not traced to it
+        self._start_streams()  # before the client reads the reply, but the reply itself is not traced to it
         for reply in replies:
             self._put(reply)
         if server._closing:
             server.close()
-        if self.session.hopeless:
+        if self.session.not_qmp:
             self.drop("does not speak QMP")
         return True
 
-    def _late(self, reply: bytes) -> None:
+    def _send_deferred(self, reply: bytes) -> None:
         """Send the reply of a slow command, then process the requests that came meanwhile."""
         self.send(reply)
         if self._open and not self._working and len(self._output) <= OUTPUT_PAUSE:
@@ -281,7 +283,7 @@ class _Client:
             return
         self._open = False
         for what in list(self._streams):
-            self.watch(what, None)
+            self.set_stream(what, None)
         if trace.disconnected.on:
             trace.disconnected(self.number, reason)
         self._server._clients.remove(self)

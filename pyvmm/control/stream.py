@@ -1,6 +1,6 @@
 """Streams of a monitor client: data sent to that client alone until it unsubscribes.
 
-command --client.watch(WHAT, make)--> Stream --send--> the client      at the machine's end: finish(), then close()
+command --client.set_stream(WHAT, make)--> Stream --send--> the client     at the end: finish(), then close()
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ class Stream(Protocol):
 class Subscriber(Protocol):
     """The client that sent a command."""
 
-    def watch(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
+    def set_stream(self, what: str, make: Callable[[Timing, Ready, Send], Stream] | None) -> None:
         """Replace the client's stream of `what`; None ends it."""

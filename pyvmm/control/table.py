@@ -4,7 +4,7 @@ Source: QEMU qapi visitors for the texts of argument errors. A command is a func
 arguments; the modules beside this one (`commands`, `devices`, `schema`, ...) declare them:
 
     @command("x-balloon", value=int)
-    def x_balloon(machine: Controlled, value: int) -> BalloonReply: ...
+    def x_balloon(machine: MonitoredMachine, value: int) -> BalloonReply: ...
 
 Types of replies are in `pyvmm.qapi`; the schema reads them from the function. `Reply` stands for one without a type.
 """
@@ -22,7 +22,7 @@ from pyvmm.qapi import BalloonReply, HvBalloonInfo, MemoryDeviceInfo, RunState
 Reply = Any
 
 
-class Controlled(Protocol):
+class MonitoredMachine(Protocol):
     """The machine's interface to the monitor. Every call comes from the loop's thread."""
 
     name: str
@@ -119,7 +119,7 @@ class Command:
     open: bool = False  # accepts other arguments too, as device_add does: passed as `more`
     of_client: bool = False  # is passed the client that sent it
 
-    def call(self, machine: Controlled, given: Mapping[str, Any], client: object = None) -> Reply:
+    def call(self, machine: MonitoredMachine, given: Mapping[str, Any], client: object = None) -> Reply:
         """Check the arguments in `given` and run the command. Raises ControlError."""
         checked: dict[str, Any] = {}
         for name, argument in self.arguments.items():
@@ -159,7 +159,7 @@ def command(
     return register
 
 
-def dispatch(machine: Controlled, name: str, arguments: Mapping[str, Any], client: object = None) -> Reply:
+def dispatch(machine: MonitoredMachine, name: str, arguments: Mapping[str, Any], client: object = None) -> Reply:
     """Run the command called `name` and return its reply. Raises ControlError, nothing else a client could cause.
 
     `client` is the connection that sent it, for commands that act on the connection.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pyvmm import process
-from pyvmm.control.door import Door
+from pyvmm.control.listener import Listener
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import FOLDER, inside
 from pyvmm.loop import Loop
@@ -17,21 +17,21 @@ from pyvmm.sandbox.confine import Mode, confine
 from pyvmm.sandbox.sweeper import removed_at_the_end
 
 
-def open_doors(
+def open_listeners(
     sockets: Iterable[str], loop: Loop, stack: contextlib.ExitStack, *, confined: bool = False
-) -> list[Door]:
+) -> list[Listener]:
     """Listen at `sockets` until `stack` ends; clients wait until there is a monitor. Raises ConfigError if one is in
     use. `confined`: the process will not be able to remove sockets outside pyvmm's own folder.
     """
-    doors: list[Door] = []
+    listeners: list[Listener] = []
     for path in map(Path, sockets):
-        doors.append(Door(loop, path))
-        stack.callback(doors[-1].close)
+        listeners.append(Listener(loop, path))
+        stack.callback(listeners[-1].close)
     if confined and process.is_own():
         own = own_folder()
-        elsewhere = [door.path.absolute() for door in doors if door.path.absolute().parent != own.absolute()]
+        elsewhere = [each.path.absolute() for each in listeners if each.path.absolute().parent != own.absolute()]
         stack.enter_context(removed_at_the_end(elsewhere))
-    return doors
+    return listeners
 
 
 def own_folder() -> Path:
@@ -39,7 +39,7 @@ def own_folder() -> Path:
     return Path(FOLDER) if inside() else runtime_folder()
 
 
-def confine_session(mode: Mode, machine: Machine, doors: Sequence[Door]) -> None:
+def confine_session(mode: Mode, machine: Machine, listeners: Sequence[Listener]) -> None:
     """Confine this process, if it is pyvmm's own. All files are open by then, and no thread has been started.
 
     Raises ConfigError if `require` cannot be met.
@@ -49,4 +49,4 @@ def confine_session(mode: Mode, machine: Machine, doors: Sequence[Door]) -> None
             raise ConfigError("--sandbox require confines a process for good, and this one is not pyvmm's own")
         return
     machine.boot_files.keep(machine.config.kernel, machine.config.initrd)
-    machine.monitor.sandbox = confine(mode, [own_folder()] if doors else []).describe()
+    machine.monitor.sandbox = confine(mode, [own_folder()] if listeners else []).describe()

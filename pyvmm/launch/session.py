@@ -25,7 +25,7 @@ from typing import Any, Self
 from pyvmm import held_threads, process
 from pyvmm.client.registry import stall_note
 from pyvmm.host.inside import inside, socket_path, user_pid
-from pyvmm.launch.confined import confine_session, open_doors
+from pyvmm.launch.confined import confine_session, open_listeners
 from pyvmm.launch.consoles import Console
 from pyvmm.launch.trace_sinks import TraceSettings, traces
 from pyvmm.loop import Loop
@@ -68,7 +68,7 @@ class Session:
             self.loop = Loop()
             stack.callback(self.loop.close)
             paths = map(socket_path, self._sockets)
-            self._doors = open_doors(paths, self.loop, stack, confined=self._sandbox != "off")
+            self._listeners = open_listeners(paths, self.loop, stack, confined=self._sandbox != "off")
             self.console = stack.enter_context(self._make_console())
             self.machine = stack.enter_context(Machine(self._config, self.loop, console=self.console.write))
             self._stack = stack.pop_all()
@@ -86,16 +86,16 @@ class Session:
         if self._sockets:
             machine.watchdog.keep_note(stall_note(self._sockets[0]))
             self._stack.callback(machine.watchdog.stop)
-        confine_session(self._sandbox, machine, self._doors)
+        confine_session(self._sandbox, machine, self._listeners)
         # All files are open; threads are started only now, so they inherit the confinement.
         held_threads.release()
         machine.start()
         # From here on the guest boots, concurrently.
         machine.monitor.pid = user_pid()
-        if self._doors:
+        if self._listeners:
             from pyvmm.control.server import ControlServer
 
-            self._stack.enter_context(ControlServer(self.loop, machine.monitor, *self._doors))
+            self._stack.enter_context(ControlServer(self.loop, machine.monitor, *self._listeners))
         if process.is_own():
             # Start-up objects live as long as the machine; a collection that scans them would delay the guest.
             gc.collect()

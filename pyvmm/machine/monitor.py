@@ -1,4 +1,4 @@
-"""The monitor's view of a machine: the queries and commands of `pyvmm.control.table.Controlled`."""
+"""The monitor's view of a machine: the queries and commands of `pyvmm.control.table.MonitoredMachine`."""
 
 from __future__ import annotations
 

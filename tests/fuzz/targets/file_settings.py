@@ -60,11 +60,11 @@ def json_stream(data: bytes) -> None:
     whole, single = Reader(), Reader()
     expected, found = [], []
     whole.feed(data)
-    while (each := whole.take()) is not None:
+    while (each := whole.next_value()) is not None:
         expected.append(repr(each))
     for byte in data:
         single.feed(bytes([byte]))
-        while (each := single.take()) is not None:
+        while (each := single.next_value()) is not None:
             found.append(repr(each))
     assert found == expected
 

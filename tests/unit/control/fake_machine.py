@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 class FakeMachine:
-    """`Controlled`, with 512 MiB and a guest that gives back memory at once, down to 64 MiB."""
+    """`MonitoredMachine`, with 512 MiB and a guest that gives back memory at once, down to 64 MiB."""
 
     def __init__(self, name: str = "vm") -> None:
         self.name = name

@@ -126,11 +126,11 @@ def test_input_in_single_bytes_is_answered_as_in_one_piece() -> None:
     whole, piecemeal = Reader(), Reader()
     whole.feed(text + b"\n}")
     expected, found = [], []
-    while (each := whole.take()) is not None:
+    while (each := whole.next_value()) is not None:
         expected.append(each)
     for byte in text + b"\n}":
         piecemeal.feed(bytes([byte]))
-        while (each := piecemeal.take()) is not None:
+        while (each := piecemeal.next_value()) is not None:
             found.append(each)
     assert found == expected and len(found) == 4
 
@@ -154,9 +154,9 @@ def test_work_is_linear_in_the_input(piece: bytes) -> None:
     began = time.monotonic()
     for _ in range(16):
         reader.feed((piece * (1 << 14))[: 1 << 14])
-        while isinstance(reader.take(), Malformed):
+        while isinstance(reader.next_value(), Malformed):
             pass
-        while reader.take() is not None:
+        while reader.next_value() is not None:
             pass
         assert reader.held <= MESSAGE_LIMIT + (1 << 14)
     assert time.monotonic() - began < 10

@@ -8,7 +8,7 @@ import pytest
 
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.json_stream import MESSAGE_LIMIT, NESTING_LIMIT, Malformed, Reader, Value
-from pyvmm.control.protocol import MALFORMED_LIMIT, Later, QmpSession, encode_event
+from pyvmm.control.protocol import MALFORMED_LIMIT, DeferredReply, QmpSession, encode_event
 
 
 def echo(name: str, arguments: dict[str, Any]) -> Any:
@@ -129,23 +129,23 @@ def test_a_long_message_is_not_kept() -> None:
     reader.feed(b'{"a": "')
     for _ in range(100):
         reader.feed(b"x" * MESSAGE_LIMIT)
-        reader.take()
+        reader.next_value()
         assert reader.held <= MESSAGE_LIMIT
 
 
 def test_a_peer_that_speaks_no_json_is_hopeless() -> None:
     session = commanding()
     answers(session, b"GET / HTTP/1.1\r\n" * (MALFORMED_LIMIT - 1))
-    assert not session.hopeless
+    assert not session.not_qmp
     answers(session, b"GET / HTTP/1.1\r\n")
-    assert session.hopeless
+    assert session.not_qmp
 
 
 def test_one_good_message_forgives_the_bad_ones() -> None:
     session = commanding()
     for _ in range(3):
         answers(session, b"x\n" * (MALFORMED_LIMIT - 1) + b'{"execute": "echo"}\n')
-    assert not session.hopeless
+    assert not session.not_qmp
 
 
 def test_noise_is_malformed_or_incomplete_and_never_more() -> None:
@@ -153,7 +153,7 @@ def test_noise_is_malformed_or_incomplete_and_never_more() -> None:
     reader = Reader()
     for _ in range(300):
         reader.feed(bytes(noise.choices(b'{}[]"\\,: \nabc019.-e\xff\x00', k=200)))
-        while (found := reader.take()) is not None:
+        while (found := reader.next_value()) is not None:
             assert isinstance(found, Malformed | Value)
 
 
@@ -177,25 +177,25 @@ def test_strings_may_have_single_quotes_as_in_qemu(text: bytes, meant: dict[str,
 
 
 def test_a_reply_that_takes_its_time_holds_back_the_next() -> None:
-    later = Later()
-    session = QmpSession(lambda name, arguments: later if name == "slow" else name)
+    deferred = DeferredReply()
+    session = QmpSession(lambda name, arguments: deferred if name == "slow" else name)
     replies: list[bytes] = []
     session.feed(b'{"execute": "qmp_capabilities"} {"execute": "slow", "id": 1} {"execute": "next"}')
     while session.step(replies.append):
         pass
     assert session.waiting and len(replies) == 1
-    later.resolve("done")
+    deferred.resolve("done")
     while session.step(replies.append):
         pass
     assert [json.loads(each) for each in replies[1:]] == [{"return": "done", "id": 1}, {"return": "next"}]
 
 
 def test_a_reply_that_takes_its_time_may_be_an_error() -> None:
-    later = Later()
-    session = QmpSession(lambda name, arguments: later)
+    deferred = DeferredReply()
+    session = QmpSession(lambda name, arguments: deferred)
     replies: list[bytes] = []
     session.feed(b'{"execute": "qmp_capabilities"} {"execute": "slow"}')
     while session.step(replies.append):
         pass
-    later.refuse(ControlError("hung"))
+    deferred.refuse(ControlError("hung"))
     assert json.loads(replies[1])["error"] == {"class": "GenericError", "desc": "hung"}

@@ -14,9 +14,9 @@ QUEUE = 16
 """Listen backlog: as many clients as a server has at once."""
 
 
-class Door:
-    """A socket at `path` that listens until `close`. Clients are accepted only after `open(admit)`, which calls
-    `admit(connection, path)` for each.
+class Listener:
+    """A socket at `path` that listens until `close`. Clients are accepted only after `open(on_accept)`, which calls
+    `on_accept(connection, path)` for each.
     """
 
     def __init__(self, loop: Loop, path: Path) -> None:
@@ -25,9 +25,9 @@ class Door:
         self._socket = ListeningSocket(path, QUEUE)
         self._open = False
 
-    def open(self, admit: Callable[[socket.socket, Path], None]) -> None:
+    def open(self, on_accept: Callable[[socket.socket, Path], None]) -> None:
         """Start accepting clients."""
-        self._admit = admit
+        self._on_accept = on_accept
         self._open = True
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
@@ -43,11 +43,11 @@ class Door:
             connection, _ = self._socket.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                self._rest()
+                self._pause()
             return  # else the client gave up before we accepted it
-        self._admit(connection, self.path)
+        self._on_accept(connection, self.path)
 
-    def _rest(self) -> None:
+    def _pause(self) -> None:
         """Pause accepting for a second, because no descriptor is left: polling at once would spin."""
         self._loop.remove_reader(self._socket.fileno())
 
