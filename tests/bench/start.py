@@ -64,13 +64,13 @@ def main() -> int:
     bare = median(wall for wall, _ in times[BARE])
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {runs} runs")
     print(f"{'':28}{'median':>9}{'least':>9}{'processor':>11}{'/ bare':>8}")
-    for name, taken in times.items():
-        walls = [wall for wall, _ in taken]
+    for name, samples in times.items():
+        walls = [wall for wall, _ in samples]
         note = ""
         if chosen[name][1]:
             note = f"  under {LIMIT} s" if median(walls) < LIMIT else f"  OVER {LIMIT} s"
         print(
-            f"{name:28}{median(walls):9.3f}{min(walls):9.3f}{median(spent for _, spent in taken):11.3f}"
+            f"{name:28}{median(walls):9.3f}{min(walls):9.3f}{median(spent for _, spent in samples):11.3f}"
             f"{median(walls) / bare:8.2f}{note}"
         )
     return 0

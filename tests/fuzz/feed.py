@@ -24,7 +24,7 @@ class Feed:
     def __bool__(self) -> bool:
         return self._at < len(self._data)
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         """Exactly `count` bytes."""
         taken = self._data[self._at : self._at + count]
         self._at += count
@@ -32,11 +32,11 @@ class Feed:
 
     def rest(self) -> bytes:
         """All that is left."""
-        return self.bytes(max(0, len(self._data) - self._at))
+        return self.take(max(0, len(self._data) - self._at))
 
     def number(self, size: int) -> int:
         """`size` bytes as a little-endian number."""
-        return int.from_bytes(self.bytes(size), "little")
+        return int.from_bytes(self.take(size), "little")
 
     def u8(self) -> int:
         return self.number(1)

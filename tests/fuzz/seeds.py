@@ -16,7 +16,7 @@ import zstandard
 
 from pyvmm.images.cpio import CpioWriter
 from tests.fuzz.targets.file_kernels import MAGICS
-from tests.unit.firmware.sample_kernels import bzimage, elf, note
+from tests.support.sample_kernels import bzimage, elf, note
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -24,7 +24,7 @@ from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.loop import Loop
 from pyvmm.vmbus import protocol as p
 from tests.support.fake_guest import FakeDriver, FakeGuest, gpadl_messages
-from tests.unit.control.fake_machine import FakeMachine
+from tests.support.fake_machine import FakeMachine
 
 FLOOD_SECONDS = 0.4
 TURN_LIMIT = 0.3

@@ -48,7 +48,7 @@ class Parsable(Protocol):
 
 
 T = TypeVar("T", bound=Parsable)
-M = TypeVar("M")
+M = TypeVar("M", bound=p.Message)
 
 _ANSWERS: dict[int, type] = {kind.TYPE: kind for kind in reversed(get_args(p.HostMessage))}
 """By type; of two that share one, the older, which the newer begins like."""

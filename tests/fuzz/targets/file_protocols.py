@@ -11,7 +11,7 @@ from pyvmm.control.protocol import QmpSession
 from pyvmm.errors import ConfigError
 from pyvmm.host.protocol import Decoder, Frame, Kind, ProtocolError, ReceiveWindow, SendWindow
 from pyvmm.machine.agent_protocol import AgentClient
-from tests.unit.control.fake_machine import FakeMachine
+from tests.support.fake_machine import FakeMachine
 
 NAMES = sorted(COMMANDS)
 

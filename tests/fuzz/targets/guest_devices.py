@@ -28,7 +28,7 @@ VERSIONS = ((3, 0), (1, 0), (4, 0), (3, 2), (0, 0), (0xFFFF, 0xFFFF))
 def _ic_packet(feed: Feed, last: bytes) -> bytes:
     """A response to the request whose header is `last`, with something wrong in it more often than not."""
     if feed.below(8) == 0:
-        return feed.bytes(feed.below(100))
+        return feed.take(feed.below(100))
     head = IcHeader.parse(last) if len(last) >= IcHeader.SIZE else IcHeader(1, 0, 3, 0, 0, 0, 0, 0, 0, 1, 4, 0)
     head.flags = feed.choice((5, 5, 5, 4, 3, 0xFF))
     head.status = feed.choice((0, 0, 0x80004005, feed.number(4)))
@@ -41,7 +41,7 @@ def _ic_packet(feed: Feed, last: bytes) -> bytes:
         counts = feed.choice(((1, 1), (1, 1), (1, 1), (0, 0), (0xFFFF, 0xFFFF), (2, 1)))
         body = pack("<HHI", *counts, 0) + b"".join(pack("<HH", *pair) for pair in pairs)
     else:
-        body = pack("<Q", feed.word()) + feed.bytes(feed.below(60))
+        body = pack("<Q", feed.word()) + feed.take(feed.below(60))
     head.size = feed.choice((len(body), len(body), len(body), 0, 0xFFFF, feed.number(2)))
     return head.build() + body
 
@@ -108,7 +108,7 @@ def _window(memory: GuestMemory, fails: int) -> HotAddWindow:
 def _balloon_message(feed: Feed) -> bytes:
     kind = feed.choice((1, 3, 5, 7, 7, 7, 9, 11, 11, feed.number(2)))
     if feed.below(8) == 0:
-        return feed.bytes(feed.below(100))
+        return feed.take(feed.below(100))
     trans = feed.number(2)
     match kind:
         case MessageType.VERSION_REQUEST:
@@ -131,7 +131,7 @@ def _balloon_message(feed: Feed) -> bytes:
         case MessageType.HOT_ADD_RESPONSE:
             body = pack("<II", feed.choice((0, 1, 128 << 8, 64 << 8, feed.number(4))), feed.below(3))
         case _:
-            body = feed.bytes(feed.below(20))
+            body = feed.take(feed.below(20))
     size = feed.choice((8 + len(body), 8 + len(body), 8 + len(body), feed.number(2)))
     return pack("<HHI", kind, size, trans) + body
 
@@ -199,9 +199,9 @@ def agent(data: bytes) -> None:
     agent = GuestAgent(lambda data: len(data), loop)
     cancels = []
     while feed:
-        number = str(feed.below(6)).encode() if feed.below(8) else feed.bytes(feed.below(12))
-        word = feed.choice((b"ready", b"out", b"err", b"exit", b"error", b"kill", feed.bytes(feed.below(6))))
-        rest = feed.choice((b64encode(feed.bytes(feed.below(30))), b"0", b"255", b"256", feed.bytes(feed.below(20))))
+        number = str(feed.below(6)).encode() if feed.below(8) else feed.take(feed.below(12))
+        word = feed.choice((b"ready", b"out", b"err", b"exit", b"error", b"kill", feed.take(feed.below(6))))
+        rest = feed.choice((b64encode(feed.take(feed.below(30))), b"0", b"255", b"256", feed.take(feed.below(20))))
         match feed.below(8):
             case 0:
                 seconds = feed.choice((0, 1, 5))

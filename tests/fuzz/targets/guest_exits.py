@@ -52,11 +52,11 @@ def exits(data: bytes) -> None:
             size, count = feed.choice((1, 2, 4)), feed.choice((1, 1, 1, 7, 1000))
             match feed.below(8):
                 case 0 | 1:
-                    assert handle(IoOut(port, size, count, (feed.bytes(size) * count)))
+                    assert handle(IoOut(port, size, count, (feed.take(size) * count)))
                 case 2:
                     assert handle(IoIn(port, size, count, _page, 4096))
                 case 3:
-                    assert handle(MmioWrite(gpa, feed.bytes(feed.below(8) + 1)))
+                    assert handle(MmioWrite(gpa, feed.take(feed.below(8) + 1)))
                 case 4:
                     assert handle(MmioRead(gpa, feed.below(8) + 1, _page))
                 case 5:
@@ -64,7 +64,7 @@ def exits(data: bytes) -> None:
                     handle(Rdmsr(feed.number(4), 0, _page))
                 case 6:
                     address = feed.choice((0x3F8, 0x2F8, 0x70, CONSOLE.base, CONSOLE.early))
-                    board.coalesced(address, feed.bytes(feed.below(30) + 1))
+                    board.coalesced(address, feed.take(feed.below(30) + 1))
                 case _:
                     loop.advance(feed.choice((0.0, 0.001, 1.0, 100.0)))
                     engine_loop.run()

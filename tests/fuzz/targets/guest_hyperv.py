@@ -49,7 +49,7 @@ def _call(feed: Feed, memory: GuestMemory) -> tuple[int, int, int]:
     code, control, block = feed.choice(CODES), 0, b""
     match code:
         case HypercallCode.POST_MESSAGE:
-            payload = feed.bytes(feed.choice((0, 8, 20, 40, 240)))
+            payload = feed.take(feed.choice((0, 8, 20, 40, 240)))
             size = feed.choice((len(payload), len(payload), 241, 1 << 31))
             block = pack("<IIII", feed.choice(CONNECTIONS), 0, feed.choice((1, 1, 0, 2)), size) + payload
         case HypercallCode.SIGNAL_EVENT:
@@ -120,7 +120,7 @@ def user(data: bytes) -> None:
                 vcpu.regs.rcx, vcpu.regs.rdx, vcpu.regs.r8 = _call(feed, memory)
                 assert engine.handle(vcpu, vp, IoOut(HYPERCALL_PORT, 1, 1, b"\0"))  # type: ignore[arg-type]
             case 5:
-                engine.post_message(feed.below(VPS + 1), 2, 1, feed.bytes(feed.below(241)), lambda status: None)
+                engine.post_message(feed.below(VPS + 1), 2, 1, feed.take(feed.below(241)), lambda status: None)
             case 6:
                 engine.signal_event(feed.below(VPS + 1), 2, feed.below(2048))
             case _:
@@ -154,7 +154,7 @@ def kernel(data: bytes) -> None:
                 assert engine.handle(vcpu, vp, Wrmsr(msr, feed.word(), 0, _page))  # type: ignore[arg-type]
                 assert engine.handle(vcpu, vp, Rdmsr(msr, 0, _page))  # type: ignore[arg-type]
             case 4:
-                engine.post_message(feed.below(VPS), 2, 1, feed.bytes(feed.below(241)), lambda status: None)
+                engine.post_message(feed.below(VPS), 2, 1, feed.take(feed.below(241)), lambda status: None)
                 engine.signal_event(feed.below(VPS), 2, feed.below(2048))
             case _:
                 loop.run()
@@ -165,7 +165,7 @@ def crash_text(data: bytes) -> None:
     """A guest's last words: any text anywhere, and any numbers."""
     feed = Feed(data)
     memory, registers = _memory(), CrashRegisters()
-    text = feed.bytes(feed.below(600))
+    text = feed.take(feed.below(600))
     gpa = _gpa(feed)
     if memory.contains(gpa, len(text)):
         memory.write(gpa, text)

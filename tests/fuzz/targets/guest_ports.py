@@ -45,11 +45,11 @@ def serial(data: bytes) -> None:
     def host() -> None:
         match feed.below(4):
             case 0:
-                port.receive(feed.bytes(feed.below(40)))
+                port.receive(feed.take(feed.below(40)))
             case 1:
                 port.send_break()
             case 2:
-                port.write_many(feed.bytes(feed.below(40)))
+                port.write_many(feed.take(feed.below(40)))
             case _:
                 port.reset()
 

@@ -39,7 +39,7 @@ def _words(feed: Feed, most: int) -> bytes:
 def _message(feed: Feed) -> bytes:
     match feed.below(12):
         case 0:
-            return feed.bytes(feed.below(250))
+            return feed.take(feed.below(250))
         case 1:
             version = feed.choice((*map(int, p.Version), 0x10000, 0, 0xFFFFFFFF))
             return p.InitiateContact(version, _number(feed), feed.choice((2, 0, 1 << 63)), 0, 0).build()
@@ -47,7 +47,7 @@ def _message(feed: Feed) -> bytes:
             return p.RequestOffers().build()
         case 3 | 4:
             return p.OpenChannel(_number(feed), _number(feed), _number(feed), feed.choice((0, 0, 1, feed.number(4))),
-                feed.choice((2, 1, 3, 0, feed.number(4))), feed.bytes(8),
+                feed.choice((2, 1, 3, 0, feed.number(4))), feed.take(8),
             ).build()  # fmt: skip
         case 5:
             return p.CloseChannel(_number(feed)).build()
@@ -68,7 +68,7 @@ def _message(feed: Feed) -> bytes:
                 return p.ModifyChannel(_number(feed), _number(feed)).build()
             if kind is p.Unload:
                 return p.Unload().build()
-            return p.TlConnectRequest(UUID(bytes=feed.bytes(16)), UUID(bytes=feed.bytes(16))).build()
+            return p.TlConnectRequest(UUID(bytes=feed.take(16)), UUID(bytes=feed.take(16))).build()
 
 
 def _guest() -> tuple[FakeGuest, Recorder, Recorder]:
@@ -171,9 +171,9 @@ def rings(data: bytes) -> None:
                     word, feed.choice((0, 8, ring.size - 8, ring.size, feed.number(4), feed.below(ring.size) & ~7))
                 )
             case 1:
-                ring.poke(feed.below(ring.size) & ~7, feed.bytes(feed.below(9) * 8))
+                ring.poke(feed.below(ring.size) & ~7, feed.take(feed.below(9) * 8))
             case 2 | 3:
-                payload = feed.choice((b"echo", b"bad", b"")) + feed.bytes(feed.below(80))
+                payload = feed.choice((b"echo", b"bad", b"")) + feed.take(feed.below(80))
                 driver.outgoing.put(
                     payload, type=feed.choice((6, 6, 6, 11, 9, 0xFFFF)), flags=feed.choice((0, 1, 0xFFFF))
                 )

@@ -10,13 +10,13 @@ import pytest
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import Trace, read_trace
 from pyvmm.analysis.report.charts import NOTE_WIDTH
-from pyvmm.analysis.report.conversation import Message, Note
 from pyvmm.analysis.report.latency import latencies
 from pyvmm.analysis.report.page import page
 from pyvmm.analysis.report.story import Story, tell
 from pyvmm.analysis.report.svg import nice_ticks
 from pyvmm.analysis.report.tables import write_tables
 from pyvmm.launch.trace_events import load_events
+from pyvmm.trace.conversation import Message, Note
 
 CAPTURES = Path(__file__).parent / "captures"
 MIB = 1 << 20

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
-
-from fake_machine import FakeMachine, serving
-
 import pyvmm
 from pyvmm.api import machine as api
 from pyvmm.tail import Tail
+from tests.support.fake_machine import FakeMachine, serving
 
 
 class FakeBackend:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machine import MIB, FakeMachine
 
 import pyvmm
 from pyvmm.api.backend import ProcessBackend
@@ -14,6 +13,7 @@ from pyvmm.client import registry
 from pyvmm.client.qmp import Disconnected, Refused, TimedOut
 from pyvmm.client.replies import memory_text
 from pyvmm.errors import ConfigError, HostError
+from tests.support.fake_machine import MIB, FakeMachine
 
 
 def test_importing_pyvmm_imports_no_machine() -> None:

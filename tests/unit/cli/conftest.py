@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
-
-from command_line import Result, Run
-from fake_machine import FakeMachine, serving
-
 from pyvmm.cli.main import main
 from pyvmm.client import registry
+from tests.support.command_line import Result, Run
+from tests.support.fake_machine import FakeMachine, serving
 
 
 @pytest.fixture(autouse=True)

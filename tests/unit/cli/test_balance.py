@@ -7,11 +7,11 @@ import signal
 from collections.abc import Iterable, Iterator
 
 import pytest
-from command_line import Run
-from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli.commands import balance
 from pyvmm.client import registry
+from tests.support.command_line import Run
+from tests.support.fake_machine import MIB, FakeMachine, serving
 
 
 class Sized(FakeMachine):
@@ -138,7 +138,7 @@ def test_a_signal_lets_their_own_sizing_go_on(
 
     let_go = balance._let_go
     monkeypatch.setattr(balance, "_let_go", told_again)
-    monkeypatch.setattr(balance.time, "sleep", ended)
+    monkeypatch.setattr("pyvmm.cli.commands.balance.time.sleep", ended)
     with pytest.raises(SystemExit) as exit:
         pyvmm("balance", "--budget", "8G")
     assert exit.value.code == 128 + number

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from command_line import Run
-from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli import output
 from pyvmm.cli.commands import doctor, ps
@@ -18,6 +16,8 @@ from pyvmm.cli.commands import status as status_command
 from pyvmm.client import registry
 from pyvmm.devices.balloon import states
 from pyvmm.errors import HostError
+from tests.support.command_line import Run
+from tests.support.fake_machine import MIB, FakeMachine, serving
 
 
 def test_balloon_shows_the_memory(machine: FakeMachine, pyvmm: Run) -> None:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Run
-from fake_machine import FakeMachine
 
 from pyvmm.client import registry
+from tests.support.command_line import Run
+from tests.support.fake_machine import FakeMachine
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 import pytest
-from command_line import Run
 
 from pyvmm.cli.commands.run import run as run_command
 from pyvmm.launch.config_file import keys
 from pyvmm.launch.options import OPTIONS
+from tests.support.command_line import Run
 
 
 @pytest.fixture

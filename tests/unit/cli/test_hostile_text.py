@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Run
-from fake_machine import FakeMachine
 
 import pyvmm.cli
 from pyvmm import trace
@@ -25,6 +23,8 @@ from pyvmm.launch.attended import report
 from pyvmm.launch.terminal import MonitorPrompt
 from pyvmm.machine import Outcome
 from pyvmm.trace import event
+from tests.support.command_line import Run
+from tests.support.fake_machine import FakeMachine
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\x7f"
 seen = event("hostile.seen", "{what}")

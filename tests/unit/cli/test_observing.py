@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Run
-from fake_machine import MIB, FakeMachine, serving
 
 from pyvmm.cli.commands import kill, wait
 from pyvmm.client import registry
 from pyvmm.errors import ConfigError
 from pyvmm.launch.trace_sinks import TraceSettings, traces
 from pyvmm.trace import event
+from tests.support.command_line import Run
+from tests.support.fake_machine import MIB, FakeMachine, serving
 
 CAPTURES = Path(__file__).parents[1] / "analysis" / "captures"
 seen = event("observing.seen", "{what}")

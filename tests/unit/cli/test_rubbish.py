@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 import pytest
-from command_line import Run
 
 from pyvmm import Machine
 from pyvmm.cli import main as command
@@ -17,6 +16,7 @@ from pyvmm.cli.main import LINE_LIMIT
 from pyvmm.client.qmp import Client
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.seconds import check_seconds
+from tests.support.command_line import Run
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e400", "-1", "-1e-9", "1e300", "x", "9" * 5000])

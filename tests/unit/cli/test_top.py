@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Run
-from fake_machine import MIB, FakeMachine, serving
 from rich.console import Console
 
 from pyvmm.cli.commands import top as command
@@ -20,6 +18,8 @@ from pyvmm.cli.top.samples import Memory, sample
 from pyvmm.cli.top.view import Row, Screen, bar, rate
 from pyvmm.cli.top.watcher import Watcher
 from pyvmm.client import registry
+from tests.support.command_line import Run
+from tests.support.fake_machine import MIB, FakeMachine, serving
 
 STATUS = {
     "name": "web",

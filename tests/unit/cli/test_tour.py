@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_line import Run
 
 from pyvmm.cli.commands.tour import _Guide
 from pyvmm.cli.tour_show import JsonLines, Show, Words
 from pyvmm.devices.balloon.plan import ResizeOutcome
+from tests.support.command_line import Run
 
 MIB = 1 << 20
 DEVICE = {"relid": 1, "name": "hv-balloon", "state": "open", "guid": "1eccfd72-4b41-45ef-b73a-4a6e44c12924"}

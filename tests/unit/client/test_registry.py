@@ -11,6 +11,7 @@ import pytest
 
 from pyvmm.client import registry
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.paths import runtime_folder
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def test_names_are_handed_out_and_found_again(folder: Path) -> None:
 
 
 def test_the_folder_is_the_users_alone(folder: Path) -> None:
-    registry.runtime_folder()
+    runtime_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
@@ -38,13 +39,13 @@ def test_a_folder_others_can_write_is_refused(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(HostError, match="not yours alone"):
-        registry.runtime_folder()
+        runtime_folder()
 
 
 def test_a_folder_that_is_a_link_is_refused(folder: Path, tmp_path: Path) -> None:
     folder.symlink_to(tmp_path)
     with pytest.raises(HostError, match="not yours alone"):
-        registry.runtime_folder()
+        runtime_folder()
 
 
 def test_a_name_in_use_is_refused(folder: Path) -> None:
@@ -74,7 +75,7 @@ sys.stdout.flush(); time.sleep(60)"
 
 
 def test_half_written_entries_do_not_count(folder: Path) -> None:
-    registry.runtime_folder()
+    runtime_folder()
     (folder / "bad.json").write_text("{")
     assert registry.running() == []
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_machine import FakeMachine, serving
 
 from pyvmm.loop import Loop
+from tests.support.fake_machine import FakeMachine, serving
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_machine import FakeMachine
 
 from pyvmm.client.qmp import Client, Disconnected, Refused
 from pyvmm.control.console import ConsoleStream
 from pyvmm.loop import Loop
 from pyvmm.tail import Tail
+from tests.support.fake_machine import FakeMachine
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_machine import MIB, FakeMachine
 
 from pyvmm.control import hmp
 from pyvmm.control.commands import COMMANDS, dispatch
@@ -12,6 +11,7 @@ from pyvmm.control.schema import schema
 from pyvmm.control.throttle import Throttle
 from pyvmm.loop import Timers
 from pyvmm.qapi import BALLOON_CHANGE, EVENTS
+from tests.support.fake_machine import MIB, FakeMachine
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fake_machine import MIB, FakeMachine
 
 from pyvmm.control.commands import dispatch
 from pyvmm.control.errors import ControlError
+from tests.support.fake_machine import MIB, FakeMachine
 
 
 def test_pressure_comes_with_the_newest_samples() -> None:

@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from fake_machine import MIB, FakeMachine, serving
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm import trace
@@ -22,6 +21,7 @@ from pyvmm.control.commands import COMMANDS
 from pyvmm.control.server import CLIENT_LIMIT, OUTPUT_LIMIT, ControlServer
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Loop
+from tests.support.fake_machine import MIB, FakeMachine, serving
 
 
 def connect(path: Path) -> socket.socket:
@@ -43,7 +43,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "device_add": {"driver": "heartbeat", "id": "again"},
         "device_del": {"id": "heartbeat"},
     }
-    last = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
+    last: list[str] = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
     expected = {
         "DEVICE_DELETED",
         "STOP",
@@ -59,7 +59,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         client, replies, events = QMPClient("test"), {}, {}
         with client.listener() as listener:
             await client.connect(str(path))
-            names = [each["name"] for each in await client.execute("query-commands")]
+            names = [each["name"] for each in cast(list[dict[str, Any]], await client.execute("query-commands"))]
             for name in [each for each in names if each not in last] + last:
                 if name != "qmp_capabilities":
                     replies[name] = await client.execute(name, arguments.get(name))

@@ -9,11 +9,11 @@ import struct
 
 import lz4.block
 import pytest
-import sample_kernels as kernels
 import zstandard
 
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import bzimage
+from tests.support import sample_kernels as kernels
 
 VMLINUX = kernels.vmlinux()
 SIZE = struct.pack("<I", len(VMLINUX))

@@ -11,12 +11,12 @@ import sys
 
 import lz4.block
 import pytest
-import sample_kernels as kernels
 import zstandard
 
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import bzimage
 from pyvmm.firmware.decompress import PackedError, decompress
+from tests.support import sample_kernels as kernels
 
 LIMIT = 64 << 20
 DATA = random.Random(1).randbytes(5000) + bytes(300_000) + b"end" * 1000

@@ -6,10 +6,10 @@ import random
 import struct
 
 import pytest
-import sample_kernels as kernels
 
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import elf
+from tests.support import sample_kernels as kernels
 
 
 def patched(offset: int, layout: str, *values: int) -> bytes:

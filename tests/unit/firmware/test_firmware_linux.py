@@ -7,7 +7,6 @@ import struct
 from pathlib import Path
 
 import pytest
-import sample_kernels as kernels
 
 from pyvmm import address_map
 from pyvmm.errors import ConfigError
@@ -15,6 +14,7 @@ from pyvmm.firmware.acpi import AcpiConfig
 from pyvmm.firmware.e820 import E820Type
 from pyvmm.firmware.linux import check_linux, load_linux
 from pyvmm.memory import GuestMemory
+from tests.support import sample_kernels as kernels
 
 MIB = 1 << 20
 RAM = 64 * MIB

@@ -8,21 +8,18 @@ import json
 import os
 import shutil
 import struct
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from sample_modules import module
 
 from pyvmm import paths
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.images import busybox, catalog, initramfs, packages
 from pyvmm.images.catalog import build_image, find_image, known_image, list_images
 from pyvmm.images.cpio import read_cpio
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "firmware"))
-import sample_kernels as kernels
+from tests.support import sample_kernels as kernels
+from tests.support.sample_modules import module
 
 RELEASE = "6.1.0-99-cloud-amd64"
 
@@ -196,7 +193,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(Path, "write_text", lambda path, text: write_bytes(path, text.encode()))
-    monkeypatch.setattr(paths.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(HostError, match=r"cannot build image debian-6.1: no space left") as caught:
         build_image()
     assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ from pyvmm.images.cpio import CpioWriter, Entry, read_cpio
 from pyvmm.images.kdir import open_kdir
 from pyvmm.images.modules import CHAIN_LIMIT, ModuleTree, read_module
 from pyvmm.images.payload import cached_vmlinux
-from tests.unit.firmware import sample_kernels as kernels
+from tests.support import sample_kernels as kernels
 
 DAMAGED = [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b'{"release": 1}']
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import sys
 from pathlib import Path
 
 import pytest
-from sample_modules import module
 
 from pyvmm.errors import ConfigError
 from pyvmm.images.kdir import open_kdir
 from pyvmm.images.kernel_config import FRAGMENT, missing_options
 from pyvmm.images.payload import cached_vmlinux
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "firmware"))
-import sample_kernels as kernels
+from tests.support import sample_kernels as kernels
+from tests.support.sample_modules import module
 
 
 def build_tree(folder: Path) -> Path:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from sample_modules import module
 
 from pyvmm.errors import ConfigError
 from pyvmm.images.modules import ModuleTree, depends
+from tests.support.sample_modules import module
 
 
 def names(order: list[tuple[str, bytes]]) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from pyvmm.address_map import MIB
 from pyvmm.errors import ConfigError
-from pyvmm.machine.config import MIB, MachineConfig
+from pyvmm.machine.config import MachineConfig
 
 
 @pytest.fixture

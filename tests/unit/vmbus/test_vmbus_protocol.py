@@ -43,7 +43,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_structure_lies_as_in_c(kind: type) -> None:
+def test_structure_lies_as_in_c(kind: type[p.Message]) -> None:
     size, offsets = LAYOUTS[kind]
     assert size == kind.SIZE
     fields = _field_offsets(("header", *kind._names), kind._struct.format.removeprefix("<"))

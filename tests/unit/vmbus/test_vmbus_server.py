@@ -51,7 +51,7 @@ class Harness:
         self.server.actions.clear()
         return taken
 
-    def say(self, message: p.Wire | bytes, connection: int | None = None) -> list[Action]:
+    def say(self, message: p.Message | bytes, connection: int | None = None) -> list[Action]:
         data = message if isinstance(message, bytes) else message.build()
         self.server.receive(data, self.connection if connection is None else connection)
         return self.actions()
@@ -218,7 +218,7 @@ def test_devices_keep_their_relid_over_a_reset(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("message", [p.RequestOffers(), p.CloseChannel(1), p.RelidReleased(1)])
-def test_nothing_is_served_before_contact(harness: Harness, message: p.Wire) -> None:
+def test_nothing_is_served_before_contact(harness: Harness, message: p.Message) -> None:
     assert harness.say(message) == []
     assert harness.server.refused.total() == 1
 
