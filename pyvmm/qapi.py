@@ -134,6 +134,184 @@ class ExecuteReply(TypedDict):
     truncated: bool
 
 
+class TraceEventInfo(TypedDict):
+    name: str
+    fields: list[str]
+    on: bool
+
+
+class TraceSubscription(TypedDict):
+    events: dict[str, str]  # templates of the messages, by event
+    now: float
+
+
+class Autosize(TypedDict):
+    target: int
+    reason: str
+    demand: int
+    pressure: int
+    limited: bool
+
+
+class AutosizeInfo(TypedDict):
+    enabled: bool
+    state: str
+    min: int
+    max: int
+    buffer: int
+    last: Autosize | None
+
+
+class PressureSample(TypedDict):
+    time: float
+    available: int
+    committed: int
+    actual: int
+    out: int
+
+
+class PressureInfo(TypedDict):
+    """The reply to x-query-pressure. Sizes in bytes."""
+
+    current: int
+    actual: int
+    boot: int
+    max: int
+    target: int | None
+    demand: int | None
+    pressure: int | None
+    autosize: AutosizeInfo | None
+    samples: list[PressureSample]
+
+
+VmbusChannelInfo = TypedDict(
+    "VmbusChannelInfo",
+    {
+        "relid": int,
+        "name": str,
+        "type": str,
+        "guid": str,
+        "state": str,
+        "target-vp": NotRequired[int],
+        "ring-in": NotRequired[int],
+        "ring-out": NotRequired[int],
+        "ring-in-used": NotRequired[int],
+        "ring-out-used": NotRequired[int],
+        "packets-in": NotRequired[int],
+        "packets-out": NotRequired[int],
+        "signals-in": NotRequired[int],
+        "signals-out": NotRequired[int],
+        "queued": NotRequired[int],
+        "broken": NotRequired[str],
+        "refused": NotRequired[int],
+        "id": NotRequired[str],
+        "path": NotRequired[str],
+    },
+)
+
+
+class AgentInfo(TypedDict):
+    ready: bool
+    release: str
+
+
+class MemoryFigures(TypedDict):
+    boot: int
+    actual: int
+    target: int | None
+    resident: int
+
+
+BalloonCapabilities = TypedDict("BalloonCapabilities", {"balloon": bool, "hot-add": bool, "alignment": int})
+HotAddInfo = TypedDict(
+    "HotAddInfo",
+    {
+        "address": int,
+        "size": int,
+        "added": int,
+        "in-doubt": int,
+        "lost": int,
+        "offline": int,
+        "removed": int,
+        "refused": str | None,
+    },
+)
+
+
+class RefusedPages(TypedDict):
+    outside: int
+    known: int
+    repeated: int
+
+
+BalloonState = TypedDict(
+    "BalloonState",
+    {
+        "state": str,
+        "version": str | None,
+        "capabilities": BalloonCapabilities | None,
+        "boot": int,
+        "max": int,
+        "hot-add": HotAddInfo | None,
+        "actual": int,
+        "target": int | None,
+        "removed-guest": int,
+        "removed-both": int,
+        "available": int | None,
+        "committed": int | None,
+        "last-result": str | None,
+        "refused-pages": RefusedPages,
+    },
+)
+
+
+class PageReportingInfo(TypedDict):
+    calls: int
+    discarded: int
+    refused: int
+    failed: int
+
+
+LoopInfo = TypedDict("LoopInfo", {"turns": int, "longest-turn": float, "stalls": int, "last-stall": str})
+SandboxInfo = TypedDict(
+    "SandboxInfo",
+    {
+        "mode": str,
+        "landlock-abi": NotRequired[int],
+        "seccomp": NotRequired[bool],
+        "no-new-privileges": NotRequired[bool],
+        "capabilities": NotRequired[str],
+        "missing": NotRequired[list[str]],
+    },
+)
+MachineInfo = TypedDict(
+    "MachineInfo",
+    {
+        "name": str,
+        "pid": int,
+        "status": RunState,
+        "engine": str,
+        "cpus": int,
+        "kernel": str,
+        "uptime": float,
+        "resets": int,
+        "sandbox": SandboxInfo,
+        "agent": AgentInfo,
+        "memory": MemoryFigures,
+        "balloon": BalloonState | None,
+        "page-reporting": PageReportingInfo | None,
+        "autosize": AutosizeInfo | None,
+        "vmbus": list[VmbusChannelInfo],
+        "on-panic": str,
+        "panics": int,
+        "notices": list[str],
+        "loop": LoopInfo,
+        "exits": dict[str, dict[str, int]],  # counts by kind of exit, by vCPU: vcpu0, vcpu1 ...
+    },
+)
+"""The reply to x-status. Sizes in bytes, times in seconds."""
+
+
 # Events
 
 
@@ -170,14 +348,6 @@ class BalloonFinished(TypedDict):
     actual: int
     reason: str
     final: bool
-
-
-class Autosize(TypedDict):
-    target: int
-    reason: str
-    demand: int
-    pressure: int
-    limited: bool
 
 
 class AutosizeChange(TypedDict):

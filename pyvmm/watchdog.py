@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from pyvmm.loop import Loop
+from pyvmm.qapi import LoopInfo
 
 PERIOD = 1.0
 """Seconds between two polls."""
@@ -75,7 +75,7 @@ class Watchdog:
             os.close(self._note)
             self._note = -1
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> LoopInfo:
         """Return the loop's part of `x-status`. Times in seconds."""
         return {
             "turns": self._loop.turns,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.devices.balloon.hot_add import Window
@@ -17,6 +17,7 @@ from pyvmm.devices.balloon.protocol import StatusReport, parse_guest_message
 from pyvmm.devices.balloon.ranges import PageRange
 from pyvmm.devices.balloon.state_machine import BalloonMachine, Changed
 from pyvmm.devices.balloon.tuning import Tuning
+from pyvmm.qapi import BalloonState, HotAddInfo
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
@@ -181,7 +182,7 @@ class BalloonDevice(VmbusDevice):
         """Return the outcome of the last finished attempt."""
         return self.machine.outcome
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> BalloonState:
         """Return the device's full state, for `info balloon` and bug reports. Sizes in bytes."""
         machine, ledger = self.machine, self.machine.ledger
         status, caps, outcome = machine.status, machine.caps, machine.outcome
@@ -212,7 +213,7 @@ class BalloonDevice(VmbusDevice):
             },
         }
 
-    def _hot_add_info(self) -> dict[str, Any]:
+    def _hot_add_info(self) -> HotAddInfo:
         """Return the hot-add range's state. Sizes in bytes; `offline` is an estimate, as guests do not report it."""
         hot_range, growth = self.machine.ledger.hot_range, self.machine.growth
         assert hot_range is not None

@@ -12,7 +12,18 @@ from pyvmm.control import console, devices, guest, hmp, observe, pressure, schem
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, MonitoredMachine, Reply, command, dispatch
-from pyvmm.qapi import BalloonInfo, BalloonReply, CommandInfo, Empty, HvBalloonInfo, NameInfo, StatusInfo, VersionInfo
+from pyvmm.qapi import (
+    BalloonInfo,
+    BalloonReply,
+    CommandInfo,
+    Empty,
+    HvBalloonInfo,
+    MachineInfo,
+    NameInfo,
+    StatusInfo,
+    VersionInfo,
+    VmbusChannelInfo,
+)
 
 __all__ = [
     "COMMANDS",
@@ -59,13 +70,13 @@ def query_status(machine: MonitoredMachine) -> StatusInfo:
 
 
 @command("x-status")
-def status(machine: MonitoredMachine) -> Reply:
+def status(machine: MonitoredMachine) -> MachineInfo:
     """Return everything that `pyvmm status` shows. Not in QEMU."""
-    return machine.describe() | {"status": machine.status()}
+    return machine.describe()
 
 
 @command("x-query-vmbus")
-def query_vmbus(machine: MonitoredMachine) -> Reply:
+def query_vmbus(machine: MonitoredMachine) -> list[VmbusChannelInfo]:
     """Return the VMBus channels with their counters. Not in QEMU."""
     return machine.info_vmbus()
 

@@ -6,7 +6,7 @@ Source: QEMU hmp-commands.hx, hmp-commands-info.hx and monitor/hmp-cmds.c for na
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def _info_vmbus(machine: MonitoredMachine, words: list[str]) -> str:
     return "".join(_channel(each) for each in channels) or "no VMBus channels\n"
 
 
-def _channel(channel: dict[str, Any]) -> str:
+def _channel(channel: Mapping[str, Any]) -> str:
     rest = dict(channel)
     relid, name, state = (rest.pop(key, "?") for key in ("relid", "name", "state"))
     rest = {key: rest.pop(key) for key in ("id", "path") if key in rest} | rest  # what device_del takes comes first
@@ -243,7 +243,7 @@ def _info_qtree(machine: MonitoredMachine, words: list[str]) -> str:
     lines.append("      type vmbus\n")
     for device in machine.info_devices():
         lines.append(f'      dev: {device["driver"]}, id "{device["id"]}"\n')
-        channel = channels.get(device["path"]) or {}
+        channel: Mapping[str, Any] = channels.get(device["path"], {})
         lines += [f"        {key} = {value}\n" for key, value in channel.items() if key not in device]
     return "".join(lines)
 
@@ -253,7 +253,7 @@ def _info_machine(machine: MonitoredMachine, words: list[str]) -> str:
     return _tree(machine.describe())
 
 
-def _tree(value: dict[str, Any], indent: str = "") -> str:
+def _tree(value: Mapping[str, Any], indent: str = "") -> str:
     lines = []
     for key, each in value.items():
         if isinstance(each, dict):

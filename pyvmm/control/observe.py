@@ -17,8 +17,8 @@ from functools import partial
 from pyvmm import trace
 from pyvmm.control.errors import ControlError
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
-from pyvmm.control.table import Argument, MonitoredMachine, Reply, command
-from pyvmm.qapi import Empty
+from pyvmm.control.table import Argument, MonitoredMachine, command
+from pyvmm.qapi import Empty, TraceEventInfo, TraceSubscription
 from pyvmm.trace import Record
 from pyvmm.trace.formats import JsonEncoder, encode_in_turns
 
@@ -93,7 +93,9 @@ class TraceStream:
 
 
 @command("x-trace-subscribe", of_client=True, pattern=Argument(str, optional=True))
-def trace_subscribe(machine: MonitoredMachine, client: Subscriber | None, pattern: str = WATCHED) -> Reply:
+def trace_subscribe(
+    machine: MonitoredMachine, client: Subscriber | None, pattern: str = WATCHED
+) -> TraceSubscription:
     """Send this client the events that match `pattern`: shell wildcards with commas, `!` before exclusions.
     Replaces an earlier subscription.
 
@@ -118,6 +120,6 @@ def trace_unsubscribe(machine: MonitoredMachine, client: Subscriber | None) -> E
 
 
 @command("x-query-trace-events")
-def query_trace_events(machine: MonitoredMachine) -> Reply:
+def query_trace_events(machine: MonitoredMachine) -> list[TraceEventInfo]:
     """Return every event of this machine: name, fields, whether any sink is subscribed."""
     return [{"name": each.name, "fields": list(each.fields), "on": each.on} for each in trace.events()]

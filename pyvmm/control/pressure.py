@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 from pyvmm.control.errors import ControlError
-from pyvmm.control.table import Argument, MonitoredMachine, Reply, command
-from pyvmm.qapi import Empty
+from pyvmm.control.table import Argument, MonitoredMachine, command
+from pyvmm.qapi import Empty, PressureInfo
 
 DEFAULT_COUNT = 60
 """Default number of samples in a reply: a minute's."""
 
 
 @command("x-query-pressure", count=Argument(int, optional=True), since=Argument(int, optional=True))
-def query_pressure(machine: MonitoredMachine, count: int | None = None, since: int | None = None) -> Reply:
+def query_pressure(machine: MonitoredMachine, count: int | None = None, since: int | None = None) -> PressureInfo:
     """Return the guest's demand and its reports over time: the last `count`, or those later than `since` (wall
     clock, seconds), oldest first.
     """

@@ -8,13 +8,14 @@ from `pyvmm.qapi`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
 from typing import Any, Literal, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 from pyvmm.control.protocol import DeferredReply
 from pyvmm.control.table import COMMANDS, MonitoredMachine, Reply, command
 from pyvmm.qapi import ENUMS, EVENTS, Empty
 
-BUILTIN = {"str": "string", "int": "int", "number": "number", "bool": "boolean", "any": "value"}
+BUILTIN = {"str": "string", "int": "int", "number": "number", "bool": "boolean", "null": "null", "any": "value"}
 
 _IN_SESSION = {"qmp_capabilities": {"*enable": "[QMPCapability]"}}
 """Arguments of the commands that the session answers itself."""
@@ -29,6 +30,7 @@ class _Types:
     def __init__(self) -> None:
         self.structs: dict[str, dict[str, str]] = {}
         self.arrays: dict[str, str] = {}
+        self.alternates: dict[str, str] = {}
 
     def name(self, type: Any) -> str:
         """Return QAPI's name of a type."""
@@ -40,12 +42,23 @@ class _Types:
             element = self.name(get_args(type)[0])
             self.arrays[f"[{element}]"] = element
             return f"[{element}]"
+        if get_origin(type) is dict:
+            return "any"  # QAPI has no objects with free keys
+        if get_origin(type) is UnionType:
+            return self.nullable(next(each for each in get_args(type) if each is not NoneType))
         if get_origin(type) is Literal:
             return next(name for name, values in ENUMS.items() if values == get_args(type))
         assert is_typeddict(type), f"{type} has no name in the schema"
         name: str = type.__name__
         if name not in self.structs:
             self.structs[name] = self.members(type)
+        return name
+
+    def nullable(self, type: Any) -> str:
+        """Return the name of the alternate of a type and null, in the form of QEMU's StrOrNull."""
+        inner = self.name(type)
+        name = f"{inner[0].upper()}{inner[1:]}OrNull"
+        self.alternates[name] = inner
         return name
 
     def members(self, type: Any) -> dict[str, str]:
@@ -95,6 +108,8 @@ def _listed(types: _Types) -> Iterator[dict[str, Any]]:
         yield {"name": name, "meta-type": "enum", "members": named, "values": list(values)}
     for name, members_of in types.structs.items():
         yield _object(name, members_of)
+    for name, inner in types.alternates.items():
+        yield {"name": name, "meta-type": "alternate", "members": [{"type": inner}, {"type": "null"}]}
     in_session = {each: each[1:-1] for data in _IN_SESSION.values() for each in data.values()}
     for name, element in sorted((types.arrays | in_session).items()):
         yield {"name": name, "meta-type": "array", "element-type": element}

@@ -17,7 +17,15 @@ from typing import Any, Literal, Protocol
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
-from pyvmm.qapi import BalloonReply, HvBalloonInfo, MemoryDeviceInfo, RunState
+from pyvmm.qapi import (
+    BalloonReply,
+    HvBalloonInfo,
+    MachineInfo,
+    MemoryDeviceInfo,
+    PressureInfo,
+    RunState,
+    VmbusChannelInfo,
+)
 
 Reply = Any
 
@@ -47,7 +55,7 @@ class MonitoredMachine(Protocol):
     def hv_balloon_report(self) -> HvBalloonInfo | None:
         """Return the guest's last status report; None before the first."""
 
-    def pressure_info(self, count: int, since: float | None) -> dict[str, Any]:
+    def pressure_info(self, count: int, since: float | None) -> PressureInfo:
         """Return the guest's memory pressure, and its last `count` reports, or those after `since` (wall clock)."""
 
     def set_autosize(self, on: bool) -> None:
@@ -56,11 +64,11 @@ class MonitoredMachine(Protocol):
     def set_action(self, panic: Literal["stop", "keep", "auto"] | None, reboot: bool | None) -> None:
         """Set the action after a panic, and whether a reset restarts the guest; None leaves a setting unchanged."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> MachineInfo:
         """Return everything that `pyvmm status` shows, ready for JSON."""
 
-    def info_vmbus(self) -> list[dict[str, Any]]:
-        """Return a dict for each channel of the VMBus."""
+    def info_vmbus(self) -> list[VmbusChannelInfo]:
+        """Return the VMBus channels."""
 
     def info_cpus(self) -> list[int]:
         """Return each vCPU's thread id on the host, 0 if it does not run."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pyvmm.qapi import PressureSample
 
 LIMIT = 3600
 """Samples kept: an hour, as drivers report at most once a second. Some 150 bytes each."""
@@ -19,8 +21,14 @@ class Sample(NamedTuple):
     actual: int
     out: int  # in the balloon
 
-    def as_dict(self) -> dict[str, Any]:
-        return self._asdict() | {"time": round(self.time, 3)}
+    def as_dict(self) -> PressureSample:
+        return {
+            "time": round(self.time, 3),
+            "available": self.available,
+            "committed": self.committed,
+            "actual": self.actual,
+            "out": self.out,
+        }
 
 
 class PressureHistory:

@@ -6,12 +6,12 @@ Source: QEMU qapi/machine.json, MemoryDeviceInfo and HvBalloonDeviceInfo; hw/hyp
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pyvmm import qapi
 from pyvmm.errors import HostError
 from pyvmm.memory import PAGE_SIZE
-from pyvmm.qapi import Emit, HvBalloonDeviceInfo, MemoryDeviceInfo
+from pyvmm.qapi import Emit, HvBalloonDeviceInfo, MemoryDeviceInfo, MemoryFigures, VmbusChannelInfo
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
@@ -31,10 +31,13 @@ def plugged_memory(devices: DeviceSet) -> int:
     return (ledger.added_pages + ledger.unconfirmed_pages) * PAGE_SIZE
 
 
-def vmbus_devices(channels: list[dict[str, Any]], devices: DeviceSet) -> list[dict[str, Any]]:
+def vmbus_devices(channels: list[VmbusChannelInfo], devices: DeviceSet) -> list[VmbusChannelInfo]:
     """Return the bus's `channels` by relid, each with its device's `id` and `path`; device_del accepts either."""
-    named = {each["guid"]: {"id": each["id"], "path": each["path"]} for each in devices.info()}
-    return [each | named.get(each["guid"], {}) for each in sorted(channels, key=lambda each: each["relid"])]
+    rows = {each["guid"]: each for each in devices.info()}
+    for channel in channels:
+        if device := rows.get(channel["guid"]):
+            channel["id"], channel["path"] = device["id"], device["path"]
+    return sorted(channels, key=lambda each: each["relid"])
 
 
 def memory_devices(devices: DeviceSet, window: HotAddWindow | None) -> list[MemoryDeviceInfo]:
@@ -60,7 +63,7 @@ def resident_memory() -> int:
         raise HostError(f"/proc/self/statm: {error.strerror}") from error
 
 
-def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> dict[str, Any]:
+def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> MemoryFigures:
     """Return the guest's memory in bytes: boot size, current size, target, and the resident size on the host."""
     return {
         "boot": config.memory,

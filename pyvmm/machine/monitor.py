@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import qapi
@@ -39,7 +38,7 @@ class MonitorView:
         self.name = machine.name
         self.pid = os.getpid()  # the process id shown to the user
         self.console_place = "null"  # the console's backend, for query-chardev
-        self.sandbox: dict[str, Any] = {"mode": "off"}  # the sandbox of the process
+        self.sandbox: qapi.SandboxInfo = {"mode": "off"}  # the sandbox of the process
 
     # The machine's life
 
@@ -111,7 +110,7 @@ class MonitorView:
             return None
         return {"committed": report.committed_pages * PAGE_SIZE, "available": report.available_pages * PAGE_SIZE}
 
-    def pressure_info(self, count: int, since: float | None = None) -> dict[str, Any]:
+    def pressure_info(self, count: int, since: float | None = None) -> qapi.PressureInfo:
         """Return the guest's memory pressure, and its reports over time. Raises like `hv_balloon_report`."""
         return self._pressure().info(count, since)
 
@@ -130,14 +129,22 @@ class MonitorView:
         """Return the resident size of this process in bytes."""
         return resident_memory()
 
-    def page_reporting(self) -> dict[str, Any] | None:
+    def page_reporting(self) -> qapi.PageReportingInfo | None:
         """Return statistics of free page reporting, sizes in bytes; None if it is off."""
         extended = self._machine.engine.hypercalls.extended
-        return None if extended is None else asdict(extended.counters)
+        if extended is None:
+            return None
+        counters = extended.counters
+        return {
+            "calls": counters.calls,
+            "discarded": counters.discarded,
+            "refused": counters.refused,
+            "failed": counters.failed,
+        }
 
     # Devices
 
-    def info_vmbus(self) -> list[dict[str, Any]]:
+    def info_vmbus(self) -> list[qapi.VmbusChannelInfo]:
         """Return one entry per VMBus channel, by relid."""
         services = self._machine.services
         return vmbus_devices(services.bus.info(), services.devices)
@@ -183,7 +190,7 @@ class MonitorView:
         """Return the kept console output from byte `offset` on, after the offset of its first byte."""
         return self._machine.console_tail.since(offset)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> qapi.MachineInfo:
         """Return the data that `pyvmm status` shows."""
         machine, services = self._machine, self._machine.services
         balloon, pressure = services.balloon, services.pressure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyvmm import qapi
 from pyvmm.errors import ConfigError
@@ -86,7 +86,7 @@ class Pressure:
         if self.sizer is not None:
             self.sizer.finished(self._clock(), reached=outcome.reached)
 
-    def describe(self) -> dict[str, Any] | None:
+    def describe(self) -> qapi.AutosizeInfo | None:
         """Return the state of automatic sizing for the monitor; None if it is off."""
         if self.sizer is None:
             return None
@@ -100,7 +100,7 @@ class Pressure:
             "last": None if self._last is None else _decision(self._last),
         }
 
-    def info(self, count: int, since: float | None) -> dict[str, Any]:
+    def info(self, count: int, since: float | None) -> qapi.PressureInfo:
         """Return the reply to x-query-pressure."""
         last = self.history.last
         report = None

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pyvmm.errors import ConfigError
 from pyvmm.kvm.abi import Op
+from pyvmm.qapi import SandboxInfo
 from pyvmm.sandbox import capabilities, landlock, seccomp
 from pyvmm.sandbox.capabilities import DAC_OVERRIDE, DAC_READ_SEARCH
 from pyvmm.sandbox.landlock import Access
@@ -48,7 +49,7 @@ class Confinement:
     capabilities: tuple[str, ...] | None = None  # those left; None: as they were
     missing: tuple[str, ...] = field(default=())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SandboxInfo:
         """For `x-status`."""
         left = self.capabilities
         return {

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 from pyvmm.contain import contain
 from pyvmm.errors import ConfigError, GuestError, GuestProtocolError, HostError
 from pyvmm.hyperv.partition import Partition
 from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
+from pyvmm.qapi import VmbusChannelInfo
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.channel import Channel
@@ -134,11 +135,11 @@ class Vmbus:
         state = self.server.state
         return None if isinstance(state, Disconnected) else state.version
 
-    def info(self) -> list[dict[str, Any]]:
-        """Return one dictionary per channel, for `info vmbus`."""
-        rows: list[dict[str, Any]] = []
+    def info(self) -> list[VmbusChannelInfo]:
+        """Return the channels for `info vmbus`; the machine adds `id` and `path`."""
+        rows: list[VmbusChannelInfo] = []
         for served in self.server.offered.values():
-            row: dict[str, Any] = {
+            row: VmbusChannelInfo = {
                 "relid": served.relid,
                 "name": served.offer.name,
                 "type": str(served.offer.type),

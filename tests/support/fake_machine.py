@@ -125,6 +125,7 @@ class FakeMachine:
         return {
             "name": self.name,
             "pid": 1,
+            "status": self.status(),
             "engine": "user",
             "cpus": 2,
             "memory": {"boot": 512 * MIB, "actual": self.actual, "target": self.actual, "resident": 200 * MIB},

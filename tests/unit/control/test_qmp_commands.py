@@ -115,7 +115,7 @@ def test_the_schema_is_closed_and_names_every_command() -> None:
     for each in found:
         for used in [each.get("arg-type"), each.get("ret-type"), each.get("element-type")]:
             assert used is None or used in by_name, each
-        for member in each["members"] if each["meta-type"] == "object" else []:
+        for member in each["members"] if each["meta-type"] in ("object", "alternate") else []:
             assert member["type"] in by_name, (each, member)
 
 
@@ -125,6 +125,11 @@ def test_the_schema_is_derived_from_the_types_of_replies_and_events() -> None:
     assert by_name["query-cpus-fast"]["ret-type"] == "[CpuInfoFast]"
     assert by_name["x-execute"]["ret-type"] == "ExecuteReply", "what comes later"
     assert by_name["stop"]["ret-type"] == "q_empty"
+    assert by_name["x-status"]["ret-type"] == "MachineInfo"
+    assert by_name["x-query-vmbus"]["ret-type"] == "[VmbusChannelInfo]"
+    assert by_name["x-query-pressure"]["ret-type"] == "PressureInfo"
+    demand = next(each for each in by_name["PressureInfo"]["members"] if each["name"] == "demand")
+    assert by_name[demand["type"]]["members"] == [{"type": "int"}, {"type": "null"}]
     finished = by_name[by_name["X_BALLOON_FINISHED"]["arg-type"]]["members"]
     assert [(each["name"], each["type"]) for each in finished] == [
         ("target", "int"),
