@@ -26,7 +26,7 @@ command_written = event("i8042.command", "command {command:#x}")
 device_view(DeviceView(("i8042",), "i8042"))
 
 DATA, STATUS = 0, 4
-"""Offsets of two ports of one byte. Claim each by itself with the device's lock: 0x61 is the speaker's."""
+"""Offsets of two ports of one byte. Claim each separately, with the device's lock: 0x61 is the speaker's."""
 
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
 STATUS_AUX, STATUS_TIMEOUT = 0x20, 0x40

@@ -43,7 +43,7 @@ class AcpiConfig:
     """The hardware that the tables describe. The defaults are the machine that pyvmm builds.
 
     `i8042` announces a complete keyboard controller: leave it False for one that only resets, and Linux does not
-    search for a keyboard. `com_ports` lists serial ports, 1 and 2; without them Linux finds COM1-4 by itself.
+    search for a keyboard. `com_ports` lists serial ports, 1 and 2; without them Linux probes for COM1-4.
     `com_windows`: MMIO addresses of COM1, COM2, ...; their I/O ports are not listed then.
     `timer_override` says that the PIT's interrupt arrives at IOAPIC pin 2, as on a PC; KVM's default routing has
     it at pin 0, so the machine has to set a route.

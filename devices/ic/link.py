@@ -119,7 +119,9 @@ class IcLink:
         if not header.flags & IcFlag.RESPONSE:
             raise GuestProtocolError(f"{name}: not a response, flags {header.flags:#x}")
         if self._outstanding.get(header.transaction) != header.type:
-            raise GuestProtocolError(f"{name}: nobody asked for type {header.type}, transaction {header.transaction}")
+            raise GuestProtocolError(
+                f"{name}: no request outstanding of type {header.type}, transaction {header.transaction}"
+            )
         del self._outstanding[header.transaction]
         if trace.replied.on:
             trace.replied(name, header.type, header.transaction, header.status, len(body))

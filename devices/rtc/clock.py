@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from pyvmm.devices.rtc.interrupts import ALL, UPDATED, Alarm, RtcEvents, Scheduler
+from pyvmm.devices.rtc.interrupts import ALL, UPDATED, Alarm, RtcInterrupts, Scheduler
 
 INDEX, DATA = 0, 1
 
@@ -52,7 +52,7 @@ class Rtc:
         self._offset = 0.0
         self._cells = bytearray(128)
         self._frozen: dict[int, int] | None = None
-        self._events = RtcEvents(irq, loop, lambda: self._now() if self._frozen is None else None, self.lock)
+        self._interrupts = RtcInterrupts(irq, loop, lambda: self._now() if self._frozen is None else None, self.lock)
         self.reset()
 
     def reset(self) -> None:
@@ -62,8 +62,8 @@ class Rtc:
             self._frozen = None
             self._cells[REG_A] = A_DIVIDER_32KHZ | A_RATE_1024HZ
             self._cells[REG_B] = B_24_HOURS
-            self._listen()
-            self._events.reset()
+            self._update_settings()
+            self._interrupts.reset()
 
     def read(self, offset: int, size: int) -> int:
         """Read the data port; the index port cannot be read."""
@@ -78,7 +78,7 @@ class Rtc:
                 updating = self._frozen is None and now - now // 1 >= 1 - UPDATE_SECONDS
                 return self._cells[REG_A] | (A_UPDATE_IN_PROGRESS if updating else 0)
             case 0x0C:
-                return self._events.take()
+                return self._interrupts.read_and_clear()
             case 0x0D:
                 return D_VALID
         return self._cells[index]
@@ -89,10 +89,10 @@ class Rtc:
         if offset == INDEX:
             self._index = value & 0x7F
         elif offset == DATA and self._index not in (REG_C, REG_D):
-            self._events.note()
+            self._interrupts.update_flags()
             self._store(self._index, value)
-            self._listen()
-            self._events.plan()
+            self._update_settings()
+            self._interrupts.reschedule()
 
     def _store(self, index: int, value: int) -> None:
         if index in _TIME:
@@ -114,13 +114,13 @@ class Rtc:
         else:
             self._cells[index] = value
 
-    def _listen(self) -> None:
-        """Update the interrupt events from the registers."""
-        events, cells = self._events, self._cells
+    def _update_settings(self) -> None:
+        """Update the interrupts' settings from the registers."""
+        interrupts, cells = self._interrupts, self._cells
         rate = cells[REG_A] & A_RATE  # 3 is 8192 Hz and 15 is 2 Hz; 1 and 2 equal 8 and 9
-        events.enabled = cells[REG_B] & ALL
-        events.period = 2.0 ** ((rate if rate > 2 else rate + 7) - 16) if rate else 0.0
-        events.alarm = Alarm(
+        interrupts.enabled = cells[REG_B] & ALL
+        interrupts.period = 2.0 ** ((rate if rate > 2 else rate + 7) - 16) if rate else 0.0
+        interrupts.alarm = Alarm(
             *(
                 None if cells[index] & ALARM_ANY == ALARM_ANY else self._decode(time, cells[index])
                 for index, time in ((ALARM_HOURS, HOURS), (ALARM_MINUTES, MINUTES), (ALARM_SECONDS, SECONDS))
@@ -147,7 +147,7 @@ class Rtc:
             return
         now = self._now()
         self._offset += (date - _MILLENNIUM).total_seconds() + _YEAR_0 + cycles * _CYCLE - (now - now % 1)
-        self._events.jump()
+        self._interrupts.time_set()
 
     def _encode(self, index: int, value: int) -> int:
         flag = 0

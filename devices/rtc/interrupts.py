@@ -61,7 +61,7 @@ class Alarm(NamedTuple):
                 return time
 
 
-class RtcEvents:
+class RtcInterrupts:
     """Interrupt flags, line and timer. `now()` is the clock's time in seconds, None while it is stopped to be set.
 
     All methods need the clock's lock; `irq(level)` is called with it held, on a vCPU's thread or the loop's.
@@ -74,7 +74,7 @@ class RtcEvents:
         self.alarm = Alarm(0, 0, 0)
         self.period = 0.0  # seconds, 0 for none
         self._flags = 0
-        self._up = False
+        self._line_is_up = False
         self._irq = irq
         self._loop = loop
         self._now = now
@@ -83,7 +83,7 @@ class RtcEvents:
         self._timer: Timer | None = None
         self._posted = False  # an update is posted to the loop; one at a time, however often the guest makes changes
 
-    def note(self) -> None:
+    def update_flags(self) -> None:
         """Set the flags for events since the last call. To be called before any change of the events' settings."""
         last, self._last = self._last, self._now()
         now = self._last
@@ -95,24 +95,24 @@ class RtcEvents:
                     self._flags |= ALARM
             if self.period and now // self.period > last // self.period:
                 self._flags |= PERIODIC
-        self._drive()
+        self._update_line()
 
-    def jump(self) -> None:
+    def time_set(self) -> None:
         """Handle a newly set time: events between the old and the new time are skipped."""
         self._last = self._now()
 
-    def take(self) -> int:
+    def read_and_clear(self) -> int:
         """Return register C and clear it, as the guest's read does."""
-        self.note()
+        self.update_flags()
         flags, self._flags = self._flags, 0
-        pending = C_INTERRUPT if self._up else 0
+        pending = C_INTERRUPT if self._line_is_up else 0
         if pending:
-            self.plan()
+            self.reschedule()
         return flags | pending
 
-    def plan(self) -> None:
+    def reschedule(self) -> None:
         """Update the line and reschedule the timer after a change, on the loop."""
-        self._drive()
+        self._update_line()
         if not self._posted and (self.enabled or self._timer is not None):
             self._posted = True
             self._loop.post(self._tick)
@@ -120,7 +120,7 @@ class RtcEvents:
     def reset(self) -> None:
         """Disable all interrupts and clear the pending ones."""
         self.enabled = self._flags = 0
-        self.plan()
+        self.reschedule()
 
     @contained("CMOS clock")
     def _tick(self) -> None:
@@ -130,9 +130,9 @@ class RtcEvents:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            self.note()
+            self.update_flags()
             due = self._next()
-            if due is not None and not self._up:
+            if due is not None and not self._line_is_up:
                 self._timer = self._loop.after(due + _SLACK, self._tick)
 
     def _next(self) -> float | None:
@@ -149,8 +149,8 @@ class RtcEvents:
             moments.append((now // self.period + 1) * self.period)
         return min(moments) - now if moments else None
 
-    def _drive(self) -> None:
+    def _update_line(self) -> None:
         up = bool(self._flags & self.enabled)
-        if up != self._up:
-            self._up = up
+        if up != self._line_is_up:
+            self._line_is_up = up
             self._irq(up)

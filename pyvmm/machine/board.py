@@ -90,10 +90,10 @@ class Board:
             half = _Offset(self.keyboard, place.start - address_map.I8042_DATA.start)
             self.ports.claim(place.start, place.size, half, self.keyboard.lock)
         self._irq = irq
-        self.rtc = Rtc(self._rtc_rings, loop)
+        self.rtc = Rtc(self._rtc_irq, loop)
         self.ports.claim(address_map.RTC.start, address_map.RTC.size, self.rtc, self.rtc.lock)
 
-    def _rtc_rings(self, level: bool) -> None:
+    def _rtc_irq(self, level: bool) -> None:
         """Drive the clock's two outputs: its interrupt line, and the wake-up signal of a suspended machine."""
         self._irq(address_map.RTC_LINE, level)
         if level:
