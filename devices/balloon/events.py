@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pyvmm.trace import event
-from pyvmm.trace.conversation import Entry, Sequence
+from pyvmm.trace.sequences import Entry, Sequence
 from pyvmm.trace.views import DeviceView, Pair, device_view
 
 # QEMU's
@@ -66,9 +66,9 @@ map_failed = event("balloon.map_failed", "{count} pages @ 0x{start:x}: {reason}"
 
 
 def _sequences(entries: Iterable[Entry], start: float) -> list[Sequence]:
-    from pyvmm.devices.balloon.conversation import Conversation
+    from pyvmm.devices.balloon.message_sequences import MessageSequences
 
-    return Conversation(entries, start).sequences
+    return MessageSequences(entries, start).sequences
 
 
 VIEW = device_view(

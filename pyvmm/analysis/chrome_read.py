@@ -14,7 +14,7 @@ from pyvmm.analysis.entry import Entry
 from pyvmm.files import DECODER, DEPTH_LIMIT
 from pyvmm.trace.chrome import GROUPS
 
-VAIN_LIMIT = 16
+WASTED_LIMIT = 16
 """Limit of fruitless parsing, in multiples of the text's length."""
 
 TIME_LIMIT_US = 1e18
@@ -42,7 +42,7 @@ def chrome_entries(text: str) -> Iterator[Entry | None]:
         if not isinstance(each, dict):
             yield None
         elif each.get("ph") == "M":
-            _learn(each, threads)
+            _record_thread(each, threads)
         elif each.get("ph") == "i":
             time, name, fields = each.get("ts"), each.get("name"), each.get("args", {})
             if not isinstance(time, (int, float)) or not isinstance(name, str) or not isinstance(fields, dict):
@@ -54,7 +54,7 @@ def chrome_entries(text: str) -> Iterator[Entry | None]:
             yield Entry(time / 1e6, name, threads.get(str(each.get("tid")), ""), fields)
 
 
-def _learn(element: dict[str, Any], threads: dict[str, str]) -> None:
+def _record_thread(element: dict[str, Any], threads: dict[str, str]) -> None:
     """Record a thread's name."""
     arguments = element.get("args")
     if (
@@ -73,8 +73,8 @@ def _elements(text: str) -> Iterator[Any]:
     has a limit, after which the rest is ignored.
     """
     at, end = text.find("[") + 1, len(text)
-    patience = VAIN_LIMIT * end
-    while patience >= 0:
+    budget = WASTED_LIMIT * end
+    while budget >= 0:
         while at < end and text[at] in " \t\r\n,":
             at += 1
         if at >= end or text[at] == "]":
@@ -83,7 +83,7 @@ def _elements(text: str) -> Iterator[Any]:
             element, at = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             element = None
-            patience -= error.pos - at if isinstance(error, json.JSONDecodeError) else end - at
+            budget -= error.pos - at if isinstance(error, json.JSONDecodeError) else end - at
             at = text.find("\n", at)
             if at < 0:
                 at = end

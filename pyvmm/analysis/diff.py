@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pyvmm.analysis.alignment import Aligner
 from pyvmm.analysis.entry import Entry
-from pyvmm.analysis.lineup import Lineup
 from pyvmm.errors import ConfigError
 
 IGNORED = frozenset(
@@ -118,7 +118,7 @@ def compare(
         second = [entry for entry in second if entry.name in names_a]
     for side in (first, second):
         if len(side) > LIMIT:
-            raise ConfigError(f"{len(side)} events are too many to line up: choose some with --only 'vmbus_*'")
+            raise ConfigError(f"{len(side)} events are too many to align: choose some with --only 'vmbus_*'")
     ignored = IGNORED | set(ignore)
     made.steps = list(_align(first, second, ignored))
     return made
@@ -135,18 +135,18 @@ def _key(entry: Entry, ignored: Collection[str]) -> Key:
 
 
 def _align(a: list[Entry], b: list[Entry], ignored: Collection[str]) -> Iterator[Step]:
-    lineup = Lineup()
+    aligner = Aligner()
     keys = [_key(entry, ignored) for entry in a], [_key(entry, ignored) for entry in b]
-    for equal, a1, a2, b1, b2 in lineup.stretches(*keys):
+    for equal, a1, a2, b1, b2 in aligner.stretches(*keys):
         if equal:
             yield from (Same(x, y) for x, y in zip(a[a1:a2], b[b1:b2], strict=True))
         else:
-            yield from _align_names(a[a1:a2], b[b1:b2], ignored, lineup)
+            yield from _align_names(a[a1:a2], b[b1:b2], ignored, aligner)
 
 
-def _align_names(a: list[Entry], b: list[Entry], ignored: Collection[str], lineup: Lineup) -> Iterator[Step]:
+def _align_names(a: list[Entry], b: list[Entry], ignored: Collection[str], aligner: Aligner) -> Iterator[Step]:
     """Align a stretch without equal events: pair events of the same name, in order."""
-    for equal, a1, a2, b1, b2 in lineup.stretches([entry.name for entry in a], [entry.name for entry in b]):
+    for equal, a1, a2, b1, b2 in aligner.stretches([entry.name for entry in a], [entry.name for entry in b]):
         if equal:
             for x, y in zip(a[a1:a2], b[b1:b2], strict=True):
                 changes = _changes(x, y, ignored)

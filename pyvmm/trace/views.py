@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyvmm.trace.conversation import Entry, Sequence
+from pyvmm.trace.sequences import Entry, Sequence
 
 Values = Mapping[str, Any]
 

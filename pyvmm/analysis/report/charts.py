@@ -8,10 +8,10 @@ from math import log10
 from textwrap import wrap
 
 from pyvmm.analysis.report.latency import Latency
-from pyvmm.analysis.report.story import FIGURES, Figure, MemoryPoint, Story
+from pyvmm.analysis.report.summary import FIGURES, Figure, MemoryPoint, TraceSummary
 from pyvmm.analysis.report.svg import Svg, nice_ticks
 from pyvmm.sizes import format_size
-from pyvmm.trace.conversation import Message, Note, Sequence
+from pyvmm.trace.sequences import Message, Note, Sequence
 
 WIDTH = 880
 MIB = 1 << 20
@@ -43,13 +43,13 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
 
 
-def memory_chart(story: Story) -> str:
+def memory_chart(summary: TraceSummary) -> str:
     """Draw a step line for each kind of memory that the trace has figures of."""
-    lines = {figure: _points(story.memory, figure) for figure in FIGURES}
+    lines = {figure: _points(summary.memory, figure) for figure in FIGURES}
     lines = {figure: points for figure, points in lines.items() if points}
     left, top, right, height = 64, 34, 20, 240
     begin = min(points[0][0] for points in lines.values())
-    end = max(story.seconds, begin + 1e-6)
+    end = max(summary.seconds, begin + 1e-6)
     most = max(value for points in lines.values() for _, value in points)
     step = 1 << max(0, (int(most / MIB / 5)).bit_length())  # memory comes in powers of two
     ticks = range(0, int(most / MIB) + 1, step)
@@ -69,7 +69,7 @@ def memory_chart(story: Story) -> str:
     for moment in nice_ticks(begin, end, 8):
         svg.label(x(moment), top + height + 18, f"{moment:g} s", "tick", "middle")
     svg.line(left, top + height, WIDTH - right, top + height, "axis")
-    for time, text in story.marks:
+    for time, text in summary.marks:
         if time >= begin:
             svg.line(x(time), top, x(time), top + height, "mark")
             late = x(time) > WIDTH - 120

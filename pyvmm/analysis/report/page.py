@@ -10,9 +10,9 @@ from pathlib import Path
 from pyvmm import __version__
 from pyvmm.analysis.report import charts
 from pyvmm.analysis.report.latency import Latency
-from pyvmm.analysis.report.story import Story
+from pyvmm.analysis.report.summary import TraceSummary
 from pyvmm.guest_text import clean
-from pyvmm.trace.conversation import Sequence, counted
+from pyvmm.trace.sequences import Sequence, counted
 
 _STYLE = """
 :root { --page: #fcfcfb; --ink: #1c1c1a; --soft: #62625c; --grid: #e6e5e0; --axis: #b9b8b0; --panel: #f4f3ef;
@@ -61,44 +61,44 @@ def _escape(text: str) -> str:
     return escape(clean(text))
 
 
-def page(story: Story, latencies: List[Latency], source: Path) -> str:
+def page(summary: TraceSummary, latencies: List[Latency], source: Path) -> str:
     """Return the whole page."""
-    title = f"{story.machine or source.stem}: what a pyvmm trace tells"
+    title = f"{summary.machine or source.stem}: pyvmm trace report"
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{_escape(story.machine or source.stem)}</h1>",
+        f"<h1>{_escape(summary.machine or source.stem)}</h1>",
         f"<p>Trace <code>{_escape(source.name)}</code>"
-        + (f", recorded from {_escape(story.wall_clock)} on" if story.wall_clock else "")
+        + (f", recorded from {_escape(summary.wall_clock)} on" if summary.wall_clock else "")
         + ". Times are seconds since its first event.</p>",
-        *_warnings(story),
-        _tiles(story),
-        *_memory(story),
-        *_sequences(story),
+        *_warnings(summary),
+        _tiles(summary),
+        *_memory(summary),
+        *_sequences(summary),
         *_latencies(latencies),
-        *_exits(story),
-        *_counts(story),
+        *_exits(summary),
+        *_counts(summary),
         f"<footer>Made by pyvmm {_escape(__version__)}: <code>pyvmm report {_escape(source.name)}</code></footer>",
         "</body></html>\n",
     ]
     return "\n".join(parts)
 
 
-def _warnings(story: Story) -> Iterable[str]:
-    if story.dropped:
-        yield f'<p class="warn">{story.dropped} events were lost while recording: they came too fast.</p>'
-    if story.skipped:
-        yield f'<p class="warn">{story.skipped} lines of the file are no events and were left out.</p>'
+def _warnings(summary: TraceSummary) -> Iterable[str]:
+    if summary.dropped:
+        yield f'<p class="warn">{summary.dropped} events were lost while recording: the queue was full.</p>'
+    if summary.skipped:
+        yield f'<p class="warn">{summary.skipped} lines of the file are not trace events and were skipped.</p>'
 
 
-def _tiles(story: Story) -> str:
-    resizes = sum(1 for each in story.transactions if each.end is not None)
+def _tiles(summary: TraceSummary) -> str:
+    resizes = sum(1 for each in summary.transactions if each.end is not None)
     figures = [
-        (charts.seconds(story.seconds), "traced"),
-        (f"{story.counts.total():,}".replace(",", " "), "events"),
-        (f"{story.exits_by_kind.total():,}".replace(",", " "), "vCPU exits"),
-        counted(len(story.handshakes), "VMBus contact").split(" ", 1),
+        (charts.seconds(summary.seconds), "traced"),
+        (f"{summary.counts.total():,}".replace(",", " "), "events"),
+        (f"{summary.exits_by_kind.total():,}".replace(",", " "), "vCPU exits"),
+        counted(len(summary.handshakes), "VMBus contact").split(" ", 1),
         counted(resizes, "resize").split(" ", 1),
     ]
     return '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{w}</span></div>" for n, w in figures) + "</div>"
@@ -108,25 +108,25 @@ def _picture(svg: str) -> str:
     return f'<div class="scroll">{svg}</div>'
 
 
-def _memory(story: Story) -> Iterable[str]:
+def _memory(summary: TraceSummary) -> Iterable[str]:
     yield '<h2 id="memory">Memory</h2>'
-    if not story.memory:
+    if not summary.memory:
         yield "<p>The trace has no memory figures: record <code>machine.memory</code> and <code>balloon.*</code>.</p>"
         return
     yield "<p>What the guest has, what it was asked to have, and what of it the host keeps in memory.</p>"
-    yield _picture(charts.memory_chart(story))
+    yield _picture(charts.memory_chart(summary))
 
 
-def _sequences(story: Story) -> Iterable[str]:
+def _sequences(summary: TraceSummary) -> Iterable[str]:
     yield '<h2 id="vmbus">VMBus handshake</h2>'
-    if not story.handshakes:
+    if not summary.handshakes:
         yield "<p>The trace has no VMBus messages: record <code>vmbus*</code>.</p>"
-    for number, sequence in enumerate(story.handshakes):
+    for number, sequence in enumerate(summary.handshakes):
         yield _details(sequence, is_open=number == 0)
     yield '<h2 id="balloon">Balloon transactions</h2>'
-    if not story.transactions:
+    if not summary.transactions:
         yield "<p>The trace has no balloon messages: record <code>hv_balloon_*</code> and <code>balloon.*</code>.</p>"
-    for number, sequence in enumerate(story.transactions):
+    for number, sequence in enumerate(summary.transactions):
         yield _details(sequence, is_open=number < OPEN_LIMIT)
 
 
@@ -165,23 +165,23 @@ def _latencies(latencies: List[Latency]) -> Iterable[str]:
     yield _table(("from, to", "answers", "least", "median", "95 %", "most", "replaced", "unanswered"), rows)
 
 
-def _exits(story: Story) -> Iterable[str]:
+def _exits(summary: TraceSummary) -> Iterable[str]:
     yield '<h2 id="exits">vCPU exits by kind</h2>'
-    kinds = story.exits_by_kind
+    kinds = summary.exits_by_kind
     if not kinds:
         yield "<p>The trace has no exits: record <code>machine.exit_count</code>, <code>machine.vcpu_exit</code></p>"
         return
     yield _picture(charts.bar_chart(kinds, "vCPU exits by kind"))
-    if len(story.exits) > 1:
-        header = ("exit", *story.exits)
+    if len(summary.exits) > 1:
+        header = ("exit", *summary.exits)
         yield _table(
-            header, [(kind, *(str(each[kind]) for each in story.exits.values())) for kind, _ in kinds.most_common()]
+            header, [(kind, *(str(each[kind]) for each in summary.exits.values())) for kind, _ in kinds.most_common()]
         )
 
 
-def _counts(story: Story) -> Iterable[str]:
+def _counts(summary: TraceSummary) -> Iterable[str]:
     yield '<h2 id="counts">Events</h2>'
-    rows = [(name, str(count)) for name, count in story.counts.most_common()]
+    rows = [(name, str(count)) for name, count in summary.counts.most_common()]
     yield f"<details><summary>{len(rows)} kinds of events</summary>{_table(('event', 'count'), rows)}</details>"
 
 

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.analysis.report.latency import Latency
-from pyvmm.analysis.report.story import FIGURES, Story
-from pyvmm.trace.conversation import Message
+from pyvmm.analysis.report.summary import FIGURES, TraceSummary
+from pyvmm.trace.sequences import Message
 
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 
 
-def tables(story: Story, latencies: Sequence[Latency]) -> dict[str, Table]:
+def tables(summary: TraceSummary, latencies: Sequence[Latency]) -> dict[str, Table]:
     """Return header and rows by file name."""
-    sequences = [("vmbus", each) for each in story.handshakes] + [(each.device, each) for each in story.transactions]
+    sequences = [("vmbus", each) for each in summary.handshakes] + [
+        (each.device, each) for each in summary.transactions
+    ]
     return {
         "memory.csv": (
             ("seconds", *FIGURES),
-            [(p.time, *(getattr(p, figure) for figure in FIGURES)) for p in story.memory],
+            [(p.time, *(getattr(p, figure) for figure in FIGURES)) for p in summary.memory],
         ),
         "messages.csv": (
             ("seconds", "conversation", "number", "title", "kind", "what", "detail"),
@@ -41,9 +43,9 @@ def tables(story: Story, latencies: Sequence[Latency]) -> dict[str, Table]:
         ),
         "exits.csv": (
             ("vcpu", "exit", "count"),
-            [(vcpu, kind, count) for vcpu, kinds in story.exits.items() for kind, count in kinds.most_common()],
+            [(vcpu, kind, count) for vcpu, kinds in summary.exits.items() for kind, count in kinds.most_common()],
         ),
-        "counts.csv": (("event", "count"), story.counts.most_common()),
+        "counts.csv": (("event", "count"), summary.counts.most_common()),
     }
 
 
@@ -55,11 +57,11 @@ def _step(step: object) -> tuple[str, str, str]:
             return "note", getattr(step, "text", ""), ""
 
 
-def write_tables(folder: Path, story: Story, latencies: Sequence[Latency]) -> list[Path]:
+def write_tables(folder: Path, summary: TraceSummary, latencies: Sequence[Latency]) -> list[Path]:
     """Write the tables into `folder`, made if needed; return their paths. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, (header, rows) in tables(story, latencies).items():
+    for name, (header, rows) in tables(summary, latencies).items():
         with open(folder / name, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(header)

@@ -32,19 +32,19 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
     from pyvmm.analysis.read import read_trace
     from pyvmm.analysis.report.latency import latencies
     from pyvmm.analysis.report.page import page
-    from pyvmm.analysis.report.story import tell
+    from pyvmm.analysis.report.summary import summarise
     from pyvmm.analysis.report.tables import write_tables
     from pyvmm.errors import ConfigError
     from pyvmm.launch.trace_events import load_events
 
     load_events()  # QEMU's log and pyvmm's are text, parsed back into fields by the events' templates
     found = read_trace(trace)
-    story, answers = tell(found), latencies(found)
+    summary, answers = summarise(found), latencies(found)
     target = output or trace.with_suffix(".html")
     if target.exists() and target.samefile(trace):
         raise ConfigError(f"{target} is the trace itself: choose another --output")
-    target.write_text(page(story, answers, trace), encoding="utf-8")
-    tables = write_tables(folder, story, answers) if folder is not None else []
+    target.write_text(page(summary, answers, trace), encoding="utf-8")
+    tables = write_tables(folder, summary, answers) if folder is not None else []
     if as_json:
         print_json(
             {
@@ -53,12 +53,12 @@ def report(trace: Path, output: Path | None, folder: Path | None, as_json: bool)
                 "events": len(found.entries),
                 "skipped": found.skipped,
                 "dropped": found.dropped,
-                "seconds": story.seconds,
+                "seconds": summary.seconds,
                 "latencies": [_summary(each) for each in answers],
             }
         )
         return
-    echo(f"{target}: {len(found.entries)} events in {story.seconds:.1f} s")
+    echo(f"{target}: {len(found.entries)} events in {summary.seconds:.1f} s")
     for path in tables:
         echo(path)
 

@@ -13,7 +13,7 @@ from pyvmm.analysis.chrome_read import chrome_entries
 from pyvmm.analysis.read import parse_line, read_trace, rewrite
 from pyvmm.analysis.report.latency import latencies
 from pyvmm.analysis.report.page import page
-from pyvmm.analysis.report.story import tell
+from pyvmm.analysis.report.summary import summarise
 from pyvmm.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ def test_values_of_any_kind_are_reported_and_written_again(tmp_path: Path, name:
     fields = ", ".join(f'"{each}": {value}' for each in members)
     file.write_text(f'{{"time": 1, "event": "{name}", {fields}}}\n{{"time": 2, "event": "{name}"}}\n')
     found = read_trace(file)
-    page(tell(found), latencies(found), file).encode("utf-8", "replace")
+    page(summarise(found), latencies(found), file).encode("utf-8", "replace")
     for format in ("text", "json", "chrome"):
         assert "".join(rewrite(found, format))
 

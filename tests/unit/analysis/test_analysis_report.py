@@ -12,9 +12,10 @@ from pyvmm.analysis.read import Trace, read_trace
 from pyvmm.analysis.report.charts import NOTE_WIDTH
 from pyvmm.analysis.report.latency import latencies
 from pyvmm.analysis.report.page import page
-from pyvmm.analysis.report.story import Story, tell
+from pyvmm.analysis.report.summary import TraceSummary, summarise
 from pyvmm.analysis.report.svg import nice_ticks
 from pyvmm.analysis.report.tables import write_tables
+from pyvmm.analysis.report.vmbus_messages import Message, Note
 from pyvmm.launch.trace_events import load_events
 from pyvmm.trace.conversation import Message, Note
 
@@ -30,8 +31,8 @@ def trace() -> Trace:
 
 
 @pytest.fixture(scope="module")
-def story(trace: Trace) -> Story:
-    return tell(trace)
+def summary(trace: Trace) -> TraceSummary:
+    return summarise(trace)
 
 
 def made_of(*entries: tuple[float, str, dict[str, object]]) -> Trace:
@@ -71,8 +72,8 @@ def check(html: str) -> Checker:
     return checker
 
 
-def test_the_handshake_is_told_message_by_message(story: Story) -> None:
-    (handshake,) = story.handshakes
+def test_the_handshake_is_told_message_by_message(summary: TraceSummary) -> None:
+    (handshake,) = summary.handshakes
     labels = [message.label for message in handshake.messages]
     assert labels[:3] == ["INITIATE_CONTACT", "VERSION_RESPONSE", "REQUEST_OFFERS"]
     assert labels.count("OFFER") == labels.count("OPEN") == labels.count("OPEN_RESULT") == 4
@@ -81,8 +82,8 @@ def test_the_handshake_is_told_message_by_message(story: Story) -> None:
     assert [m.detail for m in handshake.messages if m.label == "OPEN"][-1].startswith("#1 hv-balloon")
 
 
-def test_the_negotiation_has_its_answers(story: Story) -> None:
-    labels = [(m.label, m.to_host) for m in story.transactions[0].messages]
+def test_the_negotiation_has_its_answers(summary: TraceSummary) -> None:
+    labels = [(m.label, m.to_host) for m in summary.transactions[0].messages]
     assert labels == [
         ("VERSION_REQUEST", True),
         ("VERSION_RESPONSE", False),
@@ -92,31 +93,31 @@ def test_the_negotiation_has_its_answers(story: Story) -> None:
     ]
 
 
-def test_each_resize_is_a_conversation(story: Story) -> None:
-    shrink, grow = story.transactions[1:3]
+def test_each_resize_is_a_conversation(summary: TraceSummary) -> None:
+    shrink, grow = summary.transactions[1:3]
     assert (shrink.title, shrink.result) == ("512 MiB to 300 MiB", "reached")
     assert [m.label for m in shrink.messages] == ["BALLOON_REQUEST", "BALLOON_RESPONSE"] * 2
     assert [type(step) for step in (shrink.steps[0], shrink.steps[-1])] == [Note, Note]
     assert [m.label for m in grow.messages] == ["UNBALLOON_REQUEST", "UNBALLOON_RESPONSE"]
 
 
-def test_memory_is_told_in_bytes(story: Story) -> None:
-    actual = [point.actual for point in story.memory if point.actual is not None]
+def test_memory_is_told_in_bytes(summary: TraceSummary) -> None:
+    actual = [point.actual for point in summary.memory if point.actual is not None]
     assert actual[0] == 512 * MIB
     assert 300 * MIB in actual
 
 
 def test_memory_figures_of_the_machine_are_taken() -> None:
-    found = tell(made_of((1.0, "machine.memory", {"actual": 5, "target": None, "resident": 3}))).memory
+    found = summarise(made_of((1.0, "machine.memory", {"actual": 5, "target": None, "resident": 3}))).memory
     assert [(p.actual, p.target, p.resident) for p in found] == [(5, None, 3)]
 
 
-def test_exits_are_counted_from_sums_or_one_by_one(story: Story) -> None:
-    assert set(story.exits) == {"vcpu0", "vcpu1"}
+def test_exits_are_counted_from_sums_or_one_by_one(summary: TraceSummary) -> None:
+    assert set(summary.exits) == {"vcpu0", "vcpu1"}
     single = ("machine.vcpu_exit", {"vcpu": 0, "exit": "IoOut", "detail": {"port": 1}})
     sums = ("machine.exit_count", {"vcpu": 0, "exit": "IoOut", "count": 40})
-    assert tell(made_of((1.0, *single), (2.0, *single))).exits_by_kind == {"IoOut": 2}
-    assert tell(made_of((1.0, *single), (2.0, *sums))).exits_by_kind == {"IoOut": 40}
+    assert summarise(made_of((1.0, *single), (2.0, *single))).exits_by_kind == {"IoOut": 2}
+    assert summarise(made_of((1.0, *single), (2.0, *sums))).exits_by_kind == {"IoOut": 40}
 
 
 def test_latencies_pair_events_by_their_ids() -> None:
@@ -189,7 +190,7 @@ def test_a_replaced_target_waits_for_no_answer(tmp_path: Path) -> None:
     trace = made_of(*REPLACED)
     (found,) = latencies(trace)
     assert (found.samples, found.replaced, found.unanswered) == ([(1.0, 2.0), (8.0, 0.5)], [(0.0, 1.0)], 0)
-    write_tables(tmp_path, tell(trace), [found])
+    write_tables(tmp_path, summarise(trace), [found])
     with open(tmp_path / "latencies.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["seconds"], row["end"]) for row in rows] == [
@@ -200,10 +201,10 @@ def test_a_replaced_target_waits_for_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_replaced_resize_says_so() -> None:
-    first, second, third = tell(made_of(*REPLACED)).transactions
+    first, second, third = summarise(made_of(*REPLACED)).transactions
     assert (first.result, second.result, third.result) == ("replaced", "reached", "reached")
     assert first.steps[-1] == Note(1.0, "replaced by target 400 MiB")
-    text = " ".join(check(page(tell(made_of(*REPLACED)), [], Path("t"))).text)
+    text = " ".join(check(page(summarise(made_of(*REPLACED)), [], Path("t"))).text)
     assert "1 message," in text
     assert "0 messages, replaced" in text
 
@@ -216,7 +217,7 @@ def test_a_guest_asked_again_after_its_resize_has_ended_says_so() -> None:
         (5.0, "hv_balloon_outgoing_balloon", {"trans_id": 1, "count": 256, "rempages": 256}),
         (5.5, "balloon.finished", {"target": 76800, "current": 76800, "reason": ""}),
     )
-    resize, again = tell(trace).transactions
+    resize, again = summarise(trace).transactions
     assert (resize.result, again.result) == ("its floor", "reached")
     assert again.steps[0] == Note(2.0, "1 MiB short: the guest is asked again in 2.0 s")
 
@@ -224,7 +225,7 @@ def test_a_guest_asked_again_after_its_resize_has_ended_says_so() -> None:
 def test_a_long_note_is_told_in_two_lines_and_whole_under_the_pointer() -> None:
     reason = "the guest said it has " + "no more memory to give " * 8 + "at all"
     trace = made_of((1.0, "balloon.target_set", {"target": 256, "current": 512, "reason": reason}))
-    html = page(tell(trace), [], Path("t"))
+    html = page(summarise(trace), [], Path("t"))
     assert f"<title>target 1 MiB: {reason}</title>" in html
     notes = re.findall(r'<text [^>]*class="note"[^>]*>([^<]*)<', html)
     assert len(notes) == 2
@@ -232,14 +233,14 @@ def test_a_long_note_is_told_in_two_lines_and_whole_under_the_pointer() -> None:
     assert notes[1].endswith("…")
 
 
-def test_the_page_is_whole_and_fetches_nothing(trace: Trace, story: Story) -> None:
-    html = page(story, latencies(trace), Path("resize.jsonl"))
+def test_the_page_is_whole_and_fetches_nothing(trace: Trace, summary: TraceSummary) -> None:
+    html = page(summary, latencies(trace), Path("resize.jsonl"))
     found = check(html)
     assert not found.fetched
     assert "@import" not in html
     assert not re.findall(r"url\(|https?://", html)
     assert "script" not in found.counts
-    assert found.counts["svg"] == len(story.handshakes) + len(story.transactions) + 3
+    assert found.counts["svg"] == len(summary.handshakes) + len(summary.transactions) + 3
     text = " ".join(found.text)
     for words in ("VMBus handshake", "INITIATE_CONTACT", "512 MiB to 300 MiB", "balloon request to last response"):
         assert words in text
@@ -247,7 +248,7 @@ def test_the_page_is_whole_and_fetches_nothing(trace: Trace, story: Story) -> No
 
 def test_a_trace_of_nothing_in_particular_is_a_page_too() -> None:
     trace = made_of((1.0, "x.y", {}))
-    found = check(page(tell(trace), latencies(trace), Path("t.jsonl")))
+    found = check(page(summarise(trace), latencies(trace), Path("t.jsonl")))
     assert found.counts.get("svg", 0) == 0
     assert "record" in " ".join(found.text)
 
@@ -261,18 +262,18 @@ def test_what_a_guest_could_say_is_escaped() -> None:
         (2.5, "machine.vcpu_exit", {"vcpu": 0, "exit": evil}),
         (3.0, evil, {}),
     )
-    assert "script" not in check(page(tell(trace), latencies(trace), Path(evil))).counts
+    assert "script" not in check(page(summarise(trace), latencies(trace), Path(evil))).counts
 
 
 @pytest.mark.parametrize("value", ["x", None, -1, [], 1 << 70])
 def test_fields_of_the_wrong_kind_do_no_harm(trace: Trace, value: object) -> None:
     broken = [Entry(e.time, e.name, e.thread, dict.fromkeys(e.fields, value)) for e in trace.entries]
     found = Trace(Path("t"), broken)
-    check(page(tell(found), latencies(found), Path("t")))
+    check(page(summarise(found), latencies(found), Path("t")))
 
 
-def test_the_same_data_comes_as_csv(trace: Trace, story: Story, tmp_path: Path) -> None:
-    written = write_tables(tmp_path / "data", story, latencies(trace))
+def test_the_same_data_comes_as_csv(trace: Trace, summary: TraceSummary, tmp_path: Path) -> None:
+    written = write_tables(tmp_path / "data", summary, latencies(trace))
     assert [path.name for path in written] == [
         "memory.csv",
         "messages.csv",
@@ -283,11 +284,11 @@ def test_the_same_data_comes_as_csv(trace: Trace, story: Story, tmp_path: Path) 
     with open(tmp_path / "data" / "messages.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["what"] == "INITIATE_CONTACT"
-    assert sum(row["conversation"] == "vmbus" for row in rows) == len(story.handshakes[0].steps)
+    assert sum(row["conversation"] == "vmbus" for row in rows) == len(summary.handshakes[0].steps)
 
 
-def test_a_message_says_when_it_was_posted(story: Story) -> None:
-    first = story.handshakes[0].steps[0]
+def test_a_message_says_when_it_was_posted(summary: TraceSummary) -> None:
+    first = summary.handshakes[0].steps[0]
     assert isinstance(first, Message)
     assert first.begin is not None
     assert first.begin < first.time

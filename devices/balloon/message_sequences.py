@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from pyvmm.devices.balloon.protocol import MessageType
-from pyvmm.trace.conversation import Entry, Message, Note, Sequence, counted
+from pyvmm.trace.sequences import Entry, Message, Note, Sequence, counted
 
 PAGES_PER_MIB = 256
 
@@ -18,28 +18,28 @@ def _mib(pages: int) -> str:
     return f"{pages / PAGES_PER_MIB:g} MiB"
 
 
-class Conversation:
+class MessageSequences:
     """Collects the balloon's messages: a negotiation for each open, a sequence for each resize."""
 
     def __init__(self, entries: Iterable[Entry], start: float) -> None:
         self._current: Sequence | None = None
         self._resize: Sequence | None = None  # the one that has not finished
         self._channel = -1
-        self._owed: deque[Message] = deque()  # answers whose packets are still to be traced
+        self._pending_replies: deque[Message] = deque()  # answers whose packets are still to be traced
         self.sequences: list[Sequence] = []
         for entry in entries:
             for step in self._steps(entry, entry.time - start):
                 self._add(step)
-        self._settle()
+        self._flush_replies()
 
     def _begin(self, title: str) -> None:
         self._current = Sequence(title)
         self.sequences.append(self._current)
 
-    def _settle(self) -> None:
+    def _flush_replies(self) -> None:
         """Record answers whose packets the trace leaves out."""
-        while self._owed:
-            self._add(self._owed.popleft())
+        while self._pending_replies:
+            self._add(self._pending_replies.popleft())
 
     def _add(self, step: Message | Note) -> None:
         if self._current is None:
@@ -52,8 +52,8 @@ class Conversation:
         match entry.name:
             case "vmbus.channel_state" if entry.fields.get("name") == "hv-balloon":
                 self._channel = number("chan_id")
-            case "vmbus.packet_sent" if self._owed and number("chan_id") == self._channel:
-                answer = self._owed.popleft()
+            case "vmbus.packet_sent" if self._pending_replies and number("chan_id") == self._channel:
+                answer = self._pending_replies.popleft()
                 answer.time = time
                 yield answer
             case "hv_balloon_incoming_version":
@@ -61,14 +61,14 @@ class Conversation:
                     self._begin("hv-balloon negotiation")
                 version = f"{number('major')}.{number('minor')}"
                 yield _from_guest(time, MessageType.VERSION_REQUEST, f"version {version}")
-                self._owed.append(_from_host(time, MessageType.VERSION_RESPONSE))
+                self._pending_replies.append(_from_host(time, MessageType.VERSION_RESPONSE))
             case "hv_balloon_incoming_caps":
                 yield _from_guest(time, MessageType.CAPABILITIES, f"caps {number('caps'):#x}")
-                self._owed.append(_from_host(time, MessageType.CAPABILITIES_RESPONSE))
+                self._pending_replies.append(_from_host(time, MessageType.CAPABILITIES_RESPONSE))
             case "balloon.info_sent":
-                self._owed.append(_from_host(time, MessageType.INFO, f"at most {_mib(number('pages'))}"))
+                self._pending_replies.append(_from_host(time, MessageType.INFO, f"at most {_mib(number('pages'))}"))
             case "balloon.target_set":
-                self._settle()
+                self._flush_replies()
                 if self._resize is not None:
                     self._resize.steps.append(Note(time, f"replaced by target {_mib(number('target'))}"))
                     self._resize.result = "replaced"

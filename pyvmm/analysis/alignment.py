@@ -13,13 +13,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from difflib import SequenceMatcher
 
 BUDGET = 1 << 23
-"""Pairs of items that difflib may compare for one lineup: one or two seconds."""
+"""Pairs of items that difflib may compare for one Aligner: one or two seconds."""
 
 Stretch = tuple[bool, int, int, int, int]
 """A stretch: whether it is equal, then its first and end index in either sequence."""
 
 
-class Lineup:
+class Aligner:
     """Aligns sequences, with one budget for all its calls."""
 
     def __init__(self, budget: int = BUDGET) -> None:
@@ -49,10 +49,10 @@ def _pairs(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]
         seen[item] += 1
         if number < len(where.get(item, ())):
             candidates.append((position, where[item][number]))
-    return _longest_rise(candidates)
+    return _longest_increasing(candidates)
 
 
-def _longest_rise(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _longest_increasing(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the longest subsequence of `pairs` (rising in the first) that rises in the second; patience sorting."""
     tops: list[int] = []  # the smallest end of a chain of each length
     ends: list[int] = []  # the pair of each

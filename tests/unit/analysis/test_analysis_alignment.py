@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
+from pyvmm.analysis.alignment import Aligner
 from pyvmm.analysis.diff import LIMIT, compare
 from pyvmm.analysis.entry import Entry
-from pyvmm.analysis.lineup import Lineup
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])
@@ -17,7 +17,7 @@ def test_stretches_cover_both_sequences_and_equal_ones_are_equal(budget: int, se
     a = random.choices("abcd", k=random.randrange(40))
     b = random.choices("abcd", k=random.randrange(40))
     a_at = b_at = 0
-    for equal, a1, a2, b1, b2 in Lineup(budget).stretches(a, b):
+    for equal, a1, a2, b1, b2 in Aligner(budget).stretches(a, b):
         assert (a1, b1) == (a_at, b_at) and (a2 > a1 or b2 > b1)
         assert not equal or a[a1:a2] == b[b1:b2] != []
         a_at, b_at = a2, b2
@@ -27,7 +27,7 @@ def test_stretches_cover_both_sequences_and_equal_ones_are_equal(budget: int, se
 def test_one_insertion_is_found_without_a_budget_too() -> None:
     a = [f"item {number}" for number in range(100)]
     b = [*a[:50], "new", *a[50:]]
-    assert list(Lineup(0).stretches(a, b)) == [
+    assert list(Aligner(0).stretches(a, b)) == [
         (True, 0, 50, 0, 50),
         (False, 50, 50, 50, 51),
         (True, 50, 100, 51, 101),

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import Trace
-from pyvmm.analysis.report.conversation import vmbus_sequences
+from pyvmm.analysis.report.vmbus_messages import vmbus_sequences
 from pyvmm.machine.devices import load_devices
-from pyvmm.trace.conversation import Sequence
+from pyvmm.trace.sequences import Sequence
 from pyvmm.trace.views import VIEWS
 
 PAGE = 4096
@@ -33,7 +33,7 @@ FIGURES: tuple[Figure, ...] = ("actual", "target", "resident", "available", "com
 
 
 @dataclass(slots=True)
-class Story:
+class TraceSummary:
     """The data of the page, times in seconds since the trace's start."""
 
     machine: str
@@ -54,7 +54,7 @@ class Story:
         return sum(self.exits.values(), Counter[str]())
 
 
-def tell(trace: Trace) -> Story:
+def summarise(trace: Trace) -> TraceSummary:
     """Summarise a trace."""
     start = trace.start
     machine = wall_clock = ""
@@ -62,7 +62,7 @@ def tell(trace: Trace) -> Story:
         if entry.name == "trace.started":
             machine, wall_clock = entry.text("machine"), entry.text("wall_clock")
             break
-    return Story(
+    return TraceSummary(
         machine=machine,
         wall_clock=wall_clock,
         seconds=trace.seconds,

@@ -14,7 +14,7 @@ from collections import deque
 
 from pyvmm.analysis.entry import Entry
 from pyvmm.analysis.read import Trace
-from pyvmm.trace.conversation import Message, Note, Sequence
+from pyvmm.trace.sequences import Message, Note, Sequence
 from pyvmm.vmbus.protocol import MessageType
 
 
@@ -25,14 +25,14 @@ def _name(number: int) -> str:
         return f"type {number}"
 
 
-class _Vmbus:
+class _VmbusMessages:
     """Collects control messages into sequences; a contact begins a new one."""
 
     def __init__(self, trace: Trace) -> None:
         self._start = trace.start
         self._names: dict[int, str] = {}
         self._received: dict[int, deque[float]] = {}
-        self._saying = ""  # contents of the next message to the guest
+        self._detail = ""  # contents of the next message to the guest
         self._status = 0
         self.sequences: list[Sequence] = []
         for entry in trace.entries:
@@ -47,7 +47,7 @@ class _Vmbus:
             self.sequences.append(Sequence("VMBus before a contact"))
         self.sequences[-1].steps.append(step)
 
-    def _say(self, detail: str) -> None:
+    def _describe(self, detail: str) -> None:
         """Add contents to the newest message from the guest."""
         messages = self.sequences[-1].messages if self.sequences else []
         if messages and messages[-1].to_host:
@@ -68,32 +68,32 @@ class _Vmbus:
                 self._add(Message(time, True, _name(kind), begin=waiting.popleft() if waiting else None))
             case "vmbus_initiate_contact":
                 version = f"version {entry.number('major')}.{entry.number('minor')}"
-                self._say(f"{version}, messages to vp {entry.number('vcpu')}")
+                self._describe(f"{version}, messages to vp {entry.number('vcpu')}")
             case "vmbus_gpadl_header":
-                self._say(f"gpadl #{entry.number('gpadl_id')}, {entry.number('num_gfns')} pages")
+                self._describe(f"gpadl #{entry.number('gpadl_id')}, {entry.number('num_gfns')} pages")
             case "vmbus_gpadl_body" | "vmbus_gpadl_teardown":
-                self._say(f"gpadl #{entry.number('gpadl_id')}")
+                self._describe(f"gpadl #{entry.number('gpadl_id')}")
             case "vmbus_open_channel":
-                self._say(f"{self._channel(entry)}, gpadl #{entry.number('gpadl_id')}")
+                self._describe(f"{self._channel(entry)}, gpadl #{entry.number('gpadl_id')}")
             case "vmbus_close_channel" | "vmbus.relid_released":
-                self._say(self._channel(entry))
+                self._describe(self._channel(entry))
             case "vmbus.modify_channel":
-                self._say(f"{self._channel(entry)} to vp {entry.number('target_vp')}")
+                self._describe(f"{self._channel(entry)} to vp {entry.number('target_vp')}")
             case "vmbus.version_response":
                 answer = "supported" if entry.number("supported") else "not supported"
-                self._saying = f"{entry.number('major')}.{entry.number('minor')} {answer}"
+                self._detail = f"{entry.number('major')}.{entry.number('minor')} {answer}"
                 self._status = 0 if entry.number("supported") else 1
             case "vmbus_send_offer" | "vmbus.rescind":
-                self._saying = self._channel(entry)
+                self._detail = self._channel(entry)
             case "vmbus_gpadl_created" | "vmbus_gpadl_torndown":
-                self._saying = f"gpadl #{entry.number('gpadl_id')}"
+                self._detail = f"gpadl #{entry.number('gpadl_id')}"
             case "vmbus_channel_open":
                 self._status = entry.number("status")
-                self._saying = f"{self._channel(entry)}, status {self._status:#x}"
+                self._detail = f"{self._channel(entry)}, status {self._status:#x}"
             case "vmbus_post_msg":
                 label = _name(entry.number("type"))
-                self._add(Message(time, False, label, self._saying, bad=self._status != 0))
-                self._saying, self._status = "", 0
+                self._add(Message(time, False, label, self._detail, bad=self._status != 0))
+                self._detail, self._status = "", 0
             case "vmbus.message_refused":
                 self._add(Note(time, f"refused: {entry.text('reason')}"))
             case "vmbus.open_refused" | "vmbus.gpadl_refused":
@@ -102,4 +102,4 @@ class _Vmbus:
 
 def vmbus_sequences(trace: Trace) -> list[Sequence]:
     """Return one sequence for each contact, up to the next."""
-    return _Vmbus(trace).sequences
+    return _VmbusMessages(trace).sequences
