@@ -80,7 +80,7 @@ def test_the_clock_s_interrupt_also_wakes_who_sleeps(board: Board, lines: list[t
         clock(index, ALARM_ANY)
     lines.clear()
     clock(REG_B, B_24_HOURS | ALARM)
-    board.rtc._events._last = 0.0  # long ago: a second has passed since
+    board.rtc._interrupts._last = 0.0  # long ago: a second has passed since
     board.ports.write(0x70, 1, REG_C)
     assert board.ports.read(0x71, 1) & ALARM
     assert lines == [(8, True), (board.acpi.sci, True), (8, False)]
