@@ -123,7 +123,7 @@ def unpack_kernel(data: Buffer | FileBytes, name: str = "kernel") -> bytearray:
     try:
         vmlinux = decompress(payload, MAX_VMLINUX)
     except PackedError as error:
-        raise ConfigError(f"{name}: cannot unpack the kernel inside: {error}; copy it again") from error
+        raise ConfigError(f"{name}: cannot decompress its kernel: {error}; copy it again") from error
     if vmlinux[:4] != b"\x7fELF":
-        raise ConfigError(f"{name}: what is packed in it is not an ELF kernel")
+        raise ConfigError(f"{name}: its payload is not an ELF kernel")
     return vmlinux

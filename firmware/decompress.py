@@ -43,11 +43,11 @@ def decompress(payload: bytes, limit: int) -> bytearray:
         for piece in _pieces(payload, limit):
             made += piece
             if len(made) > limit:
-                raise PackedError(f"unpacks to more than {limit >> 20} MiB")
+                raise PackedError(f"decompresses to more than {limit >> 20} MiB")
     except PackedError:
         raise
     except MemoryError:
-        raise PackedError("this computer has not enough memory to unpack it") from None
+        raise PackedError("not enough memory to decompress it") from None
     except Exception as error:  # six libraries raise various classes for damaged input
         raise PackedError(str(error) or type(error).__name__) from error
     return made
@@ -84,7 +84,7 @@ def _fed(decompressor: _Decompressor, payload: bytes) -> Iterator[bytes]:
             yield decompressor.decompress(b"", PIECE)
         if decompressor.eof:
             return
-    raise PackedError("its packed data ends early")
+    raise PackedError("its compressed data is truncated")
 
 
 def _gzip(decompressor: object, payload: bytes) -> Iterator[bytes]:
@@ -100,7 +100,7 @@ def _gzip(decompressor: object, payload: bytes) -> Iterator[bytes]:
             rest = unpacker.unconsumed_tail
         if unpacker.eof:
             return
-    raise PackedError("its packed data ends early")
+    raise PackedError("its compressed data is truncated")
 
 
 def _zstd(payload: bytes) -> Iterator[bytes]:
@@ -111,7 +111,7 @@ def _zstd(payload: bytes) -> Iterator[bytes]:
         yield unpacker.decompress(payload[start : start + ZSTD_STEP])
         if unpacker.eof:
             return
-    raise PackedError("its packed data ends early")
+    raise PackedError("its compressed data is truncated")
 
 
 def _lz4_legacy(payload: bytes, limit: int) -> Iterator[bytes]:
@@ -121,10 +121,10 @@ def _lz4_legacy(payload: bytes, limit: int) -> Iterator[bytes]:
     total, at = 0, 4
     (expected,) = unpack_from("<I", payload, len(payload) - 4)
     if expected > limit:
-        raise PackedError(f"unpacks to more than {limit >> 20} MiB")
+        raise PackedError(f"decompresses to more than {limit >> 20} MiB")
     while total < expected:
         if at + 4 > len(payload):
-            raise PackedError("its packed data ends early")
+            raise PackedError("its compressed data is truncated")
         (size,) = unpack_from("<I", payload, at)
         if size > len(payload) - at - 4:
             raise PackedError("an LZ4 block reaches past the end")

@@ -125,7 +125,7 @@ def _plan(
     try:
         text = cmdline.encode("utf-8", "surrogateescape")  # as Python took it from the user's own command line
     except UnicodeEncodeError as error:
-        raise ConfigError("the kernel command line is no text: it has half a surrogate pair in it") from error
+        raise ConfigError("the kernel command line is not valid Unicode: it contains a lone surrogate") from error
     if b"\0" in text:
         raise ConfigError("the kernel command line holds a zero byte; remove it")
 
@@ -225,7 +225,7 @@ class _Bzimage:
         if not self.image.entry64:
             raise ConfigError(f"{name}: a 32-bit kernel; pyvmm runs 64-bit x86 kernels only")
         if self.image.pref_address < EXTENDED_RAM.start:
-            raise ConfigError(f"{name}: wants to run at {self.image.pref_address:#x}, below 1 MiB")
+            raise ConfigError(f"{name}: is linked to run at {self.image.pref_address:#x}, below 1 MiB")
         self.source = source
         self.header: bytes | None = self.image.header
         self.cmdline_size = self.image.cmdline_size
@@ -251,7 +251,7 @@ class _Vmlinux:
         self.pvh = protocol == "pvh"
         low = min(segment.gpa for segment in self.image.segments)
         if low < EXTENDED_RAM.start:
-            raise ConfigError(f"{name}: wants to be at {low:#x}, below 1 MiB: not a Linux kernel")
+            raise ConfigError(f"{name}: is linked at {low:#x}, below 1 MiB: not a Linux kernel")
         if not self.pvh:
             self.state = entry.long_mode(self.image.entry64)
         elif self.image.pvh_entry is not None:

@@ -55,7 +55,7 @@ def dispatch_run(
         if not wants_emulated(host):
             return here(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-        return run_emulated([words[0], *extra, *words[1:]], config.most_memory, sockets, input=input)
+        return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, sockets, input=input)
 
 
 def runs_here(host: str) -> bool:

@@ -30,7 +30,7 @@ def check_command(command: str) -> None:
     try:
         size = len(command.encode())
     except UnicodeEncodeError as error:
-        raise ConfigError("the command is no text: it has half a surrogate pair in it") from error
+        raise ConfigError("the command is not valid Unicode: it contains a lone surrogate") from error
     if size > MAX_COMMAND:
         raise ConfigError(f"the command is {size} bytes long, the agent takes {MAX_COMMAND}; shorten it")
     if "\0" in command:
@@ -52,9 +52,9 @@ class _Command:
     output: Callable[[str, bytes], None]
     done: Callable[[int | None], None]
     limit: Timer | None = None
-    is_late: bool = False
+    timed_out: bool = False
 
-    def unlimit(self) -> None:
+    def cancel_limit(self) -> None:
         if self.limit is not None:
             self.limit.cancel()
             self.limit = None
@@ -117,21 +117,21 @@ class GuestAgent:
         """
         if self._size != (rows, columns):
             self._size = rows, columns
-            self._tell_size()
+            self._send_size()
 
-    def _tell_size(self) -> None:
+    def _send_size(self) -> None:
         if self._size is not None and self._client.ready:
             self._send(self._client.size(*self._size))
 
     def received(self, data: bytes) -> None:
         """Parse bytes that the guest wrote to its second serial port."""
-        for happened in self._client.feed(data):
-            match happened:
+        for message in self._client.feed(data):
+            match message:
                 case Ready(release):
                     self.release = release
                     if ready.on:
                         ready(release)
-                    self._tell_size()
+                    self._send_size()
                     self._submit()
                 case Output(number, stream, piece):
                     self._running[number].output(stream, piece)
@@ -139,11 +139,11 @@ class GuestAgent:
                     if exited.on:
                         exited(number, status)
                     command = self._running.pop(number)
-                    command.unlimit()
-                    command.done(TIMED_OUT if command.is_late else status)
+                    command.cancel_limit()
+                    command.done(TIMED_OUT if command.timed_out else status)
                 case Lost(number):
                     command = self._running.pop(number)
-                    command.unlimit()
+                    command.cancel_limit()
                     command.done(None)
                 case Refused(text):
                     if refused.on:
@@ -157,7 +157,7 @@ class GuestAgent:
         running, self._running = self._running, {}
         self._client = AgentClient()
         for command in running.values():
-            command.unlimit()
+            command.cancel_limit()
             command.done(None)
 
     def _submit(self) -> None:
@@ -166,15 +166,17 @@ class GuestAgent:
             number, request = self._client.run(command.text)
             self._running[number] = command
             if command.seconds:
-                command.limit = self._timers.after(command.seconds, partial(self._late, number))
+                command.limit = self._timers.after(command.seconds, partial(self._on_time_limit, number))
             if sent.on:
                 sent(number, command.text)
             self._send(request)
 
-    def _late(self, number: int) -> None:
+    def _on_time_limit(self, number: int) -> None:
         """Handle an expired time limit: send SIGTERM, then SIGKILL if the command does not end."""
         command = self._running.get(number)
         if command is not None:
-            self._send(self._client.kill(number, "KILL" if command.is_late else "TERM"))
-            command.limit = None if command.is_late else self._timers.after(KILL_AFTER, partial(self._late, number))
-            command.is_late = True
+            self._send(self._client.kill(number, "KILL" if command.timed_out else "TERM"))
+            command.limit = (
+                None if command.timed_out else self._timers.after(KILL_AFTER, partial(self._on_time_limit, number))
+            )
+            command.timed_out = True

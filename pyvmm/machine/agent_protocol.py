@@ -99,7 +99,7 @@ class AgentClient:
         try:
             text = command.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
-            raise ConfigError("the command is no text: it has half a surrogate pair in it") from error
+            raise ConfigError("the command is not valid Unicode: it contains a lone surrogate") from error
         if len(text) > MAX_COMMAND:
             raise ConfigError(f"the command is {len(text)} bytes long, the agent takes {MAX_COMMAND}; shorten it")
         if b"\0" in text:
@@ -179,7 +179,9 @@ class AgentClient:
     def _started(self, rest: bytes) -> list[Event]:
         version, _, release = rest.partition(b" ")
         if version != b"%d" % VERSION:
-            raise GuestProtocolError(f"agent: speaks version {_show(version)}, not {VERSION}; build the image again")
+            raise GuestProtocolError(
+                f"agent: protocol version {_show(version)}, not {VERSION}; build the image again"
+            )
         lost: list[Event] = []
         if self.ready:
             lost += [Lost(number) for number in sorted(self.running)]
@@ -192,13 +194,13 @@ class AgentClient:
         text, _, rest = rest.partition(b" ")
         number = _number(text, line)
         if number not in self.running:
-            raise GuestProtocolError(f"agent: speaks of command {number}, which is not running")
+            raise GuestProtocolError(f"agent: reports command {number}, which is not running")
         return number, rest
 
 
 def _number(text: bytes, line: bytes) -> int:
     if not (0 < len(text) <= 10 and text.isdigit()):
-        raise GuestProtocolError(f"agent: no number where one belongs: {_show(line)}")
+        raise GuestProtocolError(f"agent: a number is missing: {_show(line)}")
     return int(text)
 
 

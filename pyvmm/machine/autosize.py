@@ -74,11 +74,11 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Tempo:
+class SizingParameters:
     """Thresholds and delays of automatic sizing. Times in seconds, parts in percent."""
 
     band: int = 3  # of the current size; smaller differences are left alone
-    band_least: int = 16 * MIB
+    band_minimum: int = 16 * MIB
     surplus_band: int = 10  # of the current size: the least surplus that makes the guest shrink
     shrink_after: float = 30.0  # how long a surplus must last before the guest shrinks
     shrink_step: int = 25  # of the current size, at most
@@ -133,12 +133,12 @@ def wanted(demand: int, limits: Limits, unit: int = MIB) -> int:
 
 class AutoSizer:
     """Sizes one guest. Call `report` with each status report, `finished` when the balloon has ended an attempt, and
-    `restarted` when the guest has restarted.
+    `reset` when the guest has restarted.
     """
 
-    def __init__(self, limits: Limits, tempo: Tempo | None = None) -> None:
+    def __init__(self, limits: Limits, parameters: SizingParameters | None = None) -> None:
         self.limits = limits
-        self.tempo = tempo or Tempo()
+        self.parameters = parameters or SizingParameters()
         self.state: State = Steady()
         self._blocked_until = {"grow": 0.0, "shrink": 0.0}
         self._failures = {"grow": 0, "shrink": 0}
@@ -147,25 +147,25 @@ class AutoSizer:
         """Return the target to set now, if any."""
         now = report.time
         match self.state:
-            case Resizing(since=since) if now < since + self.tempo.give_up:
+            case Resizing(since=since) if now < since + self.parameters.give_up:
                 return None
             case Settling(until=until) if now < until:
                 return None
         if isinstance(self.state, Resizing | Settling):
             self.state = Steady()
         current = report.current
-        goal = wanted(report.demand, self.limits, self.tempo.unit)
-        band = max(self.tempo.band_least, current * self.tempo.band // 100)
+        goal = wanted(report.demand, self.limits, self.parameters.unit)
+        band = max(self.parameters.band_minimum, current * self.parameters.band // 100)
         # Up to the maximum even a step smaller than the band is made: no later, larger step is possible.
         if goal >= current + band or current < goal == self.limits.maximum:
             return self._grow(report, goal)
-        if current - goal < max(band, current * self.tempo.surplus_band // 100):
+        if current - goal < max(band, current * self.parameters.surplus_band // 100):
             self.state = Steady()
             return None
         if not isinstance(self.state, Surplus):
             self.state = Surplus(now, goal)
         self.state.peak = max(self.state.peak, goal)
-        if now < self.state.since + self.tempo.shrink_after or now < self._blocked_until["shrink"]:
+        if now < self.state.since + self.parameters.shrink_after or now < self._blocked_until["shrink"]:
             return None
         return self._shrink(report, self.state.peak)
 
@@ -178,8 +178,8 @@ class AutoSizer:
         return Decision(goal, "grow", report.demand, report.pressure, limited)
 
     def _shrink(self, report: Report, peak: int) -> Decision:
-        unit = self.tempo.unit
-        step = max(unit, report.current * self.tempo.shrink_step // 100)
+        unit = self.parameters.unit
+        step = max(unit, report.current * self.parameters.shrink_step // 100)
         goal = self.limits.clamp(max(peak, -(-(report.current - step) // unit) * unit))
         self.state = Resizing(goal, "shrink", report.time)
         return Decision(goal, "shrink", report.demand, report.pressure)
@@ -191,10 +191,10 @@ class AutoSizer:
             failures = 0 if reached else self._failures[reason] + 1
             self._failures[reason] = failures
             if failures:
-                self._blocked_until[reason] = now + self.tempo.retry_after * 2 ** min(failures - 1, 4)
-        self.state = Settling(now + self.tempo.settle)
+                self._blocked_until[reason] = now + self.parameters.retry_after * 2 ** min(failures - 1, 4)
+        self.state = Settling(now + self.parameters.settle)
 
-    def restarted(self) -> None:
+    def reset(self) -> None:
         """Forget state and failed attempts: the guest has restarted."""
         self.state = Steady()
         self._blocked_until = {"grow": 0.0, "shrink": 0.0}

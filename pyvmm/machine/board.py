@@ -20,7 +20,7 @@ from pyvmm.devices.serial.uart import Serial
 from pyvmm.firmware.acpi import AcpiConfig
 from pyvmm.iomap import IoMap
 from pyvmm.loop import Loop
-from pyvmm.machine.outbox import Outbox
+from pyvmm.machine.output_batcher import OutputBatcher
 from pyvmm.memory import PAGE_SIZE, HostMemory
 
 COM_PORTS = ((COM1, address_map.COM1_LINE), (COM2, address_map.COM2_LINE))
@@ -44,7 +44,7 @@ class Board:
     """The port and MMIO devices. `irq(line, level)` drives an interrupt line, `suppress_ier_writes(gpa, on)` allows
     KVM to drop zeroes written to the byte at `gpa`, or not, `reset(reason)` and `power_off()` handle the guest's
     requests; all four are called on vCPU threads. `console` takes the first serial port's output, on the loop's
-    thread or on a vCPU's, as for `Outbox`; `agent` takes the second's, on vCPU threads.
+    thread or on a vCPU's, as for `OutputBatcher`; `agent` takes the second's, on vCPU threads.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Board:
         self.acpi = AcpiConfig.for_cpus(cpus, com_windows=tuple(window.base for window in WINDOWS))
         self._pages = [HostMemory(PAGE_SIZE, huge=False) for _ in WINDOWS]
         self.serials: list[Serial] = []
-        self._console = Outbox(console, loop, period=CONSOLE_PERIOD)
+        self._console = OutputBatcher(console, loop, period=CONSOLE_PERIOD)
         self._data: dict[int, Serial] = {}  # by the addresses of their data registers
         outputs = (self._console.add, agent)
         for (place, line), window, page, output in zip(COM_PORTS, WINDOWS, self._pages, outputs, strict=True):

@@ -1,6 +1,6 @@
 """Divides a memory budget among several guests of one host. Pure arithmetic, for `pyvmm balance`.
 
-Memory is given in this order, until the budget is used up; within a stage in proportion to what each guest lacks:
+Memory is allotted in this order, until the budget is used up; within a stage in proportion to what each guest lacks:
 
     1. each guest's minimum
     2. each guest's demand                 the memory its programs need
@@ -23,7 +23,7 @@ MIB = 1 << 20
 UNIT = MIB
 """Unit of targets in bytes; they are rounded down, so that the sum never exceeds the budget."""
 
-BAND_LEAST = 16 * MIB
+MIN_BAND = 16 * MIB
 BAND_PERCENT = 2
 """Least change of a target, in bytes; smaller ones are not made."""
 
@@ -48,16 +48,16 @@ class Member:
 
     @property
     def band(self) -> int:
-        return max(BAND_LEAST, self.current * BAND_PERCENT // 100)
+        return max(MIN_BAND, self.current * BAND_PERCENT // 100)
 
 
 def share(budget: int, members: Sequence[Member]) -> dict[str, int]:
     """Return each guest's final size. The sum is within the budget, if the minimums are."""
-    given = {each.name: each.limits.minimum for each in members}
-    for stage in (_demands, _wants, _holdings):
-        _raise_to(given, stage(members), budget)
-    least = {each.name: each.limits.minimum for each in members}
-    targets = {name: max(size // UNIT * UNIT, least[name]) for name, size in given.items()}
+    shares = {each.name: each.limits.minimum for each in members}
+    for stage in (_demands, _wanted_sizes, _current_sizes):
+        _raise_to(shares, stage(members), budget)
+    minimums = {each.name: each.limits.minimum for each in members}
+    targets = {name: max(size // UNIT * UNIT, minimums[name]) for name, size in shares.items()}
     return _without_small_moves(budget, members, targets)
 
 
@@ -65,22 +65,22 @@ def _demands(members: Sequence[Member]) -> dict[str, int]:
     return {m.name: m.limits.clamp(m.boot if m.demand is None else m.demand) for m in members}
 
 
-def _wants(members: Sequence[Member]) -> dict[str, int]:
+def _wanted_sizes(members: Sequence[Member]) -> dict[str, int]:
     return {m.name: m.limits.clamp(m.boot) if m.demand is None else wanted(m.demand, m.limits) for m in members}
 
 
-def _holdings(members: Sequence[Member]) -> dict[str, int]:
+def _current_sizes(members: Sequence[Member]) -> dict[str, int]:
     return {m.name: m.limits.clamp(m.current) for m in members}
 
 
-def _raise_to(given: dict[str, int], goals: Mapping[str, int], budget: int) -> None:
-    """Raise `given` towards `goals` with the rest of the budget, in proportion to what each guest lacks."""
-    lacks = {name: max(0, goal - given[name]) for name, goal in goals.items()}
-    total, left = sum(lacks.values()), budget - sum(given.values())
+def _raise_to(shares: dict[str, int], goals: Mapping[str, int], budget: int) -> None:
+    """Raise `shares` towards `goals` with the rest of the budget, in proportion to what each guest lacks."""
+    lacks = {name: max(0, goal - shares[name]) for name, goal in goals.items()}
+    total, left = sum(lacks.values()), budget - sum(shares.values())
     if not total or left <= 0:
         return
     for name, lack in lacks.items():
-        given[name] += lack if left >= total else left * lack // total
+        shares[name] += lack if left >= total else left * lack // total
 
 
 def _without_small_moves(budget: int, members: Sequence[Member], targets: dict[str, int]) -> dict[str, int]:

@@ -73,7 +73,7 @@ class MachineConfig:
         self._check_sizing()
 
     @property
-    def most_memory(self) -> int:
+    def maximum_memory(self) -> int:
         """Return the largest size the guest may have, in bytes."""
         return self.memory if self.max_memory is None else self.max_memory
 
@@ -83,7 +83,7 @@ class MachineConfig:
         if self.min_memory is None and self.buffer is None:
             return None
         least = self.memory if self.min_memory is None else self.min_memory
-        return Limits(least, self.most_memory, DEFAULT_BUFFER if self.buffer is None else self.buffer)
+        return Limits(least, self.maximum_memory, DEFAULT_BUFFER if self.buffer is None else self.buffer)
 
     def _check_devices(self) -> None:
         for name in self.devices:
@@ -105,19 +105,19 @@ class MachineConfig:
         if "hv-balloon" not in self.devices:
             raise ConfigError("automatic sizing needs the balloon device")
         if not self.status_report:
-            raise ConfigError("automatic sizing lives from status reports: leave --no-status-report out")
+            raise ConfigError("automatic sizing needs status reports: omit --no-status-report")
 
     def _check_growth(self) -> None:
-        if self.most_memory < self.memory:
+        if self.maximum_memory < self.memory:
             raise ConfigError(
-                f"at most {self.most_memory >> 20} MiB of memory: less than the {self.memory >> 20} MiB at boot"
+                f"at most {self.maximum_memory >> 20} MiB of memory: less than the {self.memory >> 20} MiB at boot"
             )
-        if self.most_memory > MAX_MEMORY:
-            raise ConfigError(f"max={self.most_memory >> 30}G of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
-        if self.most_memory % 4096:
-            raise ConfigError(f"at most {self.most_memory} bytes of memory: not a multiple of 4 KiB")
-        if self.most_memory > self.memory and "hv-balloon" not in self.devices:
-            raise ConfigError("memory to grow by needs the balloon device")
+        if self.maximum_memory > MAX_MEMORY:
+            raise ConfigError(f"max={self.maximum_memory >> 30}G of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
+        if self.maximum_memory % 4096:
+            raise ConfigError(f"at most {self.maximum_memory} bytes of memory: not a multiple of 4 KiB")
+        if self.maximum_memory > self.memory and "hv-balloon" not in self.devices:
+            raise ConfigError("memory beyond the boot size (max=) needs the balloon device")
         if self.memory % self.mem_backend.page_size:
             pages = f"{self.mem_backend.page_size >> 20} MiB huge pages"
             raise ConfigError(f"{self.memory >> 20} MiB of memory: not a multiple of the backend's {pages}")

@@ -23,7 +23,7 @@ from pyvmm.vmbus.device import VmbusDevice
 
 D = TypeVar("D", bound=VmbusDevice)
 
-MOST_OF_A_KIND = 64
+MAX_OF_A_KIND = 64
 """Limit of devices of one kind, on the bus or off it: each exists until the machine ends."""
 
 
@@ -130,13 +130,13 @@ class DeviceSet:
         for plug in plugs:
             if plug.state == "unplugged":
                 return plug
-        if DEVICES[driver].several and len(plugs) < MOST_OF_A_KIND:
+        if DEVICES[driver].several and len(plugs) < MAX_OF_A_KIND:
             return self._make(driver)
         if not plugs:
             raise ConfigError(f"Device '{driver}' can not be hotplugged on this machine")
         if any(plug.state == "leaving" for plug in plugs):
             raise ConfigError(f"Device '{driver}' is still in the process of unplug")
-        most = f"{MOST_OF_A_KIND}" if DEVICES[driver].several else "one"
+        most = f"{MAX_OF_A_KIND}" if DEVICES[driver].several else "one"
         raise ConfigError(f"No free place for device '{driver}': there is {most} of a kind")
 
 

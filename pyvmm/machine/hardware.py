@@ -47,8 +47,8 @@ from pyvmm.kvm.irq import pc_routes
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO
-from pyvmm.machine.glimpse import Glimpse, glimpse
 from pyvmm.machine.runner import VcpuThread
+from pyvmm.machine.vcpu_snapshot import VcpuSnapshot, take_snapshot
 from pyvmm.memory import GuestMemory, HostMemory, Region
 
 
@@ -153,29 +153,29 @@ class Hardware:
     def pause(self) -> None:
         """Pause every vCPU; return when none is in the guest."""
         for thread in self.threads:
-            thread.ask(pause=True)
+            thread.request(pause=True)
         for thread in self.threads:
             thread.wait_parked()
 
     def resume(self) -> None:
         for thread in self.threads:
-            thread.ask(pause=False)
+            thread.request(pause=False)
 
     def stop(self) -> None:
         """Request that all vCPU threads end, without waiting. Callable from any thread, a vCPU's own too."""
         for thread in self.threads:
-            thread.ask(stop=True)
+            thread.request(stop=True)
 
     def freeze(self, on: bool) -> None:
         """Freeze or unfreeze every vCPU, independently of `pause`. Callable from any thread; does not wait."""
         for thread in self.threads:
-            thread.ask(freeze=on)
+            thread.request(freeze=on)
 
-    def look(self) -> list[Glimpse]:
+    def vcpu_snapshots(self) -> list[VcpuSnapshot]:
         """Return each vCPU's state; pauses running vCPUs briefly. Raises HostError."""
         self.pause()
         try:
-            return [glimpse(thread.vcpu) for thread in self.threads]
+            return [take_snapshot(thread.vcpu) for thread in self.threads]
         finally:
             self.resume()
 
@@ -265,7 +265,7 @@ class Hardware:
                     return False
                 case Unknown():  # no way to handle it; entering again may repeat the same exit
                     what = f"reason {exit.reason}, hardware reason {exit.hardware:#x}"
-                    self._failed(HostError(f"vcpu {index}: KVM left the guest, and pyvmm does not know why ({what})"))
+                    self._failed(HostError(f"vcpu {index}: unknown KVM exit ({what})"))
                     return False
                 case _:
                     if trace.unknown_exit.on:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from pyvmm.errors import HostError
 from pyvmm.machine import events as trace
-from pyvmm.machine.glimpse import Glimpse
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.runner import VcpuThread
+from pyvmm.machine.vcpu_snapshot import VcpuSnapshot
 from pyvmm.memory import Region
 
 
@@ -79,12 +79,12 @@ class HardwareSlot:
 
     # On the loop's thread
 
-    def look(self) -> list[Glimpse]:
+    def vcpu_snapshots(self) -> list[VcpuSnapshot]:
         """Return the vCPUs' states; empty while the machine is paused or being reset."""
         if self.hardware is None or not self._is_running():
             return []
         try:
-            return self.hardware.look()
+            return self.hardware.vcpu_snapshots()
         except HostError:  # the vCPU's thread gets the same error and ends the machine
             return []
 

@@ -68,7 +68,7 @@ def place(ram_end: int, size: int, limit: int) -> int:
         if gpa + size <= limit:
             return gpa
     raise ConfigError(
-        f"{size >> 20} MiB of memory to grow by do not fit: this CPU addresses {limit >> 30} GiB in all; lower max"
+        f"{size >> 20} MiB of hot-add memory do not fit: this CPU addresses {limit >> 30} GiB in all; lower max"
     )
 
 

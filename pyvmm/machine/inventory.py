@@ -73,21 +73,21 @@ def memory_figures(config: MachineConfig, balloon: BalloonDevice | None) -> Memo
     }
 
 
-class SizeWatch:
+class SizeChangeEvents:
     """Emits MEMORY_DEVICE_SIZE_CHANGE when the balloon has hot-added memory, or a reset has removed it."""
 
     def __init__(self, devices: DeviceSet, emit: Emit) -> None:
         self._devices, self._emit = devices, emit
         self._size = plugged_memory(devices)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Emit the event if the size has changed since the last call."""
         size = plugged_memory(self._devices)
         if size != self._size:
             self._size = size
             for each in self._devices.info():
                 if each["driver"] == BALLOON:
-                    told: qapi.MemorySize = {"size": size, "qom-path": each["path"]}
+                    data: qapi.MemorySize = {"size": size, "qom-path": each["path"]}
                     if each["id"]:
-                        told["id"] = each["id"]
-                    self._emit(qapi.MEMORY_DEVICE_SIZE_CHANGE(told))
+                        data["id"] = each["id"]
+                    self._emit(qapi.MEMORY_DEVICE_SIZE_CHANGE(data))

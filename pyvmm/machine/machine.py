@@ -33,10 +33,10 @@ from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.board import Board
 from pyvmm.machine.boot_files import BootFiles
+from pyvmm.machine.boot_watch import BootWatch
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.hardware_slot import HardwareSlot
-from pyvmm.machine.life_signs import LifeSigns
 from pyvmm.machine.monitor import MonitorView
 from pyvmm.machine.notifier import Notifier
 from pyvmm.machine.panic import PanicWatch
@@ -127,16 +127,16 @@ class Machine:
         self.panic = PanicWatch(
             config.on_panic,
             self.guest_time,
-            look=self.slot.look,
+            vcpu_snapshots=self.slot.vcpu_snapshots,
             console=self.console_tail.since,
             emit=self.notifier.emit,
             end=self._panicked,
         )
-        self.life_signs = LifeSigns(
+        self.boot_watch = BootWatch(
             self.guest_time,
             console=self.console_tail.since,
             contacts=lambda: self._services.bus.contacts if self._services is not None else 0,
-            look=self.slot.look,
+            vcpu_snapshots=self.slot.vcpu_snapshots,
             notice=self.notifier.notice,
             died=self._died,
             silence=config.silence,
@@ -216,7 +216,7 @@ class Machine:
             readonly=self.board.readonly(),
         )
         self.slot.hardware.boot(state)
-        self.life_signs.power_on()
+        self.boot_watch.power_on()
 
     # Life
 
@@ -256,7 +256,7 @@ class Machine:
         """Release all resources. Idempotent."""
         self._tick_timer.cancel()
         self._memory_timer.cancel()
-        self.life_signs.close()
+        self.boot_watch.close()
         self.panic.close()
         self.guest_time.close()
         hardware, self.slot.hardware = self.slot.hardware, None
@@ -280,14 +280,14 @@ class Machine:
         if reason != "host" and self.panic.undecided and self.panic.report is not None:
             self._panicked(self.panic.report)  # no crash kernel ran: the one that panicked has reset the machine
             return
-        if self.config.reboot and not self.life_signs.reset(by_guest=reason != "host"):
+        if self.config.reboot and not self.boot_watch.reset(by_guest=reason != "host"):
             return
         by_guest = reason != "host"
         event = qapi.RESET if self.config.reboot else qapi.SHUTDOWN
         cause: qapi.ShutdownCause = "guest-reset" if by_guest else "host-qmp-system-reset"
         self.notifier.emit(event({"guest": by_guest, "reason": cause}))
         if not self.config.reboot:
-            self._end(self._last_words() or Outcome("reset", reason), "shutdown")
+            self._end(self._panic_outcome() or Outcome("reset", reason), "shutdown")
             return
         paused = self.state == "paused"
         self.slot.trace_exits()
@@ -300,7 +300,7 @@ class Machine:
         self.board.reset()
         self._agent_input.flush()
         self.agent.reset()
-        self.panic.restarted()
+        self.panic.reset()
         self.resets += 1
         try:
             self._power_on(fresh=True)
@@ -312,7 +312,7 @@ class Machine:
         hardware.freeze(self.throttles.frozen)
         if paused:
             for thread in hardware.threads:
-                thread.ask(pause=True)
+                thread.request(pause=True)
         else:
             self._set_state("running")
         hardware.start()
@@ -378,7 +378,7 @@ class Machine:
         if self.outcome is None:
             if trace.power_off.on:
                 trace.power_off("ACPI S5")
-            outcome = self._last_words() or Outcome("poweroff")
+            outcome = self._panic_outcome() or Outcome("poweroff")
             cause: qapi.ShutdownCause = "guest-panic" if outcome.kind == "panic" else "guest-shutdown"
             self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": cause}))
             self._end(outcome, "shutdown")
@@ -388,7 +388,7 @@ class Machine:
         if self.outcome is None:
             self.panic.reported(report)
 
-    def _last_words(self) -> Outcome | None:
+    def _panic_outcome(self) -> Outcome | None:
         """Return the outcome if a panic did not end the machine at once: a crash kernel ran, or policy `keep`."""
         report = self.panic.report
         return Outcome("panic", report.summary(), report) if report is not None else None

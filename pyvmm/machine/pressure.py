@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.balloon.plan import ResizeOutcome
 
 
-NOT_ASKED_FOR = "this machine has no automatic sizing: start it with --memory SIZE,min=SIZE,max=SIZE,buffer=20%"
+NO_AUTOSIZE = "this machine has no automatic sizing: start it with --memory SIZE,min=SIZE,max=SIZE,buffer=20%"
 
 
 class Pressure:
@@ -53,20 +53,20 @@ class Pressure:
         if self.sizer is None:
             if not on:
                 return
-            raise ConfigError(NOT_ASKED_FOR)
+            raise ConfigError(NO_AUTOSIZE)
         if on != self.automatic:
             self.automatic = on
-            self.sizer.restarted()
+            self.sizer.reset()
             if on:
                 self._balloon.stop_retrying()
             if trace.autosize_held.on:
                 trace.autosize_held("on" if on else "held")
             self._emit(qapi.X_AUTOSIZE_CHANGE({"enabled": on}))
 
-    def restarted(self) -> None:
+    def reset(self) -> None:
         """Handle a machine reset. The history goes on; its times show the reset."""
         if self.sizer is not None:
-            self.sizer.restarted()
+            self.sizer.reset()
 
     def _status(self, available: int, committed: int) -> None:
         ledger = self._balloon.machine.ledger
@@ -80,7 +80,7 @@ class Pressure:
             if trace.autosize.on:
                 trace.autosize(decision.reason, current, decision.target, decision.demand, decision.pressure)
             self._emit(qapi.X_AUTOSIZE(_decision(decision)))
-            self._balloon.set_target(decision.target, retry_in_background=False)  # the sizer retries by itself
+            self._balloon.set_target(decision.target, retry_in_background=False)  # the sizer has its own retries
 
     def _finished(self, outcome: ResizeOutcome) -> None:
         if self.sizer is not None:

@@ -34,7 +34,7 @@ class Ram:
         self.window: HotAddWindow | None = None
         self._backings: list[HostMemory] = []
         backend = config.mem_backend
-        growth, space, gpa = config.most_memory - config.memory, 0, 0
+        growth, space, gpa = config.maximum_memory - config.memory, 0, 0
         if growth:
             space = hotplug.window_size(config.memory, growth, backend.page_size)
             gpa = hotplug.place(sum(ram_layout(config.memory)[-1]), space, limit)

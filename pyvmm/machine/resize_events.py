@@ -22,10 +22,10 @@ class ResizeEvents:
     def __init__(self, balloon: BalloonDevice, emit: Emit, loop: Poster) -> None:
         self._emit = emit
         self._balloon = balloon
-        pending = Pending(loop, self._tell)
+        pending = Pending(loop, self._emit_outcome)
         balloon.on_finish.append(lambda outcome: pending.ask())
 
-    def _tell(self) -> None:
+    def _emit_outcome(self) -> None:
         outcome = self._balloon.last_outcome  # None if a target was set since
         if outcome is not None:
             self._emit(

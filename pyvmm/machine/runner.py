@@ -65,7 +65,7 @@ class VcpuThread:
         if self._thread.ident is not None and self._thread.is_alive():
             signal.pthread_kill(self._thread.ident, KICK)
 
-    def ask(self, *, pause: bool | None = None, freeze: bool | None = None, stop: bool = False) -> None:
+    def request(self, *, pause: bool | None = None, freeze: bool | None = None, stop: bool = False) -> None:
         """Request a state; `wait_parked` and `join` wait until it is reached. Callable from any thread."""
         with self._state:
             for why, on in ((_PAUSED, pause), (_FROZEN, freeze)):
@@ -98,7 +98,7 @@ class VcpuThread:
         try:
             while True:
                 if self._stop or self._pause:
-                    if not self._rest():
+                    if not self._park():
                         return
                     continue
                 exit = vcpu.run()
@@ -113,7 +113,7 @@ class VcpuThread:
         except (HostError, Exception) as error:
             self._failed(error)
 
-    def _rest(self) -> bool:
+    def _park(self) -> bool:
         """Wait while paused or frozen. Return whether to run on."""
         # An exit may still be half done: KVM completes it at the next entry, so enter and leave at once.
         self.vcpu.immediate_exit = True

@@ -16,7 +16,7 @@ from pyvmm.devices.ic.timesync import TimeSync
 from pyvmm.machine import events as trace
 from pyvmm.machine.device_set import DeviceSet
 from pyvmm.machine.devices import Parts
-from pyvmm.machine.inventory import SizeWatch, memory_figures
+from pyvmm.machine.inventory import SizeChangeEvents, memory_figures
 from pyvmm.machine.pressure import Pressure
 from pyvmm.machine.resize_events import ResizeEvents
 from pyvmm.qapi import Emit
@@ -33,7 +33,7 @@ class Services:
         self.bus = Vmbus(parts.timers, parts.memory, parts.engine, max_version=parts.config.max_vmbus)
         self.devices = DeviceSet(self.bus, parts, emit)
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
-        self._size_watch = SizeWatch(self.devices, emit)
+        self._size_events = SizeChangeEvents(self.devices, emit)
         balloon = self.balloon
         if balloon is not None:
             balloon.on_change.append(self._balloon_changed)
@@ -51,9 +51,9 @@ class Services:
         """Handle a machine reset. The vCPUs must not run."""
         self.bus.reset()
         self.devices.reset()
-        self._size_watch.look()  # hot-added memory is gone, even if the guest's size was the boot size
+        self._size_events.poll()  # hot-added memory is gone, even if the guest's size was the boot size
         if self.pressure is not None:
-            self.pressure.restarted()
+            self.pressure.reset()
 
     def request_poweroff(self) -> bool:
         """Request a shutdown by the shutdown service; return False if its driver is not loaded."""
@@ -76,7 +76,7 @@ class Services:
         if self._has_hardware():  # else no guest has memory given back
             self.trace_memory()
             self._emit(qapi.BALLOON_CHANGE({"actual": actual}))
-            self._size_watch.look()
+            self._size_events.poll()
 
     def _status_report(self, available: int, committed: int) -> None:
         self._emit(qapi.HV_BALLOON_STATUS_REPORT({"committed": committed, "available": available}))

@@ -68,9 +68,9 @@ class Throttles:
             self._freeze(True)
         if port not in self._pending:
             self._pending.add(port)
-            self._loop.post(self._settle, port)
+            self._loop.post(self._apply_level, port)
 
-    def _settle(self, port: int) -> None:
+    def _apply_level(self, port: int) -> None:
         self._pending.discard(port)  # before reading the level: a later change posts again
         level = self._level(port)
         if level_changed.on:

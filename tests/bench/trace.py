@@ -163,7 +163,7 @@ class PortWriter:
         before, begin = self.exits, time.perf_counter()
         time.sleep(seconds)
         done = (self.exits - before) / (time.perf_counter() - begin)
-        thread.ask(stop=True)
+        thread.request(stop=True)
         thread.join()
         if failures:
             raise HostError(str(failures[0]))

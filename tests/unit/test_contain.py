@@ -161,7 +161,7 @@ def test_a_vcpu_goes_on_after_an_exit_that_failed() -> None:
     [
         (FailEntry(0x80000021, 0), "KVM cannot enter the guest, hardware reason 0x80000021"),
         (InternalError(1, ()), "KVM internal error 1"),
-        (Unknown(0, 0x42), r"does not know why \(reason 0, hardware reason 0x42\)"),
+        (Unknown(0, 0x42), r"unknown KVM exit \(reason 0, hardware reason 0x42\)"),
         (Unknown(99), "reason 99"),
     ],
 )

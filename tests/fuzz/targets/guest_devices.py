@@ -175,7 +175,7 @@ def balloon(data: bytes) -> None:
                         driver = guest.open(device, ring_pages=2)
                     case 1:
                         guest.reset()
-                        pressure.restarted()
+                        pressure.reset()
                         driver = guest.open(device)
                     case _:
                         device.info()

@@ -31,7 +31,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 
 class _Config:
-    most_memory = 1 << 30
+    maximum_memory = 1 << 30
     name = ""
 
     def __init__(self, **fields: Any) -> None:

@@ -46,7 +46,7 @@ def test_unpacks_each_compression(payload: bytes) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PACKED if name != "none"])
 def test_cut_payload_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot unpack"):
+    with pytest.raises(ConfigError, match="cannot decompress"):
         bzimage.unpack_kernel(kernels.bzimage(PACKED[name][: len(PACKED[name]) // 2]))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.errors import ConfigError, NotFoundError
 from pyvmm.machine import devices as table
-from pyvmm.machine.device_set import MOST_OF_A_KIND, DeviceSet
+from pyvmm.machine.device_set import MAX_OF_A_KIND, DeviceSet
 from pyvmm.machine.devices import Kind
 from pyvmm.machine.inventory import vmbus_devices
 from pyvmm.vmbus.device import VmbusDevice
@@ -187,6 +187,6 @@ def test_one_of_several_that_was_taken_off_comes_back_before_another_is_made(ben
 
 
 def test_a_machine_has_so_many_of_a_kind_and_no_more(bench: Bench) -> None:
-    several = Bench(*["disk"] * MOST_OF_A_KIND)
+    several = Bench(*["disk"] * MAX_OF_A_KIND)
     with pytest.raises(ConfigError, match="there is 64 of a kind"):
         several.devices.add("disk", "")

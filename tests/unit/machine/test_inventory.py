@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from pyvmm.machine.inventory import SizeWatch, plugged_memory
+from pyvmm.machine.inventory import SizeChangeEvents, plugged_memory
 
 
 class Devices:
@@ -23,10 +23,10 @@ class Devices:
 
 def test_each_change_is_told_once() -> None:
     devices, events = Devices(), []
-    watch = SizeWatch(devices, events.append)  # type: ignore[arg-type]
+    watch = SizeChangeEvents(devices, events.append)  # type: ignore[arg-type]
     for pages in (0, 256, 256, 0):
         devices.ledger.added_pages = pages
-        watch.look()
+        watch.poll()
     changes = [{"id": "b", "size": size, "qom-path": "/p/b"} for size in (1 << 20, 0)]
     assert events == [("MEMORY_DEVICE_SIZE_CHANGE", change) for change in changes]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.machine.autosize import AutoSizer, Decision, Limits, Report, Resizing, Tempo, wanted
+from pyvmm.machine.autosize import AutoSizer, Decision, Limits, Report, Resizing, SizingParameters, wanted
 
 MIB = 1 << 20
 LIMITS = Limits(256 * MIB, 4096 * MIB, 20)
@@ -100,7 +100,7 @@ def test_nothing_is_decided_while_memory_moves() -> None:
 def test_a_resize_whose_end_is_never_told_does_not_stop_sizing_for_ever() -> None:
     sizer = AutoSizer(LIMITS)
     assert sizer.report(report(1, 500, 512)) is not None
-    assert sizer.report(report(2 + Tempo().give_up, 500, 512)) is not None
+    assert sizer.report(report(2 + SizingParameters().give_up, 500, 512)) is not None
 
 
 # Shrinking
@@ -156,7 +156,7 @@ def test_a_new_guest_starts_with_a_clean_slate() -> None:
     sizer = AutoSizer(LIMITS)
     sizer.report(report(1, 500, 512))
     sizer.finished(2, reached=False)
-    sizer.restarted()
+    sizer.reset()
     assert sizer.report(report(3, 500, 512)) is not None
 
 

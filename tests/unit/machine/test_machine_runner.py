@@ -83,7 +83,7 @@ def setup() -> Iterator[Setup]:
     install_kick()
     made = Setup()
     yield made
-    made.thread.ask(stop=True)
+    made.thread.request(stop=True)
     made.thread.join()
 
 
@@ -110,7 +110,7 @@ def test_exits_that_the_vcpu_answered_itself_are_counted_once(setup: Setup) -> N
 
 def test_stop_ends_a_thread_that_is_in_the_guest(setup: Setup) -> None:
     setup.thread.start()
-    setup.thread.ask(stop=True)
+    setup.thread.request(stop=True)
     setup.thread.join()
     assert setup.handled == []
 
@@ -125,19 +125,19 @@ def test_a_handler_that_says_no_ends_the_thread(setup: Setup) -> None:
 
 def test_a_paused_vcpu_stays_out_of_the_guest_until_resumed(setup: Setup) -> None:
     setup.thread.start()
-    setup.thread.ask(pause=True)
+    setup.thread.request(pause=True)
     setup.thread.wait_parked()
     entries = setup.vcpu.entries
     setup.vcpu.put(OUT)
     assert setup.vcpu.entries == entries
     assert setup.handled == []
-    setup.thread.ask(pause=False)
+    setup.thread.request(pause=False)
     setup.wait()
     assert setup.handled == [OUT]
 
 
 def test_pausing_before_the_start_holds_the_first_entry_back(setup: Setup) -> None:
-    setup.thread.ask(pause=True)
+    setup.thread.request(pause=True)
     setup.thread.start()
     setup.thread.wait_parked()
     assert setup.vcpu.entries == 1  # in and out at once, to complete what may be half done
@@ -146,19 +146,19 @@ def test_pausing_before_the_start_holds_the_first_entry_back(setup: Setup) -> No
 
 def test_a_paused_thread_can_be_stopped(setup: Setup) -> None:
     setup.thread.start()
-    setup.thread.ask(pause=True)
+    setup.thread.request(pause=True)
     setup.thread.wait_parked()
-    setup.thread.ask(stop=True)
+    setup.thread.request(stop=True)
     setup.thread.join()
 
 
 def test_pause_and_resume_many_times_lose_no_exit(setup: Setup) -> None:
     setup.thread.start()
     for n in range(20):
-        setup.thread.ask(pause=True)
+        setup.thread.request(pause=True)
         setup.thread.wait_parked()
         setup.vcpu.put(IoOut(n, 1, 1, b"\0"))
-        setup.thread.ask(pause=False)
+        setup.thread.request(pause=False)
         setup.wait()
     assert [exit.port for exit in setup.handled] == list(range(20))
 

@@ -8,8 +8,8 @@ import pytest
 
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.loop import Timers
-from pyvmm.machine.glimpse import Glimpse
-from pyvmm.machine.panic import PATIENCE, PanicWatch, Policy
+from pyvmm.machine.panic import CRASH_KERNEL_WAIT, PanicWatch, Policy
+from pyvmm.machine.vcpu_snapshot import VcpuSnapshot
 from pyvmm.tail import Tail
 
 REPORT = CrashReport((1, 2, 3, 4, 5), "Kernel panic - not syncing: sysrq triggered crash")
@@ -25,19 +25,19 @@ class Machine:
         self.console = Tail()
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.ended: list[CrashReport] = []
-        self.looks = 0
+        self.polls = 0
         self.watch = PanicWatch(
             policy,
             self.timers,
-            look=self.look,
+            vcpu_snapshots=self.vcpu_snapshots,
             console=self.console.since,
             emit=self.events.append,
             end=self.ended.append,
         )
 
-    def look(self) -> list[Glimpse]:
-        self.looks += 1
-        return [Glimpse(0xFFFFFFFF81000000, each, True, False) for each in self.tables]
+    def vcpu_snapshots(self) -> list[VcpuSnapshot]:
+        self.polls += 1
+        return [VcpuSnapshot(0xFFFFFFFF81000000, each, True, False) for each in self.tables]
 
     def advance(self, seconds: float) -> None:
         until = self.now + seconds
@@ -55,13 +55,13 @@ def test_stop_ends_at_the_report() -> None:
     machine.watch.reported(REPORT)
     assert machine.ended == [REPORT]
     assert machine.events[0][1]["action"] == "poweroff"
-    assert machine.looks == 0
+    assert machine.polls == 0
 
 
 def test_keep_lets_the_guest_go_on() -> None:
     machine = Machine("keep")
     machine.watch.reported(REPORT)
-    machine.advance(3 * PATIENCE)
+    machine.advance(3 * CRASH_KERNEL_WAIT)
     assert (machine.ended, machine.told) == ([], ["GUEST_PANICKED"])
     assert machine.events[0][1] == {
         "action": "run",
@@ -75,7 +75,7 @@ def test_auto_lets_a_crash_kernel_run() -> None:
     machine.watch.reported(REPORT)
     machine.advance(1.0)
     machine.tables[1] = 0x9000
-    machine.advance(3 * PATIENCE)
+    machine.advance(3 * CRASH_KERNEL_WAIT)
     assert machine.ended == []
     assert machine.told == ["GUEST_PANICKED", "GUEST_CRASHLOADED"]
     assert machine.watch.report is REPORT, "for the machine's end"
@@ -84,7 +84,7 @@ def test_auto_lets_a_crash_kernel_run() -> None:
 def test_auto_ends_a_machine_whose_kernel_stays() -> None:
     machine = Machine("auto")
     machine.watch.reported(REPORT)
-    machine.advance(PATIENCE - 0.5)
+    machine.advance(CRASH_KERNEL_WAIT - 0.5)
     assert machine.ended == []
     assert machine.watch.undecided
     machine.advance(1.0)
@@ -109,18 +109,18 @@ def test_a_crash_kernel_that_panics_itself_ends_the_machine() -> None:
     machine = Machine("auto")
     machine.watch.reported(REPORT)
     machine.tables[:] = [0x9000]
-    machine.advance(2 * PATIENCE)
+    machine.advance(2 * CRASH_KERNEL_WAIT)
     second = CrashReport((9, 0, 0, 0, 0), "Kernel panic in the crash kernel")
     machine.watch.reported(second)
-    machine.advance(2 * PATIENCE)
+    machine.advance(2 * CRASH_KERNEL_WAIT)
     assert machine.ended == [second]
 
 
 def test_a_new_life_forgets_the_panic() -> None:
     machine = Machine("auto")
     machine.watch.reported(REPORT)
-    machine.watch.restarted()
-    machine.advance(3 * PATIENCE)
+    machine.watch.reset()
+    machine.advance(3 * CRASH_KERNEL_WAIT)
     assert (machine.ended, machine.watch.report, machine.watch.count) == ([], None, 0)
 
 
@@ -139,6 +139,6 @@ def test_panics_in_a_loop_start_one_watch() -> None:
     machine = Machine("auto")
     for _ in range(1000):
         machine.watch.reported(REPORT)
-    machine.advance(PATIENCE + 1)
+    machine.advance(CRASH_KERNEL_WAIT + 1)
     assert machine.ended == [REPORT]
-    assert machine.looks < 3 + PATIENCE / 0.2
+    assert machine.polls < 3 + CRASH_KERNEL_WAIT / 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.machine.outbox import DIRECT_FLUSHES, LIMIT, STREAM_BYTES, Outbox
+from pyvmm.machine.output_batcher import DIRECT_FLUSHES, LIMIT, STREAM_BYTES, OutputBatcher
 from tests.support.fake_clock import FakeLoop
 
 
@@ -15,23 +15,23 @@ def loop() -> FakeLoop:
 
 def test_what_is_added_comes_at_the_loops_next_turn_and_as_one(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop, period=0.02)
-    outbox.add(b"hello ")
-    outbox.add(b"world")
+    batcher = OutputBatcher(got.append, loop, period=0.02)
+    batcher.add(b"hello ")
+    batcher.add(b"world")
     assert got == []
     loop.run()
     assert got == [b"hello world"]
     loop.advance(1)
-    outbox.add(b"!")
+    batcher.add(b"!")
     loop.run()
     assert got[1:] == [b"!"], "after a pause at once again"
 
 
 def test_a_stream_wakes_the_loop_once_a_period(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop, period=0.02)
+    batcher = OutputBatcher(got.append, loop, period=0.02)
     for number in range(100):
-        outbox.add(bytes([number]))
+        batcher.add(bytes([number]))
         loop.advance(0.001)
     loop.advance(0.02)
     assert b"".join(got) == bytes(range(100))
@@ -43,21 +43,21 @@ def test_a_stream_wakes_the_loop_once_a_period(loop: FakeLoop) -> None:
 
 def test_in_a_stream_a_few_batches_go_straight_on_and_the_rest_at_the_tick(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop, period=0.02)
-    outbox.add(b"a" * STREAM_BYTES)
+    batcher = OutputBatcher(got.append, loop, period=0.02)
+    batcher.add(b"a" * STREAM_BYTES)
     loop.run()
     for number in range(DIRECT_FLUSHES):
-        outbox.add(bytes([number]))
+        batcher.add(bytes([number]))
     assert got == [b"a" * STREAM_BYTES, *(bytes([number]) for number in range(DIRECT_FLUSHES))]
-    outbox.add(b"b" * STREAM_BYTES)
-    outbox.add(b"b")
+    batcher.add(b"b" * STREAM_BYTES)
+    batcher.add(b"b")
     loop.advance(1)
     assert loop.next_due() is None
     assert len(got) == 1 + DIRECT_FLUSHES
-    outbox.tick()
+    batcher.tick()
     assert got[1 + DIRECT_FLUSHES :] == [b"b" * STREAM_BYTES + b"b"]
-    outbox.tick()
-    outbox.add(b"c")
+    batcher.tick()
+    batcher.add(b"c")
     assert len(got) == 2 + DIRECT_FLUSHES, "the second tick found nothing, so the loop is told"
     loop.run()
     assert got[-1] == b"c"
@@ -65,14 +65,14 @@ def test_in_a_stream_a_few_batches_go_straight_on_and_the_rest_at_the_tick(loop:
 
 def test_a_tick_is_nothing_to_who_types(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop, period=0.02)
-    outbox.tick()
+    batcher = OutputBatcher(got.append, loop, period=0.02)
+    batcher.tick()
     keys = [bytes([key]) for key in range(2 + DIRECT_FLUSHES)]
-    outbox.add(keys[0])
+    batcher.add(keys[0])
     loop.run()
     for key in keys[1:]:
-        outbox.add(key)
-    outbox.tick()
+        batcher.add(key)
+    batcher.tick()
     assert got == keys[:-1]
     loop.advance(0.03)
     assert got == keys
@@ -80,9 +80,9 @@ def test_a_tick_is_nothing_to_who_types(loop: FakeLoop) -> None:
 
 def test_without_a_period_each_turn_hands_on(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop)
+    batcher = OutputBatcher(got.append, loop)
     for number in range(3):
-        outbox.add(bytes([number]))
+        batcher.add(bytes([number]))
         loop.run()
     assert got == [b"\0", b"\1", b"\2"]
     assert loop.next_due() is None
@@ -90,22 +90,22 @@ def test_without_a_period_each_turn_hands_on(loop: FakeLoop) -> None:
 
 def test_a_busy_loop_does_not_let_the_batch_grow(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop, period=0.02)
-    outbox.add(b"a" * (LIMIT - 1))
+    batcher = OutputBatcher(got.append, loop, period=0.02)
+    batcher.add(b"a" * (LIMIT - 1))
     assert got == []
-    outbox.add(b"b")
+    batcher.add(b"b")
     assert got == [b"a" * (LIMIT - 1) + b"b"]
-    outbox.add(b"c")
+    batcher.add(b"c")
     loop.run()
     assert got[1:] == [b"c"]
 
 
 def test_the_end_does_not_wait_for_the_loop(loop: FakeLoop) -> None:
     got: list[bytes] = []
-    outbox = Outbox(got.append, loop, period=0.02)
-    outbox.add(b"last words")
-    outbox.flush()
-    outbox.flush()
+    batcher = OutputBatcher(got.append, loop, period=0.02)
+    batcher.add(b"last words")
+    batcher.flush()
+    batcher.flush()
     assert got == [b"last words"]
     loop.advance(1)
     assert got == [b"last words"]

@@ -5,47 +5,47 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.loop import Timers
-from pyvmm.machine.glimpse import Glimpse
-from pyvmm.machine.life_signs import RESETS_LIMIT, RESETS_TOLD, SHORT_LIFE, LifeSigns
+from pyvmm.machine.boot_watch import EARLY_RESET, RESETS_LIMIT, RESETS_NOTICED, BootWatch
+from pyvmm.machine.vcpu_snapshot import VcpuSnapshot
 from pyvmm.tail import Tail
 
-SPINS = Glimpse(0xFFFFFFFF81000000, 0x1000, True, False)
-IDLES = Glimpse(0xFFFFFFFF81000000, 0x1000, True, True)
-STANDS = Glimpse(0xFFFFFFFF81000000, 0x1000, False, True)
+SPINNING = VcpuSnapshot(0xFFFFFFFF81000000, 0x1000, True, False)
+IDLE = VcpuSnapshot(0xFFFFFFFF81000000, 0x1000, True, True)
+STUCK = VcpuSnapshot(0xFFFFFFFF81000000, 0x1000, False, True)
 PANIC = b"[    0.20] Kernel panic - not syncing: Too many boot init vars at `33'\r\n"
 END = b"[    0.23] ---[ end Kernel panic - not syncing: Too many boot init vars at `33' ]---\r\n"
 
 
 class Guest:
-    """A machine as LifeSigns sees it; a test moves time."""
+    """A machine as BootWatch sees it; a test moves time."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.timers = Timers(lambda: self.now)
         self.console = Tail()
         self.contacts = 0
-        self.vcpus = [SPINS]
-        self.looks = 0
+        self.vcpus = [SPINNING]
+        self.polls = 0
         self.ends = True
         self.notices: list[str] = []
         self.deaths: list[str] = []
-        self.signs = LifeSigns(
+        self.watch = BootWatch(
             self.timers,
             console=self.console.since,
             contacts=lambda: self.contacts,
-            look=self.look,
+            vcpu_snapshots=self.vcpu_snapshots,
             notice=self.notices.append,
             died=self.died,
             silence=10.0,
         )
-        self.signs.power_on()
+        self.watch.power_on()
 
     def died(self, line: str) -> bool:
         self.deaths.append(line)
         return self.ends
 
-    def look(self) -> list[Glimpse]:
-        self.looks += 1
+    def vcpu_snapshots(self) -> list[VcpuSnapshot]:
+        self.polls += 1
         return self.vcpus
 
     def advance(self, seconds: float) -> None:
@@ -56,8 +56,8 @@ class Guest:
 
     def reset(self, after: float, *, by_guest: bool = True) -> bool:
         self.advance(after)
-        goes_on = self.signs.reset(by_guest)
-        self.signs.power_on()
+        goes_on = self.watch.reset(by_guest)
+        self.watch.power_on()
         return goes_on
 
 
@@ -66,8 +66,8 @@ def guest() -> Guest:
     return Guest()
 
 
-@pytest.mark.parametrize(("vcpu", "words"), [(SPINS, "but runs"), (STANDS, "stands still with interrupts off")])
-def test_a_silent_guest_is_told_once_with_the_next_step(guest: Guest, vcpu: Glimpse, words: str) -> None:
+@pytest.mark.parametrize(("vcpu", "words"), [(SPINNING, "but runs"), (STUCK, "is halted with interrupts off")])
+def test_a_silent_guest_is_told_once_with_the_next_step(guest: Guest, vcpu: VcpuSnapshot, words: str) -> None:
     guest.vcpus = [vcpu]
     guest.advance(9.5)
     assert guest.notices == []
@@ -82,21 +82,21 @@ def test_a_guest_that_prints_or_reaches_the_bus_is_not_silent(guest: Guest) -> N
     guest.advance(5)
     guest.console(b"x")
     guest.advance(60)
-    guest.signs.power_on()
+    guest.watch.power_on()
     guest.advance(5)
     guest.contacts += 1
     guest.advance(60)
     assert guest.notices == []
-    assert guest.looks == 0
+    assert guest.polls == 0
 
 
 def test_an_idle_guest_without_a_console_is_no_dead_one(guest: Guest) -> None:
-    guest.vcpus = [IDLES, STANDS]
+    guest.vcpus = [IDLE, STUCK]
     guest.advance(11)
-    guest.vcpus = [SPINS]  # at work now and then
+    guest.vcpus = [SPINNING]  # at work now and then
     guest.advance(60)
     assert guest.notices == []
-    assert guest.looks == 1, "each look stops the guest for a moment"
+    assert guest.polls == 1, "each look stops the guest for a moment"
 
 
 def test_a_panic_that_ended_on_the_console_is_the_guests_death(guest: Guest) -> None:
@@ -126,7 +126,7 @@ def test_a_guest_that_resets_for_ever_is_told_and_ended(guest: Guest) -> None:
     for number in range(1, RESETS_LIMIT):
         guest.console(PANIC)
         assert guest.reset(1.2)
-        assert len(guest.notices) == (number >= RESETS_TOLD)
+        assert len(guest.notices) == (number >= RESETS_NOTICED)
     guest.console(PANIC)
     assert not guest.reset(1.2)
     assert guest.deaths == [
@@ -143,11 +143,11 @@ def test_a_guest_that_is_kept_may_reset_itself_for_ever(guest: Guest) -> None:
 
 
 def test_resets_that_are_no_loop_are_let_be(guest: Guest) -> None:
-    guest.vcpus = [IDLES]
+    guest.vcpus = [IDLE]
     for number in range(5 * RESETS_LIMIT):
         match number % 3:
             case 0:
-                assert guest.reset(SHORT_LIFE + 1)
+                assert guest.reset(EARLY_RESET + 1)
             case 1:
                 assert guest.reset(0.5, by_guest=False)
             case 2:

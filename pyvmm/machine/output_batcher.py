@@ -1,4 +1,4 @@
-"""Outbox: batches serial output from vCPU threads for the event loop.
+"""Batches serial output from vCPU threads for the event loop.
 
     vCPU thread --add()--> batch --at once; then every `period`, as long as there was something--> output(batch)
 
@@ -24,14 +24,14 @@ DIRECT_FLUSHES = 4
 
 
 class Scheduler(Protocol):
-    """The part of `Loop` that an outbox uses."""
+    """The part of `Loop` that a batcher uses."""
 
     def post(self, callback: Callable[[], None]) -> None: ...
 
     def after(self, seconds: float, callback: Callable[[], None]) -> object: ...
 
 
-class Outbox:
+class OutputBatcher:
     """Passes added bytes to `output`, in order: on the loop's thread, or on the thread that adds them.
 
     Without a `period` (seconds) each batch is passed on at the loop's next turn. With one the loop is not woken for
@@ -44,8 +44,8 @@ class Outbox:
         self._loop = loop
         self._period = period
         self._batch = bytearray()
-        self._lately = 0  # bytes added since the loop's last turn
-        self._coming = False  # a turn of the loop for this batch is scheduled
+        self._recent_bytes = 0  # bytes added since the loop's last turn
+        self._turn_scheduled = False  # a turn of the loop for this batch is scheduled
         self._tick_awaited = False  # that turn waits for the next tick
         self._direct_left = 0  # direct flushes left before that tick
         self._lock = threading.Lock()
@@ -54,15 +54,15 @@ class Outbox:
         """Add `data` to the batch, from any thread."""
         with self._lock:
             self._batch += data
-            self._lately += len(data)
+            self._recent_bytes += len(data)
             if len(self._batch) >= LIMIT:
-                self._hand_on()
-            elif not self._coming:
-                self._coming = True
+                self._pass_on()
+            elif not self._turn_scheduled:
+                self._turn_scheduled = True
                 self._loop.post(self._turn)
             elif self._direct_left:
                 self._direct_left -= 1
-                self._hand_on()
+                self._pass_on()
 
     def tick(self) -> None:
         """Pass on a stream's batch. The owner calls it on the loop's thread, several times a second."""
@@ -72,19 +72,19 @@ class Outbox:
     def flush(self) -> None:
         """Pass on the batch, on this thread."""
         with self._lock:
-            self._hand_on()
+            self._pass_on()
 
     def _turn(self) -> None:
         with self._lock:
-            self._coming = bool(self._lately and self._period)
-            self._tick_awaited = self._coming and self._lately >= STREAM_BYTES
-            self._lately = 0
-            self._direct_left = DIRECT_FLUSHES if self._coming else 0
-            self._hand_on()
-        if self._coming and not self._tick_awaited:
+            self._turn_scheduled = bool(self._recent_bytes and self._period)
+            self._tick_awaited = self._turn_scheduled and self._recent_bytes >= STREAM_BYTES
+            self._recent_bytes = 0
+            self._direct_left = DIRECT_FLUSHES if self._turn_scheduled else 0
+            self._pass_on()
+        if self._turn_scheduled and not self._tick_awaited:
             self._loop.after(self._period, self._turn)
 
-    def _hand_on(self) -> None:
+    def _pass_on(self) -> None:
         if self._batch:
             data, self._batch = bytes(self._batch), bytearray()
             self._output(data)
