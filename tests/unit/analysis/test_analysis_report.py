@@ -17,7 +17,7 @@ from pyvmm.analysis.report.svg import nice_ticks
 from pyvmm.analysis.report.tables import write_tables
 from pyvmm.analysis.report.vmbus_messages import Message, Note
 from pyvmm.launch.trace_events import load_events
-from pyvmm.trace.conversation import Message, Note
+from pyvmm.trace.sequences import Message, Note
 
 CAPTURES = Path(__file__).parent / "captures"
 MIB = 1 << 20
