@@ -192,6 +192,7 @@ VmbusChannelInfo = TypedDict(
         "type": str,
         "guid": str,
         "state": str,
+        "sub-channel": NotRequired[int],  # its index; a primary channel has none
         "target-vp": NotRequired[int],
         "ring-in": NotRequired[int],
         "ring-out": NotRequired[int],

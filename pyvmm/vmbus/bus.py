@@ -146,6 +146,8 @@ class Vmbus:
                 "guid": str(served.offer.instance),
                 "state": served.state.NAME,
             }
+            if served.offer.sub_channel:
+                row["sub-channel"] = served.offer.sub_channel
             channel = self._channels.get(served)
             if channel is not None and isinstance(served.state, Open):
                 row |= {

@@ -54,6 +54,8 @@ def test_sub_channels_are_offered_when_asked_for_and_work_apart(guest: FakeGuest
         assert (offer.device_type, offer.instance) == (primary.offer.device_type, primary.offer.instance)
         assert (offer.sub_channel, offer.dedicated, offer.connection_id) == (number, 1, 16 + offer.relid)
     assert len({driver.offer.relid for driver in drivers}) == 4
+    indices = {row["relid"]: row.get("sub-channel", 0) for row in guest.bus.info()}
+    assert [indices[driver.offer.relid] for driver in drivers] == [0, 1, 2, 3]
     for number, driver in enumerate(drivers):
         ask(driver, Command.LATER, 0, id=100 + number)
     guest.advance(seconds=0.01)

@@ -49,7 +49,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         rings = f"{_percent(row, 'ring-in')} / {_percent(row, 'ring-out')}"
     return (
         f"#{row.get('relid', '?')}",
-        str(row.get("name", "?")),
+        str(row.get("name", "?")) + (f" ({row['sub-channel']})" if row.get("sub-channel") else ""),
         str(row.get("id") or row.get("path", "")),
         str(row.get("state", "?")),
         _both(row, "packets"),
