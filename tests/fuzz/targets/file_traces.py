@@ -9,7 +9,7 @@ from pyvmm.analysis.diff import compare
 from pyvmm.analysis.read import Trace, read_trace, rewrite
 from pyvmm.analysis.report.latency import latencies
 from pyvmm.analysis.report.page import page
-from pyvmm.analysis.report.story import tell
+from pyvmm.analysis.report.summary import summarise
 from pyvmm.errors import ConfigError
 from pyvmm.launch.trace_events import load_events
 
@@ -39,7 +39,7 @@ def _use(data: bytes) -> None:
     found = _read(data)
     if found is None:
         return
-    page(tell(found), latencies(found), Path("trace"))
+    page(summarise(found), latencies(found), Path("trace"))
     compare(found.entries, found.entries[::2])
     for format in ("text", "json", "chrome"):
         text = "".join(rewrite(found, format))

@@ -15,7 +15,6 @@ from pyvmm.analysis.report.page import page
 from pyvmm.analysis.report.summary import TraceSummary, summarise
 from pyvmm.analysis.report.svg import nice_ticks
 from pyvmm.analysis.report.tables import write_tables
-from pyvmm.analysis.report.vmbus_messages import Message, Note
 from pyvmm.launch.trace_events import load_events
 from pyvmm.trace.sequences import Message, Note
 
