@@ -8,6 +8,7 @@ ones, and so does a device that fails (`pyvmm.contain`).
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,12 @@ unclaimed = event("iomap.unclaimed", "{space} {kind} at {address:#x}, {size} byt
 
 SMALL = 256
 """Size up to which a range is entered in the table address by address; larger ranges are searched."""
+
+
+OnUnclaimed = Callable[[str, int, int, int | None], None]
+"""on_unclaimed(kind, address, size, value), on the vCPU's thread. `kind` is "port read", "mmio write" and so on;
+`value` is None for a read.
+"""
 
 
 class IoDevice(Protocol):
@@ -41,6 +48,7 @@ class IoMap:
 
     def __init__(self, space: str) -> None:
         self.space = space
+        self.on_unclaimed: OnUnclaimed = lambda kind, address, size, value: None
         self._claims: list[_Claim] = []
         self._by_address: dict[int, _Claim] = {}  # small claims only; nearly all are small
 
@@ -53,19 +61,23 @@ class IoMap:
         if size <= SMALL:
             self._by_address.update(dict.fromkeys(range(start, start + size), claim))
 
-    def _find(self, address: int, size: int, kind: str) -> _Claim | None:
+    def _find(self, address: int) -> _Claim | None:
         claim = self._by_address.get(address)
         if claim is None:
             claim = next((c for c in self._claims if c.start <= address < c.start + c.size), None)
-        if claim is None and unclaimed.on:
-            unclaimed(self.space, kind, address, size)
         return claim
+
+    def _missed(self, kind: str, address: int, size: int, value: int | None) -> None:
+        if unclaimed.on:
+            unclaimed(self.space, kind, address, size)
+        self.on_unclaimed(f"{self.space} {kind}", address, size, value)
 
     def read(self, address: int, size: int) -> int:
         """Return the device's answer, truncated to `size` bytes."""
-        claim = self._find(address, size, "read")
+        claim = self._find(address)
         ones = (1 << 8 * size) - 1
         if claim is None:
+            self._missed("read", address, size, None)
             return ones
         try:
             with claim.lock:
@@ -76,10 +88,12 @@ class IoMap:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Pass a write to the device; a write to an unclaimed address is dropped."""
-        claim = self._find(address, size, "write")
-        if claim is not None:
-            try:
-                with claim.lock:
-                    claim.device.write(address - claim.start, size, value)
-            except Exception as error:
-                contain(f"{self.space} {claim.start:#x} write", error)
+        claim = self._find(address)
+        if claim is None:
+            self._missed("write", address, size, value)
+            return
+        try:
+            with claim.lock:
+                claim.device.write(address - claim.start, size, value)
+        except Exception as error:
+            contain(f"{self.space} {claim.start:#x} write", error)

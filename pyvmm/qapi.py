@@ -285,6 +285,26 @@ SandboxInfo = TypedDict(
         "missing": NotRequired[list[str]],
     },
 )
+
+
+class UnhandledAccess(TypedDict):
+    """Accesses of one kind ("port read", "msr write", "hypercall" ...) to one number that nothing handled."""
+
+    kind: str
+    number: int
+    name: str  # what it is, where that is known
+    count: int
+    vcpu: int | None  # of the first, and its RIP
+    rip: int | None
+
+
+class UnhandledInfo(TypedDict):
+    """The guest's unhandled accesses, the most frequent first. `more`: accesses that are in no entry."""
+
+    accesses: list[UnhandledAccess]
+    more: int
+
+
 MachineInfo = TypedDict(
     "MachineInfo",
     {
@@ -307,6 +327,7 @@ MachineInfo = TypedDict(
         "panics": int,
         "notices": list[str],
         "loop": LoopInfo,
+        "unhandled": UnhandledInfo,
         "exits": dict[str, dict[str, int]],  # counts by kind of exit, by vCPU: vcpu0, vcpu1 ...
     },
 )

@@ -14,12 +14,14 @@ from pyvmm.cli.words import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError
 from pyvmm.launch.config_file import FIXED_CONSOLES, load
 from pyvmm.launch.options import (
+    DEBUG_KINDS,
     ONE_SOURCE,
     OPTIONS,
     Field,
     GuestOptions,
     details,
     flag,
+    read_debug,
     read_number,
     read_seconds,
     text_of,
@@ -57,6 +59,25 @@ class MemoryType(click.ParamType[MemorySpec]):
             self.fail(str(error), param, ctx)
 
 
+class DebugType(click.ParamType[str]):
+    """Kinds of unhandled accesses, separated by commas."""
+
+    name = "kinds"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return read_debug(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_debug(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the last kind of a list separated by commas."""
+    given, comma, last = incomplete.rpartition(",")
+    left = [kind for kind in DEBUG_KINDS if kind not in given.split(",")]
+    return [f"{given}{comma}{kind}" for kind in left if kind.startswith(last)]
+
+
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete image names."""
     from pyvmm.images.catalog import list_images
@@ -81,6 +102,7 @@ _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "console": complete_console,
     "mem_backend": complete_backend,
     "trace": complete_event,
+    "debug": complete_debug,
 }
 _TYPES: dict[Callable[[str], Any], Any] = {
     str: str,
@@ -89,6 +111,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     read_seconds: Seconds(min=0, min_open=True),
     parse_size: SizeType(),
     parse_memory: MemoryType(),
+    read_debug: DebugType(),
 }
 
 

@@ -29,3 +29,10 @@ def memory_text(memory: dict[str, Any], balloon: dict[str, Any]) -> str:
         if memory["resident"] > actual + RESIDENT_SLACK:
             text += " (more than it should have: it uses pages that it gave back)"
     return text
+
+
+def access_text(kind: str, number: int, name: str) -> str:
+    """Format an entry: `port read 0x80 (POST code)`, `exit IoapicEoi`."""
+    if kind == "exit":
+        return f"exit {name}"
+    return f"{kind} {number:#x}" + (f" ({name})" if name else "")

@@ -24,6 +24,7 @@ from pyvmm.hyperv.partition import MessageListener
 from pyvmm.hyperv.synic import Synic
 from pyvmm.hyperv.tlfs import Privilege
 from pyvmm.kvm import CpuidEntry, Exit, Vcpu, Vm
+from pyvmm.kvm.abi import MsrExitReason
 from pyvmm.loop import Loop, Pending
 from pyvmm.memory import GuestMemory
 
@@ -44,6 +45,10 @@ class Engine(ABC):
         self.crash = CrashRegisters()
         self.offer = Offer()
         self.on_crash: Callable[[CrashReport], None] = lambda report: None
+        self.msr_exits = MsrExitReason.FILTER
+        """Which MSR accesses KVM leaves to user space. Set before `setup_vm`."""
+        self.on_msr_refused: Callable[[str, int, int | None], None] = lambda kind, msr, value: None
+        """Called with "msr read" or "msr write", the MSR and the value written for an access that raises #GP."""
         self.on_reset: Notify = lambda: None
         """Called on the vCPU's thread that wrote the reset MSR."""
         self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do

@@ -79,6 +79,8 @@ class Hypercalls:
     def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
         self.memory = memory
         self.extended: ExtendedCalls | None = None
+        self.on_unhandled: Callable[[int, int], None] = lambda code, status: None
+        """Called with code and status of a call that does not exist, or whose connection nothing listens to."""
         self._signal = signal
         self._listener: MessageListener | None = None
         self._listening = threading.Event()
@@ -112,9 +114,12 @@ class Hypercalls:
                 case HypercallCode.SIGNAL_EVENT:
                     return self._event(SignalEventInput.parse(self.memory.read(input1, SignalEventInput.SIZE)))
                 case code if code > FIRST_EXTENDED and self.extended is not None:
-                    return self.extended.call(word, input1, input2)
-                case _:
-                    return HypercallStatus.INVALID_HYPERCALL_CODE
+                    result = self.extended.call(word, input1, input2)
+                    if result == HypercallStatus.INVALID_HYPERCALL_CODE:
+                        self.on_unhandled(code, result)
+                    return result
+                case code:
+                    return self._unhandled(code, HypercallStatus.INVALID_HYPERCALL_CODE)
         except GuestError:
             return HypercallStatus.INVALID_PARAMETER
         except Exception as error:
@@ -135,11 +140,18 @@ class Hypercalls:
         self._listening.wait(LISTENER_WAIT)
         if self._listener is None:
             return HypercallStatus.INVALID_CONNECTION_ID
-        return self._listener(head.connection_id & CONNECTION_MASK, head.message_type, payload)
+        status = self._listener(head.connection_id & CONNECTION_MASK, head.message_type, payload)
+        if status == HypercallStatus.INVALID_CONNECTION_ID:
+            self.on_unhandled(HypercallCode.POST_MESSAGE, status)
+        return status
 
     def _event(self, event: SignalEventInput) -> int:
         if event.flag_number:
             return HypercallStatus.INVALID_PORT_ID
         if not self._signal(event.connection_id & CONNECTION_MASK):
-            return HypercallStatus.INVALID_CONNECTION_ID
+            return self._unhandled(HypercallCode.SIGNAL_EVENT, HypercallStatus.INVALID_CONNECTION_ID)
         return HypercallStatus.SUCCESS
+
+    def _unhandled(self, code: int, status: HypercallStatus) -> HypercallStatus:
+        self.on_unhandled(code, status)
+        return status

@@ -36,7 +36,6 @@ from pyvmm.kvm import (
     Vm,
     Wrmsr,
 )
-from pyvmm.kvm.abi import MsrExitReason
 from pyvmm.loop import Loop
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 
@@ -102,7 +101,7 @@ class KernelEngine(Engine):
 
     def setup_vm(self, vm: Vm) -> None:
         self._vm = vm
-        vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(MsrExitReason.FILTER))
+        vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(self.msr_exits))
         ours = [MsrRange.deny(Msr.CRASH_P0, Msr.CRASH_CTL - Msr.CRASH_P0 + 1)]
         if self.hypercalls.extended is not None and not self._extended_calls_exit:
             ours.append(MsrRange.deny(Msr.HYPERCALL, read=False))

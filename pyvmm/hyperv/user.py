@@ -27,7 +27,6 @@ from pyvmm.hyperv.tlfs import (
     SintValue,
 )
 from pyvmm.kvm import Cap, CpuidEntry, Exit, IoOut, MsrRange, Rdmsr, Vcpu, Vm, Wrmsr
-from pyvmm.kvm.abi import MsrExitReason
 from pyvmm.loop import Loop
 from pyvmm.memory import GuestMemory
 
@@ -58,7 +57,7 @@ class UserEngine(Engine):
 
     def setup_vm(self, vm: Vm) -> None:
         self._vm = vm
-        vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(MsrExitReason.FILTER))
+        vm.enable_cap(Cap.X86_USER_SPACE_MSR, int(self.msr_exits))
         vm.set_msr_filter([MsrRange.deny(FIRST_MSR, MSR_RANGE)])
 
     def cpuid(self) -> list[CpuidEntry]:
@@ -84,6 +83,7 @@ class UserEngine(Engine):
                 except GuestError as error:
                     if trace.msr_refused.on:
                         trace.msr_refused(vp, "read", msr, str(error))
+                    self.on_msr_refused("msr read", msr, None)
                     exit.fault()
                     return True
                 if trace.msr_read.on:
@@ -98,6 +98,7 @@ class UserEngine(Engine):
                 except GuestError as error:
                     if trace.msr_refused.on:
                         trace.msr_refused(vp, "write", msr, str(error))
+                    self.on_msr_refused("msr write", msr, value)
                     exit.fault()
                 else:
                     exit.ok()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 TRACE_FORMATS = ("text", "json", "chrome")
+DEBUG_KINDS = ("exits", "mmio", "ports", "msr", "hypercalls")
+"""What `--debug` can print."""
 
 
 def read_number(text: str) -> int:
@@ -47,6 +49,14 @@ def read_seconds(text: str) -> float:
     if not 0 < seconds <= LONGEST:  # also refuses NaN
         raise ConfigError(f"{seconds} is not in the range 0<x<={LONGEST}")
     return seconds
+
+
+def read_debug(text: str) -> str:
+    """Check the kinds of `--debug`, separated by commas, and return `text`. Raises ConfigError."""
+    for kind in text.split(","):
+        if kind not in DEBUG_KINDS:
+            raise ConfigError(f"{kind[:40]!r} is not one of {', '.join(DEBUG_KINDS)}")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +165,13 @@ class GuestOptions:
         "How; default by the file's ending: .txt text, .json chrome (for Perfetto), else JSON lines.",
         str,
         *TRACE_FORMATS,
+    )
+    debug: tuple[str, ...] = option(
+        (),
+        "Print what the guest does and nothing handles, and a table of it at the end: ports, mmio, msr, hypercalls; "
+        "exits: every exit. Repeatable.",
+        read_debug,
+        metavar="KIND[,KIND...]",
     )
     timeout: float | None = option(None, "End with status 124 after SECONDS.", read_seconds, in_api=False)
     sandbox: Mode = option(

@@ -27,6 +27,7 @@ from pyvmm.client.registry import stall_note
 from pyvmm.host.inside import inside, socket_path, user_pid
 from pyvmm.launch.confined import confine_session, open_listeners
 from pyvmm.launch.consoles import Console
+from pyvmm.launch.debug_lines import DebugLines
 from pyvmm.launch.trace_sinks import TraceSettings, traces
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig
@@ -56,6 +57,7 @@ class Session:
         self._make_console = console
         self._trace = trace or TraceSettings()
         self._sandbox: Mode = sandbox
+        self._debug: DebugLines | None = None
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -69,10 +71,17 @@ class Session:
             stack.callback(self.loop.close)
             paths = map(socket_path, self._sockets)
             self._listeners = open_listeners(paths, self.loop, stack, confined=self._sandbox != "off")
+            stack.callback(self._end_debug)
             self.console = stack.enter_context(self._make_console())
             self.machine = stack.enter_context(Machine(self._config, self.loop, console=self.console.write))
+            if self._config.debug:
+                self._debug = DebugLines(self.machine, self._config.debug)
             self._stack = stack.pop_all()
         return self
+
+    def _end_debug(self) -> None:
+        if self._debug is not None:
+            self._debug.finish()
 
     def start(self, signalled: Callable[[int], None] | None = None) -> None:
         """Confine this process if it is pyvmm's own, power the machine on and serve its monitor.

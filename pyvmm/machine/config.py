@@ -52,6 +52,7 @@ class MachineConfig:
     slots: int | None = None  # KVM memory slots for hot-added memory, at most; None: 64
     balloon_version: BalloonVersion = "3.0"  # the newest Dynamic Memory protocol spoken
     balloon_piece: int = 128 * MIB  # memory per balloon request
+    debug: frozenset[str] = frozenset()  # kinds of `launch.options.DEBUG_KINDS` that are printed as they happen
     status_report: bool = True  # the guest's pressure reports are emitted as events
     devices: tuple[str, ...] = ("hv-balloon", "heartbeat", "shutdown", "timesync")
     """Names from machine.devices.DEVICES, one per device; names may repeat."""

@@ -80,6 +80,7 @@ class Hardware:
         reset: Callable[[str], None],
         failed: Callable[[BaseException], None],
         inbox: Inbox,
+        unknown_exit: Callable[[str], None] = lambda name: None,
         coalesced: Callable[[int, bytes], None] | None = None,
         polled: Mapping[int, bytearray] | None = None,
         readonly: Mapping[int, HostMemory] | None = None,
@@ -90,6 +91,7 @@ class Hardware:
         self._reset = reset
         self._failed = failed
         self._inbox = inbox
+        self._unknown_exit = unknown_exit
         self._coalesced = coalesced
         self._polled = polled or {}
         self._readonly = readonly or {}
@@ -179,6 +181,12 @@ class Hardware:
         finally:
             self.resume()
 
+    def caller(self) -> tuple[int, int] | None:
+        """Return index and RIP of the vCPU whose thread calls this at an exit; None on any other thread."""
+        here = threading.get_native_id()
+        found = next((thread for thread in self.threads if thread.native_id == here), None)
+        return None if found is None else (found.index, found.vcpu.regs.rip)
+
     def halt(self) -> None:
         """End the vCPU threads for good. Called on the loop's thread."""
         self.stop()
@@ -250,6 +258,8 @@ class Hardware:
                 case Rdmsr() | Wrmsr():
                     if not engine.handle(vcpu, index, exit):
                         exit.fault()
+                        value = exit.value if isinstance(exit, Wrmsr) else None
+                        engine.on_msr_refused("msr read" if value is None else "msr write", exit.index, value)
                 case Shutdown():
                     self._reset("triple fault")
                     return False
@@ -270,6 +280,7 @@ class Hardware:
                 case _:
                     if trace.unknown_exit.on:
                         trace.unknown_exit(index, exit.NAME, exit_detail(exit))
+                    self._unknown_exit(exit.NAME)
             return True
 
         return handle

@@ -77,6 +77,11 @@ class HardwareSlot:
         if hardware is not None:
             hardware.stop()
 
+    def caller(self) -> tuple[int, int] | None:
+        """Return index and RIP of the vCPU whose thread calls this at an exit; None on any other thread."""
+        hardware = self.hardware
+        return None if hardware is None else hardware.caller()
+
     # On the loop's thread
 
     def vcpu_snapshots(self) -> list[VcpuSnapshot]:

@@ -44,6 +44,7 @@ from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
 from pyvmm.machine.runner import install_kick
 from pyvmm.machine.throttle import Throttles
+from pyvmm.machine.unhandled import UnhandledLog
 from pyvmm.tail import Tail
 from pyvmm.watchdog import Watchdog
 
@@ -96,6 +97,7 @@ class Machine:
         self.state: qapi.RunState = "prelaunch"
         self.notifier = Notifier()
         self.slot = HardwareSlot(lambda: self.state == "running")
+        self.unhandled = UnhandledLog(self.slot.caller)
         self.console_tail = Tail(onward=console)
         self._reset_wanted: str | None = None  # reason of the guest's pending reset
         self._reset_earliest = 0.0  # loop clock
@@ -124,6 +126,7 @@ class Machine:
         if config.page_reporting:
             self.engine.report_free_pages(FreePages(self.memory).discard)
         self.engine.on_crash = self._crashed
+        self.unhandled.watch_engine(self.engine, all_msrs="msr" in config.debug)
         self.panic = PanicWatch(
             config.on_panic,
             self.guest_time,
@@ -154,6 +157,7 @@ class Machine:
             console=self.console_tail,
             agent=self._agent_input.add,
         )
+        self.board.ports.on_unclaimed = self.board.mmio.on_unclaimed = self.unhandled.io
         self.throttles = Throttles(loop, self.board.serials, self.slot.freeze, self.guest_time)
         self.hurried = False  # quit was requested after the end: do not wait for the last output to drain
         self._services: Services | None = None
@@ -211,6 +215,7 @@ class Machine:
             reset=self._want_reset,
             failed=lambda error: self.loop.post(self._failed, error),
             inbox=self._agent_input,
+            unknown_exit=self.unhandled.exit,
             coalesced=self.board.coalesced,
             polled=self.board.polled(),
             readonly=self.board.readonly(),

@@ -214,5 +214,6 @@ class MonitorView:
             "panics": machine.panic.count,
             "notices": list(machine.notifier.notices),
             "loop": machine.watchdog.info(),
+            "unhandled": machine.unhandled.describe(),
             "exits": {f"vcpu{each.index}": dict(each.exits) for each in machine.slot.threads},
         }

@@ -11,11 +11,14 @@ import click
 
 from pyvmm.cli import output
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
-from pyvmm.client.replies import memory_text
+from pyvmm.client.replies import access_text, memory_text
 from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
     from pyvmm.client.registry import Entry
+
+UNHANDLED_SHOWN = 3
+"""Unhandled accesses that are shown, the most frequent first."""
 
 PATIENCE = 10.0
 """Seconds that `status` waits for the machine's answer."""
@@ -102,7 +105,21 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     exits = {key: sum(counts.values()) for key, counts in (about.get("exits") or {}).items()}
     pairs.append(("event loop", _loop_text(about.get("loop") or {})))
     pairs.append(("exits", ", ".join(f"{key} {count}" for key, count in exits.items())))
+    pairs.append(("unhandled", _unhandled_text(about.get("unhandled") or {})))
     return pairs
+
+
+def _unhandled_text(unhandled: dict[str, Any]) -> str:
+    """`port write 0x80 (POST code) 12 times, msr read 0x8b once, and 3 others`; empty if there were none."""
+    rows = unhandled.get("accesses") or []
+    parts = [
+        f"{access_text(str(row['kind']), row['number'], str(row['name']))} "
+        + ("once" if row["count"] == 1 else f"{row['count']} times")
+        for row in rows[:UNHANDLED_SHOWN]
+    ]
+    if len(rows) > UNHANDLED_SHOWN:
+        parts.append(f"and {len(rows) - UNHANDLED_SHOWN} others (--json)")
+    return ", ".join(parts)
 
 
 def _loop_text(loop: dict[str, Any]) -> str:

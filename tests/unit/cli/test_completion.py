@@ -41,6 +41,8 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("pyvmm run --trace balloon.target", ["balloon.target_set"]),
         ("pyvmm run --console st", ["st", "stdio"]),
         ("pyvmm run --mem-backend m", ["memfd"]),
+        ("pyvmm run --debug m", ["mmio", "msr"]),
+        ("pyvmm run --debug msr,m", ["msr,mmio"]),
         ("pyvmm status w", ["web"]),
         ("pyvmm stop --name ", ["web"]),
         ("pyvmm image show debian-7", ["debian-7.2"]),
