@@ -16,7 +16,7 @@ kernel. Later it gives their addresses back to the driver, which frees them.
                                  --- HOT_ADD_RESPONSE --->
                                       (pages, result)
 
-The device's states (`machine.py` has the picture with every arrow):
+The device's states (`state_machine.py` has the picture with every arrow):
 
     Closed -> AwaitVersion -> AwaitCaps -> Idle -> BalloonPosting -> BalloonWaiting -> Idle
                                                         ^---- BalloonPausing <--+  (less than requested)
@@ -28,7 +28,7 @@ Read in this order:
 
 * `protocol`  the bytes
 * `ranges`    sets of pages, quick at any fragmentation
-* `hot_add`   the hot-add range: memory that was granted, memory in doubt, the next grant
+* `hot_add`   the hot-add range: memory that was granted, unconfirmed memory, the next grant
 * `discards`  returning pages to the host, a slice each turn of the loop
 * `ledger`    the owner of each page; the only place that discards
 * `growth`    hot-add with one driver: its requests and the meaning of its answers
@@ -36,13 +36,13 @@ Read in this order:
 * `plan`      the forecast of a resize: the guest keeps a floor
 * `retry`     the retry schedule for a guest that stopped short
 * `tuning`    limits and timeouts
-* `states`, `machine`  the protocol as a state machine, with pieces and time limits, without I/O
+* `states`, `state_machine`  the protocol as a state machine, with pieces and time limits, without I/O
 * `device`    joins them to a channel and to the monitor
 * `events`    trace events
 
 Lifetimes: a driver that is unbound keeps its pages allocated, and they stay in the ledger. A machine reset gives the
 guest its boot size and empties the ledger; the last target is applied again once the new driver has negotiated. A
-kernel started by kexec believes it has all boot RAM: `BalloonDevice.restarted()`. Hot-added memory is the guest's
+kernel started by kexec believes it has all boot RAM: `BalloonDevice.bus_connected()`. Hot-added memory is the guest's
 until the reset, whatever driver comes and goes.
 
 Known limit: pages named in answers that were still in the ring when the channel closed are lost to both sides until

@@ -60,7 +60,7 @@ class BalloonDevice(VmbusDevice):
         self.on_status: list[Callable[[int, int], object]] = []
         self._channel: Channel | None = None
         self._waiting_for_room = False
-        ledger.turns.progress = self._discarded
+        ledger.turns.progress = self._on_discarded
 
     # The channel's side
 
@@ -81,14 +81,14 @@ class BalloonDevice(VmbusDevice):
     def closed(self, channel: Channel) -> None:
         self._channel = None
         self.machine.closed()
-        self._tell()
+        self._call_listeners()
 
     def reset(self) -> None:
         """Reset to the boot size and an empty ledger. With `keep_target` the next driver gets the last target."""
         self.machine.power_on(keep_target=self.keep_target)
-        self._tell()
+        self._call_listeners()
 
-    def restarted(self) -> None:
+    def bus_connected(self) -> None:
         """Handle a possible new kernel without a machine reset (kexec, crash kernel), which uses all boot RAM.
 
         Giving back the pages of its predecessor would free pages that it uses, so the ledger is emptied. The same
@@ -96,9 +96,9 @@ class BalloonDevice(VmbusDevice):
         was only unbound and bound again makes no contact: its pages stay out, and can be given back to it.
         """
         self.machine.forget_pages("the guest made contact anew")
-        self._tell()
+        self._call_listeners()
 
-    def _discarded(self) -> None:
+    def _on_discarded(self) -> None:
         self.machine.discarded()
         self._pump()
 
@@ -113,19 +113,19 @@ class BalloonDevice(VmbusDevice):
             if channel.room() < size:
                 if not self._waiting_for_room:
                     self._waiting_for_room = True
-                    channel.when_room(size, self._room_came)
+                    channel.when_room(size, self._on_room)
                 break
             channel.send(self.machine.next_message())
-        self._tell()
+        self._call_listeners()
 
-    def _room_came(self) -> None:
+    def _on_room(self) -> None:
         self._waiting_for_room = False
         self._pump()
 
-    def _tell(self) -> None:
-        happened = self.machine.happened
-        while happened:
-            match happened.popleft():
+    def _call_listeners(self) -> None:
+        notifications = self.machine.notifications
+        while notifications:
+            match notifications.popleft():
                 case Changed(actual):
                     for changed in self.on_change:
                         changed(actual)
@@ -197,7 +197,7 @@ class BalloonDevice(VmbusDevice):
                 "alignment": 1 << 20 + caps.alignment_log2_mib,
             },
             "boot": ledger.boot_pages * PAGE_SIZE,
-            "max": ledger.most_pages * PAGE_SIZE,
+            "max": ledger.maximum_pages * PAGE_SIZE,
             "hot-add": None if ledger.hot_range is None else self._hot_add_info(),
             "actual": self.actual,
             "target": self.target,
@@ -225,5 +225,5 @@ class BalloonDevice(VmbusDevice):
             "lost": hot_range.lost_pages * PAGE_SIZE,
             "offline": growth.offline_pages * PAGE_SIZE,
             "removed": self.machine.ledger.added.removed_pages * PAGE_SIZE,
-            "refused": growth.why_not() if self.ready else None,
+            "refused": growth.refusal_reason() if self.ready else None,
         }

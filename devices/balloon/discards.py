@@ -1,10 +1,10 @@
 """Discards: returns released pages to the host, in slices, one slice each turn of the loop.
 
 A guest chooses how many pages it releases and how scattered they are, and each range is a system call: a message of
-510 single pages costs 5 ms, 1 TiB of them twenty minutes. So a message is booked at once, with bit operations, and
+510 single pages costs 5 ms, 1 TiB of them twenty minutes. So a message is recorded at once, with bit operations, and
 the pages to be discarded wait in a set, which is bounded by the guest's RAM however it is fragmented.
 
-    book --+--> waiting --slice--> discarded         at most RANGES_A_TURN calls of PIECE_PAGES, or SECONDS_A_TURN
+  record --+--> waiting --slice--> discarded         at most RANGES_A_TURN calls of PIECE_PAGES, or SECONDS_A_TURN
            +--> the first slice of a turn is done at once: an ordinary answer never waits
 """
 
@@ -40,7 +40,7 @@ class Turns:
         self._turn_is_used = False
         self._is_left = False
 
-    def ask(self) -> None:
+    def schedule(self) -> None:
         """Schedule the work."""
         self._is_left = True
         if self.later is not None and not self._turn_is_used:
@@ -69,7 +69,7 @@ def slice_of(waiting: PageRanges, granule: int) -> Iterator[PageRange]:
                 return
 
 
-def noting(pieces: Iterator[PageRange], done: list[PageRange]) -> Iterator[PageRange]:
+def append_each(pieces: Iterator[PageRange], done: list[PageRange]) -> Iterator[PageRange]:
     """Yield the same pieces, and append each to `done`."""
     for piece in pieces:
         done.append(piece)

@@ -1,4 +1,4 @@
-"""The bound driver: the result of the negotiation with it, its last status report, and the replies owed to it.
+"""The bound driver: the result of the negotiation with it, its last status report, and the replies queued for it.
 
 Source: Linux drivers/hv/hv_balloon.c, balloon_connect_vsp() and post_status().
 
@@ -41,9 +41,9 @@ class Driver:
     caps: Capabilities | None = None
     status: StatusReport | None = None
     replies: deque[bytes] = field(default_factory=deque)
-    _had: int = 0  # the guest's size in pages at that report
+    _pages_at_report: int = 0  # the guest's size in pages at that report
 
-    def take_version(self, request: VersionRequest) -> bool:
+    def on_version(self, request: VersionRequest) -> bool:
         """Handle a version request; returns whether the version is agreed."""
         offered = Version(request.version)
         if trace.incoming_version.on:
@@ -54,7 +54,7 @@ class Driver:
             self.version = offered
         return accepted
 
-    def take_caps(self, report: CapabilitiesReport, *, suppress_reports: bool) -> Capabilities:
+    def on_capabilities(self, report: CapabilitiesReport, *, suppress_reports: bool) -> Capabilities:
         """Handle the driver's capabilities."""
         if trace.incoming_caps.on:
             trace.incoming_caps(report.caps & 0xFFFFFFFF)
@@ -62,25 +62,25 @@ class Driver:
         self._reply(CapabilitiesResponse.of(report.trans_id, suppress_reports=suppress_reports).build())
         return self.caps
 
-    def tell_most(self, trans_id: int, pages: int) -> None:
+    def queue_info(self, trans_id: int, pages: int) -> None:
         """Queue the message with the guest's maximum size."""
         if trace.info_sent.on:
             trace.info_sent(pages)
         self._reply(Info.of(trans_id, pages).build())
 
-    def take_status(self, report: StatusReport, current: int) -> None:
+    def on_status(self, report: StatusReport, current: int) -> None:
         """Handle a status report; the guest has `current` pages. Raises GuestProtocolError for absurd figures."""
         if max(report.available_pages, report.committed_pages) >= STATUS_PAGES_LIMIT:
-            raise GuestProtocolError("balloon: a status report of more memory than there can be")
+            raise GuestProtocolError("balloon: a status report with an impossible amount of memory")
         if trace.status_report.on:
             trace.status_report(report.available_pages, report.committed_pages)
-        self.status, self._had = report, current
+        self.status, self._pages_at_report = report, current
 
     def available_pages(self, current: int) -> int | None:
         """Return the available pages of the last report, adjusted for resizes since; None before the first report."""
         if self.status is None:
             return None
-        return max(0, self.status.available_pages + current - self._had)
+        return max(0, self.status.available_pages + current - self._pages_at_report)
 
     def _reply(self, message: bytes) -> None:
         if len(self.replies) >= REPLY_LIMIT:

@@ -30,7 +30,7 @@ STRIDE = 8
 """Limit of pieces in a request."""
 
 NEEDS_HOT_ADD = "memory beyond the boot size needs hot-add, which this machine does not have"
-GUEST_CANNOT = "the guest's driver takes no memory beyond what it booted with"
+GUEST_CANNOT = "the guest's driver does not support hot-add"
 GUEST_REFUSED = "the guest refused more memory for good (hot_add=0, no memory hotplug, or an address it knows)"
 GUEST_COULD_NOT = "the guest could not add memory just now: it may lack memory for its own tables"
 UNANSWERED = "the guest has not answered an earlier request to add memory"
@@ -63,7 +63,7 @@ class Growth:
         self.possible = hot_add
         self.alignment = 1 << 8 + alignment_log2_mib
 
-    def why_not(self) -> str:
+    def refusal_reason(self) -> str:
         """Return why hot-add is impossible; empty if it is possible."""
         if self.ledger.hot_range is None:
             return NEEDS_HOT_ADD
@@ -71,12 +71,12 @@ class Growth:
             return GUEST_CANNOT
         return self.refused or (UNANSWERED if self.late_answers else "")
 
-    def why_no_more(self) -> str:
+    def no_grant_reason(self) -> str:
         """Return why there is no next grant."""
         hot_range = self.ledger.hot_range
         assert hot_range is not None
-        if hot_range.given_pages >= hot_range.window.pages:
-            return f"{self.ledger.most_pages >> 8} MiB are the most this machine may have"
+        if hot_range.granted_pages >= hot_range.window.pages:
+            return f"{self.ledger.maximum_pages >> 8} MiB are the most this machine may have"
         if self.whole_blocks or hot_range.next >= hot_range.window.end - self.alignment:
             return f"the guest takes memory in blocks of {self.alignment >> 8} MiB, and no further block fits"
         return "no address space is left for more memory until the machine is reset"
@@ -85,7 +85,7 @@ class Growth:
         """Return the largest size in pages that the guest is expected to reach."""
         hot_range = self.ledger.hot_range
         more = 0
-        if hot_range is not None and not self.why_not():
+        if hot_range is not None and not self.refusal_reason():
             more = hot_range.reachable(self.alignment, whole_blocks=self.whole_blocks)
         return self.ledger.ram_pages + more
 
@@ -121,7 +121,7 @@ class Growth:
         """Return the time limit in seconds, which allows for a guest whose wait for each block times out."""
         return request_timeout + ONLINE_WAIT * (grant.covers.pages / self.alignment)
 
-    def taken(self, grant: Grant, pages: int, took: float, status: StatusReport | None) -> bool:
+    def on_accepted(self, grant: Grant, pages: int, took: float, status: StatusReport | None) -> bool:
         """Handle an answer: the guest accepted `pages` after `took` seconds. Return whether they seem offline."""
         self._stride = min(2 * self._stride, STRIDE) if pages == grant.pages else 1
         if grant.region is None or took < OFFLINE_AFTER * max(1, pages // self.alignment):
@@ -134,7 +134,7 @@ class Growth:
             trace.hot_add_offline(pages, round(took, 1))
         return True
 
-    def take_status(self, report: StatusReport) -> None:
+    def on_status(self, report: StatusReport) -> None:
         """Check in a status report whether memory that seemed offline is online."""
         if (
             self.offline_pages

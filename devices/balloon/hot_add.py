@@ -86,37 +86,37 @@ class HotAddRange:
         """Unmap memory of a grant that was refused or never sent. To be called while no grant is outstanding."""
         self.window.keep_below(self.top)
 
-    def driver_gone(self) -> None:
+    def driver_unbound(self) -> None:
         """Handle an unbound driver: Linux keeps the memory, but loses the state of a partly granted block."""
         self.next = self.block_end = max(self.next, self.block_end)
 
     def invalidate(self) -> None:
         """Treat all memory as unconfirmed: a new kernel may be running (new contact), with all of it or none."""
-        self.driver_gone()
+        self.driver_unbound()
         self.unconfirmed.update(self.ram)
         self.ram.clear()
 
     @property
-    def given_pages(self) -> int:
+    def granted_pages(self) -> int:
         """Return the number of confirmed and unconfirmed pages."""
         return self.ram.pages + self.unconfirmed.pages
 
     @property
     def left_pages(self) -> int:
         """Return the number of pages that can still be granted, regardless of the guest's block size."""
-        return min(self.window.pages - self.given_pages, self.window.end - self.next)
+        return min(self.window.pages - self.granted_pages, self.window.end - self.next)
 
     @property
     def lost_pages(self) -> int:
         """Return the number of skipped pages: alignment, refused blocks, partly granted blocks of unbound drivers."""
-        return self.next - self.window.start - self.given_pages
+        return self.next - self.window.start - self.granted_pages
 
     def reachable(self, alignment: int, *, whole_blocks: bool) -> int:
         """Return the number of pages that can still be granted to a guest with such blocks."""
         in_block = min(self.block_end - self.next, self.left_pages) if not whole_blocks else 0
         start = _up(max(self.next, self.block_end), alignment)
         blocks = max(0, self.window.end - start) // alignment * alignment
-        more = max(0, min(blocks, self.window.pages - self.given_pages - in_block))
+        more = max(0, min(blocks, self.window.pages - self.granted_pages - in_block))
         return in_block + (_down(more, alignment) if whole_blocks else more)
 
     def grant(self, wanted: int, alignment: int, piece: int, *, whole_blocks: bool) -> Grant | None:
@@ -124,7 +124,7 @@ class HotAddRange:
 
         At most `piece` pages, or a block if that is larger.
         """
-        wanted = min(wanted, self.window.pages - self.given_pages)
+        wanted = min(wanted, self.window.pages - self.granted_pages)
         if self.next < self.block_end and not whole_blocks:
             pages = min(wanted, self.block_end - self.next)
             return Grant(self.next, pages, None) if pages > 0 else None
@@ -135,7 +135,7 @@ class HotAddRange:
             pages = _down(pages, alignment)
         return Grant(start, pages, PageRange(start, _up(pages, alignment))) if pages > 0 else None
 
-    def given(self, grant: Grant, pages: int, alignment: int) -> int:
+    def accepted(self, grant: Grant, pages: int, alignment: int) -> int:
         """Confirm the first `pages` of `grant`; return how many of them count (all, unless the guest claims more)."""
         pages = min(pages, grant.pages)
         if pages:
@@ -154,7 +154,7 @@ class HotAddRange:
         self.top = grant.end
         self.next = self.block_end = max(grant.covers.end, self.block_end)
 
-    def answered_late(self, grant: Grant, pages: int) -> int:
+    def accepted_late(self, grant: Grant, pages: int) -> int:
         """Handle the late answer to an unconfirmed grant. Returns the pages that became the guest's."""
         pages = min(pages, grant.pages)
         asked = PageRanges([(grant.start, grant.pages)])

@@ -11,7 +11,7 @@ of them at most, both lie within RAM, and no page is added twice: further claims
 Pages that wait for their discard (`devices.balloon.discards`) are in `removed_both` already; the figures still count
 them as host memory in use.
 
-Boot RAM and hot-added memory have books of their own, for the latter are dropped as a whole at a machine reset.
+Boot RAM and hot-added memory have records of their own, for the latter are dropped as a whole at a machine reset.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pyvmm.devices.balloon import events as trace
-from pyvmm.devices.balloon.discards import Turns, noting, slice_of
+from pyvmm.devices.balloon.discards import Turns, append_each, slice_of
 from pyvmm.devices.balloon.hot_add import HotAddRange, Window
 from pyvmm.devices.balloon.ranges import PageRange, PageRanges, clipped
 from pyvmm.devices.balloon.response_trace import trace_response, trace_wanted
@@ -38,10 +38,10 @@ Discard = Callable[[int, int], object]
 
 
 @dataclass(slots=True)
-class Booking:
+class ClaimResult:
     """The effect of one message's ranges, in pages."""
 
-    booked: int  # newly out
+    accepted: int  # newly out
     outside: int = 0  # not RAM
     known: int = 0  # out before
     repeated: int = 0  # named more than once in the same message
@@ -63,7 +63,7 @@ class Counters:
 
 
 @dataclass(slots=True)
-class Books:
+class PageRecord:
     """The record of pages out for one kind of RAM. `granule`: pages that the host can only discard together."""
 
     ram: PageRanges
@@ -81,14 +81,14 @@ class Books:
         return (named & self.removed_guest) | (named & self.removed_both)
 
     def clear(self) -> None:
-        """Empty the books: the guest has all of its RAM."""
+        """Clear the record: the guest has all of its RAM."""
         self.removed_guest.clear()
         self.removed_both.clear()
         self.waiting.clear()
 
     def absorb(self, given: PageRanges) -> tuple[int, int, PageRanges]:
-        """Book the pages of `given` that are RAM and not out. Return the counts of pages in RAM and of pages booked,
-        and the pages to discard now."""
+        """Record the pages of `given` that are RAM and not out. Return the counts of pages in RAM and of pages
+        accepted, and the pages to discard now."""
         taken, inside = self.removed_both.absorb(given, self.ram, self.removed_guest)
         if self.granule == 1 or not taken:
             return inside, taken.pages, taken
@@ -101,19 +101,19 @@ class Books:
         self.removed_both.update(ready)
         return inside, taken.pages, ready
 
-    def keep(self, failed: PageRanges) -> None:
+    def mark_undiscarded(self, failed: PageRanges) -> None:
         """Record pages that could not be discarded."""
         self.removed_both.subtract(failed)
         self.removed_guest.update(failed)
 
     def give_back(self, pages: PageRanges) -> int:
-        """Remove `pages` from the books; return how many were out."""
+        """Remove `pages` from those out; return how many were out."""
         if self.waiting:
             self.waiting.subtract(pages if self.granule == 1 else self._granules(pages))
         gone = self.removed_both.subtract(pages)
         if gone and self.granule > 1:
             # A granule of which the guest has a page is fully backed by host memory again.
-            self.keep(self._granules(pages) & self.removed_both)
+            self.mark_undiscarded(self._granules(pages) & self.removed_both)
         if gone < pages.pages:
             gone += self.removed_guest.subtract(pages)
         return gone
@@ -137,17 +137,17 @@ class Ledger:
     discard: Discard
     window: Window | None = None
     granule: int = 1
-    boot: Books = field(init=False)
+    boot: PageRecord = field(init=False)
     hot_range: HotAddRange | None = field(init=False)
-    added: Books = field(init=False)
+    added: PageRecord = field(init=False)
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         self.turns = Turns(self._discard_some)
-        self.boot = Books(PageRanges(self.boot_ranges), self.granule)
+        self.boot = PageRecord(PageRanges(self.boot_ranges), self.granule)
         self.hot_range = HotAddRange(self.window) if self.window is not None else None
-        self.added = Books(self.hot_range.ram if self.hot_range is not None else PageRanges(), self.granule)
+        self.added = PageRecord(self.hot_range.ram if self.hot_range is not None else PageRanges(), self.granule)
 
     def reset(self) -> None:
         """Handle a machine reset: the guest has all of its boot RAM and nothing else."""
@@ -177,7 +177,7 @@ class Ledger:
         return self.boot.ram.pages + self.added.ram.pages
 
     @property
-    def most_pages(self) -> int:
+    def maximum_pages(self) -> int:
         """Return the guest's maximum size in pages."""
         return self.boot.ram.pages + (self.hot_range.window.pages if self.hot_range is not None else 0)
 
@@ -226,8 +226,8 @@ class Ledger:
         """Return the number of unconfirmed hot-added pages, which the guest may use."""
         return self.hot_range.unconfirmed.pages if self.hot_range is not None else 0
 
-    def book(self, ranges: list[tuple[int, int]]) -> Booking:
-        """Book `ranges` that the guest has released: only pages that are RAM and not out are recorded and discarded.
+    def record_released(self, ranges: list[tuple[int, int]]) -> ClaimResult:
+        """Record `ranges` that the guest has released. Only pages that are RAM and not out are accepted.
 
         A slice is discarded at once, the rest turn by turn.
         """
@@ -238,25 +238,25 @@ class Ledger:
             claimed, beyond = clipped(ranges, self._bounds())
         named = PageRanges(claimed)
         before = self.added.removed_of(named) if trace_wanted() else None
-        inside, booked, ready = self.boot.absorb(named)
+        inside, accepted, ready = self.boot.absorb(named)
         self._discard(self.boot, ready)
         if self.hot_range is not None and inside < named.pages:
             self.hot_range.confirm(named)
             more, also, ready = self.added.absorb(named)
             self._discard(self.added, ready)
-            inside, booked = inside + more, booked + also
+            inside, accepted = inside + more, accepted + also
         if before is not None:
             both = (named & self.boot.removed_both) | (named & self.added.removed_both)
             trace_response(named, both, self._hot_add_range(), self.added.removed_of(named) - before)
         outside = named.pages - inside + beyond
-        booking = Booking(booked, outside, inside - booked, announced - named.pages - beyond)
-        if booking.refused:
+        result = ClaimResult(accepted, outside, inside - accepted, announced - named.pages - beyond)
+        if result.refused:
             self.counters.outside += outside
-            self.counters.known += booking.known
-            self.counters.repeated += booking.repeated
+            self.counters.known += result.known
+            self.counters.repeated += result.repeated
             if trace.pages_refused.on:
-                trace.pages_refused(outside, booking.known, booking.repeated)
-        return booking
+                trace.pages_refused(outside, result.known, result.repeated)
+        return result
 
     def _hot_add_range(self) -> PageRange:
         """Return QEMU's "our range", pages not yet added included: it exists from the first hot-add after a reset."""
@@ -271,22 +271,22 @@ class Ledger:
         start = self.hot_range.window.start
         return [*self.boot_ranges, PageRange(start, self.hot_range.next - start)]
 
-    def _discard(self, books: Books, pages: PageRanges) -> None:
+    def _discard(self, record: PageRecord, pages: PageRanges) -> None:
         if self.turns.later is None:
-            self._discard_each(books, pages)
+            self._discard_each(record, pages)
         elif pages:
-            books.waiting.update(pages)
-            self.turns.ask()
+            record.waiting.update(pages)
+            self.turns.schedule()
 
     def _discard_some(self) -> bool:
         """Discard a slice of the waiting pages; return whether some are left."""
-        books = self.boot if self.boot.waiting else self.added
+        record = self.boot if self.boot.waiting else self.added
         done: list[PageRange] = []
-        self._discard_each(books, noting(slice_of(books.waiting, books.granule), done))
-        books.waiting.subtract(PageRanges(done))
+        self._discard_each(record, append_each(slice_of(record.waiting, record.granule), done))
+        record.waiting.subtract(PageRanges(done))
         return bool(self.boot.waiting or self.added.waiting)
 
-    def _discard_each(self, books: Books, pieces: Iterable[PageRange]) -> None:
+    def _discard_each(self, record: PageRecord, pieces: Iterable[PageRange]) -> None:
         kept = []
         for start, count in pieces:
             self.counters.discards += 1
@@ -299,17 +299,17 @@ class Ledger:
         if kept:
             failed = PageRanges(kept)
             self.counters.undiscarded += failed.pages
-            books.keep(failed)
+            record.mark_undiscarded(failed)
 
     def choose(self, pages: int, max_ranges: int) -> list[PageRange]:
-        """Choose `pages` to give back next: about `max_ranges` ranges at most. They stay on the books.
+        """Choose `pages` to give back next: about `max_ranges` ranges at most. They stay out meanwhile.
 
         Boot RAM comes first, as in QEMU: devices with short addresses need it. The order is from the highest address
         down, with pages first that the host could not discard: they cost nothing to return.
         """
         ranges: list[PageRange] = []
-        for books in (self.boot, self.added):
-            for removed in (books.removed_guest, books.removed_both):
+        for record in (self.boot, self.added):
+            for removed in (record.removed_guest, record.removed_both):
                 if removed and pages > 0 and len(ranges) < max_ranges:
                     chosen = removed.top(pages, max_ranges - len(ranges))
                     ranges += chosen

@@ -72,15 +72,15 @@ def lowest_reachable(current_pages: int, available_pages: int) -> int:
 
 
 ROUNDED = "a guest's memory comes in pages of 4 KiB"
-NO_DRIVER = "the guest's balloon driver is not there yet; the target is kept for it"
-IN_DOUBT = (
+NO_DRIVER = "the guest's balloon driver is not loaded yet; the target is kept until it is"
+UNCONFIRMED = (
     "the guest may still have memory that was added for an earlier driver or kernel, and that counts; "
     "a machine reset takes it away"
 )
 CANNOT_BALLOON = "the guest's driver cannot balloon"
 
 
-def foresee(size: int, growth: Growth, caps: Capabilities | None, available_pages: int | None) -> ResizePlan:
+def forecast(size: int, growth: Growth, caps: Capabilities | None, available_pages: int | None) -> ResizePlan:
     """Forecast the result of a target of `size` bytes. `available_pages`: of the guest's last status report."""
     ledger = growth.ledger
     target = reachable = size // PAGE_SIZE
@@ -94,13 +94,13 @@ def foresee(size: int, growth: Growth, caps: Capabilities | None, available_page
         if reachable < target:
             blocks = growth.whole_blocks and target < growth.reachable_pages()
             reasons.append(
-                growth.why_not()
-                or (f"{IN_DOUBT} ({ledger.unconfirmed_pages >> 8} MiB)" if reachable == wanted else "")
+                growth.refusal_reason()
+                or (f"{UNCONFIRMED} ({ledger.unconfirmed_pages >> 8} MiB)" if reachable == wanted else "")
                 or (f"the guest takes memory in blocks of {growth.alignment >> 8} MiB" if blocks else "")
                 or f"{reachable >> 8} MiB are the most this guest can have"
             )
         if growth.offline_pages:
-            reasons.append(f"the guest left {growth.offline_pages >> 8} MiB of what it was given offline")
+            reasons.append(f"the guest left {growth.offline_pages >> 8} MiB of hot-added memory offline")
     elif caps is not None and not caps.balloon and target < ledger.current_pages:
         reachable = ledger.current_pages
         reasons.append(CANNOT_BALLOON)

@@ -30,7 +30,7 @@ def trace_wanted() -> bool:
 
 def trace_response(named: PageRanges, both: PageRanges, our: PageRange, counted: PageRanges) -> None:
     """Trace the pages that a response named. `both`: pages that the host discards, too; `our`: the hot-added range,
-    of zero pages while there is none; `counted`: pages of it that this response added to the books.
+    of zero pages while there is none; `counted`: pages of it that this response took out.
     """
     pieces = [(each, 1) for each in named & both] + [(each, 0) for each in named - both]
     for each, is_both in sorted(pieces):

@@ -37,7 +37,7 @@ from pyvmm.devices.balloon.driver import Driver
 from pyvmm.devices.balloon.growth import GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, Growth
 from pyvmm.devices.balloon.hot_add import Grant
 from pyvmm.devices.balloon.ledger import PAGE_SIZE, Ledger
-from pyvmm.devices.balloon.plan import CANNOT_BALLOON, IN_DOUBT, ResizeOutcome, ResizePlan, foresee
+from pyvmm.devices.balloon.plan import CANNOT_BALLOON, UNCONFIRMED, ResizeOutcome, ResizePlan, forecast
 from pyvmm.devices.balloon.protocol import (
     RANGE_PAGES_LIMIT,
     RANGES_AT,
@@ -83,7 +83,7 @@ class Changed:
     actual: int  # bytes
 
 
-Happening = Changed | ResizeOutcome | StatusReport
+Notification = Changed | ResizeOutcome | StatusReport
 
 
 class BalloonMachine:
@@ -98,12 +98,12 @@ class BalloonMachine:
         self.driver = Driver(self.tuning.newest_version)
         self.target: int | None = None  # pages
         self.outcome: ResizeOutcome | None = None  # of the last attempt that ended
-        self.happened: deque[Happening] = deque()
+        self.notifications: deque[Notification] = deque()
         self._attempting = False
         self._attempt = 0
         self.retry = RetrySchedule(self.tuning.balloon_pauses)
         self._trans_id = 0
-        self._owed_balloons = self._owed_unballoons = 0  # requests that timed out; answers may still come
+        self._late_balloons = self._late_unballoons = 0  # requests that timed out; answers may still come
         self.growth = self._new_growth()
         self._ranges_limit = _ranges_in(MAX_PAYLOAD)  # of an unballoon message
 
@@ -140,8 +140,8 @@ class BalloonMachine:
         if hot_range is not None:
             if isinstance(self.state, HotAddWaiting):
                 hot_range.timed_out(self.state.grant)
-                self._note_change()
-            hot_range.driver_gone()
+                self._notify_change()
+            hot_range.driver_unbound()
             hot_range.trim()
         self._forget_driver()
         self._enter(Closed())
@@ -149,33 +149,33 @@ class BalloonMachine:
     def _forget_driver(self) -> None:
         self.driver = Driver(self.tuning.newest_version)
         self.growth = self._new_growth()
-        self._owed_balloons = self._owed_unballoons = 0
+        self._late_balloons = self._late_unballoons = 0
 
     def forget_pages(self, reason: str) -> None:
-        """Empty the books for a possible new kernel: it has the pages that were out; hot-added memory is unknown."""
-        before = self._before_forgetting(reason)
+        """Clear the ledger for a possible new kernel: it has the pages that were out; hot-added memory is unknown."""
+        before = self._sizes_before_forgetting(reason)
         self.ledger.invalidate()
-        self._note_change_since(before)
+        self._notify_change_since(before)
 
     def power_on(self, *, keep_target: bool) -> None:
         """Handle a machine reset, after `closed`: boot size, empty ledger; the target waits for the next driver."""
-        before = self._before_forgetting("machine reset")
+        before = self._sizes_before_forgetting("machine reset")
         self.ledger.reset()
-        self._note_change_since(before)
+        self._notify_change_since(before)
         self.outcome = None
         if not keep_target:
             if self._attempting and self.target is not None:
                 self._end_attempt("the machine was reset")
             self.target = None
 
-    def _before_forgetting(self, reason: str) -> tuple[int, int]:
+    def _sizes_before_forgetting(self, reason: str) -> tuple[int, int]:
         if trace.forgotten.on:
             trace.forgotten(self.ledger.removed_pages, reason)
         return self.ledger.current_pages, self.ledger.actual_pages
 
-    def _note_change_since(self, before: tuple[int, int]) -> None:
+    def _notify_change_since(self, before: tuple[int, int]) -> None:
         if (self.ledger.current_pages, self.ledger.actual_pages) != before:
-            self._note_change()
+            self._notify_change()
 
     # Targets
 
@@ -188,7 +188,7 @@ class BalloonMachine:
         if size < PAGE_SIZE:
             raise ConfigError(f"balloon target of {size} bytes: give the guest at least a page")
         self.target = size // PAGE_SIZE
-        plan = foresee(size, self.growth, self.caps, self.driver.available_pages(self.ledger.current_pages))
+        plan = forecast(size, self.growth, self.caps, self.driver.available_pages(self.ledger.current_pages))
         if trace.target_set.on:
             trace.target_set(self.target, self.ledger.current_pages, plan.reason)
         self._attempting = True
@@ -219,67 +219,67 @@ class BalloonMachine:
         """Handle one message of the guest. Raises GuestProtocolError for an unsolicited one."""
         match message, self.state:
             case StatusReport(), _:
-                self._take_status(message)
+                self._on_status(message)
             case VersionRequest(), AwaitVersion():
-                if self.driver.take_version(message):
+                if self.driver.on_version(message):
                     self._enter(AwaitCaps())
             case CapabilitiesReport(), AwaitCaps():
-                self._take_caps(message)
+                self._on_capabilities(message)
             case BalloonResponse(), BalloonWaiting() as state:
-                self._take_pages(message, state)
-            case BalloonResponse(), _ if self._owed_balloons:
-                self._late(MessageType.BALLOON_RESPONSE)
-                self._book(message)
+                self._on_balloon_response(message, state)
+            case BalloonResponse(), _ if self._late_balloons:
+                self._trace_late(MessageType.BALLOON_RESPONSE)
+                self._record(message)
                 if not message.more:
-                    self._owed_balloons -= 1
+                    self._late_balloons -= 1
                 self._advance()
             case UnballoonResponse(), UnballoonWaiting():
                 if trace.incoming_unballoon.on:
                     trace.incoming_unballoon(message.trans_id)
                 self._end_request()
-            case UnballoonResponse(), _ if self._owed_unballoons:
-                self._late(MessageType.UNBALLOON_RESPONSE)
-                self._owed_unballoons -= 1
+            case UnballoonResponse(), _ if self._late_unballoons:
+                self._trace_late(MessageType.UNBALLOON_RESPONSE)
+                self._late_unballoons -= 1
             case HotAddResponse(), HotAddWaiting() as state:
-                self._take_added(message, state)
+                self._on_hot_add_response(message, state)
             case HotAddResponse(), _ if self.growth.late_answers and self.ledger.hot_range is not None:
-                self._late(MessageType.HOT_ADD_RESPONSE)
-                self.ledger.hot_range.answered_late(self.growth.late_answers.popleft(), message.pages)
-                self._note_change()
+                self._trace_late(MessageType.HOT_ADD_RESPONSE)
+                self.ledger.hot_range.accepted_late(self.growth.late_answers.popleft(), message.pages)
+                self._notify_change()
                 self._advance()
             case _:
                 name = type(message).__name__
                 raise GuestProtocolError(f"balloon: {name} in state {self.state.NAME}")
 
-    def _take_status(self, report: StatusReport) -> None:
-        self.driver.take_status(report, self.ledger.current_pages)
-        self.growth.take_status(report)
-        self.happened.append(report)
+    def _on_status(self, report: StatusReport) -> None:
+        self.driver.on_status(report, self.ledger.current_pages)
+        self.growth.on_status(report)
+        self.notifications.append(report)
 
-    def _take_caps(self, report: CapabilitiesReport) -> None:
-        caps = self.driver.take_caps(report, suppress_reports=not self.tuning.wants_status)
+    def _on_capabilities(self, report: CapabilitiesReport) -> None:
+        caps = self.driver.on_capabilities(report, suppress_reports=not self.tuning.wants_status)
         self.growth.on_capabilities(hot_add=bool(caps.hot_add), alignment_log2_mib=caps.alignment_log2_mib)
         if self.tuning.send_info:
-            self.driver.tell_most(self._trans_id, self.ledger.most_pages)
+            self.driver.queue_info(self._trans_id, self.ledger.maximum_pages)
         self._enter(Idle())
         self._attempting = self.target is not None
         self._advance()
 
-    def _take_pages(self, response: BalloonResponse, state: BalloonWaiting) -> None:
-        booked = self._book(response)
-        state.got += booked
-        if booked:
+    def _on_balloon_response(self, response: BalloonResponse, state: BalloonWaiting) -> None:
+        accepted = self._record(response)
+        state.got += accepted
+        if accepted:
             state.deadline = self._deadline()  # only pages are progress, or a guest could hold the request for ever
         if response.more:
             return
         if state.got > state.asked and trace.too_many_pages.on:
             trace.too_many_pages(state.asked, state.got)
         if state.got < state.asked and state.attempt == self._attempt:
-            self._came_short(state)
+            self._on_shortfall(state)
         else:
             self._end_request()
 
-    def _came_short(self, state: BalloonWaiting) -> None:
+    def _on_shortfall(self, state: BalloonWaiting) -> None:
         """Handle a guest that stopped above the target, permanently or for the moment."""
         pause = self.retry.pause_after(state.tries)
         if self.retry.is_reported_after(state.tries):
@@ -293,27 +293,27 @@ class BalloonMachine:
         self._next_trans_id()
         self._enter(BalloonPausing(state.tries + 1, self.clock() + pause))
 
-    def _book(self, response: BalloonResponse) -> int:
+    def _record(self, response: BalloonResponse) -> int:
         if trace.incoming_balloon.on:
             trace.incoming_balloon(response.trans_id, len(response.ranges), int(response.more))
-        booked = self.ledger.book(response.ranges).booked
-        if booked:
-            self._note_change()
-        return booked
+        accepted = self.ledger.record_released(response.ranges).accepted
+        if accepted:
+            self._notify_change()
+        return accepted
 
-    def _take_added(self, response: HotAddResponse, state: HotAddWaiting) -> None:
+    def _on_hot_add_response(self, response: HotAddResponse, state: HotAddWaiting) -> None:
         if trace.incoming_hot_add.on:
             trace.incoming_hot_add(response.trans_id, response.result, response.pages)
         hot_range, grant = self.ledger.hot_range, state.grant
         assert hot_range is not None
-        pages = hot_range.given(grant, response.pages, self.growth.alignment)
+        pages = hot_range.accepted(grant, response.pages, self.growth.alignment)
         if pages:
-            self._note_change()
+            self._notify_change()
         if response.pages != grant.pages and trace.hot_add_short.on:
             trace.hot_add_short(grant.pages, response.pages, response.result)
         current = state.attempt == self._attempt
         if pages:
-            offline = self.growth.taken(grant, pages, self.clock() - state.asked_at, self.status)
+            offline = self.growth.on_accepted(grant, pages, self.clock() - state.asked_at, self.status)
             if offline and current:
                 self._end_attempt(LEFT_OFFLINE)
         elif response.result:
@@ -328,7 +328,7 @@ class BalloonMachine:
             self._end_attempt(GUEST_COULD_NOT)
         self._end_request()
 
-    def _late(self, kind: MessageType) -> None:
+    def _trace_late(self, kind: MessageType) -> None:
         if trace.late_answer.on:
             trace.late_answer(int(kind))
 
@@ -387,7 +387,7 @@ class BalloonMachine:
             trace.outgoing_unballoon(self._trans_id, pages, ranges[0].start if ranges else 0, state.left)
         message = UnballoonRequest(self._trans_id, bool(state.unsent), list(ranges)).build()
         if pages:
-            self._note_change()
+            self._notify_change()
         if not state.unsent:
             self._enter(UnballoonWaiting(self._deadline()))
         return message
@@ -410,13 +410,13 @@ class BalloonMachine:
             trace.timed_out(state.NAME)
         match state:
             case BalloonWaiting():
-                self._owed_balloons += 1
+                self._late_balloons += 1
             case UnballoonWaiting():
-                self._owed_unballoons += 1
+                self._late_unballoons += 1
             case HotAddWaiting(grant) if self.ledger.hot_range is not None:
                 self.ledger.hot_range.timed_out(grant)
                 self.growth.late_answers.append(grant)
-                self._note_change()
+                self._notify_change()
         waited = state.deadline - state.asked_at if isinstance(state, HotAddWaiting) else self.tuning.request_timeout
         self._end_attempt(f"the guest did not answer for {waited:g} s")
         self._end_request()
@@ -428,7 +428,7 @@ class BalloonMachine:
 
     def discarded(self) -> None:
         """Handle progress of the queued discards."""
-        self._note_change()
+        self._notify_change()
         self._advance()
 
     def _advance(self, *, tries: int = 1) -> None:
@@ -451,10 +451,10 @@ class BalloonMachine:
             unsent = [part for r in reversed(ranges) for part in r.parts(RANGE_PAGES_LIMIT)]
             pages = sum(r.pages for r in unsent)
             self._enter(UnballoonPosting(unsent, pages, started=False, deadline=self._deadline()))
-        elif reason := self.growth.why_not():
+        elif reason := self.growth.refusal_reason():
             self._end_attempt(reason)
         elif -surplus <= self.ledger.unconfirmed_pages:
-            self._end_attempt(IN_DOUBT)
+            self._end_attempt(UNCONFIRMED)
         else:
             self._begin_hot_add(-surplus - self.ledger.unconfirmed_pages, tries)
 
@@ -463,10 +463,10 @@ class BalloonMachine:
         try:
             grant = self.growth.next_grant(wanted)
         except HostError as error:
-            self._end_attempt(f"the host has no memory for it: {error}")
+            self._end_attempt(f"the host cannot provide the memory: {error}")
             return
         if grant is None:
-            self._end_attempt(self.growth.why_no_more())
+            self._end_attempt(self.growth.no_grant_reason())
         else:
             self._enter(HotAddPosting(grant, tries, self._deadline()))
 
@@ -485,10 +485,10 @@ class BalloonMachine:
             trace.finished(self.target, self.ledger.current_pages, reason)
         actual = self.ledger.actual_pages * PAGE_SIZE
         self.outcome = ResizeOutcome(self.target * PAGE_SIZE, actual, reason, final)
-        self.happened.append(self.outcome)
+        self.notifications.append(self.outcome)
 
-    def _note_change(self) -> None:
-        self.happened.append(Changed(self.ledger.actual_pages * PAGE_SIZE))
+    def _notify_change(self) -> None:
+        self.notifications.append(Changed(self.ledger.actual_pages * PAGE_SIZE))
 
     def _enter(self, state: State) -> None:
         if trace.state_change.on and state.QEMU_NAME != self.state.QEMU_NAME:

@@ -62,7 +62,7 @@ class BalloonWaiting:
     NAME: ClassVar[str] = "BalloonWaiting"
     QEMU_NAME: ClassVar[str] = "S_BALLOON_REPLY_WAIT"
     asked: int
-    got: int  # pages booked
+    got: int  # pages accepted
     tries: int
     attempt: int  # the request's attempt; a newer one may have begun meanwhile
     deadline: float

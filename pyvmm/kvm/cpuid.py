@@ -17,7 +17,7 @@ from pyvmm.kvm.handle import Handle, KvmError
 _HEAD: Final = Struct("<II")  # nent, padding
 _ENTRY: Final = Struct("<7I12x")  # function, index, flags, eax, ebx, ecx, edx, padding[3]
 _FIRST_GUESS: Final = 128  # entries; real tables have 30 to 100
-_MOST: Final = 4096
+_MAX_ENTRIES: Final = 4096
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def read_cpuid(handle: Handle, op: Op) -> list[CpuidEntry]:
         try:
             handle.ioctl(op, table, f"room for {room} entries")
         except KvmError as error:
-            if error.errno != errno.E2BIG or room >= _MOST:
+            if error.errno != errno.E2BIG or room >= _MAX_ENTRIES:
                 raise
             room *= 2
         else:

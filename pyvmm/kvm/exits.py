@@ -38,7 +38,7 @@ _TPR: Final = Struct("<QI")
 _U32: Final = Struct("<I")
 _REASON: Final = Struct("<I")
 
-_MOST_DATA: Final = 16  # words in internal.data and system_event.data
+_MAX_DATA: Final = 16  # words in internal.data and system_event.data
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class MmioWrite:
 
 @dataclass(slots=True)
 class Hlt:
-    """The guest halted, in a VM without in-kernel APIC (with one, KVM waits by itself)."""
+    """The guest halted, in a VM without in-kernel APIC (with one, KVM handles HLT)."""
 
     NAME: ClassVar[str] = "Hlt"
 
@@ -338,13 +338,13 @@ def _fail_entry(run: mmap) -> Exit:
 
 def _internal_error(run: mmap) -> Exit:
     suberror, count, *data = _COUNTED.unpack_from(run, RUN_EXIT)
-    return InternalError(suberror, tuple(data[: min(count, _MOST_DATA)]))
+    return InternalError(suberror, tuple(data[: min(count, _MAX_DATA)]))
 
 
 def _system_event(run: mmap) -> Exit:
     # Before Linux 5.19 there is no ndata but padding, and one word of flags.
     type_, count, *data = _COUNTED.unpack_from(run, RUN_EXIT)
-    return SystemEvent(type_, tuple(data[: min(max(count, 1), _MOST_DATA)]))
+    return SystemEvent(type_, tuple(data[: min(max(count, 1), _MAX_DATA)]))
 
 
 def _debug(run: mmap) -> Exit:

@@ -6,7 +6,7 @@ Source: QEMU system/qdev-monitor.c for ids, paths and the words of refusals.
 
 A removed device keeps its state, and the next device_add of its kind restores it: the balloon can then give back to a
 new driver the pages that are out. It is reset with the machine; if a new kernel made contact in the meantime, its
-`restarted` is called when it is added again. A machine can have several of some kinds (`devices.Kind.several`).
+`bus_connected` is called when it is added again. A machine can have several of some kinds (`devices.Kind.several`).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class DeviceSet:
             raise ConfigError(f"Duplicate device ID '{id}'")
         plug = self._free(driver)
         if self._bus.contacts != plug.contacts:
-            plug.device.restarted()
+            plug.device.bus_connected()
         plug.id, plug.state = id, "plugged"
         self._bus.add(plug.device)
 

@@ -112,7 +112,7 @@ class Pressure:
             "current": ledger.current_pages * PAGE_SIZE,
             "actual": ledger.actual_pages * PAGE_SIZE,
             "boot": ledger.boot_pages * PAGE_SIZE,
-            "max": ledger.most_pages * PAGE_SIZE,
+            "max": ledger.maximum_pages * PAGE_SIZE,
             "target": self._balloon.target,
             "demand": None if report is None else report.demand,
             "pressure": None if report is None else report.pressure,

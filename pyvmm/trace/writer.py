@@ -57,7 +57,7 @@ class FileSink:
         self._encoder = encoder(format or format_of(path))
         self._limit = queue_limit
         self._queue: deque[Record] = deque()
-        self._told = 0  # how many of `lost` are reported
+        self._reported_lost = 0  # how many of `lost` are reported
         self._lock = threading.Lock()  # for `lost`
         self._ending = threading.Event()
         try:
@@ -114,8 +114,8 @@ class FileSink:
                 break
             self._write("".join(encode_in_turns(records, encode)))
         lost = self.lost
-        if lost > self._told:
-            gap, self._told = lost - self._told, lost
+        if lost > self._reported_lost:
+            gap, self._reported_lost = lost - self._reported_lost, lost
             self._write(encode(_record(trace.dropped, gap, "the writer's queue was full")))
 
     def _write(self, text: str) -> None:

@@ -29,6 +29,7 @@ from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
 from pyvmm.vmbus.server import Server
 from pyvmm.vmbus.states import (
     Action,
+    BusConnected,
     CloseRings,
     Disconnected,
     DropMessages,
@@ -39,7 +40,6 @@ from pyvmm.vmbus.states import (
     OpenRings,
     Post,
     Rescinded,
-    Restarted,
     ServedChannel,
 )
 from pyvmm.vmbus.timers import Scheduler
@@ -205,10 +205,10 @@ class Vmbus:
                 self._mailbox.post(action)
             case DropMessages():
                 self._mailbox.drop()
-            case Restarted():
+            case BusConnected():
                 self.contacts += 1
                 for device in self._primaries:
-                    device.restarted()
+                    device.bus_connected()
             case OpenRings():
                 self._open(action)
             case Opened(served):
@@ -293,9 +293,9 @@ class Vmbus:
             trace.packet_refused(served.relid, type(error).__name__, str(error))
 
 
-def _used(look: Callable[[], int], size: int) -> int:
+def _used(size_used: Callable[[], int], size: int) -> int:
     """Return the used bytes of a ring; all of it if the guest broke its indices."""
     try:
-        return look()
+        return size_used()
     except GuestError:
         return size

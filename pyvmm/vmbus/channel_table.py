@@ -26,7 +26,7 @@ class ChannelTable:
         same = [k for k in self.by_key if k == offer.key or (not offer.sub_channel and k.instance == offer.instance)]
         assert not same, f"{offer.name} is on the bus already"
         channel = ServedChannel(offer, device_id)
-        if self._must_wait(channel):
+        if self._must_wait_for_release(channel):
             self.waiting.append(channel)
         else:
             self._place(channel)
@@ -54,7 +54,7 @@ class ChannelTable:
         del self.by_relid[channel.relid]
         return self._place_waiting()
 
-    def start_afresh(self) -> list[ServedChannel]:
+    def reset_relids(self) -> list[ServedChannel]:
         """Forget the guest's relids: drop sub-channels and rescinded channels, assign relids to waiting ones. Return
         the dropped channels that had a relid."""
         dropped = [c for c in self.by_relid.values() if isinstance(c.state, Rescinded) or c.offer.sub_channel]
@@ -71,7 +71,7 @@ class ChannelTable:
             raise GuestProtocolError(f"channel {relid} was not offered")
         return channel
 
-    def _must_wait(self, channel: ServedChannel) -> bool:
+    def _must_wait_for_release(self, channel: ServedChannel) -> bool:
         """Whether the guest must first release another channel, with which it would confuse this one."""
         offer = channel.offer
         return any(
@@ -88,7 +88,7 @@ class ChannelTable:
         self.by_relid[relid] = channel
 
     def _place_waiting(self) -> list[ServedChannel]:
-        placed = [each for each in self.waiting if not self._must_wait(each)]
+        placed = [each for each in self.waiting if not self._must_wait_for_release(each)]
         for channel in placed:
             self.waiting.remove(channel)
             self._place(channel)

@@ -4,7 +4,7 @@
     packet(channel, packet)    the default hands the payload of in-band packets to received(payload)
     leaving(done)              before the bus rescinds an open device: finish, then call done()
     closed(channel)            once for each opened
-    restarted(), reset()       another kernel, another power-on
+    bus_connected(), reset()       another kernel, another power-on
 
 A device is passive until the guest's driver opens its channel. All calls come from the loop's thread.
 """
@@ -67,7 +67,7 @@ class VmbusDevice:
         """Handle the end of a channel: closed by the guest, rescinded, or the bus was reset. Its timers are cancelled
         and its queued packets dropped. Called once for each `opened`."""
 
-    def restarted(self) -> None:
+    def bus_connected(self) -> None:
         """Handle a kernel's contact with the bus, the first or a later one (module reload, kexec, crash kernel): all
         earlier agreements are void. No channel is open."""
 

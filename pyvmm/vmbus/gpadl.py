@@ -173,9 +173,9 @@ class GpadlTable:
         if gpadl in self.lists or gpadl in self._coming:
             raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, "exists already")
         if len(self.lists) + len(self._coming) >= GPADL_LIMIT:
-            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{GPADL_LIMIT} are lent already")
+            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{GPADL_LIMIT} are established already")
         if self._pages + message.range_bytes // WORD_SIZE > GPADL_PAGES_LIMIT:
-            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{self._pages} pages are lent already")
+            raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{self._pages} pages are established already")
         try:
             assembly = GpadlAssembly(gpadl, relid, message.range_bytes, message.range_count)
         except GuestProtocolError as error:
@@ -189,7 +189,7 @@ class GpadlTable:
         if there is no such GPADL."""
         assembly = self._coming.get(message.gpadl)
         if assembly is None:
-            raise GuestProtocolError(f"body of gpadl {message.gpadl:#x}, which is not being made")
+            raise GuestProtocolError(f"body of gpadl {message.gpadl:#x}, which has no pending header")
         return self._add(assembly, message.words)
 
     def _add(self, assembly: GpadlAssembly, words: tuple[int, ...]) -> Gpadl | None:
@@ -219,7 +219,7 @@ class GpadlTable:
         """Return the established GPADL `gpadl` of the channel `relid`. Raises GuestProtocolError if there is none."""
         found = self.lists.get(gpadl)
         if found is None or found.relid != relid:
-            raise GuestProtocolError(f"gpadl {gpadl:#x} is not lent for channel {relid}")
+            raise GuestProtocolError(f"gpadl {gpadl:#x} is not established for channel {relid}")
         return found
 
     def forget(self, relid: int) -> None:

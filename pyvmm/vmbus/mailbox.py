@@ -36,7 +36,7 @@ MESSAGES_PER_STEP = 16
 STEP_SECONDS = 0.005
 """Seconds after which a step ends as well: opening a channel with the largest rings there are (32 MiB) costs 5 ms."""
 
-_STARTS_AFRESH = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
+_CONNECTION_MESSAGES = (MessageType.INITIATE_CONTACT, MessageType.UNLOAD)
 
 
 class Incoming(NamedTuple):
@@ -106,7 +106,7 @@ class Mailbox:
 
     def _enqueue(self, kind: int, connection_id: int, payload: bytes) -> bool:
         with self._queue_lock:
-            if kind in _STARTS_AFRESH:
+            if kind in _CONNECTION_MESSAGES:
                 self._queue.clear()  # obsolete now, and a crashed guest's contact must not find a full queue
             elif len(self._queue) >= RECEIVE_QUEUE_LIMIT:
                 return False
@@ -132,7 +132,7 @@ class Mailbox:
         self._loop.post(self._serve)
 
     def _held(self) -> bool:
-        return len(self._outbox) >= OUTBOX_LIMIT and self._queue[0].kind not in _STARTS_AFRESH
+        return len(self._outbox) >= OUTBOX_LIMIT and self._queue[0].kind not in _CONNECTION_MESSAGES
 
     # To the guest
 
@@ -155,11 +155,11 @@ class Mailbox:
         self._posting = True
         try:
             while self._outbox and not self._in_flight:
-                self._hand_over(self._outbox.popleft())
+                self._post_to_slot(self._outbox.popleft())
         finally:
             self._posting = False
 
-    def _hand_over(self, message: Post) -> None:
+    def _post_to_slot(self, message: Post) -> None:
         if message.event is not None and message.event.on:
             message.event(*message.values)
         if trace.post_msg.on:

@@ -136,8 +136,8 @@ class RingReader:
         """Return the number of bytes to be read. Raises BrokenRing."""
         return (self._ring.index(WRITE_INDEX) - self._next) % self.size
 
-    def read(self, limit: int, most_bytes: int | None = None) -> list[Packet]:
-        """Return up to `limit` packets; the last one may bring their sum above `most_bytes` (of the ring). The guest
+    def read(self, limit: int, max_bytes: int | None = None) -> list[Packet]:
+        """Return up to `limit` packets; the last one may bring their sum above `max_bytes` (of the ring). The guest
         sees their room as free only after `publish`.
 
         Raises BrokenRing at an invalid packet, once all packets before it were returned.
@@ -145,7 +145,7 @@ class RingReader:
         ring, size, position = self._ring, self.size, self._next
         left = (ring.index(WRITE_INDEX) - position) % size
         packets: list[Packet] = []
-        enough = 0 if most_bytes is None else left - most_bytes  # bytes left of which no more are read
+        enough = 0 if max_bytes is None else left - max_bytes  # bytes left of which no more are read
         while left and len(packets) < limit and (left > enough or not packets):
             if left < HEADER_SIZE + TRAILER_SIZE:
                 if packets:

@@ -30,6 +30,7 @@ from pyvmm.vmbus.offer import Offer
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.states import (
     Action,
+    BusConnected,
     ChannelState,
     CloseRings,
     ConnectionState,
@@ -45,7 +46,6 @@ from pyvmm.vmbus.states import (
     OpenRings,
     Post,
     Rescinded,
-    Restarted,
     ServedChannel,
     Serving,
 )
@@ -117,7 +117,7 @@ class Server:
             self._close(channel)
             if not isinstance(channel.state, Rescinded):
                 self._enter_channel(channel, Hidden())
-        self.actions.extend(map(Gone, self._table.start_afresh()))
+        self.actions.extend(map(Gone, self._table.reset_relids()))
 
     # The guest's side
 
@@ -191,7 +191,7 @@ class Server:
             self._version_response(version, vp if vp < self._vp_count else 0, 0, 0)
             raise
         self._enter(Contacted(version, vp))
-        self.actions.append(Restarted())  # before the answer: the guest may open channels as soon as it has that
+        self.actions.append(BusConnected())  # before the answer: the guest may open channels as soon as it has that
         self._version_response(version, vp, 1, self._message_connection(version) if modern else version)
 
     def _version_response(self, version: int, vp: int, supported: int, connection_id: int) -> None:

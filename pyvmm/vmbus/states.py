@@ -148,7 +148,7 @@ class CloseRings:
 
 
 @dataclass(slots=True)
-class Restarted:
+class BusConnected:
     """Notify devices of a kernel's contact: agreements with its predecessor are void."""
 
 
@@ -159,4 +159,4 @@ class Gone:
     channel: ServedChannel
 
 
-Action = Post | DropMessages | Restarted | OpenRings | Opened | CloseRings | Gone
+Action = Post | DropMessages | BusConnected | OpenRings | Opened | CloseRings | Gone

@@ -29,7 +29,7 @@ def batches(ranges: list[tuple[int, int]]) -> Iterator[bytes]:
 def take_out(ledger: Ledger, messages: list[bytes]) -> float:
     start = process_time()
     for message in messages:
-        ledger.book(BalloonResponse.parse(message).ranges)
+        ledger.record_released(BalloonResponse.parse(message).ranges)
     return process_time() - start
 
 

@@ -32,7 +32,7 @@ def test_a_guest_that_stays_elsewhere_gives_the_reason() -> None:
     assert (resize.result, resize.actual, resize.asked_again) == ("its floor", 300 * MIB, True)
 
 
-def test_what_was_foreseen_is_why_another_size_was_reached() -> None:
+def test_the_forecast_explains_why_another_size_was_reached() -> None:
     resize = progress(1 * MIB, reach=64 * MIB, reason="it keeps 64 MiB")
     resize.take("X_BALLOON_FINISHED", finished(1, 64, "gave less"))
     assert resize.result == "it keeps 64 MiB"

@@ -113,7 +113,7 @@ def test_a_device_that_fails_has_its_channel_broken_until_it_is_opened_anew() ->
     assert device.payloads == [b"12345678"]
 
 
-@pytest.mark.parametrize("call", ["opened", "closed", "restarted"])
+@pytest.mark.parametrize("call", ["opened", "closed", "bus_connected"])
 def test_a_device_that_fails_elsewhere_leaves_the_bus_alive(call: str) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError

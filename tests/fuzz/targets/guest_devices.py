@@ -188,7 +188,7 @@ def balloon(data: bytes) -> None:
                 if feed.flag():
                     _take(driver)
     ledger = device.machine.ledger
-    assert 0 <= ledger.current_pages <= ledger.actual_pages <= ledger.most_pages
+    assert 0 <= ledger.current_pages <= ledger.actual_pages <= ledger.maximum_pages
 
 
 def agent(data: bytes) -> None:

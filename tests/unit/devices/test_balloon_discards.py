@@ -74,7 +74,7 @@ def host() -> Host:
 
 
 def test_an_ordinary_answer_is_discarded_at_once(host: Host) -> None:
-    host.ledger.book([(n * 512, 512) for n in range(64)])
+    host.ledger.record_released([(n * 512, 512) for n in range(64)])
     assert host.discarded == [(0, PIECE_PAGES), (PIECE_PAGES, PIECE_PAGES)]
     assert (host.ledger.waiting_pages, host.ledger.actual_pages) == (0, BOOT - 64 * 512)
     assert host.turns() == [0] and host.told == 0
@@ -82,7 +82,7 @@ def test_an_ordinary_answer_is_discarded_at_once(host: Host) -> None:
 
 def test_a_turn_makes_no_more_calls_than_its_share_however_many_messages_come(host: Host) -> None:
     for n in range(8):
-        host.ledger.book(scattered(510, n * 2048))
+        host.ledger.record_released(scattered(510, n * 2048))
     assert host.ledger.counters.discards <= RANGES_A_TURN, "the first of them used the turn up"
     assert host.ledger.current_pages == BOOT - 8 * 510
     counts = host.turns()
@@ -93,20 +93,20 @@ def test_a_turn_makes_no_more_calls_than_its_share_however_many_messages_come(ho
 
 
 def test_a_turn_ends_in_time_on_a_slow_host(host: Host, slow: None) -> None:
-    host.ledger.book(scattered(510))
+    host.ledger.record_released(scattered(510))
     assert host.ledger.counters.discards == 1
     assert host.turn() == 1
 
 
 def test_large_ranges_are_cut_into_pieces_and_spread(host: Host) -> None:
-    host.ledger.book([(0, BOOT)])
+    host.ledger.record_released([(0, BOOT)])
     host.turns()
     assert max(pages for _, pages in host.discarded) == PIECE_PAGES
     assert sum(pages for _, pages in host.discarded) == BOOT
 
 
 def test_what_waits_costs_the_host_until_it_is_discarded(host: Host) -> None:
-    host.ledger.book(scattered(510))
+    host.ledger.record_released(scattered(510))
     done = host.ledger.counters.discards
     assert host.ledger.waiting_pages == 510 - done
     assert host.ledger.actual_pages == BOOT - done
@@ -114,7 +114,7 @@ def test_what_waits_costs_the_host_until_it_is_discarded(host: Host) -> None:
 
 
 def test_a_page_given_back_while_it_waits_is_never_discarded(host: Host) -> None:
-    host.ledger.book(scattered(510))
+    host.ledger.record_released(scattered(510))
     waiting = [page for page, _ in scattered(510) if page in host.ledger.boot.waiting]
     host.ledger.give_back([(page, 1) for page in waiting[:100]])
     host.discarded.clear()
@@ -124,7 +124,7 @@ def test_a_page_given_back_while_it_waits_is_never_discarded(host: Host) -> None
 
 def test_a_huge_page_of_which_a_page_was_given_back_is_never_discarded(slow: None) -> None:
     host = Host(512 * 1024, granule=512)
-    host.ledger.book([(n * 1024, 512) for n in range(500)])
+    host.ledger.record_released([(n * 1024, 512) for n in range(500)])
     assert 2 * 1024 in host.ledger.boot.waiting
     host.ledger.give_back([(2 * 1024 + 7, 1)])
     host.discarded.clear()
@@ -134,7 +134,7 @@ def test_a_huge_page_of_which_a_page_was_given_back_is_never_discarded(slow: Non
 
 
 def test_a_reset_forgets_what_waits(host: Host) -> None:
-    host.ledger.book(scattered(510))
+    host.ledger.record_released(scattered(510))
     host.ledger.reset()
     host.discarded.clear()
     host.turns()
@@ -143,7 +143,7 @@ def test_a_reset_forgets_what_waits(host: Host) -> None:
 
 def test_what_the_host_keeps_is_counted_as_such_in_a_later_turn_too(host: Host) -> None:
     host.stuck = {page for page, _ in scattered(510)}
-    host.ledger.book(scattered(510))
+    host.ledger.record_released(scattered(510))
     host.turns()
     assert (host.ledger.removed_guest_pages, host.ledger.waiting_pages) == (510, 0)
     assert host.ledger.counters.undiscarded == 510
@@ -151,7 +151,7 @@ def test_what_the_host_keeps_is_counted_as_such_in_a_later_turn_too(host: Host) 
 
 def test_fragments_of_much_memory_wait_in_little(host: Host, slow: None) -> None:
     for start in range(0, BOOT, 1020):
-        host.ledger.book(scattered(510, start))
+        host.ledger.record_released(scattered(510, start))
     assert host.ledger.waiting_pages > BOOT // 2 - 1000
     assert host.ledger.boot.waiting.size_bytes < BOOT // 4, "two bits a page"
 
@@ -175,7 +175,7 @@ def test_only_pages_that_are_out_are_discarded(moves: list[tuple[str, int, int]]
     for what, first, second in moves:
         match what:
             case "book":
-                ledger.book([(first + 3 * n, 2) for n in range(second)])
+                ledger.record_released([(first + 3 * n, 2) for n in range(second)])
             case "back":
                 ledger.give_back(ledger.choose(first, second))
             case "turn":

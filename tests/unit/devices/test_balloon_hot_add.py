@@ -13,7 +13,7 @@ from pyvmm.devices.balloon import discards
 from pyvmm.devices.balloon import protocol as p
 from pyvmm.devices.balloon.growth import GUEST_CANNOT, GUEST_COULD_NOT, GUEST_REFUSED, LEFT_OFFLINE, UNANSWERED
 from pyvmm.devices.balloon.hot_add import HotAddRange
-from pyvmm.devices.balloon.plan import IN_DOUBT, ROUNDED
+from pyvmm.devices.balloon.plan import ROUNDED, UNCONFIRMED
 from pyvmm.devices.balloon.ranges import PageRanges
 from pyvmm.devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
 from pyvmm.errors import GuestProtocolError, HostError
@@ -284,11 +284,11 @@ def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_pro
     (request,) = play.host_turn()
     list(play.guest.answers(request))  # taken, but the answer is lost
     play.rebind()
-    assert play.outcome().reason == IN_DOUBT
+    assert play.outcome().reason == UNCONFIRMED
     assert (play.our.unconfirmed.pages, play.ledger.added_pages) == (BLOCK, 0)
     assert play.ledger.actual_pages == BOOT + BLOCK, "it may use it"
     plan = play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
-    assert plan.will_reach == (BOOT + BLOCK) * PAGE and IN_DOUBT in plan.reason
+    assert plan.will_reach == (BOOT + BLOCK) * PAGE and UNCONFIRMED in plan.reason
     play.run()
     assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK)
     assert play.ledger.actual_pages == BOOT + 2 * BLOCK
@@ -530,7 +530,7 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
             pass
         ledger, our = play.ledger, play.our
         assert our.ram.isdisjoint(our.unconfirmed)
-        assert our.given_pages <= play.window.pages
+        assert our.granted_pages <= play.window.pages
         assert our.lost_pages >= 0
         assert START <= our.next <= our.block_end or our.next == our.block_end
         given_or_doubted = our.ram | our.unconfirmed
@@ -539,11 +539,11 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                 given_or_doubted.insert([(grant.start, grant.pages)])
         assert play.window.ram == given_or_doubted, "RAM is what was given, and what is on offer"
         assert BOOT + play.window.ram.pages <= highest, "the guest can touch more than it was ever to have"
-        for books in (ledger.boot, ledger.added):
-            assert books.removed_guest.isdisjoint(books.removed_both)
-            removed = books.removed_guest | books.removed_both
-            assert (removed & books.ram) == removed
-            assert (books.waiting & books.removed_both) == books.waiting
+        for record in (ledger.boot, ledger.added):
+            assert record.removed_guest.isdisjoint(record.removed_both)
+            removed = record.removed_guest | record.removed_both
+            assert (removed & record.ram) == removed
+            assert (record.waiting & record.removed_both) == record.waiting
         assert ledger.current_pages + ledger.removed_pages == BOOT + our.ram.pages
         ram = ledger.boot.ram | our.ram
         for start, count in play.discarded:

@@ -36,13 +36,13 @@ def ledger(host: Host) -> Ledger:
 
 
 def test_neighbours_are_discarded_in_one_call_whatever_their_order(ledger: Ledger, host: Host) -> None:
-    assert ledger.book([(12, 1), (10, 1), (11, 1), (20, 5)]).booked == 8
+    assert ledger.record_released([(12, 1), (10, 1), (11, 1), (20, 5)]).accepted == 8
     assert host.discarded == [(10, 3), (20, 5)]
     assert (ledger.actual_pages, ledger.current_pages) == (1992, 1992)
 
 
 @pytest.mark.parametrize(
-    ("ranges", "booked", "refused"),
+    ("ranges", "accepted", "refused"),
     [
         ([(2990, 20)], 10, (10, 0, 0)),  # runs out of RAM
         ([(1000, 1000)], 0, (1000, 0, 0)),  # the hole
@@ -56,35 +56,35 @@ def test_neighbours_are_discarded_in_one_call_whatever_their_order(ledger: Ledge
     ],
 )
 def test_each_page_counts_once(
-    ledger: Ledger, host: Host, ranges: list[tuple[int, int]], booked: int, refused: tuple[int, int, int]
+    ledger: Ledger, host: Host, ranges: list[tuple[int, int]], accepted: int, refused: tuple[int, int, int]
 ) -> None:
-    ledger.book([(500, 500)])
+    ledger.record_released([(500, 500)])
     host.discarded.clear()
-    result = ledger.book(ranges)
-    assert result.booked == booked
+    result = ledger.record_released(ranges)
+    assert result.accepted == accepted
     assert (result.outside, result.known, result.repeated) == refused
-    assert sum(pages for _, pages in host.discarded) == booked
+    assert sum(pages for _, pages in host.discarded) == accepted
     counters = ledger.counters
     assert (counters.outside, counters.known, counters.repeated) == refused
 
 
 def test_claims_of_all_address_space_take_no_time(ledger: Ledger, host: Host) -> None:
-    result = ledger.book([(start << 24, (1 << 24) - 1) for start in range(510)])
-    assert result.booked == 2000
+    result = ledger.record_released([(start << 24, (1 << 24) - 1) for start in range(510)])
+    assert result.accepted == 2000
     assert host.discarded == [(0, 1000), (2000, 1000)]
 
 
 def test_what_the_host_cannot_discard_is_gone_for_the_guest_alone(ledger: Ledger, host: Host) -> None:
     host.stuck = {10}
-    assert ledger.book([(10, 2), (20, 2)]).booked == 4
+    assert ledger.record_released([(10, 2), (20, 2)]).accepted == 4
     assert [list(s) for s in (ledger.removed_guest, ledger.removed_both)] == [[(10, 2)], [(20, 2)]]
     assert (ledger.current_pages, ledger.actual_pages) == (1996, 1998)
-    assert ledger.book([(10, 2)]).known == 2, "not tried again while it is out"
+    assert ledger.record_released([(10, 2)]).known == 2, "not tried again while it is out"
 
 
 def test_undiscarded_pages_go_back_first_then_the_highest(ledger: Ledger, host: Host) -> None:
     host.stuck = {10}
-    ledger.book([(10, 2), (20, 2), (2100, 50)])
+    ledger.record_released([(10, 2), (20, 2), (2100, 50)])
     assert ledger.choose(4, 100) == [(10, 2), (2148, 2)]
     assert ledger.removed_pages == 54, "choosing changes nothing"
     ledger.give_back([(10, 2), (2148, 2)])
@@ -92,10 +92,10 @@ def test_undiscarded_pages_go_back_first_then_the_highest(ledger: Ledger, host: 
 
 
 def test_reset_gives_the_guest_its_boot_memory(ledger: Ledger, host: Host) -> None:
-    ledger.book([(10, 2)])
+    ledger.record_released([(10, 2)])
     ledger.reset()
     assert ledger.current_pages == ledger.actual_pages == 2000
-    assert ledger.book([(10, 2)]).booked == 2, "and it may be let go of again"
+    assert ledger.record_released([(10, 2)]).accepted == 2, "and it may be let go of again"
 
 
 def test_giving_back_what_is_not_out_is_our_bug(ledger: Ledger) -> None:
@@ -113,22 +113,22 @@ def huge(host: Host) -> Ledger:
 
 
 def test_only_whole_huge_pages_are_discarded(huge: Ledger, host: Host) -> None:
-    assert huge.book([(0, GRANULE), (GRANULE + 1, GRANULE)]).booked == 2 * GRANULE
+    assert huge.record_released([(0, GRANULE), (GRANULE + 1, GRANULE)]).accepted == 2 * GRANULE
     assert host.discarded == [(0, GRANULE)]
     assert (huge.removed_both_pages, huge.removed_guest_pages) == (GRANULE, GRANULE)
     assert (huge.current_pages, huge.actual_pages) == (2 * GRANULE, 3 * GRANULE)
 
 
 def test_a_huge_page_is_discarded_when_its_last_page_comes_out(huge: Ledger, host: Host) -> None:
-    huge.book([(GRANULE, GRANULE - 1), (3 * GRANULE, 5)])
+    huge.record_released([(GRANULE, GRANULE - 1), (3 * GRANULE, 5)])
     assert host.discarded == []
-    huge.book([(2 * GRANULE - 1, 1)])
+    huge.record_released([(2 * GRANULE - 1, 1)])
     assert host.discarded == [(GRANULE, GRANULE)]
     assert (huge.removed_both_pages, huge.removed_guest_pages) == (GRANULE, 5)
 
 
 def test_a_page_given_back_brings_its_whole_huge_page_back_to_the_host(huge: Ledger) -> None:
-    huge.book([(0, 2 * GRANULE)])
+    huge.record_released([(0, 2 * GRANULE)])
     huge.give_back([(GRANULE + 3, 1)])
     assert (huge.removed_both_pages, huge.removed_guest_pages) == (GRANULE, GRANULE - 1)
     assert huge.choose(2, 10) == [(2 * GRANULE - 2, 2)], "what costs nothing goes first"
@@ -136,5 +136,5 @@ def test_a_page_given_back_brings_its_whole_huge_page_back_to_the_host(huge: Led
 
 def test_a_huge_page_that_the_host_keeps_stays_with_it(huge: Ledger, host: Host) -> None:
     host.stuck = {0}
-    huge.book([(0, GRANULE)])
+    huge.record_released([(0, GRANULE)])
     assert (huge.removed_both_pages, huge.removed_guest_pages, huge.counters.undiscarded) == (0, GRANULE, GRANULE)

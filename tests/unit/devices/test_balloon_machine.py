@@ -75,7 +75,7 @@ def test_the_guest_is_told_its_maximum_if_wanted() -> None:
 def test_a_target_takes_effect_as_soon_as_negotiation_is_done() -> None:
     play = Play()
     plan = play.machine.set_target(BOOT // 2 * PAGE)
-    assert "not there yet" in plan.reason
+    assert "not loaded yet" in plan.reason
     play.boot()
     assert play.machine.ledger.current_pages == BOOT // 2
     assert play.outcome().reached
@@ -355,7 +355,7 @@ def test_changes_and_the_outcome_are_told_in_order() -> None:
     play.machine.set_target((BOOT - PIECE - 512) * PAGE)
     play.run()
     actual = [BOOT - PIECE, BOOT - PIECE - 512]
-    assert list(play.machine.happened) == [
+    assert list(play.machine.notifications) == [
         *[Changed(pages * PAGE) for pages in actual],
         ResizeOutcome(actual[-1] * PAGE, actual[-1] * PAGE),
     ]

@@ -30,13 +30,13 @@ def tail() -> Iterator[trace.TailSink]:
 
 
 def ledger(given: int = OUR.pages) -> Ledger:
-    """The books of a guest that was given so many pages of the window."""
+    """The record of a guest that was given so many pages of the window."""
     made = Ledger(BOOT, lambda gpa, size: None, FakeWindow(OUR.start, OUR.end, OUR.pages))
     if given:
         assert made.hot_range is not None
         grant = made.hot_range.grant(given, 0x100, OUR.pages, whole_blocks=False)
         assert grant is not None
-        made.hot_range.given(grant, given, 0x100)
+        made.hot_range.accepted(grant, given, 0x100)
     return made
 
 
@@ -48,16 +48,16 @@ def short(tail: trace.TailSink) -> list[tuple[object, ...]]:
 
 
 def test_a_range_across_all_three_parts_reads_as_in_qemus_log(tail: trace.TailSink) -> None:
-    books = ledger()
-    assert books.book([(0xF00, 0x100), (0x1000, 0x800), (0x1800, 0x40)]).refused == 0
+    record = ledger()
+    assert record.record_released([(0xF00, 0x100), (0x1000, 0x800), (0x1800, 0x40)]).refused == 0
     lines = [record.text() for record in tail.records]
     assert lines == [line.partition(":")[2] for line in QEMU_LOG.read_text().splitlines()[:4]]
 
 
 def test_trace_diff_finds_no_difference_to_qemus_log(tail: trace.TailSink) -> None:
-    books = ledger()
-    books.book([(0xF00, 0x100), (0x1000, 0x800), (0x1800, 0x40)])
-    books.book([(0x10, 0x20)])
+    record = ledger()
+    record.record_released([(0xF00, 0x100), (0x1000, 0x800), (0x1800, 0x40)])
+    record.record_released([(0x10, 0x20)])
     records = [(r.time, r.event.name, dict(zip(r.event.fields, r.values, strict=True))) for r in tail.records]
     ours = [Entry(time, name, "", fields) for time, name, fields in records]
     found = compare(ours, read_trace(QEMU_LOG).entries, patterns=["hv_balloon_*"])
@@ -86,12 +86,12 @@ def test_trace_diff_finds_no_difference_to_qemus_log(tail: trace.TailSink) -> No
 def test_only_the_parts_that_a_range_has_are_traced(
     tail: trace.TailSink, named: PageRange, parts: list[tuple[object, ...]]
 ) -> None:
-    ledger().book([named])
+    ledger().record_released([named])
     assert short(tail) == [("", named.pages, named.start, 1), *parts]
 
 
 def test_before_the_first_hot_add_there_is_no_range_to_touch(tail: trace.TailSink) -> None:
-    ledger(given=0).book([(0xF00, 0x200)])
+    ledger(given=0).record_released([(0xF00, 0x200)])
     assert short(tail) == [
         ("", 0x100, 0xF00, 1),
         ("_remainder", 0x100, 0xF00, 1),
@@ -101,20 +101,20 @@ def test_before_the_first_hot_add_there_is_no_range_to_touch(tail: trace.TailSin
 
 
 def test_what_was_out_before_is_not_counted_as_removed(tail: trace.TailSink) -> None:
-    books = ledger()
-    books.book([(0x1000, 0x10)])
+    record = ledger()
+    record.record_released([(0x1000, 0x10)])
     short(tail)
-    books.book([(0x1008, 0x10)])
+    record.record_released([(0x1008, 0x10)])
     assert short(tail)[1] == ("_common", 0x10, 0x1008, 0x10, 0x1008, 0x800, 0x1000, 8, 1)
 
 
 def test_what_the_host_could_not_discard_is_a_range_of_its_own(tail: trace.TailSink) -> None:
-    books = ledger()
+    record = ledger()
 
     def refuse(gpa: int, size: int) -> None:
         if gpa >> 12 == 0x100:
             raise HostError("madvise: Invalid argument")
 
-    books.discard = refuse
-    books.book([(0x100, 8), (0x200, 8)])
+    record.discard = refuse
+    record.record_released([(0x100, 8), (0x200, 8)])
     assert [row for row in short(tail) if row[0] == ""] == [("", 8, 0x100, 0), ("", 8, 0x200, 1)]

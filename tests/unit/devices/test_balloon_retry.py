@@ -26,7 +26,7 @@ def play() -> Play:
 
 def told(play: Play) -> list[tuple[int, bool]]:
     """The outcomes so far: pages the guest had, and whether that was the target."""
-    outcomes = [each for each in play.machine.happened if hasattr(each, "reached")]
+    outcomes = [each for each in play.machine.notifications if hasattr(each, "reached")]
     return [(each.actual // PAGE, each.reached) for each in outcomes]
 
 
@@ -70,7 +70,7 @@ def test_a_guest_that_keeps_its_floor_is_asked_four_times_more_and_no_oftener(pl
         play.wait(1)
         times += [second] * (len(play.requests()) - before - len(times))
     assert times == [1, 3, 7, 15]
-    assert len(play.machine.happened) == 3 + len(told(play)), "three pieces out and the outcomes"
+    assert len(play.machine.notifications) == 3 + len(told(play)), "three pieces out and the outcomes"
 
 
 def test_a_page_at_a_time_does_not_keep_the_host_asking(play: Play) -> None:

@@ -26,8 +26,8 @@ class Device(VmbusDevice):
     def reset(self) -> None:
         self.told.append("reset")
 
-    def restarted(self) -> None:
-        self.told.append("restarted")
+    def bus_connected(self) -> None:
+        self.told.append("bus_connected")
 
 
 class Bus:
@@ -109,7 +109,7 @@ def test_a_device_hears_of_a_new_kernel_when_it_is_back(bench: Bench) -> None:
     bench.bus.contacts = 1
     bench.devices.add("heartbeat", "heartbeat")
     assert bench.devices.find(Heartbeat) is not None
-    assert bench.devices.find(Heartbeat).told == ["restarted"]
+    assert bench.devices.find(Heartbeat).told == ["bus_connected"]
 
 
 def test_a_device_that_is_away_is_reset_with_the_machine(bench: Bench) -> None:

@@ -30,7 +30,7 @@ class Balloon:
             actual_pages=512 * PAGES,
             removed_pages=0,
             boot_pages=512 * PAGES,
-            most_pages=1024 * PAGES,
+            maximum_pages=1024 * PAGES,
         )
         self.machine = SimpleNamespace(ledger=ledger)
 

@@ -27,8 +27,8 @@ class Told:
 
     def turn(self) -> list[dict[str, Any]]:
         """What a turn of the loop told after all that happened."""
-        while self.play.machine.happened:
-            event = self.play.machine.happened.popleft()
+        while self.play.machine.notifications:
+            event = self.play.machine.notifications.popleft()
             for listener in self.on_finish if hasattr(event, "reached") else ():
                 listener(event)
         self.events.clear()
@@ -73,7 +73,7 @@ def test_an_outcome_is_not_told_once_another_target_is_set(told: Told) -> None:
     told.play.machine.set_target(BOOT * PAGE)
     for listener in told.on_finish:
         listener(told.last_outcome)
-    told.play.machine.happened.clear()
+    told.play.machine.notifications.clear()
     told.play.machine.set_target((BOOT - 512) * PAGE)
     assert told.turn() == []
 

@@ -131,7 +131,7 @@ def test_number_of_pages_is_bounded_from_the_announcement_on(
 ) -> None:
     monkeypatch.setattr(module, "GPADL_PAGES_LIMIT", 10)
     table.begin(header(0x8000, 1, gpadl=1, total=9))
-    with pytest.raises(GpadlRefused, match="lent"):
+    with pytest.raises(GpadlRefused, match="established"):
         table.begin(header(0x1000, 1, gpadl=2))
 
 

@@ -14,6 +14,7 @@ from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.server import Server
 from pyvmm.vmbus.states import (
     Action,
+    BusConnected,
     CloseRings,
     Contacted,
     Disconnected,
@@ -26,7 +27,6 @@ from pyvmm.vmbus.states import (
     OpenRings,
     Post,
     Rescinded,
-    Restarted,
     Serving,
 )
 from tests.support.fake_guest import gpadl_messages
@@ -119,8 +119,8 @@ def test_a_message_newer_than_the_version_agreed_on_is_refused(harness: Harness,
 
 @pytest.mark.parametrize("version", [v for v in Version if v <= p.LATEST_VERSION])
 def test_served_version_is_accepted(harness: Harness, version: int) -> None:
-    drop, restarted, post = harness.contact(version)
-    assert isinstance(drop, DropMessages) and isinstance(restarted, Restarted) and isinstance(post, Post)
+    drop, connected, post = harness.contact(version)
+    assert isinstance(drop, DropMessages) and isinstance(connected, BusConnected) and isinstance(post, Post)
     response = p.VersionResponse.parse(post.payload)
     assert (response.supported, response.connection_id) == (1, 5 if version >= 0x50000 else version)
     assert harness.server.state == Contacted(version, 0)
@@ -166,7 +166,7 @@ def test_contact_that_cannot_be_obeyed_is_refused_on_vp_0(harness: Harness, how:
 def test_new_contact_drops_everything() -> None:
     harness = Harness().opened()
     made = harness.contact()
-    assert [type(a) for a in made] == [DropMessages, CloseRings, Restarted, Post]
+    assert [type(a) for a in made] == [DropMessages, CloseRings, BusConnected, Post]
     assert not harness.server.gpadls.lists
     assert isinstance(harness.server.channels[1].state, Hidden)
 

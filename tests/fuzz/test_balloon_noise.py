@@ -1,4 +1,4 @@
-"""Seeded noise at the balloon's machine, whose books are checked against a model after every message."""
+"""Seeded noise at the balloon's machine, whose ledger is checked against a model after every message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def noise(random: Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_noise_at_the_balloon_is_refused_or_booked_rightly(seed: int) -> None:
+def test_noise_at_the_balloon_is_refused_or_recorded_correctly(seed: int) -> None:
     random, now = Random(seed), 0.0
     out: set[int] = set()
 
@@ -48,7 +48,7 @@ def test_noise_at_the_balloon_is_refused_or_booked_rightly(seed: int) -> None:
     guest = BalloonGuest(0)
     for payload in (guest.version(), guest.caps()):
         machine.receive(parse_guest_message(payload))
-    served = booked = 0
+    served = accepted = 0
     for _ in range(400):
         now += random.random() * 5
         machine.check_time()
@@ -65,8 +65,8 @@ def test_noise_at_the_balloon_is_refused_or_booked_rightly(seed: int) -> None:
             served += 1
         except GuestError:
             pass
-        machine.happened.clear()
-        booked = max(booked, len(out))
+        machine.notifications.clear()
+        accepted = max(accepted, len(out))
         assert machine.ledger.removed_pages == len(out)
     assert served
-    assert booked
+    assert accepted
