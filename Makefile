@@ -11,25 +11,33 @@ MINUTES ?= 2
 SEED ?= 1
 TARGET ?=
 KEEP ?=
+VERSIONS ?= 6.1 6.12 newest
+BASES ?= tinyconfig defconfig
 IMAGES := debian-6.1 debian-6.12
 MORE_IMAGES := debian-5.10 debian-7.2
 
 # Each is asked for by what it brings: a file or program that is there is not installed again.
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
 TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-tools tmux:tmux cpio:cpio fish:fish
+# To build kernels.
+KERNEL_PACKAGES := gcc:gcc flex:flex bison:bison bc:bc xz:xz-utils /usr/include/gelf.h:libelf-dev \
+	/usr/include/openssl/opensslv.h:libssl-dev
 
-.PHONY: help run test quick fuzz setup lint fmt build clean
+.PHONY: help run test test-kdir quick fuzz setup lint fmt build clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.ready $(STAMPS)/run-packages ## Set up, then show the main job (`pyvmm tour`)
 	$(VENV)/bin/pyvmm tour
 
 test: setup ## Set up, then all tests, Linux boots included; TESTS="tests/unit -k ring" for some of them
 	$(VENV)/bin/python -m pytest $(TESTS)
+
+test-kdir: setup $(STAMPS)/kernel-packages ## Build Debian's kernel sources, VERSIONS="6.1 newest" BASES="tinyconfig", and boot them
+	$(VENV)/bin/python -m tests.kernels --versions $(VERSIONS) --bases $(BASES)
 
 quick: $(VENV)/.ready ## Unit, guest, KVM and fuzz tests: under a minute, no Linux
 	$(VENV)/bin/python -m pytest -q tests/unit tests/guest tests/kvm tests/fuzz
@@ -71,6 +79,10 @@ $(STAMPS)/run-packages: .ci/install-missing | $(STAMPS)
 
 $(STAMPS)/test-packages: .ci/install-missing | $(STAMPS)
 	.ci/install-missing $(TEST_PACKAGES)
+	touch $@
+
+$(STAMPS)/kernel-packages: .ci/install-missing | $(STAMPS)
+	.ci/install-missing $(KERNEL_PACKAGES)
 	touch $@
 
 # No stamp of its own: the cache may be cleaned any time, and a look at what is there takes half a second.

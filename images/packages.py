@@ -87,23 +87,28 @@ def run(*command: str, cwd: Path | None = None) -> str:
     return output
 
 
-def find_package(pattern: str, suites: Sequence[str]) -> Package:
+def find_package(pattern: str, suites: Sequence[str], *, everywhere: bool = False) -> Package:
     """Find the newest package whose name matches `pattern` (a regular expression), in the host's lists or `suites`.
 
-    Raises ConfigError that names everything tried.
+    The first lists that have one end the search, unless `everywhere`. Raises ConfigError that names everything tried.
     """
-    tried = []
+    found, tried = [], []
     for suite in (None, *suites):
         label = f"Debian {suite}" if suite else MACHINE.label
         try:
             source = private_source(suite) if suite else MACHINE
             names = _names(pattern, source)
-            if names:
-                return _package(max(names, key=natural), source)
-            tried.append(f"{label}: none")
+            if not names:
+                tried.append(f"{label}: none")
+                continue
+            found.append(_package(max(names, key=natural), source))
+            if not everywhere:
+                break
         except HostError as error:
             tried.append(f"{label}: {error}")
-    raise ConfigError(f"no package {pattern} found ({'; '.join(tried)}); check apt's sources and the network")
+    if not found:
+        raise ConfigError(f"no package {pattern} found ({'; '.join(tried)}); check apt's sources and the network")
+    return max(found, key=lambda package: natural(package.name))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

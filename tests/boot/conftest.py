@@ -18,6 +18,9 @@ from tests.support import boot_door
 from tests.support.booted import Booted
 
 FOLDER = Path(__file__).parent
+collect_ignore = [] if os.environ.get("PYVMM_TEST_TREES") else ["test_own_kernels.py"]
+"""`make test-kdir` builds the kernels for it."""
+
 STALLS = 4
 """Emulated hosts that may stand still in one run of the tests."""
 OUTSIDE = {"test_emulated_host.py", "test_balance_guests.py", "test_wheel.py"}

@@ -82,6 +82,16 @@ def test_other_suites_come_from_the_machines_own_mirrors(apt: Apt, tmp_path: Pat
     ]
 
 
+def test_the_newest_of_all_lists_is_found_where_asked_for(apt: Apt) -> None:
+    apt.machine, apt.private = ["linux-source-6.12"], ["linux-source-6.9", "linux-source-7.3"]
+    pattern = "linux-source-[0-9.]+"
+    assert find_package(pattern, ("sid",)).name == "linux-source-6.12"
+    package = find_package(pattern, ("sid",), everywhere=True)
+    assert (package.name, package.source.label) == ("linux-source-7.3", "Debian sid")
+    apt.private = []
+    assert find_package(pattern, ("sid",), everywhere=True).name == "linux-source-6.12"
+
+
 def test_own_lists_are_fetched_once_a_day(apt: Apt) -> None:
     apt.private = ["linux-image-6.1.0-1-cloud-amd64"]
     find_package(PATTERN, ("sid",))

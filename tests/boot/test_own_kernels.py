@@ -1,0 +1,86 @@
+"""Kernels made from images/kernel.config: they boot without a warning, and their memory goes out, back and grows.
+
+`make test-kdir` builds them and names their trees in PYVMM_TEST_TREES; pytest collects this file only then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.images.catalog import initrd_for
+from pyvmm.images.kdir import open_kdir
+from pyvmm.images.kernel_config import missing_options
+from tests.kernels.build import ROOT
+from tests.support.booted import MIB, Booted
+
+TREES = [ROOT / name for name in os.environ["PYVMM_TEST_TREES"].split(os.pathsep)]
+GUESTS = [
+    pytest.param((tree, engine, cpus), id=f"{tree.name}-{engine}-{cpus}cpu")
+    for tree in TREES
+    for engine, cpus in (("kernel", 2), ("user", 1))
+]
+MODULES = ["hv_vmbus", "hv_utils", "hv_balloon"]
+BOOT = 512 * MIB
+SMALL = 320 * MIB
+MAX = 768 * MIB
+
+KNOWN_WARNINGS = (
+    "PCI: Fatal: No config space access function found",  # `pci=off`: there is no PCI bus
+    "PCI: System does not support PCI",
+    "amd_pstate: the _CPC object is not present",  # the emulated host has an AMD CPU, and no ACPI table of its clocks
+)
+"""Beginnings of kernel messages of level 4 (warning) that say nothing of the configuration."""
+
+
+@pytest.fixture(scope="module", params=GUESTS)
+def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
+    tree, engine, cpus = request.param
+    with boot(tree, engine, cpus) as booted:
+        yield booted
+
+
+def boot(folder: Path, engine: str, cpus: int) -> Booted:
+    tree = open_kdir(folder)
+    initrd = initrd_for(tree.release, tree.load_order(MODULES))
+    return Booted(kernel=tree.kernel, initrd=initrd, engine=engine, cpus=cpus, memory=BOOT, max_memory=MAX)
+
+
+def test_the_configuration_lacks_nothing(guest: Booted) -> None:
+    text = (guest.config.kernel.parent / ".config").read_text()
+    assert missing_options(text) == []
+
+
+def test_the_engine_runs_with_all_cpus_and_the_bus_works(guest: Booted) -> None:
+    guest.wait_balloon_ready()
+    assert guest.machine.engine.name == guest.config.engine
+    assert int(guest.sh("nproc")) == guest.config.cpus
+    for service in ("heartbeat", "shutdown", "timesync"):
+        assert guest.vmbus(service)["state"] == "open"
+
+
+def test_memory_goes_out_comes_back_and_grows(guest: Booted) -> None:
+    guest.wait_balloon_ready()
+    total = guest.memory_total()
+    for size in (SMALL, BOOT, MAX, SMALL, BOOT):
+        outcome = guest.resize(size)
+        assert outcome.reached, outcome.reason
+        assert guest.memory_total() == total + size - BOOT
+
+
+def test_the_kernel_logs_no_warning(guest: Booted) -> None:
+    """After all that; level 4 is KERN_WARNING, WARN() included, and lower is worse."""
+    lines = guest.sh("dmesg -r | grep '^<[0-4]>'", check=False).splitlines()
+    texts = [line.partition("] ")[2] for line in lines]
+    assert [text for text in texts if not text.startswith(KNOWN_WARNINGS)] == []
+
+
+def test_it_reboots_and_powers_off(guest: Booted) -> None:
+    with guest.expect_reset():
+        guest.send("reboot")
+    guest.wait_balloon_ready()
+    guest.send("poweroff")
+    assert guest.wait_end().kind == "poweroff"
