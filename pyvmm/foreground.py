@@ -1,12 +1,12 @@
 """Raw mode of the user's terminal, set only while this process is in the terminal's foreground process group.
 
-    Background --fg: SIGCONT, or `look`--> Foreground: raw mode, keys are read
+    Background --fg: SIGCONT, or `acquire`--> Foreground: raw mode, keys are read
         ^                                     |  stop: mode restored, stopped by SIGTSTP as the shell expects
         +-------------- bg -------------------+  end, signal, exception: mode restored
 
 A shell gives the terminal to one process group. A background process that changes its mode is stopped by SIGTTOU, one
 that reads it by SIGTTIN: so every change and every read first checks the foreground group. `fg` on a job that runs in
-the background sends no signal, so a reader checks again every LOOK_AGAIN seconds.
+the background sends no signal, so a reader checks again every FOREGROUND_POLL seconds.
 
 TCSANOW everywhere: the other kinds wait until a terminal with stopped output has shown all of it.
 """
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-LOOK_AGAIN = 0.25
+FOREGROUND_POLL = 0.25
 """Seconds between two checks whether a background process is in the foreground group now."""
 
 WINDOW_LIMIT = 4096
@@ -93,18 +93,18 @@ def window_of(fd: int) -> tuple[int, int] | None:
 
 
 class Terminal:
-    """One terminal, whose mode `make(mode)` changes for us. On the main thread."""
+    """One terminal, whose mode `change_mode(mode)` changes for us. On the main thread."""
 
-    def __init__(self, fd: int, make: Callable[[Mode], None] = guest_console) -> None:
+    def __init__(self, fd: int, change_mode: Callable[[Mode], None] = guest_console) -> None:
         self.fd = fd
         self.held = False
         """Whether the terminal is in our mode."""
-        self._make = make
+        self._change_mode = change_mode
         self._owner = os.getpid()
         self._before: Mode | None = None
         self._ours: Mode | None = None
 
-    def look(self, *, resumed: bool = False) -> bool:
+    def acquire(self, *, resumed: bool = False) -> bool:
         """Return whether we are in the foreground; if so, set our mode. After a stop (`resumed`) it is set again,
         because the shell has changed it.
         """
@@ -121,12 +121,12 @@ class Terminal:
         if mode != self._ours:  # else a shell kept our mode while we were stopped
             self._before = mode
         ours = termios.tcgetattr(self.fd)
-        self._make(ours)
+        self._change_mode(ours)
         self.held = True
         termios.tcsetattr(self.fd, termios.TCSANOW, ours)
         self._ours = termios.tcgetattr(self.fd)
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Restore the previous mode, if ours is set. Does nothing in a forked child: the parent restores it."""
         if os.getpid() != self._owner or not self.held or self._before is None:
             return
@@ -143,30 +143,30 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def taken(terminal: Terminal, *, watch: bool = True) -> Iterator[Terminal]:
+def acquired(terminal: Terminal, *, watch: bool = True) -> Iterator[Terminal]:
     """Set a terminal's mode for the block, as soon as and as long as this process is in its foreground.
 
     Its mode is restored when the block ends, however it ends, and at interpreter exit. With `watch`, on the main
     thread, also before the process dies of a signal or is stopped by one. Previously installed handlers
     are called after that; ignored signals stay ignored.
     """
-    atexit.register(terminal.give_back)
+    atexit.register(terminal.restore)
     try:
         with _signals(terminal) if watch else contextlib.nullcontext():
-            terminal.look()
+            terminal.acquire()
             yield terminal
     finally:
-        terminal.give_back()
-        atexit.unregister(terminal.give_back)
+        terminal.restore()
+        atexit.unregister(terminal.restore)
 
 
 @contextlib.contextmanager
-def raw_terminal(fd: int, make: Callable[[Mode], None] = guest_console) -> Iterator[Terminal | None]:
-    """Set the terminal `fd` to raw mode for the block: see `taken`. None if it is no terminal."""
+def raw_terminal(fd: int, change_mode: Callable[[Mode], None] = guest_console) -> Iterator[Terminal | None]:
+    """Set the terminal `fd` to raw mode for the block: see `acquired`. None if it is no terminal."""
     if not os.isatty(fd):
         yield None
         return
-    with taken(Terminal(fd, make)) as terminal:
+    with acquired(Terminal(fd, change_mode)) as terminal:
         yield terminal
 
 
@@ -178,7 +178,7 @@ def _signals(terminal: Terminal) -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def ending(number: int, frame: FrameType | None) -> None:
-        terminal.give_back()
+        terminal.restore()
         previous = before.get(number)
         if callable(previous):
             previous(number, frame)
@@ -187,16 +187,16 @@ def _signals(terminal: Terminal) -> Iterator[None]:
             os.kill(os.getpid(), number)
 
     def stopping(number: int, frame: FrameType | None) -> None:
-        terminal.give_back()
+        terminal.restore()
         previous = before.get(number)
         if callable(previous):
             previous(number, frame)
         else:
             stop_by(number)
-        terminal.look(resumed=True)
+        terminal.acquire(resumed=True)
 
     def continued(number: int, frame: FrameType | None) -> None:
-        terminal.look(resumed=True)
+        terminal.acquire(resumed=True)
         previous = before.get(number)
         if callable(previous):
             previous(number, frame)

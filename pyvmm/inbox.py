@@ -19,7 +19,7 @@ LIMIT = 32 << 10
 PIECE = 1 << 10
 """Bytes taken in one turn. The agent's protocol costs some 5 µs a line: 3 ms where each line is a byte."""
 
-LOOK_AGAIN = 0.05
+STOP_POLL = 0.05
 """Seconds after which a blocked vCPU checks whether it has to stop."""
 
 
@@ -45,7 +45,7 @@ class Inbox:
         """Block the vCPU's thread until there is room, or `has_to_go()`."""
         while self.full and not has_to_go():
             with self._lock:
-                self._lock.wait_for(lambda: not self.full, LOOK_AGAIN)
+                self._lock.wait_for(lambda: not self.full, STOP_POLL)
 
     def flush(self) -> None:
         """Pass the whole queue to the consumer now. On the loop's thread."""

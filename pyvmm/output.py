@@ -54,7 +54,7 @@ class Output:
         self.name = name
         self.changed = changed
         self.error: OSError | None = None
-        self.told = False  # whether the error was reported to the user; for the owner
+        self.error_reported = False  # whether the error was reported to the user; for the owner
         self.level = 0
         self.lost = 0
         self.written = 0

@@ -23,34 +23,34 @@ from pyvmm.qapi import LoopInfo
 PERIOD = 1.0
 """Seconds between two polls."""
 
-PATIENCE = 3
+STALL_POLLS = 3
 """Consecutive polls in the same turn before a stall is reported. No known turn takes a second."""
 
 FRAMES = 5
 """Most calls shown of the loop's stack, the innermost first."""
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Write a line to standard error without Python's buffer, whose lock the stalled thread may hold."""
     with contextlib.suppress(OSError):
         os.write(2, f"pyvmm: {text}\n".encode())
 
 
 class Watchdog:
-    """Watches `loop` between `start` and `stop`. `say(text)` is called on the watchdog's thread.
+    """Watches `loop` between `start` and `stop`. `report(text)` is called on the watchdog's thread.
 
     The optional note is a file that says where the loop is stalled, for commands that get no answer; it is empty
     while the loop runs.
     """
 
-    def __init__(self, loop: Loop, say: Callable[[str], None] = say, *, period: float = PERIOD) -> None:
+    def __init__(self, loop: Loop, report: Callable[[str], None] = report, *, period: float = PERIOD) -> None:
         self._note = -1
         self.stalls = 0
         """Number of stalls."""
         self.last_place = ""
         """Place of the last stall."""
         self._loop = loop
-        self._say = say
+        self._report = report
         self._period = period
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -85,18 +85,18 @@ class Watchdog:
         }
 
     def _run(self) -> None:
-        seen, looks, since = -1, 0, 0.0
+        seen, polls, since = -1, 0, 0.0
         while not self._ending.wait(self._period):
             began, turn = self._loop.turn_began, self._loop.turns
             if began is not None and turn == seen:
-                looks += 1
-                if looks == PATIENCE:
+                polls += 1
+                if polls == STALL_POLLS:
                     since = began
                     self._stands_still(time.monotonic() - since)
                 continue
-            if looks >= PATIENCE:
+            if polls >= STALL_POLLS:
                 self._goes_on(time.monotonic() - since)
-            seen, looks = (turn, 1) if began is not None else (-1, 0)
+            seen, polls = (turn, 1) if began is not None else (-1, 0)
         self._write_note("")
 
     def _stands_still(self, seconds: float) -> None:
@@ -105,14 +105,14 @@ class Watchdog:
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
         self.last_place = place(frame)
         self._write_note(self.last_place)
-        self._say(
+        self._report(
             f"the machine's event loop has stood still for {seconds:.0f} s, so that monitor commands wait; "
             f"it is in {self.last_place}"
         )
 
     def _goes_on(self, seconds: float) -> None:
         self._write_note("")
-        self._say(f"the machine's event loop goes on after {seconds:.0f} s")
+        self._report(f"the machine's event loop goes on after {seconds:.0f} s")
 
     def _write_note(self, text: str) -> None:
         if self._note >= 0:

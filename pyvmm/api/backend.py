@@ -81,7 +81,7 @@ class ThreadBackend:
 
     def __init__(self, make: Callable[[], MachineConfig], options: GuestOptions) -> None:
         from pyvmm.host.inside import socket_path
-        from pyvmm.launch.consoles import CalledConsole
+        from pyvmm.launch.consoles import CallbackConsole
         from pyvmm.launch.session import Session
         from pyvmm.launch.trace_sinks import TraceSettings
 
@@ -95,7 +95,7 @@ class ThreadBackend:
             self.name = config.name = registration.name
             self.socket = Path(socket_path(registration.socket))
             sockets = [path for path in (registration.socket, options.qmp) if path is not None]
-            console = CalledConsole(self.console, place="api")
+            console = CallbackConsole(self.console, place="api")
             session = stack.enter_context(Session(config, sockets=sockets, console=lambda: console, trace=trace))
             self.machine: Machine = session.machine
             session.start()

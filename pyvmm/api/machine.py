@@ -394,7 +394,7 @@ class Machine:
 def _config(options: GuestOptions) -> MachineConfig:
     from pyvmm.launch.build import build_config
 
-    return build_config(options, progress=where.say)
+    return build_config(options, progress=where.print_message)
 
 
 def runs_here(host: str = "auto") -> bool:

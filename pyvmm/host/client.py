@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.foreground import LOOK_AGAIN, Terminal, all_raw, stop_by, taken
+from pyvmm.foreground import FOREGROUND_POLL, Terminal, acquired, all_raw, stop_by
 from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
 from pyvmm.host.inside import VARIABLE, inner_socket
 from pyvmm.host.preload import REPOSITORY, sources_digest
@@ -144,7 +144,7 @@ class CommandRun:
                 self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
             with self.signals.kept(self.endpoint):
                 self._start()
-                with contextlib.nullcontext() if self.keyboard is None else taken(self.keyboard, watch=False):
+                with contextlib.nullcontext() if self.keyboard is None else acquired(self.keyboard, watch=False):
                     return self._serve()
         finally:
             for forward in self.forwards:
@@ -222,14 +222,14 @@ class CommandRun:
         """Restore the terminal's mode after the command's end, so that Ctrl-C is a signal while output is written."""
         self.endpoint.drop_source(self.stream, STDIN)
         if self.keyboard is not None:
-            self.keyboard.give_back()
+            self.keyboard.restore()
             self.keyboard = None
 
     def _timeout(self, nudge_at: float) -> float:
         """Return the seconds to the next deadline."""
         dues = [nudge_at, self._give_up_at, self._reader_due, self._stop_at]
         if self.keyboard is not None and not self.keyboard.held:
-            dues.append(time.monotonic() + LOOK_AGAIN)
+            dues.append(time.monotonic() + FOREGROUND_POLL)
         return max(0.0, min(due for due in dues if due is not None) - time.monotonic())
 
     def _look_at_limits(self) -> None:
@@ -247,7 +247,7 @@ class CommandRun:
         if not self.request.input:
             self.endpoint.send(Frame(Kind.END, self.stream, STDIN))
         elif self.keyboard is not None:
-            self.endpoint.source(self.stream, STDIN, self.keyboard.fd, lambda: None, self.keyboard.look)
+            self.endpoint.source(self.stream, STDIN, self.keyboard.fd, lambda: None, self.keyboard.acquire)
         else:
             self.endpoint.source(self.stream, STDIN, self.outer[STDIN], lambda: None)
 
@@ -303,14 +303,14 @@ class CommandRun:
         """Stop this process as the command was stopped (SIGTSTP); SIGCONT continues both."""
         self._stop_at = None
         if self.keyboard is not None:
-            self.keyboard.give_back()
+            self.keyboard.restore()
         stop_by(signal.SIGTSTP)
         self._resumed()
         self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, signal.SIGCONT))
 
     def _resumed(self) -> None:
         if self.keyboard is not None:
-            self.keyboard.look(resumed=True)
+            self.keyboard.acquire(resumed=True)
         self._resize()
 
     # Forwarded sockets

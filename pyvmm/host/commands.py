@@ -19,10 +19,10 @@ def _silent(line: str) -> None:
     pass
 
 
-Settle = Callable[[Sequence[Output], int], int]
+FinalStatus = Callable[[Sequence[Output], int], int]
 
 
-def _as_it_is(outputs: Sequence[Output], status: int) -> int:
+def _unchanged_status(outputs: Sequence[Output], status: int) -> int:
     return status
 
 
@@ -33,16 +33,21 @@ def run_in_host(
     forward_sockets: Sequence[str | Path] = (),
     progress: Progress = _silent,
     input: bool = True,
-    settle: Settle = _as_it_is,
+    final_status: FinalStatus = _unchanged_status,
 ) -> int:
     """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status.
 
-    See `Request.input`; `settle(outputs, status)` returns the final status.
+    See `Request.input`; `final_status(outputs, status)` returns the final status.
     """
     argv = [sys.executable, "-m", "pyvmm.cli.main", *arguments]
     needed = memory_for(memory_mib)
     return execute(
-        argv, memory_mib=needed, forward_sockets=forward_sockets, progress=progress, input=input, settle=settle
+        argv,
+        memory_mib=needed,
+        forward_sockets=forward_sockets,
+        progress=progress,
+        input=input,
+        final_status=final_status,
     )
 
 
@@ -53,7 +58,7 @@ def execute(
     forward_sockets: Sequence[str | Path] = (),
     progress: Progress = _silent,
     input: bool = True,
-    settle: Settle = _as_it_is,
+    final_status: FinalStatus = _unchanged_status,
 ) -> int:
     """Run a command in the daemon's host, if one runs and has the memory, else in a new host for this command."""
     request = Request(argv, forward_sockets=list(forward_sockets), input=input)
@@ -62,9 +67,9 @@ def execute(
         if connection is not None:
             with connection:
                 status = run_command(Endpoint(connection.fileno()), request)
-                return settle(request.outputs, shell_status(status))
+                return final_status(request.outputs, shell_status(status))
         with EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress) as host:
-            return settle(request.outputs, shell_status(host.run_request(request)))
+            return final_status(request.outputs, shell_status(host.run_request(request)))
 
 
 def start(*, memory_mib: int | None = None, idle_seconds: int | None = None, progress: Progress = _silent) -> str:

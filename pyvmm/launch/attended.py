@@ -16,16 +16,16 @@ from pyvmm.launch import exit_status
 from pyvmm.launch.consoles import open_console
 from pyvmm.launch.notices import Notices
 from pyvmm.launch.outputs import (
-    PATIENCE,
+    FLUSH_TIMEOUT,
     Outputs,
     connect,
     disconnect,
     drain,
-    say,
-    say_ended,
-    say_lost,
-    settle,
-    threaded,
+    final_status,
+    report_ended,
+    report_lost,
+    threaded_outputs,
+    try_print_message,
 )
 from pyvmm.launch.session import Session
 from pyvmm.launch.trace_sinks import TraceSettings
@@ -36,7 +36,7 @@ from pyvmm.sandbox.confine import Mode
 
 
 @dataclass(slots=True)
-class Order:
+class RunOptions:
     """Options of `pyvmm run` that are not part of the MachineConfig."""
 
     console: str = "stdio"
@@ -47,14 +47,16 @@ class Order:
     sandbox: Mode = "off"
 
 
-def run_session(config: MachineConfig, order: Order, sockets: Sequence[Path]) -> int:
+def run_session(config: MachineConfig, options: RunOptions, sockets: Sequence[Path]) -> int:
     """Run the machine to its end and return the exit status. Raises ConfigError and HostError, without printing."""
-    with threaded() as outputs:
-        console = partial(open_console, order.console, outputs.out)
-        with Session(config, sockets=sockets, console=console, trace=order.trace, sandbox=order.sandbox) as session:
-            session.console.tied = order.tied
-            run = _Run(order, session, outputs)
-            session.start(run.signalled)
+    with threaded_outputs() as outputs:
+        console = partial(open_console, options.console, outputs.out)
+        with Session(
+            config, sockets=sockets, console=console, trace=options.trace, sandbox=options.sandbox
+        ) as session:
+            session.console.tied = options.tied
+            run = _Run(options, session, outputs)
+            session.start(run.on_signal)
             status = run.run()
     return status or int(session.tracing.failed)
 
@@ -62,37 +64,37 @@ def run_session(config: MachineConfig, order: Order, sockets: Sequence[Path]) ->
 class _Run:
     """State of one run of the machine: outputs, notices and the exit status."""
 
-    def __init__(self, order: Order, session: Session, outputs: Outputs) -> None:
-        self._order = order
+    def __init__(self, options: RunOptions, session: Session, outputs: Outputs) -> None:
+        self._options = options
         machine = self._machine = session.machine
         console = self._console = session.console
         self._outputs = outputs
         self._status: int | None = None
-        self._notices = Notices(machine, waits_for_agent=order.command is not None)
+        self._notices = Notices(machine, waits_for_agent=options.command is not None)
         self._forced: int | None = None  # the status of a signal or of the time limit
         self._counted = [outputs.out, outputs.err]  # lost output on these changes the status
         for output in console.outputs:
             connect(machine, 0, output, self._output_failed)
             if output not in self._counted:
                 self._counted.append(output)
-        if order.command is not None:
+        if options.command is not None:
             for output in (outputs.out, outputs.err):
                 connect(machine, 1, output, self._output_failed)
 
     def run(self) -> int:
-        machine, order = self._machine, self._order
-        if order.timeout is not None:
-            machine.loop.after(order.timeout, self._timed_out)
-        if order.command is not None:
-            machine.agent.execute(order.command, self._output, self._command_done)
+        machine, options = self._machine, self._options
+        if options.timeout is not None:
+            machine.loop.after(options.timeout, self._timed_out)
+        if options.command is not None:
+            machine.agent.execute(options.command, self._output, self._command_done)
         outcome = machine.run()
         machine.halt()  # the last console output comes before pyvmm's messages
         self._console.release()
         asked = outcome.kind == "quit" and self._status is None
-        self._drain(PATIENCE if asked or self._forced is not None else None)
+        self._drain(FLUSH_TIMEOUT if asked or self._forced is not None else None)
         machine.close()
         self._console.close()
-        status = settle(self._counted, self._ended(outcome))
+        status = final_status(self._counted, self._ended(outcome))
         disconnect(self._counted)
         return status
 
@@ -102,43 +104,43 @@ class _Run:
             return self._forced
         if self._status is not None:
             return self._status
-        if self._order.command is not None and outcome.kind in ("poweroff", "reset"):
-            say("the guest ended before the command did")
+        if self._options.command is not None and outcome.kind in ("poweroff", "reset"):
+            try_print_message("the guest ended before the command did")
             return exit_status.GUEST_DIED
-        return report(outcome, show_text=self._order.console != "stdio", told=self._notices.panic_told)
+        return report(outcome, show_text=self._options.console != "stdio", printed=self._notices.panic_printed)
 
     def _drain(self, seconds: float | None) -> None:
         machine = self._machine
         drain(machine, self._counted, lambda: machine.hurried or self._forced is not None, seconds)
         if self._forced is not None or machine.hurried:
             for output in self._counted:
-                output.flush(PATIENCE)
+                output.flush(FLUSH_TIMEOUT)
 
     def _output(self, stream: str, data: bytes) -> None:
         (self._outputs.out if stream == "out" else self._outputs.err).write(data)
 
     def _output_failed(self, output: Output, error: OSError) -> None:
-        if output is self._outputs.out or (output is self._outputs.err and self._order.command is not None):
+        if output is self._outputs.out or (output is self._outputs.err and self._options.command is not None):
             if self._machine.outcome is None:
-                say_ended(output, error)
+                report_ended(output, error)
             else:
-                say_lost(output, error)
+                report_lost(output, error)
             self._end(exit_status.status_of(error))
         elif output is not self._outputs.err:
-            say_lost(output, error)
+            report_lost(output, error)
 
     def _command_done(self, status: int | None) -> None:
         if status is None:
             if self._notices.panicked:
                 return  # the crash kernel started the agent: let it finish; the machine's end sets the status
-            say("the guest, or the agent in it, restarted before the command ended")
+            try_print_message("the guest, or the agent in it, restarted before the command ended")
         self._end(exit_status.GUEST_DIED if status is None else status)
 
     def _timed_out(self) -> None:
-        say(f"time limit of {self._order.timeout:g} s reached, machine ended")
+        try_print_message(f"time limit of {self._options.timeout:g} s reached, machine ended")
         self._force(exit_status.TIMEOUT)
 
-    def signalled(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
         self._force(128 + number, "host-signal")
 
     def _force(self, status: int, cause: ShutdownCause = "host-qmp-quit") -> None:
@@ -153,18 +155,18 @@ class _Run:
             self._machine.quit()
 
 
-def report(outcome: Outcome, *, show_text: bool = True, told: str = "") -> int:
+def report(outcome: Outcome, *, show_text: bool = True, printed: str = "") -> int:
     """Print how the machine ended, and return the exit status. `show_text`: print the panic's text too, which was
-    shown nowhere else. `told`: the panic's line, if it was printed already.
+    shown nowhere else. `printed`: the panic's line, if it was printed already.
     """
     match outcome.kind:
         case "panic":
-            if outcome.text != told:
-                say(f"guest panicked: {outcome.text}")
+            if outcome.text != printed:
+                try_print_message(f"guest panicked: {outcome.text}")
             if show_text and outcome.crash is not None and outcome.crash.text:
                 print(clean(outcome.crash.text), file=sys.stderr)
             return exit_status.GUEST_DIED
         case "error":
-            say(outcome.text)
+            try_print_message(outcome.text)
             return exit_status.ERROR
     return 0

@@ -18,7 +18,7 @@ from typing import Self
 
 from pyvmm.devices.serial.uart import RECEIVE_LIMIT
 from pyvmm.errors import ConfigError
-from pyvmm.foreground import LOOK_AGAIN, Terminal, raw_terminal, window_of
+from pyvmm.foreground import FOREGROUND_POLL, Terminal, raw_terminal, window_of
 from pyvmm.host.inside import inside
 from pyvmm.machine import Machine
 from pyvmm.output import Output
@@ -63,7 +63,7 @@ class Console:
         """Restore the terminal, or close the file."""
 
 
-class CalledConsole(Console):
+class CallbackConsole(Console):
     """Calls a function with the guest's output, on the loop's thread or a vCPU's; gives the guest no input."""
 
     def __init__(self, write: Callable[[bytes], None], place: str = "null") -> None:
@@ -71,13 +71,13 @@ class CalledConsole(Console):
         self.place = place
 
 
-class LateConsole(Console):
-    """A console that is `none` until `become` sets another: `pyvmm tour` ends in the guest's shell."""
+class SwitchableConsole(Console):
+    """A console that is `none` until `switch_to` sets another: `pyvmm tour` ends in the guest's shell."""
 
     def __init__(self) -> None:
         self._inner = Console()
 
-    def become(self, console: Console) -> None:
+    def switch_to(self, console: Console) -> None:
         """Delegate to `console` from now on."""
         self._inner = console
 
@@ -128,13 +128,13 @@ class StdioConsole(Console):
     def _follow_window(self, machine: Machine) -> None:
         """Send the terminal's size to the guest, now and whenever it changes."""
 
-        def look() -> None:
+        def send_size() -> None:
             if size := window_of(self._stdin) or window_of(self.outputs[0].fd):
                 machine.agent.resize(*size)
 
-        look()
+        send_size()
         if threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGWINCH, lambda number, frame: machine.loop.post(look))
+            before = signal.signal(signal.SIGWINCH, lambda number, frame: machine.loop.post(send_size))
             self._stack.callback(signal.signal, signal.SIGWINCH, before)
 
     def _plain(self, machine: Machine) -> None:
@@ -151,9 +151,9 @@ class StdioConsole(Console):
             if not self._is_file:
                 return  # a further read might block; the loop calls again
         machine.loop.remove_reader(self._stdin)
-        machine.loop.after(_FULL_PERIOD, lambda: self._again(machine))
+        machine.loop.after(_FULL_PERIOD, lambda: self._resume_input(machine))
 
-    def _again(self, machine: Machine) -> None:
+    def _resume_input(self, machine: Machine) -> None:
         if self._is_file:
             self._plain(machine)
         else:
@@ -170,9 +170,9 @@ class StdioConsole(Console):
         loop = machine.loop
 
         def readable() -> None:
-            if not terminal.look():
+            if not terminal.acquire():
                 loop.remove_reader(self._stdin)  # input belongs to the shell now
-                loop.after(LOOK_AGAIN, wait)
+                loop.after(FOREGROUND_POLL, wait)
                 return
             data = self._read()
             if data:
@@ -181,10 +181,10 @@ class StdioConsole(Console):
                 loop.remove_reader(self._stdin)
 
         def wait() -> None:
-            if terminal.look():
+            if terminal.acquire():
                 loop.add_reader(self._stdin, readable)
             elif machine.outcome is None:
-                loop.after(LOOK_AGAIN, wait)
+                loop.after(FOREGROUND_POLL, wait)
 
         wait()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.hyperv.crash import panic_line
-from pyvmm.launch.outputs import say
+from pyvmm.launch.outputs import try_print_message
 
 if TYPE_CHECKING:
     from pyvmm.machine import Machine
@@ -18,38 +18,38 @@ AGENT_FACTOR = 3
 
 
 class Notices:
-    """Prints a machine's notable events, one line each. `panic_told` is the line of the last panic printed."""
+    """Prints a machine's notable events, one line each. `panic_printed` is the line of the last panic printed."""
 
     def __init__(self, machine: Machine, *, waits_for_agent: bool) -> None:
-        self.panic_told = ""
+        self.panic_printed = ""
         self.panicked = False  # since the guest's last reset
         self._machine = machine
         self._left = LINES
-        machine.monitor.on_event(self._happened)
+        machine.monitor.on_event(self._on_event)
         if waits_for_agent:
-            machine.guest_time.after(AGENT_FACTOR * machine.config.silence, self._look_for_agent)
+            machine.guest_time.after(AGENT_FACTOR * machine.config.silence, self._check_agent)
 
-    def _happened(self, name: str, data: dict[str, Any]) -> None:
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
         match name:
             case "GUEST_PANICKED":
                 self.panicked = True
                 line = panic_line(str(data.get("x-text", "")))
-                if data["action"] == "run" and line != self.panic_told:  # else printed at the machine's end
-                    self.panic_told = line
-                    self._say(f"guest panicked: {line}")
+                if data["action"] == "run" and line != self.panic_printed:  # else printed at the machine's end
+                    self.panic_printed = line
+                    self._print(f"guest panicked: {line}")
             case "GUEST_CRASHLOADED":
-                self._say("its crash kernel runs now: the machine goes on")
+                self._print("its crash kernel runs now: the machine goes on")
             case "RESET":
                 self.panicked = False
             case "X_NOTICE":
-                self._say(str(data["text"]))
+                self._print(str(data["text"]))
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._left > 0:
             self._left -= 1
-            say(line if self._left else f"{line} (no more of this is shown: `pyvmm status` has it)")
+            try_print_message(line if self._left else f"{line} (no more of this is shown: `pyvmm status` has it)")
 
-    def _look_for_agent(self) -> None:
+    def _check_agent(self) -> None:
         machine = self._machine
         if not machine.agent.ready and machine.outcome is None:
             seconds = AGENT_FACTOR * machine.config.silence

@@ -7,7 +7,7 @@
     reader stops                  the guest waits      that of the end; 1 if output was given up then
 
 After an end caused by the guest or COMMAND, output is flushed without a time limit, as by any program; a signal,
-`quit`, or the run's time limit cuts that short. After one of those the flush takes at most PATIENCE.
+`quit`, or the run's time limit cuts that short. After one of those the flush takes at most FLUSH_TIMEOUT.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pyvmm.launch.exit_status import status_of
 from pyvmm.machine import Machine
 from pyvmm.output import Output
 
-PATIENCE = 1.0
+FLUSH_TIMEOUT = 1.0
 """Seconds that the flush may take after a requested end: a signal, `quit`, the time limit."""
 
-_LOOK = 0.02
+POLL = 0.02
 """Poll interval, in seconds, of the flush, while the loop serves the monitor."""
 
 
@@ -40,7 +40,7 @@ class Outputs:
 
 
 @contextlib.contextmanager
-def threaded() -> Iterator[Outputs]:
+def threaded_outputs() -> Iterator[Outputs]:
     """Write standard output and error by threads while the block runs, `print` included."""
     outputs = Outputs()
     before = sys.stdout, sys.stderr
@@ -55,7 +55,7 @@ def threaded() -> Iterator[Outputs]:
             stream.flush()
         sys.stdout, sys.stderr = before
         for output in (outputs.out, outputs.err):
-            output.flush(PATIENCE)
+            output.flush(FLUSH_TIMEOUT)
 
 
 def _over(output: Output, stream: TextIO) -> TextIO:
@@ -71,19 +71,19 @@ def connect(machine: Machine, port: int, output: Output, failed: Callable[[Outpu
     slow = machine.throttles.watch(port, lambda: output.level)
     others = output.changed
 
-    def look() -> None:
-        if output.error is not None and not output.told:
-            output.told = True
+    def check() -> None:
+        if output.error is not None and not output.error_reported:
+            output.error_reported = True
             failed(output, output.error)
 
     def changed() -> None:
         others()
         slow()
         if output.error is not None:
-            machine.loop.post(look)
+            machine.loop.post(check)
 
     output.changed = changed
-    machine.loop.post(look)  # it may have failed already
+    machine.loop.post(check)  # it may have failed already
 
 
 def disconnect(outputs: Sequence[Output]) -> None:
@@ -96,10 +96,10 @@ def drain(machine: Machine, outputs: Sequence[Output], stop: Callable[[], bool],
     """Wait until `outputs` are written, at most `seconds`, or until `stop()`; the loop runs meanwhile."""
     clock = machine.loop.clock
     until = None if seconds is None else clock() + seconds
-    if all(output.flush(_LOOK) for output in outputs):
+    if all(output.flush(POLL) for output in outputs):
         return
     while any(output.pending for output in outputs) and not stop() and (until is None or clock() < until):
-        machine.loop.step(_LOOK)
+        machine.loop.step(POLL)
 
 
 def ended_text(output: Output, error: OSError) -> str:
@@ -109,16 +109,16 @@ def ended_text(output: Output, error: OSError) -> str:
     return f"{output.name}: {error.strerror}: the machine was ended"
 
 
-def settle(outputs: Sequence[Output], status: int) -> int:
+def final_status(outputs: Sequence[Output], status: int) -> int:
     """Discard output that could not be written, print its size, and return the exit status."""
     for output in outputs:
         if output.fd == 2:
-            output.flush(PATIENCE)  # pyvmm's messages as well
+            output.flush(FLUSH_TIMEOUT)  # pyvmm's messages as well
         lost = output.give_up() if output.pending else 0
         if lost:
-            say(f"{output.name}: {lost} bytes were not read and are lost")
-        if output.error is not None and not output.told and output.error.errno != errno.EPIPE:
-            say_lost(output, output.error)
+            try_print_message(f"{output.name}: {lost} bytes were not read and are lost")
+        if output.error is not None and not output.error_reported and output.error.errno != errno.EPIPE:
+            report_lost(output, output.error)
         if output.error is not None and status == 0:
             status = status_of(output.error)
         elif lost and status == 0:
@@ -126,21 +126,21 @@ def settle(outputs: Sequence[Output], status: int) -> int:
     return status
 
 
-def say(text: str) -> None:
+def try_print_message(text: str) -> None:
     """Print one line on stderr."""
     with contextlib.suppress(OSError):
-        where.say(text)
+        where.print_message(text)
 
 
-def say_lost(output: Output, error: OSError) -> None:
+def report_lost(output: Output, error: OSError) -> None:
     """Print the message about a failure that did not end the machine. Inside the emulated host standard streams are
     pipes to the outer side, which reports the failure itself.
     """
     if not (inside() and output.fd in (1, 2)):
-        say(f"{output.name}: {error.strerror}; the rest is lost")
+        try_print_message(f"{output.name}: {error.strerror}; the rest is lost")
 
 
-def say_ended(output: Output, error: OSError) -> None:
+def report_ended(output: Output, error: OSError) -> None:
     """Print the message about a failure that ended the machine. For the emulated host the outer side prints it."""
     if not inside():
-        say(ended_text(output, error))
+        try_print_message(ended_text(output, error))

@@ -83,15 +83,15 @@ class Session:
         if self._debug is not None:
             self._debug.finish()
 
-    def start(self, signalled: Callable[[int], None] | None = None) -> None:
+    def start(self, on_signal: Callable[[int], None] | None = None) -> None:
         """Confine this process if it is pyvmm's own, power the machine on and serve its monitor.
 
-        `signalled` is called on the loop with the number of a terminating signal; without it signal handlers are left
+        `on_signal` is called on the loop with the number of a terminating signal; without it signal handlers are left
         unchanged. Raises ConfigError and HostError.
         """
         machine = self.machine
-        if signalled is not None:
-            self._stack.enter_context(_signals(self.loop, signalled))
+        if on_signal is not None:
+            self._stack.enter_context(_signals(self.loop, on_signal))
         if self._sockets:
             machine.watchdog.keep_note(stall_note(self._sockets[0]))
             self._stack.callback(machine.watchdog.stop)
@@ -119,14 +119,14 @@ class Session:
 
 
 @contextlib.contextmanager
-def _signals(loop: Loop, signalled: Callable[[int], None]) -> Iterator[None]:
+def _signals(loop: Loop, on_signal: Callable[[int], None]) -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP end the machine, with the status a shell would show. A signal that was ignored
     at the start (`nohup`, a script's `&`) stays ignored.
     """
     before: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, lambda n, frame: loop.post_first(signalled, n))
+            before[number] = signal.signal(number, lambda n, frame: loop.post_first(on_signal, n))
     if inside():
         # SIGSTOP on SIGTSTP: without a shell the kernel would ignore SIGTSTP's default action. The outer side stops
         # itself after the agent's STOPPED frame.

@@ -13,7 +13,7 @@ from pyvmm import trace
 from pyvmm.errors import ConfigError
 from pyvmm.output import Output
 
-PATIENCE = 1.0
+FLUSH_TIMEOUT = 1.0
 """Seconds that the final flush of stderr may take."""
 
 
@@ -78,10 +78,10 @@ class _OutputSink(trace.TextSink):
                 self._lost += 1
             return
         if self._lost:
-            self.tell()
+            self.report_lost()
         self._output.write(self.line(record).encode("utf-8", "backslashreplace"))
 
-    def tell(self) -> None:
+    def report_lost(self) -> None:
         """Write how many events were dropped."""
         with self._lock:
             lost, self._lost = self._lost, 0
@@ -103,8 +103,8 @@ def _on_stderr() -> Iterator[trace.Sink]:
     try:
         yield sink
     finally:
-        sink.tell()
-        output.flush(PATIENCE)
+        sink.report_lost()
+        output.flush(FLUSH_TIMEOUT)
 
 
 def check_patterns(patterns: Sequence[str]) -> None:

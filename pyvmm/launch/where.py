@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def dispatch_run(
     words: Sequence[str],
-    make: Callable[[], MachineConfig],
-    here: Callable[[MachineConfig, list[Path]], int],
+    make_config: Callable[[], MachineConfig],
+    run_local: Callable[[MachineConfig, list[Path]], int],
     *,
     host: str,
     name: str | None,
@@ -30,18 +30,18 @@ def dispatch_run(
     control_socket: Path | None = None,
     input: bool = True,
 ) -> int:
-    """Claim a name, `make` the machine's config and run `here(config, sockets)`, or all of `pyvmm WORDS` in the
+    """Claim a name, make the machine's config and run `run_local(config, sockets)`, or all of `pyvmm WORDS` in the
     emulated host.
 
-    The name comes first: `make` may build an image for minutes, and the registry shows meanwhile that the
+    The name comes first: `make_config` may build an image for minutes, and the registry shows meanwhile that the
     machine is starting. `sockets` are the paths where monitors listen. `control_socket` is set by the outer
     side for the inner one, where the name is claimed already. `input`: whether the command reads standard input.
     Returns the exit status; raises ConfigError and HostError.
     """
     if inside():
-        config = make()
+        config = make_config()
         config.name = name or "vm"
-        return here(config, _present(control_socket, qmp))
+        return run_local(config, _present(control_socket, qmp))
     from pyvmm.client import registry
     from pyvmm.process import signals_as_exceptions
 
@@ -49,11 +49,11 @@ def dispatch_run(
         wants_emulated(host)  # fail now, not after minutes of building an image
     with registry.claim(name, ["pyvmm", *words]) as registration:
         with signals_as_exceptions():  # clean up a half-built image and its build processes
-            config = make()
+            config = make_config()
         config.name = registration.name
         sockets = _present(registration.socket, qmp)
         if not wants_emulated(host):
-            return here(config, sockets)
+            return run_local(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
         return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, sockets, input=input)
 
@@ -78,7 +78,7 @@ def wants_emulated(host: str) -> bool:
         return False
     if host == "local":
         raise ConfigError(f"--host local: {found.reason}; `pyvmm doctor` says more")
-    say(f"{found.reason}: using the emulated host")
+    print_message(f"{found.reason}: using the emulated host")
     return True
 
 
@@ -90,14 +90,14 @@ def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path],
         arguments,
         memory_mib=memory >> 20,
         forward_sockets=sockets,
-        progress=say,
+        progress=print_message,
         input=input,
-        settle=partial(settle_emulated, ended=": the machine was ended"),
+        final_status=partial(final_status_emulated, ended=": the machine was ended"),
     )
     return status
 
 
-def settle_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") -> int:
+def final_status_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") -> int:
     """Return the exit status of a command in the emulated host, corrected by the errors of the outer outputs: inside,
     each failed one was a broken pipe, or a terminal that hung up. `ended` is the message's text about the command.
     """
@@ -105,13 +105,13 @@ def settle_emulated(outputs: Sequence[Output], status: int, *, ended: str = "") 
         if output.error is not None and output.fd != 2:
             by_that = status in (exit_status.PIPE, exit_status.HANGUP)
             if output.error.errno != errno.EPIPE:
-                say(f"{output.name}: {output.error.strerror}{ended if by_that else '; the rest is lost'}")
+                print_message(f"{output.name}: {output.error.strerror}{ended if by_that else '; the rest is lost'}")
             elif by_that and ended:
-                say(f"nobody reads {output.name} any more{ended}")
+                print_message(f"nobody reads {output.name} any more{ended}")
             if status == 0 or by_that:
                 status = exit_status.status_of(output.error)
         elif output.lost and output.error is None:
-            say(f"{output.name}: {output.lost} bytes were not read and are lost")
+            print_message(f"{output.name}: {output.lost} bytes were not read and are lost")
             status = status or exit_status.ERROR
     return status
 
@@ -120,6 +120,6 @@ def _present(*paths: Path | None) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print one line of progress on stderr, for people."""
     print(f"pyvmm: {one_line(text)}", file=sys.stderr, flush=True)

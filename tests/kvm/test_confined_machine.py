@@ -24,7 +24,7 @@ from tests.support.tiny_kernel import TEXT, vmlinux
 pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
 
 RUN_HERE = Path(__file__).parents[1] / "support" / "run_here.py"
-PATIENCE = 30.0
+TIMEOUT = 30.0
 REFUSED = {"EPERM", "EACCES", "ENOSYS"}
 
 
@@ -43,9 +43,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wait(ready: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not ready():
-        assert time.monotonic() < deadline, f"no {what} in {PATIENCE:.0f} s"
+        assert time.monotonic() < deadline, f"no {what} in {TIMEOUT:.0f} s"
         time.sleep(0.02)
 
 
@@ -63,7 +63,7 @@ class Running:
 
     def client(self) -> Client:
         wait(lambda: self.qmp.exists() or self.process.poll() is not None, "monitor")
-        client = Client(self.qmp, timeout=PATIENCE)
+        client = Client(self.qmp, timeout=TIMEOUT)
         client.__enter__()
         return client
 
@@ -72,7 +72,7 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         """Exit status, and what it said."""
-        _, said = self.process.communicate(timeout=PATIENCE)
+        _, said = self.process.communicate(timeout=TIMEOUT)
         return self.process.returncode, said.decode()
 
     def __enter__(self) -> Running:
@@ -208,7 +208,7 @@ def test_the_monitor_is_there_before_the_guest(folder: Path) -> None:
     with Running(folder) as running:
         wait(running.qmp.exists, "socket")
         with socket.socket(socket.AF_UNIX) as early:
-            early.settimeout(PATIENCE)
+            early.settimeout(TIMEOUT)
             early.connect(str(running.qmp))
             assert b"QMP" in early.recv(1000)
         client = running.client()

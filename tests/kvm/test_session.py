@@ -15,7 +15,7 @@ from pyvmm.client.qmp import Client, Disconnected
 from pyvmm.errors import ConfigError
 from pyvmm.host.inside import socket_path
 from pyvmm.kvm import Kvm
-from pyvmm.launch.consoles import CalledConsole
+from pyvmm.launch.consoles import CallbackConsole
 from pyvmm.launch.session import SWITCH_INTERVAL, Session
 from pyvmm.launch.trace_sinks import TraceSettings
 from pyvmm.machine import MachineConfig
@@ -51,7 +51,7 @@ def test_it_runs_a_machine_with_console_monitor_traces_and_signals(config: Machi
     before = handlers(), sys.getswitchinterval()
     settings = TraceSettings(["machine.state"], file)
     session = Session(
-        config, sockets=[socket], trace=settings, console=lambda: CalledConsole(console.extend, place="here")
+        config, sockets=[socket], trace=settings, console=lambda: CallbackConsole(console.extend, place="here")
     )
     with session:
         assert sys.getswitchinterval() <= SWITCH_INTERVAL * 1.01

@@ -22,7 +22,7 @@ from pyvmm.devices.balloon.plan import ResizeOutcome
 from pyvmm.errors import ConfigError
 from pyvmm.images.catalog import find_image
 from pyvmm.launch.build import CONSOLE, command_line
-from pyvmm.launch.consoles import CalledConsole
+from pyvmm.launch.consoles import CallbackConsole
 from pyvmm.launch.session import Session
 from pyvmm.machine import MachineConfig, Outcome
 
@@ -90,7 +90,7 @@ class Booted:
             trace.subscribe(pattern, self.tail)
         Booted.running.append(self)
         try:
-            self._session = Session(self.config, console=lambda: CalledConsole(self.console.extend)).__enter__()
+            self._session = Session(self.config, console=lambda: CallbackConsole(self.console.extend)).__enter__()
             self.loop, self.machine = self._session.loop, self._session.machine
             self.machine.monitor.on_event(lambda name, data: self.events.append((name, data)))
             self.machine.start_services()

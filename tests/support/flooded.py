@@ -123,12 +123,12 @@ class Flooded:
 def _main() -> int:
     import ast
 
-    from pyvmm.launch.attended import Order, run_session
+    from pyvmm.launch.attended import RunOptions, run_session
     from pyvmm.machine import MachineConfig
 
     path, socket, timeout, console, options = sys.argv[1:]
     config = MachineConfig(kernel=Path(path), **ast.literal_eval(options))
-    return run_session(config, Order(console=console, timeout=ast.literal_eval(timeout)), [Path(socket)])
+    return run_session(config, RunOptions(console=console, timeout=ast.literal_eval(timeout)), [Path(socket)])
 
 
 if __name__ == "__main__":

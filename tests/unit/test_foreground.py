@@ -26,7 +26,7 @@ with raw_terminal(0) as terminal:
     print("pid", os.getpid(), file=log)
     held = False
     while True:
-        if terminal.look() != held:
+        if terminal.acquire() != held:
             held = not held
             print("held" if held else "not held", file=log)
         if not held:

@@ -58,9 +58,9 @@ def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
     /proc, /sys, /dev and /run are the host's.
     """
     from pyvmm.host.commands import execute
-    from pyvmm.launch.where import settle_emulated
+    from pyvmm.launch.where import final_status_emulated
 
-    return execute(list(command), memory_mib=_memory(guest_memory), progress=_say, settle=settle_emulated)
+    return execute(list(command), memory_mib=_memory(guest_memory), progress=_say, final_status=final_status_emulated)
 
 
 @host.command()

@@ -11,7 +11,7 @@ from pyvmm.cli.commands.completion import files_by_ending
 from pyvmm.cli.guest_options import ConfiguredCommand, guest_options, options_of
 from pyvmm.cli.words import command_words
 from pyvmm.launch.config_file import command_line, render
-from pyvmm.launch.where import dispatch_run, say
+from pyvmm.launch.where import dispatch_run, print_message
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -69,13 +69,13 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
 
         check(options.sandbox)
 
-    def here(config: MachineConfig, sockets: list[Path]) -> int:
-        from pyvmm.launch.attended import Order, run_session
+    def run_local(config: MachineConfig, sockets: list[Path]) -> int:
+        from pyvmm.launch.attended import RunOptions, run_session
         from pyvmm.launch.trace_sinks import TraceSettings
 
         return run_session(
             config,
-            Order(
+            RunOptions(
                 console=options.console or ("none" if options.command else "stdio"),
                 command=command_line(options.command),
                 timeout=options.timeout,
@@ -90,7 +90,7 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
         dispatch_run(
             command_words(ctx),
             lambda: _config(options),
-            here,
+            run_local,
             host=options.host,
             name=options.name,
             qmp=options.qmp,
@@ -105,7 +105,8 @@ def _config(options: GuestOptions) -> MachineConfig:
     from pyvmm.launch.build import build_config
 
     window = _window() if options.on_terminal else None
-    return build_config(options, window=window, progress=say, validate=not inside())  # checked by the outer process
+    validate = not inside()  # else checked by the outer process
+    return build_config(options, window=window, progress=print_message, validate=validate)
 
 
 def _window() -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UNHANDLED_SHOWN = 3
 """Unhandled accesses that are shown, the most frequent first."""
 
-PATIENCE = 10.0
+ANSWER_TIMEOUT = 10.0
 """Seconds that `status` waits for the machine's answer."""
 
 
@@ -59,7 +59,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
     from pyvmm.client.qmp import Starting
 
     try:
-        with connect(entry, PATIENCE, patience=0) as client:
+        with connect(entry, ANSWER_TIMEOUT, patience=0) as client:
             about: dict[str, Any] = client.execute("x-status")
             return about
     except Starting:

@@ -13,7 +13,7 @@ from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.errors import HostError
 from pyvmm.launch import exit_status
-from pyvmm.launch.where import say
+from pyvmm.launch.where import print_message
 
 if TYPE_CHECKING:
     from pyvmm.client.qmp import Client
@@ -63,7 +63,7 @@ def _let_run(client: Client, name: str) -> bool:
     if state != "paused":
         return False
     client.execute("cont")
-    say(f"{name} was paused: resumed, so that it can shut down")
+    print_message(f"{name} was paused: resumed, so that it can shut down")
     return True
 
 

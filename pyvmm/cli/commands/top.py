@@ -217,7 +217,7 @@ def _live(board: Board, width: int | None) -> None:
     from rich.live import Live
 
     from pyvmm.cli.top.keys import read_keys
-    from pyvmm.foreground import Terminal, key_by_key, stop_by, taken
+    from pyvmm.foreground import Terminal, acquired, key_by_key, stop_by
 
     console = Console(width=width)
     terminal = Terminal(sys.stdin.fileno(), key_by_key)
@@ -236,14 +236,14 @@ def _live(board: Board, width: int | None) -> None:
     before = signal.signal(signal.SIGTSTP, stop)
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTSTP, before)
-        stack.enter_context(taken(terminal))
-        while not terminal.look():  # as every program for a whole screen that is started in the background
+        stack.enter_context(acquired(terminal))
+        while not terminal.acquire():  # as every program for a whole screen that is started in the background
             stop(signal.SIGTTIN)
             time.sleep(FRAME)
         full = True
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         while True:
-            while not terminal.look():
+            while not terminal.acquire():
                 stop(signal.SIGTTIN)
                 time.sleep(FRAME)
             live.update(board.picture(console.height), refresh=True)

@@ -17,7 +17,7 @@ from pyvmm.cli.words import RepeatableCommand, command_words
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
 from pyvmm.launch.options import GuestOptions
-from pyvmm.launch.where import dispatch_run, say
+from pyvmm.launch.where import dispatch_run, print_message
 from pyvmm.sizes import MemorySpec
 
 if TYPE_CHECKING:
@@ -93,37 +93,47 @@ def tour(
 
     options = GuestOptions(image=image, memory=MemorySpec(memory), cpus=cpus, hyperv=hyperv)
 
-    def make() -> MachineConfig:
+    def make_config() -> MachineConfig:
         from pyvmm.launch.build import build_config
 
-        return build_config(options, progress=say)
+        return build_config(options, progress=print_message)
 
-    def here(config: MachineConfig, sockets: list[Path]) -> int:
+    def run_local(config: MachineConfig, sockets: list[Path]) -> int:
         if as_json:
             return _run(config, sockets, JsonLines(), False)
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
         return _run(config, sockets, Words(), wanted)
 
-    ctx.exit(dispatch_run(command_words(ctx), make, here, host=host, name=name, control_socket=control_socket))
+    ctx.exit(
+        dispatch_run(command_words(ctx), make_config, run_local, host=host, name=name, control_socket=control_socket)
+    )
 
 
 def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
     from pyvmm.launch.attended import report
-    from pyvmm.launch.consoles import LateConsole, StdioConsole
+    from pyvmm.launch.consoles import StdioConsole, SwitchableConsole
     from pyvmm.launch.exit_status import status_of
-    from pyvmm.launch.outputs import PATIENCE, connect, disconnect, drain, say_ended, settle, threaded
+    from pyvmm.launch.outputs import (
+        FLUSH_TIMEOUT,
+        connect,
+        disconnect,
+        drain,
+        final_status,
+        report_ended,
+        threaded_outputs,
+    )
     from pyvmm.launch.session import Session
     from pyvmm.output import Output
 
     started = time.monotonic()
-    console = LateConsole()
-    with threaded() as outputs, Session(config, sockets=sockets, console=lambda: console) as session:
+    console = SwitchableConsole()
+    with threaded_outputs() as outputs, Session(config, sockets=sockets, console=lambda: console) as session:
         machine = session.machine
         guide = _Guide(machine, show, shell, started)
 
         def finished() -> None:
             if shell:
-                console.become(StdioConsole(outputs.out))
+                console.switch_to(StdioConsole(outputs.out))
                 console.attach(machine)
                 machine.board.serials[0].receive(b"\n")  # makes the shell print its prompt again
             else:
@@ -131,7 +141,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
 
         def failed(output: Output, error: OSError) -> None:
             if machine.outcome is None:
-                say_ended(output, error)
+                report_ended(output, error)
                 guide.interrupted(status_of(error))
 
         connect(machine, 0, outputs.out, failed)
@@ -143,10 +153,10 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
         console.release()
         sys.stdout.flush()
         orderly = guide.status is None
-        drain(machine, [outputs.out], lambda: machine.hurried, None if orderly else PATIENCE)
+        drain(machine, [outputs.out], lambda: machine.hurried, None if orderly else FLUSH_TIMEOUT)
         machine.close()
         console.close()
-        status = settle([outputs.out], guide.status if guide.status is not None else report(outcome))
+        status = final_status([outputs.out], guide.status if guide.status is not None else report(outcome))
         disconnect([outputs.out])
         return status
 

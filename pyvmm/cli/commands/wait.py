@@ -15,7 +15,7 @@ from pyvmm.cli.target import complete_machine, connect, find, find_soon, machine
 from pyvmm.errors import ConfigError, HostError, PyvmmError
 from pyvmm.guest_text import one_line
 from pyvmm.launch import exit_status
-from pyvmm.launch.where import say
+from pyvmm.launch.where import print_message
 
 if TYPE_CHECKING:
     from pyvmm.client.qmp import Client
@@ -79,7 +79,7 @@ def wait(
     """Wait until a machine ends, or something happens in it.
 
     \b
-    pyvmm wait                                   its end, and say how it came
+    pyvmm wait                                   until it ends; print how it ended
     pyvmm wait web --channel hv-balloon          until it can be resized
     pyvmm wait web --event BALLOON_CHANGE --json
     pyvmm wait web --timeout 60 || pyvmm kill web
@@ -133,7 +133,7 @@ def _await(entry: Entry, event: str | None, channel: str | None, deadline: float
             if time.monotonic() >= deadline:
                 return {"result": "timeout", "reason": "starting"}
             if not starting:
-                say(f"{entry.name} is starting")
+                print_message(f"{entry.name} is starting")
             starting = True
         except Disconnected as error:
             if starting and not met:
@@ -197,7 +197,7 @@ def _note(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
 
         ending.update(result="panicked", data=data)
         ending.pop("reason", None)
-        say(f"guest panicked: {panic_line(str(data.get('x-text', '')))}")
+        print_message(f"guest panicked: {panic_line(str(data.get('x-text', '')))}")
     elif name == "RESET":  # a crash kernel has finished, or the machine resets after a panic
         ending.clear()
         ending["result"] = "ended"

@@ -34,7 +34,7 @@ def decode(data: bytes) -> list[str]:
 def read_keys(terminal: Terminal, seconds: float) -> list[str]:
     """Keys pressed within `seconds`; `q` when the terminal is gone. None while another has it."""
     ready = select.select([terminal.fd], [], [], seconds)[0]
-    if not terminal.look():
+    if not terminal.acquire():
         if ready:
             time.sleep(seconds)  # what is typed there is the shell's
         return []

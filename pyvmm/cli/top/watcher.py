@@ -22,7 +22,7 @@ TRACED = (
 )
 """Trace events shown: what was said, not every signal."""
 
-PATIENCE = 5.0
+ANSWER_TIMEOUT = 5.0
 """Seconds without an answer until a machine counts as not answering."""
 
 LINES = 200
@@ -79,7 +79,7 @@ class Watcher:
             if self.sample is None and is_starting(self.entry, silent=True):
                 self.error = STARTING  # as long as nothing is heard of it; an emulated host's socket is there early
             try:
-                with connect(self.entry, PATIENCE, patience=0) as client:
+                with connect(self.entry, ANSWER_TIMEOUT, patience=0) as client:
                     self._talk(client)
             except Starting:
                 self.error = STARTING

@@ -208,7 +208,7 @@ def test_a_silent_socket_is_a_machine_that_starts_until_it_has_settled(
 
 
 def test_a_machine_that_does_not_answer_is_one_line(pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_command, "PATIENCE", 0.1)
+    monkeypatch.setattr(status_command, "ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(registry, "SETTLING", 0.0)
     with registry.claim("hung") as hung, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(hung.socket))
@@ -226,7 +226,7 @@ def test_a_machine_that_does_not_answer_is_one_line(pyvmm: Run, monkeypatch: pyt
 def test_a_machine_whose_loop_stands_still_is_told_with_its_place(
     pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_command, "PATIENCE", 0.1)
+    monkeypatch.setattr(status_command, "ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(registry, "SETTLING", 0.0)
     with registry.claim("hung") as hung, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(hung.socket))

@@ -19,7 +19,7 @@ import pytest
 
 PROGRAM = """
 import os, socket, sys
-from pyvmm.launch.where import settle_emulated
+from pyvmm.launch.where import final_status_emulated
 from pyvmm.host.agent import Agent
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.commands import shell_status
@@ -37,7 +37,7 @@ if os.fork() == 0:
 far.close()
 request = Request(sys.argv[2:], input=sys.argv[1] == "input")
 status = run_command(Endpoint(near.fileno()), request)
-sys.exit(settle_emulated(request.outputs, shell_status(status), ended=": the machine was ended"))
+sys.exit(final_status_emulated(request.outputs, shell_status(status), ended=": the machine was ended"))
 """
 
 
