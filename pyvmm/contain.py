@@ -57,7 +57,7 @@ def contain(where: str, error: Exception) -> None:
     if place in _told or len(_told) >= TOLD_LIMIT:
         return
     _told.add(place)
-    _tell(f"{where}: unexpected error, the machine goes on", error)
+    _tell(f"{where}: unexpected error, the machine continues", error)
 
 
 def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:

@@ -1,7 +1,7 @@
 """The loop's watchdog: a thread that detects a turn of the loop that does not end, and reports its stack.
 
     polls, a PERIOD apart:   waiting   turn 7   turn 7   turn 7   turn 7   waiting
-                                                             ^ "stands still"  ^ "goes on after ..."
+                                                             ^ "stalled for"   ^ "continues after"
 
 It counts polls, not seconds: a stopped process or a suspended laptop is no stalled loop.
 """
@@ -92,27 +92,27 @@ class Watchdog:
                 polls += 1
                 if polls == STALL_POLLS:
                     since = began
-                    self._stands_still(time.monotonic() - since)
+                    self._on_stall(time.monotonic() - since)
                 continue
             if polls >= STALL_POLLS:
-                self._goes_on(time.monotonic() - since)
+                self._on_progress(time.monotonic() - since)
             seen, polls = (turn, 1) if began is not None else (-1, 0)
         self._write_note("")
 
-    def _stands_still(self, seconds: float) -> None:
+    def _on_stall(self, seconds: float) -> None:
         self.stalls += 1
         thread = self._loop.thread
         frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
         self.last_place = place(frame)
         self._write_note(self.last_place)
         self._report(
-            f"the machine's event loop has stood still for {seconds:.0f} s, so that monitor commands wait; "
+            f"the machine's event loop has been stalled for {seconds:.0f} s, and monitor commands wait; "
             f"it is in {self.last_place}"
         )
 
-    def _goes_on(self, seconds: float) -> None:
+    def _on_progress(self, seconds: float) -> None:
         self._write_note("")
-        self._report(f"the machine's event loop goes on after {seconds:.0f} s")
+        self._report(f"the machine's event loop continues after {seconds:.0f} s")
 
     def _write_note(self, text: str) -> None:
         if self._note >= 0:

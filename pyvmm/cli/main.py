@@ -29,7 +29,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Running machines": {
         "balloon": "Show or set how much memory a guest has.",
         "balance": "Share a budget of memory between machines.",
-        "status": "Show all about a running machine.",
+        "status": "Show a running machine's memory, devices and counters.",
         "ps": "List the running machines.",
         "stop": "Power a machine off, or end it.",
         "kill": "End a machine at once, even one that does not answer.",
@@ -43,10 +43,10 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "report": "Draw a recorded trace: one HTML page, CSV.",
     },
     "This computer": {
-        "doctor": "What this computer can do, and what would make it do more.",
+        "doctor": "Check this computer: what works, and how to fix what does not.",
         "image": "List, build and show guest images.",
         "host": "The emulated host, for computers without KVM: prepare, exec, status.",
-        "completion": "Print what makes your shell complete pyvmm's words.",
+        "completion": "Print a script that adds command completion to your shell.",
     },
 }
 
@@ -64,7 +64,7 @@ Examples:
 
 \b
 Exit status: 0 done, 1 this computer or the request is at fault, 2 usage, 124 time limit,
-130 Ctrl-C, 141 nobody reads the output, 255 the guest died. PYVMM_DEBUG=1 shows where an error comes from.
+130 Ctrl-C, 141 the output's reader has exited, 255 the guest died. PYVMM_DEBUG=1 shows where an error comes from.
 """
 
 

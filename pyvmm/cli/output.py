@@ -65,12 +65,12 @@ _BALLOON_STATES = {
     "Idle": "idle",
     "BalloonPosting": "taking memory out",
     "BalloonWaiting": "taking memory out",
-    "BalloonPausing": "short of the target, asking again soon",
+    "BalloonPausing": "short of the target, retrying soon",
     "UnballoonPosting": "giving memory back",
     "UnballoonWaiting": "giving memory back",
     "HotAddPosting": "adding memory",
     "HotAddWaiting": "adding memory",
-    "HotAddPausing": "adding memory, asking again soon",
+    "HotAddPausing": "adding memory, retrying soon",
 }
 
 

@@ -80,7 +80,7 @@ def _stalled_at(entry: Entry) -> str:
         place = stall_note(entry.socket).read_text(errors="replace")[:NOTE_LIMIT]
     except OSError:
         return ""
-    return f"its event loop stands still in {place}" if place and place.isprintable() else ""
+    return f"its event loop is stalled in {place}" if place and place.isprintable() else ""
 
 
 def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMIT) -> Client:

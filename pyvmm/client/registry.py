@@ -185,7 +185,7 @@ def find(which: str | os.PathLike[str] | None = None) -> Entry:
             case []:
                 raise ConfigError("no VM is running: `pyvmm run` starts one")
             case _:
-                raise ConfigError(f"{len(known)} VMs are running ({shown}): say which one")
+                raise ConfigError(f"{len(known)} VMs are running ({shown}): name one")
     for each in known:
         if each.name == text:
             return each

@@ -87,12 +87,12 @@ def _help(machine: MonitoredMachine, words: list[str]) -> str:
     return _help_of(sorted(shown, key=lambda each: each.names)) if shown else f"unknown command: '{words[0]}'\n"
 
 
-@_line(LINES, "info", "show something about the machine", "[subject]", (0, 1))
+@_line(LINES, "info", "show information about the machine", "[subject]", (0, 1))
 def _info(machine: MonitoredMachine, words: list[str]) -> str:
     return _run(machine, INFO, words, "info ") if words else _help_of(INFO, "info ")
 
 
-@_line(LINES, "balloon", "ask the guest to live in that much memory (MiB, or with a unit: 1.5G)", "size", (1, 1))
+@_line(LINES, "balloon", "set the guest's memory size (MiB, or with a unit: 1.5G)", "size", (1, 1))
 def _balloon(machine: MonitoredMachine, words: list[str]) -> str:
     size = parse_size(words[0])
     if size <= 0:
@@ -110,7 +110,7 @@ def _stop(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "stop")
 
 
-@_line(LINES, "cont|c", "let a paused machine run on")
+@_line(LINES, "cont|c", "resume a paused machine")
 def _cont(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "cont")
 
@@ -130,7 +130,7 @@ def _quit(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "quit")
 
 
-@_line(LINES, "device_add", "put a device on the VMBus again", "driver[,id=name]", (1, 1))
+@_line(LINES, "device_add", "offer a VMBus device again", "driver[,id=name]", (1, 1))
 def _device_add(machine: MonitoredMachine, words: list[str]) -> str:
     driver, *options = words[0].split(",")
     given: dict[str, str] = {}
@@ -142,7 +142,7 @@ def _device_add(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "device_add", given | {"driver": driver})
 
 
-@_line(LINES, "device_del", "take a device off the VMBus", "id", (1, 1))
+@_line(LINES, "device_del", "rescind a VMBus device", "id", (1, 1))
 def _device_del(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "device_del", {"id": words[0]})
 
@@ -176,7 +176,7 @@ def _info_status(machine: MonitoredMachine, words: list[str]) -> str:
     return f"VM status: paused ({status})\n"
 
 
-@_line(INFO, "version", "which QEMU this speaks like, and which pyvmm it is")
+@_line(INFO, "version", "the QEMU version whose monitor is implemented, and pyvmm's version")
 def _info_version(machine: MonitoredMachine, words: list[str]) -> str:
     numbers = VERSION["qemu"]
     return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{VERSION['package']}\n"
@@ -187,7 +187,7 @@ def _info_name(machine: MonitoredMachine, words: list[str]) -> str:
     return f"{machine.name}\n" if machine.name else ""
 
 
-@_line(INFO, "vmbus", "the VMBus channels: who opened them, rings, counters")
+@_line(INFO, "vmbus", "the VMBus channels: state, rings, counters")
 def _info_vmbus(machine: MonitoredMachine, words: list[str]) -> str:
     channels = machine.info_vmbus()
     return "".join(_channel(each) for each in channels) or "no VMBus channels\n"
@@ -200,7 +200,7 @@ def _channel(channel: Mapping[str, Any]) -> str:
     return f"#{relid} {name}: {state}\n" + _tree(rest, "  ")
 
 
-@_line(INFO, "memory-devices", "devices that bring memory to the running machine")
+@_line(INFO, "memory-devices", "memory devices")
 def _info_memory_devices(machine: MonitoredMachine, words: list[str]) -> str:
     lines = []
     for device in machine.info_memory_devices():
@@ -214,19 +214,19 @@ def _info_memory_devices(machine: MonitoredMachine, words: list[str]) -> str:
     return "".join(lines)
 
 
-@_line(INFO, "memory_size_summary", "memory at boot, and plugged in since")
+@_line(INFO, "memory_size_summary", "sizes of boot memory and of hot-added memory")
 def _info_memory_size_summary(machine: MonitoredMachine, words: list[str]) -> str:
     base, plugged = machine.info_memory_size()
     return f"base memory: {base}\nplugged memory: {plugged}\n"
 
 
-@_line(INFO, "cpus", "the virtual CPUs and the host's threads they are")
+@_line(INFO, "cpus", "the virtual CPUs and their host threads")
 def _info_cpus(machine: MonitoredMachine, words: list[str]) -> str:
     mark = ["*", *" " * 255]
     return "".join(f"{mark[n]} CPU #{n}: thread_id={each}\n" for n, each in enumerate(machine.info_cpus()))
 
 
-@_line(INFO, "chardev", "where the serial ports lead")
+@_line(INFO, "chardev", "the backends of the serial ports")
 def _info_chardev(machine: MonitoredMachine, words: list[str]) -> str:
     return "".join(f"{label}: filename={place}\n" for label, place in machine.info_consoles())
 
@@ -248,7 +248,7 @@ def _info_qtree(machine: MonitoredMachine, words: list[str]) -> str:
     return "".join(lines)
 
 
-@_line(INFO, "machine", "all that the machine says of itself")
+@_line(INFO, "machine", "the machine's full state, as in `pyvmm status --json`")
 def _info_machine(machine: MonitoredMachine, words: list[str]) -> str:
     return _tree(machine.describe())
 

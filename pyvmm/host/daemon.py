@@ -177,7 +177,7 @@ def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
     until = time.monotonic() + LOOK_LIMIT
     while not _try_lock(file):  # another process may hold it just to test it
         if time.monotonic() > until:
-            raise HostError("another emulated host is just starting: try again")
+            raise HostError("another emulated host is starting: try again")
         time.sleep(0.05)
     os.ftruncate(file, 0)  # contents left by a killed daemon
     with (

@@ -71,7 +71,7 @@ class EmulatedHost:
             except HostError:
                 if attempt:
                     raise
-                progress("the kept host does not start: booting it anew")
+                progress("the saved host does not start: booting a new one")
                 keeping.remove(Path(saved.folder))
         raise AssertionError("not reached")
 

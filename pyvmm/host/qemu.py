@@ -168,7 +168,7 @@ class Qemu:
                 return "no space left for its memory; free some, or set PYVMM_CACHE to a folder elsewhere"
             if status < 0:
                 lines.append(f"killed by {signal.Signals(-status).name}")
-        return (telling or lines or ["it said nothing"])[-1][:300]
+        return (telling or lines or ["no output"])[-1][:300]
 
     def kill(self) -> None:
         """End QEMU now and reap it."""

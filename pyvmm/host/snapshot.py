@@ -137,7 +137,7 @@ def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) 
     with disk_errors("saving the emulated host"), locked("host-snapshot"):
         if (just_made := find(kit, memory_mib, exact=exact)) is not None:
             return just_made
-        progress("booting the emulated host for the first time (kept for later starts)")
+        progress("booting the emulated host for the first time (saved for later starts)")
         parent = cache_folder("host")
         make_folder(parent)
         free = shutil.disk_usage(parent).free

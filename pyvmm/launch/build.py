@@ -106,7 +106,7 @@ def machine_config(options: GuestOptions) -> MachineConfig:
     """Return a MachineConfig without files. Raises ConfigError for options that contradict each other."""
     memory, hot_add = options.memory, options.hot_add
     if hot_add is not None and memory.max is not None and memory.max != memory.boot + hot_add:
-        raise ConfigError("--hot-add and --memory max= say different things: give one of them")
+        raise ConfigError("--hot-add and --memory max= contradict each other: give one of them")
     major, minor = options.max_vmbus.split(".")
     return MachineConfig(
         kernel=Path(),

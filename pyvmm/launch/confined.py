@@ -46,7 +46,9 @@ def confine_session(mode: Mode, machine: Machine, listeners: Sequence[Listener])
     """
     if not process.is_own():
         if mode == "require":
-            raise ConfigError("--sandbox require confines a process for good, and this one is not pyvmm's own")
+            raise ConfigError(
+                "--sandbox require is not possible in a process that is not pyvmm's own: confinement is permanent"
+            )
         return
     machine.boot_files.keep(machine.config.kernel, machine.config.initrd)
     machine.monitor.sandbox = confine(mode, [own_folder()] if listeners else []).describe()

@@ -274,7 +274,7 @@ class PtyConsole(Console):
             machine.loop.remove_writer(self._master)
         lost = self._lost + len(self._kept)
         if lost:
-            print(f"pyvmm: console {self.place}: {lost} bytes that nobody read are lost", file=sys.stderr)
+            print(f"pyvmm: console {self.place}: {lost} bytes were not read and are lost", file=sys.stderr)
         for fd in {self._master, self._slave} - {-1}:
             os.close(fd)
         self._master = self._slave = -1

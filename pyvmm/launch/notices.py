@@ -38,7 +38,7 @@ class Notices:
                     self.panic_printed = line
                     self._print(f"guest panicked: {line}")
             case "GUEST_CRASHLOADED":
-                self._print("its crash kernel runs now: the machine goes on")
+                self._print("the guest's crash kernel (kdump) runs now: the machine continues")
             case "RESET":
                 self.panicked = False
             case "X_NOTICE":
@@ -47,7 +47,7 @@ class Notices:
     def _print(self, line: str) -> None:
         if self._left > 0:
             self._left -= 1
-            try_print_message(line if self._left else f"{line} (no more of this is shown: `pyvmm status` has it)")
+            try_print_message(line if self._left else f"{line} (further notices are not shown: see `pyvmm status`)")
 
     def _check_agent(self) -> None:
         machine = self._machine

@@ -98,21 +98,21 @@ class GuestOptions:
     image: str | None = option(None, "One of our images; `pyvmm image list` shows them.")
     append: str = option(
         "",
-        "More for the kernel's command line. A kernel without ACPI or 8250_PNP wants 'console=ttyS0'.",
+        "Additional kernel parameters. A kernel without ACPI or 8250_PNP wants 'console=ttyS0'.",
         metavar="ARGS",
     )
     memory: MemorySpec = option(
         MemorySpec(512 * MIB),
-        "RAM at boot, and what the balloon may grow it to. min= or buffer= size the guest by its own demand.",
+        "RAM at boot; max= is the size to which it may grow. min= or buffer= enable sizing by the guest's demand.",
         parse_memory,
         short="-m",
         shown_default=True,
         metavar="SIZE[,max=SIZE][,min=SIZE][,buffer=N%]",
     )
-    hot_add: int | None = option(None, "Memory to grow by: max= counted from the boot size.", parse_size)
+    hot_add: int | None = option(None, "Memory that may be hot-added: max= minus the boot size.", parse_size)
     mem_backend: str = option(
         "anon",
-        "What guest RAM is made of: anon, memfd, file=PATH or hugetlb=2M|1G; then ,prealloc=on and ,numa=NODE.",
+        "Host memory behind guest RAM: anon, memfd, file=PATH or hugetlb=2M|1G; then ,prealloc=on and ,numa=NODE.",
         shown_default=True,
         metavar="KIND",
     )
@@ -124,16 +124,18 @@ class GuestOptions:
         *("1.0", "2.0", "3.0"),
         shown_default=True,
     )
-    balloon_piece: int = option(128 * MIB, "Memory asked for at a time.", parse_size, shown_default=True)
+    balloon_piece: int = option(
+        128 * MIB, "Maximum size of one request to the guest.", parse_size, shown_default=True
+    )
     keep_target: bool = option(True, "Apply the balloon's last target again after a reset.", shown_default=True)
-    status_report: bool = option(True, "Take the guest's reports of its memory pressure.", shown_default=True)
+    status_report: bool = option(True, "Use the guest's reports of its memory pressure.", shown_default=True)
     page_reporting: bool = option(
-        True, "Let the guest's free memory go back to the host by itself.", shown_default=True
+        True, "Return the guest's free memory to the host (free page reporting).", shown_default=True
     )
     cpus: int = option(1, "Virtual CPUs.", read_number, shown_default=True)
     hyperv: EngineChoice = option(
         "auto",
-        "Who plays Hyper-V: KVM itself, or pyvmm in Python.",
+        "What implements Hyper-V: KVM (kernel) or pyvmm in Python (user).",
         str,
         "auto",
         "kernel",
@@ -156,13 +158,13 @@ class GuestOptions:
         shown_default=True,
     )
     console: str | None = option(None, "Where the guest's console goes.", metavar="stdio|FILE|pty|none", in_api=False)
-    name: str | None = option(None, "What `pyvmm status`, `balloon` and `stop` shall call it.")
+    name: str | None = option(None, "The machine's name, for `pyvmm status`, `balloon`, `stop` and the others.")
     qmp: Path | None = option(None, "Serve QMP on this Unix socket too.", Path)
     trace: tuple[str, ...] = option((), "Show trace events, e.g. 'vmbus_*'. Repeatable.", metavar="PATTERN")
-    trace_file: Path | None = option(None, "Keep the trace in a file: JSON lines.", Path)
+    trace_file: Path | None = option(None, "Write the trace to a file: JSON lines.", Path)
     trace_format: str | None = option(
         None,
-        "How; default by the file's ending: .txt text, .json chrome (for Perfetto), else JSON lines.",
+        "Format; default by the file's suffix: .txt text, .json chrome (for Perfetto), else JSON lines.",
         str,
         *TRACE_FORMATS,
     )
@@ -176,7 +178,7 @@ class GuestOptions:
     timeout: float | None = option(None, "End with status 124 after SECONDS.", read_seconds, in_api=False)
     sandbox: Mode = option(
         "on",
-        "Confine pyvmm by Landlock, seccomp and capabilities: as this kernel can, not, or all or nothing.",
+        "Confine pyvmm by Landlock, seccomp and capabilities: as far as this kernel can, not at all, or completely.",
         str,
         *("on", "off", "require"),
         shown_default=True,

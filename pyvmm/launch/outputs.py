@@ -105,7 +105,7 @@ def drain(machine: Machine, outputs: Sequence[Output], stop: Callable[[], bool],
 def ended_text(output: Output, error: OSError) -> str:
     """Return the message about an output whose failure ended the machine."""
     if error.errno == errno.EPIPE:
-        return f"nobody reads {output.name} any more: the machine was ended"
+        return f"the reader of {output.name} has exited: the machine was ended"
     return f"{output.name}: {error.strerror}: the machine was ended"
 
 

@@ -42,7 +42,7 @@ def traces(settings: TraceSettings, *, machine: str = "") -> Iterator[Tracing]:
     patterns, file, format = settings.patterns, settings.file, settings.format
     if not patterns and file is None:
         if format is not None:
-            raise ConfigError("--trace-format says how --trace-file is written: give one")
+            raise ConfigError("--trace-format is the format of --trace-file: give a --trace-file too")
         yield tracing
         return
     check_patterns(patterns)
@@ -51,7 +51,7 @@ def traces(settings: TraceSettings, *, machine: str = "") -> Iterator[Tracing]:
         sink: trace.Sink
         if file is None:
             if format is not None:
-                raise ConfigError("--trace-format says how --trace-file is written: give one")
+                raise ConfigError("--trace-format is the format of --trace-file: give a --trace-file too")
             sink = stack.enter_context(_on_stderr())
         else:
             sink = stack.enter_context(_writing(file, format, machine, tracing))

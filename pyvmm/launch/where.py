@@ -107,7 +107,7 @@ def final_status_emulated(outputs: Sequence[Output], status: int, *, ended: str 
             if output.error.errno != errno.EPIPE:
                 print_message(f"{output.name}: {output.error.strerror}{ended if by_that else '; the rest is lost'}")
             elif by_that and ended:
-                print_message(f"nobody reads {output.name} any more{ended}")
+                print_message(f"the reader of {output.name} has exited{ended}")
             if status == 0 or by_that:
                 status = exit_status.status_of(output.error)
         elif output.lost and output.error is None:

@@ -80,7 +80,7 @@ def check(mode: Mode) -> None:
     """Raise ConfigError if `mode` asks for more than this kernel has."""
     if mode == "require":
         for what, fix in missing():
-            raise ConfigError(f"--sandbox require: this kernel has no {what}: it takes {fix}")
+            raise ConfigError(f"--sandbox require: this kernel has no {what}: needed is {fix}")
 
 
 def confine(mode: Mode, removable: Iterable[Path] = ()) -> Confinement:

@@ -155,7 +155,7 @@ def test_a_reader_that_goes_ends_the_machine_as_sigpipe_would(start: Start) -> N
     machine.stdout.close()
     assert machine.wait(20) == 141
     assert machine.stderr is not None
-    assert machine.stderr.read() == b"pyvmm: nobody reads standard output any more: the machine was ended\n"
+    assert machine.stderr.read() == b"pyvmm: the reader of standard output has exited: the machine was ended\n"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_no_more_places_are_told_than_the_limit(capsys: pytest.CaptureFixture[st
     for number in range(contain.TOLD_LIMIT + 5):
         kind = type(f"Error{number}", (Exception,), {})
         contain.contain("here", kind())
-    assert capsys.readouterr().err.count("the machine goes on") == contain.TOLD_LIMIT
+    assert capsys.readouterr().err.count("the machine continues") == contain.TOLD_LIMIT
     assert contain.counts["here"] == contain.TOLD_LIMIT + 5
 
 
@@ -75,7 +75,7 @@ def test_what_the_host_refused_is_one_line_and_traced(capsys: pytest.CaptureFixt
     finally:
         trace.unsubscribe(tail)
     assert capsys.readouterr().err.splitlines() == [
-        "pyvmm: here: unexpected error, the machine goes on",
+        "pyvmm: here: unexpected error, the machine continues",
         "  KVM_IRQ_LINE: refused",
     ]
     (record,) = tail.records

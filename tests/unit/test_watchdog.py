@@ -54,13 +54,13 @@ def test_a_loop_that_stands_still_is_told_of_once_with_its_place(watched: Watche
     released = threading.Event()
     watched.loop.post(hang_here, released)
     (line,) = watched.wait(1)
-    assert "has stood still" in line
+    assert "has been stalled" in line
     assert "hang_here (test_watchdog.py:" in line
     assert "hang_here" in watched.note.read_text()
     time.sleep(10 * PERIOD)
     assert len(watched.said) == 1
     released.set()
-    assert "goes on after" in watched.wait(2)[1]
+    assert "continues after" in watched.wait(2)[1]
     assert watched.note.read_text() == ""
     assert watched.dog.info()["stalls"] == 1
     assert "hang_here" in watched.dog.info()["last-stall"]

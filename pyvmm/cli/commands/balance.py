@@ -38,13 +38,13 @@ class Guest:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_machine)
-@click.option("--budget", type=SizeType(), required=True, help="Memory for all of them together.")
+@click.option("--budget", type=SizeType(), required=True, help="Memory of all guests together.")
 @click.option(
     "--least",
     type=SizeType(),
     default="128M",
     show_default=True,
-    help="For guests that were given no min= themselves.",
+    help="Minimum of a guest without a min= of its own.",
 )
 @click.option("--buffer", type=click.IntRange(1, 2000), default=20, show_default=True, help="Percent of the demand.")
 @click.option(
@@ -52,19 +52,19 @@ class Guest:
     type=Seconds(min=0.1),
     default=INTERVAL,
     show_default=True,
-    help="Seconds between two looks.",
+    help="Seconds between two rounds.",
 )
-@click.option("--once", is_flag=True, help="Look and act once, then end.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line a look.")
+@click.option("--once", is_flag=True, help="Run one round, then exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line per round.")
 def balance(
     names: tuple[str, ...], budget: int, least: int, buffer: int, interval: float, once: bool, as_json: bool
 ) -> int:
     """Keep guests within a budget of memory, and give it to those that need it.
 
     NAMEs are running machines; without any, all of this user. Each gets what its programs demand and a buffer on top
-    if there is enough, nobody shrinks unless somebody else needs the memory, and what is promised never passes the
-    budget. The guests' own automatic sizing is held: with --once for good (`pyvmm balloon NAME --auto`), else until
-    Ctrl-C, SIGTERM or the terminal's end.
+    if there is enough. A guest shrinks only if another one needs the memory, and sizes and targets together never
+    exceed the budget. The guests' automatic sizing is suspended meanwhile; --once leaves it suspended (`pyvmm balloon
+    NAME --auto` resumes it).
 
     \b
     pyvmm balance --budget 2G
@@ -108,7 +108,7 @@ def _let_go(held: Iterable[str]) -> None:
                     client.execute("x-autosize", {"enable": True})
             except HostError as error:
                 with contextlib.suppress(OSError):  # the terminal may be gone: still serve the other machines
-                    output.echo(f"{entry.name}: automatic sizing is still held: {error}", err=True)
+                    output.echo(f"{entry.name}: automatic sizing is still suspended: {error}", err=True)
 
 
 def _line(report: dict[str, Any]) -> str:
@@ -140,7 +140,9 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held:
         members = [each.member for each in guests.values()]
         minimums = sum(each.limits.minimum for each in members)
         if minimums > budget:
-            problems["budget"] = f"{format_size(budget)} is less than the least of all, {format_size(minimums)}"
+            problems["budget"] = (
+                f"{format_size(budget)} is less than the sum of the minimums, {format_size(minimums)}"
+            )
         goals = share(budget, members)
         actions = {}
         for name, target in moves(budget, members, goals).items():

@@ -31,9 +31,9 @@ def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -
 @click.command()
 @click.argument("words", nargs=-1, metavar="[NAME] [SIZE]", shell_complete=complete_name)
 @machine_options
-@click.option("--wait", "-w", is_flag=True, help="Wait until the guest is there, or will not get there.")
-@click.option("--timeout", type=Seconds(min=0), default=60.0, show_default=True, help="Seconds to --wait.")
-@click.option("--auto", is_flag=True, help="Let the guest's automatic sizing go on, which a SIZE holds.")
+@click.option("--wait", "-w", is_flag=True, help="Wait until the guest has reached SIZE or stopped short of it.")
+@click.option("--timeout", type=Seconds(min=0), default=60.0, show_default=True, help="Time limit of --wait.")
+@click.option("--auto", is_flag=True, help="Resume automatic sizing, which a SIZE suspends.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def balloon(
     words: tuple[str, ...],
@@ -44,7 +44,7 @@ def balloon(
     auto: bool,
     as_json: bool,
 ) -> int:
-    """Show how much memory a guest has, or ask it to live in SIZE.
+    """Show a guest's memory size, or set its target to SIZE.
 
     A plain number is MiB; k, M, G and T work, fractions too. NAME is needed only if several machines run.
 
@@ -57,16 +57,16 @@ def balloon(
     \b
     With --wait: status 0 if SIZE was reached, 1 if the guest stays elsewhere, 124 after --timeout.
 
-    A guest that stops above SIZE is asked again: once before --wait ends, and three times in the 15 s after it, for
-    memory that was just freed is not always to be had at once. `pyvmm status` tells whether that goes on.
+    If a guest stops above SIZE, the request is repeated: once before --wait ends, and three times in the 15 s after
+    it, because memory that was just freed is not always available at once. `pyvmm status` shows whether that goes on.
     """
     given, size = _split(words)
     if auto and size is not None:
-        raise click.UsageError("a SIZE, or --auto: not both")
+        raise click.UsageError("SIZE and --auto exclude each other")
     if wait and size is None:
-        raise click.UsageError("--wait waits for a SIZE: give one")
+        raise click.UsageError("--wait needs a SIZE")
     if size is not None and size < PAGE:
-        raise ConfigError(f"a guest cannot live in {format_size(size)}: the least is a page, 4 KiB")
+        raise ConfigError(f"{format_size(size)} is too small for a guest: the minimum is a page, 4 KiB")
     entry = find(given, name, socket)
     with connect(entry) as client:
         if auto:
@@ -141,7 +141,7 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
         echo(f"at {format_size(resize.actual)} after {timeout:g} s, target {format_size(resize.size)}")
     else:
         text = f"stays at {format_size(resize.actual)}, target {format_size(resize.size)}: {result}"
-        echo(text + ("; it is asked again for some seconds" if resize.asked_again else ""))
+        echo(text + ("; the request is repeated for some seconds" if resize.asked_again else ""))
     if resize.actual == resize.size:
         return 0
     return exit_status.TIMEOUT if result == "timeout" else exit_status.ERROR

@@ -37,7 +37,7 @@ class Finding:
 
 
 @click.command()
-@click.option("--fresh", is_flag=True, help="Time the local KVM again instead of using the kept result.")
+@click.option("--fresh", is_flag=True, help="Time the local KVM again instead of using the cached result.")
 @click.option("--map", "show_map", is_flag=True, help="Print the machine's address map instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(fresh: bool, show_map: bool, as_json: bool) -> int:
@@ -176,7 +176,7 @@ def _images() -> Iterator[Finding]:
     from pyvmm.images.catalog import DEFAULT, list_images
 
     built = [each.name for each in list_images() if each.built]
-    fix = "" if DEFAULT in built else f"pyvmm image build {DEFAULT} (`pyvmm run` does it by itself)"
+    fix = "" if DEFAULT in built else f"pyvmm image build {DEFAULT} (`pyvmm run` does it automatically)"
     yield Finding("Images", "guest images", DEFAULT in built, ", ".join(built) or "none built yet", fix, needed=False)
 
 

@@ -14,13 +14,13 @@ from pyvmm.sizes import format_size
 
 @click.group()
 def host() -> None:
-    """The emulated host: a small Linux with KVM in QEMU, where guests run if this computer's KVM will not do.
+    """The emulated host: a small Linux with KVM in QEMU, where guests run if this computer's KVM is missing or slow.
 
-    `pyvmm run` starts one by itself. It is booted once and its state kept, so that later starts take a second.
+    `pyvmm run` starts one automatically. It is booted once and its state saved, so that later starts take a second.
 
     \b
-    pyvmm host prepare                  boot it and keep its state now rather than at the first run
-    pyvmm host start                    keep one up: later commands share it
+    pyvmm host prepare                  boot it and save its state now rather than at the first run
+    pyvmm host start                    start one that later commands share
     pyvmm host exec -- uname -a         a command in one
     pyvmm host exec -- bash             a shell in one, with this computer's files
     """
@@ -54,7 +54,7 @@ def _memory(guest_memory: str) -> int:
 def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
     """Run COMMAND in an emulated host and end with COMMAND's status.
 
-    In the one that `pyvmm host start` keeps up, or else in one of its own. The files are this computer's, writable;
+    In the one that `pyvmm host start` has started, or else in a new one. The files are this computer's, writable;
     /proc, /sys, /dev and /run are the host's.
     """
     from pyvmm.host.commands import execute
@@ -69,7 +69,7 @@ def exec_(guest_memory: str, command: tuple[str, ...]) -> int:
     "--idle", type=click.IntRange(min=1), default=1800, show_default=True, help="Seconds without a command."
 )
 def start(guest_memory: str, idle: int) -> None:
-    """Keep a host up: later commands that need one share it, until it has been idle for a while."""
+    """Start a host that later commands share, until it has been idle for a while."""
     from pyvmm.host import commands
 
     output.echo(commands.start(memory_mib=_memory(guest_memory), idle_seconds=idle, progress=_say))
@@ -77,7 +77,7 @@ def start(guest_memory: str, idle: int) -> None:
 
 @host.command()
 def stop() -> None:
-    """End the host that is kept up."""
+    """Stop the running host."""
     from pyvmm.host import commands
 
     output.echo(commands.stop())
@@ -86,7 +86,7 @@ def stop() -> None:
 @host.command()
 @_MEMORY
 def prepare(guest_memory: str) -> None:
-    """Fetch what the emulated host needs, boot it and keep its state; say how long a start takes."""
+    """Fetch what the emulated host needs, boot it and save its state; print how long a start takes."""
     from pyvmm.host.emulated import EmulatedHost
 
     memory = _memory(guest_memory)
@@ -101,9 +101,7 @@ def prepare(guest_memory: str) -> None:
 @host.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
-    """Show what is kept for starting emulated hosts: which QEMU, how many saved ones, the disk they take; and if one
-    is up.
-    """
+    """Show whether an emulated host is running, its QEMU, the saved hosts and their disk usage."""
     from pyvmm.errors import HostError
     from pyvmm.host import commands, keeping, snapshot
     from pyvmm.host.qemu import find_qemu, version
@@ -137,7 +135,7 @@ def status(as_json: bool) -> None:
         return
     output.fields(
         [
-            ("kept up", facts["kept-up"]),
+            ("running", facts["kept-up"]),
             ("QEMU", facts["qemu"] or facts["problem"]),
             ("saved hosts", f"{len(kept)}" if kept else "none yet: `pyvmm host prepare` makes one"),
             *(
@@ -151,12 +149,12 @@ def status(as_json: bool) -> None:
 
 
 @host.command()
-@click.option("--all", "everything", is_flag=True, help="Remove all that is kept, unless it is in use.")
+@click.option("--all", "everything", is_flag=True, help="Remove everything that is not in use.")
 def clean(everything: bool) -> None:
-    """Remove what is kept for starting emulated hosts and of no more use.
+    """Remove cached files of emulated hosts that are no longer needed.
 
     That is: what has not been used for 30 days, saved hosts of checkouts or Pythons that are gone, those past 2 GiB
-    together (the longest unused first), and what killed processes left. It happens by itself when a host is saved.
+    together (the longest unused first), and what killed processes left. Saving a host does the same.
     """
     from pyvmm.host import keeping
 

@@ -103,12 +103,12 @@ def show(name: str | None, as_json: bool) -> None:
 
 
 @image.command()
-@click.option("--all", "everything", is_flag=True, help="Remove all that no built image needs.")
+@click.option("--all", "everything", is_flag=True, help="Remove everything that no built image needs.")
 def clean(everything: bool) -> None:
     """Remove from the cache what images no longer need.
 
     That is: packages, kernels and initramfs not used for 30 days, those that take more than their part of the cache
-    may (the longest unused first), and what killed processes left. It happens by itself when an image is made.
+    may (the longest unused first), and what killed processes left. This is done automatically when an image is made.
     """
     from pyvmm.images import catalog
 

@@ -29,7 +29,7 @@ QUICK = 2.0
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def kill(given: str | None, name: str | None, socket: Path | None, as_json: bool) -> int:
-    """End a machine at once, even if it does not answer. The guest hears nothing of it.
+    """End a machine at once, even if it does not answer, without notifying the guest.
 
     First its monitor is asked, then its process gets SIGTERM, then SIGKILL; each has two seconds.
     `pyvmm stop` lets the guest power itself off.
@@ -54,9 +54,7 @@ def end(entry: Entry) -> str | None:
     if _quit(entry):
         return "quit"
     if not entry.pid:
-        raise HostError(
-            f"{entry.socket} does not answer, and whose it is, is not known: `pyvmm kill NAME` can do more"
-        )
+        raise HostError(f"{entry.socket} does not answer, and its process is unknown: use `pyvmm kill NAME`")
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.kill(entry.pid, number)

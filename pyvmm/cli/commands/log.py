@@ -28,7 +28,7 @@ WAIT = 3600.0
 def log(
     given: str | None, name: str | None, socket: Path | None, lines: int | None, follow: bool, as_json: bool
 ) -> None:
-    """Show the end of a running guest's console: the last 64 KiB are kept, whether or not somebody looked.
+    """Show the end of a running guest's console: the last 64 KiB are kept, with or without a console attached.
 
     \b
     pyvmm log

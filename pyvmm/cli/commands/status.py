@@ -30,9 +30,9 @@ ANSWER_TIMEOUT = 10.0
 @click.option("--history", type=click.IntRange(min=1), metavar="N", help="Show the guest's last N memory reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every counter.")
 def status(given: str | None, name: str | None, socket: Path | None, history: int | None, as_json: bool) -> None:
-    """Show all about a running machine: its memory, its balloon, its VMBus channels.
+    """Show a running machine: its memory, its balloon, its VMBus channels, its counters.
 
-    Of one that is still starting (its image is built, the emulated host is made or booted for it) it says so.
+    A machine that is still starting (its image is being built, or the emulated host made or booted) is shown as such.
 
     \b
     pyvmm status
@@ -123,11 +123,11 @@ def _unhandled_text(unhandled: dict[str, Any]) -> str:
 
 
 def _loop_text(loop: dict[str, Any]) -> str:
-    """`1234 turns, the longest 45 ms; stood still once, in reset (machine.py:300)`."""
+    """`1234 turns, the longest 45 ms; stalled once in reset (machine.py:300)`."""
     text = f"{loop.get('turns', 0)} turns, the longest {loop.get('longest-turn', 0) * 1000:.0f} ms"
     if stalls := loop.get("stalls"):
         often = "once" if stalls == 1 else f"{stalls} times, last"
-        text += f"; stood still {often} in {loop.get('last-stall')}"
+        text += f"; stalled {often} in {loop.get('last-stall')}"
     return text
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("given", required=False, metavar="[NAME]", shell_complete=complete_machine)
 @machine_options
-@click.option("--force", "-f", is_flag=True, help="End the machine at once: the guest hears nothing of it.")
+@click.option("--force", "-f", is_flag=True, help="End the machine at once, without notifying the guest.")
 @click.option("--timeout", type=Seconds(min=0), default=60.0, show_default=True, help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stop(given: str | None, name: str | None, socket: Path | None, force: bool, timeout: float, as_json: bool) -> int:
     """Ask a guest to power itself off, and wait until its machine has ended.
 
-    A paused machine runs on for it: nothing in it can shut down before.
+    A paused machine is resumed first: a paused guest cannot shut down.
 
     \b
     pyvmm stop

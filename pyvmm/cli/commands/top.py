@@ -52,8 +52,8 @@ def top(
 ) -> None:
     """Watch the running machines: exits by kind, memory, pressure, VMBus channels, trace events.
 
-    All of this user's machines, or those named; who is named stays after its end, until a machine takes the name
-    again. Keys: up and down choose one, + and - give it more or less memory, ? explains, q ends. Narrow and low
+    All of this user's machines, or those named; a named machine stays listed after its end, until a new one takes
+    the name. Keys: up and down choose one, + and - give it more or less memory, ? explains, q ends. Narrow and low
     terminals get less: 110 columns and 30 lines show all there is.
 
     \b

@@ -54,15 +54,15 @@ Script = Generator[Step, str, None]
 
 
 @click.command(cls=RepeatableCommand)
-@click.option("--image", shell_complete=complete_image, help="Which guest; `pyvmm image list` shows them.")
+@click.option("--image", shell_complete=complete_image, help="The guest's image; `pyvmm image list` shows them.")
 @click.option("--memory", "-m", type=SizeType(), default="512M", show_default=True, help="RAM at boot.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--hyperv", type=click.Choice(["auto", "kernel", "user"]), default="auto", show_default=True)
 @click.option("--host", type=click.Choice(["auto", "local", "emulated"]), default="auto", show_default=True)
-@click.option("--name", default=None, help="What `pyvmm status` and the others shall call it.")
+@click.option("--name", default=None, help="The machine's name, for `pyvmm status` and the others.")
 @click.option("--control-socket", type=click.Path(path_type=Path), hidden=True)
 @click.option("--shell/--no-shell", default=None, help="End in the guest's shell. Default: if there is a terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line a step. Ends without a shell.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line per step; no shell at the end.")
 @click.pass_context
 def tour(
     ctx: click.Context,
@@ -87,7 +87,7 @@ def tour(
     pyvmm tour --json | jq 'select(.step == "resized") | {target, seconds, resident}'
     """
     if as_json and shell:
-        raise click.UsageError("--json ends without a --shell")
+        raise click.UsageError("--json and --shell exclude each other")
     if memory < 256 * MIB:
         raise ConfigError("the tour needs 256 MiB of memory or more, to have some to show")
 
@@ -180,7 +180,7 @@ class _Guide:
     def start(self) -> None:
         self._machine.balloon.on_finish.append(self._resized)
         self._show.booting(self._machine.config.cpus, self._machine.config.memory)
-        self._limit(BOOT_LIMIT, "the guest did not come up")
+        self._limit(BOOT_LIMIT, "the guest did not boot in time")
         self._advance(None)
 
     def interrupted(self, status: int) -> None:

@@ -68,7 +68,7 @@ def trace() -> None:
 @click.option("--follow", "-f", "patterns", multiple=True, metavar="PATTERN", shell_complete=complete_event)
 @click.option("--count", "-n", type=click.IntRange(min=1), help="End after that many events.")
 @click.option("--timeout", type=Seconds(min=0), help="End after that many seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, as --trace-file keeps them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, as --trace-file writes them.")
 def follow(
     given: str | None,
     words: tuple[str, ...],
@@ -168,7 +168,7 @@ def list_events(pattern: str, as_json: bool) -> None:
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only these events; 'vmbus_*'. Repeatable.")
-@click.option("--ignore", multiple=True, metavar="FIELD", help="A field whose values do not count. Repeatable.")
+@click.option("--ignore", multiple=True, metavar="FIELD", help="A field to ignore. Repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Events in place that the other trace never has, too.")
 @click.option("--context", "-U", type=click.IntRange(min=0), default=CONTEXT, show_default=True, metavar="N")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -293,4 +293,4 @@ def convert(source: Path, target: Path, format: str | None) -> None:
         raise ConfigError(f"{target} is the trace itself: write to another file")
     with open(target, "w", encoding="utf-8") as file:
         file.writelines(rewrite(found, format or format_of(target)))
-    echo(f"{len(found.entries)} events, {found.skipped} lines that are none")
+    echo(f"{len(found.entries)} events, {found.skipped} lines that are not events")

@@ -85,11 +85,11 @@ def wait(
     pyvmm wait web --timeout 60 || pyvmm kill web
 
     \b
-    A machine that is still starting is waited for as well, however long its image takes to build. What a guest
-    panicked of is said on stderr.
+    A machine that is still starting is waited for as well, however long its image takes to build. A guest's
+    panic message is printed on stderr.
 
     \b
-    Status: 0 as awaited, 124 not before --timeout, 255 the guest panicked, 1 the machine ended while something
+    Status: 0 success, 124 --timeout expired, 255 the guest panicked, 1 the machine ended while something
     else was awaited, or before it had started.
     """
     if event is not None and channel is not None:

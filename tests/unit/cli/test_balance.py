@@ -95,7 +95,7 @@ def test_only_the_named_ones_count(pair: tuple[Sized, Sized], pyvmm: Run) -> Non
 
 def test_a_budget_below_the_least_of_all_is_said(pair: tuple[Sized, Sized], pyvmm: Run) -> None:
     found = pyvmm("balance", "--budget", "300M", "--least", "256M", "--once")
-    assert "budget: 300 MiB is less than the least of all, 512 MiB" in found.err
+    assert "budget: 300 MiB is less than the sum of the minimums, 512 MiB" in found.err
 
 
 def test_without_machines_it_says_how_to_start_one(pyvmm: Run) -> None:

@@ -68,7 +68,7 @@ def test_balloon_wait_ends_with_the_result_and_says_that_the_guest_is_asked_agai
 
     monkeypatch.setattr(machine, "balloon_set", stays)
     found = pyvmm("balloon", "256M", "--wait")
-    assert found.out == "stays at 512 MiB, target 256 MiB: its floor; it is asked again for some seconds\n"
+    assert found.out == "stays at 512 MiB, target 256 MiB: its floor; the request is repeated for some seconds\n"
     assert found.status == 1
     assert json.loads(pyvmm("balloon", "256M", "--wait", "--json").out)["asked-again"]
 
@@ -84,8 +84,8 @@ def test_balloon_wait_gives_up(machine: FakeMachine, pyvmm: Run, monkeypatch: py
     ("arguments", "status", "line"),
     [
         (["balloon", "5X"], 1, "pyvmm: size '5X' has an unknown unit 'X': use k, M, G or T"),
-        (["balloon", "0"], 1, "pyvmm: a guest cannot live in 0 bytes: the least is a page, 4 KiB"),
-        (["balloon", "-w"], 2, "pyvmm: --wait waits for a SIZE: give one"),
+        (["balloon", "0"], 1, "pyvmm: 0 bytes is too small for a guest: the minimum is a page, 4 KiB"),
+        (["balloon", "-w"], 2, "pyvmm: --wait needs a SIZE"),
         (["balloon", "1T"], 1, "pyvmm: the guest has 512 MiB at most"),
         (["balloon", "nope", "1M"], 1, "pyvmm: no VM named 'nope' (running: web)"),
         (["balloon", "a", "b", "c"], 2, "pyvmm: at most a NAME and a SIZE (`pyvmm balloon --help` tells how)"),
@@ -233,7 +233,7 @@ def test_a_machine_whose_loop_stands_still_is_told_with_its_place(
         silent.listen(1)
         registry.stall_note(hung.socket).write_text("reset (machine.py:300) < run (loop.py:240)")
         found = pyvmm("status", "hung")
-    assert "its event loop stands still in reset (machine.py:300) < run (loop.py:240); `pyvmm kill hung`" in found.err
+    assert "its event loop is stalled in reset (machine.py:300) < run (loop.py:240); `pyvmm kill hung`" in found.err
     assert not registry.stall_note(hung.socket).exists()
 
 

@@ -98,4 +98,4 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_shell_follows_json(pyvmm: Run) -> None:
     found = pyvmm("tour", "--json", "--shell")
     assert (found.status, found.out) == (2, "")
-    assert "--json ends without a --shell" in found.err
+    assert "--json and --shell exclude each other" in found.err

@@ -54,7 +54,7 @@ def shell(script: str) -> subprocess.CompletedProcess[str]:
 def test_a_reader_that_goes_is_sigpipe_for_the_command(program: str) -> None:
     done = shell(f"{program} none seq 1000000 | head -1; echo ${{PIPESTATUS[0]}}")
     assert (done.stdout, done.returncode) == ("1\n141\n", 0)
-    assert done.stderr == "pyvmm: nobody reads standard output any more: the machine was ended\n"
+    assert done.stderr == "pyvmm: the reader of standard output has exited: the machine was ended\n"
 
 
 @pytest.mark.parametrize("count", [1, 1_000_000])

@@ -151,6 +151,6 @@ def test_a_pseudo_terminal_keeps_output_for_who_comes_later_and_tells_what_is_lo
             machine.loop.step(0)
         console.write(bytes(1_000_000))
         os.close(reader)
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "nobody read" in line]
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "were not read" in line]
     lost = int(told.split(":")[-1].split()[0])
     assert 1_000_000 - (64 << 10) < lost < 1_000_000, "some are in the terminal"

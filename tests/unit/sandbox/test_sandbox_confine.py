@@ -86,7 +86,7 @@ def test_off_does_nothing() -> None:
 def test_require_says_what_is_missing_in_one_line(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "abi", lambda: 0 if what == "Landlock" else 7)
     monkeypatch.setattr(seccomp, "available", lambda: what != "seccomp")
-    with pytest.raises(ConfigError, match=f"^--sandbox require: this kernel has no {what}: it takes Linux"):
+    with pytest.raises(ConfigError, match=f"^--sandbox require: this kernel has no {what}: needed is Linux"):
         confine.check("require")
     confine.check("on")
 
