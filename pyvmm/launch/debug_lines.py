@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm import trace
 from pyvmm.client.replies import access_text
-from pyvmm.launch.outputs import say
+from pyvmm.launch.outputs import try_print_message
 from pyvmm.loop import Pending
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class DebugLines:
         machine: Machine,
         kinds: Collection[str],
         *,
-        show: Callable[[str], None] = say,
+        show: Callable[[str], None] = try_print_message,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = machine.unhandled
