@@ -1,7 +1,7 @@
 """Memory sizes as people write them: `512M`, `1.5G`, `0x20000000`.
 
 A number with no unit is MiB, as in QEMU's `-m 512` and its monitor's `balloon 512`. A hexadecimal number is bytes:
-nobody writes MiB in hexadecimal.
+sizes in hexadecimal MiB are not in use.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Engine(ABC):
         self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do
         self._retries = [Pending(loop, self.synic.retry, vp) for vp in range(vp_count)]
         self._crash_report: CrashReport | None = None  # the newest one, until the loop has passed it on
-        self._tell_crash = Pending(loop, self._crashed)
+        self._report_crash = Pending(loop, self._crashed)
 
     def report_free_pages(self, discard: Discard) -> None:
         """Offer free page reporting; reported pages go to `discard`, on vCPU threads. Before `cpuid`."""
@@ -138,7 +138,7 @@ class Engine(ABC):
             report = self.crash.write(msr, value, self.memory)
         if report is not None:
             self._crash_report = report
-            self._tell_crash.ask()
+            self._report_crash.ask()
 
     def _crashed(self) -> None:
         """Pass on the newest crash report, on the loop."""

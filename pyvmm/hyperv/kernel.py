@@ -6,7 +6,7 @@ Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/
     KVM_EXIT_HYPERV / HCALL    HvPostMessage, and HvSignalEvent for a connection without an eventfd
     KVM_HYPERV_EVENTFD         HvSignalEvent for a known connection becomes an eventfd that the loop waits for
     irqfd on a SINT route      raises the vector in the guest's SINT register, unless masked
-    resample irqfd, same line  KVM writes to it at each EOM; no exit tells of EOM otherwise
+    resample irqfd, same line  KVM writes to it at each EOM; no exit signals EOM otherwise
     MSR filter                 the crash registers: KVM implements them, but without the panic text
     hypercall page             replaced by ours where KVM does not pass on extended calls (Linux before 6.3)
 """
@@ -122,7 +122,7 @@ class KernelEngine(Engine):
         self._eom_fds += [eom, unused]
         gsi = FIRST_SINT_GSI + vp
         self._vm.irqfd(sint, gsi)
-        # A second irqfd on the line, never written: KVM tells its resample side of each EOM. The first stays a plain
+        # A second irqfd on the line, never written: KVM signals its resample side at each EOM. The first is a plain
         # one because KVM raises those at once and resampling ones from a work queue.
         self._vm.irqfd(unused, gsi, resample_fd=eom)
         # Not posted: the next reset may close it before.

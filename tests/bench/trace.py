@@ -101,7 +101,7 @@ def emit(count: int, rate: int | None = None) -> None:
 
 
 def event_off() -> float:
-    """Seconds for a guarded event nobody listens to: the least of some turns, without the loop around it."""
+    """Seconds for a guarded event without subscribers: the least of some turns, without the loop around it."""
 
     def turn(guarded: bool) -> float:
         numbers = range(200_000)
@@ -147,7 +147,7 @@ class PortWriter:
         self.exits = 0
 
     def handle(self, exit: Exit) -> bool:
-        """What the machine's own handler does about an exit that nobody answers: trace and count it."""
+        """What the machine's own handler does about an exit that no device handles: trace and count it."""
         if not isinstance(exit, Interrupted):
             self.exits += 1
             if happened.on:

@@ -1,4 +1,4 @@
-"""Boot tests run where Linux runs: on this machine's KVM, or through `tests.support.boot_door` in the emulated host.
+"""Boot tests run where Linux runs: on this KVM, or through `tests.support.inner_pytest` in the emulated host.
 
 Where neither can, they are skipped with what is missing; with CI=true or PYVMM_REQUIRE_BOOT=1 they fail instead.
 """
@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests.support`, when run as plain `pytest`
 
-from tests.support import boot_door
+from tests.support import inner_pytest
 from tests.support.booted import Booted
 
 FOLDER = Path(__file__).parent
@@ -47,34 +47,34 @@ class Door:
     """
 
     def __init__(self, session: pytest.Session) -> None:
-        self.here = boot_door.runs_here()
-        self.missing = boot_door.what_is_missing(emulated=not self.here)
+        self.here = inner_pytest.runs_here()
+        self.missing = inner_pytest.what_is_missing(emulated=not self.here)
         self.stalls: list[str] = []
-        self._chunks = boot_door.chunks([item.nodeid for item in session.items if _goes_in(item)])
-        self._hosts: dict[int, boot_door.InnerPytest] = {}  # by chunk
+        self._chunks = inner_pytest.chunks([item.nodeid for item in session.items if _goes_in(item)])
+        self._hosts: dict[int, inner_pytest.InnerPytest] = {}  # by chunk
         self._ahead = os.cpu_count() or 1
 
     def reports(self, nodeid: str) -> list[dict[str, Any]]:
         """A test's reports. A host that stands still is replaced, and the test begun again in the new one.
 
-        Raises boot_door.Died: the inner pytest ended, the test found no end, or hosts stall again and again.
+        Raises inner_pytest.Died: the inner pytest ended, the test found no end, or hosts stall again and again.
         """
         number = next(n for n, chunk in enumerate(self._chunks) if nodeid in chunk)
         for past in [n for n in self._hosts if n < number]:
             self._hosts.pop(past).close()
         for n in range(number, min(number + self._ahead, len(self._chunks))):
             if n not in self._hosts:
-                self._hosts[n] = boot_door.InnerPytest(self._chunks[n])
+                self._hosts[n] = inner_pytest.InnerPytest(self._chunks[n])
         while True:
             try:
                 return list(self._hosts[number].reports(nodeid))
-            except boot_door.Stalled as error:
+            except inner_pytest.Stalled as error:
                 self.stalls.append(f"{nodeid}: {str(error).splitlines()[0]}")
                 if len(self.stalls) > STALLS:
                     raise
                 self._hosts[number].close()
                 chunk = self._chunks[number]
-                self._hosts[number] = boot_door.InnerPytest(chunk[chunk.index(nodeid) :])
+                self._hosts[number] = inner_pytest.InnerPytest(chunk[chunk.index(nodeid) :])
 
     def close(self) -> None:
         while self._hosts:
@@ -106,7 +106,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 def _reports(item: pytest.Item, door: Door) -> Any:
     if door.missing:
-        if boot_door.required():
+        if inner_pytest.required():
             yield _report(item, "setup", "failed", f"Linux must boot here (CI), but: {door.missing}")
         else:
             path, line, _ = item.location
@@ -119,7 +119,7 @@ def _reports(item: pytest.Item, door: Door) -> Any:
             if isinstance(report.longrepr, list):  # a skip's place and reason: JSON has no tuples, pytest insists
                 report.longrepr = tuple(report.longrepr)
             yield report
-    except boot_door.Died as error:
+    except inner_pytest.Died as error:
         yield _report(item, "call", "failed", str(error))
 
 

@@ -195,7 +195,7 @@ def test_a_full_disk_under_a_trace_is_told_and_in_the_status(start: Start) -> No
     assert machine.communicate()[1] == b"pyvmm: trace file /dev/full: No space left on device; the rest is lost\n"
 
 
-def test_traces_that_nobody_reads_do_not_stop_the_machine(start: Start) -> None:
+def test_unread_traces_do_not_stop_the_machine(start: Start) -> None:
     reader, writer = os.pipe()
     machine = start(rounds(ROUNDS), "--trace", "*", stdout=subprocess.DEVNULL, stderr=writer)
     os.close(writer)

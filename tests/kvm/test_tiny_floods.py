@@ -63,7 +63,7 @@ FLOODS = {
     "agent, strings": REP_OUTSB.format(port="F802"),
     "interrupt enable register": outb(0x3F9, 0x00, 0x02),
     "clock": outb(0x71, 0x12),
-    "nobody's port": outb(0x80, 0x00),
+    "unclaimed port": outb(0x80, 0x00),
 }
 RESETS = ("reset MSR", "triple fault", "keyboard controller's reset", "reset port")
 

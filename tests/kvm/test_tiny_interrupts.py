@@ -194,7 +194,7 @@ def test_a_full_ring_of_writes_to_memory_is_too_and_wide_writes_leave(make_guest
     )
 
 
-@pytest.mark.parametrize("reason", ["traced", "nobody drained"])
+@pytest.mark.parametrize("reason", ["traced", "not drained"])
 def test_a_write_to_a_full_ring_leaves_when(make_guest, reason: str) -> None:
     # mov dx, 0x3f8; mov cx, 5000; again: out dx, al; loop again; hlt
     guest = make_guest("BA F8 03 B9 88 13 EE E2 FD F4")
@@ -243,13 +243,13 @@ def test_zeroes_written_to_read_only_memory_can_be_dropped(make_guest) -> None:
     guest.need(Cap.IOEVENTFD, Cap.READONLY_MEM)
     page = HostMemory(0x1000, huge=False)
     guest.vm.set_memory(1, 0xB8000, page.size, page.address, readonly=True)
-    nobody = os.eventfd(0, os.EFD_NONBLOCK)
-    guest.vm.ioeventfd(nobody, 0xB8001, 1, datamatch=0)
+    unread = os.eventfd(0, os.EFD_NONBLOCK)
+    guest.vm.ioeventfd(unread, 0xB8001, 1, datamatch=0)
     assert guest.vcpu.run() == MmioWrite(0xB8001, b"\5")
-    guest.vm.ioeventfd(nobody, 0xB8001, 1, datamatch=0, assign=False)
+    guest.vm.ioeventfd(unread, 0xB8001, 1, datamatch=0, assign=False)
     assert guest.until_halt() == [MmioWrite(0xB8001, b"\0")]
     guest.vm.set_memory(1, 0, 0, 0)
-    os.close(nobody)
+    os.close(unread)
 
 
 def test_uncoalesced_writes_leave_the_guest_again(make_guest) -> None:

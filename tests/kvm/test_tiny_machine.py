@@ -84,7 +84,7 @@ def test_guest_time_stands_still_while_the_guest_cannot_run(make, clock: Clock, 
     assert len(synced) == 2
 
 
-def test_guest_time_stands_still_while_nobody_takes_the_output(make, clock: Clock) -> None:
+def test_guest_time_stands_still_while_the_output_is_not_read(make, clock: Clock) -> None:
     machine = make()
     machine.start()
     level = 2

@@ -1,4 +1,4 @@
-"""A pytest plugin for the inner side of `boot_door`: writes each report as a JSON line for the outer pytest."""
+"""A pytest plugin for the inner side of `inner_pytest`: writes each report as a JSON line for the outer pytest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.boot_door import HEART_VARIABLE, HEARTBEAT, REPORTS_VARIABLE
+from tests.support.inner_pytest import HEART_VARIABLE, HEARTBEAT, REPORTS_VARIABLE
 
 
 class ReportWriter:

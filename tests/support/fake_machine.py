@@ -1,4 +1,4 @@
-"""A machine that only remembers what it was told, and a loop in a thread to serve its monitor from."""
+"""A fake machine that records the calls it gets, and a loop in a thread to serve its monitor from."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Command(IntEnum):
 
 
 class Queues(VmbusDevice):
-    """Keeps what it is told in `calls`, open channels in `channels`, and which pages the guest gave back."""
+    """Records the bus's calls in `calls`, open channels in `channels`, and which pages the guest gave back."""
 
     OFFER = Offer("queues", type=UUID("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f"), instance=UUID(int=0xC0FFEE))
     OWN_COMPLETIONS = 8
@@ -54,7 +54,7 @@ class Queues(VmbusDevice):
 
     @property
     def leaves(self) -> bool:
-        """Whether it was told that it will be rescinded, and still answers requests."""
+        """Whether `leaving` was called and requests are still outstanding."""
         return self._leave is not None
 
     def opened(self, channel: Channel) -> None:

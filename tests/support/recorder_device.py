@@ -1,4 +1,4 @@
-"""A VMBus device that keeps what it is told: what the tests of the bus hang on it."""
+"""A VMBus device that records the calls of the bus, for the bus's tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BALLOON = UUID("525074dc-8985-46e2-8057-a307dc18a502")
 
 
 class Recorder(VmbusDevice):
-    """Keeps what it is told."""
+    """Records each call."""
 
     OFFER = Offer("recorder", type=BALLOON, instance=UUID(int=1))
 

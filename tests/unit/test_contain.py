@@ -1,4 +1,4 @@
-"""An exception that nobody expected costs the access that met it, and is told once."""
+"""An unexpected exception fails only the access that raised it, and is reported once."""
 
 from __future__ import annotations
 

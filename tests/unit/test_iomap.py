@@ -35,7 +35,7 @@ def test_offsets_count_from_the_start_of_the_range(space: str) -> None:
 
 @pytest.mark.parametrize("space", ["port", "mmio"])
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_an_address_nobody_claims_reads_as_ones_and_swallows_writes(space: str, size: int) -> None:
+def test_an_unclaimed_address_reads_as_ones_and_swallows_writes(space: str, size: int) -> None:
     io = IoMap(space)
     io.claim(0x60, 1, Recorder())
     assert io.read(0x61, size) == (1 << 8 * size) - 1

@@ -117,7 +117,7 @@ def test_devices_import_neither_kvm_nor_the_machine() -> None:
 
 
 def test_files_stay_short_enough_to_hold_one_idea() -> None:
-    """A warning, not a failure: somebody should look."""
+    """A warning, not a failure: a maintainer should look."""
     for path in FILES:
         lines = len(path.read_text().splitlines())
         if lines > LONG_FILE:

@@ -62,7 +62,9 @@ def test_a_guest_that_did_not_enable_the_button_is_not_interrupted(pm: AcpiPm, m
 
 def test_the_clock_s_alarm_interrupts_who_sleeps_until_it(pm: AcpiPm, machine: Machine) -> None:
     pm.rtc_alarm()
-    assert (machine.sci, pm.read(EVENT, 2)) == ([], acpi_pm.RTC), "noted, though nobody listens"
+    assert (machine.sci, pm.read(EVENT, 2)) == ([], acpi_pm.RTC), (
+        "the status bit is set, the interrupt is not enabled"
+    )
     pm.write(EVENT, 2, acpi_pm.RTC)
     pm.write(EVENT + 2, 2, acpi_pm.RTC)
     pm.rtc_alarm()

@@ -18,7 +18,7 @@ from pyvmm.devices.balloon.ranges import PageRanges
 from pyvmm.devices.balloon.states import HotAddPausing, HotAddPosting, HotAddWaiting, Idle
 from pyvmm.errors import GuestProtocolError, HostError
 from tests.support.balloon_guest import BalloonGuest
-from tests.support.balloon_play import Play as BalloonPlay
+from tests.support.balloon_harness import BalloonHarness as BalloonPlay
 
 PAGE = 4096
 BOOT = 4096  # pages: 16 MiB
@@ -56,7 +56,7 @@ class FakeWindow:
         self.ram.clear()
 
 
-class Play(BalloonPlay):
+class BalloonHarness(BalloonPlay):
     """A machine with room to grow, and a guest."""
 
     def __init__(self, window: FakeWindow | None = None, **tuning: object) -> None:
@@ -71,17 +71,17 @@ class Play(BalloonPlay):
         assert self.ledger.hot_range is not None
         return self.ledger.hot_range
 
-    def look_at(self, message: p.HostMessage) -> None:
+    def check_sent(self, message: p.HostMessage) -> None:
         if isinstance(message, p.HotAddRequest):
             asked = PageRanges([message.range])
             assert (asked & self.window.ram) == asked, "offered before it was there"
 
-    def grow(self, pages: int) -> Play:
+    def grow(self, pages: int) -> BalloonHarness:
         """To so many pages more than at boot."""
         self.machine.set_target((BOOT + pages) * PAGE)
         return self.run()
 
-    def rebind(self) -> Play:
+    def rebind(self) -> BalloonHarness:
         self.machine.closed()
         self.guest.rebind()
         return self.boot()
@@ -101,12 +101,12 @@ def slow_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def play() -> Play:
-    return Play().boot()
+def play() -> BalloonHarness:
+    return BalloonHarness().boot()
 
 
 @pytest.mark.parametrize("pages", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 7, LIMIT])
-def test_growth_is_exact_to_the_page(play: Play, pages: int) -> None:
+def test_growth_is_exact_to_the_page(play: BalloonHarness, pages: int) -> None:
     plan = play.machine.set_target((BOOT + pages) * PAGE)
     assert (plan.will_reach, plan.reason) == ((BOOT + pages) * PAGE, "")
     play.run()
@@ -115,14 +115,14 @@ def test_growth_is_exact_to_the_page(play: Play, pages: int) -> None:
     assert play.hot_adds()[0].range[1] <= 2 * BLOCK, "a piece first"
 
 
-def test_a_request_names_whole_blocks_and_the_part_of_them_that_is_given(play: Play) -> None:
+def test_a_request_names_whole_blocks_and_the_part_of_them_that_is_given(play: BalloonHarness) -> None:
     play.grow(2 * BLOCK + 7)
     first, second = play.hot_adds()
     assert (first.range, first.region) == ((START, 2 * BLOCK), (START, 2 * BLOCK))
     assert (second.range, second.region) == ((START + 2 * BLOCK, 7), (START + 2 * BLOCK, BLOCK))
 
 
-def test_the_rest_of_a_block_is_given_without_making_it_again(play: Play) -> None:
+def test_the_rest_of_a_block_is_given_without_making_it_again(play: BalloonHarness) -> None:
     play.grow(7).sent.clear()
     play.grow(2 * BLOCK)
     first, second = play.hot_adds()
@@ -131,18 +131,18 @@ def test_the_rest_of_a_block_is_given_without_making_it_again(play: Play) -> Non
 
 
 def test_requests_grow_while_the_guest_takes_them_whole() -> None:
-    play = Play(FakeWindow(START, START + 64 * BLOCK, 64 * BLOCK)).boot().grow(64 * BLOCK)
+    play = BalloonHarness(FakeWindow(START, START + 64 * BLOCK, 64 * BLOCK)).boot().grow(64 * BLOCK)
     assert [m.range[1] // BLOCK for m in play.hot_adds()] == [2, 4, 8, 16, 16, 16, 2]
 
 
-def test_ballooned_pages_go_back_before_memory_is_added(play: Play) -> None:
+def test_ballooned_pages_go_back_before_memory_is_added(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT - 100) * PAGE)
     play.run().sent.clear()
     play.grow(BLOCK)
     assert [type(m) for m in play.sent] == [p.UnballoonRequest, p.HotAddRequest]
 
 
-def test_shrinking_below_the_boot_size_after_growth_and_back_again(play: Play) -> None:
+def test_shrinking_below_the_boot_size_after_growth_and_back_again(play: BalloonHarness) -> None:
     play.grow(3 * BLOCK)
     play.machine.set_target(BOOT // 2 * PAGE)
     play.run()
@@ -154,7 +154,7 @@ def test_shrinking_below_the_boot_size_after_growth_and_back_again(play: Play) -
     assert len(play.hot_adds()) == 2, "nothing was added again"
 
 
-def test_pages_of_added_memory_are_discarded_and_come_back(play: Play) -> None:
+def test_pages_of_added_memory_are_discarded_and_come_back(play: BalloonHarness) -> None:
     play.grow(BLOCK)
     play.guest.free -= set(range(BOOT))
     play.machine.set_target((BOOT + BLOCK - 16) * PAGE)
@@ -165,17 +165,17 @@ def test_pages_of_added_memory_are_discarded_and_come_back(play: Play) -> None:
     assert play.guest.out == set()
 
 
-def test_what_was_not_given_is_never_discarded(play: Play) -> None:
+def test_what_was_not_given_is_never_discarded(play: BalloonHarness) -> None:
     play.grow(BLOCK)
     play.machine.set_target(BOOT * PAGE)
     play.host_turn()
-    play.say(p.BalloonResponse(1, False, [(START + BLOCK - 8, 16), (END, 5)]).build())
+    play.send_to_host(p.BalloonResponse(1, False, [(START + BLOCK - 8, 16), (END, 5)]).build())
     assert play.discarded == [(START + BLOCK - 8, 8)]
     assert play.ledger.counters.outside == 13
 
 
 def test_a_guest_that_takes_whole_blocks_only_is_told_so() -> None:
-    play = Play(hot_add_whole_blocks=True).boot()
+    play = BalloonHarness(hot_add_whole_blocks=True).boot()
     plan = play.machine.set_target((BOOT + BLOCK + 3) * PAGE)
     assert plan.will_reach == (BOOT + BLOCK) * PAGE
     assert "blocks of 1 MiB" in plan.reason
@@ -184,7 +184,7 @@ def test_a_guest_that_takes_whole_blocks_only_is_told_so() -> None:
     assert "blocks of 1 MiB" in play.outcome().reason
 
 
-def test_more_than_there_is_ends_at_what_there_is(play: Play) -> None:
+def test_more_than_there_is_ends_at_what_there_is(play: BalloonHarness) -> None:
     plan = play.machine.set_target((BOOT + LIMIT + 1) * PAGE)
     assert plan.will_reach == (BOOT + LIMIT) * PAGE
     assert "most" in plan.reason
@@ -193,19 +193,19 @@ def test_more_than_there_is_ends_at_what_there_is(play: Play) -> None:
     assert "the most this machine may have" in play.outcome().reason
 
 
-def test_a_partial_answer_is_followed_by_a_request_for_the_rest(play: Play) -> None:
+def test_a_partial_answer_is_followed_by_a_request_for_the_rest(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
     (request,) = play.host_turn()
     play.guest.blocks_left = 1
     for reply in play.guest.answers(request):
-        play.say(reply)
+        play.send_to_host(reply)
     assert play.ledger.added_pages == BLOCK
     play.guest.blocks_left = 9
     play.run()
     assert play.ledger.current_pages == len(play.guest.free) == BOOT + 2 * BLOCK
 
 
-def test_not_now_is_tried_again_after_a_while(play: Play) -> None:
+def test_not_now_is_tried_again_after_a_while(play: BalloonHarness) -> None:
     play.guest.out_of_memory = 1
     play.grow(BLOCK)
     assert isinstance(play.machine.state, HotAddPausing)
@@ -218,7 +218,7 @@ def test_not_now_is_tried_again_after_a_while(play: Play) -> None:
     assert len(play.guest.free) == BOOT + BLOCK
 
 
-def test_not_now_three_times_ends_the_attempt_and_the_next_one_tries_again(play: Play) -> None:
+def test_not_now_three_times_ends_the_attempt_and_the_next_one_tries_again(play: BalloonHarness) -> None:
     play.guest.out_of_memory = 3
     play.grow(BLOCK)
     for _ in range(5):
@@ -230,7 +230,7 @@ def test_not_now_three_times_ends_the_attempt_and_the_next_one_tries_again(play:
     assert play.grow(BLOCK).outcome().reached
 
 
-def test_a_new_target_ends_the_pause(play: Play) -> None:
+def test_a_new_target_ends_the_pause(play: BalloonHarness) -> None:
     play.guest.out_of_memory = 1
     play.grow(BLOCK)
     play.machine.set_target((BOOT - 10) * PAGE)
@@ -239,17 +239,17 @@ def test_a_new_target_ends_the_pause(play: Play) -> None:
 
 
 def test_a_guest_without_hot_add_is_not_asked() -> None:
-    play = Play()
+    play = BalloonHarness()
     play.machine.opened()
-    play.say(play.guest.version())
-    play.say(play.guest.caps(1))
+    play.send_to_host(play.guest.version())
+    play.send_to_host(play.guest.caps(1))
     plan = play.machine.set_target((BOOT + 1) * PAGE)
     play.host_turn()
     assert (plan.will_reach, plan.reason) == (BOOT * PAGE, GUEST_CANNOT)
     assert (play.hot_adds(), play.outcome().reason) == ([], GUEST_CANNOT)
 
 
-def test_a_refusal_holds_until_the_driver_is_bound_again(play: Play) -> None:
+def test_a_refusal_holds_until_the_driver_is_bound_again(play: BalloonHarness) -> None:
     play.guest.hot_adds_refused = True
     play.grow(BLOCK)
     assert play.outcome().reason == GUEST_REFUSED
@@ -259,7 +259,7 @@ def test_a_refusal_holds_until_the_driver_is_bound_again(play: Play) -> None:
     assert play.ledger.current_pages == BOOT + BLOCK
 
 
-def test_an_address_the_guest_knows_is_refused_and_passed_over_later(play: Play) -> None:
+def test_an_address_the_guest_knows_is_refused_and_passed_over_later(play: BalloonHarness) -> None:
     play.guest.known = {START}
     play.grow(BLOCK)
     assert play.outcome().reason == GUEST_REFUSED
@@ -268,7 +268,7 @@ def test_an_address_the_guest_knows_is_refused_and_passed_over_later(play: Play)
     assert play.hot_adds()[-1].range == (START + BLOCK, BLOCK)
 
 
-def test_a_driver_bound_again_keeps_its_memory_and_is_never_offered_it(play: Play) -> None:
+def test_a_driver_bound_again_keeps_its_memory_and_is_never_offered_it(play: BalloonHarness) -> None:
     play.grow(BLOCK + 7)
     play.rebind()
     assert play.ledger.current_pages == BOOT + BLOCK + 7
@@ -279,7 +279,7 @@ def test_a_driver_bound_again_keeps_its_memory_and_is_never_offered_it(play: Pla
     assert len(play.guest.free) == BOOT + 3 * BLOCK
 
 
-def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_proves_it(play: Play) -> None:
+def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_proves_it(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + BLOCK) * PAGE)
     (request,) = play.host_turn()
     list(play.guest.answers(request))  # taken, but the answer is lost
@@ -294,12 +294,12 @@ def test_a_channel_closed_amid_a_request_leaves_it_in_doubt_and_a_page_of_it_pro
     assert play.ledger.actual_pages == BOOT + 2 * BLOCK
     play.machine.set_target((BOOT - 16) * PAGE)
     play.host_turn()
-    play.say(p.BalloonResponse(1, False, [(START, 16)]).build())
+    play.send_to_host(p.BalloonResponse(1, False, [(START, 16)]).build())
     assert (play.our.unconfirmed.pages, play.ledger.added_pages) == (0, 2 * BLOCK)
     assert play.ledger.added.removed_pages == 16
 
 
-def test_an_answer_that_comes_late_counts_and_nothing_is_asked_before(play: Play) -> None:
+def test_an_answer_that_comes_late_counts_and_nothing_is_asked_before(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + BLOCK) * PAGE)
     (request,) = play.host_turn()
     play.now += 34
@@ -312,15 +312,15 @@ def test_an_answer_that_comes_late_counts_and_nothing_is_asked_before(play: Play
     assert play.machine.set_target((BOOT + BLOCK) * PAGE).reason == UNANSWERED
     assert play.host_turn() == []
     for reply in play.guest.answers(request):
-        play.say(reply)
+        play.send_to_host(reply)
     assert play.ledger.added_pages == BLOCK
     play.grow(2 * BLOCK)
     assert play.outcome().reached
     with pytest.raises(GuestProtocolError):
-        play.say(answer(1, 1))
+        play.send_to_host(answer(1, 1))
 
 
-def test_after_a_new_contact_all_is_in_doubt_and_never_offered_again(play: Play) -> None:
+def test_after_a_new_contact_all_is_in_doubt_and_never_offered_again(play: BalloonHarness) -> None:
     play.grow(BLOCK)
     play.machine.closed()
     play.machine.forget_pages("new contact")
@@ -332,7 +332,7 @@ def test_after_a_new_contact_all_is_in_doubt_and_never_offered_again(play: Play)
     assert play.window.withdrawn == 0
 
 
-def test_a_machine_reset_takes_it_all_away_and_gives_it_again(play: Play) -> None:
+def test_a_machine_reset_takes_it_all_away_and_gives_it_again(play: BalloonHarness) -> None:
     play.grow(BLOCK + 7)
     play.machine.closed()
     play.machine.power_on(keep_target=True)
@@ -345,35 +345,35 @@ def test_a_machine_reset_takes_it_all_away_and_gives_it_again(play: Play) -> Non
     assert play.ledger.current_pages == len(play.guest.free) == BOOT + BLOCK + 7
 
 
-def test_memory_left_offline_is_told_from_the_time_it_takes(play: Play) -> None:
+def test_memory_left_offline_is_told_from_the_time_it_takes(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + 4 * BLOCK) * PAGE)
     (request,) = play.host_turn()
-    play.say(play.guest.status(committed=1000))
+    play.send_to_host(play.guest.status(committed=1000))
     play.now += 10  # two blocks, 5 s each
     for reply in play.guest.answers(request):
-        play.say(reply)
+        play.send_to_host(reply)
     assert play.outcome().reason == LEFT_OFFLINE
     assert play.host_turn() == [], "not waited for again"
     assert play.ledger.added_pages == play.machine.growth.offline_pages == 2 * BLOCK
     assert "left 2 MiB" in play.machine.set_target((BOOT + 4 * BLOCK) * PAGE).reason
-    play.say(play.guest.status(committed=1000 + 2 * BLOCK))
+    play.send_to_host(play.guest.status(committed=1000 + 2 * BLOCK))
     assert play.machine.growth.offline_pages == 2 * BLOCK
-    play.say(play.guest.status(committed=1100))
-    assert play.machine.growth.offline_pages == 0, "somebody brought it online"
+    play.send_to_host(play.guest.status(committed=1100))
+    assert play.machine.growth.offline_pages == 0, "the guest has brought it online"
 
 
 def test_the_oldest_protocol_has_no_regions() -> None:
-    play = Play(newest_version=p.WIN7)
+    play = BalloonHarness(newest_version=p.WIN7)
     play.machine.opened()
     for version in (0x20000, 0x10000, 3):
-        play.say(play.guest.version(version))
+        play.send_to_host(play.guest.version(version))
     play.run()
     play.grow(BLOCK + 7)
     assert [m.region for m in play.hot_adds()] == [None]
     assert len(play.guest.free) == BOOT + BLOCK + 7
 
 
-def test_a_host_without_memory_for_it_ends_the_attempt_with_its_words(play: Play) -> None:
+def test_a_host_without_memory_for_it_ends_the_attempt_with_its_words(play: BalloonHarness) -> None:
     play.window.broken = "KVM has no slot left"
     play.grow(BLOCK)
     assert "KVM has no slot left" in play.outcome().reason
@@ -381,7 +381,7 @@ def test_a_host_without_memory_for_it_ends_the_attempt_with_its_words(play: Play
 
 
 def test_a_guest_with_larger_blocks_starts_at_one_of_them() -> None:
-    play = Play(FakeWindow(START + BLOCK, START + 16 * BLOCK, 12 * BLOCK))
+    play = BalloonHarness(FakeWindow(START + BLOCK, START + 16 * BLOCK, 12 * BLOCK))
     play.guest.block = 4 * BLOCK
     play.boot()
     plan = play.machine.set_target((BOOT + 12 * BLOCK) * PAGE)
@@ -391,44 +391,44 @@ def test_a_guest_with_larger_blocks_starts_at_one_of_them() -> None:
     assert play.ledger.current_pages == BOOT + 12 * BLOCK
 
 
-def test_a_guest_that_claims_more_than_it_was_given_gets_what_it_was_given(play: Play) -> None:
+def test_a_guest_that_claims_more_than_it_was_given_gets_what_it_was_given(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + BLOCK) * PAGE)
     play.host_turn()
-    play.say(answer(0xFFFFFFFF, 1))
+    play.send_to_host(answer(0xFFFFFFFF, 1))
     assert play.ledger.added_pages == BLOCK
     assert play.outcome().reached
 
 
-def test_only_what_is_on_offer_or_was_taken_is_ram(play: Play) -> None:
+def test_only_what_is_on_offer_or_was_taken_is_ram(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + 3 * BLOCK) * PAGE)
     play.host_turn()
     assert list(play.window.ram) == [(START, 2 * BLOCK)], "the request that is out"
-    play.say(answer(BLOCK + 5, 1))
+    play.send_to_host(answer(BLOCK + 5, 1))
     assert list(play.window.ram & PageRanges([(START, 2 * BLOCK)])) == [(START, 2 * BLOCK)], "the rest is asked for"
-    play.say(answer(0, 0)) if play.host_turn() else None
+    play.send_to_host(answer(0, 0)) if play.host_turn() else None
     assert isinstance(play.machine.state, HotAddPausing)
     assert list(play.window.ram) == [(START, BLOCK + 5)]
 
 
 def test_the_guest_is_told_the_most_it_may_have() -> None:
-    play = Play(send_info=True).boot()
+    play = BalloonHarness(send_info=True).boot()
     assert isinstance(play.sent[-1], p.Info)
     assert play.sent[-1].pages == BOOT + LIMIT
 
 
 def test_a_target_that_is_no_whole_page_is_rounded_and_said() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     plan = play.machine.set_target(BOOT * PAGE - 1)
     assert (plan.target, plan.will_reach, plan.reason) == (BOOT * PAGE - 1, (BOOT - 1) * PAGE, ROUNDED)
 
 
-def test_a_new_target_forgets_the_last_result(play: Play) -> None:
+def test_a_new_target_forgets_the_last_result(play: BalloonHarness) -> None:
     play.grow(BLOCK)
     play.machine.set_target((BOOT + 2 * BLOCK) * PAGE)
     assert play.machine.outcome is None
 
 
-def test_a_target_set_before_a_hot_add_is_sent_takes_its_place(play: Play) -> None:
+def test_a_target_set_before_a_hot_add_is_sent_takes_its_place(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + BLOCK) * PAGE)
     assert isinstance(play.machine.state, HotAddPosting)
     play.machine.set_target(BOOT * PAGE)
@@ -458,7 +458,7 @@ steps = st.lists(
 def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str, object]], in_turns: bool) -> None:
     """Any operations in any order; the guest answers rightly, late, wrongly or not at all. BalloonGuest objects to
     memory added twice and to pages given back that are not out."""
-    play = Play().boot()
+    play = BalloonHarness().boot()
     turns = deque[Callable[[], object]]()
     if in_turns:
         play.ledger.turns.later = turns.append
@@ -486,11 +486,11 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                 case "answer", int(count):
                     for _ in range(min(count, len(waiting))):
                         for reply in play.guest.answers(waiting.popleft()):
-                            play.say(reply)
+                            play.send_to_host(reply)
                 case "lie", (int(pages), int(result)) if not isinstance(play.machine.state, HotAddWaiting):
-                    play.say(answer(pages, result))
+                    play.send_to_host(answer(pages, result))
                 case "claim", (int(start), int(count)) if not play.guest.out:
-                    play.say(p.BalloonResponse(1, False, [(start, count)]).build())
+                    play.send_to_host(p.BalloonResponse(1, False, [(start, count)]).build())
                     play.guest.out |= {q for r in play.ledger.added.removed_both for q in range(r.start, r.end)}
                     play.guest.free -= play.guest.out
                 case "fail", int(count):
@@ -506,7 +506,7 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                     play.machine.closed()
                     play.guest.rebind()
                     play.machine.opened()
-                    play.say(play.guest.version())
+                    play.send_to_host(play.guest.version())
                     waiting.extend(play.host_turn())
                 case "contact", None:
                     waiting.clear()
@@ -516,7 +516,7 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                     play.guest.free |= play.guest.out
                     play.guest.out.clear()
                     play.machine.opened()
-                    play.say(play.guest.version())
+                    play.send_to_host(play.guest.version())
                 case "reset", None:
                     waiting.clear()
                     play.machine.closed()
@@ -525,7 +525,7 @@ def test_no_page_is_added_twice_or_discarded_unless_given(steps: list[tuple[str,
                     play.guest.block = BLOCK
                     offered.clear()
                     play.machine.opened()
-                    play.say(play.guest.version())
+                    play.send_to_host(play.guest.version())
         except GuestProtocolError:
             pass
         ledger, our = play.ledger, play.our

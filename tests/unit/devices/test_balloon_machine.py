@@ -25,15 +25,15 @@ from pyvmm.devices.balloon.states import (
 )
 from pyvmm.errors import ConfigError, GuestProtocolError
 from tests.support.balloon_guest import BalloonGuest
-from tests.support.balloon_play import BOOT, PAGE, PIECE, Play
+from tests.support.balloon_harness import BOOT, PAGE, PIECE, BalloonHarness
 
 
 def test_negotiation_ends_idle_with_nothing_asked() -> None:
-    play = Play()
+    play = BalloonHarness()
     assert isinstance(play.machine.state, Closed)
     play.machine.opened()
     assert isinstance(play.machine.state, AwaitVersion)
-    play.say(play.guest.version(0x20000))
+    play.send_to_host(play.guest.version(0x20000))
     assert isinstance(play.machine.state, AwaitCaps)
     play.run()
     assert isinstance(play.machine.state, Idle)
@@ -43,37 +43,37 @@ def test_negotiation_ends_idle_with_nothing_asked() -> None:
 
 
 def test_answers_to_negotiation_carry_the_guests_id() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     assert [m.trans_id for m in play.sent] == [1001, 1002]
 
 
 @pytest.mark.parametrize(("available", "committed"), [(1 << 51, 0), (0, 1 << 51), ((1 << 64) - 1, (1 << 64) - 1)])
 def test_a_status_report_beyond_all_memory_is_refused(available: int, committed: int) -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     with pytest.raises(GuestProtocolError, match="status report"):
-        play.say(play.guest.status(available, committed))
+        play.send_to_host(play.guest.status(available, committed))
     assert play.machine.status is None
-    play.say(play.guest.status((1 << 51) - 1, 5))
+    play.send_to_host(play.guest.status((1 << 51) - 1, 5))
     assert play.machine.status is not None
 
 
 def test_an_unknown_version_is_refused_and_the_next_one_taken() -> None:
-    play = Play(newest_version=p.WIN8)
+    play = BalloonHarness(newest_version=p.WIN8)
     play.machine.opened()
     for version in (0x30000, 0x20000, 0x10000):
-        play.say(play.guest.version(version))
+        play.send_to_host(play.guest.version(version))
     assert [m.is_accepted for m in play.host_turn() if isinstance(m, p.VersionResponse)] == [0, 0, 1]
     assert play.machine.version == p.WIN8
 
 
 def test_the_guest_is_told_its_maximum_if_wanted() -> None:
-    play = Play(send_info=True).boot()
+    play = BalloonHarness(send_info=True).boot()
     assert isinstance(play.sent[-1], p.Info)
     assert play.sent[-1].pages == BOOT
 
 
 def test_a_target_takes_effect_as_soon_as_negotiation_is_done() -> None:
-    play = Play()
+    play = BalloonHarness()
     plan = play.machine.set_target(BOOT // 2 * PAGE)
     assert "not loaded yet" in plan.reason
     play.boot()
@@ -83,7 +83,7 @@ def test_a_target_takes_effect_as_soon_as_negotiation_is_done() -> None:
 
 @pytest.mark.parametrize("out", [1, 511, 512, PIECE, PIECE + 1, 3 * PIECE - 5])
 def test_out_and_back_to_the_page(out: int) -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - out) * PAGE)
     play.run()
     assert len(play.guest.out) == play.machine.ledger.removed_both.pages == out
@@ -98,7 +98,7 @@ def test_out_and_back_to_the_page(out: int) -> None:
 def test_fragmented_memory_comes_back_508_ranges_a_message() -> None:
     guest = BalloonGuest(BOOT, unit=1)
     guest.free -= set(range(1, BOOT, 2))
-    play = Play(guest).boot()
+    play = BalloonHarness(guest).boot()
     play.machine.set_target((BOOT - PIECE) * PAGE)
     play.run().sent.clear()
     play.machine.set_target(BOOT * PAGE)
@@ -112,9 +112,9 @@ def test_fragmented_memory_comes_back_508_ranges_a_message() -> None:
 def test_a_small_receiving_ring_gets_shorter_messages() -> None:
     guest = BalloonGuest(BOOT, unit=1)
     guest.free -= set(range(1, BOOT, 2))
-    play = Play(guest)
+    play = BalloonHarness(guest)
     play.machine.opened(message_limit=16 + 8 * 300)
-    play.say(guest.version())
+    play.send_to_host(guest.version())
     play.run()
     play.machine.set_target((BOOT - PIECE) * PAGE)
     play.run().sent.clear()
@@ -126,31 +126,31 @@ def test_a_small_receiving_ring_gets_shorter_messages() -> None:
 
 
 def test_a_new_target_takes_over_after_the_outstanding_answer() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target(BOOT // 4 * PAGE)
     (request,) = play.host_turn()
     play.machine.set_target((BOOT - 10) * PAGE)
     assert play.host_turn() == [], "one request at a time"
     for answer in play.guest.answers(request):
-        play.say(answer)
+        play.send_to_host(answer)
     play.run()
     assert play.requests() == [PIECE]
     assert play.machine.ledger.current_pages == BOOT - 10
 
 
 def test_a_short_answer_to_an_older_target_does_not_end_the_new_one() -> None:
-    play = Play(BalloonGuest(BOOT, floor=BOOT - 100)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, floor=BOOT - 100)).boot()
     play.machine.set_target(PAGE * PIECE)
     (request,) = play.host_turn()
     play.machine.set_target((BOOT - 50) * PAGE)
     for answer in play.guest.answers(request):
-        play.say(answer)
+        play.send_to_host(answer)
     play.run()
     assert (play.machine.ledger.current_pages, play.outcome().reason) == (BOOT - 50, "")
 
 
 def test_a_new_target_cuts_an_unballoon_short() -> None:
-    play = Play(BalloonGuest(BOOT, unit=1)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, unit=1)).boot()
     play.guest.free -= set(range(1, BOOT, 2))
     play.machine.set_target((BOOT - PIECE) * PAGE)
     play.run()
@@ -163,14 +163,14 @@ def test_a_new_target_cuts_an_unballoon_short() -> None:
     (last,) = play.host_turn()
     assert last == p.UnballoonRequest(last.trans_id, False, [])
     for answer in play.guest.answers(last):
-        play.say(answer)
+        play.send_to_host(answer)
     play.run()
     assert play.machine.ledger.current_pages == BOOT - PIECE
     assert play.machine.ledger.removed_both.pages == len(play.guest.out)
 
 
 def test_the_guests_floor_ends_the_attempt_with_a_reason() -> None:
-    play = Play(BalloonGuest(BOOT, floor=BOOT - 3000)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, floor=BOOT - 3000)).boot()
     play.machine.set_target(PAGE)
     play.run().wait(1)
     assert play.machine.ledger.current_pages == BOOT - 3000
@@ -180,7 +180,7 @@ def test_the_guests_floor_ends_the_attempt_with_a_reason() -> None:
 
 
 def test_more_than_the_boot_size_needs_hot_add() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.run()
     plan = play.machine.set_target(2 * BOOT * PAGE)
@@ -190,10 +190,10 @@ def test_more_than_the_boot_size_needs_hot_add() -> None:
 
 
 def test_a_guest_that_cannot_balloon_is_not_asked() -> None:
-    play = Play()
+    play = BalloonHarness()
     play.machine.opened()
-    play.say(play.guest.version())
-    play.say(play.guest.caps(0))
+    play.send_to_host(play.guest.version())
+    play.send_to_host(play.guest.caps(0))
     plan = play.machine.set_target(PAGE)
     play.host_turn()
     assert plan.will_reach == BOOT * PAGE
@@ -204,11 +204,11 @@ def test_a_guest_that_cannot_balloon_is_not_asked() -> None:
 @pytest.mark.parametrize("size", [0, -1, 4095])
 def test_no_memory_at_all_is_not_a_target(size: int) -> None:
     with pytest.raises(ConfigError):
-        Play().machine.set_target(size)
+        BalloonHarness().machine.set_target(size)
 
 
 def test_silence_ends_the_attempt_and_the_device_is_usable_again() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.host_turn()
     play.now += 29
@@ -224,35 +224,35 @@ def test_silence_ends_the_attempt_and_the_device_is_usable_again() -> None:
 
 
 def test_pages_are_progress_and_empty_answers_are_not() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.host_turn()
     play.now += 20
-    play.say(p.BalloonResponse(1, True, [(5, 1)]).build())
+    play.send_to_host(p.BalloonResponse(1, True, [(5, 1)]).build())
     play.now += 20
     play.machine.check_time()
     assert isinstance(play.machine.state, BalloonWaiting)
-    play.say(p.BalloonResponse(1, True, [(5, 1)]).build())
+    play.send_to_host(p.BalloonResponse(1, True, [(5, 1)]).build())
     play.now += 10
     play.machine.check_time()
     assert isinstance(play.machine.state, Idle)
 
 
 def test_an_answer_after_the_time_limit_is_booked_all_the_same() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     (request,) = play.host_turn()
     play.now += 31
     play.machine.check_time()
     for answer in play.guest.answers(request):
-        play.say(answer)
+        play.send_to_host(answer)
     assert play.machine.ledger.removed_both.pages == len(play.guest.out) == 100
     with pytest.raises(GuestProtocolError):
-        play.say(p.BalloonResponse(1, False, [(7, 1)]).build())
+        play.send_to_host(p.BalloonResponse(1, False, [(7, 1)]).build())
 
 
 def test_a_guest_that_does_not_read_its_ring_times_out_too() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.now += 31
     play.machine.check_time()
@@ -262,32 +262,32 @@ def test_a_guest_that_does_not_read_its_ring_times_out_too() -> None:
 
 
 def test_too_many_pages_are_booked_and_the_surplus_goes_back() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.host_turn()
     play.guest.free -= set(range(500))
     play.guest.out |= set(range(500))
-    play.say(p.BalloonResponse(1, False, [(0, 500)]).build())
+    play.send_to_host(p.BalloonResponse(1, False, [(0, 500)]).build())
     play.run()
     assert len(play.guest.out) == play.machine.ledger.removed_both.pages == 100
     assert play.outcome().reached
 
 
 def test_status_reports_are_taken_in_every_state() -> None:
-    play = Play()
+    play = BalloonHarness()
     play.machine.opened()
     reports: list[Callable[[], object]] = [
-        lambda: play.say(play.guest.version()),
+        lambda: play.send_to_host(play.guest.version()),
         lambda: play.run(),
         lambda: play.machine.set_target((BOOT - 100) * PAGE),
         lambda: play.host_turn(),
-        lambda: play.say(p.BalloonResponse(1, False, [(0, 100)]).build()),
+        lambda: play.send_to_host(p.BalloonResponse(1, False, [(0, 100)]).build()),
         lambda: play.machine.set_target(BOOT * PAGE),
         lambda: play.host_turn(),
     ]
     for number, step in enumerate(reports):
         step()
-        play.say(play.guest.status(number))
+        play.send_to_host(play.guest.status(number))
         assert play.machine.status is not None
         assert play.machine.status.available_pages == number
     assert isinstance(play.machine.state, UnballoonWaiting)
@@ -303,16 +303,16 @@ def test_status_reports_are_taken_in_every_state() -> None:
         p.HotAddResponse(11, 16, 1, 1, 1).build(),
     ],
 )
-def test_messages_nobody_asked_for_are_refused_and_change_nothing(payload: bytes) -> None:
-    play = Play().boot()
+def test_unsolicited_messages_are_refused_and_change_nothing(payload: bytes) -> None:
+    play = BalloonHarness().boot()
     with pytest.raises(GuestProtocolError):
-        play.say(payload)
+        play.send_to_host(payload)
     assert isinstance(play.machine.state, Idle)
     assert (play.discarded, play.machine.ledger.removed_pages) == ([], 0)
 
 
 def test_pages_stay_out_while_the_driver_is_unbound_and_come_back_after() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.run()
     play.machine.closed()
@@ -323,7 +323,7 @@ def test_pages_stay_out_while_the_driver_is_unbound_and_come_back_after() -> Non
 
 
 def test_closing_amid_an_unballoon_never_gives_a_page_back_twice() -> None:
-    play = Play(BalloonGuest(BOOT, unit=1)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, unit=1)).boot()
     play.guest.free -= set(range(1, BOOT, 2))
     play.machine.set_target((BOOT - PIECE) * PAGE)
     play.run()
@@ -339,7 +339,7 @@ def test_closing_amid_an_unballoon_never_gives_a_page_back_twice() -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_machine_reset_is_boot_size_and_the_target_again(keep: bool) -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - 100) * PAGE)
     play.run()
     play.machine.closed()
@@ -351,7 +351,7 @@ def test_a_machine_reset_is_boot_size_and_the_target_again(keep: bool) -> None:
 
 
 def test_changes_and_the_outcome_are_told_in_order() -> None:
-    play = Play().boot()
+    play = BalloonHarness().boot()
     play.machine.set_target((BOOT - PIECE - 512) * PAGE)
     play.run()
     actual = [BOOT - PIECE, BOOT - PIECE - 512]
@@ -362,8 +362,8 @@ def test_changes_and_the_outcome_are_told_in_order() -> None:
 
 
 def test_the_plan_knows_linux_floor_from_the_last_report() -> None:
-    play = Play().boot()
-    play.say(play.guest.status(available=BOOT - 4000))
+    play = BalloonHarness().boot()
+    play.send_to_host(play.guest.status(available=BOOT - 4000))
     plan = play.machine.set_target(PAGE)
     lowest = lowest_reachable(BOOT, BOOT - 4000)
     assert (plan.target, plan.will_reach) == (PAGE, lowest * PAGE)
@@ -372,9 +372,9 @@ def test_the_plan_knows_linux_floor_from_the_last_report() -> None:
 
 def test_the_plan_counts_what_came_and_went_since_the_report() -> None:
     """A report is 45 s old at worst: `balloon 256M` right after `balloon 512M` must not take its figure as it is."""
-    play = Play().boot()
+    play = BalloonHarness().boot()
     available = BOOT - 2000
-    play.say(play.guest.status(available=available))
+    play.send_to_host(play.guest.status(available=available))
     lowest = lowest_reachable(BOOT, available)
     for size in (BOOT - 1000, BOOT):
         play.machine.set_target(size * PAGE)
@@ -417,7 +417,7 @@ steps = st.lists(
 def test_whatever_is_done_the_books_stay_right(steps: list[tuple[str, object]]) -> None:
     """Any operations in any order, a guest that answers rightly, wrongly or not at all: the two sets stay disjoint
     and within RAM, account for every page, and no page is discarded or given back but in turn."""
-    play = Play()
+    play = BalloonHarness()
     play.boot()
     ledger, waiting = play.machine.ledger, deque[p.HostMessage]()
     out: set[int] = set()  # by our own reckoning: discards and unballoons as they are seen
@@ -440,13 +440,13 @@ def test_whatever_is_done_the_books_stay_right(steps: list[tuple[str, object]]) 
                         message = waiting.popleft()
                         if isinstance(message, p.BalloonRequest):
                             free = sorted(set(range(BOOT)) - out)[: message.pages]
-                            play.say(p.BalloonResponse(1, False, [(q, 1) for q in free[:500]]).build())
+                            play.send_to_host(p.BalloonResponse(1, False, [(q, 1) for q in free[:500]]).build())
                         elif isinstance(message, p.UnballoonRequest) and not message.more:
-                            play.say(p.UnballoonResponse(9, 8, 1).build())
+                            play.send_to_host(p.UnballoonResponse(9, 8, 1).build())
                 case "lie", (list(ranges), bool(more)):
-                    play.say(p.BalloonResponse(1, more, ranges).build())
+                    play.send_to_host(p.BalloonResponse(1, more, ranges).build())
                 case "unballooned", None:
-                    play.say(p.UnballoonResponse(9, 8, 1).build())
+                    play.send_to_host(p.UnballoonResponse(9, 8, 1).build())
                 case "wait", int(seconds):
                     play.now += seconds
                     play.machine.check_time()

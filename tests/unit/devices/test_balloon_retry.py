@@ -9,7 +9,7 @@ from pyvmm.devices.balloon.retry import RetrySchedule
 from pyvmm.devices.balloon.states import BalloonPausing, Closed, Idle
 from pyvmm.errors import GuestProtocolError
 from tests.support.balloon_guest import BalloonGuest
-from tests.support.balloon_play import BOOT, PAGE, PIECE, Play
+from tests.support.balloon_harness import BOOT, PAGE, PIECE, BalloonHarness
 
 KEPT = BOOT - 3000  # pages that the guest cannot spare at first
 TARGET = BOOT - 5000
@@ -17,20 +17,20 @@ PAUSES = (1, 2, 4, 8)
 
 
 @pytest.fixture
-def play() -> Play:
+def play() -> BalloonHarness:
     """A guest that was asked for more than it has to spare, and has stopped short."""
-    play = Play(BalloonGuest(BOOT, floor=KEPT)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, floor=KEPT)).boot()
     play.machine.set_target(TARGET * PAGE)
     return play.run()
 
 
-def told(play: Play) -> list[tuple[int, bool]]:
+def told(play: BalloonHarness) -> list[tuple[int, bool]]:
     """The outcomes so far: pages the guest had, and whether that was the target."""
     outcomes = [each for each in play.machine.notifications if hasattr(each, "reached")]
     return [(each.actual // PAGE, each.reached) for each in outcomes]
 
 
-def test_memory_that_is_free_a_moment_later_is_had_before_an_outcome_is_told(play: Play) -> None:
+def test_memory_that_is_free_a_moment_later_is_had_before_an_outcome_is_told(play: BalloonHarness) -> None:
     assert isinstance(play.machine.state, BalloonPausing)
     play.guest.floor = 0
     play.wait(1)
@@ -38,14 +38,14 @@ def test_memory_that_is_free_a_moment_later_is_had_before_an_outcome_is_told(pla
     assert isinstance(play.machine.state, Idle)
 
 
-def test_nothing_is_asked_during_the_pause(play: Play) -> None:
+def test_nothing_is_asked_during_the_pause(play: BalloonHarness) -> None:
     asked = play.requests()
     play.now += 0.9
     play.machine.check_time()
     assert (play.run().requests(), told(play)) == (asked, [])
 
 
-def test_the_floor_is_told_after_one_pause_and_asking_goes_on(play: Play) -> None:
+def test_the_floor_is_told_after_one_pause_and_asking_goes_on(play: BalloonHarness) -> None:
     play.wait(1)
     assert told(play) == [(KEPT, False)]
     assert "floor" in play.outcome().reason
@@ -56,7 +56,7 @@ def test_the_floor_is_told_after_one_pause_and_asking_goes_on(play: Play) -> Non
     assert play.outcome().reached
 
 
-def test_an_end_of_the_asking_is_an_outcome_too(play: Play) -> None:
+def test_an_end_of_the_asking_is_an_outcome_too(play: BalloonHarness) -> None:
     play.wait(4)
     play.guest.floor -= 100
     play.wait(60)
@@ -64,7 +64,7 @@ def test_an_end_of_the_asking_is_an_outcome_too(play: Play) -> None:
     assert isinstance(play.machine.state, Idle)
 
 
-def test_a_guest_that_keeps_its_floor_is_asked_four_times_more_and_no_oftener(play: Play) -> None:
+def test_a_guest_that_keeps_its_floor_is_asked_four_times_more_and_no_oftener(play: BalloonHarness) -> None:
     before, times = len(play.requests()), []
     for second in range(1, 3600):
         play.wait(1)
@@ -73,7 +73,7 @@ def test_a_guest_that_keeps_its_floor_is_asked_four_times_more_and_no_oftener(pl
     assert len(play.machine.notifications) == 3 + len(told(play)), "three pieces out and the outcomes"
 
 
-def test_a_page_at_a_time_does_not_keep_the_host_asking(play: Play) -> None:
+def test_a_page_at_a_time_does_not_keep_the_host_asking(play: BalloonHarness) -> None:
     before = len(play.requests())
     for _ in range(3600):
         play.guest.floor -= 1
@@ -83,7 +83,7 @@ def test_a_page_at_a_time_does_not_keep_the_host_asking(play: Play) -> None:
 
 
 def test_a_request_fulfilled_begins_the_pauses_anew() -> None:
-    play = Play(BalloonGuest(BOOT, floor=BOOT)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, floor=BOOT)).boot()
     play.machine.set_target((BOOT - 2 * PIECE) * PAGE)
     play.run().wait(7)
     play.guest.floor = BOOT - PIECE
@@ -95,7 +95,7 @@ def test_a_request_fulfilled_begins_the_pauses_anew() -> None:
     assert play.outcome().reached
 
 
-def test_a_new_target_ends_the_pause(play: Play) -> None:
+def test_a_new_target_ends_the_pause(play: BalloonHarness) -> None:
     play.machine.set_target((KEPT + 10) * PAGE)
     play.run().wait(60)
     assert told(play) == [(KEPT + 10, True)]
@@ -103,7 +103,7 @@ def test_a_new_target_ends_the_pause(play: Play) -> None:
     assert play.machine.ledger.current_pages == KEPT + 10
 
 
-def test_memory_goes_back_while_a_try_is_pending_after_the_outcome(play: Play) -> None:
+def test_memory_goes_back_while_a_try_is_pending_after_the_outcome(play: BalloonHarness) -> None:
     play.wait(2)
     asked = play.requests()
     play.machine.set_target(BOOT * PAGE)
@@ -113,7 +113,7 @@ def test_memory_goes_back_while_a_try_is_pending_after_the_outcome(play: Play) -
     assert (play.guest.out, play.machine.ledger.current_pages) == (set(), BOOT)
 
 
-def test_the_same_target_begins_the_tries_anew(play: Play) -> None:
+def test_the_same_target_begins_the_tries_anew(play: BalloonHarness) -> None:
     play.wait(60)
     before = len(play.requests())
     play.machine.set_target(TARGET * PAGE)
@@ -122,7 +122,7 @@ def test_the_same_target_begins_the_tries_anew(play: Play) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 2])
-def test_a_closed_channel_ends_the_pause(play: Play, seconds: int) -> None:
+def test_a_closed_channel_ends_the_pause(play: BalloonHarness, seconds: int) -> None:
     play.wait(seconds)
     asked = play.requests()
     play.machine.closed()
@@ -135,7 +135,7 @@ def test_a_closed_channel_ends_the_pause(play: Play, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(("keep", "size"), [(True, TARGET), (False, BOOT)])
-def test_after_a_reset_only_a_kept_target_is_asked_for(play: Play, keep: bool, size: int) -> None:
+def test_after_a_reset_only_a_kept_target_is_asked_for(play: BalloonHarness, keep: bool, size: int) -> None:
     play.wait(2)
     play.machine.closed()
     play.machine.power_on(keep_target=keep)
@@ -144,7 +144,7 @@ def test_after_a_reset_only_a_kept_target_is_asked_for(play: Play, keep: bool, s
     assert play.machine.ledger.current_pages == size
 
 
-def test_silence_at_a_further_try_ends_the_asking(play: Play) -> None:
+def test_silence_at_a_further_try_ends_the_asking(play: BalloonHarness) -> None:
     play.wait(2)
     play.now += 1
     play.machine.check_time()
@@ -157,14 +157,14 @@ def test_silence_at_a_further_try_ends_the_asking(play: Play) -> None:
     assert play.sent[-1] is request
 
 
-def test_pages_named_during_the_pause_are_not_taken(play: Play) -> None:
+def test_pages_named_during_the_pause_are_not_taken(play: BalloonHarness) -> None:
     with pytest.raises(GuestProtocolError):
-        play.say(p.BalloonResponse(1, False, [(0, 1)]).build())
+        play.send_to_host(p.BalloonResponse(1, False, [(0, 1)]).build())
     assert isinstance(play.machine.state, BalloonPausing)
 
 
 def test_without_retrying_the_outcome_is_the_end() -> None:
-    play = Play(BalloonGuest(BOOT, floor=KEPT)).boot()
+    play = BalloonHarness(BalloonGuest(BOOT, floor=KEPT)).boot()
     play.machine.set_target(TARGET * PAGE, retry_in_background=False)
     play.run().wait(1)
     asked = play.requests()
@@ -174,7 +174,7 @@ def test_without_retrying_the_outcome_is_the_end() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 4])
-def test_who_decides_from_now_on_is_not_disturbed(play: Play, seconds: int) -> None:
+def test_who_decides_from_now_on_is_not_disturbed(play: BalloonHarness, seconds: int) -> None:
     """The command that waits for its outcome gets it all the same."""
     play.wait(seconds)
     play.machine.stop_retrying()

@@ -144,7 +144,7 @@ def test_the_periodic_tick_has_the_rate_of_register_a(clock: Watched, rate: int,
     assert 2 * expected - 2 <= ticks <= 2 * expected
 
 
-def test_a_tick_nobody_reads_costs_one_timer(clock: Watched) -> None:
+def test_a_tick_that_is_not_read_costs_one_timer(clock: Watched) -> None:
     clock.put(rtc.REG_A, 0x23)  # 8192 a second
     clock.put(rtc.REG_B, B_24_HOURS | PERIODIC)
     clock.loop.advance(10)

@@ -61,7 +61,7 @@ def suppress_ier_writes() -> list[bool]:
 
 @pytest.fixture
 def console(wires: Wires, suppress_ier_writes: list[bool]) -> Serial:
-    """A port that prints a kernel's messages: nobody has opened it."""
+    """A port that prints a kernel's messages: no process has opened it."""
     port = Serial(wires.irq, wires.output, suppress_ier_writes=suppress_ier_writes.append)
     for _ in range(serial.IER_SUPPRESS_AFTER):
         put(port, Register.IER, 0)

@@ -124,7 +124,7 @@ def test_an_overrun_in_loopback_shows_until_a_byte_is_read() -> None:
     assert not shown(page, Register.LSR) & 2
 
 
-def test_changed_lines_owe_no_interrupt_that_nobody_could_end() -> None:
+def test_changed_lines_raise_no_interrupt_that_cannot_be_cleared() -> None:
     """Linux turns the lines round when it looks for the port, and asks for modem interrupts long after."""
     port, page, levels = made()
     port.write(Register.MCR, 1, 0x1A)

@@ -95,7 +95,7 @@ def test_signals_come_fast_and_from_memory(setup: Setup) -> None:
     assert setup.signals == [0x10001] * 2
 
 
-def test_a_signal_to_nobody_is_refused(setup: Setup) -> None:
+def test_a_signal_to_an_unknown_connection_is_refused(setup: Setup) -> None:
     assert setup.calls.call(SIGNAL | FAST, 7, 0) == Status.INVALID_CONNECTION_ID
 
 

@@ -270,10 +270,10 @@ def test_of_several_crashes_the_last_is_told(guest: Guest) -> None:
 def test_an_interrupt_that_no_apic_takes_is_lost_and_the_message_is_not(guest: Guest) -> None:
     """A guest that switches its APICs off: KVM_SIGNAL_MSI says EPERM."""
 
-    def nobody(address: int, data: int) -> bool:
+    def refuse(address: int, data: int) -> bool:
         raise HostError("KVM_SIGNAL_MSI: Operation not permitted")
 
-    guest.vm.signal_msi = nobody  # type: ignore[method-assign]
+    guest.vm.signal_msi = refuse  # type: ignore[method-assign]
     guest.wrmsr(Msr.SCONTROL, 1)
     guest.wrmsr(Msr.SIMP, 0x6001)
     guest.wrmsr(Msr.SIEFP, 0x7001)

@@ -124,7 +124,7 @@ def test_what_was_spilled_comes_before_what_is_queued_now() -> None:
     assert ring.drain() == []
 
 
-def test_no_more_is_spilled_than_the_limit_until_somebody_drains() -> None:
+def test_the_overflow_queue_is_bounded_until_it_is_drained() -> None:
     _, ring = ring_with(0, [])
     taken = 0
     while ring.drain_overflow(2, ord("c"), pio=False):

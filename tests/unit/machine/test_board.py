@@ -70,7 +70,7 @@ def test_of_the_clocks_indices_that_waited_the_last_counts(board: Board) -> None
     assert board.ports.read(0x71, 1) == D_VALID
 
 
-def test_the_clock_s_interrupt_also_wakes_who_sleeps(board: Board, lines: list[tuple[int, bool]]) -> None:
+def test_the_clocks_interrupt_also_wakes_a_sleeping_guest(board: Board, lines: list[tuple[int, bool]]) -> None:
     def clock(index: int, value: int) -> None:
         board.ports.write(0x70, 1, index)
         board.ports.write(0x71, 1, value)

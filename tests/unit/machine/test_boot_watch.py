@@ -1,4 +1,4 @@
-"""Guests that die before they can speak, and guests that only look as if."""
+"""The boot watch: guests that die before they can report a panic, and guests that only appear to."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_panic_that_ended_on_the_console_is_the_guests_death(guest: Guest) -> 
 
 @pytest.mark.parametrize("after", [b"~ # ", b"login: "])
 def test_a_panics_text_that_something_follows_is_no_death(guest: Guest, after: bytes) -> None:
-    """Somebody looked at an old log."""
+    """A user displayed an old log."""
     guest.console(PANIC + END + after)
     guest.advance(60)
     assert guest.deaths == []

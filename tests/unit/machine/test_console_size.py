@@ -12,7 +12,7 @@ def test_the_size_is_told_when_the_agent_is_ready_and_when_it_changes() -> None:
     sent: list[bytes] = []
     agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.resize(24, 80)
-    assert sent == [], "nobody is there to hear it"
+    assert sent == [], "the agent is not ready"
     agent.received(READY)
     assert sent == [b"size 24 80\n"]
     agent.resize(24, 80)

@@ -26,7 +26,7 @@ class Bench:
     def run(self, command: str, seconds: int = 10) -> None:
         execute(self.agent, self.timers, command, seconds, self.results.append)  # type: ignore[arg-type]
 
-    def say(self, *lines: bytes) -> None:
+    def send_to_host(self, *lines: bytes) -> None:
         for line in lines:
             self.agent.received(line + b"\n")
 
@@ -41,20 +41,20 @@ def bench() -> Bench:
 
 
 def test_output_is_collected_by_stream(bench: Bench) -> None:
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     bench.run("uname")
-    bench.say(
+    bench.send_to_host(
         b"out 1 " + b64encode(b"Li"), b"err 1 " + b64encode(b"oops"), b"out 1 " + b64encode(b"nux"), b"exit 1 3"
     )
     assert bench.results == [{"status": 3, "stdout": b"Linux", "stderr": b"oops", "truncated": False}]
 
 
 def test_more_output_than_a_reply_holds_is_cut(bench: Bench) -> None:
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     bench.run("yes")
     for _ in range(OUTPUT_LIMIT // 32768 + 1):
-        bench.say(b"out 1 " + b64encode(bytes(32768)))
-    bench.say(b"exit 1 0")
+        bench.send_to_host(b"out 1 " + b64encode(bytes(32768)))
+    bench.send_to_host(b"exit 1 0")
     [result] = bench.results
     assert isinstance(result, dict)
     assert len(result["stdout"]) == OUTPUT_LIMIT and result["truncated"]
@@ -65,21 +65,21 @@ def test_a_command_waits_for_the_agent_but_not_for_ever(bench: Bench) -> None:
     bench.after(10 + GRACE + 1)
     [result] = bench.results
     assert isinstance(result, HostError) and "no agent answers in the guest after 10 s" in str(result)
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     assert not bench.sent  # it is not run behind our back
 
 
 def test_a_hung_command_is_killed_and_told_once(bench: Bench) -> None:
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     bench.run("sleep 99", 1)
     bench.after(1 + GRACE + 1)
     assert bench.sent[-1] == b"kill 1 KILL\n"
-    bench.say(b"exit 1 137")
+    bench.send_to_host(b"exit 1 137")
     assert len(bench.results) == 1
 
 
 def test_a_reboot_ends_it(bench: Bench) -> None:
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     bench.run("reboot")
     bench.agent.reset()
     [result] = bench.results
@@ -90,12 +90,12 @@ def test_a_reboot_ends_it(bench: Bench) -> None:
 def test_what_cannot_be_sent_is_refused_at_once(bench: Bench, command: str) -> None:
     with pytest.raises(ConfigError):
         bench.run(command)
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     assert not bench.sent and not bench.results
 
 
 def test_a_command_that_takes_too_long_is_ended_by_the_host(bench: Bench) -> None:
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     bench.run("sleep 60", seconds=10)
     bench.after(9.9)
     assert bench.sent[1:] == []
@@ -103,7 +103,7 @@ def test_a_command_that_takes_too_long_is_ended_by_the_host(bench: Bench) -> Non
     assert bench.sent[1:] == [b"kill 1 TERM\n"]
     bench.after(2.1)
     assert bench.sent[2:] == [b"kill 1 KILL\n"]
-    bench.say(b"exit 1 137")
+    bench.send_to_host(b"exit 1 137")
     assert [each["status"] for each in bench.results] == [TIMED_OUT]
     bench.after(100)
     assert len(bench.sent) == 3 and len(bench.results) == 1
@@ -112,7 +112,7 @@ def test_a_command_that_takes_too_long_is_ended_by_the_host(bench: Bench) -> Non
 def test_a_command_s_time_begins_when_it_is_sent(bench: Bench) -> None:
     bench.run("sleep 60", seconds=10)
     bench.after(8)
-    bench.say(b"ready 1 6.1")
+    bench.send_to_host(b"ready 1 6.1")
     bench.after(6.9)
     assert bench.sent == [b"run 1 0 c2xlZXAgNjA=\n"]
 

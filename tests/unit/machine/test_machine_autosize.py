@@ -55,7 +55,7 @@ def test_pages_in_the_balloon_are_no_demand() -> None:
     assert report(0, 300, 500, out=200).demand == 300 * MIB
 
 
-def test_memory_in_use_is_demand_even_if_nobody_committed_it() -> None:
+def test_memory_in_use_is_demand_even_if_it_is_not_committed() -> None:
     assert report(0, 100, 500, available=50).demand == 450 * MIB
 
 

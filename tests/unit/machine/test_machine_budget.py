@@ -35,7 +35,7 @@ def mib(sizes: dict[str, int]) -> dict[str, int]:
 # Who gets how much
 
 
-def test_nobody_moves_without_need() -> None:
+def test_no_guest_is_resized_without_need() -> None:
     members = [member("a", 800, 300), member("b", 600, 400)]
     assert mib(share(2048 * MIB, members)) == {"a": 800, "b": 600}
 

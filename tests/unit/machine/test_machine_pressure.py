@@ -98,7 +98,7 @@ def test_held_sizing_decides_nothing_until_it_is_let_go(sized: Setup) -> None:
     assert sized.balloon.targets == []
     assert sized.balloon.retrying
     sized.pressure.set_automatic(True)
-    assert not sized.balloon.retrying, "the target set by hand is nobody's any more"
+    assert not sized.balloon.retrying, "the manually set target is no longer retried"
     sized.balloon.report(20, 500)
     assert sized.balloon.targets == [600 * MIB]
     assert [name for name, _ in sized.events] == ["X_AUTOSIZE_CHANGE", "X_AUTOSIZE_CHANGE", "X_AUTOSIZE"]

@@ -45,7 +45,7 @@ class WaitingVcpu:
         with self._changed:
             self.entries += 1
             if not self._changed.wait_for(lambda: self._immediate or self._exits, LIMIT):
-                raise AssertionError("nobody woke the vCPU")
+                raise AssertionError("the vCPU was not woken")
             if self._immediate:
                 return Interrupted()
             exit = self._exits.pop(0)

@@ -38,7 +38,7 @@ def test_a_stream_wakes_the_loop_once_a_period(loop: FakeLoop) -> None:
     assert 5 * (1 + DIRECT_FLUSHES) <= len(got) <= 7 * (1 + DIRECT_FLUSHES)
     assert loop.next_due() is not None
     loop.advance(0.02)
-    assert loop.next_due() is None, "nobody looks for what does not come"
+    assert loop.next_due() is None, "no flush is scheduled without output"
 
 
 def test_in_a_stream_a_few_batches_go_straight_on_and_the_rest_at_the_tick(loop: FakeLoop) -> None:

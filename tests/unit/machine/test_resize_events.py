@@ -8,14 +8,14 @@ import pytest
 
 from pyvmm.machine.resize_events import ResizeEvents
 from tests.support.balloon_guest import BalloonGuest
-from tests.support.balloon_play import BOOT, PAGE, Play
+from tests.support.balloon_harness import BOOT, PAGE, BalloonHarness
 from tests.support.fake_clock import FakeLoop
 
 
 class Told:
     """A played balloon as `ResizeEvents` sees a device, and the events that came of it."""
 
-    def __init__(self, play: Play) -> None:
+    def __init__(self, play: BalloonHarness) -> None:
         self.play, self.loop = play, FakeLoop()
         self.on_finish: list[Any] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -39,7 +39,7 @@ class Told:
 
 @pytest.fixture
 def told() -> Told:
-    return Told(Play().boot())
+    return Told(BalloonHarness().boot())
 
 
 def test_a_target_that_is_reached_is_told_with_no_reason(told: Told) -> None:
@@ -56,7 +56,7 @@ def test_a_target_that_was_reached_already_is_told_too(told: Told) -> None:
 
 
 def test_a_guest_that_stops_short_is_told_before_it_is_asked_again_and_after_the_last_time() -> None:
-    told = Told(Play(BalloonGuest(BOOT, floor=BOOT - 256)).boot())
+    told = Told(BalloonHarness(BalloonGuest(BOOT, floor=BOOT - 256)).boot())
     told.play.machine.set_target((BOOT - 512) * PAGE)
     told.play.run()
     assert told.turn() == [], "asked once more first"

@@ -27,7 +27,7 @@ def tail() -> Iterator[trace.TailSink]:
     trace.unsubscribe(sink)
 
 
-def test_an_event_is_off_until_somebody_subscribes(name: str, tail: trace.TailSink) -> None:
+def test_an_event_is_off_until_it_is_subscribed_to(name: str, tail: trace.TailSink) -> None:
     made = trace.event(name, "{a} {b}")
     assert not made.on
     made(1, 2)

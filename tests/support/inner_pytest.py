@@ -1,11 +1,11 @@
-"""The door through which boot tests run where Linux can run: here, or in one pytest inside the emulated host.
+"""Runs boot tests where Linux can run: on this host, or in one pytest inside the emulated host.
 
 Starting Python and importing pytest takes seconds under emulation, so tests share an inner process, in chunks:
 
     outer pytest (tests/boot/conftest.py)            emulated host
     first test of a chunk: start  ----------------->  pytest -p tests.support.boot_reports NODEID...
     each test: wait for its reports  <--------------  a JSON line a report, in a file both sides see
-    after its last test: end      ----------------->  (ends by itself)
+    after its last test: end      ----------------->  (ends)
 
 The reports are pytest's own, so that -k, -x, -q, failures and durations look as if the tests had run here.
 """

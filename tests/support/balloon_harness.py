@@ -1,4 +1,4 @@
-"""The balloon's machine played against a guest, without a bus: what one side sends, the other answers at once."""
+"""Test harness: the balloon's state machine and a fake guest, connected without a bus; answers are immediate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOOT = 16384  # pages: 64 MiB
 PIECE = 2048
 
 
-class Play:
+class BalloonHarness:
     """A machine and a guest of `boot` pages, connected by two queues; with a `window` it may grow."""
 
     def __init__(
@@ -43,18 +43,18 @@ class Play:
 
     def boot(self) -> Self:
         self.machine.opened()
-        self.say(self.guest.version())
+        self.send_to_host(self.guest.version())
         return self.run()
 
     def boot_without_answers(self) -> None:
         """Negotiate only."""
         self.machine.opened()
-        self.say(self.guest.version())
-        self.say(self.guest.caps())
+        self.send_to_host(self.guest.version())
+        self.send_to_host(self.guest.caps())
         for _ in range(2):
             self.machine.next_message()
 
-    def say(self, payload: bytes) -> None:
+    def send_to_host(self, payload: bytes) -> None:
         self.machine.receive(p.parse_guest_message(payload))
 
     def host_turn(self, limit: int = 10_000) -> list[p.HostMessage]:
@@ -65,11 +65,11 @@ class Play:
             message = self.machine.next_message()
             assert len(message) == size <= p.MESSAGE_LIMIT
             sent.append(p.parse_host_message(message))
-            self.look_at(sent[-1])
+            self.check_sent(sent[-1])
         self.sent += sent
         return sent
 
-    def look_at(self, message: p.HostMessage) -> None:
+    def check_sent(self, message: p.HostMessage) -> None:
         """What must be true of each message when it is sent."""
 
     def run(self) -> Self:
@@ -77,7 +77,7 @@ class Play:
         while messages := self.host_turn():
             for message in messages:
                 for answer in self.guest.answers(message):
-                    self.say(answer)
+                    self.send_to_host(answer)
         return self
 
     def wait(self, seconds: float) -> Self:

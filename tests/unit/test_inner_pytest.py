@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import boot_door
-from tests.support.boot_door import Died, InnerPytest, Stalled
+from tests.support import inner_pytest
+from tests.support.inner_pytest import Died, InnerPytest, Stalled
 
 INNER = """
 import os
@@ -56,7 +56,7 @@ def test_when_the_inner_pytest_dies_the_rest_fails_with_its_status(inner: InnerP
 
 
 def test_one_that_never_begins_is_given_up_and_its_log_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot_door, "START_LIMIT", 0.2)
+    monkeypatch.setattr(inner_pytest, "START_LIMIT", 0.2)
     script = "import sys, time; print('booting', flush=True); time.sleep(60)"
     inner = InnerPytest(["x"], launcher=(sys.executable, "-c", script))
     try:
@@ -69,7 +69,7 @@ def test_one_that_never_begins_is_given_up_and_its_log_is_shown(monkeypatch: pyt
 
 
 def test_a_host_that_stands_still_is_told_from_a_test_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot_door, "STALL_LIMIT", 0.5)
+    monkeypatch.setattr(inner_pytest, "STALL_LIMIT", 0.5)
     script = (
         "import os, time; open(os.environ['PYVMM_BOOT_HEART'], 'w').close();"
         'open(os.environ[\'PYVMM_BOOT_REPORTS\'], \'a\').write(\'{"kind": "started", "nodeid": "x"}\\n\');'
@@ -94,12 +94,12 @@ def test_ci_does_not_take_a_skip_for_an_answer(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert boot_door.required() is required
+    assert inner_pytest.required() is required
 
 
 def test_a_missing_qemu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert boot_door.what_is_missing(emulated=True).startswith("qemu-system-x86_64 is not installed")
+    assert inner_pytest.what_is_missing(emulated=True).startswith("qemu-system-x86_64 is not installed")
 
 
 def test_tests_are_cut_into_chunks_where_the_file_ends_or_the_parameters_change() -> None:
@@ -107,7 +107,7 @@ def test_tests_are_cut_into_chunks_where_the_file_ends_or_the_parameters_change(
         return [f"{file}::test_{n}{parameter}" for n in range(count)]
 
     small = tests("a.py", "", 3)
-    first, second, third = (tests("b.py", f"[{p}]", boot_door.CHUNK // 2) for p in "xyz")
-    large = tests("c.py", "", boot_door.CHUNK + 5)
-    assert boot_door.chunks([*small, *first, *second, *third, *large]) == [small, first + second, third, large]
-    assert boot_door.chunks([]) == []
+    first, second, third = (tests("b.py", f"[{p}]", inner_pytest.CHUNK // 2) for p in "xyz")
+    large = tests("c.py", "", inner_pytest.CHUNK + 5)
+    assert inner_pytest.chunks([*small, *first, *second, *third, *large]) == [small, first + second, third, large]
+    assert inner_pytest.chunks([]) == []
