@@ -275,7 +275,7 @@ class Channel:
         """Read up to PACKETS_PER_STEP packets or BYTES_PER_STEP; go on in the next turn if there may be more."""
         if not self.was_opened or not self._is_open or self.broken or self._continuing:
             return
-        if self._held():
+        if self._reading_suspended():
             return  # _flush or complete resumes reading
         limit = PACKETS_PER_STEP
         if own := self.device.OWN_COMPLETIONS:
@@ -293,11 +293,11 @@ class Channel:
         except BrokenRing as error:
             self._break(error)
             return
-        if not self._held():
+        if not self._reading_suspended():
             self._read_later()
 
-    def _held(self) -> bool:
-        """Whether reading is suspended: answers to earlier packets are queued, or the device owes completions."""
+    def _reading_suspended(self) -> bool:
+        """Whether reading is suspended: earlier answers are queued, or completions by the device are outstanding."""
         own = self.device.OWN_COMPLETIONS
         return len(self._queue) >= REPLY_QUEUE_LIMIT or (bool(own) and self.outstanding >= own)
 
@@ -314,23 +314,23 @@ class Channel:
         self.packets_in += 1
         if trace.packet_received.on:
             trace.packet_received(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
-        asks, own = packet.flags & _COMPLETION_REQUESTED, self.device.OWN_COMPLETIONS
-        if asks and own:
+        wants_completion, own = packet.flags & _COMPLETION_REQUESTED, self.device.OWN_COMPLETIONS
+        if wants_completion and own:
             self._requests[packet.transaction_id] += 1
         served = self._guarded(lambda: self.device.packet(self, packet))
-        if asks and own and not served:
+        if wants_completion and own and not served:
             self._answered(packet.transaction_id)
-        elif asks and not own and self._is_open:
+        elif wants_completion and not own and self._is_open:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
     def _answered(self, transaction_id: int) -> None:
-        """Note that a packet was completed or refused; resume reading if it was suspended for that."""
-        was_held = self._held()
+        """Record that a packet was completed or refused; resume reading if it was suspended for that."""
+        was_suspended = self._reading_suspended()
         if self._requests[transaction_id] > 1:
             self._requests[transaction_id] -= 1
         else:
             del self._requests[transaction_id]
-        if was_held:
+        if was_suspended:
             self._read_later()
 
     def _guarded(self, callback: Callable[[], Any]) -> bool:
@@ -372,7 +372,7 @@ class Channel:
         if self._flushing or not self._is_open or self.broken:
             return
         self._flushing = True
-        was_held = len(self._queue) >= REPLY_QUEUE_LIMIT
+        was_suspended = len(self._queue) >= REPLY_QUEUE_LIMIT
         try:
             while self._is_open and not self.broken and (self._queue or self._waiters):
                 needed = self._queue[0].size if self._queue else self._waiters[0][0]
@@ -390,7 +390,7 @@ class Channel:
             self._break(error)
         finally:
             self._flushing = False
-        if was_held and len(self._queue) < REPLY_QUEUE_LIMIT:
+        if was_suspended and len(self._queue) < REPLY_QUEUE_LIMIT:
             self._read_later()  # not at once: this may run inside a batch
 
     def _write(self, packet: Packet) -> None:

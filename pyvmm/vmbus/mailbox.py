@@ -122,7 +122,7 @@ class Mailbox:
         until = monotonic() + STEP_SECONDS
         for _ in range(MESSAGES_PER_STEP):
             with self._queue_lock:
-                if not self._queue or self._held():
+                if not self._queue or self._serving_suspended():
                     self._serving = False
                     return
                 message = self._queue.popleft()
@@ -131,7 +131,7 @@ class Mailbox:
                 break
         self._loop.post(self._serve)
 
-    def _held(self) -> bool:
+    def _serving_suspended(self) -> bool:
         return len(self._outbox) >= OUTBOX_LIMIT and self._queue[0].kind not in _CONNECTION_MESSAGES
 
     # To the guest
@@ -183,7 +183,7 @@ class Mailbox:
     def _serve_on(self) -> None:
         """Resume serving after the guest has read a message, if serving was suspended for that."""
         with self._queue_lock:
-            if self._serving or not self._queue or self._held():
+            if self._serving or not self._queue or self._serving_suspended():
                 return
             self._serving = True
         self._loop.post(self._serve)
