@@ -40,7 +40,7 @@ INITRDS = 16
 """Most initramfs per image whose sizes its manifest keeps: as many checkouts can be used side by side."""
 
 UNUSED_SECONDS = 30 * 24 * 3600.0
-LIMITS = {"initrd": 1 << 30, "vmlinux": 2 << 30, "packages": 2 << 30, "kernels": 4 << 30}
+LIMITS = {"initrd": 1 << 30, "own": 16 << 20, "vmlinux": 2 << 30, "packages": 2 << 30, "kernels": 4 << 30}
 """Size limits of the cache's parts, in bytes; files named in a manifest are not counted, and stay."""
 
 
@@ -271,6 +271,8 @@ def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress 
     if not target.exists():
         with disk_errors(f"cannot make an initramfs for {label}"), locked("images"):
             _make_initrd(target, modules, progress)
+            tidy()
+    mark_used(target)
     return target
 
 

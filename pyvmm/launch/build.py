@@ -20,6 +20,7 @@ from pyvmm.ram_backend import Backend
 if TYPE_CHECKING:
     from pyvmm.images.catalog import Image
     from pyvmm.launch.options import GuestOptions
+    from pyvmm.launch.own_kernel import BootPlan
 
 BASE_CMDLINE = "quiet pci=off 8250.nr_uarts=2 cryptomgr.notests memhp_default_state=online"
 """Kernel parameters of every guest: skip probes for absent devices and the self-tests of ciphers (a fifth of the
@@ -74,23 +75,16 @@ def build_config(
     """
     config = machine_config(options)
     config.check()  # before an image is built for an invalid machine
-    kernel, initrd, agent_only = options.kernel, options.initrd, bool(options.command)
-    own = kernel is None and options.kdir is None
-    if not own:
-        if agent_only:
-            raise ConfigError(
-                "COMMAND needs one of our images: leave --kernel and --kdir out, or boot to your own init"
-            )
-        if options.image is not None:
-            raise ConfigError("--image brings its own kernel: leave it out, or --kernel and --kdir")
-        kernel, initrd = _own_kernel(kernel, options.kdir, initrd, progress)
-    else:
-        if initrd is not None:
-            raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
+    if options.kernel is None and options.kdir is None:
+        _refuse_without_kernel(options)
         found = guest_image(options.image, progress, validate=validate)
-        kernel, initrd = found.vmlinux, found.initrd
-    config.kernel, config.initrd = kernel, initrd
-    config.cmdline = command_line(options.append, agent_only=agent_only, window=window if own else None)
+        config.kernel, config.initrd, our_init = found.vmlinux, found.initrd, True
+    else:
+        plan = _own_kernel(options, config, progress, validate=validate)
+        config.kernel, config.initrd, config.absent_drivers = plan.kernel, plan.initrd, plan.absent
+        our_init = plan.absent is not None
+    size = window if our_init else None
+    config.cmdline = command_line(options.append, agent_only=bool(options.command), window=size)
     if validate:
         check_linux(
             kernel=config.kernel,
@@ -132,18 +126,24 @@ def machine_config(options: GuestOptions) -> MachineConfig:
     )
 
 
-def _own_kernel(
-    kernel: Path | None, kdir: Path | None, initrd: Path | None, progress: Callable[[str], None]
-) -> tuple[Path, Path | None]:
-    if kdir is None:
-        assert kernel is not None
-        return kernel, initrd
-    from pyvmm.images.kdir import open_kdir
+def _refuse_without_kernel(options: GuestOptions) -> None:
+    """Raise ConfigError for an option that only a kernel of the user's own takes."""
+    if options.initrd is not None:
+        raise ConfigError("--initrd needs --kernel or --kdir: our images have their own")
+    if options.modules is not None or options.module:
+        name = "--module" if options.module else "--modules"
+        raise ConfigError(f"{name} needs --kernel or --kdir: our images have their own modules")
 
-    tree = open_kdir(kdir)
-    if tree.missing:
-        progress(f"{kdir}: its .config lacks {', '.join(tree.missing)}")
-    return kernel or tree.kernel, initrd
+
+def _own_kernel(
+    options: GuestOptions, config: MachineConfig, progress: Callable[[str], None], *, validate: bool
+) -> BootPlan:
+    if options.image is not None:
+        raise ConfigError("--image brings its own kernel: leave it out, or --kernel and --kdir")
+    from pyvmm.launch.own_kernel import known_plan, plan_boot
+
+    known = None if validate else known_plan(options)
+    return known or plan_boot(options, progress, cpus=config.cpus, grows=config.maximum_memory > config.memory)
 
 
 def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, validate: bool = True) -> Image:

@@ -92,9 +92,15 @@ def option(default: Any, help: str, read: Callable[[str], Any] = str, *choices: 
 class GuestOptions:
     """The options of a guest, parsed but not yet checked. The fields are in the order of `pyvmm run --help`."""
 
-    kernel: Path | None = option(None, "A bzImage or an ELF vmlinux.", Path)
-    kdir: Path | None = option(None, "A kernel build tree: its vmlinux and modules.", Path)
-    initrd: Path | None = option(None, "Any initramfs, with --kernel or --kdir.", Path)
+    kernel: Path | None = option(None, "A bzImage, an ELF vmlinux or a linux-image-*.deb.", Path)
+    kdir: Path | None = option(None, "A kernel build tree, in place or O=: its kernel and modules.", Path)
+    modules: Path | None = option(None, "The kernel's modules: /lib/modules/RELEASE or its parent.", Path)
+    module: tuple[str, ...] = option(
+        (), "Load one more module of --kdir or --modules, or a .ko file. Repeatable.", metavar="NAME"
+    )
+    initrd: Path | None = option(
+        None, "Another initramfs than pyvmm's, with --kernel or --kdir; `none` for none.", Path
+    )
     image: str | None = option(None, "One of our images; `pyvmm image list` shows them.")
     append: str = option(
         "",
@@ -217,7 +223,7 @@ Field = dataclasses.Field[Any]
 OPTIONS: dict[str, Field] = {each.name: each for each in dataclasses.fields(GuestOptions) if each.metadata}
 """The fields of GuestOptions that are options, by name."""
 
-ONE_SOURCE = ("kernel", "kdir", "initrd", "image")
+ONE_SOURCE = ("kernel", "kdir", "modules", "module", "initrd", "image")
 """Options that together select the guest: if one is given, those of a file are ignored."""
 
 

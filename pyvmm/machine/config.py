@@ -54,6 +54,7 @@ class MachineConfig:
     balloon_piece: int = 128 * MIB  # memory per balloon request
     debug: frozenset[str] = frozenset()  # kinds of `launch.options.DEBUG_KINDS` that are printed as they happen
     status_report: bool = True  # the guest's pressure reports are emitted as events
+    absent_drivers: dict[str, str] | None = None  # reasons by module; None if the initramfs is not pyvmm's
     devices: tuple[str, ...] = ("hv-balloon", "heartbeat", "shutdown", "timesync")
     """Names from machine.devices.DEVICES, one per device; names may repeat."""
 

@@ -23,7 +23,6 @@ GUESTS = [
     for tree in TREES
     for engine, cpus in (("kernel", 2), ("user", 1))
 ]
-MODULES = ["hv_vmbus", "hv_utils", "hv_balloon"]
 BOOT = 512 * MIB
 SMALL = 320 * MIB
 MAX = 768 * MIB
@@ -45,7 +44,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
 
 def boot(folder: Path, engine: str, cpus: int) -> Booted:
     tree = open_kdir(folder)
-    initrd = initrd_for(tree.release, tree.load_order(MODULES))
+    initrd = initrd_for(tree.release, tree.select().modules)
     return Booted(kernel=tree.kernel, initrd=initrd, engine=engine, cpus=cpus, memory=BOOT, max_memory=MAX)
 
 

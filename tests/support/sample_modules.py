@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 
 
-def module(name: str, *depends: str) -> bytes:
+def module(name: str, *depends: str, vermagic: str = "") -> bytes:
     info = f"license=GPL\0depends={','.join(depends)}\0name={name}\0".encode()
+    info += f"vermagic={vermagic} SMP mod_unload \0".encode() if vermagic else b""
     names = b"\0.modinfo\0.shstrtab\0"
     sections = [(0, b""), (1, info), (10, names)]
     offset = 64 + len(info) + len(names)

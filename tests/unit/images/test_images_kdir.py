@@ -3,52 +3,154 @@
 from __future__ import annotations
 
 import gzip
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from pyvmm.errors import ConfigError
-from pyvmm.images.kdir import open_kdir
-from pyvmm.images.kernel_config import FRAGMENT, missing_options
+from pyvmm.images.kdir import open_kdir, tree_of
+from pyvmm.images.kernel_config import FRAGMENT, NEEDS, missing_options
+from pyvmm.images.kernel_file import kernel_release
 from pyvmm.images.payload import cached_vmlinux
 from tests.support import sample_kernels as kernels
 from tests.support.sample_modules import module
 
+RELEASE = "6.13.0-mine"
+
 
 def build_tree(folder: Path) -> Path:
+    """Lay out a tree with a bzImage, and of the drivers hv_vmbus and hv_balloon."""
     for name in ("arch/x86/boot", "include/config", "drivers/hv"):
         (folder / name).mkdir(parents=True)
-    (folder / "arch/x86/boot/bzImage").write_bytes(b"bzImage")
-    (folder / "include/config/kernel.release").write_text("6.13.0-mine\n")
+    (folder / "arch/x86/boot/bzImage").write_bytes(kernels.bzimage(gzip.compress(kernels.vmlinux())))
+    (folder / "include/config/kernel.release").write_text(f"{RELEASE}\n")
     (folder / "modules.order").write_text("drivers/hv/hv_vmbus.o\ndrivers/hv/hv_balloon.o\n")
-    (folder / "drivers/hv/hv_vmbus.ko").write_bytes(module("hv_vmbus"))
-    (folder / "drivers/hv/hv_balloon.ko").write_bytes(module("hv_balloon", "hv_vmbus"))
-    (folder / ".config").write_text(FRAGMENT.read_text().replace("CONFIG_HYPERV_UTILS=m", ""))
+    (folder / "drivers/hv/hv_vmbus.ko").write_bytes(module("hv_vmbus", vermagic=release(folder)))
+    (folder / "drivers/hv/hv_balloon.ko").write_bytes(module("hv_balloon", "hv_vmbus", vermagic=release(folder)))
+    configure(folder, CONFIG_HYPERV_UTILS="n")
     return folder
 
 
-def test_build_tree_tells_kernel_release_and_what_is_missing(tmp_path: Path) -> None:
-    tree = open_kdir(build_tree(tmp_path))
-    assert tree.kernel == tree.bzimage == tmp_path / "arch/x86/boot/bzImage"
-    assert tree.release == "6.13.0-mine"
-    assert tree.missing == ("CONFIG_HYPERV_UTILS=m",)
+def release(folder: Path) -> str:
+    return kernel_release(folder / "arch/x86/boot/bzImage") or RELEASE
+
+
+def configure(folder: Path, **options: str) -> None:
+    have = {need.option: "y" for need in NEEDS if need.option != "CONFIG_HYPERV_VMBUS"}
+    have |= {"CONFIG_HYPERV": "m", "CONFIG_HYPERV_UTILS": "m", "CONFIG_HYPERV_BALLOON": "m"} | options
+    lines = [f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in have.items()]
+    (folder / ".config").write_text("\n".join(lines) + "\n")
+
+
+def loaded(folder: Path, *extra: str) -> list[str]:
+    return [name for name, _ in open_kdir(folder).select(extra).modules]
+
+
+def lacks(folder: Path) -> list[str]:
+    tree = open_kdir(folder)
+    return tree.lacks(tree.select())
+
+
+def test_drivers_are_loaded_in_the_order_of_their_needs(tmp_path: Path) -> None:
+    assert loaded(build_tree(tmp_path)) == ["hv_vmbus", "hv_balloon"]
+
+
+def test_modules_are_found_before_the_tree_has_a_list_of_them(tmp_path: Path) -> None:
+    (build_tree(tmp_path) / "modules.order").unlink()  # `make bzImage`, then `make M=drivers/hv`
+    assert loaded(tmp_path) == ["hv_vmbus", "hv_balloon"]
+
+
+def test_what_a_kernel_has_built_in_is_not_loaded_even_if_an_old_module_lies_there(tmp_path: Path) -> None:
+    configure(build_tree(tmp_path), CONFIG_HYPERV="y", CONFIG_HYPERV_BALLOON="y", CONFIG_HYPERV_UTILS="y")
+    assert loaded(tmp_path) == []
+    assert lacks(tmp_path) == []
+
+
+def test_a_driver_that_is_not_set_is_told_with_what_it_costs(tmp_path: Path) -> None:
+    assert lacks(build_tree(tmp_path)) == [
+        "CONFIG_HYPERV_UTILS is not set: no shutdown request, heartbeat or time synchronisation"
+    ]
+    configure(tmp_path, CONFIG_HYPERV="n")
+    assert lacks(tmp_path) == ["CONFIG_HYPERV is not set: no VMBus, no balloon"]
+    assert open_kdir(tmp_path).select().absent["hv_vmbus"] == "CONFIG_HYPERV is not set"
+
+
+def test_since_linux_6_18_the_bus_has_an_option_of_its_own(tmp_path: Path) -> None:
+    configure(build_tree(tmp_path), CONFIG_HYPERV="y", CONFIG_HYPERV_VMBUS="n", CONFIG_HYPERV_UTILS="m")
+    assert "CONFIG_HYPERV_VMBUS is not set: no VMBus, no balloon" in lacks(tmp_path)
+    configure(tmp_path, CONFIG_HYPERV="y", CONFIG_HYPERV_VMBUS="m", CONFIG_HYPERV_UTILS="n")
+    assert loaded(tmp_path) == ["hv_vmbus", "hv_balloon"]
+
+
+def test_options_with_the_same_effect_share_a_line(tmp_path: Path) -> None:
+    configure(build_tree(tmp_path), CONFIG_BINFMT_ELF="n", CONFIG_BINFMT_SCRIPT="n", CONFIG_HYPERV_UTILS="y")
+    assert lacks(tmp_path) == [
+        "CONFIG_BINFMT_ELF and CONFIG_BINFMT_SCRIPT are not set: /init cannot run and the kernel panics"
+    ]
+
+
+def test_a_module_that_was_not_built_is_told_with_the_next_step(tmp_path: Path) -> None:
+    (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").unlink()
+    configure(tmp_path, CONFIG_HYPERV_UTILS="y")
+    [line] = lacks(tmp_path)
+    assert line.endswith(f"has no hv_balloon.ko; `make -C {tmp_path} modules` builds it: no balloon")
+
+
+def test_a_module_of_another_build_is_told_and_left_out(tmp_path: Path) -> None:
+    (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").write_bytes(module("hv_balloon", vermagic="6.1.0-old"))
+    configure(tmp_path, CONFIG_HYPERV_UTILS="y")
+    [line] = lacks(tmp_path)
+    assert line.startswith("hv_balloon.ko was built for Linux 6.1.0-old, this kernel is ")
+    assert loaded(tmp_path) == ["hv_vmbus"]
+
+
+def test_other_modules_are_loaded_by_name(tmp_path: Path) -> None:
+    (build_tree(tmp_path) / "drivers/uio").mkdir()
+    (tmp_path / "drivers/uio/uio-hv.ko").write_bytes(module("uio_hv", "hv_vmbus"))
+    assert loaded(tmp_path, "uio-hv") == ["hv_vmbus", "hv_balloon", "uio_hv"]
+    with pytest.raises(ConfigError, match="no module nothing"):
+        loaded(tmp_path, "nothing")
 
 
 def test_vmlinux_goes_before_bzimage(tmp_path: Path) -> None:
-    (build_tree(tmp_path) / "vmlinux").write_bytes(b"vmlinux")
+    (build_tree(tmp_path) / "vmlinux").write_bytes(kernels.vmlinux())
     assert open_kdir(tmp_path).kernel == tmp_path / "vmlinux"
 
 
-def test_modules_that_were_not_built_are_left_out(tmp_path: Path) -> None:
-    order = open_kdir(build_tree(tmp_path)).load_order(["hv_vmbus", "hv_utils", "hv_balloon"])
-    assert [name for name, _ in order] == ["hv_vmbus", "hv_balloon"]
+def test_a_change_that_was_not_built_is_noted(tmp_path: Path) -> None:
+    build_tree(tmp_path)
+    for name, age in (("hv_balloon.o", 100), ("hv_balloon.c", 50), ("channel.c", 200), ("channel.o", 150)):
+        path = tmp_path / "drivers/hv" / name
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    [note] = open_kdir(tmp_path).notes
+    assert note.startswith("drivers/hv/hv_balloon.c changed since the last build")
+
+
+def test_an_option_that_was_set_after_the_build_is_noted(tmp_path: Path) -> None:
+    (build_tree(tmp_path) / "include/config/auto.conf").write_text("CONFIG_HYPERV=m\n")
+    configure(tmp_path, CONFIG_HYPERV="m", CONFIG_HYPERV_BALLOON="y", CONFIG_HYPERV_UTILS="n")
+    [note] = open_kdir(tmp_path).notes
+    assert "CONFIG_HYPERV_BALLOON=y" in note
+    assert open_kdir(tmp_path).select().absent["hv_balloon"] == "CONFIG_HYPERV_BALLOON is not set"
+
+
+def test_the_tree_of_a_kernel_file_is_found(tmp_path: Path) -> None:
+    build_tree(tmp_path)
+    assert tree_of(tmp_path / "arch/x86/boot/bzImage") == tree_of(tmp_path / "vmlinux") == tmp_path
+    assert tree_of(Path("vmlinuz")) is None
 
 
 def test_tree_without_a_kernel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no kernel tree"):
         open_kdir(tmp_path)
     (tmp_path / ".config").touch()
-    with pytest.raises(ConfigError, match="run make there"):
+    with pytest.raises(ConfigError, match="run `make -C"):
+        open_kdir(tmp_path)
+    (tmp_path / "Module.symvers").touch()
+    with pytest.raises(ConfigError, match="headers of an installed kernel"):
         open_kdir(tmp_path)
     with pytest.raises(ConfigError, match="not a folder"):
         open_kdir(tmp_path / ".config")

@@ -57,8 +57,8 @@ def test_build_tree_is_found_through_its_listing(tmp_path: Path, listing: str) -
     (tmp_path / "drivers/hv").mkdir(parents=True)
     (tmp_path / "drivers/hv/hv_vmbus.ko").write_bytes(module("hv_vmbus"))
     (tmp_path / "modules.order").write_text(listing)
-    found = ModuleTree(tmp_path, tmp_path / "modules.order")
-    assert found.has("hv_vmbus")
+    found = ModuleTree(tmp_path)
+    assert found.find("hv_vmbus") == tmp_path / "drivers/hv/hv_vmbus.ko"
     assert names(found.load_order(["hv_vmbus"])) == ["hv_vmbus"]
 
 
@@ -66,3 +66,24 @@ def test_build_tree_is_found_through_its_listing(tmp_path: Path, listing: str) -
 def test_what_is_no_module_is_refused(data: bytes) -> None:
     with pytest.raises(ConfigError, match="not a kernel module"):
         depends(data)
+
+
+def test_installed_modules_are_found_by_depmods_list_whatever_packs_them(tmp_path: Path) -> None:
+    (tree(tmp_path) / "modules.dep").write_text("kernel/hv/hv_vmbus.ko.xz:\nkernel/ptp.ko: kernel/pps-core.ko.zst\n")
+    found = ModuleTree(tmp_path)
+    assert found.find("hv_vmbus") == tmp_path / "kernel/hv/hv_vmbus.ko.xz"
+    assert found.find("ptp") == tmp_path / "kernel/ptp.ko.gz"  # packed since then
+
+
+def test_an_updated_module_goes_before_the_kernels_own(tmp_path: Path) -> None:
+    (tree(tmp_path) / "updates").mkdir()
+    (tmp_path / "updates/ptp.ko").write_bytes(module("ptp"))
+    assert ModuleTree(tmp_path).find("ptp") == tmp_path / "updates/ptp.ko"
+
+
+def test_a_file_is_loaded_in_place_of_the_trees_module(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/ptp.ko").write_bytes(changed := module("ptp", "pps-core", vermagic="mine"))
+    order = ModuleTree(tree(tmp_path / "tree")).load_order([str(tmp_path / "mine/ptp.ko"), "hv-utils"])
+    assert names(order) == ["pps_core", "ptp", "hv_vmbus", "hv_utils"]
+    assert dict(order)["ptp"] == changed

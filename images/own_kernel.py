@@ -1,0 +1,139 @@
+"""A kernel of the user's own, with its configuration and modules: which drivers a guest gets, and why others lack.
+
+build tree (kdir.py), bzImage or vmlinux (kernel_file.py), linux-image-*.deb (kernel_package.py)  --> OwnKernel
+OwnKernel.select(NAMES) --> the modules for the initramfs in load order, and a reason for each driver that lacks
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyvmm.errors import ConfigError
+from pyvmm.images.kernel_config import KernelConfig, lacking
+from pyvmm.images.modules import ModuleTree, modinfo_value, module_name
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A Hyper-V driver that guests load if their kernel has it.
+
+    `options` are its names in configurations, the newest first: that of Linux 6.18 is asked first, and only where
+    the kernel knows it. `effect` is what a guest without the driver lacks; empty for one that pyvmm's devices do
+    not need.
+    """
+
+    module: str
+    options: tuple[str, ...]
+    effect: str = ""
+
+    def option(self, config: KernelConfig) -> str:
+        """Return the option that decides about this driver in a kernel's configuration."""
+        return next((name for name in self.options if config.knows(name)), self.options[-1])
+
+
+DRIVERS = (
+    Driver("hv_vmbus", ("CONFIG_HYPERV_VMBUS", "CONFIG_HYPERV"), "no VMBus, no balloon"),
+    Driver("hv_utils", ("CONFIG_HYPERV_UTILS",), "no shutdown request, heartbeat or time synchronisation"),
+    Driver("hv_balloon", ("CONFIG_HYPERV_BALLOON",), "no balloon"),
+    Driver("hv_sock", ("CONFIG_HYPERV_VSOCKETS",)),
+)
+"""In the order in which the guest loads them."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """The modules for an initramfs in load order, and why drivers are not among them, by name."""
+
+    modules: list[tuple[str, bytes]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class OwnKernel:
+    """A kernel file and what is known about it.
+
+    `place` is its name in messages. `remedy` is a format for the next step where the module {module} lacks.
+    """
+
+    kernel: Path
+    place: str
+    release: str = ""  # uname -r; empty if unknown
+    config: KernelConfig | None = None
+    modules: ModuleTree | None = None
+    remedy: str = "give --modules DIR"
+    notes: list[str] = field(default_factory=list)  # about the state of the tree, for the user
+
+    def select(self, extra: tuple[str, ...] = ()) -> Selection:
+        """Choose the drivers that there are, and `extra` modules (names, or paths of files), which must be there.
+
+        Raises ConfigError for one of `extra` that is neither there nor built in, and for damaged modules.
+        """
+        chosen = Selection()
+        order: dict[str, bytes] = {}
+        given = {module_name(Path(each)) for each in extra}
+        for driver in DRIVERS:
+            if driver.module in given or self._is_builtin(driver):
+                continue
+            reason = self._lack(driver)
+            if reason is None and self.modules is not None:
+                try:
+                    found = dict(self.modules.load_order([driver.module]))
+                except ConfigError as error:
+                    reason = str(error)
+                else:
+                    reason = next(filter(None, map(self._mismatch, found.values())), None)
+                    if reason is None:
+                        order |= {name: data for name, data in found.items() if name not in order}
+            if reason is not None:
+                chosen.absent[driver.module] = reason
+        if extra:
+            found = dict((self.modules or ModuleTree(Path("/nowhere"))).load_order(list(extra)))
+            for name, data in found.items():
+                mismatch = self._mismatch(data)
+                if mismatch:
+                    raise ConfigError(f"--module {name}: {mismatch}")
+                order.setdefault(name, data)
+        chosen.modules = list(order.items())
+        return chosen
+
+    def lacks(self, chosen: Selection, *, cpus: int = 1, grows: bool = True) -> list[str]:
+        """Return what a guest will lack, a line each, by option and effect; then modules that were not found."""
+        lines = [] if self.config is None else lacking(self.config, cpus=cpus, grows=grows)
+        told = " ".join(lines)
+        for driver in DRIVERS:
+            reason = chosen.absent.get(driver.module)
+            if reason is None or not driver.effect or reason.split()[0] in told:
+                continue
+            if driver.module != "hv_vmbus" and "hv_vmbus" in chosen.absent:
+                continue  # no driver is of use without the bus
+            lines.append(f"{reason}: {driver.effect}")
+        return lines
+
+    def _is_builtin(self, driver: Driver) -> bool:
+        if self.config is not None:
+            return self.config[driver.option(self.config)] == "y"
+        return self.modules is not None and self.modules.is_builtin(driver.module)
+
+    def _lack(self, driver: Driver) -> str | None:
+        """Return why there is no file of a driver that is not built in; None if there is one."""
+        if self.config is not None:
+            option = driver.option(self.config)
+            if self.config[option] == "n":
+                return f"{option} is not set"
+        if self.modules is None:
+            known = (
+                f"{driver.option(self.config)}=m" if self.config is not None else "nothing is known of this kernel"
+            )
+            return f"{driver.module} is not built in ({known}) and there are no modules; {self.remedy}"
+        if self.modules.find(driver.module) is None:
+            return f"{self.modules.folder} has no {driver.module}.ko; {self.remedy}"
+        return None
+
+    def _mismatch(self, module: bytes) -> str | None:
+        """Return why the kernel would refuse a module that was built for another release."""
+        magic = modinfo_value(module, "vermagic").split(" ")[0]
+        if not magic or not self.release or magic == self.release:
+            return None
+        name = modinfo_value(module, "name")
+        return f"{name}.ko was built for Linux {magic}, this kernel is {self.release}; {self.remedy}"
