@@ -34,13 +34,13 @@ exception = event("contain.exception", "{where}: {error}")
 strict = bool(os.environ.get("PYVMM_STRICT"))
 """Let exceptions pass, so that tests fail on them."""
 
-TOLD_LIMIT = 10
+REPORT_LIMIT = 10
 """Most places reported on stderr; each takes a screen, and all of them fit into a pipe that is not read."""
 
 counts: Counter[str] = Counter()
 """Contained exceptions by entry. The code names the entries, which bounds this."""
 
-_told: set[tuple[str, int, str]] = set()  # file, line and class of the exceptions reported
+_reported: set[tuple[str, int, str]] = set()  # file, line and class of the exceptions reported
 
 
 def contain(where: str, error: Exception) -> None:
@@ -54,10 +54,10 @@ def contain(where: str, error: Exception) -> None:
     if exception.on:
         exception(where, repr(error))
     place = _place(error)
-    if place in _told or len(_told) >= TOLD_LIMIT:
+    if place in _reported or len(_reported) >= REPORT_LIMIT:
         return
-    _told.add(place)
-    _tell(f"{where}: unexpected error, the machine continues", error)
+    _reported.add(place)
+    _print_report(f"{where}: unexpected error, the machine continues", error)
 
 
 def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
@@ -79,7 +79,7 @@ def contained(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
 
 def report(where: str, error: BaseException) -> None:
     """Report `error`, which ends the machine, on stderr with its traceback."""
-    _tell(f"{where}: unexpected error, please report it", error)
+    _print_report(f"{where}: unexpected error, please report it", error)
 
 
 def _place(error: Exception) -> tuple[str, int, str]:
@@ -91,7 +91,7 @@ def _place(error: Exception) -> tuple[str, int, str]:
     return ("", 0, name) if at is None else (at.tb_frame.f_code.co_filename, at.tb_lineno, name)
 
 
-def _tell(head: str, error: BaseException) -> None:
+def _print_report(head: str, error: BaseException) -> None:
     text = f"pyvmm: {head}\n"
     if isinstance(error, PyvmmError):  # KVM or the host refused: its text suffices
         text += f"  {error}\n"

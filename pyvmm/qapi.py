@@ -337,13 +337,13 @@ MachineInfo = TypedDict(
 # Events
 
 
-class Caused(TypedDict):
+class ShutdownData(TypedDict):
     guest: bool
     reason: ShutdownCause
 
 
-Panicked = TypedDict(
-    "Panicked",
+PanicData = TypedDict(
+    "PanicData",
     {"action": GuestPanicAction, "info": NotRequired[GuestPanicInformation], "x-text": NotRequired[str]},
 )
 
@@ -356,7 +356,7 @@ class CrashLoaded(TypedDict):
 MemorySize = TypedDict("MemorySize", {"id": NotRequired[str], "size": int, "qom-path": str})
 
 
-class Deleted(TypedDict):
+class DeviceDeletedData(TypedDict):
     device: NotRequired[str]
     path: str
 
@@ -376,7 +376,7 @@ class AutosizeChange(TypedDict):
     enabled: bool
 
 
-class Traced(TypedDict):
+class TraceData(TypedDict):
     dropped: int
     events: list[Any]
 
@@ -387,41 +387,41 @@ class Console(TypedDict):
     text: str
 
 
-class Happened(NamedTuple):
+class Occurrence(NamedTuple):
     """One occurrence of an event: what the machine tells the monitor."""
 
     name: str
     data: dict[str, Any]
 
 
-Emit = Callable[[Happened], None]
+Emit = Callable[[Occurrence], None]
 
 
 class Event(Generic[T]):
     """An event of the monitor and the type of its data; called with data it makes one occurrence.
 
     `at_most_every`: seconds between two of them where the guest decides how often they happen; the newest is kept
-    meanwhile. `outdates`: the event that is void, if it is still held back, once this one has happened.
+    meanwhile. `supersedes`: the event that is void, if it is still held back, once this one has happened.
     """
 
-    def __init__(self, name: str, data: type[T], *, at_most_every: float = 0.0, outdates: str = "") -> None:
+    def __init__(self, name: str, data: type[T], *, at_most_every: float = 0.0, supersedes: str = "") -> None:
         self.name, self.data = name, data
-        self.at_most_every, self.outdates = at_most_every, outdates
+        self.at_most_every, self.supersedes = at_most_every, supersedes
         EVENTS[name] = self
 
-    def __call__(self, data: T) -> Happened:
-        return Happened(self.name, cast("dict[str, Any]", data))
+    def __call__(self, data: T) -> Occurrence:
+        return Occurrence(self.name, cast("dict[str, Any]", data))
 
 
 EVENTS: dict[str, Event[Any]] = {}
 """All events, by name."""
 
-SHUTDOWN = Event("SHUTDOWN", Caused)
-RESET = Event("RESET", Caused)
+SHUTDOWN = Event("SHUTDOWN", ShutdownData)
+RESET = Event("RESET", ShutdownData)
 POWERDOWN = Event("POWERDOWN", Empty)
 STOP = Event("STOP", Empty)
 RESUME = Event("RESUME", Empty)
-GUEST_PANICKED = Event("GUEST_PANICKED", Panicked)
+GUEST_PANICKED = Event("GUEST_PANICKED", PanicData)
 GUEST_CRASHLOADED = Event("GUEST_CRASHLOADED", CrashLoaded)
 X_NOTICE = Event("X_NOTICE", Notice)
 BALLOON_CHANGE = Event(
@@ -429,10 +429,10 @@ BALLOON_CHANGE = Event(
 )  # QEMU: 1 s, too coarse to draw progress with
 HV_BALLOON_STATUS_REPORT = Event("HV_BALLOON_STATUS_REPORT", HvBalloonInfo, at_most_every=1.0)
 X_BALLOON_FINISHED = Event("X_BALLOON_FINISHED", BalloonFinished, at_most_every=0.1)
-X_BALLOON_TARGET = Event("X_BALLOON_TARGET", BalloonReply, outdates="X_BALLOON_FINISHED")
+X_BALLOON_TARGET = Event("X_BALLOON_TARGET", BalloonReply, supersedes="X_BALLOON_FINISHED")
 X_AUTOSIZE = Event("X_AUTOSIZE", Autosize)
 X_AUTOSIZE_CHANGE = Event("X_AUTOSIZE_CHANGE", AutosizeChange)
 MEMORY_DEVICE_SIZE_CHANGE = Event("MEMORY_DEVICE_SIZE_CHANGE", MemorySize, at_most_every=1.0)
-DEVICE_DELETED = Event("DEVICE_DELETED", Deleted)
-X_TRACE = Event("X_TRACE", Traced)
+DEVICE_DELETED = Event("DEVICE_DELETED", DeviceDeletedData)
+X_TRACE = Event("X_TRACE", TraceData)
 X_CONSOLE = Event("X_CONSOLE", Console)

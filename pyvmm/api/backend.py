@@ -167,7 +167,7 @@ class ProcessBackend:
         registry.claim(self.name).release()  # refuse a name in use: another machine's monitor would answer
         self.socket = runtime_folder() / f"{self.name}.sock"
         self.console = Tail(CONSOLE_LIMIT)
-        self._said = Tail(STDERR_LIMIT)
+        self._stderr = Tail(STDERR_LIMIT)
         self._process = subprocess.Popen(
             [*_RUN, "--name", self.name, "--console", "stdio", "--tied", *arguments],
             stdin=subprocess.PIPE,
@@ -178,7 +178,10 @@ class ProcessBackend:
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
-        self._readers = [self._read(self._process.stdout, self.console), self._read(self._process.stderr, self._said)]
+        self._readers = [
+            self._read(self._process.stdout, self.console),
+            self._read(self._process.stderr, self._stderr),
+        ]
 
     def _read(self, stream: Any, into: Tail) -> threading.Thread:
         def read() -> None:
@@ -198,7 +201,7 @@ class ProcessBackend:
             return ""
         for reader in self._readers:
             reader.join(1)
-        lines = [line for line in self._said.text().splitlines() if line.strip()]
+        lines = [line for line in self._stderr.text().splitlines() if line.strip()]
         return lines[-1].removeprefix("pyvmm: ") if lines else f"pyvmm ended with status {self._process.returncode}"
 
     def send(self, data: bytes) -> None:

@@ -224,7 +224,7 @@ class Machine:
                 has, goal = format_size(resize.actual), format_size(resize.goal)
                 raise TimedOut(f"the guest has {has} after {timeout:g} s, {goal} wanted") from None
             self._ending.take(event)
-            resize.take(event.name, event.data)
+            resize.update(event.name, event.data)
         return self.memory
 
     def pause(self) -> None:

@@ -83,8 +83,8 @@ def _stalled_at(entry: Entry) -> str:
     return f"its event loop is stalled in {place}" if place and place.isprintable() else ""
 
 
-def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMIT) -> Client:
-    """Connect to the machine's monitor. Waits up to `patience` seconds for a machine that is starting.
+def connect(entry: Entry, timeout: float = 10.0, *, start_timeout: float = START_LIMIT) -> Client:
+    """Connect to the machine's monitor. Waits up to `start_timeout` seconds for a machine that is starting.
 
     Raises Starting if it has not started by then, TimedOut for a machine that does not answer within `timeout`
     seconds, and Disconnected if no process listens on the socket.
@@ -92,7 +92,7 @@ def connect(entry: Entry, timeout: float = 10.0, *, patience: float = START_LIMI
     from pyvmm.client import registry
     from pyvmm.client.qmp import Client, Disconnected, Starting, TimedOut
 
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + start_timeout
     while True:
         try:
             return Client(entry.socket, timeout)

@@ -24,7 +24,7 @@ class Measured:
     resident: int
 
 
-class Show(Protocol):
+class TourReporter(Protocol):
     """Reports the steps of the tour; the methods are in the order of the calls."""
 
     def booting(self, cpus: int, memory: int) -> None:
@@ -49,7 +49,7 @@ class Show(Protocol):
         """Report the end of the tour: the guest's shell follows, or its power-off."""
 
 
-class Words:
+class TextReporter:
     """Prints text for people, in colour on a terminal."""
 
     def booting(self, cpus: int, memory: int) -> None:
@@ -106,7 +106,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-class JsonLines:
+class JsonReporter:
     """Prints JSON lines for programs: sizes in bytes, times in seconds."""
 
     def booting(self, cpus: int, memory: int) -> None:

@@ -30,7 +30,7 @@ class ResizeProgress:
         if actual == self.goal:
             self._end("")
 
-    def take(self, name: str, data: Mapping[str, Any]) -> None:
+    def update(self, name: str, data: Mapping[str, Any]) -> None:
         """Update the progress from an event."""
         match name:
             case "BALLOON_CHANGE":

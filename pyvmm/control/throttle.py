@@ -33,8 +33,8 @@ class Throttle:
     def __call__(self, name: str, data: EventData) -> None:
         event = EVENTS[name]
         period = event.at_most_every
-        if self._waiting.get(event.outdates) is not None:
-            self._waiting[event.outdates] = None
+        if self._waiting.get(event.supersedes) is not None:
+            self._waiting[event.supersedes] = None
         if not period:
             self._send(name, data)
         elif name in self._waiting:

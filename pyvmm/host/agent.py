@@ -28,7 +28,7 @@ from pyvmm.host.zygote import Zygote
 
 PORT = 3
 GRACE = 5.0  # seconds between SIGHUP and SIGKILL for a command whose client has disconnected
-CONNECT_PATIENCE = 15.0  # seconds that a forwarded connection waits for its command to open the socket
+CONNECT_TIMEOUT = 15.0  # seconds that a forwarded connection waits for its command to open the socket
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Agent:
                     self.endpoint.forget(frame.stream)
                     self.endpoint.send(Frame(Kind.REFUSED, frame.stream, payload=text.encode()))
             case Kind.CONNECT:
-                until = time.monotonic() + CONNECT_PATIENCE
+                until = time.monotonic() + CONNECT_TIMEOUT
                 self.connecting.append(Connecting(frame.stream, os.fsdecode(frame.payload), until))
             case Kind.SIGNAL if command:
                 self._kill(command, frame.number)

@@ -215,8 +215,8 @@ class CommandRun:
                 if status is not None and number in ENDING_SIGNALS:
                     self.endpoint.give_up(self.stream)
                     return 128 + number
-                self._pass_on(number)
-            self._look_at_limits()
+                self._forward_signal(number)
+            self._check_deadlines()
 
     def _release_keyboard(self) -> None:
         """Restore the terminal's mode after the command's end, so that Ctrl-C is a signal while output is written."""
@@ -232,7 +232,7 @@ class CommandRun:
             dues.append(time.monotonic() + FOREGROUND_POLL)
         return max(0.0, min(due for due in dues if due is not None) - time.monotonic())
 
-    def _look_at_limits(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         if self._stop_at is not None and now >= self._stop_at:
             self._stop()
@@ -269,7 +269,7 @@ class CommandRun:
 
         self.endpoint.output(self.stream, channel, output, failed)
 
-    def _pass_on(self, number: int) -> None:
+    def _forward_signal(self, number: int) -> None:
         match number:
             case signal.SIGWINCH:
                 self._resize()
@@ -281,11 +281,11 @@ class CommandRun:
             case _:
                 self.endpoint.send(Frame.of_number(Kind.SIGNAL, self.stream, number))
                 if number in ENDING_SIGNALS:
-                    self._hurry_readers()
+                    self._start_reader_deadline()
                 if number in (signal.SIGTERM, signal.SIGHUP) and self._give_up_at is None:
                     self._give_up_at = time.monotonic() + GRACE
 
-    def _hurry_readers(self) -> None:
+    def _start_reader_deadline(self) -> None:
         self._taken = sum(output.written for output in self.request.outputs)
         self._reader_due = time.monotonic() + READER_GRACE
 
@@ -293,7 +293,7 @@ class CommandRun:
         """Wait until all its output is written, except after a time limit or a signal."""
         self._release_keyboard()
         if status in FORCED_STATUSES or -status in ENDING_SIGNALS:
-            self._hurry_readers()
+            self._start_reader_deadline()
 
     def _resize(self) -> None:
         if size := self._window():

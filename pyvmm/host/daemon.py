@@ -29,7 +29,7 @@ from pyvmm.unix_socket import ListeningSocket
 
 IDLE_SECONDS = 30 * 60
 START_LIMIT = 240.0  # seconds, a first boot included
-LOOK_LIMIT = 1.0  # seconds that a process may hold the lock just to test it
+LOCK_TIMEOUT = 1.0  # seconds that a process may hold the lock just to test it
 
 
 def _folder() -> Path:
@@ -174,26 +174,26 @@ def _daemon(report: int, memory_mib: int, idle_seconds: int) -> NoReturn:
 
 def _keep_host(report: int, memory_mib: int, idle_seconds: int) -> None:
     file = open_private(_folder() / "host.json")
-    until = time.monotonic() + LOOK_LIMIT
+    until = time.monotonic() + LOCK_TIMEOUT
     while not _try_lock(file):  # another process may hold it just to test it
         if time.monotonic() > until:
             raise HostError("another emulated host is starting: try again")
         time.sleep(0.05)
     os.ftruncate(file, 0)  # contents left by a killed daemon
     with (
-        EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _tell(report, line)) as host,
+        EmulatedHost.start(memory_mib=memory_mib, progress=lambda line: _report(report, line)) as host,
         ListeningSocket(_socket_path(), 32) as listener,
     ):
         record = {"pid": os.getpid(), "memory_mib": host.memory_mib, "idle": idle_seconds, "agent": agent_digest()}
         os.pwrite(file, json.dumps(record).encode(), 0)
         try:
-            _tell(report, "ready")
+            _report(report, "ready")
             os.close(report)
             Router(host, listener.socket, idle_seconds).serve()
         finally:
             os.ftruncate(file, 0)
 
 
-def _tell(report: int, line: str) -> None:
+def _report(report: int, line: str) -> None:
     with contextlib.suppress(OSError):
         os.write(report, line.encode() + b"\n")

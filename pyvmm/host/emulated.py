@@ -53,17 +53,17 @@ class EmulatedHost:
         if memory_mib < 256:
             raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
         find_qemu()  # fail without QEMU before anything is fetched
-        ingredients = kit.prepare(progress)
+        boot_image = kit.prepare(progress)
         for attempt in range(2):
-            saved = snapshot.find(ingredients, memory_mib, exact=exact)
+            saved = snapshot.find(boot_image, memory_mib, exact=exact)
             if saved is None:
-                saved = snapshot.make(ingredients, memory_mib, progress, exact=exact)
+                saved = snapshot.make(boot_image, memory_mib, progress, exact=exact)
             try:
-                machine = snapshot.restore(saved, ingredients)
+                machine = snapshot.restore(saved, boot_image)
                 try:
                     host = cls(machine)
                     host.memory_mib = saved.memory_mib
-                    host._go()
+                    host._start_agent()
                 except BaseException:
                     machine.kill()
                     raise
@@ -75,7 +75,7 @@ class EmulatedHost:
                 keeping.remove(Path(saved.folder))
         raise AssertionError("not reached")
 
-    def _go(self) -> None:
+    def _start_agent(self) -> None:
         line = f"go {time.time():.3f} {os.urandom(32).hex()}\n"
         until = time.monotonic() + AGENT_LIMIT
         try:

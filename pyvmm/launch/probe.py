@@ -70,22 +70,22 @@ def probe(*, fresh: bool = False, path: str = "/dev/kvm") -> Probe:
     if not fresh:
         with contextlib.suppress(FileError, ValueError):
             return Probe(_findings(parse_json(read_text(kept, JSON_LIMIT))))
-    found = _look(path)
+    found = _check(path)
     if found.findings[0].ok:  # not kept: a missing device or permission may be fixed any time
         with contextlib.suppress(OSError):
             write_private(kept, json.dumps([asdict(finding) for finding in found.findings]).encode())
     return found
 
 
-def _findings(told: object) -> list[Finding]:
+def _findings(value: object) -> list[Finding]:
     """Parse the kept findings. Raises ValueError for any other JSON."""
     kinds = {"what": str, "ok": bool, "detail": str, "fix": str, "needed": bool}
-    if not isinstance(told, list) or not told:
+    if not isinstance(value, list) or not value:
         raise ValueError("no list of findings")
-    for each in told:
+    for each in value:
         if not isinstance(each, dict) or {name: type(value) for name, value in each.items()} != kinds:
             raise ValueError("not a finding")
-    return [Finding(**each) for each in told]
+    return [Finding(**each) for each in value]
 
 
 def _kept_verdict(path: str) -> Path:
@@ -100,7 +100,7 @@ def _kept_verdict(path: str) -> Path:
     return cache_folder() / "host" / f"probe-{PROBE_VERSION}-{boot}-{device}.json"
 
 
-def _look(path: str) -> Probe:
+def _check(path: str) -> Probe:
     from pyvmm.kvm.caps import Cap
     from pyvmm.kvm.system import Kvm
 

@@ -105,7 +105,7 @@ class DeviceSet:
 
     def _gone(self, plug: _Plug) -> None:
         plug.state = "unplugged"
-        deleted: qapi.Deleted = {"path": plug.path}
+        deleted: qapi.DeviceDeletedData = {"path": plug.path}
         if plug.id:
             deleted["device"] = plug.id
         self._emit(qapi.DEVICE_DELETED(deleted))

@@ -22,10 +22,10 @@ class Notifier:
         self.listeners: list[Listener] = []
         self.notices: deque[str] = deque(maxlen=NOTICES_KEPT)
 
-    def emit(self, happened: qapi.Happened) -> None:
+    def emit(self, occurrence: qapi.Occurrence) -> None:
         """Send an event."""
         for listener in self.listeners:
-            listener(*happened)
+            listener(*occurrence)
 
     def notice(self, text: str) -> None:
         """Show the user a notice: as an event, as a line on stderr, and in `pyvmm status`."""

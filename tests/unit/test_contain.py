@@ -29,7 +29,7 @@ from tests.support.recorder_device import BALLOON, Recorder
 @pytest.fixture(autouse=True)
 def as_in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(contain, "strict", False)
-    monkeypatch.setattr(contain, "_told", set())
+    monkeypatch.setattr(contain, "_reported", set())
     before = contain.counts.copy()
     yield
     contain.counts.clear()
@@ -60,11 +60,11 @@ def test_a_port_that_fails_reads_as_all_ones_and_ignores_writes(capsys: pytest.C
 
 
 def test_no_more_places_are_told_than_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(contain.TOLD_LIMIT + 5):
+    for number in range(contain.REPORT_LIMIT + 5):
         kind = type(f"Error{number}", (Exception,), {})
         contain.contain("here", kind())
-    assert capsys.readouterr().err.count("the machine continues") == contain.TOLD_LIMIT
-    assert contain.counts["here"] == contain.TOLD_LIMIT + 5
+    assert capsys.readouterr().err.count("the machine continues") == contain.REPORT_LIMIT
+    assert contain.counts["here"] == contain.REPORT_LIMIT + 5
 
 
 def test_what_the_host_refused_is_one_line_and_traced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,17 +94,17 @@ def balance(
                 time.sleep(interval)
         finally:
             if not once:
-                _let_go(held)
+                _resume_sizing(held)
 
 
-def _let_go(held: Iterable[str]) -> None:
+def _resume_sizing(held: Iterable[str]) -> None:
     """Re-enable automatic sizing on those machines in `held` that still run."""
     from pyvmm.client import registry
 
     for entry in registry.running():
         if entry.name in held:
             try:
-                with connect(entry, ANSWER_LIMIT, patience=0) as client:
+                with connect(entry, ANSWER_LIMIT, start_timeout=0) as client:
                     client.execute("x-autosize", {"enable": True})
             except HostError as error:
                 with contextlib.suppress(OSError):  # the terminal may be gone: still serve the other machines
@@ -129,9 +129,9 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held:
     try:
         for entry in entries:
             try:
-                client = connect(entry, ANSWER_LIMIT, patience=0)
+                client = connect(entry, ANSWER_LIMIT, start_timeout=0)
                 try:
-                    guests[entry.name] = _look(entry, client, least, buffer, held)
+                    guests[entry.name] = _query(entry, client, least, buffer, held)
                 except BaseException:
                     client.close()
                     raise
@@ -172,7 +172,7 @@ def _round(entries: Sequence[Entry], budget: int, least: int, buffer: int, held:
     }
 
 
-def _look(entry: Entry, client: Client, least: int, buffer: int, held: set[str]) -> Guest:
+def _query(entry: Entry, client: Client, least: int, buffer: int, held: set[str]) -> Guest:
     """Query one machine and disable its automatic sizing. Raises HostError."""
     from pyvmm.machine.autosize import Limits
     from pyvmm.machine.budget import Member

@@ -127,7 +127,7 @@ def _wait(client: Client, size: int, reply: dict[str, Any], timeout: float, as_j
     bar = _Bar(resize.actual, resize.goal)
     try:
         while not resize.result:
-            resize.take(*client.wait_event(EVENTS, max(0.0, deadline - time.monotonic())))
+            resize.update(*client.wait_event(EVENTS, max(0.0, deadline - time.monotonic())))
             bar.show(resize.actual)
         result = resize.result
     except TimedOut:

@@ -20,7 +20,7 @@ from pyvmm.launch import exit_status
 if TYPE_CHECKING:
     from pyvmm.client.registry import Entry
 
-QUICK = 2.0
+ANSWER_TIMEOUT = 2.0
 """Timeout, in seconds, for an answer and for the end of the process, before `kill` escalates."""
 
 
@@ -58,7 +58,7 @@ def end(entry: Entry) -> str | None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.kill(entry.pid, number)
-        if _gone(entry, time.monotonic() + QUICK):
+        if _gone(entry, time.monotonic() + ANSWER_TIMEOUT):
             return number.name
     return None
 
@@ -68,17 +68,17 @@ def _quit(entry: Entry) -> bool:
     from pyvmm.client.qmp import Disconnected, TimedOut
 
     try:
-        with connect(entry, QUICK, patience=0) as client:
+        with connect(entry, ANSWER_TIMEOUT, start_timeout=0) as client:
             try:
                 client.execute("quit")
-                client.wait_event((), QUICK)
+                client.wait_event((), ANSWER_TIMEOUT)
             except Disconnected:
                 pass
     except TimedOut:
         return False
     except Disconnected:  # connection refused or lost: the machine is starting or ending
-        return not entry.pid or _gone(entry, time.monotonic() + QUICK)
-    return not entry.pid or _gone(entry, time.monotonic() + QUICK)
+        return not entry.pid or _gone(entry, time.monotonic() + ANSWER_TIMEOUT)
+    return not entry.pid or _gone(entry, time.monotonic() + ANSWER_TIMEOUT)
 
 
 def _gone(entry: Entry, deadline: float, clock: Callable[[], float] = time.monotonic) -> bool:

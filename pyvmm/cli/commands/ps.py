@@ -16,7 +16,7 @@ from pyvmm.sizes import format_size
 if TYPE_CHECKING:
     from pyvmm.client.registry import Entry
 
-QUICK = 2.0
+ANSWER_TIMEOUT = 2.0
 """Seconds that `ps` waits for a machine's answer."""
 
 
@@ -43,7 +43,7 @@ def _ask(entry: Entry) -> dict[str, Any] | None:
     from pyvmm.errors import HostError
 
     try:
-        with connect(entry, QUICK, patience=0) as client:
+        with connect(entry, ANSWER_TIMEOUT, start_timeout=0) as client:
             reply: dict[str, Any] = client.execute("x-status")
             return reply
     except Starting:

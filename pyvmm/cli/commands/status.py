@@ -59,7 +59,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
     from pyvmm.client.qmp import Starting
 
     try:
-        with connect(entry, ANSWER_TIMEOUT, patience=0) as client:
+        with connect(entry, ANSWER_TIMEOUT, start_timeout=0) as client:
             about: dict[str, Any] = client.execute("x-status")
             return about
     except Starting:

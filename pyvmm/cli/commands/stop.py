@@ -42,8 +42,8 @@ def stop(given: str | None, name: str | None, socket: Path | None, force: bool, 
     with connect(entry) as client:
         begin = time.monotonic()
         if not force:
-            resumed = _let_run(client, entry.name)
-        _tell(client, "quit" if force else "system_powerdown")
+            resumed = _resume_paused(client, entry.name)
+        _send(client, "quit" if force else "system_powerdown")
         ended = _wait(client, begin + timeout)
     seconds = time.monotonic() - begin
     if as_json:
@@ -55,7 +55,7 @@ def stop(given: str | None, name: str | None, socket: Path | None, force: bool, 
     return 0 if ended else exit_status.TIMEOUT
 
 
-def _let_run(client: Client, name: str) -> bool:
+def _resume_paused(client: Client, name: str) -> bool:
     """Resume a paused machine so that the guest can shut down; return whether it was paused. Raises HostError."""
     state = client.execute("query-status")["status"]
     if state in ("guest-panicked", "internal-error"):
@@ -67,7 +67,7 @@ def _let_run(client: Client, name: str) -> bool:
     return True
 
 
-def _tell(client: Client, command: str) -> None:
+def _send(client: Client, command: str) -> None:
     from pyvmm.client.qmp import Disconnected
 
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyvmm.cli.guest_options import SizeType, complete_image
-from pyvmm.cli.tour_show import JsonLines, Measured, Show, Words
+from pyvmm.cli.tour_show import JsonReporter, Measured, TextReporter, TourReporter
 from pyvmm.cli.words import RepeatableCommand, command_words
 from pyvmm.errors import ConfigError
 from pyvmm.guest_text import one_line
@@ -76,7 +76,7 @@ def tour(
     shell: bool | None,
     as_json: bool,
 ) -> None:
-    """Show the main job: Linux on Hyper-V, resized by hv-balloon.
+    """TourReporter the main job: Linux on Hyper-V, resized by hv-balloon.
 
     Boots the default guest, shows what it sees of Hyper-V, takes half of its memory out and gives it back with the
     guest's and the host's figures at each step, then hands you its shell (or powers it off where there is no
@@ -100,16 +100,16 @@ def tour(
 
     def run_local(config: MachineConfig, sockets: list[Path]) -> int:
         if as_json:
-            return _run(config, sockets, JsonLines(), False)
+            return _run(config, sockets, JsonReporter(), False)
         wanted = shell if shell is not None else sys.stdin.isatty() and sys.stdout.isatty()
-        return _run(config, sockets, Words(), wanted)
+        return _run(config, sockets, TextReporter(), wanted)
 
     ctx.exit(
         dispatch_run(command_words(ctx), make_config, run_local, host=host, name=name, control_socket=control_socket)
     )
 
 
-def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) -> int:
+def _run(config: MachineConfig, sockets: list[Path], show: TourReporter, shell: bool) -> int:
     from pyvmm.launch.attended import report
     from pyvmm.launch.consoles import StdioConsole, SwitchableConsole
     from pyvmm.launch.exit_status import status_of
@@ -164,7 +164,7 @@ def _run(config: MachineConfig, sockets: list[Path], show: Show, shell: bool) ->
 class _Guide:
     """Runs the steps of the tour: the result of each starts the next."""
 
-    def __init__(self, machine: Any, show: Show, shell: bool, started: float) -> None:
+    def __init__(self, machine: Any, show: TourReporter, shell: bool, started: float) -> None:
         self._machine = machine
         self._show = show
         self._shell = shell

@@ -27,7 +27,7 @@ PROMPT = 1.0
 POLL = 0.2
 """Poll interval, in seconds, while waiting for a channel to open."""
 
-QUICK = 2.0
+ANSWER_TIMEOUT = 2.0
 """Timeout, in seconds, for an answer to completion, and for the events that are left after a disconnect."""
 
 
@@ -43,7 +43,7 @@ def complete_channel(ctx: click.Context, param: click.Parameter, incomplete: str
     given = next(iter(ctx.args), None)  # not parsed yet: click stopped at the option without its value
     try:
         entry = find(given, ctx.params.get("name"), ctx.params.get("socket"))
-        with connect(entry, QUICK, patience=0) as client:
+        with connect(entry, ANSWER_TIMEOUT, start_timeout=0) as client:
             names = [str(each.get("name")) for each in client.execute("x-query-vmbus")]
     except (PyvmmError, click.UsageError):  # no machine runs, or the choice is ambiguous
         return []
@@ -118,11 +118,11 @@ def _await(entry: Entry, event: str | None, channel: str | None, deadline: float
     """Wait for the event, channel or end, and return the result. Reconnects to a machine that answers slowly."""
     from pyvmm.client.qmp import Disconnected, Starting, TimedOut
 
-    met = starting = False
+    connected = starting = False
     while True:
         try:
-            with connect(entry, patience=min(PROMPT, deadline - time.monotonic())) as client:
-                met = True
+            with connect(entry, start_timeout=min(PROMPT, deadline - time.monotonic())) as client:
+                connected = True
                 if channel is not None:
                     return _wait_channel(client, channel, deadline)
                 return _wait_event(client, event, deadline)
@@ -136,9 +136,9 @@ def _await(entry: Entry, event: str | None, channel: str | None, deadline: float
                 print_message(f"{entry.name} is starting")
             starting = True
         except Disconnected as error:
-            if starting and not met:
+            if starting and not connected:
                 raise Disconnected(f"{entry.name} ended before it had started") from error
-            if not met:
+            if not connected:
                 raise
             return {"result": "ended"}
 
@@ -187,10 +187,10 @@ def _wait_event(client: Client, wanted: str | None, deadline: float) -> dict[str
             continue
         if name == wanted:
             return {"result": "event", "event": name, "data": data}
-        _note(ending, name, data)
+        _record_end(ending, name, data)
 
 
-def _note(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
+def _record_end(ending: dict[str, Any], name: str, data: dict[str, Any]) -> None:
     """Update `ending`, how the machine ended, from an event; a panic is printed at once."""
     if name == "GUEST_PANICKED":
         from pyvmm.hyperv.crash import panic_line
@@ -215,7 +215,9 @@ def _wait_channel(client: Client, name: str, deadline: float) -> dict[str, Any]:
         try:
             channels = client.execute("x-query-vmbus")
         except Disconnected:
-            return _wait_event(client, None, time.monotonic() + QUICK)  # events received before the disconnect
+            return _wait_event(
+                client, None, time.monotonic() + ANSWER_TIMEOUT
+            )  # events received before the disconnect
         rows = [each for each in channels if each.get("name") == name]
         if channels and not rows:
             known = ", ".join(str(each.get("name")) for each in channels)

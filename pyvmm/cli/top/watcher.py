@@ -79,7 +79,7 @@ class Watcher:
             if self.sample is None and is_starting(self.entry, silent=True):
                 self.error = STARTING  # as long as nothing is heard of it; an emulated host's socket is there early
             try:
-                with connect(self.entry, ANSWER_TIMEOUT, patience=0) as client:
+                with connect(self.entry, ANSWER_TIMEOUT, start_timeout=0) as client:
                     self._talk(client)
             except Starting:
                 self.error = STARTING

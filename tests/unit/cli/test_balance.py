@@ -136,8 +136,8 @@ def test_a_signal_lets_their_own_sizing_go_on(
         signal.raise_signal(signal.SIGTERM)
         let_go(held)
 
-    let_go = balance._let_go
-    monkeypatch.setattr(balance, "_let_go", told_again)
+    let_go = balance._resume_sizing
+    monkeypatch.setattr(balance, "_resume_sizing", told_again)
     monkeypatch.setattr("pyvmm.cli.commands.balance.time.sleep", ended)
     with pytest.raises(SystemExit) as exit:
         pyvmm("balance", "--budget", "8G")

@@ -198,7 +198,7 @@ def test_status_of_a_machine_that_starts_says_so(pyvmm: Run) -> None:
 def test_a_silent_socket_is_a_machine_that_starts_until_it_has_settled(
     pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ps, "QUICK", 0.1)
+    monkeypatch.setattr(ps, "ANSWER_TIMEOUT", 0.1)
     with registry.claim("mute") as mute, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(mute.socket))
         silent.listen(8)

@@ -327,7 +327,7 @@ def test_kill_asks_first(pyvmm: Run) -> None:
 def test_kill_takes_a_stronger_means_where_nobody_answers(
     runtime: Path, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kill, "QUICK", 0.3)
+    monkeypatch.setattr(kill, "ANSWER_TIMEOUT", 0.3)
     code = (
         "import socket, signal, sys, time; from pyvmm.client import registry\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyvmm.cli.commands.tour import _Guide
-from pyvmm.cli.tour_show import JsonLines, Show, Words
+from pyvmm.cli.tour_show import JsonReporter, TextReporter, TourReporter
 from pyvmm.devices.balloon.plan import ResizeOutcome
 from tests.support.command_line import Run
 
@@ -51,7 +51,7 @@ class Machine:
         return self.size // 4
 
 
-def tell(show: Show, capsys: pytest.CaptureFixture[str]) -> str:
+def tell(show: TourReporter, capsys: pytest.CaptureFixture[str]) -> str:
     ended: list[bool] = []
     guide = _Guide(Machine(), show, False, 0.0)
     guide.finished = lambda: ended.append(True)
@@ -61,7 +61,7 @@ def tell(show: Show, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_programs_get_a_json_object_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = [json.loads(line) for line in tell(JsonLines(), capsys).splitlines()]
+    steps = [json.loads(line) for line in tell(JsonReporter(), capsys).splitlines()]
     assert [each["step"] for each in steps] == [
         "booting", "booted", "seen", "devices", "memory", "memory", "resized", "resized",
     ]  # fmt: skip
@@ -87,7 +87,7 @@ def test_programs_get_a_json_object_a_step(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    text = tell(Words(), capsys)
+    text = tell(TextReporter(), capsys)
     assert "Booting Linux (2 vCPUs, 512 MiB)" in text
     assert "Linux 6.1.0 with 2 CPUs is up after" in text
     assert "after boot                         512 MiB         256 MiB         128 MiB" in text
