@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, Ty
 
 T = TypeVar("T")
 
-RunState = Literal["prelaunch", "running", "paused", "shutdown", "guest-panicked", "internal-error"]
+RunState = Literal["prelaunch", "running", "paused", "debug", "shutdown", "guest-panicked", "internal-error"]
 ShutdownCause = Literal[
     "host-error",
     "host-qmp-quit",

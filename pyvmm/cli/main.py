@@ -40,6 +40,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "log": "Show the end of a guest's console.",
         "devices": "List a machine's VMBus devices and their channels.",
         "trace": "Follow a machine's trace events; list, compare, convert traces.",
+        "gdb": "Debug a guest's kernel with GDB.",
         "report": "Draw a recorded trace: one HTML page, CSV.",
     },
     "This computer": {

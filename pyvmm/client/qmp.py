@@ -151,6 +151,12 @@ class Client:
             raise Disconnected("the VM ended")
         return data
 
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Return the connection and what was read beyond the last reply; this client is closed then."""
+        found, self._socket = self._socket, socket.socket()
+        self._socket.close()
+        return found, bytes(self._input)
+
     def close(self) -> None:
         self._socket.close()
 

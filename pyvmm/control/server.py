@@ -134,6 +134,7 @@ class _Client:
         self._open = True
         self._streams: dict[str, Stream] = {}
         self._pending_streams: dict[str, Callable[[Timing, Ready, Send], Stream]] = {}
+        self._take: Callable[[socket.socket], None] | None = None  # whom the connection is given to
         self._working = False  # a turn is posted: the session may hold complete requests
         connection.setblocking(False)
 
@@ -154,6 +155,20 @@ class _Client:
             before.close()
         if make is not None:
             self._pending_streams[what] = make
+
+    def give_away(self, take: Callable[[socket.socket], None]) -> None:
+        """Pass this client's connection to `take`, after the running command's reply. No events follow the reply.
+
+        The client must send nothing between the command and its reply.
+        """
+        self._take = take
+
+    def _give(self, take: Callable[[socket.socket], None]) -> None:
+        if self._output:
+            self.drop("does not read")
+        elif self._open:
+            self._leave("given away")
+            take(self._socket)
 
     def _start_streams(self) -> None:
         pending, self._pending_streams = self._pending_streams, {}
@@ -231,6 +246,8 @@ class _Client:
         self._start_streams()  # before the client reads the reply, but the reply itself is not traced to it
         for reply in replies:
             self._put(reply)
+        if self._take is not None:
+            self._give(self._take)
         if server._closing:
             server.close()
         if self.session.not_qmp:
@@ -279,8 +296,12 @@ class _Client:
 
     def drop(self, reason: str) -> None:
         """Close the connection. Data in the socket's buffer still reaches the client."""
-        if not self._open:
-            return
+        if self._open:
+            self._leave(reason)
+            self._socket.close()
+
+    def _leave(self, reason: str) -> None:
+        """End the monitor's use of the connection."""
         self._open = False
         for what in list(self._streams):
             self.set_stream(what, None)
@@ -289,4 +310,3 @@ class _Client:
         self._server._clients.remove(self)
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
-        self._socket.close()

@@ -11,6 +11,7 @@ Types of replies are in `pyvmm.qapi`; the schema reads them from the function. `
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -96,6 +97,12 @@ class MonitoredMachine(Protocol):
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
         """Return console output from byte `offset` on, as far as it is kept, and the number of its first byte."""
+
+    def check_debugger(self) -> None:
+        """Raise ConfigError if no debugger can be served now."""
+
+    def debug(self, connection: socket.socket, monitor: Callable[[str], str]) -> None:
+        """Serve the debugger at `connection`; its `monitor` commands are passed to `monitor`. Raises ConfigError."""
 
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         """Call `listener(name, data)` for each QMP event, on the loop's thread."""

@@ -10,6 +10,7 @@ discards the guest's memory, loads the kernel again and starts new hardware in p
 """
 
 from pyvmm.machine.config import MachineConfig
-from pyvmm.machine.machine import Machine, Outcome
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.outcome import Outcome
 
 __all__ = ["Machine", "MachineConfig", "Outcome"]

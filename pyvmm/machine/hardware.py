@@ -22,6 +22,7 @@ from pyvmm.iomap import IoMap
 from pyvmm.kvm import (
     Cap,
     CpuidEntry,
+    Debug,
     Exit,
     FailEntry,
     HypervHcall,
@@ -50,6 +51,8 @@ from pyvmm.machine.board import COALESCED, COALESCED_MMIO
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.machine.vcpu_snapshot import VcpuSnapshot, take_snapshot
 from pyvmm.memory import GuestMemory, HostMemory, Region
+
+BREAKPOINT_PORT: Final = address_map.BREAKPOINT.start
 
 
 def _routes() -> list[IrqRoute]:
@@ -97,6 +100,8 @@ class Hardware:
         self._readonly = readonly or {}
         self._drain_lock = threading.Lock()
         self._can_drop = kvm.check(Cap.IOEVENTFD) != 0
+        self.on_debug: Callable[[int, Exit], bool] | None = None
+        """Handler of exits that a debugger caused, on vCPU threads; returns whether the exit was one."""
         self.vm: Vm = kvm.create_vm()
         self._sink_eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         self.threads: list[VcpuThread] = []
@@ -148,8 +153,10 @@ class Hardware:
         """Set the first vCPU's registers; the others wait for INIT and SIPI."""
         state.apply(self.threads[0].vcpu)
 
-    def start(self) -> None:
+    def start(self, *, paused: bool = False) -> None:
+        """Start the vCPUs' threads; `paused`: without an instruction before `resume`."""
         for thread in self.threads:
+            thread.request(pause=paused)
             thread.start()
 
     def pause(self) -> None:
@@ -244,6 +251,8 @@ class Hardware:
                 case IoOut(port=port):
                     if port == HYPERCALL_PORT and engine.handle(vcpu, index, exit):
                         return True
+                    if port == BREAKPOINT_PORT and self.on_debug is not None and self.on_debug(index, exit):
+                        return True
                     size = exit.size
                     for at in range(0, len(exit.data), size):
                         ports.write(port, size, int.from_bytes(exit.data[at : at + size], "little"))
@@ -277,6 +286,8 @@ class Hardware:
                     what = f"reason {exit.reason}, hardware reason {exit.hardware:#x}"
                     self._failed(HostError(f"vcpu {index}: unknown KVM exit ({what})"))
                     return False
+                case Debug() if self.on_debug is not None and self.on_debug(index, exit):
+                    pass
                 case _:
                     if trace.unknown_exit.on:
                         trace.unknown_exit(index, exit.NAME, exit_detail(exit))

@@ -9,6 +9,7 @@ All methods belong to the loop's thread; `console` may be called from a vCPU's w
 loop turns.
 
     prelaunch --start--> running <--pause/resume--> paused        running --reset--> running
+    running or paused --held--> debug --released--> running
     running --power off--> shutdown    running --crash--> guest-panicked    running --KVM gives up--> internal-error
 """
 
@@ -16,9 +17,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from pyvmm import contain, qapi
 from pyvmm.errors import PyvmmError
@@ -39,6 +39,7 @@ from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.hardware_slot import HardwareSlot
 from pyvmm.machine.monitor import MonitorView
 from pyvmm.machine.notifier import Notifier
+from pyvmm.machine.outcome import Outcome
 from pyvmm.machine.panic import PanicWatch
 from pyvmm.machine.ram import Ram
 from pyvmm.machine.reporting import FreePages
@@ -50,6 +51,7 @@ from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.services import Services
 
 
@@ -62,15 +64,6 @@ in a loop takes a fifth of its time, and the monitor answers in between."""
 
 _MEMORY_PERIOD = 0.5
 """Sampling period, in seconds, of the memory time line in traces."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """Why a machine ended. `text` is human-readable: the panic's line, the error."""
-
-    kind: Literal["poweroff", "quit", "reset", "panic", "error"]
-    text: str = ""
-    crash: CrashReport | None = None
 
 
 class Machine:
@@ -96,7 +89,7 @@ class Machine:
         self.resets = 0
         self.state: qapi.RunState = "prelaunch"
         self.notifier = Notifier()
-        self.slot = HardwareSlot(lambda: self.state == "running")
+        self.slot = HardwareSlot(lambda: self.state in ("running", "debug"))
         self.unhandled = UnhandledLog(self.slot.caller)
         self.console_tail = Tail(onward=console)
         self._reset_wanted: str | None = None  # reason of the guest's pending reset
@@ -104,12 +97,13 @@ class Machine:
         self.watchdog = Watchdog(loop)
         self._resetting = Pending(loop, self._reset_soon)
         self._powering_off = Pending(loop, self._power_off)
-        self._kvm = Kvm(config.kvm)
-        self._host_cpuid = cpu.host_entries(self._kvm)
+        self.debugger: Debugger | None = None  # once one has connected
+        self.kvm = Kvm(config.kvm)
+        self._host_cpuid = cpu.host_entries(self.kvm)
         self._ram = Ram(
             config,
             hotplug.physical_limit(self._host_cpuid),
-            self._kvm.check(Cap.NR_MEMSLOTS),
+            self.kvm.check(Cap.NR_MEMSLOTS),
             map=self.slot.map_memory,
             unmap=self.slot.unmap_memory,
             quiet=self.slot.stopped_vcpus,
@@ -117,7 +111,7 @@ class Machine:
         self.memory, self.window = self._ram.memory, self._ram.window
         self.engine = engines.choose(
             config.engine,
-            self._kvm,
+            self.kvm,
             config.cpus,
             self.memory,
             loop,
@@ -206,7 +200,7 @@ class Machine:
             trace.loaded(str(self.config.kernel), round((time.monotonic() - before) * 1000))
         self._reset_wanted = None
         self.slot.hardware = Hardware(
-            self._kvm,
+            self.kvm,
             self._host_cpuid,
             self.memory,
             self.engine,
@@ -235,9 +229,10 @@ class Machine:
         """Power on: load the kernel and let the vCPUs run."""
         self._power_on(fresh=True)
         assert self.slot.hardware is not None
-        self._set_state("running")
-        self.slot.hardware.start()
-        self.guest_time.thaw()
+        self.set_state("paused" if self.config.paused else "running")
+        self.slot.hardware.start(paused=self.config.paused)
+        if not self.config.paused:
+            self.guest_time.thaw()
         self.start_services()  # while the guest boots
 
     def run(self) -> Outcome:
@@ -259,6 +254,8 @@ class Machine:
 
     def close(self) -> None:
         """Release all resources. Idempotent."""
+        if self.debugger is not None:
+            self.debugger.close()
         self._tick_timer.cancel()
         self._memory_timer.cancel()
         self.boot_watch.close()
@@ -272,7 +269,7 @@ class Machine:
         self.board.close()
         self._ram.close()
         self.boot_files.close()
-        self._kvm.close()
+        self.kvm.close()
 
     def reset(self, reason: str = "host") -> None:
         """Reset the machine: clear RAM, reset devices, load the kernel again. Ends the machine if the configuration
@@ -315,24 +312,23 @@ class Machine:
         hardware = self.slot.hardware
         assert hardware is not None
         hardware.freeze(self.throttles.frozen)
-        if paused:
-            for thread in hardware.threads:
-                thread.request(pause=True)
-        else:
-            self._set_state("running")
-        hardware.start()
+        if self.debugger is not None and self.debugger.attached:
+            self.debugger.restarted()
+        elif not paused:
+            self.set_state("running")
+        hardware.start(paused=self.state == "paused")
 
     def pause(self) -> None:
         """Pause the vCPUs and guest time, so that timeouts for the guest stand still. The monitor is still served."""
         if self.slot.hardware is not None and self.state == "running":
             self.slot.hardware.pause()
             self.guest_time.freeze()
-            self._set_state("paused")
+            self.set_state("paused")
             self.notifier.emit(qapi.STOP({}))
 
     def resume(self) -> None:
         if self.slot.hardware is not None and self.state == "paused":
-            self._set_state("running")
+            self.set_state("running")
             self.guest_time.thaw()
             self.slot.hardware.resume()
             self.services.set_guest_clock()
@@ -390,6 +386,8 @@ class Machine:
 
     @contain.contained("crash report")
     def _crashed(self, report: CrashReport) -> None:
+        if self.debugger is not None and self.debugger.crashed(partial(self._crashed, report)):
+            return  # first the debugger's user looks at it
         if self.outcome is None:
             self.panic.reported(report)
 
@@ -429,12 +427,14 @@ class Machine:
 
     def _end(self, outcome: Outcome, state: qapi.RunState) -> None:
         self.outcome = outcome
-        self._set_state(state)
+        self.set_state(state)
+        if self.debugger is not None:
+            self.debugger.ended(int(outcome.kind in ("panic", "error")))
         self.slot.drain()
         self.slot.trace_exits()
         self.loop.stop()
 
-    def _set_state(self, state: qapi.RunState) -> None:
+    def set_state(self, state: qapi.RunState) -> None:
         self.state = state
         if trace.state.on:
             trace.state(state)

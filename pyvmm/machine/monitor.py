@@ -19,7 +19,10 @@ from pyvmm.machine.inventory import (
 from pyvmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
+    import socket
+
     from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.machine import Machine
     from pyvmm.machine.notifier import Listener
     from pyvmm.machine.panic import Policy
@@ -72,6 +75,21 @@ class MonitorView:
             machine.config.on_panic = machine.panic.policy = panic
         if reboot is not None:
             machine.config.reboot = reboot
+
+    def check_debugger(self) -> None:
+        """Raise ConfigError if no debugger can be served now."""
+        self._debugger().check()
+
+    def debug(self, connection: socket.socket, monitor: Callable[[str], str]) -> None:
+        """Serve the debugger at `connection`; `monitor` runs its `monitor` commands. Raises ConfigError."""
+        self._debugger().serve(connection, monitor)
+
+    def _debugger(self) -> Debugger:
+        if self._machine.debugger is None:
+            from pyvmm.machine.debugger import Debugger
+
+            self._machine.debugger = Debugger(self._machine)
+        return self._machine.debugger
 
     # Memory
 

@@ -3,9 +3,10 @@
 A thread handles exits that cannot wait (ports, MMIO, MSRs, hypercalls) and posts the rest to the loop. To make it
 leave the guest, set `immediate_exit` and signal it; the two together close the race with entering the guest.
 
-    Running --pause or freeze--> Parked --neither--> Running        any --stop--> ended
+    Running --pause, freeze or hold--> Parked --none of them--> Running        any --stop--> ended
 
-A user pauses a guest; back-pressure freezes a guest whose output is not read (`pyvmm.machine.throttle`).
+A user pauses a guest; back-pressure freezes a guest whose output is not read (`pyvmm.machine.throttle`); a debugger
+holds single vCPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm import Exit, Interrupted, Vcpu
 
 KICK = signal.SIGUSR1
-_PAUSED, _FROZEN = 1, 2  # why a thread is parked
+_PAUSED, _FROZEN, _HELD = 1, 2, 4  # why a thread is parked
 _handler_set = False
 
 
@@ -65,19 +66,26 @@ class VcpuThread:
         if self._thread.ident is not None and self._thread.is_alive():
             signal.pthread_kill(self._thread.ident, KICK)
 
-    def request(self, *, pause: bool | None = None, freeze: bool | None = None, stop: bool = False) -> None:
+    def request(
+        self,
+        *,
+        pause: bool | None = None,
+        freeze: bool | None = None,
+        hold: bool | None = None,
+        stop: bool = False,
+    ) -> None:
         """Request a state; `wait_parked` and `join` wait until it is reached. Callable from any thread."""
         with self._state:
-            for why, on in ((_PAUSED, pause), (_FROZEN, freeze)):
+            for why, on in ((_PAUSED, pause), (_FROZEN, freeze), (_HELD, hold)):
                 if on is not None:
                     self._pause = self._pause | why if on else self._pause & ~why
             self._stop = self._stop or stop
             self._state.notify_all()
-        if pause or freeze or stop:
+        if pause or freeze or hold or stop:
             self.kick()
 
     def wait_parked(self) -> None:
-        """Wait until the thread is out of the guest (paused or ended)."""
+        """Wait until the thread is out of the guest (parked or ended)."""
         while True:
             with self._state:
                 if self._parked or not self._thread.is_alive():
@@ -114,7 +122,7 @@ class VcpuThread:
             self._failed(error)
 
     def _park(self) -> bool:
-        """Wait while paused or frozen. Return whether to run on."""
+        """Wait while paused, frozen or held. Return whether to run on."""
         # An exit may still be half done: KVM completes it at the next entry, so enter and leave at once.
         self.vcpu.immediate_exit = True
         while type(exit := self.vcpu.run()) is not Interrupted:

@@ -14,6 +14,7 @@ from pathlib import Path
 import lz4.block
 import zstandard
 
+from pyvmm.gdb.packets import frame
 from pyvmm.images.cpio import CpioWriter
 from tests.fuzz.targets.file_kernels import MAGICS
 from tests.support.sample_kernels import bzimage, elf, note
@@ -44,6 +45,24 @@ TRACE = b"""{"time": 1.5, "event": "trace.started", "thread": "MainThread", "mac
 {"time": 2.5, "event": "vmbus_recv_message", "type": 5, "size": 12}
 {"time": 3, "event": "machine.exit_count", "vcpu": 0, "exit": "io", "count": 77}
 """
+
+GDB = b"""qSupported:swbreak+;hwbreak+
+qXfer:features:read:target.xml:0,ffb
+Hg2
+g
+m1000,40
+M1000,2:0a0b
+Z0,1000,1
+Z2,1008,8
+vCont;s:1;c
+vCont;r1000,1010:2
+?
+qfThreadInfo
+qThreadExtraInfo,1
+qRcmd,696e666f206e616d65
+P10=0000000000000000
+z0,1000,1
+D"""
 
 
 def _packed(data: bytes) -> list[bytes]:
@@ -91,6 +110,8 @@ def seeds() -> dict[str, list[bytes]]:
         "file_trace_json": [TRACE],
         "file_trace_chrome": [CHROME[2:]],
         "file_trace_text": [b"channel #1 gpadl #925200 target vp 0", b"0xe1e10 #7 vp 0, 3 -> Idle"],
+        "file_gdb": [b"+" + b"".join(map(frame, GDB.splitlines())) + b"\x03-", frame(b"X1000,3:a}\x03b")],
+        "file_gdb_packets": [GDB],
         "file_agent": [b"out 1 YQ==\nerr 1 Yg==\nexit 1 0\nready 1 6.12\nerror x\n"],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class FakeMachine:
         self.ended: Callable[[], None] = lambda: None
         self.finish: Callable[[], None] = lambda: None
         self.devices = ["hv-balloon", "heartbeat"]
+        self.debugged: list[socket.socket] = []
         self.ready = True  # whether the guest takes commands
         self.loop: Loop | None = None  # that serves its monitor on another thread
 
@@ -187,6 +189,16 @@ class FakeMachine:
             self.finish = lambda: done(result)
         elif command != "hang":
             done(result)
+
+    def check_debugger(self) -> None:
+        if self.debugged:
+            raise ConfigError("a debugger is connected already: detach it first")
+
+    def debug(self, connection: socket.socket, monitor: Callable[[str], str]) -> None:
+        """Take a debugger's connection, and send it the answer to a `monitor` command."""
+        self.debugged.append(connection)
+        connection.setblocking(True)
+        connection.sendall(monitor("info name").encode())
 
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         self.listeners.append(listener)

@@ -61,7 +61,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
             await client.connect(str(path))
             names = [each["name"] for each in cast(list[dict[str, Any]], await client.execute("query-commands"))]
             for name in [each for each in names if each not in last] + last:
-                if name != "qmp_capabilities":
+                if name not in ("qmp_capabilities", "x-gdb"):  # the latter ends QMP on the connection
                     replies[name] = await client.execute(name, arguments.get(name))
             while expected - set(events):
                 event = await asyncio.wait_for(listener.get(), 10)
@@ -73,7 +73,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         return replies, events
 
     replies, events = asyncio.run(talk())
-    assert set(replies) | {"qmp_capabilities"} == set(COMMANDS)
+    assert set(replies) | {"qmp_capabilities", "x-gdb"} == set(COMMANDS)
     assert replies["query-status"] == {"running": True, "status": "running"}
     assert replies["human-monitor-command"] == "balloon: actual=256\r\n"
     assert replies["query-hv-balloon-status-report"] == {"committed": 100 * MIB, "available": 300 * MIB}
@@ -109,6 +109,32 @@ def test_the_real_qmp_library_filters_guest_panics(machine: FakeMachine, loop: L
         return event
 
     assert asyncio.run(talk())["data"] == {"action": "poweroff", "info": info}
+
+
+def test_x_gdb_gives_the_connection_to_the_debugger_after_the_reply(
+    machine: FakeMachine, loop: Loop, path: Path
+) -> None:
+    machine.name = "web"
+    client = Client(path)
+    assert client.execute("x-gdb") == {}
+    connection, first = client.detach()
+    with connection, Client(path) as second:
+        machine.emit("STOP")
+        assert second.wait_event({"STOP"}) == ("STOP", {})
+        assert (first or connection.recv(100)) == b"web\n", "no event: it speaks no QMP any more"
+        with pytest.raises(Refused, match="connected already"):
+            second.execute("x-gdb")
+        machine.debugged[0].sendall(b"$T02")
+        assert connection.recv(100) == b"$T02"
+        assert second.execute("query-name") == {"name": "web"}
+    machine.debugged[0].close()
+
+
+def test_cont_is_refused_while_a_debugger_holds_the_machine(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    machine.state = "debug"
+    with Client(path) as client, pytest.raises(Refused, match="continue there, or detach"):
+        client.execute("cont")
+    assert machine.calls == []
 
 
 def test_qmp_shell_works(machine: FakeMachine, loop: Loop, path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Guest memory and breakpoints for a debugger: by virtual address, and without the breakpoints' own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyvmm.errors import GuestMemoryError
+from pyvmm.gdb import events as trace
+from pyvmm.gdb.breakpoints import OUT, DebugRegisters, Patches
+from pyvmm.gdb.page_tables import PAGE, Paging
+from pyvmm.gdb.target import Kind, RefusedError
+from pyvmm.memory import GuestMemory
+
+
+class DebugMemory:
+    """The memory and the breakpoints of a machine whose vCPUs are held. `paging(vcpu)` returns a vCPU's translation.
+
+    Raises RefusedError for what cannot be done.
+    """
+
+    def __init__(self, memory: GuestMemory, paging: Callable[[int], Paging]) -> None:
+        self._memory = memory
+        self._get_paging = paging
+        self._paging: dict[int, Paging] = {}
+        self.patches = Patches(memory, OUT)
+        self.registers = DebugRegisters()
+
+    def changed(self) -> None:
+        """Forget the vCPUs' translations: their registers or the page tables may have changed."""
+        self._paging.clear()
+
+    def forget(self) -> None:
+        """Forget the patches: the memory was cleared."""
+        self.patches.forget()
+        self.changed()
+
+    def clear(self) -> None:
+        """Remove all break- and watchpoints."""
+        self.patches.clear()
+        self.registers = DebugRegisters()
+
+    def read(self, vcpu: int, address: int, length: int) -> bytes:
+        """Return what is mapped of `length` bytes at `address`, from its start on."""
+        data = b""
+        while len(data) < length:
+            at = address + len(data)
+            gpa = self._translate(vcpu, at)
+            size = min(length - len(data), PAGE - at % PAGE)
+            if gpa is None:
+                break
+            try:
+                data += self.patches.hide(gpa, self._memory.read(gpa, size))
+            except GuestMemoryError:
+                break
+        return data
+
+    def write(self, vcpu: int, address: int, data: bytes) -> None:
+        """Store `data` at `address`."""
+        while data:
+            gpa = self._translate(vcpu, address)
+            size = min(len(data), PAGE - address % PAGE)
+            if gpa is None or not self._memory.contains(gpa, size):
+                raise RefusedError(f"{address:#x} is not mapped to RAM")
+            self.patches.write(gpa, data[:size])
+            address, data = address + size, data[size:]
+        self.changed()
+
+    def insert(self, vcpu: int, kind: Kind, address: int, length: int) -> None:
+        """Insert a break- or watchpoint; `vcpu`'s page tables translate."""
+        how = "a debug register"
+        if kind is Kind.SOFTWARE:
+            if address in self.patches:
+                return
+            how = self._insert_software(vcpu, address, length)
+        else:
+            self.registers.insert(kind, address, length)
+        if trace.breakpoint.on:
+            trace.breakpoint(kind.name.lower(), address, how)
+
+    def _insert_software(self, vcpu: int, address: int, length: int) -> str:
+        """Patch memory, or take a debug register where that cannot be; return which."""
+        places = [self._translate(vcpu, address + n) for n in range(len(self.patches.code))]
+        try:
+            mapped = [each for each in places if each is not None and self._memory.contains(each, 1)]
+            if len(mapped) < len(places):
+                raise RefusedError("not mapped to RAM")
+            self.patches.insert(address, mapped)
+        except RefusedError as error:
+            self.registers.insert(Kind.SOFTWARE, address, length)
+            return f"a debug register: {error}"
+        return f"{self.patches.code.hex(' ')} in memory"
+
+    def remove(self, kind: Kind, address: int, length: int) -> None:
+        """Remove a break- or watchpoint, if it is there."""
+        if kind is not Kind.SOFTWARE or not self.patches.remove(address):
+            self.registers.remove(kind, address, length)
+
+    def _translate(self, vcpu: int, address: int) -> int | None:
+        if vcpu not in self._paging:
+            self._paging[vcpu] = self._get_paging(vcpu)
+        return self._paging[vcpu].translate(self._memory, address & (1 << 64) - 1)

@@ -1,0 +1,17 @@
+"""How a machine ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pyvmm.hyperv.crash import CrashReport
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Why a machine ended. `text` is human-readable: the panic's line, the error."""
+
+    kind: Literal["poweroff", "quit", "reset", "panic", "error"]
+    text: str = ""
+    crash: CrashReport | None = None
