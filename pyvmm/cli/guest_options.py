@@ -15,6 +15,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.launch.config_file import FIXED_CONSOLES, load
 from pyvmm.launch.options import (
     DEBUG_KINDS,
+    HELP,
     ONE_SOURCE,
     OPTIONS,
     Field,
@@ -22,6 +23,7 @@ from pyvmm.launch.options import (
     details,
     flag,
     read_debug,
+    read_enlightenments,
     read_number,
     read_seconds,
     text_of,
@@ -97,10 +99,33 @@ def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str
     return [kind for kind in ("anon", "memfd", "file=", "hugetlb=2M", "hugetlb=1G") if kind.startswith(incomplete)]
 
 
+class EnlightenmentsType(click.ParamType[str]):
+    """A list of enlightenments: stimer,-crash."""
+
+    name = "list"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return read_enlightenments(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_enlightenments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the last name of a list of enlightenments."""
+    from pyvmm.hyperv.enlightenments import ALL, TABLE
+
+    before, comma, last = incomplete.rpartition(",")
+    sign = last[:1] if last[:1] in ("+", "-") else ""
+    words = TABLE if sign == "-" else [*TABLE, ALL] if before or sign else [*TABLE, ALL, HELP]
+    return [before + comma + sign + word for word in words if word.startswith(last[len(sign) :])]
+
+
 _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "image": complete_image,
     "console": complete_console,
     "mem_backend": complete_backend,
+    "enlightenments": complete_enlightenments,
     "trace": complete_event,
     "debug": complete_debug,
 }
@@ -112,6 +137,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     parse_size: SizeType(),
     parse_memory: MemoryType(),
     read_debug: DebugType(),
+    read_enlightenments: EnlightenmentsType(),
 }
 
 

@@ -6,8 +6,10 @@ implements is offered; docs/hyperv.md lists what is left out, and what Linux wou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pyvmm.hyperv.enlightenments import NO_FEATURE, TABLE
 from pyvmm.hyperv.tlfs import Access, Feature, Hint, Privilege
 from pyvmm.kvm import CpuidEntry
 
@@ -23,21 +25,24 @@ ZERO_LEAVES = (*range(0x40000006, 0x4000000D), *range(0x40000080, 0x40000083))
 
 @dataclass(slots=True)
 class Offer:
-    """What leaves 3 and 4 say. The default is what both engines have."""
+    """What leaves 3 and 4 say. Without names: what every guest has; `of` adds the chosen enlightenments."""
 
-    access: Access = (
-        Access.TIME_REF_COUNT
-        | Access.SYNIC
-        | Access.HYPERCALL
-        | Access.VP_INDEX
-        | Access.RESET
-        | Access.REFERENCE_TSC
-        | Access.FREQUENCY
-    )
+    access: Access = Access.HYPERCALL
     privileges: Privilege = Privilege.POST_MESSAGES | Privilege.SIGNAL_EVENTS
-    features: Feature = Feature.FREQUENCY_MSRS | Feature.CRASH_MSRS
+    features: Feature = NO_FEATURE
     # Without this hint Linux does not write EOI after a SINT, and nothing clears the LAPIC's in-service bit.
     hints: Hint = Hint.AUTO_EOI_DEPRECATED
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Offer:
+        """Return the offer of the enlightenments with these names."""
+        offer = cls()
+        for name in names:
+            each = TABLE[name]
+            offer.access |= each.access
+            offer.features |= each.features
+            offer.hints |= each.hints
+        return offer
 
 
 def leaves(offer: Offer, vp_count: int) -> list[CpuidEntry]:

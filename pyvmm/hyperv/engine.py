@@ -13,11 +13,12 @@ to its power-on state and is set up for the new VM. Callers:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.cpuid import Offer
 from pyvmm.hyperv.crash import CrashRegisters, CrashReport
+from pyvmm.hyperv.enlightenments import DEFAULT
 from pyvmm.hyperv.extended import Discard, ExtendedCalls
 from pyvmm.hyperv.hypercall import Hypercalls
 from pyvmm.hyperv.partition import MessageListener
@@ -36,14 +37,22 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, vp_count: int, memory: GuestMemory, loop: Loop, *, masks_known: bool) -> None:
+    def __init__(
+        self,
+        vp_count: int,
+        memory: GuestMemory,
+        loop: Loop,
+        *,
+        masks_known: bool,
+        enlightenments: Iterable[str] = DEFAULT,
+    ) -> None:
         self.vp_count = vp_count
         self.memory = memory
         self.loop = loop
         self.synic = Synic(vp_count, memory, self.interrupt, masks_known=masks_known)
         self.hypercalls = Hypercalls(memory, self._signalled)
         self.crash = CrashRegisters()
-        self.offer = Offer()
+        self.offer = Offer.of(enlightenments)
         self.on_crash: Callable[[CrashReport], None] = lambda report: None
         self.msr_exits = MsrExitReason.FILTER
         """Which MSR accesses KVM leaves to user space. Set before `setup_vm`."""
@@ -60,6 +69,11 @@ class Engine(ABC):
         """Offer free page reporting; reported pages go to `discard`, on vCPU threads. Before `cpuid`."""
         self.offer.privileges |= Privilege.EXTENDED_HYPERCALLS
         self.hypercalls.extended = ExtendedCalls(self.memory, discard)
+
+    @property
+    def shares_slots(self) -> bool:
+        """Whether KVM writes message slots as well, while a vCPU runs; `synic.exclusive` must stop the vCPUs then."""
+        return False
 
     @abstractmethod
     def setup_vm(self, vm: Vm) -> None:

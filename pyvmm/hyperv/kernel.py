@@ -14,13 +14,14 @@ Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.engine import Engine, Notify
-from pyvmm.hyperv.tlfs import VMBUS_SINT, Access, Msr, PageMsr, Privilege
+from pyvmm.hyperv.enlightenments import DEFAULT, TABLE
+from pyvmm.hyperv.tlfs import VMBUS_SINT, Access, Feature, Msr, PageMsr, Privilege
 from pyvmm.kvm import (
     Cap,
     CpuidEntry,
@@ -56,6 +57,7 @@ FIRST_SINT_GSI = 24
 
 
 _FEATURES_LEAF = 0x40000003
+_HINTS_LEAF = 0x40000004
 
 
 def passes_extended_calls(kvm: Kvm) -> bool:
@@ -68,6 +70,26 @@ def passes_extended_calls(kvm: Kvm) -> bool:
     leaves = {entry.function: entry for entry in kvm.supported_hv_cpuid()}
     features = leaves.get(_FEATURES_LEAF)
     return features is not None and bool(features.ebx & Privilege.EXTENDED_HYPERCALLS)
+
+
+def lacking(kvm: Kvm, names: Iterable[str]) -> list[str]:
+    """Return those of the enlightenments `names` that this KVM does not list as its own.
+
+    A KVM that lists none (Linux before 5.11) is believed to have them all.
+    """
+    if not kvm.check(Cap.SYS_HYPERV_CPUID):
+        return []
+    leaves = {entry.function: entry for entry in kvm.supported_hv_cpuid()}
+    features, hints = leaves.get(_FEATURES_LEAF), leaves.get(_HINTS_LEAF)
+    if features is None or hints is None:
+        return []
+    return [
+        name
+        for name in names
+        if TABLE[name].access & ~features.eax
+        or TABLE[name].features & ~features.edx
+        or TABLE[name].hints & ~hints.eax
+    ]
 
 
 class KernelEngine(Engine):
@@ -88,8 +110,9 @@ class KernelEngine(Engine):
         base_routes: Sequence[IrqRoute],
         invariant_tsc: bool = False,
         extended_calls_exit: bool = False,
+        enlightenments: Iterable[str] = DEFAULT,
     ) -> None:
-        super().__init__(vp_count, memory, loop, masks_known=False)
+        super().__init__(vp_count, memory, loop, masks_known=False, enlightenments=enlightenments)
         self._base_routes = base_routes
         self._extended_calls_exit = extended_calls_exit
         if invariant_tsc:
@@ -98,6 +121,14 @@ class KernelEngine(Engine):
         self._sint_fds: list[int] = []
         self._eom_fds: list[int] = []
         self._signal_fds: dict[int, int] = {}
+
+    @property
+    def shares_slots(self) -> bool:
+        """Whether KVM sends timer messages: it looks for a free slot and fills it in two steps, within KVM_RUN.
+
+        Linux uses VMBus's own slot for them, unless timers can interrupt directly.
+        """
+        return bool(self.offer.access & Access.SYNTIMER) and not self.offer.features & Feature.STIMER_DIRECT
 
     def setup_vm(self, vm: Vm) -> None:
         self._vm = vm

@@ -16,6 +16,7 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from pyvmm.contain import contained
@@ -71,6 +72,8 @@ class Synic:
         self.memory = memory
         self.lock = threading.RLock()
         self.vps = [VpSynic() for _ in range(vp_count)]
+        self.exclusive: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Makes a context in which nothing but us writes message slots; entered for each delivery."""
         self._interrupt = interrupt
         self._masks_known = masks_known
 
@@ -129,7 +132,7 @@ class Synic:
         queue = self.vps[vp].queues.get(sint)
         while queue:
             message = queue[0]
-            with self.lock:
+            with self.exclusive(), self.lock:
                 try:
                     placed = self._place(vp, sint, message)
                 except GuestMemoryError:

@@ -10,12 +10,15 @@ KVM has none of these registers: their whole state is here, in plain objects.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pyvmm.address_map import LOCAL_APIC
 from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError, HostError
 from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.clock import APIC_HZ, ReferenceClock
 from pyvmm.hyperv.engine import Engine
+from pyvmm.hyperv.enlightenments import DEFAULT
 from pyvmm.hyperv.tlfs import (
     FIRST_MSR,
     MIN_SINT_VECTOR,
@@ -40,8 +43,16 @@ class UserEngine(Engine):
 
     name = "user"
 
-    def __init__(self, vp_count: int, memory: GuestMemory, loop: Loop, *, invariant_tsc: bool = False) -> None:
-        super().__init__(vp_count, memory, loop, masks_known=True)
+    def __init__(
+        self,
+        vp_count: int,
+        memory: GuestMemory,
+        loop: Loop,
+        *,
+        invariant_tsc: bool = False,
+        enlightenments: Iterable[str] = DEFAULT,
+    ) -> None:
+        super().__init__(vp_count, memory, loop, masks_known=True, enlightenments=enlightenments)
         self.clock = ReferenceClock()
         if invariant_tsc:
             self.offer.access |= Access.TSC_INVARIANT

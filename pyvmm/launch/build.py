@@ -5,7 +5,7 @@ The command line, the Python API and `pyvmm tour` all use it, so that they start
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,7 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         page_reporting=options.page_reporting,
         cpus=options.cpus,
         engine=options.hyperv,
+        enlightenments=enlightenment_words(options.enlightenments),
         entry=options.entry,
         max_vmbus=int(major) << 16 | int(minor),
         reboot=not options.no_reboot,
@@ -133,6 +134,15 @@ def _refuse_without_kernel(options: GuestOptions) -> None:
     if options.modules is not None or options.module:
         name = "--module" if options.module else "--modules"
         raise ConfigError(f"{name} needs --kernel or --kdir: our images have their own modules")
+
+
+def enlightenment_words(lists: Iterable[str]) -> tuple[str, ...]:
+    """Return the words of the given lists of enlightenments. Raises ConfigError."""
+    if not lists:
+        return ()
+    from pyvmm.hyperv.enlightenments import parse_words
+
+    return tuple(word for each in lists for word in parse_words(each))
 
 
 def _own_kernel(

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pyvmm.sandbox.confine import Mode
 
 MIB = 1 << 20
+HELP = "help"
+"""The word in place of a list of enlightenments that asks for their names."""
+
 TRACE_FORMATS = ("text", "json", "chrome")
 DEBUG_KINDS = ("exits", "mmio", "ports", "msr", "hypercalls")
 """What `--debug` can print."""
@@ -56,6 +59,15 @@ def read_debug(text: str) -> str:
     for kind in text.split(","):
         if kind not in DEBUG_KINDS:
             raise ConfigError(f"{kind[:40]!r} is not one of {', '.join(DEBUG_KINDS)}")
+    return text
+
+
+def read_enlightenments(text: str) -> str:
+    """Check a list of enlightenments, or the word help; return it as given. Raises ConfigError."""
+    if text != HELP:
+        from pyvmm.hyperv.enlightenments import parse_words
+
+        parse_words(text)
     return text
 
 
@@ -147,6 +159,12 @@ class GuestOptions:
         "kernel",
         "user",
         shown_default=True,
+    )
+    enlightenments: tuple[str, ...] = option(
+        (),
+        "Change what of Hyper-V the guest is offered: 'stimer,-crash' adds and removes; 'help' lists the names.",
+        read_enlightenments,
+        metavar="LIST",
     )
     host: Literal["auto", "local", "emulated"] = option(
         "auto",

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pyvmm.address_map import HOT_ADD_SLOTS, MIB
 from pyvmm.errors import ConfigError
+from pyvmm.hyperv.enlightenments import chosen
 from pyvmm.machine.autosize import Limits
 from pyvmm.machine.devices import DEVICES
 from pyvmm.machine.panic import Policy
@@ -44,6 +45,7 @@ class MachineConfig:
     reboot: bool = True  # False: a reset ends the machine
     keep_target: bool = True  # the balloon's target is applied again after a reset
     page_reporting: bool = True  # the guest's free pages go back to the host by themselves
+    enlightenments: tuple[str, ...] = ()  # words such as "+stimer" and "-crash" that change the default
     kvm: str = "/dev/kvm"
     max_vmbus: int = 0x00050003
     min_memory: int | None = None  # automatic sizing goes down to this; it is on if this or the buffer is given
@@ -71,6 +73,7 @@ class MachineConfig:
             raise ConfigError(f"{self.memory >> 10} KiB of memory: a PC needs at least 1 MiB, Linux some 64 MiB")
         if self.memory > MAX_MEMORY:
             raise ConfigError(f"{self.memory >> 30} GiB of memory: pyvmm goes up to {MAX_MEMORY >> 30} GiB")
+        chosen(self.enlightenments, None if self.engine == "auto" else self.engine)
         self._check_devices()
         self._check_growth()
         self._check_sizing()

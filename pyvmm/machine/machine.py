@@ -116,7 +116,10 @@ class Machine:
             self.memory,
             loop,
             invariant_tsc=cpu.has_invariant_tsc(self._host_cpuid),
+            enlightenments=config.enlightenments,
         )
+        if self.engine.shares_slots:
+            self.engine.synic.exclusive = self.slot.stopped_vcpus
         if config.page_reporting:
             self.engine.report_free_pages(FreePages(self.memory).discard)
         self.engine.on_crash = self._crashed

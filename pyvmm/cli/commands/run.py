@@ -11,6 +11,7 @@ from pyvmm.cli.commands.completion import files_by_ending
 from pyvmm.cli.guest_options import ConfiguredCommand, guest_options, options_of
 from pyvmm.cli.words import command_words
 from pyvmm.launch.config_file import command_line, render
+from pyvmm.launch.options import HELP
 from pyvmm.launch.where import dispatch_run, print_message
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
     COMMAND's own with COMMAND.
     """
     options = options_of(ctx.params)
+    if HELP in options.enlightenments:
+        from pyvmm.hyperv.enlightenments import describe
+
+        click.echo(describe())
+        return
     if print_config:
         click.echo(render(options), nl=False)
         return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pyvmm.hyperv.cpuid import Offer, leaves
+from pyvmm.hyperv.enlightenments import DEFAULT
 from pyvmm.hyperv.tlfs import Access, Feature, Hint, Privilege
 
-LEAVES = {e.function: e for e in leaves(Offer(), 3)}
+LEAVES = {e.function: e for e in leaves(Offer.of(DEFAULT), 3)}
 
 
 def test_linux_takes_it_for_hyper_v() -> None:
