@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from pyvmm.control import hmp
+from pyvmm.control.errors import ControlError
 from pyvmm.control.table import MonitoredMachine, command
 from pyvmm.qapi import Empty
 
@@ -27,8 +28,10 @@ class Giving(Protocol):
 
 
 @command("x-gdb", of_client=True)
-def gdb(machine: MonitoredMachine, client: Giving) -> Empty:
+def gdb(machine: MonitoredMachine, client: Giving | None) -> Empty:
     """Stop the machine and speak GDB's remote protocol on this connection, after the reply."""
+    if client is None:
+        raise ControlError("a debugger needs a QMP connection, which it takes over")
     machine.check_debugger()
     client.give_away(lambda connection: machine.debug(connection, partial(hmp.execute, machine)))
     return {}

@@ -42,6 +42,7 @@ def exits(data: bytes) -> None:
     hardware = Hardware.__new__(Hardware)
     hardware.engine, hardware._ports, hardware._mmio = engine, board.ports, board.mmio
     hardware._coalesced, hardware._inbox = None, inbox
+    hardware.on_debug = None
     vcpu = FakeVcpu()
     handle = hardware._handler(vcpu, 0)  # type: ignore[arg-type]
     try:
