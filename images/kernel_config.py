@@ -62,13 +62,19 @@ def options(config_text: str) -> dict[str, str]:
 
 
 def missing_options(config_text: str) -> list[str]:
-    """Return the fragment's lines that `config_text` does not fulfil, e.g. `CONFIG_HYPERV_BALLOON=m`. y fulfils m."""
+    """Return the fragment's lines that `config_text` does not fulfil, e.g. `CONFIG_HYPERV_BALLOON=m`.
+
+    y fulfils m, and m fulfils CONFIG_HYPERV=y: Linux before 6.18 takes m too, and has no CONFIG_HYPERV_VMBUS.
+    """
     have = options(config_text)
     missing = []
     for name, wanted in options(FRAGMENT.read_text()).items():
         value = have.get(name, "n")
-        if not (value == wanted or (wanted == "m" and value == "y")):
-            missing.append(f"{name}={wanted}")
+        if value == wanted or (wanted == "m" and value == "y") or (name == "CONFIG_HYPERV" and value == "m"):
+            continue
+        if name == "CONFIG_HYPERV_VMBUS" and "CONFIG_HYPERV" in have and name not in config_text:
+            continue
+        missing.append(f"{name}={wanted}")
     return missing
 
 

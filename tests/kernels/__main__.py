@@ -24,7 +24,7 @@ TESTS = "tests/boot/test_own_kernels.py"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kernels", description="Build own kernels and boot them.")
     parser.add_argument("--versions", nargs="+", default=["6.1", "6.12", NEWEST], help="for instance 6.12, or newest")
-    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
+    parser.add_argument("--bases", nargs="+", default=["tinyconfig", "defconfig"], choices=BASES)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="of make; default: one a CPU")
     parser.add_argument("--no-boot", action="store_true", help="build only")
     options = parser.parse_args()

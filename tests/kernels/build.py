@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.images.kernel_config import FRAGMENT, options
+from pyvmm.images.kernel_config import FRAGMENT, missing_options
 from pyvmm.images.packages import Package, find_package, unpack_package
 from pyvmm.paths import scratch_folder
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2] / "build/kernels"
 NEWEST = "newest"
 SUITES = {"6.1": ("bookworm",), "6.12": ("bookworm", "trixie")}
 NEWEST_SUITES = ("trixie-backports", "sid", "forky")
-BASES = ("tinyconfig", "defconfig")
+BASES = ("allnoconfig", "tinyconfig", "defconfig")
 LOG_TAIL = 20  # lines shown of a build that failed
 
 Progress = Callable[[str], None]
@@ -93,9 +93,11 @@ def configure(source: Path, folder: Path, base: str) -> None:
     folder.mkdir()
     log = folder.with_suffix(".log")
     _call(["make", "-C", str(source), f"O={folder}", base], log)
-    _call([str(source / "scripts/kconfig/merge_config.sh"), ".config", str(FRAGMENT)], log, cwd=folder)
-    have = options((folder / ".config").read_text())
-    lost = [f"{name}={value}" for name, value in options(FRAGMENT.read_text()).items() if have.get(name) != value]
+    merge = [str(source / "scripts/kconfig/merge_config.sh")]
+    if base == "allnoconfig":
+        merge.append("-n")  # what neither file mentions stays off too
+    _call([*merge, ".config", str(FRAGMENT)], log, cwd=folder)
+    lost = missing_options((folder / ".config").read_text())
     if lost:
         raise HostError(f"{folder}: {base} and images/kernel.config give no {', '.join(lost)}")
     (folder / STAMP).write_text(_inputs(source, base))

@@ -103,6 +103,20 @@ def show(name: str | None, as_json: bool) -> None:
 
 
 @image.command()
+def config() -> None:
+    """Print the options that a kernel of your own needs, as a fragment for its .config.
+
+    \b
+    pyvmm image config >pyvmm.config
+    make defconfig
+    scripts/kconfig/merge_config.sh .config pyvmm.config
+    """
+    from pyvmm.images.kernel_config import FRAGMENT
+
+    output.echo(FRAGMENT.read_text(), nl=False)
+
+
+@image.command()
 @click.option("--all", "everything", is_flag=True, help="Remove everything that no built image needs.")
 def clean(everything: bool) -> None:
     """Remove from the cache what images no longer need.

@@ -16,6 +16,7 @@ from pyvmm.cli.commands import status as status_command
 from pyvmm.client import registry
 from pyvmm.devices.balloon import states
 from pyvmm.errors import HostError
+from pyvmm.images.kernel_config import FRAGMENT, missing_options
 from tests.support.command_line import Run
 from tests.support.fake_machine import MIB, FakeMachine, serving
 
@@ -298,6 +299,12 @@ def test_image_show_of_one_not_built_names_the_next_step(
     found = pyvmm("image", "show")
     assert (found.status, found.err.count("\n")) == (1, 1)
     assert "pyvmm image build" in found.err
+
+
+def test_image_config_prints_the_fragment_for_merge_config(pyvmm: Run) -> None:
+    printed = pyvmm("image", "config").out
+    assert printed == FRAGMENT.read_text()
+    assert missing_options(printed) == []
 
 
 def finding(group: str, ok: bool, needed: bool = True) -> doctor.Finding:

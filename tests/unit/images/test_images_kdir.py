@@ -158,7 +158,15 @@ def test_tree_without_a_kernel_is_refused(tmp_path: Path) -> None:
 
 def test_built_in_serves_where_a_module_is_wanted() -> None:
     assert missing_options(FRAGMENT.read_text().replace("=m", "=y")) == []
+    assert missing_options(FRAGMENT.read_text().replace("HYPERV=y", "HYPERV=m")) == []
     assert "CONFIG_DEVTMPFS=y" in missing_options("CONFIG_DEVTMPFS=m\n# CONFIG_HYPERV is not set\n")
+
+
+def test_the_bus_has_an_option_of_its_own_since_linux_6_18() -> None:
+    line = "CONFIG_HYPERV_VMBUS=m"
+    old = FRAGMENT.read_text().replace(line, "")
+    assert missing_options(old) == []
+    assert missing_options(f"{old}# CONFIG_HYPERV_VMBUS is not set\n") == [line]
 
 
 @pytest.fixture
