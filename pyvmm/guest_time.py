@@ -8,7 +8,7 @@ stopped. So VMBus, its devices and the agent use this clock and not the loop's. 
     while its output is blocked       the same, with a reason of its own
     while this process was stopped    detected: the loop's clock was not read for longer than STALL
 
-A suspended host needs no handling: time.monotonic() stands still by itself (Linux CLOCK_MONOTONIC).
+A suspended host needs no handling: time.monotonic() stops meanwhile (Linux CLOCK_MONOTONIC).
 
     loop clock    0 ----- 10 ........ 52 ------ 62
     guest time    0 ----- 10          10 ------ 20        paused from 10 to 52: `_lost` is 42 from then on

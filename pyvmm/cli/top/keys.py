@@ -13,7 +13,7 @@ _SINGLE = {b"k": "up", b"j": "down", b"=": "+", b"_": "-"}
 
 
 def decode(data: bytes) -> list[str]:
-    """The keys in what the terminal sent at once; an escape by itself means `q`."""
+    """Return the keys in one read from the terminal; an escape that begins no sequence means `q`."""
     keys: list[str] = []
     while data:
         for length in (3, 1):

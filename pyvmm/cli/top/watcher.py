@@ -1,4 +1,4 @@
-"""One machine, watched from a thread of its own: one that does not answer holds up nobody's screen."""
+"""Watches one machine from a thread of its own, so that one that does not answer does not delay the screen."""
 
 from __future__ import annotations
 
