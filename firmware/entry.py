@@ -64,8 +64,9 @@ class BootState:
     """Everything that differs from reset in the first vCPU when the kernel's first instruction runs."""
 
     rip: int
+    rax: int = 0  # Multiboot: the loader's magic number
     rsi: int = 0  # 64-bit entry: the zero page
-    rbx: int = 0  # PVH: struct hvm_start_info
+    rbx: int = 0  # PVH: struct hvm_start_info; Multiboot: the boot information
     rsp: int = address_map.STACK.end  # so that an early fault does not wrap around
     cr0: int = CR0_PE | CR0_ET
     cr3: int = 0
@@ -92,6 +93,7 @@ class BootState:
         vcpu.sregs = sregs
         regs = vcpu.regs
         regs.rip, regs.rsi, regs.rbx, regs.rsp = self.rip, self.rsi, self.rbx, self.rsp
+        regs.rax = self.rax
         regs.rbp = regs.rdi = 0
         regs.rflags = RFLAGS_ALWAYS
         vcpu.regs = regs
@@ -119,7 +121,7 @@ def long_mode(rip: int) -> BootState:
 
 
 def protected_mode(rip: int) -> BootState:
-    """Return the state for the PVH entry: 32-bit protected mode without paging, EBX at the start info."""
+    """Return the state for PVH and Multiboot: 32-bit protected mode without paging, EBX at the start information."""
     return BootState(rip=rip, rbx=address_map.START_INFO.start)
 
 

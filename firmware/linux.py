@@ -3,9 +3,9 @@
 Addresses are in `pyvmm.address_map`. The kernel goes where it was linked (16 MiB), the initramfs to the end of
 RAM below 3 GiB.
 
-There are three entries. A bzImage (64-bit boot protocol) unpacks itself in the guest. A vmlinux (same protocol) is
+There are four entries. A bzImage (64-bit boot protocol) unpacks itself in the guest. A vmlinux (same protocol) is
 already unpacked, which saves the guest that work. A vmlinux by PVH starts in 32-bit mode and gets the same data in
-another structure.
+another structure. So does a kernel with a Multiboot header, which is not Linux.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyvmm import address_map
 from pyvmm.address_map import ACPI_TABLES, EXTENDED_RAM, MIB
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes, open_regular, shown
-from pyvmm.firmware import bzimage, elf, entry, pvh, zero_page
+from pyvmm.firmware import bzimage, elf, entry, multiboot, pvh, zero_page
 from pyvmm.firmware.acpi import AcpiConfig, build_acpi
 from pyvmm.firmware.e820 import E820Entry, e820_map, ram_layout
 from pyvmm.firmware.sniff import describe
@@ -76,7 +76,12 @@ def load_linux(
         tables = build_acpi(acpi, ACPI_TABLES.start, ACPI_TABLES.size)
         memory.write(ACPI_TABLES.start, tables.data)
         rsdp = tables.rsdp_gpa
-    _write_parameters(memory, loader, e820, plan.initrd_gpa, plan.initrd_size, rsdp)
+    if isinstance(loader, _Multiboot):
+        module = (plan.initrd_gpa, plan.initrd_size, plan.initrd_name) if plan.initrd is not None else None
+        gpa, cmdline_gpa = address_map.START_INFO.start, address_map.CMDLINE.start
+        memory.write(gpa, multiboot.build(gpa, e820=e820, cmdline_gpa=cmdline_gpa, module=module))
+    else:
+        _write_parameters(memory, loader, e820, plan.initrd_gpa, plan.initrd_size, rsdp)
     state = loader.state
     memory.write(address_map.GDT.start, state.gdt())
     return state
@@ -86,9 +91,10 @@ def load_linux(
 class _Plan:
     """The load plan: checked files and their addresses."""
 
-    loader: _Bzimage | _Vmlinux
+    loader: _Bzimage | _Vmlinux | _Multiboot
     initrd: _Source | None
     initrd_gpa: int
+    initrd_name: str
     cmdline: bytes
 
     @property
@@ -107,6 +113,15 @@ def check_linux(
 ) -> None:
     """Raise the ConfigError that `load_linux` would raise, before any memory is allocated."""
     _plan(kernel, initrd, cmdline, ram_size, protocol)
+
+
+def is_multiboot(kernel: Path, protocol: Entry = "auto") -> bool:
+    """Return whether `load_linux` would enter the file by its Multiboot header. Raises ConfigError."""
+    return protocol == "auto" and _has_multiboot(_Source(kernel, shown(kernel)).view)
+
+
+def _has_multiboot(kernel: Buffer | FileBytes) -> bool:
+    return not bzimage.is_bzimage(kernel) and multiboot.find_header(kernel) is not None
 
 
 def _plan(
@@ -129,9 +144,11 @@ def _plan(
     if b"\0" in text:
         raise ConfigError("the kernel command line holds a zero byte; remove it")
 
-    loader: _Bzimage | _Vmlinux
+    loader: _Bzimage | _Vmlinux | _Multiboot
     kernel_data = kernel_source.view
-    if bytes(kernel_data[:4]) == elf.ELF_MAGIC:
+    if protocol == "auto" and _has_multiboot(kernel_data):
+        loader = _Multiboot(kernel_source, name, len(text))
+    elif bytes(kernel_data[:4]) == elf.ELF_MAGIC:
         loader = _Vmlinux(kernel_source, name, protocol)
     elif bzimage.is_bzimage(kernel_data):
         if protocol == "pvh":
@@ -140,7 +157,8 @@ def _plan(
             loader = _Bzimage(kernel_source, name)
     else:
         raise ConfigError(
-            f"{name}: not a Linux kernel but {describe(bytes(kernel_data[:512]))}; give a bzImage or a vmlinux"
+            f"{name}: not a Linux kernel but {describe(bytes(kernel_data[:512]))}; "
+            "give a bzImage, a vmlinux or a Multiboot image"
         )
 
     if len(text) > loader.cmdline_size:
@@ -149,7 +167,7 @@ def _plan(
         )
     initrd_gpa = _place_initrd(loader, initrd_size, ram_size, name, initrd_name)
 
-    return _Plan(loader, initrd_source, initrd_gpa, text)
+    return _Plan(loader, initrd_source, initrd_gpa, Path(initrd_name).name, text)
 
 
 def _write_parameters(
@@ -260,10 +278,39 @@ class _Vmlinux:
             raise ConfigError(f"{name}: has no PVH entry; build it with CONFIG_PVH=y or leave the protocol to pyvmm")
 
     def write(self, memory: Memory, fresh: bool) -> None:
+        _write_segments(self.source, self.image.segments, memory, fresh)
+
+
+class _Multiboot:
+    """A kernel with a Multiboot header: its segments go to their addresses, above 1 MiB or below."""
+
+    cmdline_size = address_map.CMDLINE.size - 1
+    initrd_max = INITRD_MAX
+
+    def __init__(self, source: _Source, name: str, cmdline_size: int) -> None:
+        self.image = multiboot.parse(source.view, name)
+        self.source = source
+        self.end = self.image.end
+        ours = (address_map.GDT, address_map.START_INFO, address_map.CMDLINE._replace(size=cmdline_size + 1))
         for segment in self.image.segments:
-            self.source.copy(memory, segment.gpa, segment.offset, segment.file_size)
-            if not fresh:
-                _clear(memory, segment.gpa + segment.file_size, segment.gpa + segment.size)
+            for place in ours:
+                if segment.gpa < place.end and place.start < segment.gpa + segment.size:
+                    raise ConfigError(
+                        f"{name}: wants to be at {segment.gpa:#x}, over the {place.what} at {place.start:#x}; "
+                        "link it elsewhere, at 1 MiB for instance"
+                    )
+        self.state = entry.protected_mode(self.image.entry)
+        self.state.rax = multiboot.LOADER_MAGIC
+
+    def write(self, memory: Memory, fresh: bool) -> None:
+        _write_segments(self.source, self.image.segments, memory, fresh)
+
+
+def _write_segments(source: _Source, segments: list[elf.Segment], memory: Memory, fresh: bool) -> None:
+    for segment in segments:
+        source.copy(memory, segment.gpa, segment.offset, segment.file_size)
+        if not fresh:
+            _clear(memory, segment.gpa + segment.file_size, segment.gpa + segment.size)
 
 
 def _clear(memory: Memory, start: int, end: int) -> None:
@@ -272,7 +319,9 @@ def _clear(memory: Memory, start: int, end: int) -> None:
         memory.write(gpa, zeros[: min(MIB, end - gpa)])
 
 
-def _place_initrd(loader: _Bzimage | _Vmlinux, size: int, ram_size: int, name: str, initrd_name: str) -> int:
+def _place_initrd(
+    loader: _Bzimage | _Vmlinux | _Multiboot, size: int, ram_size: int, name: str, initrd_name: str
+) -> int:
     """Return the initramfs's address: as high as kernel and low RAM allow. Raises ConfigError if memory is short."""
     low_ram = ram_layout(ram_size)[0].size
     pages = (size + PAGE - 1) & -PAGE

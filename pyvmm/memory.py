@@ -32,6 +32,7 @@ _SPARE_MEMORY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.mmap.restype = ctypes.c_void_p
@@ -74,6 +75,14 @@ class HostMemory:
             length = max(0, end - offset)
         if length:
             self._advise(offset, length, _MADV_REMOVE if self.shared else _MADV_DONTNEED)
+
+    def drop_mappings(self, offset: int) -> None:
+        """Have KVM forget how the guest reaches a page; the next access maps it again. Nothing may access the page
+        meanwhile, neither this process nor a vCPU. Raises HostError.
+        """
+        for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+            if _libc.mprotect(self.address + offset, PAGE_SIZE, protection):
+                raise HostError(f"mprotect: {os.strerror(ctypes.get_errno())}")
 
     def populate(self, offset: int, length: int) -> None:
         """Allocate the memory now (Linux 5.14 or later). Raises HostError if the host lacks memory."""
@@ -231,6 +240,13 @@ class GuestMemory:
     def compare_exchange(self, gpa: int, expected: int, new: int) -> int:
         """Atomically store the u32 `new` at `gpa` if it holds `expected`; return the old value. A full barrier."""
         return int(compare_exchange(self.host_address(gpa, 4), expected, new))
+
+    def drop_mappings(self, gpa: int) -> None:
+        """Have KVM forget how the guest reaches the page at `gpa`: see `HostMemory.drop_mappings`. Raises
+        GuestMemoryError, HostError.
+        """
+        region = self.find(gpa, PAGE_SIZE)
+        region.memory.drop_mappings(region.offset + gpa - region.gpa)
 
     def discard(self, gpa: int, length: int) -> int:
         """Return the RAM in [gpa, gpa + length) to the host; it reads as zeros. Returns the bytes discarded."""

@@ -24,6 +24,7 @@ from pyvmm.launch import exit_status
 _SECTIONS: dict[str, dict[str, str]] = {
     "Guests": {
         "run": "Boot a guest; run a command in one.",
+        "kut": "Run kvm-unit-tests, KVM's own test suite.",
         "tour": "Boot the default guest and show what ballooning does.",
     },
     "Running machines": {

@@ -7,6 +7,7 @@ counters come from guests, monitors and files, and are filtered by `pyvmm.guest_
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -39,6 +40,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         click.echo(click.style(text, bold=True) if number == 0 else text)
+
+
+def row(cells: Sequence[str], widths: Sequence[int], *, colour: str | None = None, bold: bool = False) -> None:
+    """Print one row of a table whose rows come one by one. `colour` is the first cell's."""
+    first, *others = (one_line(cell).ljust(width) for cell, width in zip(cells, widths, strict=True))
+    text = "  ".join([click.style(first, fg=colour) if colour else first, *others]).rstrip()
+    click.echo(click.style(text, bold=True) if bold else text)
+
+
+def progress(text: str) -> None:
+    """Show `text` in the terminal's current line, in place of what `progress` showed there; nothing without one."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{one_line(text)}", nl=False, err=True)
 
 
 def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:

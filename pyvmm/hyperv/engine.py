@@ -51,6 +51,8 @@ class Engine(ABC):
         self.loop = loop
         self.synic = Synic(vp_count, memory, self.interrupt, masks_known=masks_known)
         self.hypercalls = Hypercalls(memory, self._signalled)
+        self.message_ports = self.hypercalls.message_ports
+        self.event_ports = self.hypercalls.event_ports
         self.crash = CrashRegisters()
         self.offer = Offer.of(enlightenments)
         self.on_crash: Callable[[CrashReport], None] = lambda report: None
@@ -92,8 +94,16 @@ class Engine(ABC):
         """Handle a Hyper-V exit, on the vCPU's thread. False if it is not one."""
 
     @abstractmethod
+    def open_sint(self, vp: int, sint: int) -> None:
+        """Prepare a SINT for `interrupt` and messages. From any thread; raises HostError. VMBus's are open."""
+
+    @abstractmethod
+    def close_sint(self, vp: int, sint: int) -> None:
+        """Undo `open_sint`; harmless if it is not open, or VMBus's. From any thread."""
+
+    @abstractmethod
     def interrupt(self, vp: int, sint: int) -> None:
-        """Raise the vector the guest put into `sint`, unless masked."""
+        """Raise the vector the guest put into `sint`, unless masked. From any thread."""
 
     @abstractmethod
     def reference_time(self) -> int:

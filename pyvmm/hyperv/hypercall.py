@@ -81,6 +81,10 @@ class Hypercalls:
         self.extended: ExtendedCalls | None = None
         self.on_unhandled: Callable[[int, int], None] = lambda code, status: None
         """Called with code and status of a call that does not exist, or whose connection nothing listens to."""
+        self.message_ports: dict[int, Callable[[int, bytes], int]] = {}
+        """Receivers of HvPostMessage by connection id, before the listener: (message_type, payload) -> status."""
+        self.event_ports: dict[int, Callable[[], int]] = {}
+        """Receivers of HvSignalEvent by connection id, called on the vCPU's thread; they return a status."""
         self._signal = signal
         self._listener: MessageListener | None = None
         self._listening = threading.Event()
@@ -137,6 +141,9 @@ class Hypercalls:
         if head.payload_size > MAX_PAYLOAD:
             return HypercallStatus.INVALID_HYPERCALL_INPUT
         payload = data[size : size + head.payload_size]
+        port = self.message_ports.get(head.connection_id & CONNECTION_MASK)
+        if port is not None:
+            return port(head.message_type, payload)
         self._listening.wait(LISTENER_WAIT)
         if self._listener is None:
             return HypercallStatus.INVALID_CONNECTION_ID
@@ -148,6 +155,9 @@ class Hypercalls:
     def _event(self, event: SignalEventInput) -> int:
         if event.flag_number:
             return HypercallStatus.INVALID_PORT_ID
+        port = self.event_ports.get(event.connection_id & CONNECTION_MASK)
+        if port is not None:
+            return port()
         if not self._signal(event.connection_id & CONNECTION_MASK):
             return self._unhandled(HypercallCode.SIGNAL_EVENT, HypercallStatus.INVALID_CONNECTION_ID)
         return HypercallStatus.SUCCESS

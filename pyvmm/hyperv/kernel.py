@@ -14,7 +14,9 @@ Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.hyperv import cpuid, hypercall
@@ -53,7 +55,7 @@ NEEDED = (
 """Capabilities that the kernel engine needs."""
 
 FIRST_SINT_GSI = 24
-"""The first GSI above the I/O APIC's pins: from here on each VP has one, for its VMBus SINT."""
+"""The first GSI above the I/O APIC's pins: from here on each VP has one for its VMBus SINT, then come other SINTs."""
 
 
 _FEATURES_LEAF = 0x40000003
@@ -92,6 +94,15 @@ def lacking(kvm: Kvm, names: Iterable[str]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """An open SINT: its GSI, the eventfd that raises it, and that of the resampling irqfd, which is never written."""
+
+    gsi: int
+    sint_fd: int
+    unused_fd: int
+
+
 class KernelEngine(Engine):
     """The engine that uses KVM's Hyper-V support. `base_routes`: the PC's interrupt routes, to keep beside ours.
 
@@ -118,8 +129,9 @@ class KernelEngine(Engine):
         if invariant_tsc:
             self.offer.access |= Access.TSC_INVARIANT
         self._vm: Vm | None = None
-        self._sint_fds: list[int] = []
-        self._eom_fds: list[int] = []
+        self._lines: dict[tuple[int, int], _Line] = {}  # by VP and SINT
+        self._lines_lock = threading.Lock()
+        self._eom_fds: list[int] = []  # by VP
         self._signal_fds: dict[int, int] = {}
 
     @property
@@ -144,20 +156,51 @@ class KernelEngine(Engine):
     def setup_vcpu(self, vcpu: Vcpu, vp: int) -> None:
         assert self._vm is not None
         vcpu.enable_cap(Cap.HYPERV_SYNIC2)
-        # Only now: while it takes a routing table KVM notes which line a SINT's EOM belongs to, and it skips VPs
-        # whose SynIC is not active yet. Interrupts would still arrive, but no EOM would ever be reported.
-        routes = [IrqRoute.hv_sint(FIRST_SINT_GSI + each, each, VMBUS_SINT) for each in range(vp + 1)]
-        self._vm.set_routes([*self._base_routes, *routes])
-        sint, eom, unused = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3))
-        self._sint_fds.append(sint)
-        self._eom_fds += [eom, unused]
-        gsi = FIRST_SINT_GSI + vp
-        self._vm.irqfd(sint, gsi)
-        # A second irqfd on the line, never written: KVM signals its resample side at each EOM. The first is a plain
-        # one because KVM raises those at once and resampling ones from a work queue.
-        self._vm.irqfd(unused, gsi, resample_fd=eom)
+        eom = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._eom_fds.append(eom)
         # Not posted: the next reset may close it before.
         self.loop.add_reader(eom, lambda: self._eom(vp, eom))
+        self.open_sint(vp, VMBUS_SINT)
+
+    def open_sint(self, vp: int, sint: int) -> None:
+        # Only for active SynICs: while it takes a routing table KVM notes which line a SINT's EOM belongs to, and it
+        # skips VPs whose SynIC is not active yet. Interrupts would still arrive, but no EOM would ever be reported.
+        with self._lines_lock:
+            if self._vm is None or (vp, sint) in self._lines:
+                return
+            used = {line.gsi for line in self._lines.values()}
+            first = FIRST_SINT_GSI + (vp if sint == VMBUS_SINT else self.vp_count)
+            gsi = next(gsi for gsi in range(first, first + len(used) + 1) if gsi not in used)
+            line = _Line(gsi, *(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)))
+            self._lines[vp, sint] = line
+            try:
+                self._set_routes(self._vm)
+                self._vm.irqfd(line.sint_fd, gsi)
+                # A second irqfd on the line, never written: KVM signals its resample side at each EOM. The first is
+                # a plain one because KVM raises those at once and resampling ones from a work queue.
+                self._vm.irqfd(line.unused_fd, gsi, resample_fd=self._eom_fds[vp])
+            except HostError:
+                self._drop_line(vp, sint)
+                raise
+
+    def close_sint(self, vp: int, sint: int) -> None:
+        with self._lines_lock:
+            line = self._lines.get((vp, sint))
+            if self._vm is None or line is None or sint == VMBUS_SINT:
+                return
+            self._vm.irqfd(line.sint_fd, line.gsi, assign=False)
+            self._vm.irqfd(line.unused_fd, line.gsi, assign=False)
+            self._drop_line(vp, sint)
+            self._set_routes(self._vm)
+
+    def _set_routes(self, vm: Vm) -> None:
+        routes = [IrqRoute.hv_sint(line.gsi, vp, sint) for (vp, sint), line in self._lines.items()]
+        vm.set_routes([*self._base_routes, *routes])
+
+    def _drop_line(self, vp: int, sint: int) -> None:
+        line = self._lines.pop((vp, sint))
+        os.close(line.sint_fd)
+        os.close(line.unused_fd)
 
     def reset(self) -> None:
         super().reset()
@@ -165,9 +208,11 @@ class KernelEngine(Engine):
             self.loop.remove_reader(fd)
         for fd in self._signal_fds.values():
             self.loop.remove_reader(fd)
-        for fd in (*self._sint_fds, *self._eom_fds, *self._signal_fds.values()):
+        for fd in (*self._eom_fds, *self._signal_fds.values()):
             os.close(fd)
-        self._sint_fds, self._eom_fds, self._signal_fds = [], [], {}
+        for vp, sint in list(self._lines):
+            self._drop_line(vp, sint)
+        self._eom_fds, self._signal_fds = [], {}
         self._vm = None
 
     def reference_time(self) -> int:
@@ -234,9 +279,10 @@ class KernelEngine(Engine):
         self._retries[vp].ask()
 
     def interrupt(self, vp: int, sint: int) -> None:
-        assert sint == VMBUS_SINT, f"no route for SINT{sint}"
-        if vp < len(self._sint_fds):
-            os.eventfd_write(self._sint_fds[vp], 1)
+        with self._lines_lock:
+            line = self._lines.get((vp, sint))
+            if line is not None:
+                os.eventfd_write(line.sint_fd, 1)
 
     def _eom(self, vp: int, fd: int) -> None:
         try:

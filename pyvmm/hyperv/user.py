@@ -120,6 +120,12 @@ class UserEngine(Engine):
                 return True
         return False
 
+    def open_sint(self, vp: int, sint: int) -> None:
+        """Do nothing: this engine raises any SINT by its vector."""
+
+    def close_sint(self, vp: int, sint: int) -> None:
+        """Do nothing."""
+
     def interrupt(self, vp: int, sint: int) -> None:
         value = self.synic.vps[vp].sints[sint]
         if not value.masked and self._vm is not None:

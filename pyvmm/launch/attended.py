@@ -169,4 +169,6 @@ def report(outcome: Outcome, *, show_text: bool = True, printed: str = "") -> in
         case "error":
             try_print_message(outcome.text)
             return exit_status.ERROR
+        case "exit":
+            return outcome.status
     return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyvmm.devices.serial import window as serial_window
 from pyvmm.errors import ConfigError
 from pyvmm.firmware import cmdline
-from pyvmm.firmware.linux import check_linux
+from pyvmm.firmware.linux import check_linux, is_multiboot
 from pyvmm.host.inside import inside
 from pyvmm.machine.config import MachineConfig
 from pyvmm.ram_backend import Backend
@@ -83,8 +83,11 @@ def build_config(
         plan = _own_kernel(options, config, progress, validate=validate)
         config.kernel, config.initrd, config.absent_drivers = plan.kernel, plan.initrd, plan.absent
         our_init = plan.absent is not None
-    size = window if our_init else None
-    config.cmdline = command_line(options.append, agent_only=bool(options.command), window=size)
+    if not our_init and is_multiboot(config.kernel, config.entry):  # no Linux: its name and the user's words alone
+        config.cmdline = f"{config.kernel.name} {options.append}".rstrip()
+    else:
+        size = window if our_init else None
+        config.cmdline = command_line(options.append, agent_only=bool(options.command), window=size)
     if validate:
         check_linux(
             kernel=config.kernel,
@@ -120,6 +123,7 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         enlightenments=enlightenment_words(options.enlightenments),
         entry=options.entry,
         max_vmbus=int(major) << 16 | int(minor),
+        test_devices=options.test_devices,
         reboot=not options.no_reboot,
         on_panic=options.on_panic,
         debug=frozenset(kind for each in options.debug for kind in each.split(",")),

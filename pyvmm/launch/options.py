@@ -207,6 +207,9 @@ class GuestOptions:
         *("on", "off", "require"),
         shown_default=True,
     )
+    test_devices: bool = option(
+        False, "Devices for test programs such as kvm-unit-tests; a write to port 0xf4 ends the machine."
+    )
     no_reboot: bool = option(False, "End when the guest resets.")
     on_panic: Policy = option(
         "auto",

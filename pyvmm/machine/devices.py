@@ -106,3 +106,4 @@ def load_devices() -> None:
     for module in sorted({kind.events for kind in DEVICES.values()}):
         import_module(module)
     import_module("pyvmm.machine.board")
+    import_module("pyvmm.machine.test_devices")

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.services import Services
+    from pyvmm.machine.test_devices import TestDevices
 
 
 _TICK_PERIOD = 0.1
@@ -155,6 +156,20 @@ class Machine:
             agent=self._agent_input.add,
         )
         self.board.ports.on_unclaimed = self.board.mmio.on_unclaimed = self.unhandled.io
+        self._test_devices: TestDevices | None = None
+        if config.test_devices:
+            from pyvmm.machine.test_devices import TestDevices
+
+            self._test_devices = TestDevices(
+                self.board,
+                loop,
+                slot=self.slot,
+                memory=self.memory,
+                engine=self.engine,
+                ram_size=config.memory,
+                end=self._power_off,
+                unfreeze=lambda: self.slot.freeze(self.throttles.frozen),
+            )
         self.throttles = Throttles(loop, self.board.serials, self.slot.freeze, self.guest_time)
         self.hurried = False  # quit was requested after the end: do not wait for the last output to drain
         self._services: Services | None = None
@@ -303,6 +318,8 @@ class Machine:
         for region in self.memory:
             self.memory.discard(region.gpa, region.size)
         self.board.reset()
+        if self._test_devices is not None:
+            self._test_devices.reset()
         self._agent_input.flush()
         self.agent.reset()
         self.panic.reset()
@@ -378,11 +395,13 @@ class Machine:
             self.reset(self._reset_wanted)
             self._reset_earliest = self.loop.clock() + RESET_SPACING
 
-    def _power_off(self) -> None:
+    def _power_off(self, status: int | None = None) -> None:
+        """End the machine as the guest requested; `status`: by the test devices' exit port, with this exit status."""
         if self.outcome is None:
             if trace.power_off.on:
-                trace.power_off("ACPI S5")
-            outcome = self._panic_outcome() or Outcome("poweroff")
+                trace.power_off("ACPI S5" if status is None else f"exit port, status {status}")
+            ended = Outcome("poweroff") if status is None else Outcome("exit", status=status)
+            outcome = self._panic_outcome() or ended
             cause: qapi.ShutdownCause = "guest-panic" if outcome.kind == "panic" else "guest-shutdown"
             self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": cause}))
             self._end(outcome, "shutdown")
