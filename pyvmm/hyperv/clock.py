@@ -29,6 +29,7 @@ class ReferenceClock:
         self._now_ns = now_ns
         self._start = now_ns()
         self._sequence = 0
+        self._scale = self._offset = 0  # of the newest page
 
     def ticks(self) -> int:
         """100 ns units since the partition started (or was reset)."""
@@ -43,4 +44,11 @@ class ReferenceClock:
         self._sequence = self._sequence % 0xFFFFFFFE + 1  # 0 means "do not use", all ones "use the counter MSR"
         scale = tsc_scale(tsc_hz)
         offset = self.ticks() - (tsc * scale >> 64)
+        self._scale, self._offset = scale, offset
         return ReferenceTscPage(self._sequence, 0, scale, offset % (1 << 64)).build()
+
+    def ticks_at(self, tsc: int) -> int:
+        """The count that the newest page gives for `tsc`. It lies between two that the guest computes before and
+        after; `ticks`, from the host's clock, differs by what passed while the page was made.
+        """
+        return ((tsc * self._scale >> 64) + self._offset) % (1 << 64)

@@ -60,6 +60,8 @@ class Engine(ABC):
         """Which MSR accesses KVM leaves to user space. Set before `setup_vm`."""
         self.on_msr_refused: Callable[[str, int, int | None], None] = lambda kind, msr, value: None
         """Called with "msr read" or "msr write", the MSR and the value written for an access that raises #GP."""
+        self.kick: Callable[[int], None] = lambda vp: None
+        """Makes a vCPU leave the guest soon, and its thread call `interrupted`. From any thread."""
         self.on_reset: Notify = lambda: None
         """Called on the vCPU's thread that wrote the reset MSR."""
         self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do
@@ -92,6 +94,9 @@ class Engine(ABC):
     @abstractmethod
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
         """Handle a Hyper-V exit, on the vCPU's thread. False if it is not one."""
+
+    def interrupted(self, vcpu: Vcpu, vp: int) -> None:  # noqa: B027 - few engines have anything to do here
+        """Do what needs the vCPU's registers: called on its thread when KVM_RUN was interrupted."""
 
     @abstractmethod
     def open_sint(self, vp: int, sint: int) -> None:

@@ -12,6 +12,7 @@ message_dropped = event("hyperv.message_dropped", "vp {vp} sint {sint}: {reason}
 event_flag = event("hyperv.event_flag", "vp {vp} sint {sint} flag {flag}, was_set={was_set}")
 event_lost = event("hyperv.event_lost", "vp {vp} sint {sint} flag {flag}: SynIC off")
 interrupt_lost = event("hyperv.interrupt_lost", "vp {vp} sint {sint} vector {vector:#x}: {reason}")
+auto_eoi = event("hyperv.auto_eoi", "vp {vp} vector {vector:#x}")
 eom = event("hyperv.eom", "vp {vp}")
 synic_page = event("hyperv.synic_page", "vp {vp} {page} <- {value:#x}")
 crash = event("hyperv.crash", "P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}, {text_bytes} bytes of text")

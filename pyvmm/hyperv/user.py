@@ -3,7 +3,7 @@
 MSRs     an MSR filter denies the whole synthetic range, so that every access is an exit, handled here.
 Calls    enabling HYPERCALL writes code into the guest's page whose OUT is an exit; registers are read and set.
 SINTs    KVM_SIGNAL_MSI with the vector in the guest's SINT register.
-AutoEOI  cannot be implemented, and is not offered (cpuid.Hint.AUTO_EOI_DEPRECATED).
+AutoEOI  injected past the local APIC (`auto_eoi`); guests are told not to use it (cpuid.Hint.AUTO_EOI_DEPRECATED).
 
 KVM has none of these registers: their whole state is here, in plain objects.
 """
@@ -16,6 +16,7 @@ from pyvmm.address_map import LOCAL_APIC
 from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError, HostError
 from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
+from pyvmm.hyperv.auto_eoi import AutoEoi
 from pyvmm.hyperv.clock import APIC_HZ, ReferenceClock
 from pyvmm.hyperv.engine import Engine
 from pyvmm.hyperv.enlightenments import DEFAULT
@@ -54,6 +55,7 @@ class UserEngine(Engine):
     ) -> None:
         super().__init__(vp_count, memory, loop, masks_known=True, enlightenments=enlightenments)
         self.clock = ReferenceClock()
+        self._auto_eoi = AutoEoi(vp_count, loop, lambda vp: self.kick(vp))
         if invariant_tsc:
             self.offer.access |= Access.TSC_INVARIANT
         self._vm: Vm | None = None
@@ -81,6 +83,7 @@ class UserEngine(Engine):
         super().reset()
         self._vm = None
         self._power_on()
+        self._auto_eoi.reset()
         self.clock.restart()
 
     def reference_time(self) -> int:
@@ -120,6 +123,9 @@ class UserEngine(Engine):
                 return True
         return False
 
+    def interrupted(self, vcpu: Vcpu, vp: int) -> None:
+        self._auto_eoi.inject(vcpu, vp)
+
     def open_sint(self, vp: int, sint: int) -> None:
         """Do nothing: this engine raises any SINT by its vector."""
 
@@ -128,7 +134,11 @@ class UserEngine(Engine):
 
     def interrupt(self, vp: int, sint: int) -> None:
         value = self.synic.vps[vp].sints[sint]
-        if not value.masked and self._vm is not None:
+        if value.masked or self._vm is None:
+            return
+        if value.auto_eoi:
+            self._auto_eoi.raise_(vp, value.vector)
+        else:
             # The APIC id of a VP is its index (machine/cpu.py numbers them so).
             try:
                 self._vm.signal_msi(LOCAL_APIC.start | (vp & 0xFF) << 12 | vp >> 8 << 40, value.vector)
@@ -147,6 +157,8 @@ class UserEngine(Engine):
                 return vp
             case Msr.RESET:
                 return 0
+            case Msr.TIME_REF_COUNT if self.reference_tsc.enable:
+                return self.clock.ticks_at(vcpu.get_msrs([_TSC_MSR])[_TSC_MSR])
             case Msr.TIME_REF_COUNT:
                 return self.clock.ticks()
             case Msr.REFERENCE_TSC:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from pyvmm import address_map
@@ -132,7 +133,9 @@ class Hardware:
             engine.setup_vcpu(vcpu, index)
             for port, answer in self._polled.items():
                 vcpu.add_poll_fastpath(port, answer, disabled_by=trace.vcpu_exit)
-            self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed))
+            interrupted = partial(engine.interrupted, vcpu, index)
+            self.threads.append(VcpuThread(vcpu, index, self._handler(vcpu, index), self._failed, interrupted))
+        engine.kick = lambda vp: self.threads[vp].kick()
         if self._coalesced is not None and kvm.check(Cap.COALESCED_PIO):
             for addr, pio in (*((port, True) for port in COALESCED), *((gpa, False) for gpa in COALESCED_MMIO)):
                 vm.coalesce(addr, 1, pio=pio)
@@ -203,6 +206,7 @@ class Hardware:
     def close(self) -> None:
         """End the threads, reset the engine, close the VM. Called on the loop's thread."""
         self.halt()
+        self.engine.kick = lambda vp: None
         self.drain()
         self.engine.reset()
         self.vm.close()

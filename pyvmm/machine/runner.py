@@ -33,19 +33,26 @@ def install_kick() -> None:
 
 
 class VcpuThread:
-    """Runs one vCPU. `handle(exit) -> bool` handles an exit; False ends the thread.
+    """Runs one vCPU. `handle(exit) -> bool` handles an exit; False ends the thread. `interrupted()` is called after a
+    kick, out of the guest.
 
     `failed(error)` is called on the thread if an exception is raised: the machine cannot go on then.
     """
 
     def __init__(
-        self, vcpu: Vcpu, index: int, handle: Callable[[Exit], bool], failed: Callable[[BaseException], None]
+        self,
+        vcpu: Vcpu,
+        index: int,
+        handle: Callable[[Exit], bool],
+        failed: Callable[[BaseException], None],
+        interrupted: Callable[[], None] = lambda: None,
     ) -> None:
         self.vcpu = vcpu
         self.index = index
         self.exits: Counter[str] = Counter()
         self._handle = handle
         self._failed = failed
+        self._interrupted = interrupted
         self._state = threading.Condition()
         self._stop = False
         self._pause = 0
@@ -108,6 +115,7 @@ class VcpuThread:
                 if self._stop or self._pause:
                     if not self._park():
                         return
+                    self._interrupted()  # a kick meanwhile had no other effect
                     continue
                 exit = vcpu.run()
                 exits[exit.NAME] += 1
@@ -116,6 +124,7 @@ class VcpuThread:
                     vcpu.answered.clear()
                 if type(exit) is Interrupted:
                     vcpu.immediate_exit = False
+                    self._interrupted()
                 elif not handle(exit):
                     return
         except (HostError, Exception) as error:

@@ -18,6 +18,7 @@ from pyvmm.gdb.packets import frame
 from pyvmm.images.cpio import CpioWriter
 from tests.fuzz.targets.file_kernels import MAGICS
 from tests.support.sample_kernels import bzimage, elf, note
+from tests.support.tiny_multiboot import elf32, flat
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -46,6 +47,21 @@ TRACE = b"""{"time": 1.5, "event": "trace.started", "thread": "MainThread", "mac
 {"time": 3, "event": "machine.exit_count", "vcpu": 0, "exit": "io", "count": 77}
 """
 
+UNITTESTS = b"""[x2apic]
+file = apic.flat
+smp = 2
+qemu_params = -cpu qemu64,+x2apic,+tsc-deadline -m 2048 -device hyperv-testdev
+arch = x86_64
+timeout = 30s
+groups = apic nodefault
+check = /sys/module/kvm/parameters/enable_pmu=Y
+
+[kvmclock_test]
+file = kvmclock_test.flat
+test_args = "10000000 `date +%s`"
+extra_params = \"\"\"-machine pit=off \\
+-enable-kvm\"\"\"
+"""
 GDB = b"""qSupported:swbreak+;hwbreak+
 qXfer:features:read:target.xml:0,ffb
 Hg2
@@ -112,6 +128,8 @@ def seeds() -> dict[str, list[bytes]]:
         "file_trace_text": [b"channel #1 gpadl #925200 target vp 0", b"0xe1e10 #7 vp 0, 3 -> Idle"],
         "file_gdb": [b"+" + b"".join(map(frame, GDB.splitlines())) + b"\x03-", frame(b"X1000,3:a}\x03b")],
         "file_gdb_packets": [GDB],
+        "file_multiboot": [elf32(b"\xf4")[24:], flat(b"\xf4")[11:], kernel[24:]],
+        "file_kut_suite": [UNITTESTS],
         "file_agent": [b"out 1 YQ==\nerr 1 Yg==\nexit 1 0\nready 1 6.12\nerror x\n"],
     }
 

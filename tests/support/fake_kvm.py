@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pyvmm.errors import HostError
 from pyvmm.kvm.structs import Regs
 
 
@@ -39,6 +40,7 @@ class FakeVm:
         self.caps: list[tuple[Any, ...]] = []
         self.filter: list[Any] = []
         self.routes: list[Any] = []
+        self.most_routes = 4096
         self.irqfds: list[tuple[int, int, int | None]] = []
         self.eventfds: dict[int, int] = {}
 
@@ -53,10 +55,15 @@ class FakeVm:
         self.filter = ranges
 
     def set_routes(self, routes: list[Any]) -> None:
+        if len(routes) > self.most_routes:
+            raise HostError("too many routes")
         self.routes = list(routes)
 
-    def irqfd(self, fd: int, gsi: int, *, resample_fd: int | None = None) -> None:
-        self.irqfds.append((fd, gsi, resample_fd))
+    def irqfd(self, fd: int, gsi: int, *, resample_fd: int | None = None, assign: bool = True) -> None:
+        if assign:
+            self.irqfds.append((fd, gsi, resample_fd))
+        else:
+            self.irqfds = [each for each in self.irqfds if each[:2] != (fd, gsi)]
 
     def hyperv_eventfd(self, connection_id: int, fd: int, *, remove: bool = False) -> None:
         if remove:

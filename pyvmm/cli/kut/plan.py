@@ -40,6 +40,7 @@ class Plan:
     cpus: int
     memory: int  # bytes
     timeout: float
+    vendor: str = ""  # the CPU must be of; empty: any
 
 
 class CannotRun(Exception):
@@ -65,14 +66,23 @@ def plan(suite: Suite, test: UnitTest, *, timeout: float | None = None, by_name:
     kernel = suite.images / test.file
     if not kernel.is_file():
         raise CannotRun(f"{kernel} is not there: build it with make")
-    memory = _qemu_params(test.qemu_params)
+    memory, vendor = _qemu_params(test.qemu_params)
     return Plan(
-        test.name, kernel, _arguments(test.test_args), _cpus(test.smp), memory, timeout or _seconds(test.timeout)
+        test.name,
+        kernel,
+        _arguments(test.test_args),
+        _cpus(test.smp),
+        memory,
+        timeout or _seconds(test.timeout),
+        vendor,
     )
 
 
-def check_files(test: UnitTest) -> None:
-    """Raise CannotRun if a file of this host does not hold what the test wants there (`check`)."""
+def check_host(test: UnitTest, vendor: str) -> None:
+    """Raise CannotRun unless this host's CPU is of `vendor`, and its files hold what the test wants (`check`)."""
+    found = re.search(r"^vendor_id\s*: (\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if vendor and found is not None and found[1] != vendor:
+        raise CannotRun(f"wants a CPU of {vendor}; this host's is of {found[1]}")
     for word in test.check.split():
         path, _, wanted = word.partition("=")
         try:
@@ -117,9 +127,9 @@ def _words(text: str) -> list[str]:
         raise CannotRun(f"its settings are no shell words: {error}") from None
 
 
-def _qemu_params(text: str) -> int:
-    """Return the RAM size that QEMU's parameters ask for. Raises CannotRun for what pyvmm does not have."""
-    memory = MEMORY
+def _qemu_params(text: str) -> tuple[int, str]:
+    """Return RAM size and CPU vendor that QEMU's parameters ask for. Raises CannotRun for what pyvmm lacks."""
+    memory, vendor = MEMORY, ""
     words = iter(_words(text))
     for word in words:
         match word:
@@ -128,7 +138,7 @@ def _qemu_params(text: str) -> int:
             case "-m":
                 memory = _memory(next(words, ""))
             case "-cpu":
-                _check_cpu(next(words, ""))
+                vendor = _check_cpu(next(words, ""))
             case "-device" if (device := next(words, "")).split(",")[0] not in _DEVICES:
                 raise CannotRun(f"wants QEMU's device {device.split(',')[0]}")
             case "-device":
@@ -139,7 +149,7 @@ def _qemu_params(text: str) -> int:
                 continue
             case _:
                 raise CannotRun(f"wants QEMU's {word} {next(words, '')}".rstrip())
-    return memory
+    return memory, vendor
 
 
 def _memory(text: str) -> int:
@@ -152,16 +162,21 @@ def _memory(text: str) -> int:
     return size
 
 
-def _check_cpu(text: str) -> None:
-    """Raise CannotRun unless this host's CPU, as KVM passes it on, will do for QEMU's `-cpu text`.
+def _check_cpu(text: str) -> str:
+    """Return the vendor that QEMU's `-cpu text` names, or "". Raises CannotRun if the host's CPU cannot be that one.
 
     A feature that is wanted is left to the test: each looks for it in CPUID and skips without it.
     """
     model, *features = text.split(",")
     if not _CPU_MODELS.match(model):
         raise CannotRun(f"wants QEMU's CPU {model}")
+    vendor = ""
     for feature in features:
+        if feature.startswith("vendor="):
+            vendor = feature.removeprefix("vendor=")
+            continue
         if feature.startswith("-") or feature.endswith("=off"):
             raise CannotRun(f"wants a CPU without {feature.strip('-').removesuffix('=off')}, which pyvmm cannot hide")
         if not feature.startswith("+") and feature not in _HARMLESS_CPU:
             raise CannotRun(f"wants a CPU with {feature}")
+    return vendor

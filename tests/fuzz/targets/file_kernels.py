@@ -4,10 +4,14 @@ where the function says so, and never takes more than its limit.
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
+from pathlib import Path
 
+from pyvmm.cli.kut.plan import CannotRun, plan
+from pyvmm.cli.kut.suite import Suite, parse
 from pyvmm.errors import ConfigError
-from pyvmm.firmware import bzimage, elf
+from pyvmm.firmware import bzimage, elf, multiboot
 from pyvmm.firmware.decompress import PackedError, decompress
 from pyvmm.firmware.linux import check_linux
 from pyvmm.firmware.sniff import describe
@@ -57,6 +61,25 @@ def vmlinux(data: bytes) -> None:
         elf.trim_zeros(bytearray(head + data))
 
 
+def multiboot_image(data: bytes) -> None:
+    """A Multiboot header before, in and behind an ELF file's headers, and with addresses of its own."""
+    header = struct.pack("<II", multiboot.HEADER_MAGIC, flags := (data[0] & 3) << 16 if data else 0)
+    header += struct.pack("<I", -(multiboot.HEADER_MAGIC + flags) & 0xFFFFFFFF)
+    elf32 = (b"\x7fELF\x01\x01\x01".ljust(16, b"\0") + b"\x02\0\x03\0\x01\0\0\0" + data).ljust(84, b"\0")
+    elf64 = (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x02\0\x3e\0\x01\0\0\0" + data).ljust(120, b"\0")
+    for file in (header + data[1:], *(head[: len(head) & -4] + header + data for head in (elf32, elf64))):
+        _load(file)
+
+
+def suite(data: bytes) -> None:
+    """A unittests.cfg of kvm-unit-tests, and a machine for each of its tests."""
+    tests = parse(data.decode("utf-8", "replace"))
+    for test in tests:
+        test.file = test.file and __file__  # one that is there, else no test gets further
+        with suppress(CannotRun):
+            plan(Suite(Path("/"), tests), test)
+
+
 def _load(file: bytes) -> None:
     for protocol in ("auto", "pvh"):
         with suppress(ConfigError):
@@ -79,6 +102,8 @@ def cpio(data: bytes) -> None:
 
 
 TARGETS = {
+    "file_multiboot": multiboot_image,
+    "file_kut_suite": suite,
     "file_packed": packed,
     "file_bzimage_header": bzimage_header,
     "file_bzimage_payload": bzimage_payload,

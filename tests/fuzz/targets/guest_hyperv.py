@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from struct import pack
 
+from pyvmm.devices.testdev.hyperv import HypervTestdev
 from pyvmm.errors import HostError
 from pyvmm.hyperv.crash import CrashRegisters
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT
@@ -102,10 +103,13 @@ def user(data: bytes) -> None:
         engine.hypercalls._listening.set()  # as after LISTENER_WAIT
     engine.connect_signal(16, lambda: None)
     vcpu.tsc = feed.word()
+    device = HypervTestdev(engine, loop)
     while feed:
         vp = feed.below(VPS)
         msr = feed.choice(tuple(Msr)) if feed.below(4) else FIRST_MSR + feed.below(MSR_RANGE)
-        match feed.below(8):
+        match feed.below(9):
+            case 8:
+                _test_device(feed, device)
             case 0:
                 assert engine.handle(vcpu, vp, Rdmsr(msr, 0, _page))  # type: ignore[arg-type]
             case 1:
@@ -126,7 +130,16 @@ def user(data: bytes) -> None:
             case _:
                 loop.run()
     loop.run()
+    device.reset()
     engine.reset()
+
+
+def _test_device(feed: Feed, device: HypervTestdev) -> None:
+    """A write to hyperv-testdev's port: an operation with a SINT, VP and connection that may exist, or anything."""
+    word = feed.choice(CONNECTIONS) << 24 | feed.below(9) << 16 | feed.below(VPS + 1) << 8 | feed.below(18)
+    device.write(0, 4, (word if feed.below(8) else feed.number(4)) & 0xFFFFFFFF)
+    if feed.below(32) == 0:
+        device.reset()
 
 
 def kernel(data: bytes) -> None:
@@ -138,9 +151,18 @@ def kernel(data: bytes) -> None:
         engine.report_free_pages(_discard)
     engine.listen(lambda connection, kind, payload: 0)
     engine.connect_signal(16, lambda: None)
+    vm = FakeVm()
+    engine.setup_vm(vm)  # type: ignore[arg-type]
+    for vp in range(VPS):
+        engine.setup_vcpu(vcpu, vp)  # type: ignore[arg-type]
+    if feed.flag():
+        vm.most_routes = VPS + feed.below(8)
+    device = HypervTestdev(engine, loop)
     while feed:
         vp = feed.below(VPS)
-        match feed.below(6):
+        match feed.below(7):
+            case 6:
+                _test_device(feed, device)
             case 0:
                 control, first, second = _call(feed, memory)
                 call = HypervHcall(control, (first, second), _page)
@@ -159,6 +181,8 @@ def kernel(data: bytes) -> None:
             case _:
                 loop.run()
     loop.run()
+    device.reset()
+    engine.reset()
 
 
 def crash_text(data: bytes) -> None:

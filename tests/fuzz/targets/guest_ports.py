@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyvmm.address_map import ACPI_PM, COM1, I8042_DATA, I8042_STATUS, RTC
+from pyvmm.address_map import (
+    ACPI_PM,
+    COM1,
+    FW_CFG,
+    I8042_DATA,
+    I8042_STATUS,
+    RTC,
+    TEST_EXIT,
+    TEST_FLUSH,
+    TEST_LINES,
+    TEST_MEMORY,
+    TEST_SCRATCH,
+)
 from pyvmm.devices.acpi_pm import AcpiPm, ResetPort
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.rtc.clock import Rtc
 from pyvmm.devices.serial.uart import Serial
+from pyvmm.devices.testdev.exit_port import ExitPort
+from pyvmm.devices.testdev.fw_cfg import FwCfg
+from pyvmm.devices.testdev.pc import InterruptLines, PageFlush, Scratch
 from pyvmm.iomap import IoDevice
 from tests.fuzz.feed import Feed
 from tests.support.fake_clock import FakeLoop
@@ -90,7 +105,23 @@ def reset_port(data: bytes) -> None:
     _accesses(Feed(data), ResetPort(lambda: None), 1)
 
 
+def testdev(data: bytes) -> None:
+    """The devices for test programs; exit port and page flush have no effect here."""
+    feed = Feed(data)
+    devices: list[tuple[IoDevice, int]] = [
+        (ExitPort(lambda status: None), TEST_EXIT.size),
+        (PageFlush(lambda gpa: None), TEST_FLUSH.size),
+        (InterruptLines(lambda line, level: None), TEST_LINES.size),
+        (Scratch(TEST_SCRATCH.size), TEST_SCRATCH.size),
+        (Scratch(TEST_MEMORY.size), TEST_MEMORY.size),
+        (FwCfg(2, 1 << 30), FW_CFG.size),
+    ]
+    device, ports = feed.choice(devices)
+    _accesses(feed, device, ports)
+
+
 TARGETS = {
+    "guest_ports_testdev": testdev,
     "guest_ports_serial": serial,
     "guest_ports_rtc": rtc,
     "guest_ports_i8042": i8042,

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from pyvmm.cli.commands.kut import complete_group, complete_test, kut
-from pyvmm.cli.kut.plan import CannotRun, check_files, plan
+from pyvmm.cli.kut.plan import CannotRun, check_host, plan
 from pyvmm.cli.kut.runner import End, judge
 from pyvmm.cli.kut.suite import Suite, UnitTest, open_suite, parse
 from pyvmm.errors import ConfigError
@@ -105,11 +105,18 @@ def test_the_date_is_put_into_arguments(folder: Path) -> None:
 def test_a_check_compares_a_file_of_the_host(tmp_path: Path) -> None:
     path = tmp_path / "parameter"
     path.write_text("Y\n")
-    check_files(UnitTest("t", check=f"{path}=Y"))
+    check_host(UnitTest("t", check=f"{path}=Y"), "")
     with pytest.raises(CannotRun, match="is Y on this host, wanted N"):
-        check_files(UnitTest("t", check=f"{path}=Y {path}=N"))
+        check_host(UnitTest("t", check=f"{path}=Y {path}=N"), "")
     with pytest.raises(CannotRun, match="is not there"):
-        check_files(UnitTest("t", check=f"{path}x=N"))
+        check_host(UnitTest("t", check=f"{path}x=N"), "")
+
+
+def test_a_test_for_a_vendors_cpu_is_skipped_on_anothers(folder: Path) -> None:
+    test = UnitTest("t", file="one.flat", qemu_params="-cpu max,vendor=CentaurHauls,host-phys-bits")
+    made = plan(Suite(folder / "x86", [test]), test)
+    with pytest.raises(CannotRun, match="wants a CPU of CentaurHauls; this host's is of"):
+        check_host(test, made.vendor)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def test_the_page_tells_what_the_counter_tells(hertz: int) -> None:
     assert abs(read(page, tsc + seconds * hertz) - clock.ticks()) <= 2
 
 
+def test_the_count_at_a_tsc_is_the_page_s() -> None:
+    clock = ReferenceClock(Now())
+    page = clock.page(10**15, 2_294_608_000)
+    for tsc in (10**15, 10**15 + 7, 10**16, 0):
+        assert clock.ticks_at(tsc) == read(page, tsc)
+
+
 def test_the_counter_starts_at_zero_and_counts_100_ns() -> None:
     now = Now()
     clock = ReferenceClock(now)

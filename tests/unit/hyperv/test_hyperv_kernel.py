@@ -9,6 +9,7 @@ from struct import unpack
 
 import pytest
 
+from pyvmm.errors import HostError
 from pyvmm.hyperv.kernel import FIRST_SINT_GSI, KernelEngine
 from pyvmm.hyperv.tlfs import HypercallStatus, Msr
 from pyvmm.kvm import Cap, HypervHcall, HypervSynic, IrqRoute, Rdmsr, Wrmsr
@@ -56,6 +57,32 @@ def test_the_line_that_is_raised_is_not_the_resampled_one(guest: Guest) -> None:
     """KVM raises resampled lines from a work queue; a second irqfd only tells of EOM."""
     lines = [(gsi, resample is not None) for _, gsi, resample in guest.vm.irqfds]
     assert lines == [(24, False), (24, True), (25, False), (25, True)]
+
+
+def test_other_sints_get_lines_above_those_and_give_them_back(guest: Guest) -> None:
+    engine = guest.engine
+    engine.open_sint(1, 5)
+    engine.open_sint(0, 5)
+    engine.open_sint(0, 5)
+    engine.close_sint(1, 5)
+    engine.open_sint(1, 6)
+    assert [route.gsi for route in guest.vm.routes] == [4, 24, 25, 27, 26]
+    engine.interrupt(1, 6)
+    engine.interrupt(1, 5)  # closed: nobody hears it
+    (raised,) = (fd for fd, gsi, resample in guest.vm.irqfds if gsi == 26 and resample is None)
+    assert os.eventfd_read(raised) == 1
+    engine.close_sint(1, 2)  # VMBus's stays
+    assert 25 in [route.gsi for route in guest.vm.routes]
+
+
+def test_a_line_that_kvm_refuses_leaves_nothing_behind(guest: Guest) -> None:
+    guest.vm.most_routes = 3
+    with pytest.raises(HostError):
+        guest.engine.open_sint(0, 5)
+    guest.engine.interrupt(0, 5)
+    guest.vm.most_routes = 4096
+    guest.engine.open_sint(0, 5)
+    assert len(guest.vm.irqfds) == 6
 
 
 def test_a_message_raises_the_vp_s_line(guest: Guest) -> None:

@@ -177,6 +177,26 @@ def test_a_message_interrupts_with_the_guest_s_vector_on_the_right_cpu(guest: Gu
     assert guest.vm.msis == [(0xFEE01000, 0xF3)]
 
 
+def test_a_sint_with_auto_eoi_kicks_the_vcpu_instead(guest: Guest) -> None:
+    kicks: list[int] = []
+    guest.engine.kick = kicks.append
+    guest.wrmsr(Msr.SINT0 + 8, 0xB0 | 1 << 17, vp=1)
+    guest.engine.interrupt(1, 8)
+    guest.wrmsr(Msr.SINT0 + 8, 0xB0 | 1 << 16 | 1 << 17, vp=1)
+    guest.engine.interrupt(1, 8)  # masked
+    assert (kicks, guest.vm.msis) == ([1], [])
+
+
+def test_the_counter_is_what_the_tsc_page_gives_for_the_guest_s_tsc(guest: Guest) -> None:
+    guest.wrmsr(Msr.REFERENCE_TSC, 0x7001)
+    before = guest.rdmsr(Msr.TIME_REF_COUNT)
+    guest.vcpu.tsc += 2_000_000 * 1000  # a second
+    after = guest.rdmsr(Msr.TIME_REF_COUNT)
+    assert isinstance(before, int)
+    assert isinstance(after, int)
+    assert abs(after - before - 10_000_000) <= 1
+
+
 @pytest.mark.parametrize("msr_value", [(Msr.SINT0 + 2, 0xF3), (Msr.SCONTROL, 1), (Msr.SIMP, 0x6001)])
 def test_a_waiting_message_comes_with_the_last_register_it_needs(guest: Guest, msr_value: tuple[int, int]) -> None:
     guest.wrmsr(Msr.SCONTROL, 0)
