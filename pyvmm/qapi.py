@@ -337,9 +337,8 @@ MachineInfo = TypedDict(
 # Events
 
 
-class ShutdownData(TypedDict):
-    guest: bool
-    reason: ShutdownCause
+ShutdownData = TypedDict("ShutdownData", {"guest": bool, "reason": ShutdownCause, "x-status": NotRequired[int]})
+"""`x-status`: the exit status that the guest chose by the test devices' exit port."""
 
 
 PanicData = TypedDict(

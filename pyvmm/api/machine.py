@@ -62,12 +62,14 @@ class _Ending:
 
     reason: str = ""
     panic: str = ""
+    status: int | None = None
     seen: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
 
     def take(self, event: Event) -> None:
         self.seen.append(event)
         if event.name == "SHUTDOWN":
             self.reason = event.data.get("reason", "")
+            self.status = event.data.get("x-status")
         elif event.name == "GUEST_PANICKED":
             self.panic = event.data.get("x-text", "")
 
@@ -270,7 +272,7 @@ class Machine:
             trouble = backend.trouble()
             kind = _KINDS.get(self._ending.reason, "error")
             text = self._ending.panic if kind == "panic" else trouble if kind == "error" else ""
-            self._end = End(kind, text)
+            self._end = End(kind, text, self._ending.status)
         return self._end
 
     # Looking

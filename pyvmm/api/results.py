@@ -57,7 +57,10 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a machine ended. `text` is the text of the panic or error."""
+    """How a machine ended. `text` is the text of the panic or error; `status` the exit status that the guest wrote to
+    the exit port (`test_devices=True`), None without.
+    """
 
     kind: Literal["poweroff", "quit", "reset", "panic", "error"]
     text: str = ""
+    status: int | None = None

@@ -403,7 +403,10 @@ class Machine:
             ended = Outcome("poweroff") if status is None else Outcome("exit", status=status)
             outcome = self._panic_outcome() or ended
             cause: qapi.ShutdownCause = "guest-panic" if outcome.kind == "panic" else "guest-shutdown"
-            self.notifier.emit(qapi.SHUTDOWN({"guest": True, "reason": cause}))
+            data: qapi.ShutdownData = {"guest": True, "reason": cause}
+            if outcome.kind == "exit":
+                data["x-status"] = outcome.status
+            self.notifier.emit(qapi.SHUTDOWN(data))
             self._end(outcome, "shutdown")
 
     @contain.contained("crash report")

@@ -80,9 +80,9 @@ def plan(suite: Suite, test: UnitTest, *, timeout: float | None = None, by_name:
 
 def check_host(test: UnitTest, vendor: str) -> None:
     """Raise CannotRun unless this host's CPU is of `vendor`, and its files hold what the test wants (`check`)."""
-    found = re.search(r"^vendor_id\s*: (\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    if vendor and found is not None and found[1] != vendor:
-        raise CannotRun(f"wants a CPU of {vendor}; this host's is of {found[1]}")
+    own = re.search(r"^vendor_id\s*: (\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if vendor and own is not None and own[1] != vendor:
+        raise CannotRun(f"wants a CPU of {vendor}; this host's is of {own[1]}")
     for word in test.check.split():
         path, _, wanted = word.partition("=")
         try:
