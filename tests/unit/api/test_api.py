@@ -118,6 +118,12 @@ def test_a_panic_is_told_with_its_text(vm: pyvmm.Machine, inner: FakeMachine, ba
     assert vm.wait(10) == pyvmm.End("panic", "Kernel panic - not syncing")
 
 
+def test_the_exit_ports_status_is_told(vm: pyvmm.Machine, inner: FakeMachine, backend: Any) -> None:
+    inner.emit("SHUTDOWN", guest=True, reason="guest-shutdown", **{"x-status": 3})
+    inner.ended()
+    assert vm.wait(10) == pyvmm.End("poweroff", "", 3)
+
+
 def test_a_machine_that_just_disappears_is_an_error_with_its_words(
     vm: pyvmm.Machine, inner: FakeMachine, backend: Any
 ) -> None:
