@@ -42,6 +42,7 @@ class MachineConfig:
     on_panic: Policy = "auto"  # the machine ends, goes on, or ends unless a crash kernel runs
     silence: float = 10.0  # seconds without output until a notice is given; our images print within two
     paused: bool = False  # the vCPUs wait before their first instruction
+    kvm_leaves: bool = False  # KVM's own CPUID leaves beside Hyper-V's; Linux would prefer them
     test_devices: bool = False  # devices for kvm-unit-tests and other test programs
     reboot: bool = True  # False: a reset ends the machine
     keep_target: bool = True  # the balloon's target is applied again after a reset

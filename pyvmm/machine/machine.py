@@ -100,7 +100,7 @@ class Machine:
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
         self.kvm = Kvm(config.kvm)
-        self._host_cpuid = cpu.host_entries(self.kvm)
+        self._host_cpuid = cpu.host_entries(self.kvm, kvm_leaves=config.kvm_leaves)
         self._ram = Ram(
             config,
             hotplug.physical_limit(self._host_cpuid),

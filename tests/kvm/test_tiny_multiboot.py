@@ -64,7 +64,7 @@ def test_the_exit_port_ends_the_machine_with_the_guests_status(run, make) -> Non
     )
     verdict, why, _ = run(make(say(b"FAIL: sum\nSUMMARY: 2 tests, 1 unexpected failures\n") + exit_with(1)))
     assert (verdict, why) == ("FAIL", "2 tests, 1 unexpected failures: FAIL: sum")
-    assert run(make(say(b"SKIP: no such CPU\n") + exit_with(77)))[:2] == ("SKIP", "no such CPU")
+    assert run(make(say(b"SKIP: no such CPU\n") + exit_with(38)))[:2] == ("SKIP", "no such CPU")
 
 
 def test_a_guest_finds_the_number_of_cpus_by_fw_cfg(run) -> None:

@@ -34,7 +34,7 @@ OUTPUT_LIMIT = 1 << 20
 GRACE = 10.0
 """Seconds after the time limit until a child that has not ended is killed."""
 
-SKIPPED = 77  # exit(77) of a test that found nothing to do
+SKIPPED = 77  # exit status of a test that found nothing to do: it writes 38 to the exit port
 _FAILURE = re.compile(r"^(FAIL|ABORT|Unhandled|unhandled|Assert|assert)", re.MULTILINE)
 _SUMMARY = re.compile(r"^SUMMARY: (.*)$", re.MULTILINE)
 _SKIP = re.compile(r"^SKIP: (.*)$", re.MULTILINE)
@@ -91,7 +91,7 @@ def judge(end: End, output: str, timeout: float) -> tuple[Verdict, str]:
     match end.kind:
         case "exit" if end.status == 1:
             return "PASS", summary
-        case "exit" if end.status >> 1 == SKIPPED:
+        case "exit" if end.status == SKIPPED:
             return "SKIP", "; ".join(_SKIP.findall(output)[:_SHOWN_FAILURES]) or summary
         case "exit":
             failures = [line for line in output.splitlines() if _FAILURE.match(line)]
@@ -193,6 +193,7 @@ def _run_machine(plan: Plan, engine: EngineChoice) -> End:
         cpus=plan.cpus,
         engine=engine,
         test_devices=True,
+        kvm_leaves=True,
         reboot=False,
     )
     try:

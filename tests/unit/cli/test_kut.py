@@ -124,7 +124,7 @@ def test_a_test_for_a_vendors_cpu_is_skipped_on_anothers(folder: Path) -> None:
     [
         (End("exit", status=1), "PASS: x\nSUMMARY: 3 tests, 1 skipped\n", "PASS", "3 tests, 1 skipped"),
         (End("exit", status=1), "Hello", "PASS", ""),
-        (End("exit", status=155), "SKIP: no SVM\n", "SKIP", "no SVM"),
+        (End("exit", status=77), "SKIP: no SVM\n", "SKIP", "no SVM"),
         (End("exit", status=3), "FAIL: a\nFAIL: b\nFAIL: c\nFAIL: d\nSUMMARY: 4 tests", "FAIL", "FAIL: c and 1 more"),
         (End("exit", status=0xFD), "Unhandled exception 13", "FAIL", "Unhandled exception 13"),
         (End("exit", status=9), "", "FAIL", "exit(4): no output"),

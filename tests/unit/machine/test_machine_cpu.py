@@ -93,6 +93,12 @@ def test_kvm_s_own_signature_is_left_out() -> None:
     assert host_entries(FakeKvm()) == HOST  # type: ignore[arg-type]
 
 
+def test_kvms_own_leaves_come_beside_hyper_vs_if_asked_for() -> None:
+    leaves = [e for e in host_entries(FakeKvm(), kvm_leaves=True) if e.function >> 16 == 0x4000]  # type: ignore[arg-type]
+    assert [e.function for e in leaves] == [0x40000100, 0x40000101]
+    assert leaves[0].eax == 0x40000101
+
+
 def test_the_deadline_timer_is_offered_where_kvm_has_it() -> None:
     with_timer = {e.function: e for e in host_entries(FakeKvm(Cap.TSC_DEADLINE_TIMER))}  # type: ignore[arg-type]
     assert with_timer[1].ecx & 1 << 24
