@@ -183,11 +183,12 @@ def _list(suite: Suite, chosen: Sequence[UnitTest], by_name: bool, as_json: bool
 def _run(test: UnitTest, plan: Plan | str, engine: EngineChoice, verbose: bool, logs: Path | None) -> Result:
     from pyvmm.cli.kut.plan import CannotRun, check_host
     from pyvmm.cli.kut.runner import Result, log_to, run_test
+    from pyvmm.host.inside import inside
 
     if isinstance(plan, str):
         return Result(test.name, "SKIP", 0, plan)
     try:
-        check_host(test, plan.vendor)
+        check_host(test, plan.vendor, emulated=inside())
     except CannotRun as reason:
         return Result(test.name, "SKIP", 0, str(reason))
     with log_to(logs, test.name) as log:

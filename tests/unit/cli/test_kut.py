@@ -117,6 +117,8 @@ def test_a_test_for_a_vendors_cpu_is_skipped_on_anothers(folder: Path) -> None:
     made = plan(Suite(folder / "x86", [test]), test)
     with pytest.raises(CannotRun, match="wants a CPU of CentaurHauls; this host's is of"):
         check_host(test, made.vendor)
+    with pytest.raises(CannotRun, match="would end the emulated host"):
+        check_host(UnitTest("t", file="emulator.flat"), "", emulated=True)
 
 
 @pytest.mark.parametrize(
