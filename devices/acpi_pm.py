@@ -33,6 +33,9 @@ SCI_ENABLE, SLEEP_ENABLE = 1 << 0, 1 << 13
 SLEEP_TYPE_SHIFT, SLEEP_TYPE_MASK = 10, 7
 TIMER_HZ = 3579545
 
+S3_SLEEP_TYPE = 1
+"""SLP_TYP of suspend to RAM, as in QEMU. Only programs that know it use it: the DSDT has no _S3."""
+
 RESET_HARD, RESET_CPU = 1 << 1, 1 << 2
 RESET_VALUE = RESET_HARD | RESET_CPU
 """The FADT's RESET_VALUE, with RESET_REG at address_map.RESET."""
@@ -43,7 +46,13 @@ class AcpiPm:
 
     `sci(level)` drives the SCI (level-triggered); `power_off()` is called when the guest enters S5, whose SLP_TYP is
     `s5_type` (the _S5 package of the DSDT). Other sleep types are ignored: none is offered.
+
+    `suspend()`, if it is set, is called when the guest enters S3, on its vCPU's thread; `wake()` at the next clock
+    alarm or power button, from any thread.
     """
+
+    suspend: Callable[[], None] | None = None
+    wake: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class AcpiPm:
         with self.lock:
             self._status = self._enable = 0
             self._control = SCI_ENABLE
+            self._asleep = False
             self._update()
 
     def press_power_button(self) -> bool:
@@ -76,6 +86,7 @@ class AcpiPm:
             if button_pressed.on:
                 button_pressed(enabled)
             self._status |= POWER_BUTTON
+            self._wake_up()
             self._update()
         return enabled
 
@@ -83,6 +94,7 @@ class AcpiPm:
         """Handle the CMOS clock's rising line, from any thread. Linux enables this event only while suspended."""
         with self.lock:
             self._status |= RTC
+            self._wake_up()
             self._update()
 
     def read(self, offset: int, size: int) -> int:
@@ -114,7 +126,16 @@ class AcpiPm:
                 slept(kind)
             if kind == self._s5_type:
                 self._power_off()
+            elif kind == S3_SLEEP_TYPE and self.suspend is not None:
+                self._asleep = True
+                self.suspend()
         self._control |= SCI_ENABLE
+
+    def _wake_up(self) -> None:
+        if self._asleep and self.wake is not None:
+            self._asleep = False
+            self._status |= WAKE_STATUS
+            self.wake()
 
     def _update(self) -> None:
         level = bool(self._status & self._enable & (POWER_BUTTON | RTC))

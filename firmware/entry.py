@@ -106,6 +106,20 @@ def _load(target: Any, state: SegmentState) -> None:
     target.present, target.dpl, target.avl, target.unusable = 1, 0, 0, 0
 
 
+@dataclass(slots=True)
+class RealMode:
+    """The first vCPU as firmware leaves it when a suspended machine wakes up: in real mode, at the waking vector."""
+
+    vector: int
+
+    def apply(self, vcpu: Vcpu) -> None:
+        """Set CS and RIP. The vCPU must not be running; other registers keep their reset values."""
+        sregs, regs = vcpu.sregs, vcpu.regs
+        sregs.cs.selector, sregs.cs.base = self.vector >> 4 & 0xFFFF, self.vector & 0xFFFF0
+        regs.rip = self.vector & 0xF
+        vcpu.sregs, vcpu.regs = sregs, regs
+
+
 def long_mode(rip: int) -> BootState:
     """Return the state for the 64-bit entry: paging on, RSI at the zero page."""
     state = BootState(

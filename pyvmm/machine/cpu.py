@@ -6,7 +6,7 @@ APM vol. 3, appendix E.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from pyvmm.kvm import Cap, CpuidEntry, Kvm
@@ -28,10 +28,10 @@ does without PAT, so without write-combining. No ranges: memory types come from 
 """
 
 
-def host_entries(kvm: Kvm, *, kvm_leaves: bool = False) -> list[CpuidEntry]:
+def host_entries(kvm: Kvm, *, kvm_leaves: bool = False, hidden: Collection[str] = ()) -> list[CpuidEntry]:
     """Return the CPUID that this KVM supports, without KVM's signature: given both, Linux prefers it to Hyper-V's.
 
-    `kvm_leaves`: with it, at _KVM_LEAVES, where QEMU has it beside Hyper-V's.
+    `kvm_leaves`: with it, at _KVM_LEAVES, where QEMU has it beside Hyper-V's. `hidden`: without these CPU features.
     """
     supported = kvm.supported_cpuid()
     entries = [e for e in supported if e.function >> 16 != 0x4000]
@@ -41,8 +41,12 @@ def host_entries(kvm: Kvm, *, kvm_leaves: bool = False) -> list[CpuidEntry]:
                 entries.append(replace(e, function=_KVM_LEAVES, eax=_KVM_LEAVES + 1))
             elif e.function == _HYPERVISOR_LEAVES + 1:
                 entries.append(replace(e, function=_KVM_LEAVES + 1))
-    if kvm.check(Cap.TSC_DEADLINE_TIMER):
-        entries = [replace(e, ecx=e.ecx | _TSC_DEADLINE) if e.function == 1 else e for e in entries]
+    always = _X2APIC | (_TSC_DEADLINE if kvm.check(Cap.TSC_DEADLINE_TIMER) else 0)  # by KVM's own APICs
+    entries = [replace(e, ecx=e.ecx | always) if e.function == 1 else e for e in entries]
+    if hidden:
+        from pyvmm.machine.cpu_features import without
+
+        return without(entries, hidden)
     return entries
 
 
@@ -60,7 +64,7 @@ def entries_for(host: Iterable[CpuidEntry], hypervisor: list[CpuidEntry], index:
             case 1:
                 ebx = e.ebx & 0xFFFF | (count & 0xFF) << 16 | index << 24
                 edx = e.edx | _MULTI_THREADED if count > 1 else e.edx & ~_MULTI_THREADED
-                e = replace(e, ebx=ebx, ecx=e.ecx | _HYPERVISOR_PRESENT | _X2APIC, edx=edx)
+                e = replace(e, ebx=ebx, ecx=e.ecx | _HYPERVISOR_PRESENT, edx=edx)
             case 4 if e.eax & 0x1F:
                 # Caches: threads that share it 1, cores in the package count
                 e = replace(e, eax=e.eax & 0x3FFF | (1 << core_bits) - 1 << 26)

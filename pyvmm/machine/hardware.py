@@ -15,7 +15,7 @@ from typing import Final
 from pyvmm import address_map
 from pyvmm.contain import contain
 from pyvmm.errors import HostError
-from pyvmm.firmware.entry import BootState
+from pyvmm.firmware.entry import BootState, RealMode
 from pyvmm.hyperv.engine import Engine
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT
 from pyvmm.inbox import Inbox
@@ -152,7 +152,7 @@ class Hardware:
         """Remove a memory slot. The vCPUs must not run."""
         self.vm.set_memory(slot, 0, 0, 0)
 
-    def boot(self, state: BootState) -> None:
+    def boot(self, state: BootState | RealMode) -> None:
         """Set the first vCPU's registers; the others wait for INIT and SIPI."""
         state.apply(self.threads[0].vcpu)
 

@@ -51,6 +51,7 @@ from pyvmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
+    from pyvmm.firmware.entry import RealMode
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.services import Services
     from pyvmm.machine.test_devices import TestDevices
@@ -100,7 +101,7 @@ class Machine:
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
         self.kvm = Kvm(config.kvm)
-        self._host_cpuid = cpu.host_entries(self.kvm, kvm_leaves=config.kvm_leaves)
+        self._host_cpuid = cpu.host_entries(self.kvm, kvm_leaves=config.kvm_leaves, hidden=config.hidden_features)
         self._ram = Ram(
             config,
             hotplug.physical_limit(self._host_cpuid),
@@ -168,6 +169,7 @@ class Machine:
                 engine=self.engine,
                 ram_size=config.memory,
                 end=self._power_off,
+                wake=lambda state: self.reset("wake-up", woken=state),
                 unfreeze=lambda: self.slot.freeze(self.throttles.frozen),
             )
         self.throttles = Throttles(loop, self.board.serials, self.slot.freeze, self.guest_time)
@@ -200,10 +202,10 @@ class Machine:
             parts = Parts(self.config, self.guest_time, self.memory, self.engine, self.window)
             self._services = Services(parts, self.notifier.emit, has_hardware=lambda: self.slot.hardware is not None)
 
-    def _power_on(self, *, fresh: bool) -> None:
-        """Load the kernel and make the hardware that will run it."""
+    def _power_on(self, woken: RealMode | None = None) -> None:
+        """Load the kernel and make the hardware that will run it; `woken`: RAM holds a kernel that goes on there."""
         before = time.monotonic()
-        state = load_linux(
+        state = woken or load_linux(
             self.memory,
             kernel=self.config.kernel,
             initrd=self.config.initrd,
@@ -211,10 +213,9 @@ class Machine:
             ram_size=self.config.memory,
             acpi=self.board.acpi,
             protocol=self.config.entry,
-            fresh=fresh,
             opener=self.boot_files.open,
         )
-        if trace.loaded.on:
+        if trace.loaded.on and woken is None:
             trace.loaded(str(self.config.kernel), round((time.monotonic() - before) * 1000))
         self._reset_wanted = None
         self.slot.hardware = Hardware(
@@ -245,7 +246,7 @@ class Machine:
 
     def start(self) -> None:
         """Power on: load the kernel and let the vCPUs run."""
-        self._power_on(fresh=True)
+        self._power_on()
         assert self.slot.hardware is not None
         self.set_state("paused" if self.config.paused else "running")
         self.slot.hardware.start(paused=self.config.paused)
@@ -289,43 +290,45 @@ class Machine:
         self.boot_files.close()
         self.kvm.close()
 
-    def reset(self, reason: str = "host") -> None:
+    def reset(self, reason: str = "host", *, woken: RealMode | None = None) -> None:
         """Reset the machine: clear RAM, reset devices, load the kernel again. Ends the machine if the configuration
-        says no reboot.
+        says no reboot. `woken`: it wakes from S3 instead, so RAM and devices on the board stay as they are.
         """
         if self.slot.hardware is None or self.outcome is not None:
             return
         if trace.reset.on:
             trace.reset(reason)
-        if reason != "host" and self.panic.undecided and self.panic.report is not None:
-            self._panicked(self.panic.report)  # no crash kernel ran: the one that panicked has reset the machine
-            return
-        if self.config.reboot and not self.boot_watch.reset(by_guest=reason != "host"):
-            return
         by_guest = reason != "host"
-        event = qapi.RESET if self.config.reboot else qapi.SHUTDOWN
-        cause: qapi.ShutdownCause = "guest-reset" if by_guest else "host-qmp-system-reset"
-        self.notifier.emit(event({"guest": by_guest, "reason": cause}))
-        if not self.config.reboot:
-            self._end(self._panic_outcome() or Outcome("reset", reason), "shutdown")
-            return
+        if woken is None:
+            if by_guest and self.panic.undecided and self.panic.report is not None:
+                self._panicked(self.panic.report)  # no crash kernel ran: the one that panicked has reset the machine
+                return
+            if self.config.reboot and not self.boot_watch.reset(by_guest=by_guest):
+                return
+            event = qapi.RESET if self.config.reboot else qapi.SHUTDOWN
+            cause: qapi.ShutdownCause = "guest-reset" if by_guest else "host-qmp-system-reset"
+            self.notifier.emit(event({"guest": by_guest, "reason": cause}))
+            if not self.config.reboot:
+                self._end(self._panic_outcome() or Outcome("reset", reason), "shutdown")
+                return
         paused = self.state == "paused"
         self.slot.trace_exits()
         self.slot.hardware.halt()  # the vCPUs must not run while guest memory is discarded
         self.services.reset()
         self.slot.hardware.close()
         self.slot.hardware = None
-        for region in self.memory:
-            self.memory.discard(region.gpa, region.size)
-        self.board.reset()
+        if woken is None:
+            for region in self.memory:
+                self.memory.discard(region.gpa, region.size)
+            self.board.reset()
+            self.resets += 1
         if self._test_devices is not None:
             self._test_devices.reset()
         self._agent_input.flush()
         self.agent.reset()
         self.panic.reset()
-        self.resets += 1
         try:
-            self._power_on(fresh=True)
+            self._power_on(woken)
         except PyvmmError as error:  # the kernel's file may have changed
             self._failed(error)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from struct import unpack_from
 from typing import TYPE_CHECKING
 
 from pyvmm import address_map
@@ -13,6 +14,7 @@ from pyvmm.devices.testdev.fw_cfg import FwCfg
 from pyvmm.devices.testdev.hyperv import HypervTestdev
 from pyvmm.devices.testdev.pc import InterruptLines, PageFlush, Scratch
 from pyvmm.errors import GuestMemoryError, HostError
+from pyvmm.firmware.entry import RealMode
 from pyvmm.iomap import IoDevice, IoMap
 from pyvmm.loop import Loop, Pending
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 class TestDevices:
     """The test devices, at their ports and addresses on `board`.
 
-    `end(status)` ends the machine, and `unfreeze()` lets the vCPUs run on after a page flush; both on the loop.
+    `end(status)` ends the machine, `unfreeze()` lets the vCPUs run on after a page flush, and `wake(state)` lets it
+    wake from S3; all on the loop. The power management of `board` gets S3 for programs that know it (SLP_TYP 1).
     """
 
     __test__ = False  # no class of tests, whatever pytest takes from the name
@@ -42,11 +45,15 @@ class TestDevices:
         ram_size: int,
         end: Callable[[int], None],
         unfreeze: Callable[[], None],
+        wake: Callable[[RealMode], None],
     ) -> None:
         self._slot = slot
         self._memory = memory
         self._unfreeze = unfreeze
         self._end = end
+        self._wake = wake
+        self._waking = Pending(loop, self._wake_up)
+        board.pm.suspend, board.pm.wake = lambda: slot.freeze(True), self._waking.ask
         self._status: int | None = None  # as written to the exit port
         self._ending = Pending(loop, self._exit)
         self._pages: list[int] = []  # to flush; each vCPU waits for its own, so they are few
@@ -86,6 +93,14 @@ class TestDevices:
         if self._status is not None:
             self._end(self._status)
 
+    @contained("wake-up")
+    def _wake_up(self) -> None:
+        """Wake the suspended machine at the waking vector that it has put into the FACS."""
+        tables = self._memory.read(address_map.ACPI_TABLES.start, address_map.ACPI_TABLES.size)
+        facs = tables.find(b"FACS")
+        (vector,) = unpack_from("<I", tables, facs + _WAKING_VECTOR) if 0 <= facs <= len(tables) - 64 else (0,)
+        self._wake(RealMode(vector))
+
     def _ask_flush(self, gpa: int) -> None:
         """Freeze the vCPUs, the writing one as well, until the loop has flushed the page."""
         with self._lock:
@@ -107,6 +122,7 @@ class TestDevices:
             self._unfreeze()
 
 
+_WAKING_VECTOR = 12  # in the FACS
 _SCRATCH = (address_map.TEST_SCRATCH, address_map.TEST_BYTES, address_map.TEST_MEMORY)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyvmm.cli.kut.suite import Suite, UnitTest
 from pyvmm.errors import ConfigError
+from pyvmm.machine.cpu_features import FEATURES
 from pyvmm.seconds import LONGEST
 from pyvmm.sizes import parse_size
 
@@ -42,6 +43,7 @@ class Plan:
     memory: int  # bytes
     timeout: float
     vendor: str = ""  # the CPU must be of; empty: any
+    hidden: frozenset[str] = frozenset()  # features that the CPU must not have
 
 
 class CannotRun(Exception):
@@ -67,7 +69,7 @@ def plan(suite: Suite, test: UnitTest, *, timeout: float | None = None, by_name:
     kernel = suite.images / test.file
     if not kernel.is_file():
         raise CannotRun(f"{kernel} is not there: build it with make")
-    memory, vendor = _qemu_params(test.qemu_params)
+    memory, cpu = _qemu_params(test.qemu_params)
     return Plan(
         test.name,
         kernel,
@@ -75,7 +77,8 @@ def plan(suite: Suite, test: UnitTest, *, timeout: float | None = None, by_name:
         _cpus(test.smp),
         memory,
         timeout or _seconds(test.timeout),
-        vendor,
+        cpu.vendor,
+        frozenset(cpu.hidden),
     )
 
 
@@ -133,9 +136,17 @@ def _words(text: str) -> list[str]:
         raise CannotRun(f"its settings are no shell words: {error}") from None
 
 
-def _qemu_params(text: str) -> tuple[int, str]:
-    """Return RAM size and CPU vendor that QEMU's parameters ask for. Raises CannotRun for what pyvmm lacks."""
-    memory, vendor = MEMORY, ""
+@dataclass(slots=True)
+class _Cpu:
+    """The CPU of QEMU's -cpu."""
+
+    vendor: str = ""
+    hidden: list[str] = field(default_factory=list)
+
+
+def _qemu_params(text: str) -> tuple[int, _Cpu]:
+    """Return RAM size and CPU that QEMU's parameters ask for. Raises CannotRun for what pyvmm lacks."""
+    memory, cpu = MEMORY, _Cpu()
     words = iter(_words(text))
     for word in words:
         match word:
@@ -144,7 +155,7 @@ def _qemu_params(text: str) -> tuple[int, str]:
             case "-m":
                 memory = _memory(next(words, ""))
             case "-cpu":
-                vendor = _check_cpu(next(words, ""))
+                cpu = _read_cpu(next(words, ""))
             case "-device" if (device := next(words, "")).split(",")[0] not in _DEVICES:
                 raise CannotRun(f"wants QEMU's device {device.split(',')[0]}")
             case "-device":
@@ -155,7 +166,7 @@ def _qemu_params(text: str) -> tuple[int, str]:
                 continue
             case _:
                 raise CannotRun(f"wants QEMU's {word} {next(words, '')}".rstrip())
-    return memory, vendor
+    return memory, cpu
 
 
 def _memory(text: str) -> int:
@@ -168,21 +179,23 @@ def _memory(text: str) -> int:
     return size
 
 
-def _check_cpu(text: str) -> str:
-    """Return the vendor that QEMU's `-cpu text` names, or "". Raises CannotRun if the host's CPU cannot be that one.
+def _read_cpu(text: str) -> _Cpu:
+    """Return the CPU that QEMU's `-cpu text` names. Raises CannotRun if the host's CPU, as KVM has it, cannot be it.
 
     A feature that is wanted is left to the test: each looks for it in CPUID and skips without it.
     """
     model, *features = text.split(",")
     if not _CPU_MODELS.match(model):
         raise CannotRun(f"wants QEMU's CPU {model}")
-    vendor = ""
+    cpu = _Cpu()
     for feature in features:
+        name = feature.strip("+-").removesuffix("=off")
         if feature.startswith("vendor="):
-            vendor = feature.removeprefix("vendor=")
-            continue
-        if feature.startswith("-") or feature.endswith("=off"):
-            raise CannotRun(f"wants a CPU without {feature.strip('-').removesuffix('=off')}, which pyvmm cannot hide")
-        if not feature.startswith("+") and feature not in _HARMLESS_CPU:
+            cpu.vendor = feature.removeprefix("vendor=")
+        elif feature.startswith("-") or feature.endswith("=off"):
+            if name not in FEATURES:
+                raise CannotRun(f"wants a CPU without {name}, which pyvmm cannot hide")
+            cpu.hidden.append(name)
+        elif not feature.startswith("+") and feature not in _HARMLESS_CPU:
             raise CannotRun(f"wants a CPU with {feature}")
-    return vendor
+    return cpu

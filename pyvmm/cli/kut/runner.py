@@ -194,6 +194,7 @@ def _run_machine(plan: Plan, engine: EngineChoice) -> End:
         engine=engine,
         test_devices=True,
         kvm_leaves=True,
+        hidden_features=plan.hidden,
         reboot=False,
     )
     try:

@@ -82,7 +82,7 @@ def test_the_file_is_read_as_the_suites_scripts_read_it(folder: Path) -> None:
         ({"qemu_params": "-M q35"}, "-M q35"),
         ({"qemu_params": "-cpu"}, "CPU "),
         ({"qemu_params": "-cpu EPYC"}, "CPU EPYC"),
-        ({"qemu_params": "-cpu max,-pcid"}, "without pcid"),
+        ({"qemu_params": "-cpu max,-vmx-mbec"}, "without vmx-mbec"),
         ({"qemu_params": "-cpu max,phys-bits=36"}, "phys-bits=36"),
         ({"qemu_params": "-overcommit cpu-pm=on"}, "-overcommit cpu-pm=on"),
         ({"groups": "x nodefault"}, "only by its name"),
@@ -119,6 +119,11 @@ def test_a_test_for_a_vendors_cpu_is_skipped_on_anothers(folder: Path) -> None:
         check_host(test, made.vendor)
     with pytest.raises(CannotRun, match="would end the emulated host"):
         check_host(UnitTest("t", file="emulator.flat"), "", emulated=True)
+
+
+def test_a_cpu_without_features_hides_them(folder: Path) -> None:
+    test = UnitTest("t", file="one.flat", qemu_params="-cpu qemu64,-pcid,+invpcid,x2apic=off")
+    assert plan(Suite(folder / "x86", [test]), test).hidden == {"pcid", "x2apic"}
 
 
 @pytest.mark.parametrize(

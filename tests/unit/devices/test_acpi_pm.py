@@ -45,6 +45,24 @@ def test_other_sleep_types_do_nothing(pm: AcpiPm, machine: Machine) -> None:
     assert machine.off == 0
 
 
+def test_s3_is_entered_and_left_where_it_is_offered(pm: AcpiPm) -> None:
+    calls: list[str] = []
+    pm.rtc_alarm()
+    pm.suspend, pm.wake = lambda: calls.append("suspend"), lambda: calls.append("wake")
+    pm.rtc_alarm()
+    assert calls == [], "awake"
+    for event in (pm.rtc_alarm, pm.press_power_button):
+        pm.write(CONTROL, 2, acpi_pm.S3_SLEEP_TYPE << 10 | acpi_pm.SLEEP_ENABLE)
+        event()
+        event()
+    assert calls == ["suspend", "wake"] * 2
+    assert pm.read(EVENT, 2) & acpi_pm.WAKE_STATUS
+    pm.write(CONTROL, 2, acpi_pm.S3_SLEEP_TYPE << 10 | acpi_pm.SLEEP_ENABLE)
+    pm.reset()
+    pm.rtc_alarm()
+    assert calls[-1] == "suspend", "a reset ends the sleep"
+
+
 def test_the_power_button_interrupts_until_its_status_is_cleared(pm: AcpiPm, machine: Machine) -> None:
     pm.write(EVENT + 2, 2, acpi_pm.POWER_BUTTON)
     assert pm.press_power_button()

@@ -46,6 +46,12 @@ def test_gdt_has_flat_segments() -> None:
     assert struct.unpack("<5Q", entry.protected_mode(0).gdt())[2] == 0x00CF9B000000FFFF
 
 
+def test_a_waking_machine_starts_in_real_mode_at_its_vector() -> None:
+    vcpu = FakeVcpu()
+    entry.RealMode(0x9A123).apply(vcpu)
+    assert (vcpu.sregs.cs.selector, vcpu.sregs.cs.base, vcpu.regs.rip) == (0x9A12, 0x9A120, 3)
+
+
 def test_64_bit_entry_runs_in_long_mode_with_rsi_at_the_zero_page() -> None:
     vcpu = FakeVcpu()
     entry.long_mode(0x1000200).apply(vcpu)

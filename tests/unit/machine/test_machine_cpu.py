@@ -6,6 +6,7 @@ import pytest
 
 from pyvmm.kvm import Cap, CpuidEntry
 from pyvmm.machine.cpu import FIRMWARE_MSRS, entries_for, has_invariant_tsc, host_entries
+from pyvmm.machine.cpu_features import without
 
 HOST = [
     CpuidEntry(0, 0, 0, 0xD, 1, 2, 3),
@@ -90,7 +91,22 @@ class FakeKvm:
 
 
 def test_kvm_s_own_signature_is_left_out() -> None:
-    assert host_entries(FakeKvm()) == HOST  # type: ignore[arg-type]
+    entries = host_entries(FakeKvm())  # type: ignore[arg-type]
+    assert [e.function for e in entries] == [e.function for e in HOST]
+    assert next(e.ecx for e in entries if e.function == 1) == 1 << 21, "x2APIC, which KVM's own APICs have"
+
+
+def test_features_can_be_hidden() -> None:
+    host = [CpuidEntry(7, 0, 1, 1, (1 << 32) - 1, 0xF, 0), CpuidEntry(7, 1, 1, 0, 1 << 10, 0, 0), *HOST]
+    hidden = without(host, ["invpcid", "smap", "pku", "npt"])
+    assert hidden[0] == CpuidEntry(7, 0, 1, 1, (1 << 32) - 1 & ~(1 << 10 | 1 << 20), 0xF & ~8, 0)
+    assert hidden[1:] == host[1:]
+
+
+def test_hidden_features_are_hidden_from_each_vcpu() -> None:
+    entries = host_entries(FakeKvm(Cap.TSC_DEADLINE_TIMER), hidden=["tsc-deadline", "x2apic"])  # type: ignore[arg-type]
+    (features,) = (e.ecx for e in entries_for(entries, HYPERVISOR, 0, 1) if e.function == 1)
+    assert features & (1 << 24 | 1 << 21) == 0
 
 
 def test_kvms_own_leaves_come_beside_hyper_vs_if_asked_for() -> None:
