@@ -183,6 +183,11 @@ class Hardware:
         for thread in self.threads:
             thread.request(freeze=on)
 
+    def sleep(self, on: bool) -> None:
+        """Let every vCPU sleep at the guest's own request, or wake up. Callable from any thread; does not wait."""
+        for thread in self.threads:
+            thread.request(sleep=on)
+
     def vcpu_snapshots(self) -> list[VcpuSnapshot]:
         """Return each vCPU's state; pauses running vCPUs briefly. Raises HostError."""
         self.pause()

@@ -71,6 +71,12 @@ class HardwareSlot:
         if hardware is not None:
             hardware.freeze(on)
 
+    def sleep(self, on: bool) -> None:
+        """Let every vCPU sleep, or wake up, independently of both."""
+        hardware = self.hardware
+        if hardware is not None:
+            hardware.sleep(on)
+
     def stop(self) -> None:
         """Stop every vCPU, as a PC's reset line does: the guest cannot repeat its request."""
         hardware = self.hardware

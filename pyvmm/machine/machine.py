@@ -170,7 +170,6 @@ class Machine:
                 ram_size=config.memory,
                 end=self._power_off,
                 wake=lambda state: self.reset("wake-up", woken=state),
-                unfreeze=lambda: self.slot.freeze(self.throttles.frozen),
             )
         self.throttles = Throttles(loop, self.board.serials, self.slot.freeze, self.guest_time)
         self.hurried = False  # quit was requested after the end: do not wait for the last output to drain

@@ -3,10 +3,10 @@
 A thread handles exits that cannot wait (ports, MMIO, MSRs, hypercalls) and posts the rest to the loop. To make it
 leave the guest, set `immediate_exit` and signal it; the two together close the race with entering the guest.
 
-    Running --pause, freeze or hold--> Parked --none of them--> Running        any --stop--> ended
+    Running --pause, freeze, hold, sleep--> Parked --none of them--> Running        any --stop--> ended
 
 A user pauses a guest; back-pressure freezes a guest whose output is not read (`pyvmm.machine.throttle`); a debugger
-holds single vCPUs.
+holds single vCPUs; a guest with test devices can sleep (`pyvmm.machine.test_devices`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm import Exit, Interrupted, Vcpu
 
 KICK = signal.SIGUSR1
-_PAUSED, _FROZEN, _HELD = 1, 2, 4  # why a thread is parked
+_PAUSED, _FROZEN, _HELD, _ASLEEP = 1, 2, 4, 8  # why a thread is parked
 _handler_set = False
 
 
@@ -79,16 +79,17 @@ class VcpuThread:
         pause: bool | None = None,
         freeze: bool | None = None,
         hold: bool | None = None,
+        sleep: bool | None = None,
         stop: bool = False,
     ) -> None:
         """Request a state; `wait_parked` and `join` wait until it is reached. Callable from any thread."""
         with self._state:
-            for why, on in ((_PAUSED, pause), (_FROZEN, freeze), (_HELD, hold)):
+            for why, on in ((_PAUSED, pause), (_FROZEN, freeze), (_HELD, hold), (_ASLEEP, sleep)):
                 if on is not None:
                     self._pause = self._pause | why if on else self._pause & ~why
             self._stop = self._stop or stop
             self._state.notify_all()
-        if pause or freeze or hold or stop:
+        if pause or freeze or hold or sleep or stop:
             self.kick()
 
     def wait_parked(self) -> None:
@@ -131,7 +132,7 @@ class VcpuThread:
             self._failed(error)
 
     def _park(self) -> bool:
-        """Wait while paused, frozen or held. Return whether to run on."""
+        """Wait while paused, frozen, held or asleep. Return whether to run on."""
         # An exit may still be half done: KVM completes it at the next entry, so enter and leave at once.
         self.vcpu.immediate_exit = True
         while type(exit := self.vcpu.run()) is not Interrupted:

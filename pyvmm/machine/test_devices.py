@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class TestDevices:
     """The test devices, at their ports and addresses on `board`.
 
-    `end(status)` ends the machine, `unfreeze()` lets the vCPUs run on after a page flush, and `wake(state)` lets it
-    wake from S3; all on the loop. The power management of `board` gets S3 for programs that know it (SLP_TYP 1).
+    `end(status)` ends the machine, and `wake(state)` lets it wake from S3; both on the loop. The power management of
+    `board` gets S3 for programs that know it (SLP_TYP 1).
     """
 
     __test__ = False  # no class of tests, whatever pytest takes from the name
@@ -44,16 +44,14 @@ class TestDevices:
         engine: Engine,
         ram_size: int,
         end: Callable[[int], None],
-        unfreeze: Callable[[], None],
         wake: Callable[[RealMode], None],
     ) -> None:
         self._slot = slot
         self._memory = memory
-        self._unfreeze = unfreeze
         self._end = end
         self._wake = wake
         self._waking = Pending(loop, self._wake_up)
-        board.pm.suspend, board.pm.wake = lambda: slot.freeze(True), self._waking.ask
+        board.pm.suspend, board.pm.wake = lambda: slot.sleep(True), self._waking.ask
         self._status: int | None = None  # as written to the exit port
         self._ending = Pending(loop, self._exit)
         self._pages: list[int] = []  # to flush; each vCPU waits for its own, so they are few
@@ -102,10 +100,10 @@ class TestDevices:
         self._wake(RealMode(vector))
 
     def _ask_flush(self, gpa: int) -> None:
-        """Freeze the vCPUs, the writing one as well, until the loop has flushed the page."""
+        """Stop the vCPUs, the writing one as well, until the loop has flushed the page."""
         with self._lock:
             self._pages.append(gpa)
-        self._slot.freeze(True)
+        self._slot.sleep(True)
         self._flushing.ask()
 
     @contained("page flush")
@@ -119,7 +117,7 @@ class TestDevices:
         except (GuestMemoryError, HostError):
             pass  # not RAM: nothing is mapped there
         finally:
-            self._unfreeze()
+            self._slot.sleep(False)
 
 
 _WAKING_VECTOR = 12  # in the FACS
