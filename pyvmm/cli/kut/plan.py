@@ -29,7 +29,7 @@ _ENDS_QEMU = ("emulator.flat",)
 _DEVICES = ("hyperv-testdev",)
 _MACHINE_OPTIONS = ("pit=off",)  # without it AVIC stays on; a PIT nobody programs changes nothing else
 _CPU_MODELS = re.compile(r"(max|host|qemu64|Opteron_G1|IvyBridge|Skylake-Server)$")
-_HARMLESS_CPU = ("hv_passthrough", "host-phys-bits", "migratable=no")
+_HARMLESS_CPU = ("host-phys-bits", "migratable=no")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Plan:
     timeout: float
     vendor: str = ""  # the CPU must be of; empty: any
     hidden: frozenset[str] = frozenset()  # features that the CPU must not have
+    enlightenments: tuple[str, ...] = ()  # of Hyper-V, beside the default
 
 
 class CannotRun(Exception):
@@ -79,6 +80,7 @@ def plan(suite: Suite, test: UnitTest, *, timeout: float | None = None, by_name:
         timeout or _seconds(test.timeout),
         cpu.vendor,
         frozenset(cpu.hidden),
+        ("+all",) if cpu.hyperv else (),
     )
 
 
@@ -142,6 +144,7 @@ class _Cpu:
 
     vendor: str = ""
     hidden: list[str] = field(default_factory=list)
+    hyperv: bool = False  # with all that the engine has
 
 
 def _qemu_params(text: str) -> tuple[int, _Cpu]:
@@ -192,6 +195,8 @@ def _read_cpu(text: str) -> _Cpu:
         name = feature.strip("+-").removesuffix("=off")
         if feature.startswith("vendor="):
             cpu.vendor = feature.removeprefix("vendor=")
+        elif feature == "hv_passthrough":
+            cpu.hyperv = True
         elif feature.startswith("-") or feature.endswith("=off"):
             if name not in FEATURES:
                 raise CannotRun(f"wants a CPU without {name}, which pyvmm cannot hide")

@@ -195,6 +195,7 @@ def _run_machine(plan: Plan, engine: EngineChoice) -> End:
         test_devices=True,
         kvm_leaves=True,
         hidden_features=plan.hidden,
+        enlightenments=plan.enlightenments,
         reboot=False,
     )
     try:
