@@ -75,7 +75,7 @@ class OwnKernel:
         for driver in DRIVERS:
             if driver.module in given or self._is_builtin(driver):
                 continue
-            reason = self._lack(driver)
+            reason = chosen.absent.get("hv_vmbus") or self._lack(driver)
             if reason is None and self.modules is not None:
                 try:
                     found = dict(self.modules.load_order([driver.module]))
@@ -103,7 +103,9 @@ class OwnKernel:
         told = " ".join(lines)
         for driver in DRIVERS:
             reason = chosen.absent.get(driver.module)
-            if reason is None or not driver.effect or reason.split()[0] in told:
+            if reason is None or not driver.effect:
+                continue
+            if reason.startswith("CONFIG_") and f"{reason.split()[0]} " in told:
                 continue
             if driver.module != "hv_vmbus" and "hv_vmbus" in chosen.absent:
                 continue  # no driver is of use without the bus
@@ -127,7 +129,8 @@ class OwnKernel:
             )
             return f"{driver.module} is not built in ({known}) and there are no modules; {self.remedy}"
         if self.modules.find(driver.module) is None:
-            return f"{self.modules.folder} has no {driver.module}.ko; {self.remedy}"
+            where = "" if str(self.modules.folder) == self.place else f" in {self.modules.folder}"
+            return f"there is no {driver.module}.ko{where}; {self.remedy}"
         return None
 
     def _mismatch(self, module: bytes) -> str | None:

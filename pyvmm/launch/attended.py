@@ -14,6 +14,7 @@ from pathlib import Path
 from pyvmm.guest_text import clean
 from pyvmm.launch import exit_status
 from pyvmm.launch.consoles import open_console
+from pyvmm.launch.driver_report import driver_report
 from pyvmm.launch.notices import Notices
 from pyvmm.launch.outputs import (
     FLUSH_TIMEOUT,
@@ -95,6 +96,9 @@ class _Run:
         machine.close()
         self._console.close()
         status = final_status(self._counted, self._ended(outcome))
+        if outcome.kind in ("poweroff", "quit", "reset") and self._forced in (None, exit_status.TIMEOUT):
+            for line in driver_report(machine):
+                say(line)
         disconnect(self._counted)
         return status
 

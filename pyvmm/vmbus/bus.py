@@ -71,6 +71,8 @@ class Vmbus:
         self._gone: dict[ServedChannel, Callable[[], object]] = {}  # rescinded, not released yet
         self.contacts = 0
         """Count of contacts by guest kernels."""
+        self.opened: set[str] = set()
+        """Names of the devices whose channels any kernel has opened."""
         self._acting = False
         self._mailbox = Mailbox(loop, partition, self._receive, self.refused, max_version)
         partition.connect_signal(protocol.EVENT_CONNECTION, self._shared_signal)
@@ -212,6 +214,7 @@ class Vmbus:
             case OpenRings():
                 self._open(action)
             case Opened(served):
+                self.opened.add(served.offer.name)
                 self._channels[served].opened()
             case CloseRings(served):
                 self._close(served)

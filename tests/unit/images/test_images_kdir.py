@@ -77,6 +77,11 @@ def test_a_driver_that_is_not_set_is_told_with_what_it_costs(tmp_path: Path) -> 
     assert open_kdir(tmp_path).select().absent["hv_vmbus"] == "CONFIG_HYPERV is not set"
 
 
+def test_without_the_bus_no_other_driver_is_loaded(tmp_path: Path) -> None:
+    configure(build_tree(tmp_path), CONFIG_HYPERV="n", CONFIG_HYPERV_BALLOON="m")
+    assert loaded(tmp_path) == []
+
+
 def test_since_linux_6_18_the_bus_has_an_option_of_its_own(tmp_path: Path) -> None:
     configure(build_tree(tmp_path), CONFIG_HYPERV="y", CONFIG_HYPERV_VMBUS="n", CONFIG_HYPERV_UTILS="m")
     assert "CONFIG_HYPERV_VMBUS is not set: no VMBus, no balloon" in lacks(tmp_path)
@@ -95,7 +100,7 @@ def test_a_module_that_was_not_built_is_told_with_the_next_step(tmp_path: Path) 
     (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").unlink()
     configure(tmp_path, CONFIG_HYPERV_UTILS="y")
     [line] = lacks(tmp_path)
-    assert line.endswith(f"has no hv_balloon.ko; `make -C {tmp_path} modules` builds it: no balloon")
+    assert line.endswith(f"there is no hv_balloon.ko; `make -C {tmp_path} modules` builds it: no balloon")
 
 
 def test_a_module_of_another_build_is_told_and_left_out(tmp_path: Path) -> None:
