@@ -12,6 +12,7 @@ from pathlib import Path
 from pyvmm.errors import ConfigError
 from pyvmm.images.kernel_config import KernelConfig, lacking
 from pyvmm.images.modules import ModuleTree, modinfo_value, module_name
+from pyvmm.images.strip import strip_debug
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ DRIVERS = (
 
 @dataclass(slots=True)
 class Selection:
-    """The modules for an initramfs in load order, and why drivers are not among them, by name."""
+    """The modules for an initramfs in load order, stripped, and why drivers are not among them, by name."""
 
     modules: list[tuple[str, bytes]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class OwnKernel:
                 if mismatch:
                     raise ConfigError(f"--module {name}: {mismatch}")
                 order.setdefault(name, data)
-        chosen.modules = list(order.items())
+        chosen.modules = [(name, strip_debug(data)) for name, data in order.items()]
         return chosen
 
     def lacks(self, chosen: Selection, *, cpus: int = 1, grows: bool = True) -> list[str]:

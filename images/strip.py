@@ -20,7 +20,7 @@ _REMOVED = (b".debug", b".rela.debug", b".gdb_index")
 
 
 def strip_debug(module: bytes) -> bytes:
-    """Return a module without its debugging information. A signed one, and what cannot be parsed, stay as they are."""
+    """Return a module without its debugging information. Signed and damaged ones stay as they are."""
     if module.endswith(SIGNED):
         return module
     try:

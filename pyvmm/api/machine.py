@@ -229,6 +229,21 @@ class Machine:
             resize.update(event.name, event.data)
         return self.memory
 
+    def reload(self, module: str | PathLike[str], *parameters: str) -> bool:
+        """Exchange a kernel module in the guest by the one in a file, as `pyvmm reload` does.
+
+        Return whether it replaced one, else it was not loaded before. `parameters` are insmod's. Raises
+        pyvmm.launch.reload.CannotReload, for a driver without module_exit() for instance.
+        """
+        from pyvmm.launch.reload import Ran, read_new_module, reload
+
+        def run(command: str) -> Ran:
+            done = self.run(command)
+            return Ran(done.status, done.stdout, done.stderr)
+
+        new = read_new_module(Path(module))
+        return reload(new, run, parameters=parameters, progress=lambda line: None).replaced
+
     def pause(self) -> None:
         """Stop the virtual CPUs."""
         self.qmp("stop")

@@ -33,6 +33,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "status": "Show a running machine's memory, devices and counters.",
         "ps": "List the running machines.",
         "stop": "Power a machine off, or end it.",
+        "reload": "Exchange a kernel module in a running guest.",
         "kill": "End a machine at once, even one that does not answer.",
         "wait": "Wait for a machine's end, an event, a driver.",
     },

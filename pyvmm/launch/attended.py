@@ -98,7 +98,7 @@ class _Run:
         status = final_status(self._counted, self._ended(outcome))
         if outcome.kind in ("poweroff", "quit", "reset") and self._forced in (None, exit_status.TIMEOUT):
             for line in driver_report(machine):
-                say(line)
+                try_print_message(line)
         disconnect(self._counted)
         return status
 
