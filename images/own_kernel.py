@@ -125,10 +125,9 @@ class OwnKernel:
             if self.config[option] == "n":
                 return f"{option} is not set"
         if self.modules is None:
-            known = (
-                f"{driver.option(self.config)}=m" if self.config is not None else "nothing is known of this kernel"
-            )
-            return f"{driver.module} is not built in ({known}) and there are no modules; {self.remedy}"
+            if self.config is None:
+                return f"{driver.module} may be a module, and there are none; {self.remedy}"
+            return f"{driver.option(self.config)}=m, and there are no modules; {self.remedy}"
         if self.modules.find(driver.module) is None:
             where = "" if str(self.modules.folder) == self.place else f" in {self.modules.folder}"
             return f"there is no {driver.module}.ko{where}; {self.remedy}"

@@ -50,13 +50,13 @@ def _strip(module: bytes) -> bytes:
         offset, length = unpack_from("<QQ", headers, at + 24)
         (align,) = unpack_from("<Q", headers, at + 48)
         contents = module[offset : offset + length]
-        if len(contents) != length or align > 1 << 16:
-            raise ValueError("a section reaches past the end")
-        made += bytes(-len(made) % max(1, align))
+        made += bytes(-len(made) % max(1, min(align, len(module))))
+        if len(contents) != length or len(made) + length > len(module):
+            raise ValueError("sections reach past the end, or overlap")
         pack_into("<Q", headers, at + 24, len(made))
         made += contents
     if not removed:
         return module
     made += bytes(-len(made) % 8)
     pack_into("<Q", made, 40, len(made))
-    return bytes(made + headers)
+    return bytes(made + headers) if len(made) + len(headers) <= len(module) else module

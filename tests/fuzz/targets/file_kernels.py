@@ -18,6 +18,7 @@ from pyvmm.firmware.sniff import describe
 from pyvmm.images.busybox import is_static
 from pyvmm.images.cpio import read_cpio
 from pyvmm.images.modules import depends
+from pyvmm.images.strip import strip_debug
 
 LIMIT = 1 << 20
 RAM = 128 << 20
@@ -90,6 +91,7 @@ def module(data: bytes) -> None:
     for file in (data, b"\x7fELF\x02" + data):
         with suppress(ConfigError):
             depends(file)
+        assert len(strip_debug(file)) <= len(file)
         is_static(file)
         describe(file)
 

@@ -11,7 +11,7 @@ from pyvmm.control.json_stream import Reader
 from pyvmm.errors import ConfigError
 from pyvmm.files import parse_json, parse_object
 from pyvmm.host import daemon, snapshot
-from pyvmm.images.kernel_config import missing_options
+from pyvmm.images.kernel_config import KernelConfig, lacking, missing_options
 from pyvmm.launch import probe
 from pyvmm.launch.config_file import load
 from pyvmm.ram_backend import Backend
@@ -41,7 +41,9 @@ def sizes(data: bytes) -> None:
 
 
 def kernel_config(data: bytes) -> None:
-    missing_options(data.decode("utf-8", "replace"))
+    text = data.decode("utf-8", "replace")
+    missing_options(text)
+    lacking(KernelConfig(text, "fuzz"), cpus=2)
 
 
 def json_of_ours(data: bytes) -> None:
