@@ -102,6 +102,7 @@ NEEDS = (
     Need("CONFIG_PROC_FS", _NO_AGENT),
     Need("CONFIG_DEVTMPFS", _NO_AGENT),
     Need("CONFIG_ACPI", "no VMBus, no balloon, no power-off"),
+    Need("CONFIG_PCI", "ACPI finds no tables: no VMBus, no balloon, no power-off", unless="CONFIG_ACPI"),
     Need("CONFIG_HYPERVISOR_GUEST", "no VMBus, no balloon"),
     Need("CONFIG_HYPERV", "no VMBus, no balloon", unless="CONFIG_HYPERVISOR_GUEST"),
     Need("CONFIG_HYPERV_VMBUS", "no VMBus, no balloon", unless="CONFIG_HYPERV"),
@@ -131,10 +132,14 @@ def lacking(config: KernelConfig, *, cpus: int = 1, grows: bool = True) -> list[
         if need.option == "CONFIG_MEMORY_HOTPLUG" and not grows:
             continue
         found.setdefault(need.effect, []).append(need.option)
-    return [
+    lines = [
         f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not set: {effect}"
         for effect, names in found.items()
     ]
+    most = config["CONFIG_NR_CPUS"]
+    if most.isascii() and most.isdigit() and len(most) < 6 and int(most) < cpus and config["CONFIG_SMP"] != "n":
+        lines.append(f"CONFIG_NR_CPUS={most}: it uses {most} of the {cpus} CPUs")
+    return lines
 
 
 def embedded_config(kernel: Path) -> KernelConfig | None:

@@ -51,6 +51,10 @@ class ModuleTree:
         lines = _lines(folder / "modules.builtin")
         self._builtin |= {module_name(Path(line)) for line in lines}
 
+    def names(self) -> list[str]:
+        """Return the names of the listed modules."""
+        return sorted(self._listed)
+
     def find(self, name: str) -> Path | None:
         """Return the file of a module; None if there is none."""
         path = self._listed.get(name)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvmm.cli.commands.completion import complete_event, kinds_or_file
+from pyvmm.cli.commands.completion import complete_event, files_by_ending, kinds_or_file
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.words import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError
@@ -87,6 +87,15 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
 
 
+def complete_module(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the modules of --kdir or --modules, and .ko files."""
+    from pyvmm.images.modules import ModuleTree
+
+    folder = ctx.params.get("modules") or ctx.params.get("kdir")
+    names = [] if folder is None else ModuleTree(Path(folder)).names()
+    return [*(name for name in names if name.startswith(incomplete)), *files_by_ending(".ko", incomplete)]
+
+
 def complete_console(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
@@ -123,6 +132,7 @@ def complete_enlightenments(ctx: click.Context, param: click.Parameter, incomple
 
 _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "image": complete_image,
+    "module": complete_module,
     "console": complete_console,
     "mem_backend": complete_backend,
     "enlightenments": complete_enlightenments,

@@ -45,6 +45,8 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
 
     Raises ConfigError and HostError.
     """
+    from pyvmm.images.own_kernel import Selection
+
     if options.initrd is not None and options.command:
         raise ConfigError("COMMAND needs pyvmm's own initramfs: leave --initrd out, or boot to your own init")
     if options.initrd is not None and options.module:
@@ -56,6 +58,7 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
         if not own.release and (options.command or options.module or options.modules is not None):
             raise ConfigError(f"{own.place}: not a Linux kernel, so it cannot use pyvmm's initramfs")
         initrd = None if _is_none(options.initrd) else options.initrd
+        _tell_lacks(options, own, own.lacks(Selection(), cpus=cpus, grows=grows), progress)
         return _keep(options, BootPlan(own.kernel, initrd))
     if _has_initramfs(own) and not options.command and not options.module:
         progress(f"{own.place}: boots its built-in initramfs (CONFIG_INITRAMFS_SOURCE)")
@@ -63,11 +66,7 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
     from pyvmm.images.catalog import initrd_for
 
     chosen = own.select(tuple(options.module))
-    lacks = own.lacks(chosen, cpus=cpus, grows=grows)
-    for line in lacks:
-        progress(f"{own.place}: {line}")
-    if options.kdir is not None and any("not set" in line for line in lacks):
-        progress(_how_to_set(options.kdir))
+    _tell_lacks(options, own, own.lacks(chosen, cpus=cpus, grows=grows), progress)
     initrd = initrd_for(own.release, chosen.modules)
     return _keep(options, BootPlan(own.kernel, initrd, chosen.absent))
 
@@ -101,6 +100,13 @@ def _open(options: GuestOptions, progress: Callable[[str], None]) -> OwnKernel:
     return own
 
 
+def _tell_lacks(options: GuestOptions, own: OwnKernel, lines: list[str], progress: Callable[[str], None]) -> None:
+    for line in lines:
+        progress(f"{own.place}: {line}")
+    if options.kdir is not None and any("not set" in line for line in lines):
+        progress(_how_to_set(options.kdir))
+
+
 def _has_initramfs(own: OwnKernel) -> bool:
     return own.config is not None and own.config["CONFIG_INITRAMFS_SOURCE"] not in ("n", '""')
 
@@ -112,10 +118,11 @@ def _is_none(initrd: Path | None) -> bool:
 def _how_to_set(tree: Path) -> str:
     from pyvmm.images.kernel_config import FRAGMENT
 
-    return (
-        f"all that guests use: cd {shlex.quote(str(tree))} && scripts/kconfig/merge_config.sh .config "
-        f"{shlex.quote(str(FRAGMENT.resolve()))} && make -j$(nproc)"
-    )
+    script = "scripts/kconfig/merge_config.sh"
+    if not (tree / script).exists():
+        script = f"source/{script}"  # in the folder of `make O=`
+    fragment = shlex.quote(str(FRAGMENT.resolve()))
+    return f"all that guests use: cd {shlex.quote(str(tree))} && {script} .config {fragment} && make -j$(nproc)"
 
 
 def _record(options: GuestOptions) -> Path:

@@ -37,14 +37,17 @@ def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str)
 def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, tied: bool, **_guest: Any) -> None:
     """Boot a guest that finds itself on Hyper-V.
 
-    Without options: the default guest, to a shell. COMMAND runs in the default guest, and its exit status becomes
-    pyvmm's; it has no input. A first word that ends in .toml is a file of options: --config. Piped input is typed at
+    Without options: the default guest, to a shell. COMMAND runs in the guest, and its exit status becomes pyvmm's; it
+    has no input. A kernel of your own (--kdir, --kernel) gets pyvmm's init, shell and agent, and loads its own Hyper-V
+    drivers. A first word that ends in .toml is a file of options: --config. Piped input is typed at
     the guest's console; `poweroff` at its end ends the guest.
 
     \b
     pyvmm run
     pyvmm run -m 1G --cpus 2 --trace 'hv_balloon_*'
     pyvmm run --image debian-6.12 -- uname -a
+    pyvmm run --kdir ~/linux -- uname -r            a kernel build tree, without modules_install
+    pyvmm run --kernel /boot/vmlinuz-6.1.0-9-amd64  or a linux-image-*.deb; or bzImage --modules DIR
     pyvmm run --kernel bzImage --initrd root.cpio --append 'debug'
     pyvmm run vm.toml -m 2G                         the command line goes before the file
     pyvmm run -m 2G --print-config > vm.toml

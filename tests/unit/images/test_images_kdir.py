@@ -96,6 +96,16 @@ def test_options_with_the_same_effect_share_a_line(tmp_path: Path) -> None:
     ]
 
 
+def test_fewer_cpus_than_asked_for_are_told(tmp_path: Path) -> None:
+    configure(build_tree(tmp_path), CONFIG_NR_CPUS="2", CONFIG_HYPERV_UTILS="y")
+    tree = open_kdir(tmp_path)
+    assert tree.lacks(tree.select(), cpus=2) == []
+    assert tree.lacks(tree.select(), cpus=4) == ["CONFIG_NR_CPUS=2: it uses 2 of the 4 CPUs"]
+    configure(tmp_path, CONFIG_SMP="n", CONFIG_HYPERV_UTILS="y")
+    tree = open_kdir(tmp_path)
+    assert tree.lacks(tree.select(), cpus=2) == ["CONFIG_SMP is not set: one CPU only"]
+
+
 def test_a_module_that_was_not_built_is_told_with_the_next_step(tmp_path: Path) -> None:
     (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").unlink()
     configure(tmp_path, CONFIG_HYPERV_UTILS="y")

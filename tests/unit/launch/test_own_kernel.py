@@ -70,6 +70,10 @@ def test_what_the_kernel_lacks_is_told_with_how_to_set_it(tree: Path) -> None:
     said: list[str] = []
     plan(said, kdir=tree)
     assert f"{tree}: CONFIG_HYPERV_BALLOON is not set: no balloon" in said
+    assert f"cd {tree} && source/scripts/kconfig/merge_config.sh .config " in said[-1], "as after `make O=`"
+    (tree / "scripts/kconfig").mkdir(parents=True)
+    (tree / "scripts/kconfig/merge_config.sh").touch()
+    plan(said, kdir=tree)
     assert f"cd {tree} && scripts/kconfig/merge_config.sh .config " in said[-1]
 
 
