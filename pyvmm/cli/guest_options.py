@@ -87,13 +87,16 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [image.name for image in list_images() if image.name.startswith(incomplete)]
 
 
-def complete_module(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+def complete_module(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
     """Complete the modules of --kdir or --modules, and .ko files."""
     from pyvmm.images.modules import ModuleTree
 
     folder = ctx.params.get("modules") or ctx.params.get("kdir")
     names = [] if folder is None else ModuleTree(Path(folder)).names()
-    return [*(name for name in names if name.startswith(incomplete)), *files_by_ending(".ko", incomplete)]
+    found = [click.shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*found, *files_by_ending(".ko", incomplete)]
 
 
 def complete_console(

@@ -47,7 +47,7 @@ def execute(agent: GuestAgent, timers: Timers, command: str, seconds: int, done:
         else:
             done(
                 HostError(
-                    f"no agent answers in the guest after {seconds} s: does it boot, and from one of our images?"
+                    f"no agent answers in the guest after {seconds} s: does it boot, and with pyvmm's initramfs?"
                 )
             )
 

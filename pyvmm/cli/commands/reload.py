@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from pyvmm.cli.commands.completion import files_by_ending
 from pyvmm.cli.output import echo, print_json
@@ -15,19 +16,17 @@ from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.launch.where import print_message
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from pyvmm.client.qmp import Client
     from pyvmm.launch.reload import Run
 
 
-def complete_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
+def complete_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete a machine's name as the first word, and a module's file as the first or second."""
     words = ctx.params.get("words") or ()
     if any(str(word).endswith(".ko") for word in words):
         return []
     names = [] if words else complete_machine(ctx, param, incomplete)
-    return [*names, *files_by_ending(".ko", incomplete)]
+    return [*map(CompletionItem, names), *files_by_ending(".ko", incomplete)]
 
 
 @click.command()

@@ -38,9 +38,9 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
     """Boot a guest that finds itself on Hyper-V.
 
     Without options: the default guest, to a shell. COMMAND runs in the guest, and its exit status becomes pyvmm's; it
-    has no input. A kernel of your own (--kdir, --kernel) gets pyvmm's init, shell and agent, and loads its own Hyper-V
-    drivers. A first word that ends in .toml is a file of options: --config. Piped input is typed at
-    the guest's console; `poweroff` at its end ends the guest.
+    has no input. A kernel of your own (--kdir, --kernel) gets pyvmm's init, shell and agent, and its own Hyper-V
+    drivers. A first word that ends in .toml is a file of options: --config. Piped input is typed at the guest's
+    console; `poweroff` at its end ends the guest.
 
     \b
     pyvmm run
