@@ -200,6 +200,7 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
     initrd = cache_folder("initrd", _initrd_name(image))
     sizes = _initrd_sizes(image.name)
     if force or not initrd.exists() or sizes.pop(initrd.name, None) != initrd.stat().st_size:
+        progress("making the initramfs")
         folder = image.kernel.parent / "modules"
         _make_initrd(initrd, [(name, (folder / f"{name}.ko").read_bytes()) for name in image.modules], progress)
     sizes = dict([*sizes.items(), (initrd.name, initrd.stat().st_size)][-INITRDS:])
@@ -252,7 +253,6 @@ def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progr
     from pyvmm.images.busybox import applets, busybox
     from pyvmm.images.initramfs import build_initramfs
 
-    progress("making the initramfs")
     program = busybox(progress)
     write_private(target, build_initramfs(program.read_bytes(), applets(program), modules))
 

@@ -22,6 +22,9 @@ BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 HYPERV_SOURCES = ("drivers/hv",)
 """Folders whose sources are compared with their objects: the drivers that are loaded by themselves."""
 
+NAMES = 3
+"""Most files that a note names."""
+
 _OPTION_FILES = ("include/config/auto.conf", ".config")
 """The configuration of the last build, and the one of the next."""
 
@@ -112,6 +115,7 @@ def _changed_sources(folder: Path) -> list[str]:
                     if entry.name.endswith(".c") and entry.stat().st_mtime_ns > made.st_mtime_ns:
                         newer.append(entry.name)
         if newer:
-            names = ", ".join(f"{part}/{name}" for name in sorted(newer))
+            names = ", ".join(f"{part}/{name}" for name in sorted(newer)[:NAMES])
+            names += f" and {len(newer) - NAMES} more" if len(newer) > NAMES else ""
             notes.append(f"{names} changed since the last build: run `make -C {folder}`, for modules with M={part}")
     return notes

@@ -55,14 +55,19 @@ class ModuleTree:
         """Return the names of the listed modules."""
         return sorted(self._listed)
 
-    def find(self, name: str) -> Path | None:
-        """Return the file of a module; None if there is none."""
+    def find(self, name: str, place: str = "") -> Path | None:
+        """Return the file of a module; None if there is none. In a build tree with `place`, the module's folder, a
+        module that is not listed is looked for only there.
+        """
         path = self._listed.get(name)
         if path is not None:
-            stem = str(path).partition(".ko")[0]
+            stem = str(path)[: str(path).rindex(".ko")]
             for suffix in SUFFIXES:
                 if os.path.isfile(stem + suffix):
                     return Path(stem + suffix)
+        if place and (self.folder / place).is_dir():
+            path = self._listed[name] = self.folder / place / f"{name}.ko"
+            return path if path.is_file() else None
         if self._walked is None:
             self._walked = {module_name(found): found for found in _walk(self.folder)}
         return self._walked.get(name)
@@ -92,7 +97,7 @@ def load_order(
         path = files.get(name) or find(name)
         if path is None:
             by = f" (needed by {needed_by[-1]})" if needed_by else ""
-            raise ConfigError(f"{where}: no module {name}{by}; is it enabled in the kernel's configuration?")
+            raise ConfigError(f"{where}: no module {name}{by}; enable it in the kernel's configuration and build it")
         if len(needed_by) >= CHAIN_LIMIT:
             raise ConfigError(f"{path}: the last of {CHAIN_LIMIT} modules that each need the next; build it again")
         data = read_module(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyvmm.errors import ConfigError
 from pyvmm.images.kernel_config import KernelConfig, lacking
-from pyvmm.images.modules import ModuleTree, modinfo_value, module_name
+from pyvmm.images.modules import ModuleTree, load_order, modinfo_value, module_name
 from pyvmm.images.strip import strip_debug
 
 
@@ -20,13 +20,14 @@ class Driver:
     """A Hyper-V driver that guests load if their kernel has it.
 
     `options` are its names in configurations, the newest first: that of Linux 6.18 is asked first, and only where
-    the kernel knows it. `effect` is what a guest without the driver lacks; empty for one that pyvmm's devices do
-    not need.
+    the kernel knows it. `place` is its folder in a build tree. `effect` is what a guest without the driver lacks;
+    empty for one that pyvmm's devices do not need.
     """
 
     module: str
     options: tuple[str, ...]
     effect: str = ""
+    place: str = "drivers/hv"
 
     def option(self, config: KernelConfig) -> str:
         """Return the option that decides about this driver in a kernel's configuration."""
@@ -37,7 +38,7 @@ DRIVERS = (
     Driver("hv_vmbus", ("CONFIG_HYPERV_VMBUS", "CONFIG_HYPERV"), "no VMBus, no balloon"),
     Driver("hv_utils", ("CONFIG_HYPERV_UTILS",), "no shutdown request, heartbeat or time synchronisation"),
     Driver("hv_balloon", ("CONFIG_HYPERV_BALLOON",), "no balloon"),
-    Driver("hv_sock", ("CONFIG_HYPERV_VSOCKETS",)),
+    Driver("hv_sock", ("CONFIG_HYPERV_VSOCKETS",), place="net/vmw_vsock"),
 )
 """In the order in which the guest loads them."""
 
@@ -71,30 +72,21 @@ class OwnKernel:
         Raises ConfigError for one of `extra` that is neither there nor built in, and for damaged modules.
         """
         chosen = Selection()
-        order: dict[str, bytes] = {}
         given = {module_name(Path(each)) for each in extra}
+        wanted = []
         for driver in DRIVERS:
             if driver.module in given or self._is_builtin(driver):
                 continue
             reason = chosen.absent.get("hv_vmbus") or self._lack(driver)
-            if reason is None and self.modules is not None:
-                try:
-                    found = dict(self.modules.load_order([driver.module]))
-                except ConfigError as error:
-                    reason = str(error)
-                else:
-                    reason = next(filter(None, map(self._mismatch, found.values())), None)
-                    if reason is None:
-                        order |= {name: data for name, data in found.items() if name not in order}
-            if reason is not None:
+            if reason is None:
+                wanted.append(driver.module)
+            else:
                 chosen.absent[driver.module] = reason
-        if extra:
-            found = dict((self.modules or ModuleTree(Path("/nowhere"))).load_order(list(extra)))
-            for name, data in found.items():
-                mismatch = self._mismatch(data)
-                if mismatch:
-                    raise ConfigError(f"--module {name}: {mismatch}")
-                order.setdefault(name, data)
+        order = self._load_order([*wanted, *extra])
+        for name in given & order.keys():
+            mismatch = self._mismatch(order[name])
+            if mismatch:
+                raise ConfigError(f"--module {name}: {mismatch}")
         chosen.modules = [(name, strip_debug(data)) for name, data in order.items()]
         return chosen
 
@@ -119,7 +111,7 @@ class OwnKernel:
         return self.modules is not None and self.modules.is_builtin(driver.module)
 
     def _lack(self, driver: Driver) -> str | None:
-        """Return why there is no file of a driver that is not built in; None if there is one."""
+        """Return why a driver that is not built in cannot be loaded; None if it can."""
         if self.config is not None:
             option = driver.option(self.config)
             if self.config[option] == "n":
@@ -128,10 +120,19 @@ class OwnKernel:
             if self.config is None:
                 return f"{driver.module} may be a module, and there are none; {self.remedy}"
             return f"{driver.option(self.config)}=m, and there are no modules; {self.remedy}"
-        if self.modules.find(driver.module) is None:
+        if self.modules.find(driver.module, driver.place) is None:
             where = "" if str(self.modules.folder) == self.place else f" in {self.modules.folder}"
             return f"there is no {driver.module}.ko{where}; {self.remedy}"
-        return None
+        try:
+            found = self.modules.load_order([driver.module])
+        except ConfigError as error:  # it needs a module that lacks, or is damaged
+            return str(error)
+        return next(filter(None, (self._mismatch(data) for _, data in found)), None)
+
+    def _load_order(self, wanted: list[str]) -> dict[str, bytes]:
+        if self.modules is not None:
+            return dict(self.modules.load_order(wanted))
+        return dict(load_order(wanted, lambda name: None, lambda name: False, self.place))
 
     def _mismatch(self, module: bytes) -> str | None:
         """Return why the kernel would refuse a module that was built for another release."""

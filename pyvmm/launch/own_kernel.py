@@ -67,7 +67,7 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
 
     chosen = own.select(tuple(options.module))
     _tell_lacks(options, own, own.lacks(chosen, cpus=cpus, grows=grows), progress)
-    initrd = initrd_for(own.release, chosen.modules)
+    initrd = initrd_for(own.release, chosen.modules, progress)
     return _keep(options, BootPlan(own.kernel, initrd, chosen.absent))
 
 

@@ -129,6 +129,25 @@ def test_other_modules_are_loaded_by_name(tmp_path: Path) -> None:
         loaded(tmp_path, "nothing")
 
 
+def test_a_file_given_goes_before_the_trees_module_of_that_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine/hv_vmbus.ko"
+    mine.parent.mkdir()
+    tree = build_tree(tmp_path / "tree")
+    mine.write_bytes(module("hv_vmbus", vermagic=release(tree)) + b"mine")
+    order = open_kdir(tree).select((str(mine),)).modules
+    assert [name for name, _ in order] == ["hv_vmbus", "hv_balloon"]
+    assert order[0][1].endswith(b"mine")
+    mine.write_bytes(module("hv_vmbus", vermagic="6.1.0-old"))
+    with pytest.raises(ConfigError, match=r"--module hv_vmbus: hv_vmbus.ko was built for Linux 6.1.0-old"):
+        open_kdir(tree).select((str(mine),))
+
+
+def test_a_driver_whose_needs_were_not_built_is_told(tmp_path: Path) -> None:
+    (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").write_bytes(module("hv_balloon", "hv_vmbus", "ptp"))
+    assert loaded(tmp_path) == ["hv_vmbus"]
+    assert "no module ptp (needed by hv_balloon)" in open_kdir(tmp_path).select().absent["hv_balloon"]
+
+
 def test_vmlinux_goes_before_bzimage(tmp_path: Path) -> None:
     (build_tree(tmp_path) / "vmlinux").write_bytes(kernels.vmlinux())
     assert open_kdir(tmp_path).kernel == tmp_path / "vmlinux"
