@@ -40,7 +40,8 @@ def tree_of(kernel: Path) -> Path | None:
 def open_kdir(folder: Path, kernel: Path | None = None) -> OwnKernel:
     """Inspect a build tree. `kernel` is the one to boot, without it the tree's. Raises ConfigError if it has none."""
     if not folder.is_dir():
-        raise ConfigError(f"--kdir {folder}: not a folder")
+        hint = f"; a kernel's file is --kernel {folder}" if folder.is_file() else ""
+        raise ConfigError(f"--kdir {folder}: not a folder{hint}")
     kernel = kernel or _kernel(folder)
     config = _config(folder)
     tree = OwnKernel(
@@ -60,7 +61,10 @@ def _kernel(folder: Path) -> Path:
     for path in ("vmlinux", *BZIMAGE):
         if (folder / path).is_file():
             return folder / path
+    top = next((each for each in folder.absolute().parents if (each / "vmlinux").is_file()), None)
     hint = "no kernel tree; give its top folder, or that of `make O=FOLDER`"
+    if top is not None:
+        raise ConfigError(f"--kdir {folder}: a part of a build tree; give {top}")
     if any((folder / name).exists() for name in ("Kbuild", ".config")):
         hint = f"run `make -C {folder} -j$(nproc)`, or give the folder of `make O=FOLDER`"
         if (folder / "Module.symvers").exists() and not (folder / "kernel/fork.c").exists():

@@ -47,7 +47,8 @@ def open_kernel(kernel: Path, modules: Path | None = None) -> OwnKernel:
 def modules_folder(given: Path, release: str) -> Path:
     """Return the folder of the modules for `release` in `given`. Raises ConfigError if it is not clear which."""
     if not given.is_dir():
-        raise ConfigError(f"--modules {given}: not a folder")
+        hint = f"; one module is --module {given}" if given.is_file() else ""
+        raise ConfigError(f"--modules {given}: not a folder{hint}")
     for folder in (given / release, given / "lib/modules" / release, given / "usr/lib/modules" / release):
         if release and folder.is_dir():
             return folder

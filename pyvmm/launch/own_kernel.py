@@ -87,6 +87,8 @@ def _open(options: GuestOptions, progress: Callable[[str], None]) -> OwnKernel:
 
     kernel, modules = options.kernel, options.modules
     tree = options.kdir
+    if kernel is not None and kernel.is_dir():
+        raise ConfigError(f"--kernel {kernel}: a folder; a build tree is --kdir {kernel}")
     if kernel is not None and kernel_package.is_package(kernel):
         return kernel_package.open_package(kernel, modules, progress)
     if tree is None and kernel is not None and modules is None:

@@ -186,8 +186,12 @@ def test_tree_without_a_kernel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Module.symvers").touch()
     with pytest.raises(ConfigError, match="headers of an installed kernel"):
         open_kdir(tmp_path)
-    with pytest.raises(ConfigError, match="not a folder"):
+    with pytest.raises(ConfigError, match="not a folder; a kernel's file is --kernel"):
         open_kdir(tmp_path / ".config")
+    (tmp_path / "vmlinux").touch()
+    (tmp_path / "drivers/hv").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"a part of a build tree; give {tmp_path}$"):
+        open_kdir(tmp_path / "drivers/hv")
 
 
 def test_built_in_serves_where_a_module_is_wanted() -> None:

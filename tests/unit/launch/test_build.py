@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from pyvmm.launch.build import BASE_CMDLINE, CONSOLE, NO_SHELL, command_line
+import pytest
+
+from pyvmm.errors import ConfigError
+from pyvmm.launch.build import BASE_CMDLINE, CONSOLE, NO_SHELL, build_config, command_line
+from pyvmm.launch.options import read_keywords
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"initrd": "x"}, "--initrd needs --kernel or --kdir"),
+        ({"modules": "x"}, "--modules needs --kernel or --kdir"),
+        ({"module": "x"}, "--module needs --kernel or --kdir"),
+        ({"image": "debian-6.1", "kdir": "x"}, "--image brings its own kernel"),
+        ({"kdir": "/nowhere"}, "not a folder"),
+    ],
+)
+def test_options_of_an_own_kernel_are_refused_without_one(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_config(read_keywords(options, {}))
 
 
 def test_the_console_comes_after_what_says_how_much_is_printed() -> None:

@@ -119,5 +119,7 @@ def test_contradictions_are_told_with_the_next_step(tree: Path, tmp_path: Path) 
         plan(kdir=tree, initrd=tmp_path / "x", module="y")
     with pytest.raises(ConfigError, match="COMMAND needs pyvmm's own initramfs"):
         plan_boot(GuestOptions(kdir=tree, initrd=tmp_path, command=("true",)), print, cpus=1, grows=False)
+    with pytest.raises(ConfigError, match="a build tree is --kdir"):
+        plan(kernel=tree)
     with pytest.raises(ConfigError, match="no module nothing"):
         plan(kdir=tree, module="nothing")
