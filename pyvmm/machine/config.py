@@ -43,7 +43,7 @@ class MachineConfig:
     silence: float = 10.0  # seconds without output until a notice is given; our images print within two
     paused: bool = False  # the vCPUs wait before their first instruction
     hidden_features: frozenset[str] = frozenset()  # CPU features, by the names in machine.cpu_features
-    kvm_leaves: bool = False  # KVM's own CPUID leaves beside Hyper-V's; Linux would prefer them
+    kvm_leaves: bool = False  # the guest finds KVM in CPUID, not Hyper-V
     test_devices: bool = False  # devices for kvm-unit-tests and other test programs
     reboot: bool = True  # False: a reset ends the machine
     keep_target: bool = True  # the balloon's target is applied again after a reset

@@ -17,7 +17,7 @@ _X2APIC = 1 << 21
 _MULTI_THREADED = 1 << 28
 _INVARIANT_TSC = 1 << 8
 _SIGNIFICANT_INDEX = 1
-_HYPERVISOR_LEAVES, _KVM_LEAVES = 0x40000000, 0x40000100  # where KVM puts its own; where a guest looks next
+_HYPERVISOR = 0x4000  # leaves 0x4000xxxx
 
 _MTRR_DEF_TYPE = 0x2FF
 _MTRR_ENABLED = 1 << 11
@@ -28,19 +28,12 @@ does without PAT, so without write-combining. No ranges: memory types come from 
 """
 
 
-def host_entries(kvm: Kvm, *, kvm_leaves: bool = False, hidden: Collection[str] = ()) -> list[CpuidEntry]:
+def host_entries(kvm: Kvm, *, hidden: Collection[str] = ()) -> list[CpuidEntry]:
     """Return the CPUID that this KVM supports, without KVM's signature: given both, Linux prefers it to Hyper-V's.
 
-    `kvm_leaves`: with it, at _KVM_LEAVES, where QEMU has it beside Hyper-V's. `hidden`: without these CPU features.
+    `hidden`: without these CPU features.
     """
-    supported = kvm.supported_cpuid()
-    entries = [e for e in supported if e.function >> 16 != 0x4000]
-    if kvm_leaves:
-        for e in supported:
-            if e.function == _HYPERVISOR_LEAVES:
-                entries.append(replace(e, function=_KVM_LEAVES, eax=_KVM_LEAVES + 1))
-            elif e.function == _HYPERVISOR_LEAVES + 1:
-                entries.append(replace(e, function=_KVM_LEAVES + 1))
+    entries = [e for e in kvm.supported_cpuid() if e.function >> 16 != _HYPERVISOR]
     always = _X2APIC | (_TSC_DEADLINE if kvm.check(Cap.TSC_DEADLINE_TIMER) else 0)  # by KVM's own APICs
     entries = [replace(e, ecx=e.ecx | always) if e.function == 1 else e for e in entries]
     if hidden:
@@ -48,6 +41,11 @@ def host_entries(kvm: Kvm, *, kvm_leaves: bool = False, hidden: Collection[str] 
 
         return without(entries, hidden)
     return entries
+
+
+def kvm_entries(kvm: Kvm) -> list[CpuidEntry]:
+    """Return KVM's signature and features, for a guest that finds KVM instead of Hyper-V."""
+    return [e for e in kvm.supported_cpuid() if e.function >> 16 == _HYPERVISOR]
 
 
 def has_invariant_tsc(entries: Iterable[CpuidEntry]) -> bool:

@@ -68,6 +68,8 @@ ROUTES: Final = tuple(_routes())
 class Hardware:
     """The KVM VM of a machine, its vCPUs and their threads.
 
+    `hypervisor`: the CPUID leaves 0x4000xxxx.
+
     `reset(reason)` and `failed(error)` are called on vCPU threads; they post to the loop. While `inbox` is full
     vCPUs wait at their exits.
     """
@@ -78,6 +80,7 @@ class Hardware:
         host_cpuid: list[CpuidEntry],
         memory: GuestMemory,
         engine: Engine,
+        hypervisor: list[CpuidEntry],
         ports: IoMap,
         mmio: IoMap,
         *,
@@ -107,12 +110,14 @@ class Hardware:
         self._sink_eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         self.threads: list[VcpuThread] = []
         try:
-            self._build(kvm, host_cpuid, memory)
+            self._build(kvm, host_cpuid, hypervisor, memory)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, kvm: Kvm, host_cpuid: list[CpuidEntry], memory: GuestMemory) -> None:
+    def _build(
+        self, kvm: Kvm, host_cpuid: list[CpuidEntry], hypervisor: list[CpuidEntry], memory: GuestMemory
+    ) -> None:
         vm, engine = self.vm, self.engine
         vm.set_identity_map_address(address_map.IDENTITY_MAP.start)
         vm.set_tss_address(address_map.TSS.start)
@@ -125,10 +130,9 @@ class Hardware:
         vm.create_pit()
         vm.set_routes(ROUTES)
         engine.setup_vm(vm)
-        leaves = engine.cpuid()
         for index in range(engine.vp_count):
             vcpu = vm.create_vcpu(index)
-            vcpu.set_cpuid(cpu.entries_for(host_cpuid, leaves, index, engine.vp_count))
+            vcpu.set_cpuid(cpu.entries_for(host_cpuid, hypervisor, index, engine.vp_count))
             vcpu.set_msrs(cpu.FIRMWARE_MSRS)
             engine.setup_vcpu(vcpu, index)
             for port, answer in self._polled.items():

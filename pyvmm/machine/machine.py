@@ -101,7 +101,7 @@ class Machine:
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
         self.kvm = Kvm(config.kvm)
-        self._host_cpuid = cpu.host_entries(self.kvm, kvm_leaves=config.kvm_leaves, hidden=config.hidden_features)
+        self._host_cpuid = cpu.host_entries(self.kvm, hidden=config.hidden_features)
         self._ram = Ram(
             config,
             hotplug.physical_limit(self._host_cpuid),
@@ -222,6 +222,7 @@ class Machine:
             self._host_cpuid,
             self.memory,
             self.engine,
+            cpu.kvm_entries(self.kvm) if self.config.kvm_leaves else self.engine.cpuid(),
             self.board.ports,
             self.board.mmio,
             reset=self._want_reset,

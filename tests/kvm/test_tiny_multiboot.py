@@ -49,7 +49,7 @@ def run(kvm: object, tmp_path: Path) -> Callable[..., tuple[str, str, str]]:
         path = tmp_path / "tiny.flat"
         path.write_bytes(kernel)
         shown: list[bytes] = []
-        result = run_test(Plan("tiny", path, "", cpus, 32 << 20, timeout), engine, shown.append)
+        result = run_test(Plan("tiny", path, "", cpus, 32 << 20, timeout, hyperv=True), engine, shown.append)
         return result.verdict, result.why, b"".join(shown).decode()
 
     return run_one

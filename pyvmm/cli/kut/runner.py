@@ -193,9 +193,9 @@ def _run_machine(plan: Plan, engine: EngineChoice) -> End:
         cpus=plan.cpus,
         engine=engine,
         test_devices=True,
-        kvm_leaves=True,
+        kvm_leaves=not plan.hyperv,
         hidden_features=plan.hidden,
-        enlightenments=plan.enlightenments,
+        enlightenments=("+all",) if plan.hyperv else (),
         reboot=False,
     )
     try:

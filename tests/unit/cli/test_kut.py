@@ -124,9 +124,9 @@ def test_a_test_for_a_vendors_cpu_is_skipped_on_anothers(folder: Path) -> None:
 def test_a_cpu_without_features_hides_them(folder: Path) -> None:
     test = UnitTest("t", file="one.flat", qemu_params="-cpu qemu64,-pcid,+invpcid,x2apic=off")
     made = plan(Suite(folder / "x86", [test]), test)
-    assert (made.hidden, made.enlightenments) == ({"pcid", "x2apic"}, ())
+    assert (made.hidden, made.hyperv) == ({"pcid", "x2apic"}, False)
     test = UnitTest("t", file="one.flat", qemu_params="-cpu host,hv_passthrough")
-    assert plan(Suite(folder / "x86", [test]), test).enlightenments == ("+all",)
+    assert plan(Suite(folder / "x86", [test]), test).hyperv
 
 
 @pytest.mark.parametrize(

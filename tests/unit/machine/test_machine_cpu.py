@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.kvm import Cap, CpuidEntry
-from pyvmm.machine.cpu import FIRMWARE_MSRS, entries_for, has_invariant_tsc, host_entries
+from pyvmm.machine.cpu import FIRMWARE_MSRS, entries_for, has_invariant_tsc, host_entries, kvm_entries
 from pyvmm.machine.cpu_features import without
 
 HOST = [
@@ -109,10 +109,8 @@ def test_hidden_features_are_hidden_from_each_vcpu() -> None:
     assert features & (1 << 24 | 1 << 21) == 0
 
 
-def test_kvms_own_leaves_come_beside_hyper_vs_if_asked_for() -> None:
-    leaves = [e for e in host_entries(FakeKvm(), kvm_leaves=True) if e.function >> 16 == 0x4000]  # type: ignore[arg-type]
-    assert [e.function for e in leaves] == [0x40000100, 0x40000101]
-    assert leaves[0].eax == 0x40000101
+def test_a_guest_may_find_kvm_instead() -> None:
+    assert [e.function for e in kvm_entries(FakeKvm())] == [0x40000000, 0x40000001]  # type: ignore[arg-type]
 
 
 def test_the_deadline_timer_is_offered_where_kvm_has_it() -> None:
