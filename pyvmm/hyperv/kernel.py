@@ -67,11 +67,17 @@ def passes_extended_calls(kvm: Kvm) -> bool:
 
     Linux 6.3 and later do, and list the privilege among those they support; older ones answer "no such call".
     """
-    if not kvm.check(Cap.SYS_HYPERV_CPUID):
-        return False
-    leaves = {entry.function: entry for entry in kvm.supported_hv_cpuid()}
-    features = leaves.get(_FEATURES_LEAF)
+    features = _leaves(kvm).get(_FEATURES_LEAF)
     return features is not None and bool(features.ebx & Privilege.EXTENDED_HYPERCALLS)
+
+
+def has_invariant_control(kvm: Kvm) -> bool:
+    """Whether this KVM has the MSR TSC_INVARIANT_CONTROL, which Linux writes where the privilege is offered.
+
+    Linux 6.2 and later have it; on older ones the guest's write raises #GP.
+    """
+    features = _leaves(kvm).get(_FEATURES_LEAF)
+    return features is not None and bool(features.eax & Access.TSC_INVARIANT)
 
 
 def lacking(kvm: Kvm, names: Iterable[str]) -> list[str]:
@@ -79,9 +85,7 @@ def lacking(kvm: Kvm, names: Iterable[str]) -> list[str]:
 
     A KVM that lists none (Linux before 5.11) is believed to have them all.
     """
-    if not kvm.check(Cap.SYS_HYPERV_CPUID):
-        return []
-    leaves = {entry.function: entry for entry in kvm.supported_hv_cpuid()}
+    leaves = _leaves(kvm)
     features, hints = leaves.get(_FEATURES_LEAF), leaves.get(_HINTS_LEAF)
     if features is None or hints is None:
         return []
@@ -101,6 +105,13 @@ class _Line:
     gsi: int
     sint_fd: int
     unused_fd: int
+
+
+def _leaves(kvm: Kvm) -> dict[int, CpuidEntry]:
+    """Return the Hyper-V leaves that this KVM lists as its own, by function; none before Linux 5.11."""
+    if not kvm.check(Cap.SYS_HYPERV_CPUID):
+        return {}
+    return {entry.function: entry for entry in kvm.supported_hv_cpuid()}
 
 
 class KernelEngine(Engine):

@@ -53,7 +53,7 @@ def choose(
             memory,
             loop,
             base_routes=ROUTES,
-            invariant_tsc=invariant_tsc,
+            invariant_tsc=invariant_tsc and kernel.has_invariant_control(kvm),
             extended_calls_exit=kernel.passes_extended_calls(kvm),
             enlightenments=names,
         )

@@ -8,7 +8,8 @@ import pytest
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.hyperv import kernel, user
-from pyvmm.kvm import Cap
+from pyvmm.hyperv.tlfs import Access
+from pyvmm.kvm import Cap, CpuidEntry
 from pyvmm.machine.engines import choose, missing
 from pyvmm.memory import GuestMemory
 from tests.support.fake_kvm import FakeLoop
@@ -62,3 +63,32 @@ def test_a_kvm_that_can_carry_neither_is_the_host_s_fault(choice: str) -> None:
 
 def test_missing_names_capabilities_as_the_kernel_does() -> None:
     assert missing(NEITHER, (Cap.HYPERV,)) == ["KVM_CAP_HYPERV"]  # type: ignore[arg-type]
+
+
+class VersionedKvm(FakeKvm):
+    """A KVM with all capabilities, and these features in its leaf 0x40000003; None: no such ioctl."""
+
+    def __init__(self, eax: int | None, ebx: int = 0) -> None:
+        super().__init__(*kernel.NEEDED, *(() if eax is None else (Cap.SYS_HYPERV_CPUID,)))
+        self.leaf = CpuidEntry(0x40000003, 0, 0, eax or 0, ebx, 0, 0)
+
+    def supported_hv_cpuid(self) -> list[Any]:
+        return [CpuidEntry(0x40000000, 0, 0, 0x4000000A, 0, 0, 0), self.leaf]
+
+
+@pytest.mark.parametrize(
+    ("kvm", "stable", "offered", "exits"),
+    [
+        (VersionedKvm(None), True, False, False),  # Linux 5.10
+        (VersionedKvm(0x2EFE), True, False, False),  # 6.1: no TSC_INVARIANT_CONTROL, so Linux's write would be #GP
+        (VersionedKvm(0xAEFE), True, True, False),  # 6.2
+        (VersionedKvm(0xAEFE, 1 << 20), True, True, True),  # 6.3: passes on extended calls
+        (VersionedKvm(0xAEFE, 1 << 20), False, False, True),
+    ],
+)
+def test_the_kernel_engine_offers_what_this_kvm_s_version_has(
+    kvm: VersionedKvm, stable: bool, offered: bool, exits: bool
+) -> None:
+    engine = choose("kernel", kvm, 1, GuestMemory.flat(0x1000), FakeLoop(), invariant_tsc=stable)  # type: ignore[arg-type]
+    assert bool(engine.offer.access & Access.TSC_INVARIANT) == offered
+    assert kernel.passes_extended_calls(kvm) == exits  # type: ignore[arg-type]
