@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import struct
 
+from pyvmm.images.static_elf import static_elf
+
 SCHED_OTHER, SCHED_RR = 0, 2
-_BASE = 0x400000
-_HEADERS = 64 + 56  # ELF header, one program header
 
 
 def program(policy: int, priority: int) -> bytes:
@@ -40,26 +40,7 @@ def program(policy: int, priority: int) -> bytes:
             bytes.fromhex("0f05"),  # syscall
         ]
     )
-    size = _HEADERS + len(code)
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01",
-        2,  # ET_EXEC
-        62,  # EM_X86_64
-        1,
-        _BASE + _HEADERS,  # entry
-        64,  # program headers
-        0,
-        0,
-        64,
-        56,
-        1,
-        0,
-        0,
-        0,
-    )
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 4096)  # PT_LOAD, readable and executable
-    return header + segment + code
+    return static_elf(code)
 
 
 PROGRAMS = {"realtime": program(SCHED_RR, 1), "normal": program(SCHED_OTHER, 0)}

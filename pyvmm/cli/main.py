@@ -47,6 +47,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     },
     "This computer": {
         "doctor": "Check this computer: what works, and how to fix what does not.",
+        "selftest": "Test both engines on this host; write a report.",
         "image": "List, build and show guest images.",
         "host": "The emulated host, for computers without KVM: prepare, exec, status.",
         "completion": "Print a script that adds command completion to your shell.",

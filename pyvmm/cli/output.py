@@ -72,6 +72,16 @@ def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:
         click.echo(f"    {' ' * TITLE_WIDTH}  {click.style('->', fg=colour)} {one_line(fix)}")
 
 
+def running(title: str) -> None:
+    """Print the name of a step that runs, on a terminal; `overwrite` removes it."""
+    click.echo(f"..  {one_line(title)}", nl=False)
+
+
+def overwrite() -> None:
+    """Remove what `running` printed."""
+    click.echo("\r\x1b[K", nl=False)
+
+
 _BALLOON_STATES = {
     "Closed": "no driver in the guest",
     "AwaitVersion": "driver starting",

@@ -13,13 +13,18 @@ import json
 import mmap
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyvmm import address_map
 from pyvmm.errors import HostError
 from pyvmm.files import JSON_LIMIT, FileError, parse_json, read_text
 from pyvmm.paths import cache_folder, write_private
+
+if TYPE_CHECKING:
+    from pyvmm.kvm import Kvm, Vcpu, Vm
 
 PROBE_VERSION = 1  # raise it when a change of the probe may change verdicts
 # Hardware runs thousands of millions of these a second, QEMU TCG a hundred million or more; the
@@ -139,7 +144,7 @@ def _check(path: str) -> Probe:
     return found
 
 
-def _speed(kvm: object) -> Finding:
+def _speed(kvm: Kvm) -> Finding:
     rate = instructions_per_second(kvm)
     what = "kernel-mode code"
     if rate < INTERPRETED_BELOW:
@@ -148,19 +153,23 @@ def _speed(kvm: object) -> Finding:
     return Finding(what, True, f"runs on the processor ({rate / 1e6:.0f} million instructions a second)")
 
 
-def instructions_per_second(kvm: object) -> float:
-    """Measure the speed of a guest's ring 0 loop. Raises HostError if the guest does not finish it."""
-    from pyvmm.kvm import structs
-    from pyvmm.kvm.exits import Hlt
-    from pyvmm.kvm.system import Kvm
+@contextlib.contextmanager
+def tiny_guest(
+    kvm: Kvm, code: bytes, *, prepare: Callable[[Vm], None] = lambda vm: None
+) -> Iterator[tuple[Vcpu, mmap.mmap]]:
+    """Make a VM of 16 KiB with `code` at 0, entered in flat 32-bit protected mode; `prepare` comes before the vCPU.
 
-    assert isinstance(kvm, Kvm)
+    Yields the vCPU and the memory. Raises HostError.
+    """
+    from pyvmm.kvm import structs
+
     memory = mmap.mmap(-1, 0x4000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    memory[: len(LOOP)] = LOOP
+    memory[: len(code)] = code
     with kvm.create_vm() as vm:
         vm.set_tss_address(address_map.TSS.start)
         vm.set_memory(0, 0, 0x4000, address)
+        prepare(vm)
         with vm.create_vcpu(0) as vcpu:
             sregs = vcpu.sregs
             for name in ("cs", "ds", "es", "fs", "gs", "ss"):
@@ -171,18 +180,28 @@ def instructions_per_second(kvm: object) -> float:
                 setattr(sregs, name, segment)
             sregs.cr0 |= 1
             vcpu.sregs = sregs
+            vcpu.regs = structs.Regs(rip=0, rflags=2)
+            yield vcpu, memory
 
-            def timed(loops: int) -> float:
-                memory[0x1000:0x1004] = loops.to_bytes(4, "little")
-                vcpu.regs = structs.Regs(rip=0, rflags=2)
-                before = time.perf_counter()
-                ended = vcpu.run()
-                seconds = time.perf_counter() - before
-                if not isinstance(ended, Hlt):
-                    raise HostError(f"a loop in a tiny guest ended in {ended}")
-                return 2 * loops / seconds
 
-            timed(FIRST_LOOPS)  # maps the pages it accesses
-            rate = timed(FIRST_LOOPS)
-            # A short run may be dominated by the cost of one entry: a fast one is timed again, for longer.
-            return rate if rate < INTERPRETED_BELOW / 10 else timed(TIMED_LOOPS)
+def instructions_per_second(kvm: Kvm) -> float:
+    """Measure the speed of a guest's ring 0 loop. Raises HostError if the guest does not finish it."""
+    from pyvmm.kvm import structs
+    from pyvmm.kvm.exits import Hlt
+
+    with tiny_guest(kvm, LOOP) as (vcpu, memory):
+
+        def timed(loops: int) -> float:
+            memory[0x1000:0x1004] = loops.to_bytes(4, "little")
+            vcpu.regs = structs.Regs(rip=0, rflags=2)
+            before = time.perf_counter()
+            ended = vcpu.run()
+            seconds = time.perf_counter() - before
+            if not isinstance(ended, Hlt):
+                raise HostError(f"a loop in a tiny guest ended in {ended}")
+            return 2 * loops / seconds
+
+        timed(FIRST_LOOPS)  # maps the pages it accesses
+        rate = timed(FIRST_LOOPS)
+        # A short run may be dominated by the cost of one entry: a fast one is timed again, for longer.
+        return rate if rate < INTERPRETED_BELOW / 10 else timed(TIMED_LOOPS)
