@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pyvmm.hyperv.tlfs import ReferenceTscPage
 
 TICKS_PER_SECOND = 10_000_000
+FOLLOW_PERIOD = 100_000_000
+"""Nanoseconds in which the host's clock and the TSC drift apart by 50 microseconds at most."""
+
 APIC_HZ = 1_000_000_000
 """KVM's LAPIC timer counts nanoseconds (APIC_BUS_CYCLE_NS)."""
 
@@ -30,14 +33,32 @@ class ReferenceClock:
         self._start = now_ns()
         self._sequence = 0
         self._scale = self._offset = 0  # of the newest page
+        self._followed = 0  # nanoseconds: when the count was that of the newest page
 
     def ticks(self) -> int:
         """100 ns units since the partition started (or was reset)."""
-        return (self._now_ns() - self._start) // 100
+        return (self._now_ns() - self._start) // 100 % (1 << 64)
+
+    def ns_at(self, ticks: int) -> int:
+        """Return when the counter reads `ticks`, in nanoseconds of the clock that it counts."""
+        return self._start + ticks * 100
 
     def restart(self) -> None:
         """Count from 0 again."""
         self._start = self._now_ns()
+
+    @property
+    def may_stray(self) -> bool:
+        """Whether `follow` was not called for so long that a guest could tell."""
+        return self._now_ns() - self._followed > FOLLOW_PERIOD
+
+    def follow(self, tsc: int) -> None:
+        """Set the counter to what the newest page gives for `tsc`, the guest's TSC now.
+
+        NTP slews the host's clock by up to 0.5 ms a second, and timers count from what the guest computes.
+        """
+        self._followed = self._now_ns()
+        self._start = self._followed - self.ticks_at(tsc) * 100
 
     def page(self, tsc: int, tsc_hz: int) -> bytes:
         """Build a reference TSC page for now, when the guest's TSC reads `tsc`. Each has a new sequence number."""
@@ -45,6 +66,7 @@ class ReferenceClock:
         scale = tsc_scale(tsc_hz)
         offset = self.ticks() - (tsc * scale >> 64)
         self._scale, self._offset = scale, offset
+        self._followed = self._now_ns()
         return ReferenceTscPage(self._sequence, 0, scale, offset % (1 << 64)).build()
 
     def ticks_at(self, tsc: int) -> int:

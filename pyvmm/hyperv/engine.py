@@ -65,9 +65,13 @@ class Engine(ABC):
         self.on_reset: Notify = lambda: None
         """Called on the vCPU's thread that wrote the reset MSR."""
         self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do
-        self._retries = [Pending(loop, self.synic.retry, vp) for vp in range(vp_count)]
+        self._retries = [Pending(loop, self._retry, vp) for vp in range(vp_count)]
         self._crash_report: CrashReport | None = None  # the newest one, until the loop has passed it on
         self._report_crash = Pending(loop, self._crashed)
+
+    def _retry(self, vp: int) -> None:
+        """Deliver what waits for a message slot. On the loop, after the guest wrote EOM or changed its SynIC."""
+        self.synic.retry(vp)
 
     def report_free_pages(self, discard: Discard) -> None:
         """Offer free page reporting; reported pages go to `discard`, on vCPU threads. Before `cpuid`."""
@@ -122,6 +126,10 @@ class Engine(ABC):
         self.synic.reset()
         self.crash = CrashRegisters()
         self._crash_report = None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what outlives resets. After the last `reset`, on the loop's thread."""
 
     # Partition
 

@@ -9,9 +9,12 @@ hypercall = event("hyperv.hypercall", "vp {vp} code {code:#x} control {control:#
 message_delivered = event("hyperv.message_delivered", "vp {vp} sint {sint} type {type} size {size}")
 message_busy = event("hyperv.message_busy", "vp {vp} sint {sint}: slot busy, {queued} queued")
 message_dropped = event("hyperv.message_dropped", "vp {vp} sint {sint}: {reason}")
+timer_expired = event(
+    "hyperv.timer_expired", "vp {vp} timer {timer} due {expires}, {late} later, delivered={delivered}"
+)
 event_flag = event("hyperv.event_flag", "vp {vp} sint {sint} flag {flag}, was_set={was_set}")
 event_lost = event("hyperv.event_lost", "vp {vp} sint {sint} flag {flag}: SynIC off")
-interrupt_lost = event("hyperv.interrupt_lost", "vp {vp} sint {sint} vector {vector:#x}: {reason}")
+interrupt_lost = event("hyperv.interrupt_lost", "vp {vp} vector {vector:#x}: {reason}")
 auto_eoi = event("hyperv.auto_eoi", "vp {vp} vector {vector:#x}")
 eom = event("hyperv.eom", "vp {vp}")
 synic_page = event("hyperv.synic_page", "vp {vp} {page} <- {value:#x}")

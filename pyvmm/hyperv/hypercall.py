@@ -1,6 +1,7 @@
 """Hypercalls: the control word, the hypercall page, and the two calls that VMBus needs.
 
-Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event(). Calls above 0x8000: `extended`.
+Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event(). Calls above 0x8000: `extended`; IPIs:
+`ipi`.
 
     call [hypercall page]   RCX control word, RDX and R8 input and output gpa (or, fast, 16 bytes of input)
                             RAX status, and in bits 32..43 the repetitions done
@@ -15,6 +16,7 @@ from pyvmm import address_map
 from pyvmm.contain import contain
 from pyvmm.errors import GuestError
 from pyvmm.hyperv.extended import FIRST_EXTENDED, ExtendedCalls
+from pyvmm.hyperv.ipi import IpiCalls
 from pyvmm.hyperv.partition import MessageListener
 from pyvmm.hyperv.tlfs import (
     MAX_PAYLOAD,
@@ -34,6 +36,9 @@ HYPERCALL_PORT = address_map.HYPERCALL.start
 
 LISTENER_WAIT = 30.0
 """Seconds a vCPU may wait for VMBus at its first HvPostMessage. In practice VMBus is ready long before."""
+
+_WITH_HEADER = (HypercallCode.SEND_IPI, HypercallCode.SEND_IPI_EX)
+"""Calls whose handler checks the size of the variable header itself."""
 
 _ENDBR64 = bytes.fromhex("f3 0f 1e fa")
 _OUT_AL = 0xE6
@@ -79,6 +84,7 @@ class Hypercalls:
     def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
         self.memory = memory
         self.extended: ExtendedCalls | None = None
+        self.ipi: IpiCalls | None = None
         self.on_unhandled: Callable[[int, int], None] = lambda code, status: None
         """Called with code and status of a call that does not exist, or whose connection nothing listens to."""
         self.message_ports: dict[int, Callable[[int, bytes], int]] = {}
@@ -101,7 +107,9 @@ class Hypercalls:
     def call(self, control: int, input1: int, input2: int) -> int:
         """The result for RAX. `input1`: RDX; `input2`: R8. Never raises: bad input has a status."""
         word = HypercallControl(control)
-        if word.reserved_low or word.reserved_middle or word.reserved_high or word.nested or word.variable_header:
+        if word.reserved_low or word.reserved_middle or word.reserved_high or word.nested:
+            return HypercallStatus.INVALID_HYPERCALL_INPUT
+        if word.variable_header and word.code not in _WITH_HEADER:
             return HypercallStatus.INVALID_HYPERCALL_INPUT
         try:
             match word.code:
@@ -117,6 +125,8 @@ class Hypercalls:
                     return HypercallStatus.INVALID_ALIGNMENT
                 case HypercallCode.SIGNAL_EVENT:
                     return self._event(SignalEventInput.parse(self.memory.read(input1, SignalEventInput.SIZE)))
+                case HypercallCode.SEND_IPI | HypercallCode.SEND_IPI_EX if self.ipi is not None:
+                    return self.ipi.call(word, input1, input2)
                 case code if code > FIRST_EXTENDED and self.extended is not None:
                     result = self.extended.call(word, input1, input2)
                     if result == HypercallStatus.INVALID_HYPERCALL_CODE:

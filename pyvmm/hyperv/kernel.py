@@ -226,6 +226,9 @@ class KernelEngine(Engine):
         self._eom_fds, self._signal_fds = [], {}
         self._vm = None
 
+    def close(self) -> None:
+        """Do nothing: a reset frees everything."""
+
     def reference_time(self) -> int:
         # KVM derives its Hyper-V counter from the VM's clock (arch/x86/kvm/hyperv.c, get_time_ref_counter).
         return 0 if self._vm is None else int(self._vm.get_clock().clock) // 100

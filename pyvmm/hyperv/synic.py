@@ -6,8 +6,8 @@ Source: TLFS section 11; Linux drivers/hv/hv.c and vmbus_drv.c for the other sid
     SIEFP page  16 strings of 2048 flags, one a SINT
 
 One message is in flight a slot; the guest frees the slot by setting type to 0 and, if it saw the pending flag, writes
-EOM. Everything here is driven from the loop's thread; the vCPU threads only change registers, under `lock`, so that
-no page is written after the guest took it back.
+EOM. The loop's thread drives the queues; vCPU threads change registers and `offer` messages, under `lock`, so that no
+page is written after the guest took it back.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class VpSynic:
     siefp: PageMsr = NO_PAGE
     sints: list[SintValue] = field(default_factory=lambda: [SintValue(SINT_RESET)] * SINT_COUNT)
     queues: dict[int, deque[_Message]] = field(default_factory=dict)
+
+
+def _nothing(status: int) -> None:
+    """Do nothing when a message has been delivered."""
 
 
 class Synic:
@@ -148,7 +152,25 @@ class Synic:
             self._interrupt(vp, sint)
             message.done(0)
 
-    def _place(self, vp: int, sint: int, message: _Message) -> bool:
+    def offer(self, vp: int, sint: int, type: int, payload: bytes, *, wait: bool) -> bool:
+        """Deliver a message at once, without a queue; return whether it lies in the slot. Callable from any thread.
+
+        With `wait` a guest whose slot is busy is asked to write EOM when it has freed it. Queued messages go first.
+        """
+        with self.lock:
+            try:
+                placed = not self.vps[vp].queues.get(sint) and self._place(
+                    vp, sint, _Message(type, payload, _nothing), wait=wait
+                )
+            except GuestMemoryError:
+                placed = False
+        if trace.message_delivered.on and placed:
+            trace.message_delivered(vp, sint, type, len(payload))
+        if placed:
+            self._interrupt(vp, sint)
+        return placed
+
+    def _place(self, vp: int, sint: int, message: _Message, *, wait: bool = True) -> bool:
         state = self.vps[vp]
         if not (state.control & 1 and state.simp.enable):
             return False
@@ -157,6 +179,8 @@ class Synic:
         slot = state.simp.gpa + sint * MESSAGE_SIZE
         page = self.memory.view(slot, MESSAGE_SIZE)
         types = page.cast("I")
+        if types[0] and not wait:
+            return False
         if types[0]:
             page[5] = page[5] | MESSAGE_PENDING
             # Partner: Linux vmbus_signal_eom() frees the slot (cmpxchg), then reads the flag. If it was free before

@@ -73,6 +73,18 @@ class SintValue(Bits):
     polling = bit(18)
 
 
+class StimerConfig(Bits):
+    """A synthetic timer's CONFIG register."""
+
+    enable = bit(0)
+    periodic = bit(1)
+    lazy = bit(2)
+    auto_enable = bit(3)
+    vector = bits(4, 8)
+    direct = bit(12)
+    sint = bits(16, 4)
+
+
 SINT_RESET = 0x10000
 SINT_COUNT = 16
 SYNIC_VERSION = 1
@@ -140,8 +152,10 @@ class HypercallStatus(IntEnum):
 
 
 class HypercallCode(IntEnum):
-    """HVCALL_*: the two that VMBus needs, and HV_EXT_CALL_*."""
+    """HVCALL_*: the two that VMBus needs, those of the enlightenment ipi, and HV_EXT_CALL_*."""
 
+    SEND_IPI = 0x0B
+    SEND_IPI_EX = 0x15
     POST_MESSAGE = 0x5C
     SIGNAL_EVENT = 0x5D
     EXT_QUERY_CAPABILITIES = 0x8001
@@ -179,6 +193,7 @@ class MessageType(IntEnum):
 
     NONE = 0
     VMBUS = 1
+    TIMER_EXPIRED = 0x80000010
 
 
 MESSAGE_SIZE = 256
@@ -217,6 +232,35 @@ class SignalEventInput(Wire):
     connection_id: u32
     flag_number: u16
     reserved: u16
+
+
+@wire
+class TimerMessage(Wire):
+    """struct hv_timer_message_payload: times in 100 ns of the reference counter."""
+
+    index: u32
+    reserved: u32
+    expiration: u64
+    delivery: u64
+
+
+@wire
+class SendIpi(Wire):
+    """struct hv_send_ipi: bit n of `mask` is VP n."""
+
+    vector: u32
+    reserved: u32
+    mask: u64
+
+
+@wire
+class SendIpiEx(Wire):
+    """struct hv_send_ipi_ex, without the banks."""
+
+    vector: u32
+    reserved: u32
+    format: u64
+    valid_banks: u64
 
 
 @wire

@@ -44,7 +44,7 @@ def choose(
         lacks = kernel.lacking(kvm, names - DEFAULT)
         if f"+{ALL}" in words:
             names -= {name for name in lacks if f"+{name}" not in words}
-        refused = [name for name in lacks if name in names]
+        refused = sorted(name for name in lacks if name in names)
         if refused:
             what = ", ".join(refused)
             raise ConfigError(f"this KVM has no enlightenment {what}: leave {what} out, or use a newer host kernel")

@@ -285,6 +285,7 @@ class Machine:
             if self._services is not None:
                 self._services.bus.reset()
             hardware.close()
+        self.engine.close()
         self.board.close()
         self._ram.close()
         self.boot_files.close()

@@ -50,7 +50,7 @@ ALLOWED = {
     "pselect6": 270, "ppoll": 271,
     # the loop
     "epoll_create1": 291, "epoll_ctl": 233, "epoll_wait": 232, "epoll_pwait": 281, "epoll_pwait2": 441,
-    "eventfd2": 290,
+    "eventfd2": 290, "timerfd_settime": 286,
     # looking at files; Landlock says which can be opened. unlink: the machine's own sockets, in the end
     "stat": 4, "lstat": 6, "access": 21, "getdents64": 217, "getcwd": 79, "readlink": 89, "newfstatat": 262,
     "readlinkat": 267, "faccessat": 269, "statx": 332, "faccessat2": 439, "unlink": 87, "unlinkat": 263,
@@ -204,7 +204,9 @@ def build(pid: int, requests: Collection[int], *, landlocked: bool = False) -> b
     program.give(KILL_PROCESS)
 
     program.label("other")
-    program.at_least(X32_BIT, true="kill x32")
+    program.at_least(X32_BIT, false="x86-64")
+    program.give(KILL_PROCESS)
+    program.label("x86-64")
     _among(program, _ranges(ALLOWED.values()))
     program.label("allow")
     program.give(ALLOW)
@@ -222,8 +224,6 @@ def build(pid: int, requests: Collection[int], *, landlocked: bool = False) -> b
     program.give(ERRNO | errno.EPERM)
     program.label("unknown")
     program.give(ERRNO | errno.ENOSYS)
-    program.label("kill x32")
-    program.give(KILL_PROCESS)
     return program.build()
 
 

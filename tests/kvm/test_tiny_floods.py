@@ -46,6 +46,16 @@ def outb(port: int, *values: int) -> str:
 # mov dx, port; mov esi, 0x100000; mov ecx, 64 KiB; again: rep outsb from there; jmp to mov esi
 REP_OUTSB = "66BA{port} BE00001000 B900000100 F36E EBF2"
 
+
+def timers(count: int) -> str:
+    """Four periodic timers of `count` * 100 ns, which interrupt by vectors that the guest never takes; jmp $"""
+    code = b""
+    for timer in range(4):
+        for msr, value in ((Msr.STIMER0_CONFIG, 0x1003 | 0x40 + timer << 4), (Msr.STIMER0_COUNT, count)):
+            code += pack("<BIBIBI", 0xB9, msr + 2 * timer, 0xB8, value, 0xBA, 0) + b"\x0f\x30"
+    return code.hex() + "EBFE"
+
+
 FLOODS = {
     "reset MSR": wrmsr(Msr.RESET, 1),
     "triple fault": "0F0B",  # ud2 without an interrupt table
@@ -64,7 +74,10 @@ FLOODS = {
     "interrupt enable register": outb(0x3F9, 0x00, 0x02),
     "clock": outb(0x71, 0x12),
     "unclaimed port": outb(0x80, 0x00),
+    "timers of 100 ns": timers(1),
+    "timer's count": wrmsr(Msr.STIMER0_COUNT, 1),
 }
+TIMERS = ("+stimer", "+stimer-direct")
 RESETS = ("reset MSR", "triple fault", "keyboard controller's reset", "reset port")
 
 
@@ -75,7 +88,8 @@ def _needs_kvm(kvm: Kvm) -> None:
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_the_monitor_and_signals_work_under_a_flood(name: str) -> None:
-    with Flooded(FLOODS[name], on_panic="keep") as machine:
+    options = {"enlightenments": TIMERS} if "timer" in name else {}
+    with Flooded(FLOODS[name], on_panic="keep", **options) as machine:
         _, status = machine.ask()
         before, resets, began, slowest = machine.resident_mib, status["resets"], time.monotonic(), 0.0
         while (seconds := time.monotonic() - began) < FLOOD_SECONDS:

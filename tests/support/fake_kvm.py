@@ -79,10 +79,14 @@ class FakeVcpu:
         self.regs = Regs()
         self.tsc_khz = 2_000_000
         self.tsc = 1000
+        self.msrs: dict[int, int] = {}
         self.caps: list[Any] = []
 
     def get_msrs(self, indices: list[int]) -> dict[int, int]:
-        return dict.fromkeys(indices, self.tsc)
+        return {index: self.msrs.get(index, self.tsc) for index in indices}
+
+    def set_msrs(self, values: dict[int, int]) -> None:
+        self.msrs.update(values)
 
     def enable_cap(self, cap: Any, *args: int) -> None:
         self.caps.append(cap)

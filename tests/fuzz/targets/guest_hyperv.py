@@ -8,6 +8,7 @@ from struct import pack
 from pyvmm.devices.testdev.hyperv import HypervTestdev
 from pyvmm.errors import HostError
 from pyvmm.hyperv.crash import CrashRegisters
+from pyvmm.hyperv.enlightenments import chosen
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT
 from pyvmm.hyperv.kernel import KernelEngine
 from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallCode, Msr
@@ -57,6 +58,16 @@ def _call(feed: Feed, memory: GuestMemory) -> tuple[int, int, int]:
             block = pack("<IHH", feed.choice(CONNECTIONS), feed.choice((0, 0, 1)), 0)
             if feed.flag():  # fast: the input is in the register
                 control, gpa = 1 << 16, int.from_bytes(block, "little")
+        case HypercallCode.SEND_IPI:
+            vector, reserved, mask = feed.choice((0xFD, 0x10, 0xF, 0x100, 2)), feed.choice((0, 0, 1)), feed.word()
+            block = pack("<IIQ", vector, reserved, mask)
+            if feed.flag():
+                control, gpa, out = 1 << 16, vector | reserved << 32, mask
+        case HypercallCode.SEND_IPI_EX:
+            banks = [feed.word() for _ in range(feed.below(4))]
+            valid = feed.choice(((1 << len(banks)) - 1, 1 << 63, feed.word()))
+            block = pack(f"<IIQQ{len(banks)}Q", 0xFD, 0, feed.choice((0, 0, 1, 2)), valid, *banks)
+            control = feed.choice((len(banks), len(banks), feed.below(1024))) << 17
         case HypercallCode.EXT_MEMORY_HEAT_HINT:
             entries = [_entry(feed) for _ in range(feed.below(20))]
             block = pack("<Q", feed.choice((2, 2, 2, 0, 1 << 62))) + pack(f"<{len(entries)}Q", *entries)
@@ -81,6 +92,19 @@ def _entry(feed: Feed) -> int:
             return feed.number(8)
 
 
+def _timer_value(feed: Feed) -> int:
+    """A timer's COUNT or CONFIG: flags, a vector or a SINT, times near and far."""
+    match feed.below(4):
+        case 0:
+            return feed.below(16) | 1 << 12 | feed.below(256) << 4
+        case 1:
+            return feed.below(16) | feed.below(16) << 16
+        case 2:
+            return feed.choice((0, 1, 7, 10_000, 1 << 63, (1 << 64) - 1))
+        case _:
+            return feed.word()
+
+
 def _discard(gpa: int, size: int) -> int:
     """RAM only: what else the guest names must not get here."""
     assert (gpa >= 0 and gpa + size <= LOW) or (gpa >= HIGH and gpa + size <= HIGH + HIGH_SIZE)
@@ -93,7 +117,8 @@ def user(data: bytes) -> None:
     """The user engine: every MSR access, calls by port, messages and events of the host in between."""
     feed = Feed(data)
     memory, loop, vcpu = _memory(), FakeLoop(), FakeVcpu()
-    engine = UserEngine(VPS, memory, loop, invariant_tsc=feed.flag())  # type: ignore[arg-type]
+    names = chosen(("+all",) if feed.flag() else (), "user")
+    engine = UserEngine(VPS, memory, loop, invariant_tsc=feed.flag(), enlightenments=names)  # type: ignore[arg-type]
     if feed.flag():
         engine.report_free_pages(_discard)
     engine.setup_vm(FakeVm())  # type: ignore[arg-type]
@@ -107,8 +132,8 @@ def user(data: bytes) -> None:
     while feed:
         vp = feed.below(VPS)
         msr = feed.choice(tuple(Msr)) if feed.below(4) else FIRST_MSR + feed.below(MSR_RANGE)
-        match feed.below(9):
-            case 8:
+        match feed.below(10):
+            case 9:
                 _test_device(feed, device)
             case 0:
                 assert engine.handle(vcpu, vp, Rdmsr(msr, 0, _page))  # type: ignore[arg-type]
@@ -127,11 +152,17 @@ def user(data: bytes) -> None:
                 engine.post_message(feed.below(VPS + 1), 2, 1, feed.take(feed.below(241)), lambda status: None)
             case 6:
                 engine.signal_event(feed.below(VPS + 1), 2, feed.below(2048))
+            case 7:
+                timer = Msr.STIMER0_CONFIG + feed.below(8)
+                value = _timer_value(feed)
+                assert engine.handle(vcpu, vp, Wrmsr(timer, value, 0, _page))  # type: ignore[arg-type]
+                engine.timers_due(vp)
             case _:
                 loop.run()
     loop.run()
     device.reset()
     engine.reset()
+    engine.close()
 
 
 def _test_device(feed: Feed, device: HypervTestdev) -> None:

@@ -44,6 +44,32 @@ def test_the_count_at_a_tsc_is_the_page_s() -> None:
         assert clock.ticks_at(tsc) == read(page, tsc)
 
 
+def test_the_counter_follows_the_page_where_the_host_s_clock_drifts() -> None:
+    now, hertz = Now(), 2_000_000_000
+    clock = ReferenceClock(now)
+    page = clock.page(tsc := 10**12, hertz)
+    assert not clock.may_stray
+    now.ns += 1000 * 1_000_500_000  # 500 ppm, for 1000 s
+    tsc += 1000 * hertz
+    assert clock.ticks() - read(page, tsc) == 5_000_000
+    assert clock.may_stray
+    clock.follow(tsc)
+    assert abs(clock.ticks() - read(page, tsc)) <= 1
+    assert not clock.may_stray
+    assert clock.ns_at(clock.ticks()) <= now.ns < clock.ns_at(clock.ticks() + 1)
+
+
+def test_a_guest_that_sets_its_tsc_moves_the_counter_within_64_bits() -> None:
+    now = Now()
+    clock = ReferenceClock(now)
+    page = clock.page(10**6, 20_000_000)
+    for tsc in (0, 1, 1 << 63, (1 << 64) - 1):
+        clock.follow(tsc)
+        assert clock.ticks() == read(page, tsc)
+        now.ns += 10**18
+        assert clock.ticks() < 1 << 64
+
+
 def test_the_counter_starts_at_zero_and_counts_100_ns() -> None:
     now = Now()
     clock = ReferenceClock(now)

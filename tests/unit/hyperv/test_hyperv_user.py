@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Iterator
 from struct import unpack
 
 import pytest
 
 from pyvmm.errors import HostError
+from pyvmm.hyperv.enlightenments import chosen, parse_words
 from pyvmm.hyperv.hypercall import HYPERCALL_PORT, page_code
 from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallStatus, Msr
 from pyvmm.hyperv.user import UserEngine
@@ -22,9 +24,10 @@ GP = "#GP"
 class Guest:
     """Reads and writes MSRs as vCPU 0 (or `vp`) does."""
 
-    def __init__(self, memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu) -> None:
+    def __init__(self, memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu, choice: str = "") -> None:
         self.memory, self.loop, self.vm, self.vcpu = memory, loop, vm, vcpu
-        self.engine = UserEngine(2, memory, loop)  # type: ignore[arg-type]
+        names = chosen(parse_words(choice) if choice else (), "user")
+        self.engine = UserEngine(2, memory, loop, enlightenments=names)  # type: ignore[arg-type]
         self.engine.setup_vm(vm)  # type: ignore[arg-type]
         self.page = mmap.mmap(-1, 4096)
 
@@ -45,6 +48,23 @@ class Guest:
         assert self.engine.handle(self.vcpu, 0, IoOut(HYPERCALL_PORT, 1, 1, b"\0"))  # type: ignore[arg-type]
         assert self.vcpu.regs.rip == 0x1234
         return self.vcpu.regs.rax
+
+
+MakeEnlightened = Callable[[str], Guest]
+
+
+@pytest.fixture
+def enlightened(memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu) -> Iterator[MakeEnlightened]:
+    """Makes a guest with a choice of enlightenments; its engine is reset at the end."""
+    made: list[Guest] = []
+
+    def make(choice: str) -> Guest:
+        made.append(Guest(memory, loop, vm, vcpu, choice))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.engine.close()
 
 
 @pytest.fixture
@@ -107,6 +127,151 @@ def test_the_tsc_invariance_control_is_there_where_it_is_offered(
     guest.engine = UserEngine(1, memory, loop, invariant_tsc=True)  # type: ignore[arg-type]
     assert guest.wrmsr(Msr.TSC_INVARIANT_CONTROL, 1) == ""
     assert guest.rdmsr(Msr.TSC_INVARIANT_CONTROL) == 1
+
+
+GATED = [
+    ("time", Msr.TIME_REF_COUNT),
+    ("time", Msr.REFERENCE_TSC),
+    ("frequencies", Msr.TSC_FREQUENCY),
+    ("frequencies", Msr.APIC_FREQUENCY),
+    ("crash", Msr.CRASH_P0),
+    ("crash", Msr.CRASH_CTL),
+    ("reset", Msr.RESET),
+    ("runtime", Msr.VP_RUNTIME),
+    ("reenlightenment", Msr.REENLIGHTENMENT_CONTROL),
+    ("reenlightenment", Msr.TSC_EMULATION_STATUS),
+    ("stimer", Msr.STIMER0_CONFIG),
+    ("stimer", Msr.STIMER3_COUNT),
+    ("vapic", Msr.TPR),
+    ("vapic", Msr.ICR),
+]
+
+
+@pytest.mark.parametrize(("name", "msr"), GATED)
+def test_an_enlightenment_s_registers_exist_if_it_is_chosen(
+    enlightened: MakeEnlightened, name: str, msr: Msr
+) -> None:
+    with_it, without = enlightened(name), enlightened(f"-{name}")
+    assert with_it.rdmsr(msr) != GP
+    assert without.rdmsr(msr) == GP
+    assert without.wrmsr(msr, 0) == GP
+
+
+def test_a_timer_interrupts_directly_and_by_message(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("stimer,stimer-direct")
+    guest.wrmsr(Msr.STIMER0_CONFIG, 1 << 12 | 0xED << 4 | 8, vp=1)
+    guest.wrmsr(Msr.STIMER0_COUNT, 1, vp=1)  # long past
+    assert guest.vm.msis == [(0xFEE01000, 0xED)]
+    guest.wrmsr(Msr.SIMP, 0x6001)
+    guest.wrmsr(Msr.SINT0 + 3, 0xF1)
+    guest.wrmsr(Msr.STIMER0_CONFIG + 2, 3 << 16 | 8)
+    guest.wrmsr(Msr.STIMER0_COUNT + 2, 1)
+    kind, size, _, index, expiration = unpack("<IBxxxQIxxxxQ", guest.memory.read(0x6300, 32))
+    assert (kind, size, index, expiration) == (0x80000010, 24, 1, 1)
+    assert guest.vm.msis[1:] == [(0xFEE00000, 0xF1)]
+
+
+def test_a_timer_message_waits_for_eom_and_for_the_messages_before_it(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("stimer")
+    guest.wrmsr(Msr.SIMP, 0x6001)
+    guest.wrmsr(Msr.SINT0 + 2, 0xF3)
+    guest.wrmsr(Msr.STIMER0_CONFIG, 2 << 16 | 8)
+    for payload in (b"a", b"b"):
+        guest.engine.post_message(0, 2, 1, payload, lambda status: None)
+    guest.wrmsr(Msr.STIMER0_COUNT, 1)
+    kinds = []
+    for _ in range(4):
+        kinds.append(unpack("<I", guest.memory.read(0x6200, 4))[0])
+        assert guest.memory.read(0x6205, 1) == (b"\1" if len(kinds) < 3 else b"\0"), "EOM is asked for"
+        guest.memory.write(0x6200, bytes(6))
+        guest.wrmsr(Msr.EOM, 0)
+    assert kinds == [1, 1, 0x80000010, 0]
+
+
+@pytest.mark.parametrize("missing", [(Msr.SINT0 + 2, 0xF3), (Msr.SCONTROL, 1), (Msr.SIMP, 0x6001)])
+def test_a_timer_message_comes_with_the_last_register_it_needs(
+    enlightened: MakeEnlightened, missing: tuple[int, int]
+) -> None:
+    guest = enlightened("stimer")
+    guest.wrmsr(Msr.SCONTROL, 0)
+    for each in ((Msr.SINT0 + 2, 0xF3), (Msr.SCONTROL, 1), (Msr.SIMP, 0x6001)):
+        if each != missing:
+            guest.wrmsr(*each)
+    guest.wrmsr(Msr.STIMER0_CONFIG, 2 << 16 | 8)
+    guest.wrmsr(Msr.STIMER0_COUNT, 1)
+    assert not guest.vm.msis
+    guest.wrmsr(*missing)
+    assert guest.vm.msis == [(0xFEE00000, 0xF3)]
+
+
+def test_timers_count_what_the_guest_computes_from_its_page(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("stimer,stimer-direct")
+    guest.vcpu.tsc = 10**12
+    guest.wrmsr(Msr.REFERENCE_TSC, 0x7001)
+    guest.vcpu.tsc += 1000 * guest.vcpu.tsc_khz * 1000  # 1000 s by the TSC, and none by the host's clock
+    guest.engine.clock._followed = 0
+    guest.wrmsr(Msr.STIMER0_CONFIG, 1 << 12 | 0xED << 4 | 8)
+    guest.wrmsr(Msr.STIMER0_COUNT, 999 * 10_000_000)
+    assert guest.vm.msis == [(0xFEE00000, 0xED)]
+
+
+def test_an_ipi_call_interrupts_each_vp_of_its_mask(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("ipi")
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    guest.wrmsr(Msr.HYPERCALL, 0x3001)
+    guest.vcpu.regs.r8 = 0b11
+    assert guest.call(0x0B | 1 << 16, 0xFD) == HypercallStatus.SUCCESS
+    assert guest.vm.msis == [(0xFEE00000, 0xFD), (0xFEE01000, 0xFD)]
+
+
+def test_apic_registers_are_those_of_kvm_s_x2apic(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("vapic")
+    guest.wrmsr(Msr.EOI, 0)
+    guest.wrmsr(Msr.TPR, 0x20)
+    guest.wrmsr(Msr.ICR, 0x03 << 56 | 0xFD)
+    assert guest.vcpu.msrs == {0x80B: 0, 0x808: 0x20, 0x830: 0x03 << 32 | 0xFD}
+    assert guest.rdmsr(Msr.TPR) == 0x20
+    assert guest.rdmsr(Msr.ICR) == 0x03 << 56 | 0xFD
+    assert guest.rdmsr(Msr.EOI) == GP
+
+
+def test_apic_registers_fault_while_the_apic_is_no_x2apic(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("vapic")
+
+    def refuse(values: object) -> dict[int, int]:
+        raise HostError("KVM_SET_MSRS: MSR 0x80b")
+
+    guest.vcpu.set_msrs = guest.vcpu.get_msrs = refuse  # type: ignore[method-assign,assignment]
+    assert guest.wrmsr(Msr.EOI, 0) == GP
+    assert guest.rdmsr(Msr.ICR) == GP
+
+
+def test_reenlightenment_registers_keep_what_is_written_until_reset(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("reenlightenment")
+    guest.wrmsr(Msr.REENLIGHTENMENT_CONTROL, 0x100EE)
+    guest.wrmsr(Msr.TSC_EMULATION_CONTROL, 1)
+    assert guest.rdmsr(Msr.REENLIGHTENMENT_CONTROL, vp=1) == 0x100EE
+    assert guest.wrmsr(Msr.TSC_EMULATION_STATUS, 1) == GP
+    assert guest.wrmsr(Msr.TSC_EMULATION_STATUS, 0) == ""
+    guest.engine.reset()
+    assert guest.rdmsr(Msr.TSC_EMULATION_CONTROL) == 0
+
+
+def test_the_run_time_is_that_of_the_thread(enlightened: MakeEnlightened) -> None:
+    guest = enlightened("runtime")
+    before = guest.rdmsr(Msr.VP_RUNTIME)
+    while guest.rdmsr(Msr.VP_RUNTIME) == before:
+        pass
+    assert guest.rdmsr(Msr.VP_RUNTIME) > before  # type: ignore[operator]
+
+
+def test_alarms_outlive_a_reset_and_end_with_the_engine(enlightened: MakeEnlightened) -> None:
+    """A confined process can make no new ones."""
+    guest = enlightened("stimer")
+    guest.engine.reset()
+    assert len(guest.loop.readers) == 2
+    guest.engine.close()
+    assert not guest.loop.readers
 
 
 @pytest.mark.parametrize("msr", [Msr.HYPERCALL, Msr.REFERENCE_TSC, Msr.SIMP, Msr.SIEFP])

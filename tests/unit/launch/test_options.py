@@ -10,6 +10,7 @@ import pytest
 from pyvmm.cli.commands.run import run
 from pyvmm.cli.guest_options import options_of
 from pyvmm.errors import ConfigError
+from pyvmm.launch.build import machine_config
 from pyvmm.launch.options import GuestOptions, read_keywords
 
 
@@ -25,6 +26,7 @@ def parsed(words: list[str]) -> GuestOptions:
         {"memory": "512M,max=4G,min=256M,buffer=20%", "balloon_piece": "1025k", "hot_add": 0, "slots": 3},
         {"kernel": Path("/b z"), "append": "--debug -- single", "cpus": 4, "hyperv": "user", "max_vmbus": "4.1"},
         {"trace": ["vmbus_*", "-x"], "trace_file": "t.json", "trace_format": "chrome", "qmp": "/run/q"},
+        {"enlightenments": ["stimer,stimer-direct", "-crash"], "hyperv": "kernel"},
         {"keep_target": False, "page_reporting": False, "status_report": True, "no_reboot": True},
         {"sandbox": "off", "on_panic": "keep", "entry": "pvh", "host": "emulated", "mem_backend": "memfd,numa=0"},
     ],
@@ -32,6 +34,27 @@ def parsed(words: list[str]) -> GuestOptions:
 def test_the_words_for_another_process_mean_the_same(keywords: dict[str, Any]) -> None:
     options = read_keywords(keywords, {"command": ("echo", "--", "-m")})
     assert parsed(options.words()) == options
+
+
+def test_lists_of_enlightenments_are_joined_in_their_order() -> None:
+    for options in (
+        parsed(["--enlightenments", "stimer,-crash", "--enlightenments=+crash"]),
+        read_keywords({"enlightenments": ("stimer,-crash", "+crash")}, {}),
+    ):
+        assert machine_config(options).enlightenments == ("+stimer", "-crash", "+crash")
+    assert machine_config(read_keywords({"enlightenments": "ipi"}, {})).enlightenments == ("+ipi",)
+    assert machine_config(GuestOptions()).enlightenments == ()
+
+
+@pytest.mark.parametrize("value", ["stimmer", "", "-all", "help,stimer", ["stimer", ""], 5])
+def test_a_list_with_an_unknown_enlightenment_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^enlightenments: "):
+        read_keywords({"enlightenments": value}, {})
+
+
+def test_help_is_no_enlightenment_of_a_machine() -> None:
+    with pytest.raises(ConfigError, match="'help' is no enlightenment"):
+        machine_config(read_keywords({"enlightenments": "help"}, {}))
 
 
 def test_defaults_are_those_of_the_command_line() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.hyperv import kernel, user
-from pyvmm.hyperv.tlfs import Access
+from pyvmm.hyperv.tlfs import Access, Hint
 from pyvmm.kvm import Cap, CpuidEntry
 from pyvmm.machine.engines import choose, missing
 from pyvmm.memory import GuestMemory
@@ -20,12 +20,13 @@ class FakeKvm:
 
     def __init__(self, *caps: Cap) -> None:
         self.caps = set(caps)
+        self.leaves: list[CpuidEntry] = []
 
     def check(self, cap: Cap) -> int:
         return int(cap in self.caps)
 
     def supported_hv_cpuid(self) -> list[Any]:
-        return []
+        return self.leaves
 
 
 BOTH = FakeKvm(*kernel.NEEDED, *user.NEEDED)
@@ -92,3 +93,37 @@ def test_the_kernel_engine_offers_what_this_kvm_s_version_has(
     engine = choose("kernel", kvm, 1, GuestMemory.flat(0x1000), FakeLoop(), invariant_tsc=stable)  # type: ignore[arg-type]
     assert bool(engine.offer.access & Access.TSC_INVARIANT) == offered
     assert kernel.passes_extended_calls(kvm) == exits  # type: ignore[arg-type]
+
+
+def offered(choice: Any, kvm: FakeKvm, *words: str) -> Any:
+    memory, loop = GuestMemory.flat(0x1000), FakeLoop()
+    return choose(choice, kvm, 1, memory, loop, invariant_tsc=False, enlightenments=words).offer  # type: ignore[arg-type]
+
+
+def old_kernel(access: int, hints: int) -> FakeKvm:
+    """A KVM that lists what of Hyper-V it has."""
+    kvm = FakeKvm(*kernel.NEEDED, *user.NEEDED, Cap.SYS_HYPERV_CPUID)
+    kvm.leaves = [CpuidEntry(0x40000003, 0, 0, access, 0, 0, 0), CpuidEntry(0x40000004, 0, 0, hints, 0, 0, 0)]
+    return kvm
+
+
+def test_what_kvm_does_not_list_is_refused_by_name_and_left_out_of_all() -> None:
+    kvm = old_kernel(int(Access.SYNTIMER | Access.VP_RUNTIME), int(Hint.RELAXED_TIMING))
+    assert offered("kernel", kvm, "+stimer").access & Access.SYNTIMER
+    with pytest.raises(ConfigError, match="this KVM has no enlightenment ipi, vapic: leave"):
+        offered("auto", kvm, "+vapic", "+ipi", "+stimer")
+    everything = offered("kernel", kvm, "+all")
+    assert everything.access & Access.SYNTIMER
+    assert everything.hints == Hint.RELAXED_TIMING | Hint.AUTO_EOI_DEPRECATED
+    with pytest.raises(ConfigError, match="enlightenment ipi"):
+        offered("kernel", kvm, "+all", "+ipi")
+
+
+def test_a_kvm_that_lists_nothing_is_believed() -> None:
+    assert offered("kernel", BOTH, "+all").hints & Hint.CLUSTER_IPI
+
+
+def test_the_user_engine_that_auto_takes_refuses_what_only_the_kernel_s_has() -> None:
+    assert offered("auto", BOTH, "+tlbflush").hints & Hint.REMOTE_TLB_FLUSH
+    with pytest.raises(ConfigError, match="the user engine has no enlightenment tlbflush"):
+        offered("auto", ONLY_USER, "+tlbflush")
