@@ -80,6 +80,7 @@ class ThreadBackend:
     """
 
     def __init__(self, make: Callable[[], MachineConfig], options: GuestOptions) -> None:
+        from pyvmm.gdb_place import gdb_place
         from pyvmm.host.inside import socket_path
         from pyvmm.launch.consoles import CallbackConsole
         from pyvmm.launch.session import Session
@@ -95,8 +96,10 @@ class ThreadBackend:
             self.name = config.name = registration.name
             self.socket = Path(socket_path(registration.socket))
             sockets = [path for path in (registration.socket, options.qmp) if path is not None]
+            place = gdb_place(options.gdb, registration.socket)
             console = CallbackConsole(self.console, place="api")
-            session = stack.enter_context(Session(config, sockets=sockets, console=lambda: console, trace=trace))
+            session = Session(config, sockets=sockets, console=lambda: console, trace=trace, gdb=place)
+            stack.enter_context(session)
             self.machine: Machine = session.machine
             session.start()
             self._closing = stack.pop_all()

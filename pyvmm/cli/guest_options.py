@@ -12,6 +12,7 @@ from pyvmm.cli.commands.completion import complete_event, files_by_ending, kinds
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.words import RepeatableCommand, keep_words
 from pyvmm.errors import ConfigError
+from pyvmm.gdb_place import read_place
 from pyvmm.launch.config_file import FIXED_CONSOLES, load
 from pyvmm.launch.options import (
     DEBUG_KINDS,
@@ -78,6 +79,18 @@ def complete_debug(ctx: click.Context, param: click.Parameter, incomplete: str) 
     given, comma, last = incomplete.rpartition(",")
     left = [kind for kind in DEBUG_KINDS if kind not in given.split(",")]
     return [f"{given}{comma}{kind}" for kind in left if kind.startswith(last)]
+
+
+class PlaceType(click.ParamType[str]):
+    """Where a debugger connects: HOST:PORT or a path with a slash."""
+
+    name = "place"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return read_place(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -151,6 +164,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     parse_memory: MemoryType(),
     read_debug: DebugType(),
     read_enlightenments: EnlightenmentsType(),
+    read_place: PlaceType(),
 }
 
 
@@ -165,13 +179,15 @@ def _option(field: Field) -> Callable[[Command], Command]:
     about, long = details(field), flag(field.name)
     more: dict[str, Any] = {"help": about.help}
     if isinstance(field.default, bool):
-        names = [f"{long}/--no-{long[2:]}" if field.default else long]
+        names = [f"{long}/--no-{long[2:]}" if field.default else long, *([about.short] if about.short else [])]
         more |= {"is_flag": True, "default": field.default, "show_default": about.shown_default}
     else:
         names = [long, about.short] if about.short else [long]
         more["type"] = click.Choice(about.choices) if about.choices else _TYPES[about.read]
         more |= {"metavar": about.metavar, "shell_complete": _COMPLETIONS.get(field.name)}
         more["multiple"] = isinstance(field.default, tuple)
+        if about.bare is not None:
+            more |= {"is_flag": False, "flag_value": about.bare}
         if not more["multiple"]:
             default = None if field.default is None else text_of(field.default, about)
             more |= {"default": default, "show_default": about.shown_default}

@@ -13,7 +13,9 @@ from typing import Final
 
 from pyvmm.client.qmp import Client
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.tcp_socket import listen
+from pyvmm.gdb_place import Place, show_place
+from pyvmm.tcp_socket import TcpListener
+from pyvmm.unix_socket import ListeningSocket
 
 _CHUNK: Final = 64 << 10
 _ELF: Final = b"\x7fELF"
@@ -59,12 +61,11 @@ def _write(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def serve(place: Path | tuple[str, int], connect: Callable[[], Client], say: Callable[[str], None]) -> None:
+def serve(place: Place, connect: Callable[[], Client], say: Callable[[str], None]) -> None:
     """Serve debuggers that connect at `place`, one after the other, until the machine ends. Raises ConfigError."""
-    listener = listen(place, 1)
+    listener = ListeningSocket(place, 1) if isinstance(place, Path) else TcpListener(place, 1)
     try:
-        shown = os.fspath(place) if isinstance(place, Path) else f"{place[0]}:{place[1]}"
-        say(f"pyvmm: in gdb: target remote {shown}")
+        say(f"pyvmm: in gdb: target remote {show_place(place)}")
         while True:
             select.select([listener], [], [])
             with suppress(BlockingIOError):

@@ -3,6 +3,7 @@
     $XDG_RUNTIME_DIR/pyvmm/      or /tmp/pyvmm-UID/, only for this user
         vm.json                  pid, command line, socket; locked as long as the machine runs
         vm.sock                  its monitor
+        vm.gdb                   for debuggers, with --gdb
 
 Only the lock shows that a machine runs: the kernel releases it however the process ends, so an unlocked entry is
 stale, and the next lookup removes it. The pid alone does not suffice: another process could have it by then.
@@ -228,11 +229,12 @@ def _remove(file: Path) -> None:
     """Remove an entry whose lock we hold, its socket first (unless some process has that socket bound)."""
     _remove_socket(file)
     stall_note(file).unlink(missing_ok=True)
+    _remove_socket(file, ".gdb")
     file.unlink(missing_ok=True)
 
 
-def _remove_socket(file: Path) -> None:
-    socket = file.with_suffix(".sock")
+def _remove_socket(file: Path, suffix: str = ".sock") -> None:
+    socket = file.with_suffix(suffix)
     with contextlib.suppress(HostError):
         if not is_listening(socket):
             socket.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The monitor's listening Unix socket: owned by the user, at a path of the user's choice."""
+"""A listening socket on the loop, of the monitor or for a debugger, at a place of the user's choice."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pyvmm.gdb_place import Place, show_place
 from pyvmm.loop import Loop
 from pyvmm.unix_socket import ListeningSocket
+
+if TYPE_CHECKING:
+    from pyvmm.tcp_socket import TcpListener
 
 QUEUE = 16
 """Listen backlog: as many clients as a server has at once."""
 
 
 class Listener:
-    """A socket at `path` that listens until `close`. Clients are accepted only after `open(on_accept)`, which calls
-    `on_accept(connection, path)` for each.
+    """A socket at `place` that listens until `close`. Clients are accepted only after `open(on_accept)`, which calls
+    `on_accept(connection, path)` for each; for TCP `path` is but a name.
     """
 
-    def __init__(self, loop: Loop, path: Path) -> None:
+    def __init__(self, loop: Loop, place: Place) -> None:
         self._loop = loop
-        self.path = path
-        self._socket = ListeningSocket(path, QUEUE)
+        self.path = place if isinstance(place, Path) else Path(show_place(place))
+        self._socket = _listen(place)
         self._open = False
 
     def open(self, on_accept: Callable[[socket.socket, Path], None]) -> None:
@@ -37,6 +42,11 @@ class Listener:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `path` is a socket's file, to be removed at the end."""
+        return isinstance(self._socket, ListeningSocket)
 
     def _accept(self) -> None:
         try:
@@ -56,3 +66,11 @@ class Listener:
                 self._loop.add_reader(self._socket.fileno(), self._accept)
 
         self._loop.after(1.0, again)
+
+
+def _listen(place: Place) -> ListeningSocket | TcpListener:
+    if isinstance(place, Path):
+        return ListeningSocket(place, QUEUE)
+    from pyvmm.tcp_socket import TcpListener
+
+    return TcpListener(place, QUEUE)

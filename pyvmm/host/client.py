@@ -18,15 +18,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.foreground import FOREGROUND_POLL, Terminal, acquired, all_raw, stop_by
+from pyvmm.gdb_place import Place
 from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
 from pyvmm.host.inside import VARIABLE, inner_socket
 from pyvmm.host.preload import REPOSITORY, sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
 from pyvmm.output import Output
 from pyvmm.unix_socket import ListeningSocket
+
+if TYPE_CHECKING:
+    from pyvmm.tcp_socket import TcpListener
 
 NUDGE_EVERY = 1.0
 """Period, in seconds, of the interrupts that the outer side causes in the emulated host.
@@ -35,6 +40,7 @@ QEMU's TCG can lose an interrupt: VMRUN sets a bit of the CPU's requests without
 timers and devices sets another, and one of the two is lost. The interrupt controller keeps it pending and
 delivers it with the next one. Without these, no interrupt would follow a lost timer interrupt: the host would hang.
 """
+QUEUE = 8  # connections to a forwarded socket that are not accepted yet
 GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
 READER_GRACE = 3.0
 """Seconds without progress of an output's reader, after a terminating signal or a forced end, before giving up."""
@@ -55,7 +61,7 @@ class Request:
     tty: bool | None = None  # use a terminal inside for each stream that is one here; None: if stdin is one
     env: Mapping[str, str] | None = None  # None: this process's environment
     cwd: str | None = None
-    forward_sockets: Sequence[str | Path] = field(default_factory=list)  # paths to listen on, see inside.py
+    forward_sockets: Sequence[Place] = field(default_factory=list)  # where to listen, see inside.py
     input: bool = True  # whether the command reads standard input; else the terminal is left alone
     outputs: list[Output] = field(default_factory=list)  # set by running it: the state of the outputs
 
@@ -97,12 +103,18 @@ class Signals:
 
 
 class Forward:
-    """A forwarded Unix socket: listens on the outer side, and connects each client to the socket inside."""
+    """A forwarded socket: listens on the outer side, and connects each client to the Unix socket inside."""
 
-    def __init__(self, path: Path, inner: str) -> None:
-        self.inner = inner
+    def __init__(self, place: Place) -> None:
+        self.inner = inner_socket(place)
+        self.listener: ListeningSocket | TcpListener
         try:
-            self.listener = ListeningSocket(path, 8)
+            if isinstance(place, Path):
+                self.listener = ListeningSocket(place.absolute(), QUEUE)
+            else:
+                from pyvmm.tcp_socket import TcpListener
+
+                self.listener = TcpListener(place, QUEUE)
         except ConfigError as error:
             raise HostError(str(error)) from error
 
@@ -137,9 +149,8 @@ class CommandRun:
     def run(self) -> int:
         """Run the command and return its status: its exit code, or minus the signal that killed it."""
         try:
-            for path in self.request.forward_sockets:
-                absolute = Path(os.path.abspath(path))
-                forward = Forward(absolute, inner_socket(absolute))
+            for place in self.request.forward_sockets:
+                forward = Forward(place)
                 self.forwards.append(forward)
                 self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
             with self.signals.kept(self.endpoint):

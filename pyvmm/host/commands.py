@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from pyvmm.gdb_place import Place
 from pyvmm.host import daemon, keeping
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
@@ -30,7 +30,7 @@ def run_in_host(
     arguments: Sequence[str],
     *,
     memory_mib: int = 512,
-    forward_sockets: Sequence[str | Path] = (),
+    forward_sockets: Sequence[Place] = (),
     progress: Progress = _silent,
     input: bool = True,
     final_status: FinalStatus = _unchanged_status,
@@ -55,7 +55,7 @@ def execute(
     argv: Sequence[str],
     *,
     memory_mib: int | None = None,
-    forward_sockets: Sequence[str | Path] = (),
+    forward_sockets: Sequence[Place] = (),
     progress: Progress = _silent,
     input: bool = True,
     final_status: FinalStatus = _unchanged_status,

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.gdb_place import Place
 from pyvmm.host import keeping, kit, snapshot
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.endpoint import Disconnected, Endpoint
@@ -98,7 +99,7 @@ class EmulatedHost:
         tty: bool | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-        forward_sockets: Sequence[str | Path] = (),
+        forward_sockets: Sequence[Place] = (),
     ) -> int:
         """Run a command in the host; returns as subprocess does. One at a time (the daemon runs many)."""
         return self.run_request(Request(argv, stdin, stdout, stderr, tty, env, cwd, list(forward_sockets)))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
+from pyvmm.gdb_place import Place, show_place
 from pyvmm.paths import INSIDE
 
 VARIABLE = INSIDE
@@ -28,15 +30,22 @@ def user_pid() -> int:
     return int(outer) if outer.isdecimal() else os.getpid()
 
 
-def inner_socket(path: str | os.PathLike[str]) -> str:
-    """Return the path of the inner socket to which connections to the outer `path` are forwarded."""
-    name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
+def inner_socket(place: Place) -> str:
+    """Return the path of the inner socket to which connections to the outer `place` are forwarded."""
+    key = os.path.abspath(place) if isinstance(place, Path) else f"tcp {show_place(place)}"
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     return f"{FOLDER}/{name}"
 
 
-def socket_path(path: str | os.PathLike[str]) -> str:
+def socket_place(place: Place) -> Place:
+    """Return where a server for `place` must listen: there, or at the inner socket in an emulated host."""
+    return Path(socket_path(place)) if inside() else place
+
+
+def socket_path(path: Place) -> str:
     """Return the path that a server for `path` must bind: `path`, or the inner socket in an emulated host."""
     if not inside():
+        assert isinstance(path, Path), "a TCP port is bound outside"
         return os.fspath(path)
     os.makedirs(FOLDER, mode=0o700, exist_ok=True)
     return inner_socket(path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from pyvmm.gdb_place import Place, gdb_place, show_place
 from pyvmm.guest_text import clean
 from pyvmm.launch import exit_status
 from pyvmm.launch.consoles import open_console
@@ -32,6 +33,7 @@ from pyvmm.launch.session import Session
 from pyvmm.launch.trace_sinks import TraceSettings
 from pyvmm.machine import MachineConfig, Outcome
 from pyvmm.output import Output
+from pyvmm.paths import runtime_folder
 from pyvmm.qapi import ShutdownCause
 from pyvmm.sandbox.confine import Mode
 
@@ -46,20 +48,32 @@ class RunOptions:
     trace: TraceSettings = field(default_factory=TraceSettings)
     tied: bool = False  # the machine ends at the end of standard input
     sandbox: Mode = "off"
+    gdb: str | None = None  # as the user gave it
 
 
 def run_session(config: MachineConfig, options: RunOptions, sockets: Sequence[Path]) -> int:
     """Run the machine to its end and return the exit status. Raises ConfigError and HostError, without printing."""
     with threaded_outputs() as outputs:
         console = partial(open_console, options.console, outputs.out)
+        place = gdb_place(options.gdb, sockets[0] if sockets else runtime_folder() / config.name)
         with Session(
-            config, sockets=sockets, console=console, trace=options.trace, sandbox=options.sandbox
+            config, sockets=sockets, console=console, trace=options.trace, sandbox=options.sandbox, gdb=place
         ) as session:
             session.console.tied = options.tied
             run = _Run(options, session, outputs)
             session.start(run.on_signal)
+            _tell_debugger(config, place)
             status = run.run()
     return status or int(session.tracing.failed)
+
+
+def _tell_debugger(config: MachineConfig, place: Place | None) -> None:
+    """Print where a debugger connects, and what a machine that is paused from the start waits for."""
+    if place is not None:
+        try_print_message(f"for GDB: `target remote {show_place(place)}`, or `pyvmm gdb {config.name}`")
+    if config.paused:
+        then = "GDB's continue" if place is not None else f"`pyvmm gdb {config.name}`"
+        try_print_message(f"the guest waits before its first instruction: {then}, or `cont` in the monitor starts it")
 
 
 class _Run:

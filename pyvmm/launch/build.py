@@ -125,6 +125,7 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         max_vmbus=int(major) << 16 | int(minor),
         test_devices=options.test_devices,
         reboot=not options.no_reboot,
+        paused=options.paused,
         on_panic=options.on_panic,
         debug=frozenset(kind for each in options.debug for kind in each.split(",")),
         silence=SILENCE_EMULATED if inside() else SILENCE,

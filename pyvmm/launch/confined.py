@@ -9,6 +9,7 @@ from pathlib import Path
 from pyvmm import process
 from pyvmm.control.listener import Listener
 from pyvmm.errors import ConfigError
+from pyvmm.gdb_place import Place
 from pyvmm.host.inside import FOLDER, inside
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine
@@ -18,18 +19,19 @@ from pyvmm.sandbox.sweeper import removed_at_the_end
 
 
 def open_listeners(
-    sockets: Iterable[str], loop: Loop, stack: contextlib.ExitStack, *, confined: bool = False
+    sockets: Iterable[Place], loop: Loop, stack: contextlib.ExitStack, *, confined: bool = False
 ) -> list[Listener]:
     """Listen at `sockets` until `stack` ends; clients wait until there is a monitor. Raises ConfigError if one is in
     use. `confined`: the process will not be able to remove sockets outside pyvmm's own folder.
     """
     listeners: list[Listener] = []
-    for path in map(Path, sockets):
-        listeners.append(Listener(loop, path))
+    for place in sockets:
+        listeners.append(Listener(loop, place))
         stack.callback(listeners[-1].close)
     if confined and process.is_own():
         own = own_folder()
-        elsewhere = [each.path.absolute() for each in listeners if each.path.absolute().parent != own.absolute()]
+        files = [each.path.absolute() for each in listeners if each.is_file]
+        elsewhere = [path for path in files if path.parent != own.absolute()]
         stack.enter_context(removed_at_the_end(elsewhere))
     return listeners
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyvmm.errors import ConfigError
+from pyvmm.gdb_place import AUTO, read_place
 from pyvmm.seconds import LONGEST
 from pyvmm.sizes import MemorySpec, exact_size, parse_memory, parse_size
 
@@ -82,6 +83,7 @@ class Option:
     metavar: str | None = None
     shown_default: bool = False  # in `--help`
     in_api: bool = True
+    bare: str | None = None  # the value of the option without one
 
     def value(self, given: object) -> Any:
         """Convert a value as the user wrote it to the field's type. Raises ConfigError."""
@@ -184,6 +186,16 @@ class GuestOptions:
     console: str | None = option(None, "Where the guest's console goes.", metavar="stdio|FILE|pty|none", in_api=False)
     name: str | None = option(None, "The machine's name, for `pyvmm status`, `balloon`, `stop` and the others.")
     qmp: Path | None = option(None, "Serve QMP on this Unix socket too.", Path)
+    gdb: str | None = option(
+        None,
+        "Let GDB connect there, or at a Unix socket beside the monitor's. `pyvmm gdb` needs no such place.",
+        read_place,
+        metavar="[HOST:PORT|PATH]",
+        bare=AUTO,
+    )
+    paused: bool = option(
+        False, "Wait before the first instruction, for GDB or the monitor's `cont`.", short="-S", in_api=False
+    )
     trace: tuple[str, ...] = option((), "Show trace events, e.g. 'vmbus_*'. Repeatable.", metavar="PATTERN")
     trace_file: Path | None = option(None, "Write the trace to a file: JSON lines.", Path)
     trace_format: str | None = option(

@@ -16,15 +16,19 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pyvmm import held_threads, process
 from pyvmm.client.registry import stall_note
-from pyvmm.host.inside import inside, socket_path, user_pid
+from pyvmm.errors import ConfigError
+from pyvmm.gdb_place import Place
+from pyvmm.host.inside import inside, socket_place, user_pid
 from pyvmm.launch.confined import confine_session, open_listeners
 from pyvmm.launch.consoles import Console
 from pyvmm.launch.debug_lines import DebugLines
@@ -40,7 +44,8 @@ SWITCH_INTERVAL = 0.001
 class Session:
     """One machine with its traces, loop, monitor and console. Close it on any thread, once the machine has ended.
 
-    `sockets` are the paths, as the user gave them, where the monitor listens. `console` makes the guest's console.
+    `sockets` are the paths, as the user gave them, where the monitor listens, `gdb` is where debuggers connect.
+    `console` makes the guest's console.
     """
 
     def __init__(
@@ -51,12 +56,14 @@ class Session:
         console: Callable[[], Console] = Console,
         trace: TraceSettings | None = None,
         sandbox: Mode = "off",
+        gdb: Place | None = None,
     ) -> None:
         self._config = config
         self._sockets = sockets
         self._make_console = console
         self._trace = trace or TraceSettings()
         self._sandbox: Mode = sandbox
+        self._gdb = gdb
         self._debug: DebugLines | None = None
 
     def __enter__(self) -> Self:
@@ -69,8 +76,9 @@ class Session:
             self.tracing = stack.enter_context(traces(self._trace, machine=self._config.name))
             self.loop = Loop()
             stack.callback(self.loop.close)
-            paths = map(socket_path, self._sockets)
-            self._listeners = open_listeners(paths, self.loop, stack, confined=self._sandbox != "off")
+            places = [socket_place(each) for each in (*self._sockets, *([] if self._gdb is None else [self._gdb]))]
+            opened = open_listeners(places, self.loop, stack, confined=self._sandbox != "off")
+            self._listeners, self._debuggers = opened[: len(self._sockets)], opened[len(self._sockets) :]
             stack.callback(self._end_debug)
             self.console = stack.enter_context(self._make_console())
             self.machine = stack.enter_context(Machine(self._config, self.loop, console=self.console.write))
@@ -95,7 +103,7 @@ class Session:
         if self._sockets:
             machine.watchdog.keep_note(stall_note(self._sockets[0]))
             self._stack.callback(machine.watchdog.stop)
-        confine_session(self._sandbox, machine, self._listeners)
+        confine_session(self._sandbox, machine, [*self._listeners, *self._debuggers])
         # All files are open; threads are started only now, so they inherit the confinement.
         held_threads.release()
         machine.start()
@@ -105,12 +113,23 @@ class Session:
             from pyvmm.control.server import ControlServer
 
             self._stack.enter_context(ControlServer(self.loop, machine.monitor, *self._listeners))
+        for listener in self._debuggers:
+            listener.open(self._on_debugger)
         if process.is_own():
             # Start-up objects live as long as the machine; a collection that scans them would delay the guest.
             gc.collect()
             gc.freeze()
         self.console.attach(machine)
         machine.monitor.console_place = self.console.place
+
+    def _on_debugger(self, connection: socket.socket, path: Path) -> None:
+        from pyvmm.control import hmp
+
+        monitor = self.machine.monitor
+        try:
+            monitor.debug(connection, partial(hmp.execute, monitor))
+        except ConfigError:  # there is one already, or the machine has ended
+            connection.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigError
+from pyvmm.gdb_place import Place, gdb_place
 from pyvmm.guest_text import one_line
 from pyvmm.host.inside import inside
 from pyvmm.launch import exit_status
@@ -27,6 +28,7 @@ def dispatch_run(
     host: str,
     name: str | None,
     qmp: Path | None = None,
+    gdb: str | None = None,
     control_socket: Path | None = None,
     input: bool = True,
 ) -> int:
@@ -35,7 +37,8 @@ def dispatch_run(
 
     The name comes first: `make_config` may build an image for minutes, and the registry shows meanwhile that the
     machine is starting. `sockets` are the paths where monitors listen. `control_socket` is set by the outer
-    side for the inner one, where the name is claimed already. `input`: whether the command reads standard input.
+    side for the inner one, where the name is claimed already. `gdb` is the option's value. `input`: whether the
+    command reads standard input.
     Returns the exit status; raises ConfigError and HostError.
     """
     if inside():
@@ -55,7 +58,9 @@ def dispatch_run(
         if not wants_emulated(host):
             return run_local(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
-        return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, sockets, input=input)
+        place = gdb_place(gdb, registration.socket)
+        places: list[Place] = [*sockets, *([] if place is None else [place])]
+        return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, places, input=input)
 
 
 def runs_here(host: str) -> bool:
@@ -82,7 +87,7 @@ def wants_emulated(host: str) -> bool:
     return True
 
 
-def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Path], *, input: bool = True) -> int:
+def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Place], *, input: bool = True) -> int:
     """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status."""
     from pyvmm.host.commands import run_in_host
 

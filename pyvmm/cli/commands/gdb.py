@@ -65,7 +65,7 @@ def gdb(
         return
     if listen is not None:
         from pyvmm.client.gdb import serve
-        from pyvmm.tcp_socket import parse_place
+        from pyvmm.gdb_place import parse_place
 
         serve(parse_place(listen), lambda: connect(entry), lambda text: echo(text, err=True))
         return

@@ -12,6 +12,7 @@ import pytest
 from pyvmm.errors import HostError
 from pyvmm.host import daemon
 from pyvmm.host.client import Forward, current_umask
+from pyvmm.host.inside import inner_socket
 from pyvmm.paths import runtime_folder
 
 
@@ -26,14 +27,25 @@ def test_what_a_killed_command_left_is_replaced_by_a_socket_for_the_user_alone(t
     try:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(path))
-        forward = Forward(path, "/run/inner")
+        forward = Forward(path)
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(HostError, match="in use"):
-        Forward(path, "/run/inner")
+        Forward(path)
     forward.close()
     assert not path.exists()
+
+
+def test_a_debugger_s_port_is_bound_outside_and_leads_to_a_socket_inside() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = free.getsockname()
+    forward = Forward(place)
+    with socket.create_connection(place), pytest.raises(HostError, match="in use; choose another"):
+        Forward(place)
+    forward.close()
+    assert forward.inner == inner_socket(place) != inner_socket(("127.0.0.1", place[1] ^ 1))
 
 
 def test_the_umask_is_read_without_changing_it() -> None:
