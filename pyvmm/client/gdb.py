@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pyvmm.client.qmp import Client
+from pyvmm.client.qmp import Client, Refused
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb_place import Place, show_place
 from pyvmm.tcp_socket import TcpListener
@@ -72,7 +72,10 @@ def serve(place: Place, connect: Callable[[], Client], say: Callable[[str], None
                 connection, _ = listener.socket.accept()
                 with connection:
                     connection.setblocking(True)
-                    relay(connect(), connection.fileno(), connection.fileno())
+                    try:
+                        relay(connect(), connection.fileno(), connection.fileno())
+                    except Refused as error:
+                        say(f"pyvmm: {error}")
     finally:
         listener.close()
 

@@ -42,6 +42,15 @@ class Paging:
     efer: int
     user: bool = False  # whether it is in user mode
 
+    @property
+    def long_mode(self) -> bool:
+        """Whether the vCPU is in 64-bit mode, or in a program's 32-bit mode below it."""
+        return bool(self.efer & _EFER_LMA)
+
+    def before_kernel(self, boot_tables: int) -> bool:
+        """Return whether the vCPU is not in the kernel's page tables yet: in none, or in the boot loader's."""
+        return not self.cr0 & _CR0_PG or self.cr3 & _ADDRESS == boot_tables
+
     def translate(self, memory: Memory, address: int) -> int | None:
         """Return the guest physical address of a virtual one; None if it is not mapped.
 

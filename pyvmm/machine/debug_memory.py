@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
+from pyvmm import address_map
 from pyvmm.errors import GuestMemoryError
 from pyvmm.gdb import events as trace
 from pyvmm.gdb.breakpoints import OUT, DebugRegisters, Patches
 from pyvmm.gdb.page_tables import PAGE, Paging
 from pyvmm.gdb.target import Kind, RefusedError
 from pyvmm.memory import GuestMemory
+
+KERNEL_HALF: Final = 1 << 63
+"""The first address of Linux's half of the address space."""
+
+KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
+"""Where Linux maps physical address 0 for its text and data (__START_KERNEL_map). On a vCPU that has not entered the
+kernel's page tables yet, a debugger finds the kernel there all the same: `break start_kernel` before it runs.
+"""
 
 
 class DebugMemory:
@@ -84,6 +94,8 @@ class DebugMemory:
             mapped = [each for each in places if each is not None and self._memory.contains(each, 1)]
             if len(mapped) < len(places):
                 raise RefusedError("not mapped to RAM")
+            if self.patches.code == OUT and address < KERNEL_HALF and self._paging[vcpu].long_mode:
+                raise RefusedError("OUT faults in user mode")
             self.patches.insert(address, mapped)
         except RefusedError as error:
             self.registers.insert(Kind.SOFTWARE, address, length)
@@ -98,4 +110,8 @@ class DebugMemory:
     def _translate(self, vcpu: int, address: int) -> int | None:
         if vcpu not in self._paging:
             self._paging[vcpu] = self._get_paging(vcpu)
-        return self._paging[vcpu].translate(self._memory, address & (1 << 64) - 1)
+        paging, address = self._paging[vcpu], address & (1 << 64) - 1
+        if paging.before_kernel(address_map.PAGE_TABLES.start) and address >= KERNEL_MAP:
+            gpa = address - KERNEL_MAP
+            return gpa if self._memory.contains(gpa, 1) else None
+        return paging.translate(self._memory, address)

@@ -167,6 +167,18 @@ def test_a_machine_paused_from_the_start_waits_before_its_first_instruction(fold
         soon(folder, "running")
 
 
+def test_the_kernel_is_found_at_its_virtual_address_before_it_has_mapped_itself(folder: Path) -> None:
+    with running(folder, paused=True, cpus=2) as machine, attach(folder) as gdb:
+        virtual = 0xFFFFFFFF_80000000 + JUMP
+        for thread in (1, 2):
+            assert gdb(f"Hg{thread}") == "OK"
+            assert gdb.read(virtual, 2) == CODE[JUMP - ENTRY :]
+        assert gdb("mffffffffc0000000,1") == "E0e"
+        assert gdb(f"Z0,{virtual:x},1") == "OK"
+        assert machine.memory.read(JUMP, 1) != CODE[JUMP - ENTRY :][:1]
+        assert gdb("D") == "OK"
+
+
 def test_a_lost_debugger_leaves_the_machine_running_without_breakpoints(folder: Path) -> None:
     with running(folder) as machine:
         with attach(folder) as gdb:

@@ -86,7 +86,7 @@ def _command_line(
     from pyvmm.client.gdb import find_vmlinux, symbol_commands
 
     with connect(entry) as client:
-        found = vmlinux or find_vmlinux(Path(client.execute("x-status")["kernel"]))
+        found = vmlinux or find_vmlinux(Path(client.execute("x-status").get("kernel", "")))
         load = symbol_commands(client, modules) if modules is not None else []
     if vmlinux is not None and not vmlinux.is_file():
         raise ConfigError(f"--vmlinux {vmlinux}: no such file")

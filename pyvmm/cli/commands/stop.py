@@ -60,6 +60,8 @@ def _resume_paused(client: Client, name: str) -> bool:
     state = client.execute("query-status")["status"]
     if state in ("guest-panicked", "internal-error"):
         raise HostError(f"{name} is {state} and cannot shut down: `pyvmm stop {name} --force` ends it")
+    if state == "debug":
+        raise HostError(f"a debugger holds {name}: continue or detach there, or `pyvmm stop {name} --force`")
     if state != "paused":
         return False
     client.execute("cont")

@@ -272,6 +272,12 @@ def test_stop_of_a_guest_that_panicked_says_what_ends_it(machine: FakeMachine, p
     assert pyvmm("stop") == (1, "", line)
 
 
+def test_stop_of_a_guest_that_a_debugger_holds_says_what_to_do(machine: FakeMachine, pyvmm: Run) -> None:
+    machine.state = "debug"
+    line = "pyvmm: a debugger holds web: continue or detach there, or `pyvmm stop web --force`\n"
+    assert pyvmm("stop") == (1, "", line)
+
+
 def test_stop_notices_the_end(machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "powerdown", lambda: machine.ended())
     assert pyvmm("stop").status == 0
