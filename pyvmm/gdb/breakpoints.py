@@ -3,7 +3,8 @@
 A software breakpoint is a patch over the first bytes of an instruction:
 
     CC       INT3. One byte; KVM must intercept the exception (KVM_GUESTDBG_USE_SW_BP), which QEMU's TCG never lets it
-    E6 7E    OUT 0x7E, AL. An exit everywhere, but two bytes: over an instruction of one byte it would damage the next
+    E6 7E    OUT 0x7E, AL. An exit everywhere, but two bytes: over an instruction of one byte it damages the next,
+             which matters only where that is jumped to
 
 For 0x7E alone KVM advances RIP before the exit and does nothing at re-entry (KVM_X86_QUIRK_OUT_7E_INC_RIP), so RIP
 can be set back to the breakpoint. Where a patch does not fit, or the address is not mapped yet, a software breakpoint
@@ -44,6 +45,12 @@ _ONE_BYTE: Final = frozenset(
     (*range(0x50, 0x60), *range(0x90, 0x9A), *range(0xA4, 0xA8), *range(0xAA, 0xB0), *range(0xF8, 0xFE))
 ) | frozenset(b"\x6c\x6d\x6e\x6f\x9b\x9c\x9d\x9e\x9f\xc3\xc9\xcb\xcc\xcf\xd7\xec\xed\xee\xef\xf1\xf4\xf5")
 """First bytes of instructions that have no second one, in 64-bit mode."""
+_ENDS: Final = frozenset(b"\xc3\xcb\xcc\xcf\xf4")
+"""Those after which another function may begin."""
+_SHORT_BRANCHES: Final = frozenset((*range(0x70, 0x80), 0xE0, 0xE1, 0xE2, 0xE3, 0xEB))
+
+SCAN: Final = 4096
+"""Bytes before and after a breakpoint that are searched for branches behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +75,28 @@ class Watched:
 class DebugRegisters:
     """The allocation of DR0 to DR3, the same for all vCPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, breakpoints: bool = True, watchpoints: bool = True) -> None:
         self.slots: list[Watched | None] = [None] * SLOTS
+        self._works = {True: breakpoints, False: watchpoints}  # on this KVM, by whether it is for execution
 
     def insert(self, kind: Kind, address: int, length: int) -> None:
         """Take as many registers as it needs; no effect if it is there. Raises RefusedError if they are taken."""
         request = (kind, address, length)
         if any(each is not None and each.request == request for each in self.slots):
             return
-        pieces = [(address, 1)] if _CONDITION[kind] == 0 else _pieces(address, length)
+        executes = _CONDITION[kind] == 0
+        if not self._works[executes]:
+            raise RefusedError(f"{'break' if executes else 'watch'}points in debug registers do not work on this KVM")
+        pieces = [(address, 1)] if executes else _pieces(address, length)
         free = [number for number, each in enumerate(self.slots) if each is None]
         if len(pieces) > len(free):
             raise RefusedError(f"it needs {len(pieces)} debug registers, and {len(free)} of 4 are free")
         for number, (start, size) in zip(free, pieces, strict=False):
             self.slots[number] = Watched(start, size, request)
+
+    def clear(self) -> None:
+        """Free all registers."""
+        self.slots = [None] * SLOTS
 
     def remove(self, kind: Kind, address: int, length: int) -> bool:
         """Free the registers of a request; return whether there were any."""
@@ -116,6 +131,31 @@ def _pieces(address: int, length: int) -> list[tuple[int, int]]:
     return pieces
 
 
+def is_short(code: bytes) -> bool:
+    """Return whether `code` begins with an instruction of one byte, and more than padding follows it."""
+    return bool(code) and code[0] in _ONE_BYTE and code[1:2] not in (b"\xcc", b"\x90")
+
+
+def leads_to(code: bytes, target: int) -> bool:
+    """Return whether the instruction at offset `target` of `code` may be reached otherwise than from the one before.
+
+    It may be if bytes anywhere in `code` could be a branch to it, or if it may be a function's first.
+    """
+    if code[target - 1] in _ENDS:
+        return True
+    for at in range(max(0, target - 129), min(len(code) - 1, target + 127)):
+        short = int.from_bytes(code[at + 1 : at + 2], "little", signed=True)
+        if code[at] in _SHORT_BRANCHES and at + 2 + short == target:
+            return True
+    for shift in range(4):
+        usable = (len(code) - shift) // 4 * 4
+        words = memoryview(code)[shift : shift + usable].cast("i")
+        for n, displacement in enumerate(words):
+            if shift + 4 * n + 4 + displacement == target:
+                return True
+    return False
+
+
 class Memory(Protocol):
     """The part of GuestMemory that is used here."""
 
@@ -145,8 +185,6 @@ class Patches:
         if any(gpa in self._original for gpa in places):
             raise RefusedError("another breakpoint is in the way")
         before = b"".join(self._memory.read(gpa, 1) for gpa in places)
-        if len(self.code) > 1 and before[0] in _ONE_BYTE:
-            raise RefusedError("an instruction of one byte")
         for gpa, byte in zip(places, self.code, strict=True):
             self._memory.write(gpa, bytes([byte]))
         self._original |= dict(zip(places, before, strict=True))

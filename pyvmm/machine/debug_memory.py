@@ -8,7 +8,7 @@ from typing import Final
 from pyvmm import address_map
 from pyvmm.errors import GuestMemoryError
 from pyvmm.gdb import events as trace
-from pyvmm.gdb.breakpoints import OUT, DebugRegisters, Patches
+from pyvmm.gdb.breakpoints import OUT, SCAN, DebugRegisters, Patches, is_short, leads_to
 from pyvmm.gdb.page_tables import PAGE, Paging
 from pyvmm.gdb.target import Kind, RefusedError
 from pyvmm.memory import GuestMemory
@@ -47,7 +47,7 @@ class DebugMemory:
     def clear(self) -> None:
         """Remove all break- and watchpoints."""
         self.patches.clear()
-        self.registers = DebugRegisters()
+        self.registers.clear()
 
     def read(self, vcpu: int, address: int, length: int) -> bytes:
         """Return what is mapped of `length` bytes at `address`, from its start on."""
@@ -94,13 +94,24 @@ class DebugMemory:
             mapped = [each for each in places if each is not None and self._memory.contains(each, 1)]
             if len(mapped) < len(places):
                 raise RefusedError("not mapped to RAM")
-            if self.patches.code == OUT and address < KERNEL_HALF and self._paging[vcpu].long_mode:
-                raise RefusedError("OUT faults in user mode")
+            if self.patches.code == OUT:
+                self._check_out(vcpu, address)
             self.patches.insert(address, mapped)
         except RefusedError as error:
             self.registers.insert(Kind.SOFTWARE, address, length)
             return f"a debug register: {error}"
         return f"{self.patches.code.hex(' ')} in memory"
+
+    def _check_out(self, vcpu: int, address: int) -> None:
+        """Raise RefusedError if OUT cannot replace the instruction at `address`, or what follows one of one byte."""
+        if address < KERNEL_HALF and self._paging[vcpu].long_mode:
+            raise RefusedError("OUT faults in user mode")
+        code = self.read(vcpu, address - SCAN, 2 * SCAN)
+        if len(code) < 2 * SCAN:
+            code = self.read(vcpu, address, SCAN)
+        at = 0 if len(code) <= SCAN else SCAN
+        if is_short(code[at : at + 2]) and leads_to(code, at + 1):
+            raise RefusedError("an instruction of one byte, and the one behind it is jumped to")
 
     def remove(self, kind: Kind, address: int, length: int) -> None:
         """Remove a break- or watchpoint, if it is there."""

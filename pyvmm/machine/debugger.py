@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb import registers
-from pyvmm.gdb.breakpoints import OUT
+from pyvmm.gdb.breakpoints import INT3, OUT, DebugRegisters
 from pyvmm.gdb.connection import Connection
 from pyvmm.gdb.page_tables import Paging
 from pyvmm.gdb.target import Action, Kind, RefusedError, Signal, Step, Stop
@@ -24,7 +24,7 @@ from pyvmm.kvm.abi import GuestDebugFlag
 from pyvmm.loop import Pending
 from pyvmm.machine.debug_hold import DebugHold
 from pyvmm.machine.debug_memory import DebugMemory
-from pyvmm.machine.debug_probe import breakpoint_code
+from pyvmm.machine.debug_probe import find_means
 from pyvmm.machine.runner import VcpuThread
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class Debugger:
         self._hold()
         self._wait()
         self._hold_state.begin()
-        self._memory.patches.code = breakpoint_code(self._machine.kvm)
+        means = find_means(self._machine.kvm)
+        self._memory.patches.code = INT3 if means.int3 else OUT
+        self._memory.registers = DebugRegisters(means.breakpoints, means.watchpoints)
 
     def detach(self) -> None:
         if not self._attached:

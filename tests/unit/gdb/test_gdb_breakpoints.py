@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.gdb.breakpoints import INT3, OUT, PATCH_LIMIT, DebugRegisters, Patches
+from pyvmm.gdb.breakpoints import INT3, OUT, PATCH_LIMIT, DebugRegisters, Patches, is_short, leads_to
 from pyvmm.gdb.target import Kind, RefusedError
 from pyvmm.memory import GuestMemory
 
@@ -57,14 +57,47 @@ def test_a_patch_is_put_in_hidden_written_under_and_taken_out(memory: GuestMemor
     assert not patches
 
 
-def test_two_bytes_do_not_replace_an_instruction_of_one_or_another_patch(memory: GuestMemory) -> None:
+def test_two_patches_do_not_overlap(memory: GuestMemory) -> None:
     patches = Patches(memory, OUT)
-    with pytest.raises(RefusedError, match="one byte"):
-        patches.insert(1, [0x1004, 0x1005])
     patches.insert(2, [0x1002, 0x1003])
     with pytest.raises(RefusedError, match="in the way"):
         patches.insert(3, [0x1001, 0x1002])
     Patches(memory, INT3).insert(1, [0x1004])
+
+
+PUSH, NOPS = b"\x53", b"\x0f\x1f\x00" * 40
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (NOPS + PUSH + NOPS, False),
+        (NOPS + b"\xc3" + NOPS, True),  # ret
+        (b"\xeb\x78" + NOPS + PUSH + NOPS, False),
+        (b"\xeb\x79" + NOPS + PUSH + NOPS, True),
+        (NOPS + PUSH + NOPS + b"\x75" + bytes([256 - 122]), True),
+        (b"\xe9\x79\0\0\0" + NOPS + PUSH + NOPS, True),
+        (NOPS + PUSH + NOPS + b"\x0f\x84" + (-126 & 0xFFFFFFFF).to_bytes(4, "little"), True),
+        (NOPS + PUSH + NOPS + b"\x0f\x84" + (-125 & 0xFFFFFFFF).to_bytes(4, "little"), False),
+    ],
+)
+def test_a_branch_behind_an_instruction_of_one_byte_is_found(code: bytes, found: bool) -> None:
+    at = max(code.find(PUSH), code.find(b"\xc3"))
+    assert is_short(code[at : at + 2])
+    assert leads_to(code, at + 1) is found
+
+
+def test_padding_behind_an_instruction_does_not_matter() -> None:
+    assert not is_short(b"\xc3\xcc")
+    assert not is_short(b"\x89\xd8")
+    assert not is_short(b"")
+
+
+def test_registers_that_do_not_work_on_this_kvm_are_refused() -> None:
+    registers = DebugRegisters(breakpoints=False)
+    registers.insert(Kind.WRITE, 0x1000, 8)
+    with pytest.raises(RefusedError, match="breakpoints in debug registers do not work"):
+        registers.insert(Kind.SOFTWARE, 0x1000, 1)
 
 
 def test_a_patch_whose_memory_was_written_anew_is_not_undone(memory: GuestMemory) -> None:
