@@ -80,7 +80,7 @@ def soon(folder: Path, wanted: str) -> None:
 
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_it_stops_shows_registers_and_memory_and_goes_on(folder: Path, cpus: int) -> None:
-    with running(folder, cpus=cpus), attach(folder) as gdb:
+    with running(folder, cpus=cpus) as machine, attach(folder) as gdb:
         assert status(folder) == "debug"
         assert gdb("?").startswith("T05")
         assert gdb.read(ENTRY, len(CODE)) == CODE
@@ -89,8 +89,11 @@ def test_it_stops_shows_registers_and_memory_and_goes_on(folder: Path, cpus: int
         assert (gdb.register("rbx"), gdb.register("xmm3")) == (0x1234, 7 << 64)
         assert ENTRY <= gdb.register("rip") < ENTRY + len(CODE)
         assert gdb.register("cr0") & 1
+        gdb.set_register("rip", LOOP)
         gdb.send("vCont;c")
-        soon(folder, "running")
+        until = time.monotonic() + LIMIT
+        while machine.memory.read(0x200000, 2) != b"\x34\x12" and time.monotonic() < until:
+            time.sleep(0.01)
         assert gdb.interrupt().startswith("T02")
         assert gdb.read(0x200000, 4) == bytes.fromhex("34120000")
         assert gdb("M200000,4:05060708") == "OK"
