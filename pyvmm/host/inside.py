@@ -30,22 +30,21 @@ def user_pid() -> int:
     return int(outer) if outer.isdecimal() else os.getpid()
 
 
-def inner_socket(place: Place) -> str:
+def inner_socket(place: str | Place) -> str:
     """Return the path of the inner socket to which connections to the outer `place` are forwarded."""
-    key = os.path.abspath(place) if isinstance(place, Path) else f"tcp {show_place(place)}"
+    key = f"tcp {show_place(place)}" if isinstance(place, tuple) else os.path.abspath(place)
     name = hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     return f"{FOLDER}/{name}"
 
 
 def socket_place(place: Place) -> Place:
     """Return where a server for `place` must listen: there, or at the inner socket in an emulated host."""
-    return Path(socket_path(place)) if inside() else place
-
-
-def socket_path(path: Place) -> str:
-    """Return the path that a server for `path` must bind: `path`, or the inner socket in an emulated host."""
     if not inside():
-        assert isinstance(path, Path), "a TCP port is bound outside"
-        return os.fspath(path)
+        return place
     os.makedirs(FOLDER, mode=0o700, exist_ok=True)
-    return inner_socket(path)
+    return Path(inner_socket(place))
+
+
+def socket_path(path: str | Path) -> str:
+    """Return the path that a server for `path` must bind: `path`, or the inner socket in an emulated host."""
+    return str(socket_place(Path(path)))
