@@ -48,17 +48,20 @@ class Plan:
     cpus: int
     steps: tuple[str, ...]
     confined: bool = False  # in a process of its own, under --sandbox require
+    enlightenments: str = ""  # a list for --enlightenments
 
     @property
     def title(self) -> str:
         if self.confined:
             return "confined, in a process of its own"
-        return f"{self.engine} engine, {self.cpus} vCPU{'s' if self.cpus > 1 else ''}"
+        more = f", enlightenments {self.enlightenments}" if self.enlightenments else ""
+        return f"{self.engine} engine, {self.cpus} vCPU{'s' if self.cpus > 1 else ''}{more}"
 
 
 ALL = tuple(STEPS)
 FULL = (
     *(Plan(engine, cpus, ALL) for engine in ENGINES for cpus in (1, 2)),
+    *(Plan(engine, 2, ("boot", "hot-add", "kernel log", "reboot"), enlightenments="all") for engine in ENGINES),
     Plan("user", 1, ("boot", "balloon out", "hot-add", "reboot"), confined=True),
 )
 QUICK = (
@@ -112,6 +115,7 @@ class SelfTest:
                 cpus=plan.cpus,
                 hyperv=plan.engine,  # type: ignore[arg-type]
                 name=f"selftest-{os.getpid()}-{plan.engine}-{plan.cpus}{'-confined' if plan.confined else ''}",
+                enlightenments=plan.enlightenments or None,
                 sandbox="require" if plan.confined else "off",
                 process=plan.confined,
             )
@@ -189,6 +193,14 @@ def ratios(rows: list[Row]) -> dict[str, float]:
         "boot, user engine / kernel engine, 2 vCPUs": ("user engine, 2 vCPUs", "kernel engine, 2 vCPUs"),
         "boot, 2 vCPUs / 1 vCPU, kernel engine": ("kernel engine, 2 vCPUs", "kernel engine, 1 vCPU"),
         "boot, 2 vCPUs / 1 vCPU, user engine": ("user engine, 2 vCPUs", "user engine, 1 vCPU"),
+        "boot, all enlightenments / the default ones, kernel engine": (
+            "kernel engine, 2 vCPUs, enlightenments all",
+            "kernel engine, 2 vCPUs",
+        ),
+        "boot, all enlightenments / the default ones, user engine": (
+            "user engine, 2 vCPUs, enlightenments all",
+            "user engine, 2 vCPUs",
+        ),
     }
     return {
         text: round(boots[above] / boots[below], 2)

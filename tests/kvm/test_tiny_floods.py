@@ -14,6 +14,7 @@ import pytest
 
 from pyvmm.hyperv.tlfs import Msr
 from pyvmm.kvm import Kvm
+from pyvmm.launch.debug_lines import RATE
 from pyvmm.machine.machine import RESET_SPACING
 from tests.support.flooded import Flooded
 
@@ -26,6 +27,8 @@ END_LIMIT = 1.0
 SLACK = 4.0 if os.environ.get("PYVMM_INSIDE_HOST") else 2.0
 """How much slower a loaded test machine may be, or an emulated one."""
 FLOOD_SECONDS = 0.6
+START_LIMIT = 5.0
+"""Seconds from the first line to the first answer."""
 GROWTH_LIMIT = 10.0
 """MiB of memory: buffers that a flood fills once. Without bounds it is that in each second."""
 
@@ -115,3 +118,21 @@ def test_the_time_limit_ends_a_flood(name: str) -> None:
         began = time.monotonic()
         assert machine.wait() == 124
         assert time.monotonic() - began < 0.5 + END_LIMIT * SLACK
+
+
+def test_debug_lines_of_a_flood_are_few() -> None:
+    with Flooded(FLOODS["unclaimed port"], debug={"ports", "exits"}) as machine:
+        machine.ask()
+        began, slowest = time.monotonic(), 0.0
+        while (seconds := time.monotonic() - began) < FLOOD_SECONDS:
+            answer, status = machine.ask()
+            slowest = max(slowest, answer)
+            time.sleep(0.02)
+        ending, _ = machine.end(signal.SIGTERM)
+        lines = machine.stderr().splitlines()
+    (flooded,) = status["unhandled"]["accesses"]
+    print(f"{flooded['count']} writes, {len(lines)} lines, slowest answer {slowest * 1000:.0f} ms")
+    assert flooded["count"] > 100 * RATE
+    assert len(lines) < 2 * RATE * (seconds + ending + START_LIMIT) + 6
+    assert lines[-1].split()[:4] == ["pyvmm:", "port", "write", "0x80"]
+    assert slowest < ANSWER_LIMIT * SLACK
