@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 COMMON = frozenset(
-    {"root", "user", "localhost", "localhost.localdomain", "debian", "ubuntu", "fedora", "kvm", "linux"}
+    {"root", "user", "localhost", "localhost.localdomain", "debian", "ubuntu", "fedora", "kvm", "linux", "vm"}
 )
 """Names that tell nothing, and are words of kernels and distributions."""
 
