@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pyvmm.cli.kut.plan import NOW
 from pyvmm.errors import ConfigError, PyvmmError
 from pyvmm.process import kill_with_parent
 
@@ -109,6 +110,12 @@ def judge(end: End, output: str, timeout: float) -> tuple[Verdict, str]:
 
 def _run_child(plan: Plan, engine: EngineChoice, take: Callable[[bytes], None]) -> End:
     """Fork, pass on the child's output until it ends, and return its end."""
+    # Here, so that not each child imports them anew.
+    import pyvmm.launch.session
+    import pyvmm.machine.services  # noqa: F401
+    from pyvmm.machine.devices import load_devices
+
+    load_devices()
     sys.stdout.flush()
     sys.stderr.flush()
     output, output_end = os.pipe()
@@ -188,7 +195,7 @@ def _run_machine(plan: Plan, engine: EngineChoice) -> End:
 
     config = MachineConfig(
         kernel=plan.kernel,
-        cmdline=f"{plan.kernel.name} {plan.arguments}".rstrip(),
+        cmdline=f"{plan.kernel.name} {plan.arguments.replace(NOW, str(int(time.time())))}".rstrip(),
         memory=plan.memory,
         cpus=plan.cpus,
         engine=engine,
