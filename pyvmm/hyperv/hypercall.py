@@ -151,10 +151,10 @@ class Hypercalls:
         if head.payload_size > MAX_PAYLOAD:
             return HypercallStatus.INVALID_HYPERCALL_INPUT
         payload = data[size : size + head.payload_size]
+        self._listening.wait(LISTENER_WAIT)  # the loop, which delivers messages, builds VMBus until then
         port = self.message_ports.get(head.connection_id & CONNECTION_MASK)
         if port is not None:
             return port(head.message_type, payload)
-        self._listening.wait(LISTENER_WAIT)
         if self._listener is None:
             return HypercallStatus.INVALID_CONNECTION_ID
         status = self._listener(head.connection_id & CONNECTION_MASK, head.message_type, payload)
