@@ -110,7 +110,7 @@ def _tell_lacks(options: GuestOptions, own: OwnKernel, lines: list[str], progres
 
 
 def _has_initramfs(own: OwnKernel) -> bool:
-    return own.config is not None and own.config["CONFIG_INITRAMFS_SOURCE"] not in ("n", '""')
+    return own.config is not None and own.config["CONFIG_INITRAMFS_SOURCE"].strip('"') not in ("n", "")
 
 
 def _is_none(initrd: Path | None) -> bool:

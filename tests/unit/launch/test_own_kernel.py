@@ -106,6 +106,12 @@ def test_a_built_in_initramfs_is_left_alone_unless_there_is_a_command(tree: Path
     assert plan_boot(options, said.append, cpus=1, grows=False).initrd is not None
 
 
+@pytest.mark.parametrize("value", ['""', "", "n"])  # .config, auto.conf since Linux 5.17
+def test_an_empty_built_in_initramfs_is_none(tree: Path, value: str) -> None:
+    (tree / "include/config/auto.conf").write_text(f"CONFIG_HYPERV=m\nCONFIG_INITRAMFS_SOURCE={value}\n")
+    assert plan(kdir=tree).initrd is not None
+
+
 def test_a_kernel_that_is_not_linux_gets_no_initramfs(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(kernels.vmlinux())
