@@ -90,6 +90,15 @@ def find_vmlinux(kernel: Path) -> Path | None:
     return None
 
 
+def find_scripts(vmlinux: Path | None) -> list[Path]:
+    """Return what GDB must trust to run the kernel's own scripts beside `vmlinux`. Raises ConfigError if none are."""
+    script = vmlinux.with_name(f"{vmlinux.name}-gdb.py") if vmlinux is not None else None
+    if script is None or not script.exists():
+        where = f"beside {vmlinux}" if vmlinux is not None else "without a vmlinux"
+        raise ConfigError(f"--scripts: no vmlinux-gdb.py {where}: build with CONFIG_GDB_SCRIPTS, `make scripts_gdb`")
+    return list(dict.fromkeys((script.absolute(), script.resolve())))
+
+
 def symbol_commands(client: Client, folder: Path) -> list[str]:
     """Return GDB's `add-symbol-file` commands for the modules loaded in the guest whose files are in `folder`.
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @machine_options
 @click.option("--vmlinux", type=click.Path(path_type=Path), help="The kernel with symbols; default: as found.")
 @click.option("--modules", type=click.Path(path_type=Path), help="A folder with the modules' files, for symbols.")
+@click.option("--scripts", is_flag=True, help="Run the scripts of vmlinux's build tree: lx-symbols, lx-dmesg, ...")
 @click.option("--ex", "commands", multiple=True, metavar="COMMAND", help="A command for GDB; repeatable.")
 @click.option("--batch", is_flag=True, help="End after these commands, and let the guest run on.")
 @click.option("--print", "show", is_flag=True, help="Print GDB's command line, and end.")
@@ -35,6 +36,7 @@ def gdb(
     socket: Path | None,
     vmlinux: Path | None,
     modules: Path | None,
+    scripts: bool,
     commands: tuple[str, ...],
     batch: bool,
     show: bool,
@@ -69,7 +71,7 @@ def gdb(
 
         serve(parse_place(listen), lambda: connect(entry), lambda text: echo(text, err=True))
         return
-    arguments = _command_line(entry, vmlinux, modules, commands, batch)
+    arguments = _command_line(entry, vmlinux, modules, commands, scripts=scripts, batch=batch)
     if show:
         echo(shlex.join(arguments))
         return
@@ -81,9 +83,15 @@ def gdb(
 
 
 def _command_line(
-    entry: Entry, vmlinux: Path | None, modules: Path | None, commands: tuple[str, ...], batch: bool
+    entry: Entry,
+    vmlinux: Path | None,
+    modules: Path | None,
+    commands: tuple[str, ...],
+    *,
+    scripts: bool,
+    batch: bool,
 ) -> list[str]:
-    from pyvmm.client.gdb import find_vmlinux, symbol_commands
+    from pyvmm.client.gdb import find_scripts, find_vmlinux, symbol_commands
 
     with connect(entry) as client:
         found = vmlinux or find_vmlinux(Path(client.execute("x-status").get("kernel", "")))
@@ -92,6 +100,9 @@ def _command_line(
         raise ConfigError(f"--vmlinux {vmlinux}: no such file")
     pipe = shlex.join([sys.executable, "-P", "-m", "pyvmm", "gdb", "--socket", str(entry.socket), "--pipe"])
     arguments = ["gdb", "-q", *(["-batch"] if batch else [])]
+    if scripts:
+        for path in find_scripts(found):
+            arguments += ["-iex", f"add-auto-load-safe-path {path}"]
     if found is not None:
         arguments.append(str(found))
     arguments += ["-ex", f"target remote | {pipe}"]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from pyvmm.client.gdb import find_vmlinux, relay, symbol_commands
+from pyvmm.client.gdb import find_scripts, find_vmlinux, relay, symbol_commands
 from pyvmm.client.qmp import Client
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb_place import gdb_place, parse_place, show_place
@@ -55,6 +55,16 @@ def test_the_vmlinux_of_a_kernel_is_found(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_bytes(b"\x7fELF")
     for kernel in (boot / "bzImage", tmp_path / "vmlinux", tmp_path / "bzImage"):
         assert find_vmlinux(kernel) == tmp_path / "vmlinux"
+
+
+def test_the_kernel_s_scripts_are_found_or_told_how_to_make(tmp_path: Path) -> None:
+    vmlinux, source = tmp_path / "vmlinux", tmp_path / "source.py"
+    for path in (vmlinux, None):
+        with pytest.raises(ConfigError, match="CONFIG_GDB_SCRIPTS"):
+            find_scripts(path)
+    source.touch()
+    (tmp_path / "vmlinux-gdb.py").symlink_to(source)
+    assert find_scripts(vmlinux) == [tmp_path / "vmlinux-gdb.py", source]
 
 
 class Guest:
