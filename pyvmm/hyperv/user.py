@@ -2,7 +2,9 @@
 
 MSRs     an MSR filter denies the whole synthetic range, so that every access is an exit, handled here.
 Calls    enabling HYPERCALL writes code into the guest's page whose OUT is an exit; registers are read and set.
-SINTs    KVM_SIGNAL_MSI with the vector in the guest's SINT register.
+SINTs    KVM_SIGNAL_MSI with the vector in the guest's SINT register; IPI calls likewise.
+Timers   a timerfd of each VP in the loop (`stimer`).
+APIC     EOI, ICR and TPR by MSR are writes of KVM's x2APIC registers.
 AutoEOI  injected past the local APIC (`auto_eoi`); guests are told not to use it (cpuid.Hint.AUTO_EOI_DEPRECATED).
 
 KVM has none of these registers: their whole state is here, in plain objects.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,12 @@ import pytest
 from pyvmm.hyperv import kernel as kernel_engine
 from pyvmm.kvm import Kvm
 from pyvmm.machine.engines import missing
-from tests.support.timer_guest import TimerGuest
+from tests.support.timer_guest import TimerGuest, timer_kernel
 
 pytestmark = pytest.mark.kvm
 
 MS = 10_000  # in 100 ns
+RUN_HERE = Path(__file__).parents[1] / "support" / "run_here.py"
 
 
 @pytest.fixture(params=["user", "kernel"])
@@ -43,3 +46,17 @@ def test_a_reset_stops_the_timers(tmp_path: Path, engine: str) -> None:
         guest.machine.reset()
         guest.run(until=3)
         assert guest.machine.engine.reference_time() > 0
+
+
+@pytest.mark.own_process
+def test_a_confined_machine_has_its_timers(tmp_path: Path, kvm: Kvm) -> None:
+    """Seccomp lets it set alarms, which it made before."""
+    (tmp_path / "kernel").write_bytes(timer_kernel(10 * MS))
+    options = ["--kernel", str(tmp_path / "kernel"), "-m", "32M", "--entry", "pvh", "--hyperv", "user"]
+    options += ["--enlightenments", "stimer,stimer-direct", "--sandbox", "on", "--console", "none"]
+    options += ["--trace", "hyperv.timer_expired", "--timeout", "1"]
+    command = [sys.executable, str(RUN_HERE), "run", *options]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 124, done.stderr
+    assert done.stderr.count("timer_expired") > 5, done.stderr
+    assert "error" not in done.stderr

@@ -51,6 +51,23 @@ _SPURIOUS_VECTOR = 0x80F
 ENABLE, PERIODIC, AUTO, DIRECT, SINT2 = 1, 2, 8, 1 << 12 | VECTOR << 4, 2 << 16
 
 
+def timer_kernel(period: int, *, direct: bool = True, one_shot: bool = False) -> bytes:
+    """Return the kernel as an ELF file."""
+    config = (AUTO if one_shot else ENABLE | PERIODIC) | (DIRECT if direct else SINT2)
+    msrs = [
+        (_SPURIOUS_VECTOR, 0x1FF),
+        (Msr.REFERENCE_TSC, TSC_PAGE | 1),
+        (Msr.SIMP, SIMP | 1),
+        (Msr.SCONTROL, 1),
+        (Msr.SINT0 + 2, VECTOR),
+        (Msr.STIMER0_CONFIG, config),
+    ]
+    if not one_shot:
+        msrs.append((Msr.STIMER0_COUNT, period))
+    table = pack("<I", period if one_shot else 0) + b"".join(pack("<IQ", msr, value) for msr, value in msrs)
+    return kernel(CODE + table + bytes(4))
+
+
 class TimerGuest:
     """The machine. `period` in 100 ns; with `one_shot` the guest sets its timer anew after each interrupt."""
 
@@ -58,20 +75,8 @@ class TimerGuest:
         self, folder: Path, engine: str, period: int, *, direct: bool = True, one_shot: bool = False, **options: Any
     ) -> None:
         self.period, self.one_shot = period, one_shot
-        config = (AUTO if one_shot else ENABLE | PERIODIC) | (DIRECT if direct else SINT2)
-        msrs = [
-            (_SPURIOUS_VECTOR, 0x1FF),
-            (Msr.REFERENCE_TSC, TSC_PAGE | 1),
-            (Msr.SIMP, SIMP | 1),
-            (Msr.SCONTROL, 1),
-            (Msr.SINT0 + 2, VECTOR),
-            (Msr.STIMER0_CONFIG, config),
-        ]
-        if not one_shot:
-            msrs.append((Msr.STIMER0_COUNT, period))
-        table = pack("<I", period if one_shot else 0) + b"".join(pack("<IQ", msr, value) for msr, value in msrs)
         path = folder / "timer-kernel"
-        path.write_bytes(kernel(CODE + table + bytes(4)))
+        path.write_bytes(timer_kernel(period, direct=direct, one_shot=one_shot))
         words = ("+stimer", "+stimer-direct") if direct else ("+stimer",)
         values: dict[str, Any] = {
             "memory": MEMORY,
