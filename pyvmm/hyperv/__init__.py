@@ -3,8 +3,8 @@
 A guest finds Hyper-V by CPUID (`cpuid`), talks to it by model-specific registers (`tlfs` has the numbers) and by
 calling a page of code that the hypervisor put into its memory (`hypercall`). Out of these grows the SynIC (`synic`):
 per virtual processor (VP) one page of message slots and one of event flags, and sixteen interrupt sources (SINTs)
-whose vectors tell the guest to look there. A reference clock (`clock`) and crash registers (`crash`) complete it. What
-else a guest is offered is a choice (`enlightenments`): synthetic timers (`stimer`), IPI calls (`ipi`) and more.
+whose vectors tell the guest to look there. A reference clock (`clock`) and crash registers (`crash`) complete it.
+What else a guest is offered is a choice (`enlightenments`): synthetic timers (`stimer`), IPI calls (`ipi`) and more.
 
 An *engine* implements this, one of two:
 
