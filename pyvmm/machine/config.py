@@ -42,6 +42,7 @@ class MachineConfig:
     on_panic: Policy = "auto"  # the machine ends, goes on, or ends unless a crash kernel runs
     silence: float = 10.0  # seconds without output until a notice is given; our images print within two
     paused: bool = False  # the vCPUs wait before their first instruction
+    cpu_vendor: str = ""  # as CPUID names it, such as GenuineIntel; empty: the host's
     hidden_features: frozenset[str] = frozenset()  # CPU features, by the names in machine.cpu_features
     kvm_leaves: bool = False  # the guest finds KVM in CPUID, not Hyper-V
     test_devices: bool = False  # devices for kvm-unit-tests and other test programs

@@ -28,18 +28,19 @@ does without PAT, so without write-combining. No ranges: memory types come from 
 """
 
 
-def host_entries(kvm: Kvm, *, hidden: Collection[str] = ()) -> list[CpuidEntry]:
+def host_entries(kvm: Kvm, *, hidden: Collection[str] = (), vendor: str = "") -> list[CpuidEntry]:
     """Return the CPUID that this KVM supports, without KVM's signature: given both, Linux prefers it to Hyper-V's.
 
-    `hidden`: without these CPU features.
+    `hidden`: without these CPU features; `vendor`: as a CPU of that vendor says it.
     """
     entries = [e for e in kvm.supported_cpuid() if e.function >> 16 != _HYPERVISOR]
     always = _X2APIC | (_TSC_DEADLINE if kvm.check(Cap.TSC_DEADLINE_TIMER) else 0)  # by KVM's own APICs
     entries = [replace(e, ecx=e.ecx | always) if e.function == 1 else e for e in entries]
-    if hidden:
-        from pyvmm.machine.cpu_features import without
+    if hidden or vendor:
+        from pyvmm.machine.cpu_features import with_vendor, without
 
-        return without(entries, hidden)
+        entries = without(entries, hidden)
+        return with_vendor(entries, vendor) if vendor else entries
     return entries
 
 

@@ -1,4 +1,4 @@
-"""CPU features that a machine can hide from its guest, by QEMU's names, and their CPUID bits.
+"""What a machine can change in its guest's CPUID: the vendor, and features to hide, by QEMU's names.
 
 Source: Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E; QEMU target/i386/cpu.c for the names.
 """
@@ -28,6 +28,15 @@ FEATURES = {
     "npt": (0x8000000A, 0, "edx", 0),
 }
 """(leaf, subleaf, register, bit)."""
+
+
+VENDOR_LEAVES = (0, 0x80000000)
+
+
+def with_vendor(entries: Iterable[CpuidEntry], vendor: str) -> list[CpuidEntry]:
+    """Return the CPUID table with this vendor's name, twelve letters such as GenuineIntel."""
+    first, second, third = (int.from_bytes(vendor.encode()[at : at + 4], "little") for at in (0, 4, 8))
+    return [replace(e, ebx=first, edx=second, ecx=third) if e.function in VENDOR_LEAVES else e for e in entries]
 
 
 def without(entries: Iterable[CpuidEntry], names: Collection[str]) -> list[CpuidEntry]:

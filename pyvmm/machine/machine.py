@@ -101,7 +101,7 @@ class Machine:
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
         self.kvm = Kvm(config.kvm)
-        self._host_cpuid = cpu.host_entries(self.kvm, hidden=config.hidden_features)
+        self._host_cpuid = cpu.host_entries(self.kvm, hidden=config.hidden_features, vendor=config.cpu_vendor)
         self._ram = Ram(
             config,
             hotplug.physical_limit(self._host_cpuid),

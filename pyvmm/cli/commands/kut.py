@@ -188,7 +188,7 @@ def _run(test: UnitTest, plan: Plan | str, engine: EngineChoice, verbose: bool, 
     if isinstance(plan, str):
         return Result(test.name, "SKIP", 0, plan)
     try:
-        check_host(test, plan.vendor, emulated=inside())
+        check_host(test, emulated=inside())
     except CannotRun as reason:
         return Result(test.name, "SKIP", 0, str(reason))
     with log_to(logs, test.name) as log:

@@ -93,7 +93,8 @@ def judge(end: End, output: str, timeout: float) -> tuple[Verdict, str]:
         case "exit" if end.status == 1:
             return "PASS", summary
         case "exit" if end.status == SKIPPED:
-            return "SKIP", "; ".join(_SKIP.findall(output)[:_SHOWN_FAILURES]) or summary
+            lines = [line for line in output.splitlines() if line.strip() and not _SUMMARY.match(line)]
+            return "SKIP", "; ".join(_SKIP.findall(output)[:_SHOWN_FAILURES]) or (lines[-1] if lines else summary)
         case "exit":
             failures = [line for line in output.splitlines() if _FAILURE.match(line)]
             more = f" and {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
@@ -201,6 +202,7 @@ def _run_machine(plan: Plan, engine: EngineChoice) -> End:
         engine=engine,
         test_devices=True,
         kvm_leaves=not plan.hyperv,
+        cpu_vendor=plan.vendor,
         hidden_features=plan.hidden,
         enlightenments=("+all",) if plan.hyperv else (),
         reboot=False,

@@ -103,6 +103,13 @@ def test_features_can_be_hidden() -> None:
     assert hidden[1:] == host[1:]
 
 
+def test_the_vendor_can_be_another() -> None:
+    entries = host_entries(FakeKvm(), vendor="GenuineIntel")  # type: ignore[arg-type]
+    (first,) = (e for e in entries if e.function == 0)
+    name = b"".join(word.to_bytes(4, "little") for word in (first.ebx, first.edx, first.ecx))
+    assert (name, first.eax) == (b"GenuineIntel", 0xD)
+
+
 def test_hidden_features_are_hidden_from_each_vcpu() -> None:
     entries = host_entries(FakeKvm(Cap.TSC_DEADLINE_TIMER), hidden=["tsc-deadline", "x2apic"])  # type: ignore[arg-type]
     (features,) = (e.ecx for e in entries_for(entries, HYPERVISOR, 0, 1) if e.function == 1)
