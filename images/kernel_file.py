@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileBytes, FileError, read_text
-from pyvmm.firmware import bzimage, elf
+from pyvmm.firmware import bzimage, elf, multiboot
 from pyvmm.images.kernel_config import KernelConfig, embedded_config, vmlinux_release
 from pyvmm.images.modules import SUFFIXES, ModuleTree
 from pyvmm.images.own_kernel import OwnKernel
@@ -21,7 +21,7 @@ def kernel_release(kernel: Path) -> str:
     file = FileBytes(kernel)
     if bzimage.is_bzimage(file):
         return bzimage.parse(file, str(kernel)).release
-    if file[:4] == elf.ELF_MAGIC:
+    if file[:4] == elf.ELF_MAGIC and multiboot.find_header(file) is None:
         return vmlinux_release(kernel)
     return ""
 
