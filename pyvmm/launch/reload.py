@@ -11,7 +11,7 @@ for the format of /proc/modules.
 
 from __future__ import annotations
 
-import gzip
+import lzma
 import re
 import shlex
 from base64 import b64encode
@@ -87,7 +87,7 @@ def reload(new: NewModule, run: Run, *, parameters: Sequence[str], progress: Cal
     Raises CannotReload, and whatever `run` raises.
     """
     replaced = _check_guest(new, run)
-    packed = gzip.compress(new.data, mtime=0)
+    packed = lzma.compress(new.data, check=lzma.CHECK_CRC32)  # the check that busybox knows
     progress(f"sending {new.name}.ko: {len(new.data) >> 10} KiB, {len(packed) >> 10} packed")
     _send(new.name, packed, run)
     _exchange(new.name, parameters, run, replaced=replaced)
@@ -137,22 +137,22 @@ def _send(name: str, packed: bytes, run: Run) -> None:
     text = b64encode(packed).decode()
     for start in range(0, len(text), PIECE):
         how = ">>" if start else ">"
-        done = run(f"mkdir -p /run/reload && echo {text[start : start + PIECE]} {how}/run/reload/{name}.gz64")
+        done = run(f"mkdir -p /run/reload && echo {text[start : start + PIECE]} {how}/run/reload/{name}.xz64")
         if done.status:
             raise CannotReload(f"the guest did not take {name}.ko: {_last(done)}")
 
 
 def _exchange(name: str, parameters: Sequence[str], run: Run, *, replaced: bool) -> None:
     words = " ".join(map(shlex.quote, parameters))
-    unpack = f"cd /run/reload && base64 -d <{name}.gz64 | gunzip >{name}.ko && rm {name}.gz64"
+    unpack = f"cd /run/reload && base64 -d <{name}.xz64 | unxz >{name}.ko && rm {name}.xz64"
     given = "words=; for word in $(cat /proc/cmdline); do case $word in "
     given += f'{name}.*) words="$words ${{word#*.}}" ;; esac; done'
     remove = f"rmmod {name} || exit 3; " if replaced else ""
     before = f"[ -e /lib/modules/{name}.ko ] && insmod /lib/modules/{name}.ko $words && echo before; " * replaced
     done = run(
         f"{unpack} || exit 2; {given}; {remove}"
-        f"if insmod {name}.ko $words {words}; then mv {name}.ko /lib/modules/; exit 0; fi; {before}"
-        "dmesg | tail -n 3 >&2; exit 4"
+        f"if insmod {name}.ko $words {words}; then mv {name}.ko /lib/modules/; exit 0; fi; "
+        f"dmesg | tail -n 2 >&2; {before}exit 4"
     )
     match done.status:
         case 0:

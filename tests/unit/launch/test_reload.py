@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import lzma
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -32,7 +32,7 @@ class FakeGuest:
 
     def received(self) -> bytes:
         pieces = [found[1] for each in self.commands if (found := re.search(r"echo (\S+) >", each))]
-        return gzip.decompress(b64decode("".join(pieces)))
+        return lzma.decompress(b64decode("".join(pieces)))
 
 
 def new(data: bytes = b"", release: str = RELEASE) -> NewModule:
@@ -63,7 +63,7 @@ def test_a_large_module_is_sent_in_pieces() -> None:
     guest, data = FakeGuest(), random.Random(1).randbytes(100_000)
     exchange(guest, new(data))
     assert guest.received() == data
-    assert len(guest.commands) == 2 + -(-len(gzip.compress(data)) * 4 // 3 // PIECE)
+    assert len(guest.commands) == 2 + -(-len(lzma.compress(data, check=lzma.CHECK_CRC32)) * 4 // 3 // PIECE)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,13 @@ def test_a_kernel_that_refuses_the_new_module_has_the_old_one_again() -> None:
         exchange(FakeGuest(status=4, output="before\n", errors="unknown symbol"))
     with pytest.raises(CannotReload, match="it is not loaded now"):
         exchange(FakeGuest(status=4, errors="unknown symbol"))
+
+
+def test_the_kernels_reason_is_read_before_the_old_module_writes_to_the_log() -> None:
+    guest = FakeGuest()
+    exchange(guest)
+    last = guest.commands[-1]
+    assert last.index("insmod hv_utils.ko") < last.index("dmesg") < last.index("insmod /lib/modules/hv_utils.ko")
 
 
 def test_a_driver_that_cannot_be_unloaded_is_told() -> None:
