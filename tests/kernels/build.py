@@ -82,8 +82,8 @@ def build(version: str, base: str, jobs: int, progress: Progress) -> Tree:
         progress(f"make {base} and merge_config.sh")
         configure(source, folder, base)
     started = time.monotonic()
-    progress(f"make -j{jobs}")
-    _call(["make", f"-j{jobs}"], folder.with_suffix(".log"), cwd=folder)
+    progress(f"make -j{jobs}, output in {_log(folder)}")
+    _call(["make", f"-j{jobs}"], _log(folder), cwd=folder)
     return Tree(folder, package, base, time.monotonic() - started)
 
 
@@ -91,7 +91,7 @@ def configure(source: Path, folder: Path, base: str) -> None:
     """Make a .config as docs/kernel-config.md tells users to. Raises HostError if it lacks a line of the fragment."""
     shutil.rmtree(folder)
     folder.mkdir()
-    log = folder.with_suffix(".log")
+    log = _log(folder)
     _call(["make", "-C", str(source), f"O={folder}", base], log)
     merge = [str(source / "scripts/kconfig/merge_config.sh")]
     if base == "allnoconfig":
@@ -101,6 +101,11 @@ def configure(source: Path, folder: Path, base: str) -> None:
     if lost:
         raise HostError(f"{folder}: {base} and images/kernel.config give no {', '.join(lost)}")
     (folder / STAMP).write_text(_inputs(source, base))
+
+
+def _log(folder: Path) -> Path:
+    """Return the file beside a build folder that has the output of its last program."""
+    return folder.parent / f"{folder.name}.log"
 
 
 def _inputs(source: Path, base: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from pyvmm.errors import ConfigError
 from pyvmm.images.kdir import open_kdir, tree_of
-from pyvmm.images.kernel_config import FRAGMENT, NEEDS, missing_options
+from pyvmm.images.kernel_config import FRAGMENT, NEEDS, missing_options, options
 from pyvmm.images.kernel_file import kernel_release
 from pyvmm.images.payload import cached_vmlinux
 from tests.support import sample_kernels as kernels
@@ -198,6 +198,10 @@ def test_built_in_serves_where_a_module_is_wanted() -> None:
     assert missing_options(FRAGMENT.read_text().replace("=m", "=y")) == []
     assert missing_options(FRAGMENT.read_text().replace("HYPERV=y", "HYPERV=m")) == []
     assert "CONFIG_DEVTMPFS=y" in missing_options("CONFIG_DEVTMPFS=m\n# CONFIG_HYPERV is not set\n")
+
+
+def test_the_fragment_sets_all_options_whose_lack_is_told() -> None:
+    assert {need.option for need in NEEDS} <= options(FRAGMENT.read_text()).keys()
 
 
 def test_the_bus_has_an_option_of_its_own_since_linux_6_18() -> None:
