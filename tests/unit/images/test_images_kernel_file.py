@@ -16,6 +16,7 @@ from pyvmm.images.kernel_config import embedded_config
 from pyvmm.images.kernel_file import kernel_release, modules_folder, open_kernel
 from tests.support import sample_kernels as kernels
 from tests.support.sample_modules import module
+from tests.support.tiny_multiboot import elf32
 
 RELEASE = "6.1.0-test"
 """The one in the sample bzImage's header."""
@@ -151,3 +152,10 @@ def test_the_parts_of_a_split_package_are_found_beside_it(package: Path, tmp_pat
 def test_a_package_is_told_from_a_kernel(package: Path, tmp_path: Path) -> None:
     assert kernel_package.is_package(package)
     assert not kernel_package.is_package(tmp_path / f"root/boot/vmlinuz-{RELEASE}")
+
+
+def test_a_multiboot_kernel_is_no_linux_with_a_release(tmp_path: Path) -> None:
+    """A 32-bit ELF file: the images of kvm-unit-tests."""
+    (tmp_path / "test.flat").write_bytes(elf32(b"\xfa\xf4"))
+    assert kernel_release(tmp_path / "test.flat") == ""
+    assert open_kernel(tmp_path / "test.flat").release == ""
