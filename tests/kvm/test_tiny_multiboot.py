@@ -55,6 +55,7 @@ def run(kvm: object, tmp_path: Path) -> Callable[..., tuple[str, str, str]]:
     return run_one
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("make", [elf32, flat])
 def test_the_exit_port_ends_the_machine_with_the_guests_status(run, make) -> None:
     assert run(make(say(b"PASS: all\nSUMMARY: 1 tests\n") + exit_with(0))) == (
@@ -67,10 +68,12 @@ def test_the_exit_port_ends_the_machine_with_the_guests_status(run, make) -> Non
     assert run(make(say(b"SKIP: no such CPU\n") + exit_with(38)))[:2] == ("SKIP", "no such CPU")
 
 
+@pytest.mark.own_process
 def test_a_guest_finds_the_number_of_cpus_by_fw_cfg(run) -> None:
     assert run(elf32(FW_CFG_CPUS + AL_TO_EXIT_PORT), cpus=3)[:2] == ("FAIL", "exit(3): no output")
 
 
+@pytest.mark.own_process
 def test_a_reset_and_a_hang_are_told_apart(run) -> None:
     verdict, why, _ = run(elf32(say(b"now\n") + RESET))
     assert (verdict, why) == ("FAIL", "the guest reset (reset port); its last line: now")

@@ -55,7 +55,13 @@ def _suite_of(ctx: click.Context) -> list[UnitTest]:
 @click.argument("folder", type=click.Path(path_type=Path), shell_complete=complete_folder)
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_test)
 @click.option(
-    "--group", "-g", "groups", multiple=True, shell_complete=complete_group, help="Those of a group; repeatable."
+    "--group",
+    "-g",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    shell_complete=complete_group,
+    help="Those of a group; repeatable.",
 )
 @click.option("--list", "-l", "only_list", is_flag=True, help="List the tests, and end.")
 @click.option(
@@ -73,7 +79,12 @@ def _suite_of(ctx: click.Context) -> list[UnitTest]:
     show_default=True,
     help="Run on this machine's KVM, or in a Linux with KVM that QEMU emulates.",
 )
-@click.option("--timeout", type=Seconds(min_open=True), help="Seconds for each test, in place of the suite's.")
+@click.option(
+    "--timeout",
+    type=Seconds(min_open=True),
+    metavar="SECONDS",
+    help="Seconds for each test, in place of the suite's.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Show the tests' output as it comes.")
 @click.option(
     "--logs", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep each test's output as NAME.log."
