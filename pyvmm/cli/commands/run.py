@@ -99,7 +99,7 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
     ctx.exit(
         dispatch_run(
             command_words(ctx),
-            lambda: _config(options),
+            lambda: _config(options, forwarded=control_socket is not None),
             run_local,
             host=options.host,
             name=options.name,
@@ -111,12 +111,16 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
     )
 
 
-def _config(options: GuestOptions) -> MachineConfig:
+def _config(options: GuestOptions, *, forwarded: bool) -> MachineConfig:
+    """Return the machine's configuration. `forwarded`: a process outside the emulated host has just made it, too."""
     from pyvmm.host.inside import inside
     from pyvmm.launch.build import build_config
 
     window = _window() if options.on_terminal else None
-    validate = not inside()  # else checked by the outer process
+    is_own = options.kernel is not None or options.kdir is not None
+    # An own kernel may have changed since a process outside has prepared it, if that did not start this one (`pyvmm
+    # host exec -- pyvmm run`). Images are taken as they are: each look at their files is several 9p requests.
+    validate = not inside() or (is_own and not forwarded)
     return build_config(options, window=window, progress=print_message, validate=validate)
 
 
