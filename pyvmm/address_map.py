@@ -111,5 +111,6 @@ MOUSE_LINE = _line(12, "keyboard controller's second port")
 
 # KVM memory slots. Some KVMs have 509 in all.
 RAM_SLOTS = _slots(0, 8, "boot RAM, one a range of the e820 map")
-READONLY_SLOTS = _slots(8, 8, "serial windows, read-only")
+READONLY_SLOTS = _slots(8, 2, "serial windows, read-only")
+WATCH_SLOTS = _slots(10, 6, "pages that a debugger watches, and the RAM behind each")
 HOT_ADD_SLOTS = _slots(16, 400, "hot-added memory; 64 used unless --slots says another number")

@@ -85,7 +85,7 @@ class DebugRegisters:
         if any(each is not None and each.request == request for each in self.slots):
             return
         executes = _CONDITION[kind] == 0
-        if not self._works[executes]:
+        if not self.works(kind):
             raise RefusedError(f"{'break' if executes else 'watch'}points in debug registers do not work on this KVM")
         pieces = [(address, 1)] if executes else _pieces(address, length)
         free = [number for number, each in enumerate(self.slots) if each is None]
@@ -93,6 +93,10 @@ class DebugRegisters:
             raise RefusedError(f"it needs {len(pieces)} debug registers, and {len(free)} of 4 are free")
         for number, (start, size) in zip(free, pieces, strict=False):
             self.slots[number] = Watched(start, size, request)
+
+    def works(self, kind: Kind) -> bool:
+        """Return whether this KVM stops at a register of that kind."""
+        return self._works[_CONDITION[kind] == 0]
 
     def clear(self) -> None:
         """Free all registers."""

@@ -265,7 +265,11 @@ class Session:
         self._state = "running"
         if trace.resumed.on:
             trace.resumed({vcpu: str(action) for vcpu, action in actions.items()})
-        self._target.resume(actions)
+        try:
+            self._target.resume(actions)
+        except (RefusedError, HostError):
+            self._state = "halted"
+            raise
 
     def _stopped(self, stop: Stop) -> None:
         self._stop = stop

@@ -11,6 +11,7 @@ from pyvmm.gdb import events as trace
 from pyvmm.gdb.breakpoints import OUT, SCAN, DebugRegisters, Patches, is_short, leads_to
 from pyvmm.gdb.page_tables import PAGE, Paging
 from pyvmm.gdb.target import Kind, RefusedError
+from pyvmm.machine.debug_pages import WatchedPages
 from pyvmm.memory import GuestMemory
 
 KERNEL_HALF: Final = 1 << 63
@@ -34,6 +35,8 @@ class DebugMemory:
         self._paging: dict[int, Paging] = {}
         self.patches = Patches(memory, OUT)
         self.registers = DebugRegisters()
+        self.pages = WatchedPages(memory)
+        self._boot_ram = list(memory)
 
     def changed(self) -> None:
         """Forget the vCPUs' translations: their registers or the page tables may have changed."""
@@ -42,12 +45,14 @@ class DebugMemory:
     def forget(self) -> None:
         """Forget the patches: the memory was cleared."""
         self.patches.forget()
+        self.pages.forget()
         self.changed()
 
     def clear(self) -> None:
         """Remove all break- and watchpoints."""
         self.patches.clear()
         self.registers.clear()
+        self.pages.clear()
 
     def read(self, vcpu: int, address: int, length: int) -> bytes:
         """Return what is mapped of `length` bytes at `address`, from its start on."""
@@ -78,10 +83,13 @@ class DebugMemory:
     def insert(self, vcpu: int, kind: Kind, address: int, length: int) -> None:
         """Insert a break- or watchpoint; `vcpu`'s page tables translate."""
         how = "a debug register"
-        if kind is Kind.SOFTWARE:
+        if kind is Kind.SOFTWARE or (kind is Kind.HARDWARE and not self.registers.works(kind)):
             if address in self.patches:
                 return
             how = self._insert_software(vcpu, address, length)
+        elif kind is Kind.WRITE and not self.registers.works(kind):
+            self._watch(vcpu, address, length)
+            how = "a read-only page"
         else:
             self.registers.insert(kind, address, length)
         if trace.breakpoint.on:
@@ -102,6 +110,15 @@ class DebugMemory:
             return f"a debug register: {error}"
         return f"{self.patches.code.hex(' ')} in memory"
 
+    def _watch(self, vcpu: int, address: int, length: int) -> None:
+        gpa = self._translate(vcpu, address)
+        page = None if gpa is None else gpa // PAGE * PAGE
+        if gpa is None or page is None or not 0 < length <= page + PAGE - gpa:
+            raise RefusedError(f"{length} bytes at {address:#x} are not in one page of memory")
+        if not any(each.gpa <= page < each.end for each in self._boot_ram):
+            raise RefusedError(f"{address:#x} is not in boot RAM")
+        self.pages.insert(address, length, gpa)
+
     def _check_out(self, vcpu: int, address: int) -> None:
         """Raise RefusedError if OUT cannot replace the instruction at `address`, or what follows one of one byte."""
         if address < KERNEL_HALF and self._paging[vcpu].long_mode:
@@ -115,7 +132,9 @@ class DebugMemory:
 
     def remove(self, kind: Kind, address: int, length: int) -> None:
         """Remove a break- or watchpoint, if it is there."""
-        if kind is not Kind.SOFTWARE or not self.patches.remove(address):
+        if kind is Kind.WRITE:
+            self.pages.remove(address, length)
+        if kind not in (Kind.SOFTWARE, Kind.HARDWARE) or not self.patches.remove(address):
             self.registers.remove(kind, address, length)
 
     def _translate(self, vcpu: int, address: int) -> int | None:

@@ -19,7 +19,7 @@ from pyvmm.gdb.breakpoints import INT3, OUT, DebugRegisters
 from pyvmm.gdb.connection import Connection
 from pyvmm.gdb.page_tables import Paging
 from pyvmm.gdb.target import Action, Kind, RefusedError, Signal, Step, Stop
-from pyvmm.kvm import Cap, Debug, Exit, IoOut, MpState, Vcpu
+from pyvmm.kvm import Cap, Debug, Exit, IoOut, MmioWrite, MpState, Vcpu
 from pyvmm.kvm.abi import GuestDebugFlag
 from pyvmm.loop import Pending
 from pyvmm.machine.debug_hold import DebugHold
@@ -154,6 +154,8 @@ class Debugger:
         for vcpu in range(self.vcpus):
             with suppress(HostError):
                 self._apply(vcpu)
+        with suppress(HostError):
+            self._memory.pages.apply(self._machine.slot.hardware)
         hardware = self._machine.slot.hardware
         if hardware is not None:
             hardware.on_debug = None
@@ -175,6 +177,7 @@ class Debugger:
         self._steps = {vcpu: action for vcpu, action in actions.items() if isinstance(action, Step)}
         for vcpu in actions:
             self._apply(vcpu)
+        self._memory.pages.apply(self._machine.slot.hardware)
         self._release(actions)
 
     def registers(self, vcpu: int) -> Mapping[str, int]:
@@ -314,6 +317,11 @@ class Debugger:
                 if address is None:
                     return False
                 self._find(Stop(index, reason="swbreak", address=address))
+            case MmioWrite(gpa=gpa, data=data):
+                ours, address = self._memory.pages.written(gpa, data)
+                if address is not None:
+                    self._find(Stop(index, reason="watch", address=address))
+                return ours
             case Debug(exception=exception, pc=pc) if exception == _BP:
                 if pc in self._memory.patches:
                     self._find(Stop(index, reason="swbreak", address=pc))

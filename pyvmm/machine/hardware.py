@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -51,9 +51,10 @@ from pyvmm.machine import events as trace
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.machine.vcpu_snapshot import VcpuSnapshot, take_snapshot
-from pyvmm.memory import GuestMemory, HostMemory, Region
+from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
 
 BREAKPOINT_PORT: Final = address_map.BREAKPOINT.start
+_WATCH_SLOTS: Final = range(address_map.WATCH_SLOTS.start, address_map.WATCH_SLOTS.end)
 
 
 def _routes() -> list[IrqRoute]:
@@ -121,7 +122,8 @@ class Hardware:
         vm, engine = self.vm, self.engine
         vm.set_identity_map_address(address_map.IDENTITY_MAP.start)
         vm.set_tss_address(address_map.TSS.start)
-        for slot, region in enumerate(memory, address_map.RAM_SLOTS.start):
+        self._boot_ram = dict(enumerate(memory, address_map.RAM_SLOTS.start))
+        for slot, region in self._boot_ram.items():
             vm.set_memory(slot, region.gpa, region.size, region.address)
         if kvm.check(Cap.READONLY_MEM):  # else reading it is an exit, as writing is
             for slot, (gpa, page) in enumerate(self._readonly.items(), address_map.READONLY_SLOTS.start):
@@ -155,6 +157,26 @@ class Hardware:
     def unmap_memory(self, slot: int) -> None:
         """Remove a memory slot. The vCPUs must not run."""
         self.vm.set_memory(slot, 0, 0, 0)
+
+    def protect(self, pages: Sequence[int]) -> None:
+        """Make these pages of boot RAM read-only for the guest, and all others writable: writes exit as MmioWrite.
+
+        The vCPUs must not run. Raises HostError.
+        """
+        for slot in (*_WATCH_SLOTS, *self._boot_ram):
+            if slot in self.vm.slots:
+                self.unmap_memory(slot)
+        spare = iter(_WATCH_SLOTS)
+        for slot, region in self._boot_ram.items():
+            at, number = region.gpa, slot
+            for page in (each for each in pages if region.gpa <= each < region.end):
+                if at < page:
+                    self.vm.set_memory(number, at, page - at, region.address + at - region.gpa)
+                    number = next(spare)
+                self.vm.set_memory(number, page, PAGE_SIZE, region.address + page - region.gpa, readonly=True)
+                at, number = page + PAGE_SIZE, next(spare, slot)
+            if at < region.end:
+                self.vm.set_memory(number, at, region.end - at, region.address + at - region.gpa)
 
     def boot(self, state: BootState | RealMode) -> None:
         """Set the first vCPU's registers; the others wait for INIT and SIPI."""
@@ -273,6 +295,8 @@ class Hardware:
                     exit.reply(b"".join([ports.read(port, size).to_bytes(size, "little") for _ in range(exit.count)]))
                 case MmioRead(gpa=gpa, size=size):
                     exit.reply(mmio.read(gpa, size).to_bytes(size, "little"))
+                case MmioWrite() if self.on_debug is not None and self.on_debug(index, exit):
+                    pass
                 case MmioWrite(gpa=gpa, data=data):
                     mmio.write(gpa, len(data), int.from_bytes(data, "little"))
                 case HypervHcall() | HypervSynic():

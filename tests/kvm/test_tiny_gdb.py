@@ -156,6 +156,29 @@ def test_a_breakpoint_where_two_bytes_do_not_fit_takes_a_debug_register(folder: 
         assert gdb.register("rip") == ENTRY + 1
 
 
+def test_it_stops_after_the_instruction_that_writes_watched_memory(folder: Path) -> None:
+    with running(folder, cpus=2) as machine, attach(folder) as gdb:
+        gdb.set_register("rbx", 0)
+        for value in (0x1234, 0x5678):
+            gdb.set_register("rip", LOOP)
+            gdb.set_register("rbx", value)
+            assert gdb("Z2,200002,2") == "OK"
+            assert gdb("vCont;c").startswith("T05")
+            assert gdb("z2,200002,2") == "OK"
+            assert (gdb.register("rip"), gdb.read(0x200000, 4)) == (COUNT, value.to_bytes(4, "little"))
+        assert "watch:200002;" in gdb("?")
+        assert gdb("Z2,200004,2") == "OK", "beside it"
+        assert gdb(f"Z1,{JUMP:x},1") == "OK"
+        assert "hwbreak" in gdb("vCont;c") or gdb.register("rip") == JUMP
+        assert gdb("D") == "OK"
+        soon(folder, "running")
+        machine.memory.write(0x200000, bytes(4))
+        until = time.monotonic() + LIMIT
+        while machine.memory.read(0x200000, 2) == bytes(2) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert machine.memory.read(0x200000, 2) == b"\x78\x56", "the guest writes its memory itself again"
+
+
 def test_a_machine_paused_from_the_start_waits_before_its_first_instruction(folder: Path) -> None:
     with running(folder, paused=True) as machine:
         assert status(folder) == "paused"
