@@ -149,11 +149,17 @@ def unbound_and_back(engine: str, target: int) -> bool:
         in_doubt = balloon.info()["hot-add"]["in-doubt"]  # counts as the guest's, and may not be
         lost = total - guest.memory_total() - (BOOT - (balloon.actual - in_doubt))
         assert abs(lost) <= 128 * MIB if target > BOOT else 0 <= lost <= PIECE
+        if target > BOOT:
+            # hot_add_req may still wait for its block, 5 s at most. A probe meanwhile initialises its completion again,
+            # which corrupts the list of waiters ("kernel BUG at lib/list_debug.c", seen once in three times).
+            guest.sh("sleep 6")
         guest.bind_balloon()
         if "RIP: 0010:hv_ringbuffer_write" in guest.sh("dmesg"):
             return False
         assert guest.resize(BOOT - 16 * MIB).reached
         assert guest.resize(BOOT).reached
-        assert guest.memory_total() == total - lost
+        # When memory is added the guest may have had the piece in doubt all along.
+        kept = {total - lost} if target < BOOT else {total - lost, total}
+        assert guest.memory_total() in kept
         assert not any(balloon.info()["refused-pages"].values())
         return True
