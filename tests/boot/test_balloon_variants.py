@@ -150,7 +150,7 @@ def unbound_and_back(engine: str, target: int) -> bool:
         lost = total - guest.memory_total() - (BOOT - (balloon.actual - in_doubt))
         assert abs(lost) <= 128 * MIB if target > BOOT else 0 <= lost <= PIECE
         if target > BOOT:
-            # hot_add_req may still wait for its block, 5 s at most. A probe meanwhile initialises its completion again,
+            # hot_add_req may wait for its block for 5 s. A probe meanwhile initialises its completion again,
             # which corrupts the list of waiters ("kernel BUG at lib/list_debug.c", seen once in three times).
             guest.sh("sleep 6")
         guest.bind_balloon()
