@@ -10,7 +10,7 @@ priority. So the vCPU's thread injects it past the APIC, as an interrupt that th
                                                            --> not possible now (IF clear, priority): again in 1 ms
 
 The guest sees what the TLFS says; an interrupt may come up to RETRY late where the guest had interrupts off.
-Linux does not use AutoEOI where it is told not to (cpuid.Hint.AUTO_EOI_DEPRECATED), as here.
+Linux does not use AutoEOI where CPUID deprecates it (cpuid.Hint.AUTO_EOI_DEPRECATED), as here.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Debugger:
         self._steps: dict[int, Step] = {}  # read on vCPU threads; changed while they are held
         self._found: list[Stop] = []  # appended on vCPU threads
         self._settling = Pending(machine.loop, self._settle)
-        self._applied: dict[int, tuple[int, tuple[int, ...]]] = {}  # what KVM was told of each vCPU
+        self._applied: dict[int, tuple[int, tuple[int, ...]]] = {}  # each vCPU's last KVM_SET_GUEST_DEBUG
 
     # Called by the machine and its monitor
 

@@ -416,7 +416,7 @@ class Machine:
     @contain.contained("crash report")
     def _crashed(self, report: CrashReport) -> None:
         if self.debugger is not None and self.debugger.crashed(partial(self._crashed, report)):
-            return  # first the debugger's user looks at it
+            return  # reported by the debugger's next `continue`
         if self.outcome is None:
             self.panic.reported(report)
 

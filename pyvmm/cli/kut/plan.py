@@ -27,7 +27,7 @@ NOT_BY_DEFAULT = "nodefault"
 NOW = "`date +%s`"
 _ENDS_QEMU = ("emulator.flat",)
 _DEVICES = ("hyperv-testdev",)
-_MACHINE_OPTIONS = ("pit=off",)  # without it AVIC stays on; a PIT nobody programs changes nothing else
+_MACHINE_OPTIONS = ("pit=off",)  # without it AVIC stays on; a PIT that is not programmed has no other effect
 _CPU_MODELS = re.compile(r"(max|host|qemu64|Opteron_G1|IvyBridge|Skylake-Server)$")
 _HARMLESS_CPU = ("host-phys-bits", "migratable=no")
 

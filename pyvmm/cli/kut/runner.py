@@ -1,6 +1,6 @@
 """Runs one test: a machine in a child process, whose end, output and time make the result.
 
-The child is confined like `pyvmm run`, and is killed if it does not end by itself after the time limit.
+The child is confined like `pyvmm run`, and is killed if it still runs after the time limit.
 """
 
 from __future__ import annotations

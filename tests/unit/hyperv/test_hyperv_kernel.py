@@ -68,7 +68,7 @@ def test_other_sints_get_lines_above_those_and_give_them_back(guest: Guest) -> N
     engine.open_sint(1, 6)
     assert [route.gsi for route in guest.vm.routes] == [4, 24, 25, 27, 26]
     engine.interrupt(1, 6)
-    engine.interrupt(1, 5)  # closed: nobody hears it
+    engine.interrupt(1, 5)  # closed: without effect
     (raised,) = (fd for fd, gsi, resample in guest.vm.irqfds if gsi == 26 and resample is None)
     assert os.eventfd_read(raised) == 1
     engine.close_sint(1, 2)  # VMBus's stays
