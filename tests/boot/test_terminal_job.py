@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -41,6 +42,15 @@ class Bash:
             if select.select([self.fd], [], [], 0.05)[0]:
                 self.seen += os.read(self.fd, 4096).decode(errors="replace")
 
+    def until_with(self, done: Callable[[], bool], what: str, *, typing: str) -> None:
+        """Type `typing` each second until `done`: what comes before a program reads is the shell's."""
+        end = time.monotonic() + LIMIT
+        while not done():
+            assert time.monotonic() < end, f"{what}: {self.seen[-2000:]!r}"
+            os.write(self.fd, typing.encode())
+            with contextlib.suppress(AssertionError):
+                self.until(done, what, 1.0)
+
     def send(self, text: str) -> None:
         self.seen = ""
         os.write(self.fd, text.encode())
@@ -76,10 +86,8 @@ def test_a_machine_in_the_background_runs_and_in_the_foreground_has_the_terminal
     termios.tcsetwinsize(bash.fd, (33, 77))
     time.sleep(2)
     bash.says("stty size", "33 77")
-    bash.send("cat\r")
-    time.sleep(0.5)
-    bash.send("\x03")
-    bash.until(lambda: "guest:" in bash.seen, "Ctrl-C is the guest's")
+    bash.says("printf %s%s be gun; cat", "begun")
+    bash.until_with(lambda: "guest:" in bash.seen, "Ctrl-C is the guest's", typing="\x03")
     bash.send("\x01x")
     bash.until(lambda: "ready$" in bash.seen, "the shell")
     bash.says("echo status $?", "status 0")
