@@ -1,1 +1,1 @@
-"""Fault rules: pass, drop, delay, duplicate, reorder, truncate, change or insert what passes between host and guest."""
+"""Fault rules: pass, drop, delay, duplicate, reorder, truncate, change or insert what host and guest exchange."""

@@ -1,0 +1,198 @@
+"""A booted guest in this process, of which a test controls the host side.
+
+    with VM("debian-6.1", memory="512M", engine="user", cpus=2) as vm:
+        assert vm.run("uname -r").stdout.startswith("6.1")
+        vm.balloon.resize("256M")
+
+The caller's thread is the machine's loop thread: `until` and all that wait run the loop, and between two calls no
+device acts. So actions on `vm.machine` need no lock and no `post`, and a paused guest has no thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from math import ceil
+from shlex import join
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pyvmm import trace
+from pyvmm.api.results import CommandFailed, Completed, Event
+from pyvmm.launch.build import build_config
+from pyvmm.launch.consoles import CallbackConsole
+from pyvmm.launch.options import GuestOptions, read_keywords
+from pyvmm.launch.session import Session
+from pyvmm.seconds import check_seconds
+from pyvmm.testbed.balloon import Balloon
+from pyvmm.testbed.console import Console
+from pyvmm.testbed.guest import Guest
+from pyvmm.testbed.vmbus import Bus
+from pyvmm.testbed.waits import GuestEnded, TimedOut
+
+if TYPE_CHECKING:
+    from pyvmm.loop import Loop
+    from pyvmm.machine import Machine, MachineConfig
+
+BOOT_LIMIT = 120.0
+"""Seconds until the guest's agent answers, in an emulated host that is busy."""
+
+TRACED = ("machine.state", "machine.reset", "agent.*", "vmbus*", "hyperv.*", "balloon*", "hv_*")
+TRACE_KEPT = 400
+"""Trace events kept for the report of a failing test."""
+
+
+class VM:
+    """A guest and its machine. The keywords are those of `pyvmm.Machine`, with `engine` for `hyperv`.
+
+    Raises ConfigError for wrong options. `config` is given instead of options for a guest that is no image of ours.
+    """
+
+    def __init__(
+        self,
+        image: str | None = None,
+        *,
+        engine: str | None = None,
+        config: MachineConfig | None = None,
+        **options: object,
+    ) -> None:
+        self.options: GuestOptions = read_keywords({"image": image, "hyperv": engine} | options, {})
+        self._given = config
+        self.console = Console(self)
+        self.balloon = Balloon(self)
+        self.guest = Guest(self)
+        self.vmbus = Bus(self)
+        self.trace = trace.TailSink(TRACE_KEPT)
+        self.events: list[Event] = []
+        """The machine's QMP events since its start."""
+        self.machine: Machine
+        self.loop: Loop
+        self.config: MachineConfig
+        self._closing = contextlib.ExitStack()
+
+    # Life
+
+    def __enter__(self) -> Self:
+        return self.boot()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> Self:
+        """Power the machine on and return at once. Raises ConfigError and HostError."""
+        with contextlib.ExitStack() as stack:
+            for pattern in TRACED:
+                trace.subscribe(pattern, self.trace)
+            stack.callback(trace.unsubscribe, self.trace)
+            self.config = self._given or build_config(self._agent_only())
+            console = CallbackConsole(self.console.received)
+            session = stack.enter_context(Session(self.config, console=lambda: console))
+            self.machine, self.loop = session.machine, session.loop
+            self.machine.monitor.on_event(lambda name, data: self.events.append(Event(name, dict(data))))
+            self.machine.start_services()
+            self.balloon.attach()
+            session.start()
+            self._closing = stack.pop_all()
+        return self
+
+    def _agent_only(self) -> GuestOptions:
+        """Return the options for a guest without a shell on its console."""
+        return dataclasses.replace(self.options, command=self.options.command or ("true",))
+
+    def boot(self, timeout: float = BOOT_LIMIT) -> Self:
+        """Start the machine and wait until the guest takes commands and its hv_balloon has negotiated.
+
+        Raises TimedOut and GuestEnded.
+        """
+        self.start()
+        try:
+            self.until(lambda: self.machine.agent.ready, timeout, "the guest's agent")
+            if self.machine.balloon is not None:
+                self.until(lambda: self.balloon.ready, timeout, "hv_balloon's negotiation")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """End the machine at once and release its resources. May be called twice."""
+        self._closing.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the machine has ended: powered off, panicked or failed."""
+        return self.machine.outcome is not None
+
+    # Waiting
+
+    def until(self, happened: Callable[[], object], seconds: float, what: str) -> None:
+        """Run the loop until `happened()`. Raises TimedOut after `seconds`, GuestEnded if the machine ends."""
+        limit = time.monotonic() + check_seconds(seconds)
+        while not happened():
+            left = limit - time.monotonic()
+            if self.ended:
+                raise GuestEnded(f"the machine ended before {what}: {self.machine.outcome}")
+            if left <= 0:
+                raise TimedOut(f"no {what} within {seconds:g} s")
+            self.loop.step(left)
+
+    def run_for(self, seconds: float) -> None:
+        """Run the loop for `seconds`, or until the machine ends."""
+        limit = time.monotonic() + seconds
+        while (left := limit - time.monotonic()) > 0 and not self.ended:
+            self.loop.step(left)
+
+    # Doing
+
+    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> Completed:
+        """Run a command in the guest and wait for its end.
+
+        A string is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`
+        seconds of guest time. With `check` a status other than 0 raises CommandFailed. Raises TimedOut if the guest
+        does not answer, GuestEnded if it ends meanwhile.
+        """
+        text = command if isinstance(command, str) else join(command)
+        seconds = max(1, ceil(check_seconds(timeout)))
+        streams = {"out": bytearray(), "err": bytearray()}
+        status: list[int | None] = []
+        cancel = self.machine.agent.execute(
+            text, lambda stream, data: streams[stream].extend(data), status.append, seconds=seconds
+        )
+        try:
+            self.until(lambda: status, seconds + 10, f"end of the command {text!r}")
+        except BaseException:
+            cancel()
+            raise
+        if status[0] is None:
+            raise GuestEnded(f"the guest restarted during the command {text!r}")
+        out, err = (streams[name].decode("utf-8", "replace") for name in ("out", "err"))
+        completed = Completed(status[0], out, err)
+        if check and completed.status:
+            raise CommandFailed(text, completed)
+        return completed
+
+    def wait_event(self, *names: str, timeout: float = 60.0, since: int = 0) -> Event:
+        """Return the first QMP event of these names in `events[since:]`; wait for it. Raises TimedOut."""
+        found: list[Event] = []
+
+        def happened() -> bool:
+            found[:] = [event for event in self.events[since:] if event.name in names]
+            return bool(found)
+
+        self.until(happened, timeout, " or ".join(names))
+        return found[0]
+
+    # Looking
+
+    @property
+    def status(self) -> str:
+        """The machine's state in QEMU's terms: running, paused, guest-panicked, ..."""
+        return self.machine.state
+
+    def describe(self) -> Any:
+        """Return what `pyvmm status --json` shows."""
+        return self.machine.monitor.describe()
