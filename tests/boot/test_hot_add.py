@@ -120,7 +120,7 @@ def test_memory_left_offline_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])
-def test_a_driver_told_not_to_grow_refuses_and_module_parameters_reach_it(engine: str) -> None:
+def test_a_driver_with_hot_add_off_refuses_and_module_parameters_reach_it(engine: str) -> None:
     with Booted(
         "debian-6.12",
         engine=engine,

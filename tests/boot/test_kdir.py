@@ -45,7 +45,7 @@ def test_a_build_tree_gives_what_an_image_gives_and_its_modules_can_be_exchanged
         assert vm.shutdown().kind == "poweroff"
 
 
-def test_run_tells_before_and_after_what_the_kernel_lacks_and_gives_the_commands_status(tmp_path: Path) -> None:
+def test_run_reports_missing_options_before_and_after_and_returns_the_commands_status(tmp_path: Path) -> None:
     lay_out("debian-6.12", tmp_path)
     (tmp_path / "drivers/hv/hv_balloon.ko").unlink()
     words = ["run", "--host", "local", "--kdir", str(tmp_path), "--", "cat /proc/modules; exit 7"]

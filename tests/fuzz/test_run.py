@@ -37,7 +37,7 @@ def dies(data: bytes) -> None:
     os._exit(3)
 
 
-def test_a_finding_is_told_and_its_input_saved_for_pytest(folders: Path) -> None:
+def test_a_finding_is_reported_and_its_input_saved_for_pytest(folders: Path) -> None:
     targets = {"well": well, "broken": broken, "dies": dies}
     found = {each.name: each for each in run.fuzz_all(targets, "mutations", 1.0, 1, 2)}
     assert not found["well"].finding and found["well"].inputs > 10

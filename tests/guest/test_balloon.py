@@ -240,7 +240,7 @@ def test_status_reports_are_suppressed_only_if_not_wanted(guest: FakeGuest, want
     assert bool(response.flags & p.SUPPRESS_PRESSURE_REPORTS) is not wants
 
 
-def test_info_tells_everything(guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest) -> None:
+def test_info_shows_everything(guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest) -> None:
     driver = bind(guest, device, linux)
     device.set_target(RAM - 8192)
     serve(driver, linux)

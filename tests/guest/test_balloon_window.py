@@ -89,7 +89,7 @@ def added(memory: GuestMemory) -> int:
     return memory.size - RAM
 
 
-def test_memory_is_there_when_the_guest_is_told_of_it(
+def test_memory_exists_before_it_is_offered_to_the_guest(
     guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest, slots: Slots
 ) -> None:
     driver = bind(guest, device, linux)
@@ -203,7 +203,7 @@ def test_a_guest_that_cannot_now_is_asked_again_by_the_clock(
     assert device.actual == RAM + 4 * MIB
 
 
-def test_info_tells_of_the_window(guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest) -> None:
+def test_info_shows_the_window(guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest) -> None:
     driver = bind(guest, device, linux)
     resize(device, driver, linux, RAM + 4 * MIB)
     info = device.info()

@@ -31,7 +31,7 @@ def test_a_guest_that_does_not_read_is_read_no_further(guest: FakeGuest) -> None
     assert 0 < echo.packets < 1000
 
 
-def test_several_are_told_apart(guest: FakeGuest) -> None:
+def test_several_are_distinguished(guest: FakeGuest) -> None:
     first, second = echo_example.load().Echo(), echo_example.load().Echo()
     second.number = 1
     guest.open(first)

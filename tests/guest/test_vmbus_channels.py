@@ -144,7 +144,7 @@ def test_what_a_guest_did_wrong_ends_in_the_timer(guest: FakeGuest, device: Reco
     assert guest.bus.refused["recorder"] == 1
 
 
-def test_info_tells_relid_state_and_counters(guest: FakeGuest, device: Recorder) -> None:
+def test_info_shows_relid_state_and_counters(guest: FakeGuest, device: Recorder) -> None:
     guest.bus.add(device)
     assert guest.bus.info()[0]["state"] == "hidden"
     guest.open(device).send(b"12345678")

@@ -279,7 +279,7 @@ def test_a_direct_packet_is_answered_with_what_its_ranges_hold(guest: FakeGuest,
     assert guest.bus.refused["GuestMemoryError"] == 1
 
 
-def test_pages_are_told_of_and_given_back(guest: FakeGuest, queues: Queues) -> None:
+def test_pages_are_reported_and_given_back(guest: FakeGuest, queues: Queues) -> None:
     driver = guest.open(queues)
     handle = guest.lend(driver.offer.relid, guest.pages(3))
     ask(driver, Command.PAGES, handle, id=77)

@@ -183,13 +183,13 @@ def test_a_non_blocking_output_gets_all_of_it(start: Start) -> None:
     assert machine.wait(20) == 0
 
 
-def test_a_full_disk_under_a_console_file_is_told_at_once_and_in_the_status(start: Start, tmp_path: Path) -> None:
+def test_a_full_disk_under_a_console_file_is_reported_at_once_and_in_the_status(start: Start, tmp_path: Path) -> None:
     machine = start(rounds(1000), "--console", "/dev/full")
     assert machine.wait(20) == 1
     assert machine.communicate()[1] == b"pyvmm: console /dev/full: No space left on device; the rest is lost\n"
 
 
-def test_a_full_disk_under_a_trace_is_told_and_in_the_status(start: Start) -> None:
+def test_a_full_disk_under_a_trace_is_reported_and_in_the_status(start: Start) -> None:
     machine = start(rounds(10), "--trace-file", "/dev/full", stdout=subprocess.DEVNULL)
     assert machine.wait(20) == 1
     assert machine.communicate()[1] == b"pyvmm: trace file /dev/full: No space left on device; the rest is lost\n"

@@ -18,7 +18,7 @@ def test_msrs_exit_with_their_reasons(kvm: Kvm) -> None:
     assert msr_exits(kvm).detail.startswith("filtered and unknown MSRs exit (FILTER, ")
 
 
-def test_the_tsc_s_frequency_is_told(kvm: Kvm) -> None:
+def test_the_tsc_s_frequency_is_reported(kvm: Kvm) -> None:
     assert int(tsc(kvm).figures["tsc-khz"]) > 1000
 
 

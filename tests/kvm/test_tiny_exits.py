@@ -241,7 +241,7 @@ def test_overlapping_memory_is_refused_with_the_cause(make_guest) -> None:
         guest.vm.set_memory(1, 0x1000, 0x1000, guest.address)
 
 
-def test_a_second_process_is_told_why_it_may_not(make_guest) -> None:
+def test_a_second_process_is_refused_with_the_reason(make_guest) -> None:
     guest = make_guest("F4")
     reader, writer = os.pipe()
     child = os.fork()

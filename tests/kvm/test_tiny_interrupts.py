@@ -72,7 +72,7 @@ def test_an_irqfd_raises_the_line_it_is_routed_to(make_guest) -> None:
     os.close(doorbell)
 
 
-def test_a_resampled_line_tells_when_the_guest_ended_the_interrupt(make_guest) -> None:
+def test_a_resampled_line_reports_when_the_guest_ended_the_interrupt(make_guest) -> None:
     # Master PIC at vector 8, only line 5 unmasked; out 0x11, al; sti; hlt; out 0x12, al
     guest = make_guest(
         "B0 11 E6 20 B0 08 E6 21 B0 04 E6 21 B0 01 E6 21 B0 DF E6 21 31 C0 E6 11 FB F4 E6 12", irqchip=True

@@ -74,7 +74,7 @@ def test_a_guest_finds_the_number_of_cpus_by_fw_cfg(run) -> None:
 
 
 @pytest.mark.own_process
-def test_a_reset_and_a_hang_are_told_apart(run) -> None:
+def test_a_reset_and_a_hang_are_distinguished(run) -> None:
     verdict, why, _ = run(elf32(say(b"now\n") + RESET))
     assert (verdict, why) == ("FAIL", "the guest reset (reset port); its last line: now")
     verdict, why, _ = run(elf32(say(b"spinning\n") + SPIN), timeout=1)

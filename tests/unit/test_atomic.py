@@ -8,7 +8,7 @@ import threading
 from pyvmm.atomic import bit_test_and_set, compare_exchange, memory_barrier
 
 
-def test_bit_test_and_set_tells_the_old_bit_and_reaches_past_the_first_word() -> None:
+def test_bit_test_and_set_returns_the_old_bit_and_reaches_past_the_first_word() -> None:
     words = (ctypes.c_uint32 * 64)()
     assert bit_test_and_set(ctypes.addressof(words), 2047) == 0
     assert bit_test_and_set(ctypes.addressof(words), 2047) == 1

@@ -59,7 +59,7 @@ def test_a_port_that_fails_reads_as_all_ones_and_ignores_writes(capsys: pytest.C
     assert "\x1b" not in told
 
 
-def test_no_more_places_are_told_than_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_more_places_are_reported_than_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(contain.REPORT_LIMIT + 5):
         kind = type(f"Error{number}", (Exception,), {})
         contain.contain("here", kind())

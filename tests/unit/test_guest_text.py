@@ -27,7 +27,7 @@ def test_text_stays_as_it_is() -> None:
     assert one_line("plain é 漢 😀") == "plain é 漢 😀"
 
 
-def test_escapes_tell_what_was_there() -> None:
+def test_escapes_show_the_original_bytes() -> None:
     assert clean("\x1b[2J") == "\\x1b[2J"
     assert clean("\u202e") == "\\u202e"
     assert one_line("a\r\n\tb") == "a\\r\\n\\tb"

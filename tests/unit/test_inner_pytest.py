@@ -68,7 +68,7 @@ def test_one_that_never_begins_is_given_up_and_its_log_is_shown(monkeypatch: pyt
     assert not inner.folder.exists()
 
 
-def test_a_host_that_stands_still_is_told_from_a_test_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_host_is_distinguished_from_a_hung_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inner_pytest, "STALL_LIMIT", 0.5)
     script = (
         "import os, time; open(os.environ['PYVMM_BOOT_HEART'], 'w').close();"

@@ -72,7 +72,7 @@ def test_pieces_are_what_is_ram_of_a_range(memory: GuestMemory) -> None:
     assert list(memory.pieces(0x10000, 0x1000)) == []
 
 
-def test_set_bit_tells_whether_the_bit_was_clear(memory: GuestMemory) -> None:
+def test_set_bit_returns_whether_the_bit_was_clear(memory: GuestMemory) -> None:
     assert memory.set_bit(0x200, 2047)
     assert not memory.set_bit(0x200, 2047)
     assert memory.read(0x200 + 255, 1) == b"\x80"

@@ -67,7 +67,7 @@ def test_the_level_says_when_to_stop_and_when_to_go_on(pipe: tuple[int, int]) ->
     assert LOW < HIGH < LIMIT
 
 
-def test_a_reader_that_is_gone_is_an_error_that_is_told(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_is_gone_is_a_reported_error(pipe: tuple[int, int]) -> None:
     told = threading.Event()
     output = Output(pipe[1], "out", told.set)
     os.close(pipe[0])

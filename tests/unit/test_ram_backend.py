@@ -92,7 +92,7 @@ def test_a_file_where_none_can_be_is_the_host_s_refusal() -> None:
         Backend.parse("file=/nowhere/ram").open(MIB)
 
 
-def test_huge_pages_that_are_not_set_aside_are_told_with_the_remedy(
+def test_huge_pages_that_are_not_set_aside_are_reported_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "hugepages-2048kB"
@@ -106,7 +106,7 @@ def test_huge_pages_that_are_not_set_aside_are_told_with_the_remedy(
         Backend.parse("hugetlb=1G").open(1 << 30)
 
 
-def test_a_numa_node_that_is_not_there_is_told() -> None:
+def test_a_missing_numa_node_is_reported() -> None:
     with pytest.raises(ConfigError, match="no NUMA node 999"):
         Backend.parse("anon,numa=999").open(MIB)
 

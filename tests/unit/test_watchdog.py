@@ -50,7 +50,7 @@ def hang_here(released: threading.Event) -> None:
     released.wait(LIMIT)
 
 
-def test_a_loop_that_stands_still_is_told_of_once_with_its_place(watched: Watched) -> None:
+def test_a_blocked_loop_is_reported_once_with_its_place(watched: Watched) -> None:
     released = threading.Event()
     watched.loop.post(hang_here, released)
     (line,) = watched.wait(1)

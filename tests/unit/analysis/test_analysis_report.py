@@ -71,7 +71,7 @@ def check(html: str) -> Checker:
     return checker
 
 
-def test_the_handshake_is_told_message_by_message(summary: TraceSummary) -> None:
+def test_the_handshake_is_shown_message_by_message(summary: TraceSummary) -> None:
     (handshake,) = summary.handshakes
     labels = [message.label for message in handshake.messages]
     assert labels[:3] == ["INITIATE_CONTACT", "VERSION_RESPONSE", "REQUEST_OFFERS"]
@@ -100,7 +100,7 @@ def test_each_resize_is_a_conversation(summary: TraceSummary) -> None:
     assert [m.label for m in grow.messages] == ["UNBALLOON_REQUEST", "UNBALLOON_RESPONSE"]
 
 
-def test_memory_is_told_in_bytes(summary: TraceSummary) -> None:
+def test_memory_is_shown_in_bytes(summary: TraceSummary) -> None:
     actual = [point.actual for point in summary.memory if point.actual is not None]
     assert actual[0] == 512 * MIB
     assert 300 * MIB in actual
@@ -221,7 +221,7 @@ def test_a_guest_asked_again_after_its_resize_has_ended_says_so() -> None:
     assert again.steps[0] == Note(2.0, "1 MiB short: the guest is asked again in 2.0 s")
 
 
-def test_a_long_note_is_told_in_two_lines_and_whole_under_the_pointer() -> None:
+def test_a_long_note_is_shown_in_two_lines_and_whole_under_the_pointer() -> None:
     reason = "the guest said it has " + "no more memory to give " * 8 + "at all"
     trace = made_of((1.0, "balloon.target_set", {"target": 256, "current": 512, "reason": reason}))
     html = page(summarise(trace), [], Path("t"))

@@ -60,7 +60,7 @@ def test_memory_reads_well(vm: pyvmm.Machine) -> None:
     assert str(memory) == "512 MiB of 512 MiB"
 
 
-def test_memory_is_told_in_the_words_of_the_command_line(
+def test_memory_is_shown_in_the_units_of_the_command_line(
     vm: pyvmm.Machine, inner: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = {"boot": 512 * MIB, "actual": 300 * MIB, "target": 256 * MIB, "resident": 200 * MIB}
@@ -70,7 +70,7 @@ def test_memory_is_told_in_the_words_of_the_command_line(
     assert memory_text(memory, about["balloon"]).startswith(f"{vm.memory};")
 
 
-def test_events_are_kept_until_somebody_asks(vm: pyvmm.Machine) -> None:
+def test_events_are_kept_until_they_are_read(vm: pyvmm.Machine) -> None:
     vm.pause()
     assert vm.status == "paused"
     vm.resume()
@@ -103,7 +103,7 @@ def test_a_paused_machine_is_resumed_to_shut_down(vm: pyvmm.Machine, inner: Fake
     assert inner.calls == ["pause", "resume", "powerdown"]
 
 
-def test_the_end_is_told_with_its_kind(vm: pyvmm.Machine) -> None:
+def test_the_end_is_reported_with_its_kind(vm: pyvmm.Machine) -> None:
     assert vm.quit() == pyvmm.End("quit")
     assert not vm.running
     assert vm.wait() == pyvmm.End("quit")
@@ -111,14 +111,14 @@ def test_the_end_is_told_with_its_kind(vm: pyvmm.Machine) -> None:
         vm.run("true")
 
 
-def test_a_panic_is_told_with_its_text(vm: pyvmm.Machine, inner: FakeMachine, backend: Any) -> None:
+def test_a_panic_is_reported_with_its_text(vm: pyvmm.Machine, inner: FakeMachine, backend: Any) -> None:
     inner.emit("GUEST_PANICKED", action="poweroff", info={}, **{"x-text": "Kernel panic - not syncing"})
     inner.emit("SHUTDOWN", guest=True, reason="guest-panic")
     inner.ended()
     assert vm.wait(10) == pyvmm.End("panic", "Kernel panic - not syncing")
 
 
-def test_the_exit_ports_status_is_told(vm: pyvmm.Machine, inner: FakeMachine, backend: Any) -> None:
+def test_the_exit_ports_status_is_reported(vm: pyvmm.Machine, inner: FakeMachine, backend: Any) -> None:
     inner.emit("SHUTDOWN", guest=True, reason="guest-shutdown", **{"x-status": 3})
     inner.ended()
     assert vm.wait(10) == pyvmm.End("poweroff", "", 3)

@@ -66,7 +66,7 @@ def test_the_busy_one_gets_what_the_idle_one_has_free(pair: tuple[Sized, Sized],
     assert busy.told == [1048, 1200]
 
 
-def test_once_all_fit_nobody_is_told_anything(pair: tuple[Sized, Sized], pyvmm: Run) -> None:
+def test_once_all_fit_nothing_is_sent(pair: tuple[Sized, Sized], pyvmm: Run) -> None:
     for _ in range(3):
         pyvmm("balance", "--budget", "2G", "--once")
     before = [list(each.told) for each in pair]

@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize(("more", "said"), [(RESIDENT_SLACK, False), (RESIDENT_SLACK + 1, True)])
-def test_a_guest_that_uses_what_it_gave_back_is_told_of(more: int, said: bool) -> None:
+def test_a_guest_that_uses_returned_memory_is_reported(more: int, said: bool) -> None:
     text = memory_text(
         {"boot": 512 * MIB, "actual": 128 * MIB, "target": 128 * MIB, "resident": 128 * MIB + more}, {}
     )

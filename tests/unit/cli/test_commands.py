@@ -104,16 +104,14 @@ def test_balloon_wait_gives_up(machine: FakeMachine, pyvmm: Run, monkeypatch: py
         (["run", "--memory", "x"], 2, "pyvmm: Invalid value for '--memory'"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
-    machine: FakeMachine, pyvmm: Run, arguments: list[str], status: int, line: str
-) -> None:
+def test_errors_are_one_line(machine: FakeMachine, pyvmm: Run, arguments: list[str], status: int, line: str) -> None:
     found = pyvmm(*arguments)
     assert (found.status, found.out) == (status, "")
     assert found.err.startswith(line), found.err
     assert found.err.count("\n") == 1
 
 
-def test_no_machine_is_told_in_one_line(pyvmm: Run) -> None:
+def test_no_machine_is_reported_in_one_line(pyvmm: Run) -> None:
     for command in ("balloon", "status", "stop"):
         assert pyvmm(command) == (1, "", "pyvmm: no VM is running: `pyvmm run` starts one\n")
 
@@ -224,7 +222,7 @@ def test_a_machine_that_does_not_answer_is_one_line(pyvmm: Run, monkeypatch: pyt
                     other.connect(str(hung.socket))
 
 
-def test_a_machine_whose_loop_stands_still_is_told_with_its_place(
+def test_a_machine_with_a_blocked_loop_is_reported_with_its_place(
     pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_command, "ANSWER_TIMEOUT", 0.1)
@@ -326,7 +324,7 @@ def test_doctor_says_where_guests_run(kvm: bool, emulated: bool, where: str) -> 
     assert doctor._where([*found, finding("Emulated host", emulated)]) == where
 
 
-def test_doctor_without_anything_tells_how_to_get_it(
+def test_doctor_without_anything_shows_how_to_get_it(
     pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pyvmm.host import qemu

@@ -94,7 +94,7 @@ def test_every_option_of_run_has_a_key() -> None:
         ("#" * (2 << 20), "is larger than 1 MiB"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line_with_the_key(pyvmm: Run, file: Path, text: str, line: str) -> None:
+def test_a_wrong_file_is_reported_in_one_line_with_the_key(pyvmm: Run, file: Path, text: str, line: str) -> None:
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     found = pyvmm("run", str(file))
     assert (found.status, found.out, found.err.count("\n")) == (1, "", 1)
@@ -102,7 +102,7 @@ def test_a_wrong_file_is_told_in_one_line_with_the_key(pyvmm: Run, file: Path, t
     assert line in found.err
 
 
-def test_no_file_is_told_in_one_line(pyvmm: Run, tmp_path: Path) -> None:
+def test_no_file_is_reported_in_one_line(pyvmm: Run, tmp_path: Path) -> None:
     assert pyvmm("run", "nowhere.toml").err == "pyvmm: configuration nowhere.toml: No such file or directory\n"
     assert pyvmm("run", "--config", str(tmp_path)).err == f"pyvmm: configuration {tmp_path}: Is a directory\n"
 

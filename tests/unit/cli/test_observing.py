@@ -231,7 +231,7 @@ def panic(machine: FakeMachine) -> None:
     machine.ended()
 
 
-def test_wait_tells_how_it_ended(machine: FakeMachine, pyvmm: Run) -> None:
+def test_wait_reports_how_it_ended(machine: FakeMachine, pyvmm: Run) -> None:
     threading.Timer(0.2, machine.quit).start()
     assert pyvmm("wait") == (0, "web: ended (host-qmp-quit)\n", "")
 
@@ -324,7 +324,7 @@ def test_kill_asks_first(pyvmm: Run) -> None:
     assert made.calls == ["quit"]
 
 
-def test_kill_takes_a_stronger_means_where_nobody_answers(
+def test_kill_sends_a_signal_where_the_monitor_does_not_answer(
     runtime: Path, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kill, "ANSWER_TIMEOUT", 0.3)

@@ -25,7 +25,7 @@ from tests.support.command_line import Run
     [["run"], ["wait", "vm"], ["stop", "vm"], ["balloon", "vm", "1G"], ["trace", "follow"]],
     ids=lambda w: w[0],
 )
-def test_seconds_that_nobody_can_wait_are_refused(pyvmm: Run, words: list[str], seconds: str) -> None:
+def test_seconds_beyond_the_clocks_range_are_refused(pyvmm: Run, words: list[str], seconds: str) -> None:
     found = pyvmm(*words, "--timeout", seconds)
     assert (found.status, found.out, found.err.count("\n")) == (2, "", 1)
     assert len(found.err) < LINE_LIMIT + 100

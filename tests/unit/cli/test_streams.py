@@ -38,7 +38,7 @@ def test_a_reader_that_is_gone_is_sigpipe_s_status_and_nothing_else(command: str
 
 
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2>&- <&-", "2>&1 >&-", "2>&- >&- <&-"])
-def test_errors_that_nobody_can_be_told_leave_the_status(where: str) -> None:
+def test_errors_that_cannot_be_printed_leave_the_status(where: str) -> None:
     assert shell(f"{PYVMM} nonsense {where}").returncode == 2
 
 

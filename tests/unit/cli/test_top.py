@@ -97,7 +97,7 @@ def test_pressure_is_demand_by_memory() -> None:
 
 
 @pytest.mark.parametrize("status", [{}, {"memory": None, "balloon": None, "vmbus": None, "exits": None}])
-def test_a_machine_that_tells_little_is_shown_too(status: dict[str, object]) -> None:
+def test_a_machine_with_few_values_is_shown_too(status: dict[str, object]) -> None:
     assert "web" in shown([Row("web", sample(status, None, 0.0))])
 
 
@@ -280,7 +280,7 @@ def test_a_machine_whose_socket_is_silent_yet_starts(runtime: Path) -> None:
         board.close()
 
 
-def test_top_once_tells_programs(machine: FakeMachine, pyvmm: Run) -> None:
+def test_top_once_prints_for_programs(machine: FakeMachine, pyvmm: Run) -> None:
     (found,) = json.loads(pyvmm("top", "--once", "--json", "-i", "0.1").out)
     assert (found["name"], found["error"], found["memory"]["actual"]) == ("web", "", 512 * MIB)
     assert found["exit-rate"] == 0

@@ -57,7 +57,7 @@ def test_the_vmlinux_of_a_kernel_is_found(tmp_path: Path) -> None:
         assert find_vmlinux(kernel) == tmp_path / "vmlinux"
 
 
-def test_the_kernel_s_scripts_are_found_or_told_how_to_make(tmp_path: Path) -> None:
+def test_the_kernel_s_scripts_are_found_or_their_option_is_named(tmp_path: Path) -> None:
     vmlinux, source = tmp_path / "vmlinux", tmp_path / "source.py"
     for path in (vmlinux, None):
         with pytest.raises(ConfigError, match="CONFIG_GDB_SCRIPTS"):

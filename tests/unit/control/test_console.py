@@ -48,7 +48,7 @@ def test_a_subscriber_gets_output_as_it_comes_and_the_last_words(client: Client,
     assert client.wait_event({"X_CONSOLE"}, 10)[1] == {"begin": 10, "end": 15, "text": " more"}
 
 
-def test_what_was_forgotten_meanwhile_is_told() -> None:
+def test_dropped_output_is_reported() -> None:
     tail, sent = Tail(limit=10), []
     stream = ConsoleStream(Loop(), lambda: True, sent.append, since=tail.since, offset=2)
     tail(b"0123456789abcdef")

@@ -144,7 +144,7 @@ def test_batches_are_bounded() -> None:
     assert ticker.cancelled
 
 
-def test_a_slow_reader_loses_events_and_is_told_how_many() -> None:
+def test_a_slow_reader_loses_events_and_gets_their_number() -> None:
     made, ticker, sent = stream(ready=False)
     for number in range(QUEUE_LIMIT + 5):
         made(Record(1.0, happened, "vcpu0", (number,)))
@@ -157,7 +157,7 @@ def test_a_slow_reader_loses_events_and_is_told_how_many() -> None:
     made.close()
 
 
-def test_a_client_that_never_reads_holds_nobody_up(loop: Loop, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_reads_delays_no_other(loop: Loop, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observe, "QUEUE_LIMIT", 500)
     with Client(path) as stuck, Client(path) as other_client:
         stuck.execute("x-trace-subscribe", {"pattern": "observe.other"})

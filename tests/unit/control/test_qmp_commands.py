@@ -140,7 +140,7 @@ def test_the_schema_is_derived_from_the_types_of_replies_and_events() -> None:
     assert {each["name"] for each in schema() if each["meta-type"] == "event"} == set(EVENTS)
 
 
-def test_the_schema_tells_optional_arguments(machine: FakeMachine) -> None:
+def test_the_schema_marks_optional_arguments(machine: FakeMachine) -> None:
     by_name = {each["name"]: each for each in dispatch(machine, "query-qmp-schema", {})}
     members = by_name[by_name["device_add"]["arg-type"]]["members"]
     assert members == [
@@ -318,7 +318,7 @@ def test_set_action_refuses_what_there_is_not(machine: FakeMachine, arguments: d
     assert machine.calls == []
 
 
-def test_how_a_resize_ended_is_not_told_late_once_another_target_is_set() -> None:
+def test_a_resizes_outcome_is_not_sent_once_another_target_is_set() -> None:
     timers, sent = Timers(Clock()), []
     throttle = Throttle(timers, lambda name, data: sent.append((name, data["target"])))
     for name, target in (

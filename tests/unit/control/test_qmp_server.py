@@ -374,9 +374,7 @@ def test_the_conversation_can_be_read_from_the_trace(loop: Loop, path: Path) -> 
     ]
 
 
-def test_a_command_in_the_guest_holds_up_its_client_and_nobody_else(
-    machine: FakeMachine, loop: Loop, path: Path
-) -> None:
+def test_a_command_in_the_guest_delays_only_its_client(machine: FakeMachine, loop: Loop, path: Path) -> None:
     with Client(path) as waiting, Client(path) as other:
         waiting._socket.sendall(b'{"execute": "x-execute", "arguments": {"command": "later"}, "id": 1}')
         waiting._socket.sendall(b'{"execute": "query-name", "id": 2}')

@@ -174,7 +174,7 @@ def test_what_was_not_given_is_never_discarded(play: BalloonHarness) -> None:
     assert play.ledger.counters.outside == 13
 
 
-def test_a_guest_that_takes_whole_blocks_only_is_told_so() -> None:
+def test_a_guest_that_takes_whole_blocks_only_is_reported() -> None:
     play = BalloonHarness(hot_add_whole_blocks=True).boot()
     plan = play.machine.set_target((BOOT + BLOCK + 3) * PAGE)
     assert plan.will_reach == (BOOT + BLOCK) * PAGE
@@ -345,7 +345,7 @@ def test_a_machine_reset_takes_it_all_away_and_gives_it_again(play: BalloonHarne
     assert play.ledger.current_pages == len(play.guest.free) == BOOT + BLOCK + 7
 
 
-def test_memory_left_offline_is_told_from_the_time_it_takes(play: BalloonHarness) -> None:
+def test_memory_left_offline_is_distinguished_from_slow_onlining(play: BalloonHarness) -> None:
     play.machine.set_target((BOOT + 4 * BLOCK) * PAGE)
     (request,) = play.host_turn()
     play.send_to_host(play.guest.status(committed=1000))
@@ -410,7 +410,7 @@ def test_only_what_is_on_offer_or_was_taken_is_ram(play: BalloonHarness) -> None
     assert list(play.window.ram) == [(START, BLOCK + 5)]
 
 
-def test_the_guest_is_told_the_most_it_may_have() -> None:
+def test_the_guest_gets_its_maximum() -> None:
     play = BalloonHarness(send_info=True).boot()
     assert isinstance(play.sent[-1], p.Info)
     assert play.sent[-1].pages == BOOT + LIMIT

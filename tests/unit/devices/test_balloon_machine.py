@@ -66,7 +66,7 @@ def test_an_unknown_version_is_refused_and_the_next_one_taken() -> None:
     assert play.machine.version == p.WIN8
 
 
-def test_the_guest_is_told_its_maximum_if_wanted() -> None:
+def test_the_guest_gets_its_maximum_if_configured() -> None:
     play = BalloonHarness(send_info=True).boot()
     assert isinstance(play.sent[-1], p.Info)
     assert play.sent[-1].pages == BOOT
@@ -350,7 +350,7 @@ def test_a_machine_reset_is_boot_size_and_the_target_again(keep: bool) -> None:
     assert len(play.guest.out) == (100 if keep else 0)
 
 
-def test_changes_and_the_outcome_are_told_in_order() -> None:
+def test_changes_and_the_outcome_are_reported_in_order() -> None:
     play = BalloonHarness().boot()
     play.machine.set_target((BOOT - PIECE - 512) * PAGE)
     play.run()

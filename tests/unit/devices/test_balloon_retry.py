@@ -30,7 +30,7 @@ def told(play: BalloonHarness) -> list[tuple[int, bool]]:
     return [(each.actual // PAGE, each.reached) for each in outcomes]
 
 
-def test_memory_that_is_free_a_moment_later_is_had_before_an_outcome_is_told(play: BalloonHarness) -> None:
+def test_memory_freed_a_moment_later_is_taken_before_an_outcome_is_reported(play: BalloonHarness) -> None:
     assert isinstance(play.machine.state, BalloonPausing)
     play.guest.floor = 0
     play.wait(1)
@@ -45,7 +45,7 @@ def test_nothing_is_asked_during_the_pause(play: BalloonHarness) -> None:
     assert (play.run().requests(), told(play)) == (asked, [])
 
 
-def test_the_floor_is_told_after_one_pause_and_asking_goes_on(play: BalloonHarness) -> None:
+def test_the_floor_is_reported_after_one_pause_and_requests_go_on(play: BalloonHarness) -> None:
     play.wait(1)
     assert told(play) == [(KEPT, False)]
     assert "floor" in play.outcome().reason

@@ -16,7 +16,7 @@ def test_a_packet_is_found_however_it_is_cut() -> None:
 
 
 @pytest.mark.parametrize("packet", [b"$g#00", b"$g#zz", b"$" + b"m" * (PACKET_SIZE + 2) + b"#00"])
-def test_a_damaged_packet_is_told_and_the_next_one_is_found(packet: bytes) -> None:
+def test_a_damaged_packet_is_reported_and_the_next_one_is_found(packet: bytes) -> None:
     found = list(PacketReader().feed(packet + frame(b"g")))
     assert found == ["damaged", b"g"]
 

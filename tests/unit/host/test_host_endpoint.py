@@ -102,7 +102,7 @@ def ends_have(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 0)[0])
 
 
-def test_what_nobody_reads_is_swallowed_and_credited(ends: Ends, pipes: Pipes) -> None:
+def test_unread_data_is_dropped_and_credited(ends: Ends, pipes: Pipes) -> None:
     source, feed, drain, sink = pipes
     os.close(drain)
     ended: list[str] = []

@@ -68,7 +68,7 @@ def test_one_with_more_memory_than_the_machine_has_serves_only_those_who_want_it
         {"stable": "another"},
     ],
 )
-def test_one_that_does_not_fit_serves_nobody(cache: Path, other: dict[str, str]) -> None:
+def test_one_that_does_not_fit_is_not_used(cache: Path, other: dict[str, str]) -> None:
     keep(cache, "a", **other)
     assert snapshot.find(KIT, 1536) is None
 

@@ -26,7 +26,7 @@ def read(page: bytes, tsc: int) -> int:
 
 
 @pytest.mark.parametrize("hertz", [1_000_000_000, 2_294_608_000, 2_000_000_000, 4_999_999_999, 20_000_000])
-def test_the_page_tells_what_the_counter_tells(hertz: int) -> None:
+def test_the_page_yields_the_counter(hertz: int) -> None:
     now = Now()
     clock = ReferenceClock(now)
     now.ns += 3_000_000_000

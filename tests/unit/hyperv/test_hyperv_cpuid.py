@@ -32,7 +32,7 @@ def test_synthetic_timers_and_apic_registers_are_not_offered() -> None:
     assert not LEAVES[0x40000003].eax & (1 << 3 | 1 << 4)
 
 
-def test_the_guest_is_told_to_write_eoi_itself() -> None:
+def test_cpuid_recommends_the_guest_to_write_eoi_itself() -> None:
     assert LEAVES[0x40000004].eax == Hint.AUTO_EOI_DEPRECATED
 
 

@@ -63,7 +63,7 @@ def test_without_the_notify_bit_nothing_happens(memory: GuestMemory) -> None:
     assert report(memory, MESSAGE, 1, 2, 3, 4, 5) is None
 
 
-def test_the_registers_read_back_and_the_control_tells_what_is_understood(memory: GuestMemory) -> None:
+def test_the_registers_read_back_and_the_control_shows_what_is_supported(memory: GuestMemory) -> None:
     registers = CrashRegisters()
     registers.write(Msr.CRASH_P4, 7, memory)
     assert registers.read(Msr.CRASH_P4) == 7

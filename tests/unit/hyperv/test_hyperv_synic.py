@@ -188,7 +188,7 @@ def test_the_last_flag_stays_within_its_sint(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("vp", [1, 2])
-def test_an_event_without_a_page_is_lost_and_told_so(setup: Setup, vp: int) -> None:
+def test_an_event_without_a_page_is_lost_and_reported_as_lost(setup: Setup, vp: int) -> None:
     assert not setup.synic.signal(vp, SINT, 9)
     assert not setup.interrupts
 

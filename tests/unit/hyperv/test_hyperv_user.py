@@ -72,7 +72,7 @@ def guest(memory: GuestMemory, loop: FakeLoop, vm: FakeVm, vcpu: FakeVcpu) -> Gu
     return Guest(memory, loop, vm, vcpu)
 
 
-def test_kvm_is_told_to_leave_the_whole_range_to_us(guest: Guest) -> None:
+def test_the_msr_filter_covers_the_whole_range(guest: Guest) -> None:
     (denied,) = guest.vm.filter
     assert (denied.base, denied.count) == (FIRST_MSR, MSR_RANGE)
     assert not any(denied.bitmap)
@@ -390,7 +390,7 @@ def test_a_vector_below_16_is_refused_unless_masked(guest: Guest) -> None:
     assert guest.wrmsr(Msr.SINT0, 0x1000F) == ""
 
 
-def test_the_reference_page_tells_the_counter(guest: Guest) -> None:
+def test_the_reference_page_yields_the_counter(guest: Guest) -> None:
     guest.vcpu.tsc = 10**12
     assert guest.wrmsr(Msr.REFERENCE_TSC, 0x7001) == ""
     sequence, _, scale, offset = unpack("<IIQQ", guest.memory.read(0x7000, 24))
@@ -442,7 +442,7 @@ def test_a_register_written_over_and_over_queues_the_loop_s_work_once(guest: Gue
     assert len(guest.loop.posted) == 1
 
 
-def test_of_several_crashes_the_last_is_told(guest: Guest) -> None:
+def test_of_several_crashes_the_last_is_reported(guest: Guest) -> None:
     told: list[int] = []
     guest.engine.on_crash = lambda report: told.append(report.parameters[0])
     for n in range(5):

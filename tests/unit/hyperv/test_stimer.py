@@ -156,7 +156,7 @@ def test_four_timers_of_each_vp_are_apart() -> None:
     ]
 
 
-def test_a_one_shot_message_waits_for_the_slot_and_tells_when_it_was_delivered(guest: Guest) -> None:
+def test_a_one_shot_message_waits_for_the_slot_and_holds_its_delivery_time(guest: Guest) -> None:
     guest.busy = True
     guest.write(CONFIG, AUTO | SINT2)
     guest.write(COUNT, MS)

@@ -109,7 +109,7 @@ def test_missing_image_is_built_when_looked_for(debian: Debian) -> None:
         find_image("debian-7.2", build=False)
 
 
-def test_list_tells_which_are_built(debian: Debian) -> None:
+def test_list_shows_which_are_built(debian: Debian) -> None:
     build_image()
     assert [(image.name, image.built, image.default) for image in list_images()] == [
         ("debian-5.10", False, False),
@@ -234,7 +234,7 @@ def test_other_modules_get_an_initramfs_of_their_own(debian: Debian) -> None:
     assert struct.unpack("6s", first.read_bytes()[:6]) == (b"070701",)
 
 
-def test_static_program_is_told_from_a_dynamic_one() -> None:
+def test_static_program_is_distinguished_from_a_dynamic_one() -> None:
     assert busybox.is_static(kernels.elf([(0x400000, b"x", 1)], entry=0x400000))
     assert not busybox.is_static(Path(shutil.which("bash") or "/bin/sh").read_bytes())
     assert not busybox.is_static(b"#!/bin/sh\n")

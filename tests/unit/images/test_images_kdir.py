@@ -68,7 +68,7 @@ def test_what_a_kernel_has_built_in_is_not_loaded_even_if_an_old_module_lies_the
     assert lacks(tmp_path) == []
 
 
-def test_a_driver_that_is_not_set_is_told_with_what_it_costs(tmp_path: Path) -> None:
+def test_a_driver_that_is_not_set_is_reported_with_its_effect(tmp_path: Path) -> None:
     assert lacks(build_tree(tmp_path)) == [
         "CONFIG_HYPERV_UTILS is not set: no shutdown request, heartbeat or time synchronisation"
     ]
@@ -96,7 +96,7 @@ def test_options_with_the_same_effect_share_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_fewer_cpus_than_asked_for_are_told(tmp_path: Path) -> None:
+def test_fewer_cpus_than_requested_are_reported(tmp_path: Path) -> None:
     configure(build_tree(tmp_path), CONFIG_NR_CPUS="2", CONFIG_HYPERV_UTILS="y")
     tree = open_kdir(tmp_path)
     assert tree.lacks(tree.select(), cpus=2) == []
@@ -106,14 +106,14 @@ def test_fewer_cpus_than_asked_for_are_told(tmp_path: Path) -> None:
     assert tree.lacks(tree.select(), cpus=2) == ["CONFIG_SMP is not set: one CPU only"]
 
 
-def test_a_module_that_was_not_built_is_told_with_the_next_step(tmp_path: Path) -> None:
+def test_a_module_that_was_not_built_is_reported_with_the_next_step(tmp_path: Path) -> None:
     (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").unlink()
     configure(tmp_path, CONFIG_HYPERV_UTILS="y")
     [line] = lacks(tmp_path)
     assert line.endswith(f"there is no hv_balloon.ko; `make -C {tmp_path} modules` builds it: no balloon")
 
 
-def test_a_module_of_another_build_is_told_and_left_out(tmp_path: Path) -> None:
+def test_a_module_of_another_build_is_reported_and_left_out(tmp_path: Path) -> None:
     (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").write_bytes(module("hv_balloon", vermagic="6.1.0-old"))
     configure(tmp_path, CONFIG_HYPERV_UTILS="y")
     [line] = lacks(tmp_path)
@@ -142,7 +142,7 @@ def test_a_file_given_goes_before_the_trees_module_of_that_name(tmp_path: Path) 
         open_kdir(tree).select((str(mine),))
 
 
-def test_a_driver_whose_needs_were_not_built_is_told(tmp_path: Path) -> None:
+def test_a_driver_whose_dependencies_were_not_built_is_reported(tmp_path: Path) -> None:
     (build_tree(tmp_path) / "drivers/hv/hv_balloon.ko").write_bytes(module("hv_balloon", "hv_vmbus", "ptp"))
     assert loaded(tmp_path) == ["hv_vmbus"]
     assert "no module ptp (needed by hv_balloon)" in open_kdir(tmp_path).select().absent["hv_balloon"]
@@ -200,7 +200,7 @@ def test_built_in_serves_where_a_module_is_wanted() -> None:
     assert "CONFIG_DEVTMPFS=y" in missing_options("CONFIG_DEVTMPFS=m\n# CONFIG_HYPERV is not set\n")
 
 
-def test_the_fragment_sets_all_options_whose_lack_is_told() -> None:
+def test_the_fragment_sets_all_options_whose_absence_is_reported() -> None:
     assert {need.option for need in NEEDS} <= options(FRAGMENT.read_text()).keys()
 
 

@@ -73,7 +73,7 @@ def test_the_configuration_is_taken_from_the_kernel_itself(tmp_path: Path) -> No
     assert embedded_config(tmp_path / "vmlinux") is None
 
 
-def test_a_damaged_configuration_in_a_kernel_is_told(tmp_path: Path) -> None:
+def test_a_damaged_configuration_in_a_kernel_is_reported(tmp_path: Path) -> None:
     damaged = linux(config=CONFIG).replace(b"\x1f\x8b\x08", b"\x1f\x8b\x09")
     (tmp_path / "vmlinux").write_bytes(damaged)
     with pytest.raises(ConfigError, match="CONFIG_IKCONFIG"):
@@ -92,7 +92,7 @@ def test_modules_are_given_by_their_folder_or_one_above(tmp_path: Path, given: s
     assert modules_folder(tmp_path / given, RELEASE) == tmp_path / "lib/modules" / RELEASE
 
 
-def test_modules_of_another_kernel_are_told(tmp_path: Path) -> None:
+def test_modules_of_another_kernel_are_reported(tmp_path: Path) -> None:
     install(tmp_path)
     for given in (tmp_path, tmp_path / "lib/modules"):
         with pytest.raises(ConfigError, match=rf"no modules of Linux 6.2.0; it has those of {RELEASE}"):
@@ -103,7 +103,7 @@ def test_modules_of_another_kernel_are_told(tmp_path: Path) -> None:
         modules_folder(tmp_path / "boot", RELEASE)
 
 
-def test_a_kernel_with_modules_but_none_given_is_told_with_the_next_step(tmp_path: Path) -> None:
+def test_a_modular_kernel_without_modules_is_reported_with_the_next_step(tmp_path: Path) -> None:
     kernel = install(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(kernel, tmp_path / "elsewhere/bzImage")
@@ -149,7 +149,7 @@ def test_the_parts_of_a_split_package_are_found_beside_it(package: Path, tmp_pat
     assert kernel_package.open_package(package, None, lambda line: None).release == RELEASE
 
 
-def test_a_package_is_told_from_a_kernel(package: Path, tmp_path: Path) -> None:
+def test_a_package_is_distinguished_from_a_kernel(package: Path, tmp_path: Path) -> None:
     assert kernel_package.is_package(package)
     assert not kernel_package.is_package(tmp_path / f"root/boot/vmlinuz-{RELEASE}")
 

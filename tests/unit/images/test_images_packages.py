@@ -99,13 +99,13 @@ def test_own_lists_are_fetched_once_a_day(apt: Apt) -> None:
     assert apt.updates == 1
 
 
-def test_all_that_was_tried_is_told(apt: Apt) -> None:
+def test_all_attempts_are_reported(apt: Apt) -> None:
     expected = r"this machine's package lists: none; Debian bullseye: none; Debian sid: none\); check apt's sources"
     with pytest.raises(ConfigError, match=expected):
         find_package(PATTERN, ("bullseye", "sid"))
 
 
-def test_machine_without_a_debian_mirror_is_told(apt: Apt) -> None:
+def test_a_computer_without_a_debian_mirror_is_reported(apt: Apt) -> None:
     apt.targets = "Packages|Ubuntu|http://ubuntu.example/ubuntu/|noble\n"
     with pytest.raises(ConfigError, match="no Debian mirror"):
         find_package(PATTERN, ("bullseye",))

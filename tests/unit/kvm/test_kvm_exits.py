@@ -84,7 +84,7 @@ def test_a_hyperv_hypercall_takes_a_result(page: mmap.mmap) -> None:
     assert (call.input, call.params, unpack_from("<Q", page, 48)) == (0x1005D, (7, 8), (0x12,))
 
 
-def test_a_synic_exit_tells_all_three_registers(page: mmap.mmap) -> None:
+def test_a_synic_exit_has_all_three_registers(page: mmap.mmap) -> None:
     exit = leave(page, ExitReason.HYPERV, "IIIIQQQ", 1, 0, 0x40000083, 0, 1, 0x2001, 0x3001)
     assert exit == exits.HypervSynic(0x40000083, 1, 0x2001, 0x3001)
 

@@ -52,6 +52,6 @@ def test_the_early_console_is_named_before_the_later_one() -> None:
     assert late.startswith("console=uart8250,mmio,0x")
 
 
-def test_a_terminals_size_is_told_before_the_users_words_for_init() -> None:
+def test_a_terminals_size_precedes_the_users_words_for_init() -> None:
     words = command_line("loglevel=7 -- single", window=(50, 132)).split()
     assert words.index("pyvmm.size=50x132") < words.index("--")

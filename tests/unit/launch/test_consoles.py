@@ -137,7 +137,7 @@ def test_a_pseudo_terminal_does_not_send_the_guests_own_output_back(machine: Mac
         os.close(reader)
 
 
-def test_a_pseudo_terminal_keeps_output_for_who_comes_later_and_tells_what_is_lost(
+def test_a_pseudo_terminal_keeps_output_for_later_readers_and_reports_lost_bytes(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with PtyConsole() as console:

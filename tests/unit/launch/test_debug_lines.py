@@ -56,7 +56,7 @@ def test_a_flood_is_limited_but_a_new_address_is_always_shown() -> None:
     assert len(printed) == 4, "nothing is printed after the end"
 
 
-def test_lines_left_out_at_the_end_are_told() -> None:
+def test_lines_left_out_at_the_end_are_counted() -> None:
     log, printed, _, lines = lines_of("ports")
     for _ in range(RATE + 3):
         log.io("port write", 0x80, 1, 1)

@@ -66,7 +66,7 @@ def test_the_initramfs_is_made_again_only_when_a_module_has_changed(tree: Path) 
     assert plan(kdir=tree).initrd != first
 
 
-def test_what_the_kernel_lacks_is_told_with_how_to_set_it(tree: Path) -> None:
+def test_missing_kernel_options_are_reported_with_how_to_set_them(tree: Path) -> None:
     said: list[str] = []
     plan(said, kdir=tree)
     assert f"{tree}: CONFIG_HYPERV_BALLOON is not set: no balloon" in said
@@ -120,7 +120,7 @@ def test_a_kernel_that_is_not_linux_gets_no_initramfs(tmp_path: Path) -> None:
         plan(kernel=kernel, module="hv_sock")
 
 
-def test_contradictions_are_told_with_the_next_step(tree: Path, tmp_path: Path) -> None:
+def test_contradictions_are_reported_with_the_next_step(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave --initrd out"):
         plan(kdir=tree, initrd=tmp_path / "x", module="y")
     with pytest.raises(ConfigError, match="COMMAND needs pyvmm's own initramfs"):

@@ -77,7 +77,7 @@ def test_a_large_module_is_sent_in_pieces() -> None:
         ("what?", "is not understood"),
     ],
 )
-def test_what_cannot_be_exchanged_is_told_before_anything_is_sent(line: str, words: str) -> None:
+def test_a_module_that_cannot_be_exchanged_is_refused_before_anything_is_sent(line: str, words: str) -> None:
     guest = FakeGuest(line)
     with pytest.raises(CannotReload, match=words):
         exchange(guest)
@@ -103,7 +103,7 @@ def test_the_kernels_reason_is_read_before_the_old_module_writes_to_the_log() ->
     assert last.index("insmod hv_utils.ko") < last.index("dmesg") < last.index("insmod /lib/modules/hv_utils.ko")
 
 
-def test_a_driver_that_cannot_be_unloaded_is_told() -> None:
+def test_a_driver_that_cannot_be_unloaded_is_reported() -> None:
     with pytest.raises(CannotReload, match="Resource temporarily unavailable; run the guest again"):
         exchange(FakeGuest(status=3, errors="rmmod: can't unload: Resource temporarily unavailable"))
 
@@ -114,7 +114,7 @@ def test_text_of_the_guest_is_filtered() -> None:
     assert str(caught.value).isprintable()
 
 
-def test_the_file_tells_name_and_release(tmp_path: Path) -> None:
+def test_name_and_release_are_read_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "hv-utils.ko").write_bytes(module("hv_utils", vermagic=RELEASE))
     found = read_new_module(tmp_path / "hv-utils.ko")
     assert (found.name, found.release) == ("hv_utils", RELEASE)

@@ -64,7 +64,7 @@ def test_command_sent_before_the_first_ready_is_kept() -> None:
     assert client.feed(b"exit %d 0\n" % number) == [Exited(number, 0)]
 
 
-def test_refusal_is_told(client: AgentClient) -> None:
+def test_a_refusal_is_reported(client: AgentClient) -> None:
     assert client.feed(b"error no command 7\n") == [Refused("no command 7")]
 
 
@@ -200,7 +200,7 @@ def test_script_ends_a_command_that_takes_too_long(guest: Guest) -> None:
     assert guest.run("sleep 60; true", seconds=1) == (b"", b"", 124)
 
 
-def test_script_tells_which_signal_ended_a_command(guest: Guest) -> None:
+def test_script_reports_which_signal_ended_a_command(guest: Guest) -> None:
     assert guest.run("kill -15 $$") == (b"", b"", 143)
 
 

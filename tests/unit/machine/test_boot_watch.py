@@ -67,7 +67,7 @@ def guest() -> Guest:
 
 
 @pytest.mark.parametrize(("vcpu", "words"), [(SPINNING, "but runs"), (STUCK, "is halted with interrupts off")])
-def test_a_silent_guest_is_told_once_with_the_next_step(guest: Guest, vcpu: VcpuSnapshot, words: str) -> None:
+def test_a_silent_guest_is_reported_once_with_the_next_step(guest: Guest, vcpu: VcpuSnapshot, words: str) -> None:
     guest.vcpus = [vcpu]
     guest.advance(9.5)
     assert guest.notices == []
@@ -122,7 +122,7 @@ def test_a_panic_of_a_guest_that_reached_the_bus_is_the_crash_registers_matter(g
     assert guest.deaths == []
 
 
-def test_a_guest_that_resets_for_ever_is_told_and_ended(guest: Guest) -> None:
+def test_a_guest_that_resets_for_ever_is_reported_and_ended(guest: Guest) -> None:
     for number in range(1, RESETS_LIMIT):
         guest.console(PANIC)
         assert guest.reset(1.2)

@@ -8,7 +8,7 @@ from pyvmm.machine.agent import GuestAgent
 READY = b"ready 1 6.1.0\n"
 
 
-def test_the_size_is_told_when_the_agent_is_ready_and_when_it_changes() -> None:
+def test_the_size_is_sent_when_the_agent_is_ready_and_when_it_changes() -> None:
     sent: list[bytes] = []
     agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.resize(24, 80)
@@ -20,7 +20,7 @@ def test_the_size_is_told_when_the_agent_is_ready_and_when_it_changes() -> None:
     assert sent[1:] == [b"size 50 132\n"]
 
 
-def test_a_guest_that_starts_anew_is_told_again() -> None:
+def test_the_size_is_sent_again_to_a_restarted_guest() -> None:
     sent: list[bytes] = []
     agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.resize(50, 132)
@@ -30,7 +30,7 @@ def test_a_guest_that_starts_anew_is_told_again() -> None:
     assert sent == [b"size 50 132\n"] * 2
 
 
-def test_without_a_terminal_nothing_is_told() -> None:
+def test_without_a_terminal_nothing_is_sent() -> None:
     sent: list[bytes] = []
     agent = GuestAgent(lambda data: sent.append(data) or len(data), Timers(lambda: 0.0))
     agent.received(READY)

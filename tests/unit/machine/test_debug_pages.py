@@ -52,7 +52,7 @@ def test_a_write_is_stored_and_found_only_where_it_touches_what_is_watched(
     assert memory.read(0x100C, 9) == b"aabcd\0\0zy"
 
 
-def test_kvm_is_told_only_of_changes(memory: GuestMemory, hardware: FakeHardware) -> None:
+def test_only_changes_are_passed_to_kvm(memory: GuestMemory, hardware: FakeHardware) -> None:
     pages = WatchedPages(memory)
     for _ in range(3):  # a debugger takes its watchpoints out at each stop
         pages.insert(0x10, 4, 0x3010)

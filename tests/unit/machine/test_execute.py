@@ -69,7 +69,7 @@ def test_a_command_waits_for_the_agent_but_not_for_ever(bench: Bench) -> None:
     assert not bench.sent  # it is not run behind our back
 
 
-def test_a_hung_command_is_killed_and_told_once(bench: Bench) -> None:
+def test_a_hung_command_is_killed_and_reported_once(bench: Bench) -> None:
     bench.send_to_host(b"ready 1 6.1")
     bench.run("sleep 99", 1)
     bench.after(1 + GRACE + 1)

@@ -139,7 +139,7 @@ def test_neighbours_are_merged_when_all_slots_are_in_use(window: HotAddWindow, v
     assert all(memory.read(GPA + 4096 * page, 4) == b"kept" for page in range(10))
 
 
-def test_slots_that_cannot_be_merged_are_told(window: HotAddWindow, vm: Vm) -> None:
+def test_slots_that_cannot_be_merged_are_reported(window: HotAddWindow, vm: Vm) -> None:
     for page in range(0, 6, 2):
         window.provide(window.start + page, 1)
     with pytest.raises(HostError, match="all 3 memory slots are in use; a machine reset"):

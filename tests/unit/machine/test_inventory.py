@@ -21,7 +21,7 @@ class Devices:
         return [{"driver": "hv-balloon", "id": "b", "path": "/p/b"}] if self.on_bus else []
 
 
-def test_each_change_is_told_once() -> None:
+def test_each_change_is_reported_once() -> None:
     devices, events = Devices(), []
     watch = SizeChangeEvents(devices, events.append)  # type: ignore[arg-type]
     for pages in (0, 256, 256, 0):

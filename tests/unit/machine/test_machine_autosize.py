@@ -77,7 +77,7 @@ def test_a_guest_under_pressure_grows_at_once_to_all_that_is_wanted() -> None:
     assert decision == Decision(600 * MIB, "grow", 500 * MIB, 97)
 
 
-def test_a_guest_that_wants_more_than_it_may_have_is_told_limited() -> None:
+def test_a_guest_that_wants_more_than_its_maximum_is_reported_as_limited() -> None:
     decision = AutoSizer(LIMITS).report(report(1, 4000, 512))
     assert decision is not None
     assert (decision.target, decision.limited) == (4096 * MIB, True)
@@ -97,7 +97,7 @@ def test_nothing_is_decided_while_memory_moves() -> None:
     assert sizer.report(report(6, 900, 600)) is not None
 
 
-def test_a_resize_whose_end_is_never_told_does_not_stop_sizing_for_ever() -> None:
+def test_a_resize_whose_end_is_never_reported_does_not_stop_sizing_for_ever() -> None:
     sizer = AutoSizer(LIMITS)
     assert sizer.report(report(1, 500, 512)) is not None
     assert sizer.report(report(2 + SizingParameters().give_up, 500, 512)) is not None

@@ -54,7 +54,7 @@ def test_the_end_of_the_cache_list_stays_its_end() -> None:
     assert table(0, 4)[4, 3].eax == 0
 
 
-def test_the_guest_is_told_that_there_is_a_hypervisor_and_which() -> None:
+def test_cpuid_shows_the_guest_that_there_is_a_hypervisor_and_which() -> None:
     leaves = table(0, 1)
     assert leaves[1, 0].ecx & 1 << 31
     assert leaves[0x40000000, 0] == HYPERVISOR[0]

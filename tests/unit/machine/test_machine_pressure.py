@@ -74,7 +74,7 @@ def sized() -> Setup:
     return Setup(Limits(256 * MIB, 1024 * MIB, 20))
 
 
-def test_pressure_sets_the_target_and_tells_it(sized: Setup) -> None:
+def test_pressure_sets_the_target_and_reports_it(sized: Setup) -> None:
     sized.balloon.report(20, 500)
     assert sized.balloon.targets == [600 * MIB]
     data = {"target": 600 * MIB, "reason": "grow", "demand": 500 * MIB, "pressure": 97, "limited": False}

@@ -164,7 +164,7 @@ def test_pause_and_resume_many_times_lose_no_exit(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("error", [HostError("KVM_RUN: broken"), ValueError("our bug")])
-def test_an_error_from_kvm_is_told_and_ends_the_thread(setup: Setup, error: Exception) -> None:
+def test_an_error_from_kvm_is_reported_and_ends_the_thread(setup: Setup, error: Exception) -> None:
     setup.thread.start()
     setup.vcpu.put(error)
     setup.wait()
@@ -172,7 +172,7 @@ def test_an_error_from_kvm_is_told_and_ends_the_thread(setup: Setup, error: Exce
     assert setup.errors == [error]
 
 
-def test_an_error_in_a_handler_is_told_too(setup: Setup) -> None:
+def test_an_error_in_a_handler_is_reported_too(setup: Setup) -> None:
     def fail(exit: Any) -> bool:
         raise HostError("device broke")
 

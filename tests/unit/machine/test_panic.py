@@ -124,7 +124,7 @@ def test_a_new_life_forgets_the_panic() -> None:
     assert (machine.ended, machine.watch.report, machine.watch.count) == ([], None, 0)
 
 
-def test_panics_in_a_loop_are_told_once_a_second_and_the_last_one_always() -> None:
+def test_panics_in_a_loop_are_reported_once_a_second_and_the_last_one_always() -> None:
     machine = Machine("keep")
     for number in range(1000):
         machine.watch.reported(CrashReport((number, 0, 0, 0, 0), ""))

@@ -42,7 +42,7 @@ def told() -> Told:
     return Told(BalloonHarness().boot())
 
 
-def test_a_target_that_is_reached_is_told_with_no_reason(told: Told) -> None:
+def test_a_target_that_is_reached_is_reported_with_no_reason(told: Told) -> None:
     told.play.machine.set_target((BOOT - 512) * PAGE)
     assert told.turn() == []
     told.play.run()
@@ -50,12 +50,12 @@ def test_a_target_that_is_reached_is_told_with_no_reason(told: Told) -> None:
     assert told.turn() == [{"target": size, "actual": size, "reason": "", "final": True}]
 
 
-def test_a_target_that_was_reached_already_is_told_too(told: Told) -> None:
+def test_a_target_that_was_reached_already_is_reported_too(told: Told) -> None:
     told.play.machine.set_target(BOOT * PAGE)
     assert told.turn() == [{"target": BOOT * PAGE, "actual": BOOT * PAGE, "reason": "", "final": True}]
 
 
-def test_a_guest_that_stops_short_is_told_before_it_is_asked_again_and_after_the_last_time() -> None:
+def test_a_guest_that_stops_short_is_reported_before_the_next_request_and_after_the_last() -> None:
     told = Told(BalloonHarness(BalloonGuest(BOOT, floor=BOOT - 256)).boot())
     told.play.machine.set_target((BOOT - 512) * PAGE)
     told.play.run()
@@ -69,7 +69,7 @@ def test_a_guest_that_stops_short_is_told_before_it_is_asked_again_and_after_the
     assert last == first | {"final": True}
 
 
-def test_an_outcome_is_not_told_once_another_target_is_set(told: Told) -> None:
+def test_an_outcome_is_not_reported_once_another_target_is_set(told: Told) -> None:
     told.play.machine.set_target(BOOT * PAGE)
     for listener in told.on_finish:
         listener(told.last_outcome)

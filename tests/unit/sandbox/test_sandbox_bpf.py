@@ -58,7 +58,7 @@ def test_a_jump_that_is_too_far_is_our_mistake() -> None:
         program.build()
 
 
-def test_a_broken_program_is_told() -> None:
+def test_a_broken_program_is_reported() -> None:
     with pytest.raises(ValueError, match="unknown code"):
         interpret(b"\xff\xff" + bytes(6), 0)
     with pytest.raises(ValueError, match="without an action"):

@@ -91,7 +91,7 @@ def test_require_says_what_is_missing_in_one_line(what: str, monkeypatch: pytest
     confine.check("on")
 
 
-def test_without_landlock_and_seccomp_the_rest_is_done_and_told(tmp_path: Path) -> None:
+def test_without_landlock_and_seccomp_the_rest_is_done_and_reported(tmp_path: Path) -> None:
     code = (
         "from pyvmm.sandbox import landlock, seccomp\nlandlock.abi = lambda: 0\nseccomp.available = lambda: False\n"
         "print(confine('on').describe())\nos.close(os.open(sys.argv[1], os.O_RDONLY))"

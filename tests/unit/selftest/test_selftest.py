@@ -179,7 +179,9 @@ def test_boot_times_are_compared() -> None:
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.txt"])
-def test_the_report_has_all_rows_and_names_nobody(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_all_rows_and_no_names_of_users(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "wonderland")
     monkeypatch.setenv("USER", "alice")
     rows = [*ROWS, Row("user engine, 1 vCPU", "x", "failed", 0.0, "alice on wonderland: /home/alice/vm")]
@@ -213,7 +215,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "why"), [("nowhere/r.txt", "there is no folder"), ("", "it is a folder")])
-def test_a_place_that_takes_no_report_is_told_before_the_work(tmp_path: Path, place: str, why: str) -> None:
+def test_an_unwritable_report_path_is_refused_before_the_work(tmp_path: Path, place: str, why: str) -> None:
     with pytest.raises(HostError, match=f"{why}.*--report FILE"):
         report.check_place(tmp_path / place)
 

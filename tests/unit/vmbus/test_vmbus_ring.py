@@ -131,7 +131,7 @@ def test_masked_guest_is_not_signalled() -> None:
     assert not pair.writer.write(in_band(b"x"))
 
 
-def test_unmask_tells_of_what_came_meanwhile() -> None:
+def test_unmask_returns_whether_packets_came_meanwhile() -> None:
     pair = Pair()
     reader = pair.reader
     reader.mask()

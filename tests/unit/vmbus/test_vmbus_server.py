@@ -303,7 +303,7 @@ def test_release_of_a_channel_not_rescinded_is_refused(harness: Harness, relid: 
 # Open and close
 
 
-def test_open_makes_rings_then_answers_then_tells_the_device(harness: Harness) -> None:
+def test_open_makes_rings_then_answers_then_opens_the_device(harness: Harness) -> None:
     harness.serve()
     assert types(harness.lend()) == [MessageType.GPADL_CREATED]
     rings, result, opened = harness.open()
