@@ -23,7 +23,7 @@ TEXT_LIMIT = 16 * MIB
 """Largest text file in bytes; kernel configurations and module lists have half a megabyte."""
 
 JSON_LIMIT = 16 * MIB
-"""Limit in bytes of a JSON file of ours; the largest, an emulated host's kit.json, has some 100 KiB."""
+"""Limit in bytes of a JSON file of ours; the largest, a saved host's description, has some 100 KiB."""
 
 DEPTH_LIMIT = 100
 """Deepest nesting of objects and arrays in a JSON text: parsing and encoding recurse."""

@@ -2,11 +2,11 @@
 
 It serves machines whose KVM is missing or cannot run Linux. The user sees no difference but the speed.
 
-    kit       a Debian kernel, and an initramfs with a few modules: the same for all checkouts
+    boot_image    a Debian kernel, and an initramfs with a few modules: the same for all checkouts
     preload   the ready Python with pyvmm's modules, a second archive for the boot before a host is saved
     qemu      the QEMU process; it is killed when its parent ends
     snapshot  boots them once and keeps the host, suspended; a later start restores it in a fraction of a second
-    keeping   limits of the cache: how much of that is kept, for how long, and what is removed first
+    cache_limits  how much of that is kept, for how long, and what is removed first
     agent     first process inside (`rootfs`: the machine's files; `zygote`: a fork that runs a command)
     protocol, endpoint   frames, windows and descriptors, on both sides
     client    the outer side of one command: terminal, signals, forwarded sockets

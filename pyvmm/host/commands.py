@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pyvmm.gdb_place import Place
-from pyvmm.host import daemon, keeping
+from pyvmm.host import cache_limits, daemon
+from pyvmm.host.boot_image import Progress
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.emulated import SIZES_MIB, EmulatedHost, memory_for
 from pyvmm.host.endpoint import Endpoint
-from pyvmm.host.kit import Progress
 from pyvmm.output import Output
 from pyvmm.process import signals_as_exceptions
 
@@ -89,7 +89,7 @@ def status() -> str:
 
 def refresh(*, memory_mib: int | None = None, progress: Progress = _silent) -> None:
     """Rebuild kernel, initramfs and saved host, from the newest packages and pyvmm's current sources."""
-    keeping.clear()
+    cache_limits.clear()
     EmulatedHost.start(memory_mib=memory_mib or SIZES_MIB[0], progress=progress, exact=True).stop()
 
 

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from pyvmm.errors import HostError, PyvmmError
 from pyvmm.files import Shape, parse_object
+from pyvmm.host.boot_image import Progress
 from pyvmm.host.emulated import EmulatedHost
-from pyvmm.host.kit import Progress
 from pyvmm.host.preload import agent_digest
 from pyvmm.host.protocol import Frame, Kind
 from pyvmm.host.router import Router

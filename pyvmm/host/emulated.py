@@ -10,10 +10,10 @@ from types import TracebackType
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb_place import Place
-from pyvmm.host import keeping, kit, snapshot
+from pyvmm.host import boot_image, cache_limits, snapshot
+from pyvmm.host.boot_image import Progress
 from pyvmm.host.client import Request, run_command
 from pyvmm.host.endpoint import Disconnected, Endpoint
-from pyvmm.host.kit import Progress
 from pyvmm.host.protocol import Frame, Kind
 from pyvmm.host.qemu import Qemu, find_qemu
 
@@ -54,13 +54,13 @@ class EmulatedHost:
         if memory_mib < 256:
             raise ConfigError(f"an emulated host needs 256 MiB of memory or more, not {memory_mib}")
         find_qemu()  # fail without QEMU before anything is fetched
-        boot_image = kit.prepare(progress)
+        image = boot_image.prepare(progress)
         for attempt in range(2):
-            saved = snapshot.find(boot_image, memory_mib, exact=exact)
+            saved = snapshot.find(image, memory_mib, exact=exact)
             if saved is None:
-                saved = snapshot.make(boot_image, memory_mib, progress, exact=exact)
+                saved = snapshot.make(image, memory_mib, progress, exact=exact)
             try:
-                machine = snapshot.restore(saved, boot_image)
+                machine = snapshot.restore(saved, image)
                 try:
                     host = cls(machine)
                     host.memory_mib = saved.memory_mib
@@ -73,7 +73,7 @@ class EmulatedHost:
                 if attempt:
                     raise
                 progress("the saved host does not start: booting a new one")
-                keeping.remove(Path(saved.folder))
+                cache_limits.remove(Path(saved.folder))
         raise AssertionError("not reached")
 
     def _start_agent(self) -> None:

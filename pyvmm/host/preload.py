@@ -106,7 +106,7 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def is_own(file: str) -> bool:
-    """Return whether a file is one of pyvmm's sources that may change without a new kit."""
+    """Return whether a file is one of pyvmm's sources that may change without a new saved host."""
     path = Path(file)
     if path.parent == REPOSITORY / "pyvmm" / "host" and path.name in AGENT_MODULES:
         return False

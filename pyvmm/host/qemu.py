@@ -23,7 +23,7 @@ from typing import Any
 
 from pyvmm.client.qmp import Client, Disconnected, Refused, TimedOut
 from pyvmm.errors import HostError
-from pyvmm.host.kit import Kit
+from pyvmm.host.boot_image import BootImage
 from pyvmm.process import kill_with_parent
 
 PROGRAM = "qemu-system-x86_64"
@@ -80,7 +80,7 @@ def has_sandbox(program: str) -> bool:
     return done.returncode == 0
 
 
-def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: int, log: int) -> list[str]:
+def command_line(program: str, image: BootImage, hardware: Hardware, agent: int, qmp: int, log: int) -> list[str]:
     """Return QEMU's arguments. A saved state can be restored only with the same ones."""
     return [
         program,
@@ -94,7 +94,7 @@ def command_line(program: str, kit: Kit, hardware: Hardware, agent: int, qmp: in
         *("-accel", "tcg,thread=multi,tb-size=512"),
         *("-cpu", "max,family=15,model=5,stepping=1,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-pku,-la57"),
         *("-smp", str(CPUS), "-m", f"{hardware.memory_mib}M"),
-        *("-kernel", str(kit.kernel), "-initrd", str(kit.initramfs), "-append", KERNEL_OPTIONS),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", KERNEL_OPTIONS),
         *("-chardev", f"file,id=console,path=/proc/self/fd/{log}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci,max_ports=2"),
@@ -117,7 +117,7 @@ class Qemu:
         self._logs = logs  # output of QEMU and of its kernel; in memory, so no file is left behind
 
     @classmethod
-    def launch(cls, kit: Kit, hardware: Hardware, more: Sequence[str] = (), fds: Sequence[int] = ()) -> Qemu:
+    def launch(cls, image: BootImage, hardware: Hardware, more: Sequence[str] = (), fds: Sequence[int] = ()) -> Qemu:
         """Start QEMU with `more` arguments and the descriptors `fds`. Call it from a thread that outlives QEMU:
         PR_SET_PDEATHSIG kills it when the thread ends.
         """
@@ -125,7 +125,7 @@ class Qemu:
         agent_ours, agent_theirs = socket.socketpair()
         qmp_ours, qmp_theirs = socket.socketpair()
         errors, console = os.memfd_create("qemu-errors"), os.memfd_create("host-console")
-        argv = command_line(program, kit, hardware, agent_theirs.fileno(), qmp_theirs.fileno(), console)
+        argv = command_line(program, image, hardware, agent_theirs.fileno(), qmp_theirs.fileno(), console)
         bound = kill_with_parent()
 
         def before_exec() -> None:

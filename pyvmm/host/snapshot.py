@@ -3,7 +3,7 @@
 A host is saved while its init waits for the `go` line: modules loaded, Python and pyvmm imported, nothing of the
 machine mounted yet (QEMU refuses to save its state while a 9p file system is mounted).
 
-    host/saved-KEY/    KEY: kit, QEMU, interpreter, checkout and memory class
+    host/saved-KEY/    KEY: boot image, QEMU, interpreter, checkout and memory class
         memory         the guest's RAM itself: the first QEMU writes it through a shared mapping, restored ones map it
                        privately, so only the pages that a run accesses are read, many runs share them, and
                        unused pages are holes in the file
@@ -33,8 +33,8 @@ from pathlib import Path
 from pyvmm.cache import disk_errors, locked
 from pyvmm.errors import HostError
 from pyvmm.files import FileError, Shape, load_object
-from pyvmm.host import keeping, preload, preload_archive, qemu
-from pyvmm.host.kit import Kit, Progress
+from pyvmm.host import cache_limits, preload, preload_archive, qemu
+from pyvmm.host.boot_image import BootImage, Progress
 from pyvmm.host.qemu import Hardware, Qemu
 from pyvmm.paths import cache_folder, make_folder, new_folder, write_private
 
@@ -62,7 +62,7 @@ class Saved:
     """A saved host, as described by its saved.json."""
 
     folder: str
-    fits: str  # key of the kit and QEMU with which it was saved
+    fits: str  # key of the boot image and QEMU with which it was saved
     memory_mib: int
     python: str  # the interpreter in it, by its path on the machine
     repository: str  # the checkout whose modules are imported
@@ -89,12 +89,12 @@ def _installed_mib() -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)
 
 
-def _fits(kit: Kit) -> str:
-    """Return a key of all that a saved state depends on: QEMU's version and arguments, and the kit that it booted."""
+def _fits(image: BootImage) -> str:
+    """Return a key of all that a saved state depends on: QEMU's version and arguments, and the boot image."""
     program = qemu.find_qemu()
     entry = os.stat(program)
-    line = qemu.command_line("qemu", Kit(Path("kernel"), Path("initramfs"), ""), Hardware(0), 0, 0, 0)
-    key = repr((kit.digest, line, CONFINED, os.path.realpath(program), entry.st_size, entry.st_mtime_ns))
+    line = qemu.command_line("qemu", BootImage(Path("kernel"), Path("initramfs"), ""), Hardware(0), 0, 0, 0)
+    key = repr((image.digest, line, CONFINED, os.path.realpath(program), entry.st_size, entry.st_mtime_ns))
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -110,12 +110,12 @@ def _all_saved() -> Iterator[Saved]:
             yield Saved(folder=str(folder), **{name: record[name] for name in RECORD})
 
 
-def find(kit: Kit, memory_mib: int, *, exact: bool = False) -> Saved | None:
+def find(image: BootImage, memory_mib: int, *, exact: bool = False) -> Saved | None:
     """Return the saved host for a command of this checkout; None if one should be made.
 
     `exact`: only one whose modules are those of this checkout now.
     """
-    fits = _fits(kit)
+    fits = _fits(image)
     here = str(preload.REPOSITORY)
     order = sorted(_all_saved(), key=lambda each: (not each.exact, each.repository != here, each.memory_mib))
     best = next((each for each in order if each.serves(fits, memory_mib)), None)
@@ -132,10 +132,10 @@ def _memory(path: Path, hardware: Hardware, share: str) -> list[str]:
     return ["-object", backend, "-machine", "memory-backend=ram"]
 
 
-def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) -> Saved:
+def make(image: BootImage, memory_mib: int, progress: Progress, *, exact: bool = False) -> Saved:
     """Boot a host and save it, unless another process just did. Raises HostError."""
     with disk_errors("saving the emulated host"), locked("host-snapshot"):
-        if (just_made := find(kit, memory_mib, exact=exact)) is not None:
+        if (just_made := find(image, memory_mib, exact=exact)) is not None:
             return just_made
         progress("booting the emulated host for the first time (saved for later starts)")
         parent = cache_folder("host")
@@ -145,28 +145,28 @@ def make(kit: Kit, memory_mib: int, progress: Progress, *, exact: bool = False) 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(parent))
         sources, python = preload.sources_digest(), preload.collect()
         files = [file for file in [*python.others, *python.files] if not preload.is_own(file)]
-        fits, here = _fits(kit), str(preload.REPOSITORY)
+        fits, here = _fits(image), str(preload.REPOSITORY)
         key = repr((fits, memory_mib, sys.executable, here))
         folder = parent / f"saved-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         agent, stable = preload.agent_digest(), preload.stable_digest(files)
         saved = Saved(str(folder), fits, memory_mib, sys.executable, here, sources, agent, files, stable)
-        with contextlib.ExitStack() as stack, keeping.in_use(kit.kernel.parent), new_folder(folder) as made:
+        with contextlib.ExitStack() as stack, cache_limits.in_use(image.kernel.parent), new_folder(folder) as made:
             initramfs = made / "initramfs"
-            write_private(initramfs, kit.initramfs.read_bytes() + preload_archive.archive(python, sources))
-            _boot_and_save(made, Kit(kit.kernel, initramfs, kit.digest), Hardware(memory_mib))
+            write_private(initramfs, image.initramfs.read_bytes() + preload_archive.archive(python, sources))
+            _boot_and_save(made, BootImage(image.kernel, initramfs, image.digest), Hardware(memory_mib))
             initramfs.unlink()
             write_private(made / "saved.json", json.dumps(asdict(saved)).encode())
-            stack.enter_context(keeping.replacing(folder))
+            stack.enter_context(cache_limits.replacing(folder))
         for other in _all_saved():  # superseded by the new one
             family = (other.fits, other.python, other.repository)
             if family == (fits, sys.executable, here) and other.memory_mib < memory_mib:
-                keeping.remove(Path(other.folder))
-        keeping.tidy(keep=folder)
+                cache_limits.remove(Path(other.folder))
+        cache_limits.tidy(keep=folder)
         return saved
 
 
-def _boot_and_save(made: Path, kit: Kit, hardware: Hardware) -> None:
-    machine = Qemu.launch(kit, hardware, _memory(made / "memory", hardware, "on"))
+def _boot_and_save(made: Path, image: BootImage, hardware: Hardware) -> None:
+    machine = Qemu.launch(image, hardware, _memory(made / "memory", hardware, "on"))
     try:
         machine.greet()
         wait_ready(machine, time.monotonic() + BOOT_LIMIT)
@@ -197,19 +197,19 @@ def wait_ready(machine: Qemu, until: float) -> None:
         line = (line + part)[-64:]
 
 
-def restore(saved: Saved, kit: Kit) -> Qemu:
+def restore(saved: Saved, image: BootImage) -> Qemu:
     """Start a QEMU that resumes the saved host. Raises HostError."""
     folder = Path(saved.folder)
     more = [*_memory(folder / "memory", Hardware(saved.memory_mib), "off"), "-incoming", "defer"]
     if (folder / CONFINED).exists():
         more += qemu.SANDBOX
-    with keeping.in_use(kit.kernel.parent), keeping.in_use(folder):
+    with cache_limits.in_use(image.kernel.parent), cache_limits.in_use(folder):
         try:
             state = os.open(folder / "state", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError(f"emulated host: {folder / 'state'}: {error.strerror}") from error
         try:
-            machine = Qemu.launch(kit, Hardware(saved.memory_mib), more, [state])
+            machine = Qemu.launch(image, Hardware(saved.memory_mib), more, [state])
         finally:
             os.close(state)
         try:

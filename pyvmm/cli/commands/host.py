@@ -103,7 +103,7 @@ def prepare(guest_memory: str) -> None:
 def status(as_json: bool) -> None:
     """Show whether an emulated host is running, its QEMU, the saved hosts and their disk usage."""
     from pyvmm.errors import HostError
-    from pyvmm.host import commands, keeping, snapshot
+    from pyvmm.host import cache_limits, commands, snapshot
     from pyvmm.host.qemu import find_qemu, version
     from pyvmm.paths import cache_folder
 
@@ -118,12 +118,12 @@ def status(as_json: bool) -> None:
                 "memory": each.memory_mib << 20,
                 "checkout": each.repository,
                 "python": each.python,
-                "disk": keeping.disk_usage(Path(each.folder)),
+                "disk": cache_limits.disk_usage(Path(each.folder)),
             }
             for each in kept
         ],
-        "disk": keeping.disk_usage(folder),
-        "limit": keeping.SAVED_BYTES,
+        "disk": cache_limits.disk_usage(folder),
+        "limit": cache_limits.SAVED_BYTES,
     }
     try:
         facts["qemu"] = version(find_qemu())
@@ -156,7 +156,7 @@ def clean(everything: bool) -> None:
     That is: what has not been used for 30 days, saved hosts of checkouts or Pythons that are gone, those past 2 GiB
     together (the longest unused first), and what killed processes left. Saving a host does the same.
     """
-    from pyvmm.host import keeping
+    from pyvmm.host import cache_limits
 
-    removed = keeping.clear() if everything else keeping.tidy()
+    removed = cache_limits.clear() if everything else cache_limits.tidy()
     output.echo("\n  ".join([f"{len(removed)} removed", *(path.name for path in removed)]))

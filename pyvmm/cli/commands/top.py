@@ -91,8 +91,8 @@ class Board:
         self._interval = interval
         self._watchers: dict[tuple[str, int, float], Watcher] = {}  # by name, process and start
         self._wanted: dict[str, int] = {}  # targets asked for by keys, by machine
-        self._looked = 0.0
-        self.look()
+        self._refreshed = 0.0
+        self.refresh_machines()
 
     def _entries(self) -> list[Entry]:
         from pyvmm.client.registry import running
@@ -105,8 +105,8 @@ class Board:
         watched = [each.entry for each in self._watchers.values()]
         return [now.get(entry.name, entry) if entry.pid else entry for entry in watched]
 
-    def look(self) -> None:
-        """See which machines there are."""
+    def refresh_machines(self) -> None:
+        """Follow the machines that run now."""
         from pyvmm.cli.top.watcher import Watcher
 
         entries = {(entry.name, entry.pid, entry.started): entry for entry in self._entries()}
@@ -122,12 +122,12 @@ class Board:
         if self._names:  # each in its place, whoever began anew
             self._watchers = {key: self._watchers[key] for key in entries}
         self.chosen = max(0, min(self.chosen, len(self._watchers) - 1))
-        self._looked = time.monotonic()
+        self._refreshed = time.monotonic()
 
-    def look_again(self) -> None:
-        """The same, once in a while."""
-        if time.monotonic() - self._looked > 1.0:
-            self.look()
+    def refresh_machines_if_due(self) -> None:
+        """Refresh them if the last time was more than a second ago."""
+        if time.monotonic() - self._refreshed > 1.0:
+            self.refresh_machines()
 
     @property
     def watchers(self) -> list[Watcher]:
@@ -250,7 +250,7 @@ def _live(board: Board, width: int | None) -> None:
             for key in read_keys(terminal, FRAME):
                 if not board.key(key):
                     return
-            board.look_again()
+            board.refresh_machines_if_due()
 
 
 def _once(board: Board, interval: float, svg: Path | None, width: int | None) -> None:

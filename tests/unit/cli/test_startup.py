@@ -16,7 +16,7 @@ HEAVY = (
     "firmware",
     "pyvmm.machine",
     "pyvmm.kvm",
-    "pyvmm.host.kit",
+    "pyvmm.host.boot_image",
     "subprocess",
 )
 

@@ -233,10 +233,10 @@ def test_how_a_machine_ended_stays_to_be_seen_until_another_takes_its_name(
         made.ended()
         found = watched(board, until=lambda each: each.ended)
     assert (found.error, found.last_words) == ("panicked", "Kernel panic")
-    board.look()
+    board.refresh_machines()
     assert board.watchers == [found]
     monkeypatch.setattr(command, "LINGER", 0.0)
-    board.look()
+    board.refresh_machines()
     assert board.watchers == []
     board.close()
 
@@ -250,11 +250,11 @@ def test_a_named_machine_is_watched_again_in_its_place_when_it_is_back(runtime: 
             watched(board, until=lambda each: each.sample)
             made.quit()
             watched(board, until=lambda each: each.ended)
-        board.look()
+        board.refresh_machines()
         assert board.watchers[0].ended
         again = FakeMachine("web")
         with registry.claim("web") as registration, serving(again, registration.socket):
-            board.look()
+            board.refresh_machines()
             watched(board, until=lambda each: each.sample)
             assert [each.entry.name for each in board.watchers] == ["web", "other"]
             assert not board.watchers[0].ended

@@ -1,4 +1,4 @@
-"""The kit, that is, the emulated host's boot image: a Debian kernel, and an initramfs of busybox and a few modules.
+"""The emulated host's boot image: a Debian kernel, and an initramfs of busybox and a few modules.
 
 Source: the Debian packages `linux-image-VERSION-amd64` (the standard one: the cloud flavour has no 9p) and
 `busybox-static`, fetched as guest images fetch theirs.
@@ -32,11 +32,12 @@ Progress = Callable[[str], None]
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd nested=0")
 KERNELS = r"linux-image-6\.1\.0-[0-9]+-amd64"  # one fixed kernel series: the one that was tested
 SUITES = ("bookworm",)
+_DIGEST = "kit.json"  # an older name of the boot image: another one would have every cache build it again
 VERSION = 3  # raise it when this file builds different contents from the same packages
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class BootImage:
     """A kernel and an initramfs on disk, ready for QEMU."""
 
     kernel: Path
@@ -49,29 +50,29 @@ def init_script() -> bytes:
     return resources.files("pyvmm.host").joinpath("guest/init").read_bytes()
 
 
-def prepare(progress: Progress = lambda line: None) -> Kit:
-    """Return the kit, built if the cache has none. Raises HostError in one line if it cannot be built."""
+def prepare(progress: Progress = lambda line: None) -> BootImage:
+    """Return the boot image, built if the cache has none. Raises HostError in one line if it cannot be built."""
     recipe = repr((VERSION, MODULES, KERNELS)).encode() + init_script()
     folder = cache_folder("host") / f"boot-{hashlib.sha256(recipe).hexdigest()[:16]}"
-    kit = _there(folder)
-    if kit is None:
+    image = _there(folder)
+    if image is None:
         with disk_errors("making the emulated host"), locked("host-kit"):
-            kit = _there(folder)
-            if kit is None:
+            image = _there(folder)
+            if image is None:
                 progress("making the emulated host's kernel and initramfs (once)")
-                kit = _make(folder, progress)
-    return kit
+                image = _make(folder, progress)
+    return image
 
 
-def _there(folder: Path) -> Kit | None:
+def _there(folder: Path) -> BootImage | None:
     try:
-        digest: str = load_object(folder / "kit.json", {"digest": str})["digest"]
+        digest: str = load_object(folder / _DIGEST, {"digest": str})["digest"]
     except FileError:
         return None
-    return Kit(folder / "vmlinuz", folder / "initramfs.cpio", digest)
+    return BootImage(folder / "vmlinuz", folder / "initramfs.cpio", digest)
 
 
-def _make(folder: Path, progress: Progress) -> Kit:
+def _make(folder: Path, progress: Progress) -> BootImage:
     package = find_package(KERNELS, SUITES)
     progress(f"fetching {package.name}")
     make_folder(folder.parent)
@@ -83,8 +84,8 @@ def _make(folder: Path, progress: Progress) -> Kit:
         initramfs = build_initramfs(modules)
         (made / "initramfs.cpio").write_bytes(initramfs)
         digest = hashlib.sha256(kernel.read_bytes() + initramfs).hexdigest()[:16]
-        (made / "kit.json").write_text(json.dumps({"digest": digest}))
-    return Kit(folder / "vmlinuz", folder / "initramfs.cpio", digest)
+        (made / _DIGEST).write_text(json.dumps({"digest": digest}))
+    return BootImage(folder / "vmlinuz", folder / "initramfs.cpio", digest)
 
 
 def build_initramfs(modules: Path) -> bytes:

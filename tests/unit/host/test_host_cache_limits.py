@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host import daemon, keeping, preload, snapshot
-from pyvmm.host.kit import Kit
+from pyvmm.host import cache_limits, daemon, preload, snapshot
+from pyvmm.host.boot_image import BootImage
 from pyvmm.host.snapshot import Saved
 
-KIT = Kit(Path("k"), Path("i"), "digest")
+IMAGE = BootImage(Path("k"), Path("i"), "digest")
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYVMM_CACHE", str(tmp_path))
-    monkeypatch.setattr(snapshot, "_fits", lambda kit: f"fits {kit.digest}")
+    monkeypatch.setattr(snapshot, "_fits", lambda image: f"fits {image.digest}")
     monkeypatch.setattr(snapshot, "_installed_mib", lambda: 1 << 20)
     (tmp_path / "host").mkdir()
     return tmp_path / "host"
@@ -45,9 +45,9 @@ def keep(cache: Path, name: str, *, used: float = 0.0, disk: int = 0, **changes:
 
 def test_the_smallest_with_enough_memory_serves(cache: Path) -> None:
     large, small = keep(cache, "b", memory_mib=4608), keep(cache, "a")
-    assert snapshot.find(KIT, 1536) == small
-    assert snapshot.find(KIT, 1537) == large
-    assert snapshot.find(KIT, 4609) is None
+    assert snapshot.find(IMAGE, 1536) == small
+    assert snapshot.find(IMAGE, 1537) == large
+    assert snapshot.find(IMAGE, 4609) is None
 
 
 def test_one_with_more_memory_than_the_machine_has_serves_only_those_who_want_it(
@@ -55,8 +55,8 @@ def test_one_with_more_memory_than_the_machine_has_serves_only_those_who_want_it
 ) -> None:
     large = keep(cache, "b", memory_mib=4608)
     monkeypatch.setattr(snapshot, "_installed_mib", lambda: 2048)
-    assert snapshot.find(KIT, 1536) is None
-    assert snapshot.find(KIT, 4608) == large
+    assert snapshot.find(IMAGE, 1536) is None
+    assert snapshot.find(IMAGE, 4608) == large
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_one_with_more_memory_than_the_machine_has_serves_only_those_who_want_it
 )
 def test_one_that_does_not_fit_is_not_used(cache: Path, other: dict[str, str]) -> None:
     keep(cache, "a", **other)
-    assert snapshot.find(KIT, 1536) is None
+    assert snapshot.find(IMAGE, 1536) is None
 
 
 def test_two_checkouts_each_find_their_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preload, "sources_quiet_for", lambda: 1e6)
     keep(cache, "a", repository="/elsewhere", sources="theirs")
-    assert snapshot.find(KIT, 1536) is None
+    assert snapshot.find(IMAGE, 1536) is None
     ours = keep(cache, "b")
-    assert snapshot.find(KIT, 1536) == ours
+    assert snapshot.find(IMAGE, 1536) == ours
     monkeypatch.setattr(preload, "sources_digest", lambda: "theirs")
-    found = snapshot.find(KIT, 1536)
+    found = snapshot.find(IMAGE, 1536)
     assert found is not None
     assert found.repository == "/elsewhere"
 
@@ -88,10 +88,10 @@ def test_two_checkouts_each_find_their_own(cache: Path, monkeypatch: pytest.Monk
 def test_while_sources_are_edited_another_state_of_them_serves(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = keep(cache, "a", repository="/elsewhere", sources="theirs")
     monkeypatch.setattr(preload, "sources_quiet_for", lambda: 1.0)
-    assert snapshot.find(KIT, 1536) == theirs
-    assert snapshot.find(KIT, 1536, exact=True) is None
+    assert snapshot.find(IMAGE, 1536) == theirs
+    assert snapshot.find(IMAGE, 1536, exact=True) is None
     before = keep(cache, "b", sources="before the edit")
-    assert snapshot.find(KIT, 1536) == before
+    assert snapshot.find(IMAGE, 1536) == before
 
 
 def test_what_is_no_saved_host_is_passed_over(cache: Path) -> None:
@@ -109,21 +109,21 @@ def names(cache: Path) -> list[str]:
 def test_what_is_kept_is_bounded_by_size_and_the_longest_unused_go(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "SAVED_BYTES", 250 << 10)
+    monkeypatch.setattr(cache_limits, "SAVED_BYTES", 250 << 10)
     for number, name in enumerate("abcd"):
         keep(cache, name, used=number * 1000, disk=100 << 10)
-    keeping.tidy(keep=cache / "saved-d")
+    cache_limits.tidy(keep=cache / "saved-d")
     assert names(cache) == ["saved-a", "saved-d"]
 
 
 def test_what_is_kept_is_bounded_by_age(cache: Path) -> None:
-    keep(cache, "new", used=keeping.UNUSED_SECONDS - 100)
-    keep(cache, "old", used=keeping.UNUSED_SECONDS + 100)
+    keep(cache, "new", used=cache_limits.UNUSED_SECONDS - 100)
+    keep(cache, "old", used=cache_limits.UNUSED_SECONDS + 100)
     for name in ("boot-old", "kit-old", "probe-old"):
         (cache / name).mkdir()
         os.utime(cache / name, (1, 1))
     (cache / "boot-new").mkdir()
-    keeping.tidy()
+    cache_limits.tidy()
     assert names(cache) == ["boot-new", "saved-new"]
 
 
@@ -133,21 +133,21 @@ def test_saved_hosts_of_what_is_gone_go_first(cache: Path, tmp_path: Path) -> No
     keep(cache, "c")
     (cache / "saved-c/state").unlink()
     keep(cache, "d")
-    keeping.tidy()
+    cache_limits.tidy()
     assert names(cache) == ["saved-d"]
 
 
 def test_what_is_in_use_stays(cache: Path) -> None:
     keep(cache, "a")
-    with keeping.in_use(cache / "saved-a"):
-        assert keeping.clear() == []
+    with cache_limits.in_use(cache / "saved-a"):
+        assert cache_limits.clear() == []
         assert names(cache) == ["saved-a"]
-    assert keeping.clear() == [cache / "saved-a"]
+    assert cache_limits.clear() == [cache / "saved-a"]
 
 
 def test_use_is_noted(cache: Path) -> None:
     keep(cache, "a", used=1e6)
-    with keeping.in_use(cache / "saved-a"):
+    with cache_limits.in_use(cache / "saved-a"):
         pass
     assert time.time() - (cache / "saved-a").stat().st_mtime < 100
 
