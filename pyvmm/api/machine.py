@@ -258,7 +258,7 @@ class Machine:
 
     def shutdown(self, timeout: float = 60.0) -> End:
         """Ask the guest to power off, and wait for it. A paused machine is resumed first: it could not shut down."""
-        if self.status == "paused":
+        if self.status in ("paused", "prelaunch"):
             self.resume()
         self.qmp("system_powerdown")
         return self.wait(timeout)
@@ -294,7 +294,7 @@ class Machine:
 
     @property
     def status(self) -> str:
-        """The machine's state in QEMU's terms: running, paused, ..."""
+        """The machine's state in QEMU's terms: running, paused, prelaunch (not begun yet), ..."""
         state: str = self.qmp("query-status")["status"]
         return state
 

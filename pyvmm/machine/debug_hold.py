@@ -32,7 +32,7 @@ class DebugHold:
         if machine.state == "running":
             machine.guest_time.freeze()
             machine.notifier.emit(qapi.STOP({}))
-        elif machine.state != "paused":
+        elif machine.state not in ("paused", "prelaunch"):
             return
         self._since = machine.loop.clock()
         machine.set_state("debug")

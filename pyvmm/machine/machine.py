@@ -9,7 +9,8 @@ All methods belong to the loop's thread; `console` may be called from a vCPU's w
 loop turns.
 
     prelaunch --start--> running <--pause/resume--> paused        running --reset--> running
-    running or paused --held--> debug --released--> running
+    prelaunch --start, config.paused--> prelaunch --resume--> running        paused --reset--> prelaunch
+    prelaunch, running or paused --held--> debug --released--> running
     running --power off--> shutdown    running --crash--> guest-panicked    running --KVM gives up--> internal-error
 """
 
@@ -248,9 +249,9 @@ class Machine:
         """Power on: load the kernel and let the vCPUs run."""
         self._power_on()
         assert self.slot.hardware is not None
-        self.set_state("paused" if self.config.paused else "running")
         self.slot.hardware.start(paused=self.config.paused)
         if not self.config.paused:
+            self.set_state("running")
             self.guest_time.thaw()
         self.start_services()  # while the guest boots
 
@@ -312,7 +313,7 @@ class Machine:
             if not self.config.reboot:
                 self._end(self._panic_outcome() or Outcome("reset", reason), "shutdown")
                 return
-        paused = self.state == "paused"
+        waits = self.state in ("paused", "prelaunch")
         self.slot.trace_exits()
         self.slot.hardware.halt()  # the vCPUs must not run while guest memory is discarded
         self.services.reset()
@@ -338,9 +339,9 @@ class Machine:
         hardware.freeze(self.throttles.frozen)
         if self.debugger is not None and self.debugger.attached:
             self.debugger.restarted()
-        elif not paused:
-            self.set_state("running")
-        hardware.start(paused=self.state == "paused")
+        else:
+            self.set_state("prelaunch" if waits else "running")
+        hardware.start(paused=self.state == "prelaunch")
 
     def pause(self) -> None:
         """Pause the vCPUs and guest time, so that timeouts for the guest stand still. The monitor is still served."""
@@ -351,7 +352,7 @@ class Machine:
             self.notifier.emit(qapi.STOP({}))
 
     def resume(self) -> None:
-        if self.slot.hardware is not None and self.state == "paused":
+        if self.slot.hardware is not None and self.state in ("paused", "prelaunch"):
             self.set_state("running")
             self.guest_time.thaw()
             self.slot.hardware.resume()

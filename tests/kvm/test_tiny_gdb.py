@@ -187,7 +187,7 @@ def test_it_stops_after_the_instruction_that_writes_watched_memory(folder: Path)
 
 def test_a_machine_paused_from_the_start_waits_before_its_first_instruction(folder: Path) -> None:
     with running(folder, paused=True) as machine:
-        assert status(folder) == "paused"
+        assert status(folder) == "prelaunch"
         with attach(folder) as gdb:
             assert gdb.register("rip") == ENTRY
             assert (status(folder), machine.guest_time.clock() > 0) == ("debug", True)
@@ -196,6 +196,25 @@ def test_a_machine_paused_from_the_start_waits_before_its_first_instruction(fold
             with monitor(folder) as client, pytest.raises(Refused, match="debugger has stopped the machine"):
                 client.execute("cont")
         soon(folder, "running")
+
+
+def test_a_machine_that_has_not_begun_is_in_prelaunch_as_in_qemu(folder: Path) -> None:
+    with running(folder, paused=True) as machine, monitor(folder) as client:
+        assert client.execute("query-status") == {"running": False, "status": "prelaunch"}
+        assert client.execute("human-monitor-command", {"command-line": "info status"}) == (
+            "VM status: paused (prelaunch)\r\n"
+        )
+        client.execute("stop")
+        assert status(folder) == "prelaunch"
+        client.execute("system_reset")
+        assert status(folder) == "prelaunch"
+        client.execute("cont")
+        client.wait_event(("RESUME",), 1)
+        soon(folder, "running")
+        client.execute("stop")
+        assert status(folder) == "paused"
+        client.execute("system_reset")
+        assert (status(folder), machine.slot.threads[0].vcpu.regs.rip) == ("prelaunch", ENTRY)
 
 
 def test_the_kernel_is_found_at_its_virtual_address_before_it_has_mapped_itself(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_guest_time_stands_still_while_the_guest_cannot_run(make, clock: Clock, 
     machine.pause()
     machine.reset()
     clock.now += 42
-    assert (machine.monitor.status(), time.clock(), synced) == ("paused", 1001.0, [])
+    assert (machine.monitor.status(), time.clock(), synced) == ("prelaunch", 1001.0, [])
     machine.resume()
     assert synced == [clock.now], "its clock is set"
     clock.now += 1

@@ -27,7 +27,13 @@ VCPUS = 4
 RATE, TOTAL = 8, 9
 """Columns for a rate and for a count, and the gap before it."""
 
-_STATES = {"running": "green", "paused": "yellow", "shutdown": "dim", "guest-panicked": "bold red"}
+_STATES = {
+    "running": "green",
+    "paused": "yellow",
+    "prelaunch": "yellow",
+    "shutdown": "dim",
+    "guest-panicked": "bold red",
+}
 
 _KEYS = "↑↓ choose   + - resize   ? help   q quit"
 _FEW_KEYS = "? help   q quit"

@@ -103,6 +103,13 @@ def test_a_paused_machine_is_resumed_to_shut_down(vm: pyvmm.Machine, inner: Fake
     assert inner.calls == ["pause", "resume", "powerdown"]
 
 
+def test_a_machine_that_has_not_begun_is_resumed_to_shut_down(vm: pyvmm.Machine, inner: FakeMachine) -> None:
+    inner.state = "prelaunch"
+    with pytest.raises(TimedOut):
+        vm.shutdown(0.1)
+    assert inner.calls == ["resume", "powerdown"]
+
+
 def test_the_end_is_reported_with_its_kind(vm: pyvmm.Machine) -> None:
     assert vm.quit() == pyvmm.End("quit")
     assert not vm.running

@@ -254,11 +254,12 @@ def test_stop_asks_the_guest_and_waits(machine: FakeMachine, pyvmm: Run) -> None
     assert "--force" in found.out
 
 
+@pytest.mark.parametrize("state", ["paused", "prelaunch"])
 def test_stop_lets_a_paused_machine_run_on_first(
-    machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+    machine: FakeMachine, pyvmm: Run, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(machine, "powerdown", lambda: machine.ended())
-    machine.state = "paused"
+    machine.state = state
     found = pyvmm("stop", "--json")
     assert (json.loads(found.out)["resumed"], machine.calls) == (True, ["resume"])
     assert found.err == "pyvmm: web was paused: resumed, so that it can shut down\n"
