@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from math import ceil
 from shlex import join
 from types import TracebackType
@@ -35,6 +36,7 @@ from pyvmm.testbed.waits import GuestEnded, TimedOut
 if TYPE_CHECKING:
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine, MachineConfig
+    from pyvmm.testbed.host import Host
 
 BOOT_LIMIT = 120.0
 """Seconds until the guest's agent answers, in an emulated host that is busy."""
@@ -71,6 +73,15 @@ class VM:
         self.loop: Loop
         self.config: MachineConfig
         self._closing = contextlib.ExitStack()
+
+    # Parts that are imported on use
+
+    @cached_property
+    def host(self) -> Host:
+        """The raw host side of the started guest: everything a host can say."""
+        from pyvmm.testbed.host import Host
+
+        return Host.of(self)
 
     # Life
 

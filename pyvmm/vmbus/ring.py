@@ -120,21 +120,21 @@ class Ring:
 
 
 class RingReader:
-    """The host's end of the ring the guest writes.
+    """The host's end of `ring`, which the guest writes.
 
     Read in batches: `mask()`, then `read` and `publish` as often as wanted, then `unmask()`, which says whether to
     begin again.
     """
 
     def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+        self.ring = ring
         self.size = ring.size
         self._next = ring.index(READ_INDEX)  # ours alone from now on: the guest's changes to it are ignored
         self._published = self._next
 
     def available(self) -> int:
         """Return the number of bytes to be read. Raises BrokenRing."""
-        return (self._ring.index(WRITE_INDEX) - self._next) % self.size
+        return (self.ring.index(WRITE_INDEX) - self._next) % self.size
 
     def read(self, limit: int, max_bytes: int | None = None) -> list[Packet]:
         """Return up to `limit` packets; the last one may bring their sum above `max_bytes` (of the ring). The guest
@@ -142,7 +142,7 @@ class RingReader:
 
         Raises BrokenRing at an invalid packet, once all packets before it were returned.
         """
-        ring, size, position = self._ring, self.size, self._next
+        ring, size, position = self.ring, self.size, self._next
         left = (ring.index(WRITE_INDEX) - position) % size
         packets: list[Packet] = []
         enough = 0 if max_bytes is None else left - max_bytes  # bytes left of which no more are read
@@ -171,22 +171,22 @@ class RingReader:
         """Store the read index. True: the guest waits for that much room and must be signalled."""
         if self._next == self._published:
             return False
-        words, size = self._ring.words, self.size
+        words, size = self.ring.words, self.size
         words[READ_INDEX] = self._published = self._next
         # Read index before pending size. Partner: the guest stores the pending size, then looks at the read index
         # again (Linux hv_ringbuffer_write's callers through hv_get_bytes_to_write, e.g. netvsc and hvsock).
         memory_barrier()
         pending = words[PENDING_SEND_SIZE]
         # Linux asks for "more than pending" bytes. Signalling although it had them before is harmless.
-        return pending != 0 and size - (self._ring.index(WRITE_INDEX) - self._next) % size > pending
+        return pending != 0 and size - (self.ring.index(WRITE_INDEX) - self._next) % size > pending
 
     def mask(self) -> None:
         """Set the interrupt mask: the guest does not signal while we read anyway."""
-        self._ring.words[INTERRUPT_MASK] = 1
+        self.ring.words[INTERRUPT_MASK] = 1
 
     def unmask(self) -> bool:
         """Clear the interrupt mask. True: a packet came meanwhile and will not be signalled, so read on."""
-        self._ring.words[INTERRUPT_MASK] = 0
+        self.ring.words[INTERRUPT_MASK] = 0
         # Mask before write index. Partner: hv_signal_on_write, whose virt_mb() stands between storing the write
         # index and reading our mask. One of the two sides must see the other's store.
         memory_barrier()
@@ -194,17 +194,17 @@ class RingReader:
 
 
 class RingWriter:
-    """The host's end of the ring the guest reads."""
+    """The host's end of `ring`, which the guest reads."""
 
     def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+        self.ring = ring
         self.size = ring.size
         self._next = ring.index(WRITE_INDEX)  # ours alone: the guest's changes to it are ignored
         self._requested = False
 
     def _free(self) -> int:
         """Return the free bytes, one of which must stay free."""
-        return self.size - (self._next - self._ring.index(READ_INDEX)) % self.size
+        return self.size - (self._next - self.ring.index(READ_INDEX)) % self.size
 
     def used(self) -> int:
         """Return the number of bytes that the guest has not read yet. Raises BrokenRing."""
@@ -213,7 +213,7 @@ class RingWriter:
     @property
     def guest_signals_room(self) -> bool:
         """Whether the guest supports the pending size (its feature bit)."""
-        return bool(self._ring.words[FEATURE_BITS] & FEATURE_PENDING_SEND_SIZE)
+        return bool(self.ring.words[FEATURE_BITS] & FEATURE_PENDING_SEND_SIZE)
 
     @property
     def max_payload(self) -> int:
@@ -230,7 +230,7 @@ class RingWriter:
 
     def request_room(self, payload_size: int) -> bool:
         """Request a signal once such a payload fits (pending size). True: it fits already."""
-        self._ring.words[PENDING_SEND_SIZE] = packet_size(payload_size)
+        self.ring.words[PENDING_SEND_SIZE] = packet_size(payload_size)
         self._requested = True
         # Pending size before read index. Partner: hv_pkt_iter_close, whose virt_mb() stands between storing the read
         # index and reading our pending size.
@@ -240,21 +240,26 @@ class RingWriter:
     def clear_request(self) -> None:
         """Withdraw the request for a signal."""
         if self._requested:
-            self._ring.words[PENDING_SEND_SIZE] = 0
+            self.ring.words[PENDING_SEND_SIZE] = 0
             self._requested = False
 
     def write(self, packet: Packet) -> bool:
         """Store one packet, for which there must be room. True: the guest must be signalled."""
-        old, body = self._next, packet.descriptor + packet.payload
+        body = packet.descriptor + packet.payload
         padded = len(body) + 7 & ~7
         offset8, length8 = (HEADER_SIZE + len(packet.descriptor)) // 8, (HEADER_SIZE + padded) // 8
         header = _HEADER.pack(packet.type, offset8, length8, packet.flags, packet.transaction_id)
-        data = header + body + bytes(padded - len(body)) + _TRAILER.pack(0, old)
+        return self.store(header + body + bytes(padded - len(body)) + _TRAILER.pack(0, self._next))
+
+    def store(self, data: bytes, advance: int | None = None) -> bool:
+        """Store bytes at the write index and move it by `advance`, by default their length. True: the guest must be
+        signalled. Whole packets only, but for tests that break the ring."""
+        old = self._next
         assert len(data) < self.size, "write without room"  # not _free(): the guest may have moved its index since
-        self._ring.copy_in(old, data)
-        self._next = (old + len(data)) % self.size
+        self.ring.copy_in(old, data)
+        self._next = (old + (len(data) if advance is None else advance)) % self.size
         # x86 keeps stores in order: the guest sees the data before the index.
-        words = self._ring.words
+        words = self.ring.words
         words[WRITE_INDEX] = self._next
         # Write index before mask and read index. Partner: hv_end_read, whose virt_mb() stands between clearing the
         # mask and looking for more packets.

@@ -35,6 +35,8 @@ class FakePartition:
         self.flags: set[tuple[int, int]] = set()  # (vp, flag) set and not seen by the guest yet
         self.queues: dict[tuple[int, int], deque[Message]] = {}  # by (vp, sint); the first lies in the slot
         self.dropped = 0
+        self.types: list[int] = []  # of the messages that the guest took
+        self.interrupts: list[tuple[int, int]] = []  # (vp, sint) raised without a message or event
         self._signals: dict[int, Callable[[], None]] = {}
         self._listener: MessageListener = lambda connection_id, message_type, payload: 0x12
 
@@ -62,6 +64,9 @@ class FakePartition:
             self.flags.add((vp, flag))
             self.on_event(vp, flag)
         return True
+
+    def interrupt(self, vp: int, sint: int) -> None:
+        self.interrupts.append((vp, sint))
 
     def listen(self, listener: MessageListener) -> None:
         self._listener = listener
@@ -108,6 +113,7 @@ class FakePartition:
     def _take(self, vp: int, sint: int) -> None:
         queue = self.queues[vp, sint]
         message = queue.popleft()
+        self.types.append(message.type)
         self.on_message(vp, message.payload)
         if queue:
             self._into_slot(vp, sint)
