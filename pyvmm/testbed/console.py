@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from pyvmm.testbed.waits import GuestEnded, TimedOut
@@ -13,23 +16,40 @@ if TYPE_CHECKING:
 TAIL = 2000
 """Characters of the console in the text of an error."""
 
+KEPT = 8 << 20
+"""Characters of output kept, of the most recent: a guest may print without end."""
+
 
 class Console:
     """Output of the guest's first serial port since the machine's start, and its input."""
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
-        self._data = bytearray()
-        self._expected = 0  # characters consumed by `expect`
+        self._new: deque[bytes] = deque()  # output not decoded yet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+        self._lock = threading.Lock()
+        self._expected = 0  # characters of `_text` consumed by `expect`
 
     def received(self, data: bytes) -> None:
         """Append output. Called on vCPU threads too."""
-        self._data += data
+        self._new.append(data)
+        if len(self._new) > 1000:
+            self._decode()
+
+    def _decode(self) -> None:
+        with self._lock:
+            data = b"".join(self._new.popleft() for _ in range(len(self._new)))
+            self._text += self._decoder.decode(data).replace("\r", "")
+            if len(self._text) > 2 * KEPT:
+                self._expected = max(0, self._expected - (len(self._text) - KEPT))
+                self._text = self._text[-KEPT:]
 
     @property
     def text(self) -> str:
-        """All output, decoded and without carriage returns."""
-        return bytes(self._data).decode("utf-8", "replace").replace("\r", "")
+        """The output so far, decoded and without carriage returns; at most the last KEPT characters or twice that."""
+        self._decode()
+        return self._text
 
     def expect(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
         """Wait for text that matches a regular expression, after that of the previous `expect`; return the match.
@@ -40,7 +60,8 @@ class Console:
         found: list[re.Match[str]] = []
 
         def happened() -> bool:
-            match = wanted.search(self.text, self._expected)
+            text = self.text  # first: it moves `_expected` when it drops old output
+            match = wanted.search(text, self._expected)
             if match:
                 found.append(match)
             return bool(match)

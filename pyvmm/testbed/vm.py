@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import ceil
 from shlex import join
@@ -44,6 +44,10 @@ BOOT_LIMIT = 120.0
 TRACED = ("machine.state", "machine.reset", "agent.*", "vmbus*", "hyperv.*", "balloon*", "hv_*")
 TRACE_KEPT = 400
 """Trace events kept for the report of a failing test."""
+
+
+EVENTS_KEPT = 10_000
+"""QMP events kept, at least; the oldest are dropped."""
 
 
 class VM:
@@ -103,12 +107,17 @@ class VM:
             console = CallbackConsole(self.console.received)
             session = stack.enter_context(Session(self.config, console=lambda: console))
             self.machine, self.loop = session.machine, session.loop
-            self.machine.monitor.on_event(lambda name, data: self.events.append(Event(name, dict(data))))
+            self.machine.monitor.on_event(self._on_event)
             self.machine.start_services()
             self.balloon.attach()
             session.start()
             self._closing = stack.pop_all()
         return self
+
+    def _on_event(self, name: str, data: Mapping[str, Any]) -> None:
+        self.events.append(Event(name, dict(data)))
+        if len(self.events) > 2 * EVENTS_KEPT:
+            del self.events[:-EVENTS_KEPT]
 
     def _agent_only(self) -> GuestOptions:
         """Return the options for a guest without a shell on its console."""

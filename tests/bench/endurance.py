@@ -142,9 +142,8 @@ class RealGuest:
             done = step(number)
             taken += time.monotonic() - begun
             work += 1 if done is None else done
-            self.guest.console.clear()
             self.guest.events.clear()
-            self.guest.outcomes.clear()
+            self.guest.balloon.outcomes.clear()
             if (number + 1) % every == 0:
                 series.look(taken / max(work, 1), self.ram)
                 taken = work = 0.0
@@ -167,8 +166,8 @@ def binds(real: RealGuest, times: int, label: str) -> bool:
     """hv_balloon is unbound from its device and bound again, each time with memory out."""
 
     def step(number: int) -> None:
-        real.guest.unbind_balloon()
-        real.guest.bind_balloon()
+        real.guest.balloon.unbind()
+        real.guest.balloon.bind()
 
     return real.repeat(f"unbind and bind, {label}", times, step, every=10)
 
@@ -185,7 +184,7 @@ def resizes(real: RealGuest, times: int, label: str) -> bool:
     def step(number: int) -> float:
         nonlocal last
         before, last = last, chance.randrange(GUEST_MIB * 2 // 3, GUEST_MIB + 1)
-        real.guest.resize(last * MIB)
+        real.guest.balloon.resize(last * MIB)
         return abs(last - before)
 
     return real.repeat(f"resizes, by MiB, {label}", times, step, every=10, settling=0.4)
@@ -262,7 +261,7 @@ def main() -> int:
     for name, times in real:
         guest = RealGuest(options.engine, options.cpus, options.image)
         good &= runs[name](guest, times, label)
-        guest.guest.__exit__()
+        guest.guest.close()
     return 0 if good else 1
 
 

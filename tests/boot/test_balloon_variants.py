@@ -47,7 +47,7 @@ def out_back_and_added(backend: str, engine: str, used: Callable[[Booted], int])
     options = {"mem_backend": Backend.parse(backend), "memory": BOOT, "max_memory": MAX, "page_reporting": False}
     with Booted("debian-6.1", engine=engine, **options) as guest:
         guest.wait_balloon_ready()
-        total = guest.memory_total()
+        total = guest.guest.memory_total
         guest.sh(
             f"seq 1000000 {1000000 + KEPT * MIB // 8} >/tmp/kept; md5sum /tmp/kept >/tmp/sum; "
             "mkdir /mnt; mount -t tmpfs -o size=95% fill /mnt; "
@@ -55,11 +55,11 @@ def out_back_and_added(backend: str, engine: str, used: Callable[[Booted], int])
             limit=120,
         )
         before = used(guest)
-        assert guest.resize(BOOT - 192 * MIB).reached
+        assert guest.balloon.resize(BOOT - 192 * MIB).reached
         assert before - used(guest) >= 96 * MIB
-        assert guest.resize(BOOT).reached
-        assert guest.resize(BOOT + 128 * MIB).reached
-        assert guest.memory_total() == total + 128 * MIB
+        assert guest.balloon.resize(BOOT).reached
+        assert guest.balloon.resize(BOOT + 128 * MIB).reached
+        assert guest.guest.memory_total == total + 128 * MIB
         guest.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=120 2>/dev/null; rm /tmp/fill; md5sum -c /tmp/sum")
         assert not any(guest.machine.balloon.info()["refused-pages"].values())
 
@@ -109,16 +109,16 @@ def test_memory_that_is_free_only_after_it_was_asked_for_is_had_all_the_same(ima
     target = BOOT - 128 * MIB
     with Booted(image, engine=engine, memory=BOOT) as guest:
         guest.wait_balloon_ready()
-        total = guest.memory_total()
+        total = guest.guest.memory_total
         guest.sh(
             f"mkdir -p /mnt; mount -t tmpfs -o size=90% need /mnt; dd if=/dev/zero of=/mnt/f bs=1M count={NEEDED}"
         )
-        outcome = guest.resize(target)
+        outcome = guest.balloon.resize(target)
         assert "floor" in outcome.reason
         guest.sh("rm /mnt/f")
-        guest.until(lambda: guest.outcomes[-1].reached, 40, "target, without a second command")
+        guest.until(lambda: guest.balloon.outcomes[-1].reached, 40, "target, without a second command")
         assert guest.machine.balloon.actual == target
-        assert guest.memory_total() == total - 128 * MIB
+        assert guest.guest.memory_total == total - 128 * MIB
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])
@@ -141,25 +141,25 @@ def unbound_and_back(engine: str, target: int) -> bool:
         guest.wait_balloon_ready()
         balloon = guest.machine.balloon
         assert balloon is not None
-        total = guest.memory_total()
+        total = guest.guest.memory_total
         guest.machine.monitor.balloon_set(target)
         guest.until(lambda: abs(balloon.actual - BOOT) >= 2 * PIECE, 30, "the first pieces")
-        guest.unbind_balloon()
+        guest.balloon.unbind()
         assert balloon.actual != target, "too quick to be in the middle"
         in_doubt = balloon.info()["hot-add"]["in-doubt"]  # counts as the guest's, and may not be
-        lost = total - guest.memory_total() - (BOOT - (balloon.actual - in_doubt))
+        lost = total - guest.guest.memory_total - (BOOT - (balloon.actual - in_doubt))
         assert abs(lost) <= 128 * MIB if target > BOOT else 0 <= lost <= PIECE
         if target > BOOT:
             # hot_add_req may wait for its block for 5 s. A probe meanwhile initialises its completion again,
             # which corrupts the list of waiters ("kernel BUG at lib/list_debug.c", seen once in three times).
             guest.sh("sleep 6")
-        guest.bind_balloon()
+        guest.balloon.bind()
         if "RIP: 0010:hv_ringbuffer_write" in guest.sh("dmesg"):
             return False
-        assert guest.resize(BOOT - 16 * MIB).reached
-        assert guest.resize(BOOT).reached
+        assert guest.balloon.resize(BOOT - 16 * MIB).reached
+        assert guest.balloon.resize(BOOT).reached
         # When memory is added the guest may have had the piece in doubt all along.
         kept = {total - lost} if target < BOOT else {total - lost, total}
-        assert guest.memory_total() in kept
+        assert guest.guest.memory_total in kept
         assert not any(balloon.info()["refused-pages"].values())
         return True

@@ -41,7 +41,7 @@ def test_linux_uses_every_enlightenment_of_an_engine(engine: str, cpus: int) -> 
         assert all(new > old for old, new in zip(before, after, strict=True)), (before, after)
         assert sum(timer_interrupts(guest, "LOC")) == 0, "the local APIC's timer is not used"
         guest.wait_balloon_ready()
-        assert guest.resize(256 << 20).reached
+        assert guest.balloon.resize(256 << 20).reached
 
 
 def test_linux_takes_timer_messages_and_vmbus_messages_from_one_slot() -> None:
@@ -49,7 +49,7 @@ def test_linux_takes_timer_messages_and_vmbus_messages_from_one_slot() -> None:
     with Booted("debian-6.1", engine="kernel", cpus=2, enlightenments=("+stimer",)) as guest:
         guest.until(lambda: guest.sh(f"cat {CLOCK_EVENT}").strip() == "Hyper-V clockevent", 20, "timers of hv_vmbus")
         guest.wait_balloon_ready()
-        assert guest.resize(256 << 20).reached
+        assert guest.balloon.resize(256 << 20).reached
         with guest.expect_reset():
             guest.send("reboot -f")
         guest.wait_balloon_ready()

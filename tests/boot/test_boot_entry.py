@@ -17,7 +17,7 @@ def test_a_vmlinux_boots_at_its_pvh_entry() -> None:
     with Booted("debian-6.12", engine="kernel", entry="pvh") as guest:
         assert guest.sh("uname -r").strip() == guest.image.release
         guest.wait_balloon_ready()
-        assert guest.resize(448 * MIB).reached
+        assert guest.balloon.resize(448 * MIB).reached
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])
@@ -27,10 +27,10 @@ def test_memory_beyond_4_gib_is_used_and_ballooned(engine: str) -> None:
     with Booted(engine=engine, memory=memory) as guest:
         guest.wait_balloon_ready()
         assert "100000000-" in guest.sh("grep 'System RAM' /proc/iomem")
-        total = guest.memory_total()
+        total = guest.guest.memory_total
         assert total > memory - 256 * MIB
-        assert guest.resize(memory - 128 * MIB).reached
-        assert guest.memory_total() == total - 128 * MIB
+        assert guest.balloon.resize(memory - 128 * MIB).reached
+        assert guest.guest.memory_total == total - 128 * MIB
         high = [r for r in guest.machine.balloon.machine.ledger.removed_both if r[0] >= 1 << 20]
         assert high, "no page above 4 GiB was ballooned"
-        assert guest.resize(memory).reached
+        assert guest.balloon.resize(memory).reached

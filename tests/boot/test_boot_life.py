@@ -34,17 +34,17 @@ def test_a_kernel_started_by_kexec_finds_the_bus_as_new_and_all_boot_memory(engi
     initrd = kexec_initrd(find_image(image, build=False), build=False)
     with Booted(image, engine=engine, cpus=2, memory=640 * MIB, initrd=initrd) as guest:
         guest.wait_balloon_ready()
-        total = guest.memory_total()
-        assert guest.resize(512 * MIB).reached
+        total = guest.guest.memory_total
+        assert guest.balloon.resize(512 * MIB).reached
         guest.sh("kexec -s -l /boot/vmlinuz --initrd=/boot/initrd --reuse-cmdline")
-        known, ended = len(guest.outcomes), []
+        known, ended = len(guest.balloon.outcomes), []
         guest.machine.agent.execute("kexec -e", lambda stream, data: None, ended.append)
         guest.until(lambda: ended, BOOT_LIMIT, "word from the new kernel's agent")
         assert (ended, guest.machine.resets) == ([None], 0), "it began anew without a reset"
-        guest.until(lambda: len(guest.outcomes) > known, 30, "target applied again")
-        assert guest.outcomes[-1].actual == 512 * MIB
-        assert guest.resize(640 * MIB).reached
-        assert abs(guest.memory_total() - total) < 2 * MIB, "what its predecessor let go of is the new kernel's"
+        guest.until(lambda: len(guest.balloon.outcomes) > known, 30, "target applied again")
+        assert guest.balloon.outcomes[-1].actual == 512 * MIB
+        assert guest.balloon.resize(640 * MIB).reached
+        assert abs(guest.guest.memory_total - total) < 2 * MIB, "what its predecessor let go of is the new kernel's"
 
 
 @ENGINES
@@ -61,7 +61,7 @@ def test_the_cmos_clock_s_alarm_rings_and_wakes_a_suspended_guest(engine: str) -
         )
         assert int(guest.sh("cut -d. -f1 /proc/uptime")) - int(slept) >= 2
         guest.wait_balloon_ready()
-        assert guest.resize(256 * MIB).reached, "the bus works on"
+        assert guest.balloon.resize(256 * MIB).reached, "the bus works on"
 
 
 @ENGINES
@@ -73,7 +73,7 @@ def test_a_crash_ends_the_machine_with_the_panic_s_text_and_no_console(engine: s
         assert "sysrq triggered crash" in outcome.text
         assert outcome.crash is not None
         assert "Call Trace" in outcome.crash.text
-        assert guest.console_text == ""
+        assert guest.console.text == ""
         assert "GUEST_PANICKED" in [name for name, _ in guest.events]
 
 
@@ -82,8 +82,8 @@ def test_an_older_bus_version_is_agreed_on_and_the_balloon_works() -> None:
     with Booted(engine="user", max_vmbus=0x00040000) as guest:
         guest.wait_balloon_ready()
         assert "Vmbus version:4.0" in guest.log("Vmbus version")
-        assert guest.resize(448 * MIB).reached
-        assert guest.resize(512 * MIB).reached
+        assert guest.balloon.resize(448 * MIB).reached
+        assert guest.balloon.resize(512 * MIB).reached
 
 
 def test_a_reset_by_the_host_in_the_middle_of_a_resize_starts_anew() -> None:
@@ -91,10 +91,14 @@ def test_a_reset_by_the_host_in_the_middle_of_a_resize_starts_anew() -> None:
         guest.wait_balloon_ready()
         guest.machine.monitor.balloon_set(256 * MIB)
         guest.until(lambda: guest.machine.balloon.actual < 512 * MIB, 20, "first pages out")
-        known = len(guest.outcomes)
+        known = len(guest.balloon.outcomes)
         with guest.expect_reset():
             guest.machine.reset()
-        guest.until(lambda: len(guest.outcomes) > known and guest.outcomes[-1].reached, 40, "target applied again")
+        guest.until(
+            lambda: len(guest.balloon.outcomes) > known and guest.balloon.outcomes[-1].reached,
+            40,
+            "target applied again",
+        )
         assert guest.machine.balloon.actual == 256 * MIB
 
 

@@ -82,19 +82,19 @@ def most_free(guest: Booted) -> int:
 
 
 def test_memory_goes_out_and_back_and_both_sides_agree_to_the_page(guest: Booted) -> None:
-    before, free_before = guest.meminfo(), most_free(guest)
-    out = guest.resize(SMALL)
-    during, free_during = guest.meminfo(), most_free(guest)
+    before, free_before = guest.guest.meminfo(), most_free(guest)
+    out = guest.balloon.resize(SMALL)
+    during, free_during = guest.guest.meminfo(), most_free(guest)
     taken = BOOT - out.actual
     assert out.reached, out.reason
     assert out.actual == SMALL
-    assert (before["MemTotal"] - during["MemTotal"]) << 10 == guest.missing(taken)
+    assert before["MemTotal"] - during["MemTotal"] == guest.missing(taken)
     assert abs(free_before - free_during - taken) < 24 * MIB
     info = guest.machine.balloon.info()
     assert (info["actual"], info["removed-guest"], info["removed-both"]) == (SMALL, 0, taken)
     assert not any(info["refused-pages"].values()), info["refused-pages"]
-    back = guest.resize(BOOT)
-    after = guest.meminfo()
+    back = guest.balloon.resize(BOOT)
+    after = guest.guest.meminfo()
     assert back.actual == BOOT
     assert after["MemTotal"] == before["MemTotal"]
     assert abs(most_free(guest) - free_before) < 24 * MIB
@@ -111,10 +111,10 @@ def test_ballooned_memory_leaves_the_host_and_data_survives(guest: Booted) -> No
         guest.sh(write, limit=WRITE_LIMIT)
         full = guest.machine.monitor.resident()  # before the guest may report free pages
         guest.sh("rm /tmp/fill /run/fill")
-        assert guest.resize(SMALL).reached
+        assert guest.balloon.resize(SMALL).reached
         thin = guest.machine.monitor.resident()
         assert full - thin > LEAST_FALL
-        assert guest.resize(BOOT).reached
+        assert guest.balloon.resize(BOOT).reached
         guest.sh("cd /tmp; md5sum -c sum")
     finally:
         guest.sh("rm -f /tmp/fill /run/fill /tmp/seed /tmp/p /tmp/sum")  # else the tests after this lack memory
@@ -124,31 +124,31 @@ def test_the_balloon_works_from_every_cpu(guest: Booted) -> None:
     """Writing the channel's `cpu` makes Linux send MODIFYCHANNEL."""
     for vp in (*range(guest.config.cpus), 0):
         guest.sh(f"for f in /sys/bus/vmbus/devices/{BALLOON_ID}/channels/*/cpu; do echo {vp} >$f; done")
-        guest.until(lambda vp=vp: guest.vmbus("hv-balloon")["target-vp"] == vp, 20, f"channel on VP {vp}")
-        assert guest.resize(BOOT - 32 * MIB).reached
-        assert guest.resize(BOOT).reached
+        guest.until(lambda vp=vp: guest.vmbus.device("hv-balloon")["target-vp"] == vp, 20, f"channel on VP {vp}")
+        assert guest.balloon.resize(BOOT - 32 * MIB).reached
+        assert guest.balloon.resize(BOOT).reached
 
 
 def test_the_driver_can_be_unbound_and_bound_again(guest: Booted) -> None:
-    guest.unbind_balloon()
-    guest.bind_balloon()
-    total = guest.memory_total()
-    assert guest.resize(BOOT - 64 * MIB).reached
-    assert guest.memory_total() == total - guest.missing(64 * MIB)
-    assert guest.resize(BOOT).reached
+    guest.balloon.unbind()
+    guest.balloon.bind()
+    total = guest.guest.memory_total
+    assert guest.balloon.resize(BOOT - 64 * MIB).reached
+    assert guest.guest.memory_total == total - guest.missing(64 * MIB)
+    assert guest.balloon.resize(BOOT).reached
 
 
 def test_the_balloon_keeps_its_target_over_three_reboots(guest: Booted) -> None:
     target = BOOT - 128 * MIB
-    total = guest.memory_total()
-    assert guest.resize(target).reached
+    total = guest.guest.memory_total
+    assert guest.balloon.resize(target).reached
     for _ in range(3):
-        known = len(guest.outcomes)
+        known = len(guest.balloon.outcomes)
         with guest.expect_reset():
             guest.send("reboot")
-        guest.until(lambda known=known: len(guest.outcomes) > known, 30, "target applied again")
-        assert guest.outcomes[-1].actual == target, guest.outcomes[-1]
-        assert guest.memory_total() == total - guest.missing(128 * MIB)
+        guest.until(lambda known=known: len(guest.balloon.outcomes) > known, 30, "target applied again")
+        assert guest.balloon.outcomes[-1].actual == target, guest.balloon.outcomes[-1]
+        assert guest.guest.memory_total == total - guest.missing(128 * MIB)
 
 
 def test_a_powerdown_request_ends_in_power_off(guest: Booted) -> None:

@@ -52,11 +52,11 @@ def test_a_guest_that_resets_for_ever_before_it_speaks_is_ended() -> None:
 def test_out_of_memory_in_a_shrunken_guest_leaves_its_agent_alone(image: str) -> None:
     with Booted(image, memory=1024 * MIB) as guest:
         guest.wait_balloon_ready()
-        guest.resize(200 * MIB)
+        guest.balloon.resize(200 * MIB)
         guest.sh("mkdir /big; mount -t tmpfs -o size=900m none /big")
         text = guest.sh("dd if=/dev/zero of=/big/x bs=1M count=600", check=False)
         assert "killed by signal 9: the guest has run out of memory" in text
-        assert guest.resize(1024 * MIB).reached
+        assert guest.balloon.resize(1024 * MIB).reached
         assert guest.sh("rm /big/x; echo well") == "well\n"
         assert guest.sh("cat /proc/[0-9]*/oom_score_adj | grep -c -e -1000 -e -999") != "0\n"
 
@@ -66,6 +66,6 @@ def test_an_agent_that_is_killed_comes_back() -> None:
         lost: list[int | None] = []
         guest.machine.agent.execute("sleep 100", lambda stream, data: None, lost.append)
         guest.send("for p in /proc/[0-9]*; do grep -q ^/bin/sh./etc/pyvmm $p/cmdline && kill -9 ${p#/proc/}; done")
-        guest.until(lambda: "".join(guest.tail.lines()).count("agent.ready") == 2, 30, "agent that came after")
+        guest.until(lambda: "".join(guest.trace.lines()).count("agent.ready") == 2, 30, "agent that came after")
         assert lost in ([None], [137]), "137 if what waited for the command was killed last"
         assert guest.sh("echo well") == "well\n"

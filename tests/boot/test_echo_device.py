@@ -34,7 +34,7 @@ def test_linux_binds_talks_to_and_loses_a_device_of_ones_own(engine: str, monkey
         assert guest.sh("echo_guest hello over 'the VMBus'").splitlines() == ["hello", "over", "the VMBus"]
         first = guest.machine.services.devices.find(Echo)
         assert first is not None
-        guest.until(lambda: guest.vmbus("echo")["state"] != "open", 20, "closed channel")
+        guest.until(lambda: guest.vmbus.device("echo")["state"] != "open", 20, "closed channel")
         guest.machine.monitor.remove_device("echo1")
         guest.until(lambda: "DEVICE_DELETED" in [name for name, _ in guest.events], 20, "the device's end")
         guest.machine.monitor.add_device("echo", "third")

@@ -54,15 +54,15 @@ def write_pattern(guest: Booted) -> None:
 
 def check(guest: Booted, size: int, total: int, *, added: int) -> None:
     """After a resize to `size`. `total`: MemTotal in bytes at the boot size; `added`: bytes hot-added so far."""
-    outcome = guest.resize(size)
+    outcome = guest.balloon.resize(size)
     if not outcome.reached and "floor" in outcome.reason:
         # While Linux reports free pages it holds up to 64 MiB of them apart: the host asks for them again by itself.
-        guest.until(lambda: guest.outcomes[-1] is not outcome, ASKED_AGAIN, "end of the further tries")
-        outcome = guest.outcomes[-1]
+        guest.until(lambda: guest.balloon.outcomes[-1] is not outcome, ASKED_AGAIN, "end of the further tries")
+        outcome = guest.balloon.outcomes[-1]
     assert outcome.reached, outcome.reason
     assert outcome.actual == size
     out = BOOT + added - size
-    assert guest.memory_total() == total + added - guest.missing(out)
+    assert guest.guest.memory_total == total + added - guest.missing(out)
     info = guest.machine.balloon.info()
     assert info["actual"] == size
     assert info["removed-guest"] + info["removed-both"] == out
@@ -79,7 +79,7 @@ def test_out_back_added_and_out_again(guest: Booted, life: str) -> None:
         with guest.expect_reset():
             guest.send("reboot")
     guest.wait_balloon_ready()
-    total = guest.memory_total()
+    total = guest.guest.memory_total
     write_pattern(guest)
     full = guest.machine.monitor.resident()
     check(guest, BOOT - MOVED, total, added=0)
@@ -96,7 +96,7 @@ def test_the_protocol_asked_for_is_spoken(engine: str, newest: str, spoken: str)
     with Booted(engine=engine, memory=512 * MIB, max_memory=768 * MIB, balloon_version=newest) as guest:
         guest.wait_balloon_ready()
         assert f"Using Dynamic Memory protocol version {spoken}" in guest.log("Dynamic Memory protocol")
-        total = guest.memory_total()
+        total = guest.guest.memory_total
         for size in (384 * MIB, 768 * MIB):
-            assert guest.resize(size).reached
-            assert guest.memory_total() == total + size - 512 * MIB
+            assert guest.balloon.resize(size).reached
+            assert guest.guest.memory_total == total + size - 512 * MIB

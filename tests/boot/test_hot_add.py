@@ -33,10 +33,10 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
 
 
 def resize(guest: Booted, size: int) -> ResizeOutcome:
-    known = len(guest.outcomes)
+    known = len(guest.balloon.outcomes)
     guest.machine.monitor.balloon_set(size)
-    guest.until(lambda: len(guest.outcomes) > known, LIMIT, f"answer to a target of {size >> 20} MiB")
-    return guest.outcomes[-1]
+    guest.until(lambda: len(guest.balloon.outcomes) > known, LIMIT, f"answer to a target of {size >> 20} MiB")
+    return guest.balloon.outcomes[-1]
 
 
 def size_changes(guest: Booted) -> list[dict[str, Any]]:
@@ -49,10 +49,10 @@ def test_growth_to_the_page_is_seen_by_both_sides(guest: Booted) -> None:
         f"cd /tmp; (cat /lib/modules/*.ko; cat /bin/busybox) >seed; while [ $(stat -c %s p 2>/dev/null || echo 0) "
         f"-lt {PATTERN * MIB} ]; do cat seed >>p; done; md5sum p >sum; rm seed"
     )
-    total = guest.memory_total()
+    total = guest.guest.memory_total
     for size in (896 * MIB, 900 * MIB + 4096):
         assert resize(guest, size).reached
-        assert guest.memory_total() - total == size - BOOT
+        assert guest.guest.memory_total - total == size - BOOT
     window = guest.machine.window
     assert window is not None
     (found,) = guest.added_ranges()
@@ -61,12 +61,12 @@ def test_growth_to_the_page_is_seen_by_both_sides(guest: Booted) -> None:
 
 
 def test_shrinking_below_the_boot_size_and_back_to_the_most(guest: Booted) -> None:
-    total = guest.memory_total()
+    total = guest.guest.memory_total
     before = guest.machine.balloon.actual
     assert resize(guest, 384 * MIB).reached
-    assert total - guest.memory_total() == guest.missing(before - 384 * MIB)
+    assert total - guest.guest.memory_total == guest.missing(before - 384 * MIB)
     assert resize(guest, MAX).reached
-    assert guest.memory_total() - total == MAX - before
+    assert guest.guest.memory_total - total == MAX - before
     info = guest.machine.balloon.info()
     assert not any(info["refused-pages"].values()), info["refused-pages"]
     assert (info["hot-add"]["added"], info["hot-add"]["removed"]) == (512 * MIB, 0)
@@ -80,13 +80,13 @@ def test_more_than_the_most_is_refused_with_a_reason(guest: Booted) -> None:
 
 
 def test_a_driver_bound_again_keeps_what_was_added(guest: Booted) -> None:
-    total = guest.memory_total()
-    guest.unbind_balloon()
-    guest.bind_balloon()
+    total = guest.guest.memory_total
+    guest.balloon.unbind()
+    guest.balloon.bind()
     assert resize(guest, MAX - 32 * MIB).reached
-    assert guest.memory_total() == total - guest.missing(32 * MIB)
+    assert guest.guest.memory_total == total - guest.missing(32 * MIB)
     assert resize(guest, MAX).reached
-    assert guest.memory_total() == total
+    assert guest.guest.memory_total == total
     assert not guest.log("hot_add memory failed")
 
 
@@ -99,10 +99,14 @@ def test_a_reboot_is_the_boot_size_and_then_the_target_again(guest: Booted) -> N
     assert [each["size"] for each in size_changes(guest)[sizes:]] == [0], "though it had as much as at boot"
     guest.wait_balloon_ready()
     resize(guest, target)
-    known = len(guest.outcomes)
+    known = len(guest.balloon.outcomes)
     with guest.expect_reset():
         guest.send("reboot")
-    guest.until(lambda: len(guest.outcomes) > known and guest.outcomes[-1].reached, LIMIT, "target applied again")
+    guest.until(
+        lambda: len(guest.balloon.outcomes) > known and guest.balloon.outcomes[-1].reached,
+        LIMIT,
+        "target applied again",
+    )
     assert guest.machine.balloon.actual == target
     assert [size for _, size in guest.added_ranges()] == [128 * MIB]
 
@@ -112,11 +116,11 @@ def test_memory_left_offline_is_said_at_once() -> None:
         "debian-6.1", engine="user", memory=256 * MIB, max_memory=MAX, append="memhp_default_state=offline"
     ) as g:
         g.wait_balloon_ready()
-        total = g.memory_total()
+        total = g.guest.memory_total
         outcome = resize(g, MAX)
         assert outcome.reason == LEFT_OFFLINE
         assert outcome.actual == 384 * MIB, "one block, and no further five seconds"
-        assert g.memory_total() == total
+        assert g.guest.memory_total == total
 
 
 @pytest.mark.parametrize("engine", ["kernel", "user"])

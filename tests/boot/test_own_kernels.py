@@ -66,11 +66,11 @@ def test_the_engine_runs_with_all_cpus_and_the_bus_works(guest: Booted) -> None:
 
 def test_memory_goes_out_comes_back_and_grows(guest: Booted) -> None:
     guest.wait_balloon_ready()
-    total = guest.memory_total()
+    total = guest.guest.memory_total
     for size in (SMALL, BOOT, MAX, SMALL, BOOT):
-        outcome = guest.resize(size)
+        outcome = guest.balloon.resize(size)
         assert outcome.reached, outcome.reason
-        assert guest.memory_total() == total + size - BOOT
+        assert guest.guest.memory_total == total + size - BOOT
 
 
 def test_the_kernel_logs_no_warning(guest: Booted) -> None:

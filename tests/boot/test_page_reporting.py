@@ -38,7 +38,7 @@ def reported(guest: Booted) -> int:
 
 
 def test_linux_turns_reporting_on(guest: Booted) -> None:
-    assert "Cold memory discard hint enabled" in guest.dmesg()
+    assert "Cold memory discard hint enabled" in guest.sh("dmesg")
 
 
 def test_freed_memory_goes_back_to_the_host_without_a_balloon(guest: Booted) -> None:
@@ -84,5 +84,5 @@ def test_reporting_goes_on_after_a_reboot(guest: Booted) -> None:
 def test_it_can_be_left_out(engine: str) -> None:
     with Booted("debian-6.1", engine=engine, page_reporting=False) as guest:
         guest.wait_balloon_ready()
-        assert "Cold memory" not in guest.dmesg()
+        assert "Cold memory" not in guest.sh("dmesg")
         assert guest.machine.monitor.page_reporting() is None
