@@ -18,12 +18,12 @@ def test_the_bus_driver_can_be_removed_and_loaded_again(engine: str) -> None:
         services = ("heartbeat", "shutdown", "timesync")
 
         def all_open() -> bool:
-            return all(guest.vmbus(name)["state"] == "open" for name in services)
+            return all(guest.vmbus.device(name)["state"] == "open" for name in services)
 
         guest.until(all_open, 30, "services open")
         guest.sh("rmmod hv_utils; rmmod hv_vmbus")
         guest.until(lambda: guest.machine.services.bus.version is None, 20, "disconnected bus")
-        assert not any(guest.vmbus(name)["state"] == "open" for name in services)
+        assert not any(guest.vmbus.device(name)["state"] == "open" for name in services)
         guest.sh("insmod /lib/modules/hv_vmbus.ko; insmod /lib/modules/hv_utils.ko")
         guest.until(all_open, 30, "services open again")
 
