@@ -11,7 +11,7 @@ another structure. So does a kernel with a Multiboot header, which is not Linux.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -53,6 +53,7 @@ def load_linux(
     *,
     kernel: Path | bytes,
     initrd: Path | bytes | None = None,
+    modules: Sequence[multiboot.Module] = (),
     cmdline: str = "",
     ram_size: int,
     acpi: AcpiConfig | None = None,
@@ -64,24 +65,24 @@ def load_linux(
 
     `acpi` None leaves the tables out. `fresh` says that the memory holds zeros, so that zeros need not be written;
     False for loading again after a reset. Raises ConfigError, one line with the next step, if the files or sizes
-    are unsuitable. Guest memory may be partly written then. `opener` opens the files.
+    are unsuitable. Guest memory may be partly written then. `opener` opens the files. A Multiboot kernel
+    gets `modules`, or `initrd` as its only one.
     """
-    plan = _plan(kernel, initrd, cmdline, ram_size, protocol, opener)
+    plan = _plan(kernel, initrd, modules, cmdline, ram_size, protocol, opener)
     loader, rsdp, e820 = plan.loader, 0, e820_map(ram_size)
     loader.write(memory, fresh)
-    if plan.initrd is not None:
-        plan.initrd.copy(memory, plan.initrd_gpa, 0, plan.initrd_size)
+    for each in plan.files:
+        each.source.copy(memory, each.gpa, 0, each.size)
     memory.write(address_map.CMDLINE.start, plan.cmdline + b"\0")
     if acpi is not None:
         tables = build_acpi(acpi, ACPI_TABLES.start, ACPI_TABLES.size)
         memory.write(ACPI_TABLES.start, tables.data)
         rsdp = tables.rsdp_gpa
     if isinstance(loader, _Multiboot):
-        module = (plan.initrd_gpa, plan.initrd_size, plan.initrd_name) if plan.initrd is not None else None
-        gpa, cmdline_gpa = address_map.START_INFO.start, address_map.CMDLINE.start
-        memory.write(gpa, multiboot.build(gpa, e820=e820, cmdline_gpa=cmdline_gpa, module=module))
+        memory.write(address_map.START_INFO.start, plan.information(e820))
     else:
-        _write_parameters(memory, loader, e820, plan.initrd_gpa, plan.initrd_size, rsdp)
+        gpa, size = (plan.files[0].gpa, plan.files[0].size) if plan.files else (0, 0)
+        _write_parameters(memory, loader, e820, gpa, size, rsdp)
     state = loader.state
     memory.write(address_map.GDT.start, state.gdt())
     return state
@@ -92,27 +93,47 @@ class _Plan:
     """The load plan: checked files and their addresses."""
 
     loader: _Bzimage | _Vmlinux | _Multiboot
-    initrd: _Source | None
-    initrd_gpa: int
-    initrd_name: str
+    files: list[_Placed]
     cmdline: bytes
 
+    def information(self, e820: list[E820Entry]) -> bytes:
+        """Return the Multiboot information. Raises ConfigError if the modules' strings do not fit."""
+        place, modules = address_map.START_INFO, [(each.gpa, each.size, each.string) for each in self.files]
+        data = multiboot.build(place.start, e820=e820, cmdline_gpa=address_map.CMDLINE.start, modules=modules)
+        if len(data) > place.size:
+            raise ConfigError(
+                f"--initrd: {len(modules)} modules and their arguments take {len(data)} bytes of boot information, "
+                f"{place.size} are there: give fewer"
+            )
+        return data
+
+
+@dataclass(slots=True)
+class _Placed:
+    """An initramfs or a Multiboot module, and its address."""
+
+    source: _Source
+    string: str
+    gpa: int = 0
+
     @property
-    def initrd_size(self) -> int:
-        """Return the initramfs's size in bytes; 0 without one."""
-        return len(self.initrd.view) if self.initrd is not None else 0
+    def size(self) -> int:
+        return len(self.source.view)
 
 
 def check_linux(
     *,
     kernel: Path | bytes,
     initrd: Path | bytes | None = None,
+    modules: Sequence[multiboot.Module] = (),
     cmdline: str = "",
     ram_size: int,
     protocol: Entry = "auto",
 ) -> None:
     """Raise the ConfigError that `load_linux` would raise, before any memory is allocated."""
-    _plan(kernel, initrd, cmdline, ram_size, protocol)
+    plan = _plan(kernel, initrd, modules, cmdline, ram_size, protocol)
+    if isinstance(plan.loader, _Multiboot):
+        plan.information(e820_map(ram_size))
 
 
 def is_multiboot(kernel: Path, protocol: Entry = "auto") -> bool:
@@ -127,6 +148,7 @@ def _has_multiboot(kernel: Buffer | FileBytes) -> bool:
 def _plan(
     kernel: Path | bytes,
     initrd: Path | bytes | None,
+    modules: Sequence[multiboot.Module],
     cmdline: str,
     ram_size: int,
     protocol: Entry,
@@ -134,9 +156,9 @@ def _plan(
 ) -> _Plan:
     name = shown(kernel) if isinstance(kernel, Path) else "kernel"
     kernel_source = _Source(kernel, name, opener)
-    initrd_name = shown(initrd) if isinstance(initrd, Path) else "initrd"
-    initrd_source = _Source(initrd, initrd_name, opener) if initrd is not None else None
-    initrd_size = len(initrd_source.view) if initrd_source is not None else 0
+    if initrd is not None:
+        modules = [multiboot.Module(initrd, initrd.name if isinstance(initrd, Path) else "initrd"), *modules]
+    files = [_Placed(_Source(each.source, _name_of(each), opener), each.string) for each in modules]
     try:
         text = cmdline.encode("utf-8", "surrogateescape")  # as Python took it from the user's own command line
     except UnicodeEncodeError as error:
@@ -165,9 +187,18 @@ def _plan(
         raise ConfigError(
             f"the kernel command line is {len(text)} bytes long, this kernel takes {loader.cmdline_size}; shorten it"
         )
-    initrd_gpa = _place_initrd(loader, initrd_size, ram_size, name, initrd_name)
+    if len(files) > 1 and not isinstance(loader, _Multiboot):
+        raise ConfigError(f"{name}: not a Multiboot kernel, so it takes one --initrd, not {len(files)} modules")
+    pages = [(each.size + PAGE - 1) & -PAGE for each in files]
+    gpa = _place_initrd(loader, sum(pages), ram_size, name, " and ".join(map(_name_of, modules)))
+    for each, size in zip(files, pages, strict=True):
+        each.gpa = gpa
+        gpa += size
+    return _Plan(loader, files, text)
 
-    return _Plan(loader, initrd_source, initrd_gpa, Path(initrd_name).name, text)
+
+def _name_of(module: multiboot.Module) -> str:
+    return shown(module.source) if isinstance(module.source, Path) else "initrd"
 
 
 def _write_parameters(

@@ -6,13 +6,14 @@ kvm-unit-tests, xv6 and other small kernels use it. The header has no fixed plac
 the first 8 KiB of the file. An ELF file is loaded by its program headers, 32 or 64 bits wide; other formats carry
 their addresses in the header (ADDRESSES). Either is entered in 32-bit protected mode.
 
-    EAX 0x2BADB002    EBX -> information -> command line, modules (the file of --initrd), memory map
+    EAX 0x2BADB002    EBX -> information -> command line, modules (the files of --initrd), memory map
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from struct import Struct, unpack_from
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,14 @@ class Image:
     def end(self) -> int:
         """Return the first address after the kernel and its zeroed data."""
         return max(segment.gpa + segment.size for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file for a Multiboot kernel, and the string that goes with it: its name and arguments."""
+
+    source: Path | bytes
+    string: str
 
 
 def find_header(data: Buffer | FileBytes) -> int | None:
@@ -154,16 +163,15 @@ def build(
     *,
     e820: Sequence[E820Entry],
     cmdline_gpa: int,
-    module: tuple[int, int, str] | None = None,
+    modules: Sequence[tuple[int, int, str]] = (),
 ) -> bytes:
-    """Build the boot information, to be written at `gpa`. `module`: address, size and name of --initrd's file."""
-    modules = b""
-    strings_gpa = gpa + INFORMATION.size + MAP_ENTRY.size * len(e820) + (MODULE.size if module is not None else 0)
+    """Build the boot information, to be written at `gpa`. `modules`: address, size and string of each."""
+    table = b""
+    strings_gpa = gpa + INFORMATION.size + MAP_ENTRY.size * len(e820) + MODULE.size * len(modules)
     strings = LOADER_NAME
-    if module is not None:
-        start, size, title = module
-        modules = MODULE.pack(start, start + size, strings_gpa + len(strings), 0)
-        strings += title.encode("utf-8", "surrogateescape") + b"\0"
+    for start, size, string in modules:
+        table += MODULE.pack(start, start + size, strings_gpa + len(strings), 0)
+        strings += string.encode("utf-8", "surrogateescape") + b"\0"
     memory_map = b"".join(MAP_ENTRY.pack(MAP_ENTRY.size - 4, *entry) for entry in e820)
     map_gpa = gpa + INFORMATION.size
     upper = next((e.size for e in e820 if e.gpa == EXTENDED_RAM.start and e.type == E820Type.RAM), 0)
@@ -173,7 +181,7 @@ def build(
         upper >> 10,
         _NO_BOOT_DEVICE,
         cmdline_gpa,
-        len(modules) // MODULE.size,
+        len(modules),
         map_gpa + len(memory_map) if modules else 0,
         len(memory_map),
         map_gpa,
@@ -182,4 +190,4 @@ def build(
         0,  # configuration table
         strings_gpa,
     )
-    return information + memory_map + modules + strings
+    return information + memory_map + table + strings

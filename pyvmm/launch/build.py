@@ -14,6 +14,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.firmware import cmdline
 from pyvmm.firmware.linux import check_linux, is_multiboot
 from pyvmm.host.inside import inside
+from pyvmm.launch.boot_modules import read_modules
 from pyvmm.machine.config import MachineConfig
 from pyvmm.ram_backend import Backend
 
@@ -85,6 +86,8 @@ def build_config(
         our_init = plan.absent is not None
     if not our_init and is_multiboot(config.kernel, config.entry):  # no Linux: its name and the user's words alone
         config.cmdline = f"{config.kernel.name} {options.append}".rstrip()
+        if options.initrd is not None and config.initrd is not None:
+            config.initrd, config.modules = None, read_modules(options.initrd)
     else:
         size = window if our_init else None
         config.cmdline = command_line(options.append, agent_only=bool(options.command), window=size)
@@ -92,6 +95,7 @@ def build_config(
         check_linux(
             kernel=config.kernel,
             initrd=config.initrd,
+            modules=config.modules,
             cmdline=config.cmdline,
             ram_size=config.memory,
             protocol=config.entry,

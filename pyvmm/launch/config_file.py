@@ -101,7 +101,7 @@ def _value(file: Path, key: str, value: Any, field: Field) -> Any:
     if wanted == (bool,):
         return value
     if option.read is Path or (key == "console" and value not in FIXED_CONSOLES):
-        items = [str(_from_folder(file, str(item))) for item in items]
+        items = [_initrd(file, item) if key == "initrd" else str(_from_folder(file, str(item))) for item in items]
     try:
         read = [option.value(item) for item in items]
     except ConfigError as error:
@@ -137,6 +137,17 @@ def _command(file: Path, value: Any) -> tuple[str, ...]:
             _check(file, "command", word)
         return tuple(words)
     raise ConfigError(f"{file}: command takes a text or a list of words, not {_short(value)}")
+
+
+def _initrd(file: Path, text: str) -> str:
+    """Return `initrd` with each of its files from the configuration's folder: a Multiboot kernel may have several."""
+    from pyvmm.launch.boot_modules import split_list
+
+    parts = split_list(text)
+    if len(parts) == 1 or not all(parts):
+        return str(_from_folder(file, text))
+    folder = str(_from_folder(file, ".")).replace(",", ",,")
+    return ",".join(os.path.join(folder, os.path.expanduser(part)) for part in parts)
 
 
 def _from_folder(file: Path, text: str) -> Path:

@@ -52,5 +52,6 @@ def confine_session(mode: Mode, machine: Machine, listeners: Sequence[Listener])
                 "--sandbox require is not possible in a process that is not pyvmm's own: confinement is permanent"
             )
         return
-    machine.boot_files.keep(machine.config.kernel, machine.config.initrd)
+    files = (module.source for module in machine.config.modules if isinstance(module.source, Path))
+    machine.boot_files.keep(machine.config.kernel, machine.config.initrd, *files)
     machine.monitor.sandbox = confine(mode, [own_folder()] if listeners else []).describe()

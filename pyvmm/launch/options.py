@@ -113,7 +113,10 @@ class GuestOptions:
         (), "Load one more module of --kdir or --modules, or a .ko file. Repeatable.", metavar="NAME"
     )
     initrd: Path | None = option(
-        None, "Another initramfs than pyvmm's, with --kernel or --kdir; `none` for none.", Path
+        None,
+        "Another initramfs than pyvmm's, with --kernel or --kdir; `none` for none. A Multiboot kernel takes modules: "
+        "FILE[ ARGUMENTS],...",
+        Path,
     )
     image: str | None = option(None, "One of our images; `pyvmm image list` shows them.")
     append: str = option(

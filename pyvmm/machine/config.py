@@ -12,6 +12,7 @@ from typing import Literal
 
 from pyvmm.address_map import HOT_ADD_SLOTS, MIB
 from pyvmm.errors import ConfigError
+from pyvmm.firmware.multiboot import Module
 from pyvmm.hyperv.enlightenments import chosen
 from pyvmm.machine.autosize import Limits
 from pyvmm.machine.devices import DEVICES
@@ -33,6 +34,7 @@ class MachineConfig:
 
     kernel: Path
     initrd: Path | None = None
+    modules: tuple[Module, ...] = ()  # of a Multiboot kernel
     cmdline: str = ""
     memory: int = 512 * MIB
     cpus: int = 1

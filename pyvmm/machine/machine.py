@@ -209,6 +209,7 @@ class Machine:
             self.memory,
             kernel=self.config.kernel,
             initrd=self.config.initrd,
+            modules=self.config.modules,
             cmdline=self.config.cmdline,
             ram_size=self.config.memory,
             acpi=self.board.acpi,

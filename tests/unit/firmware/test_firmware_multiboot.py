@@ -71,6 +71,25 @@ def test_the_information_has_command_line_module_and_memory_map() -> None:
     assert any(kind == 2 for _, _, kind in entries), "reserved ranges"
 
 
+def test_several_modules_lie_on_pages_of_their_own_in_order() -> None:
+    memory = GuestMemory.flat(RAM)
+    given = [multiboot.Module(b"a" * 5000, "a"), multiboot.Module(b"b", "b x=1"), multiboot.Module(b"c" * 10, "c")]
+    load_linux(memory, kernel=elf32(CODE), modules=given, ram_size=RAM)
+    count, table = unpack_from("<II", memory.read(START_INFO.start + 20, 8))
+    found, last = [], 0
+    for at in range(table, table + 16 * count, 16):
+        start, end, string, _ = unpack_from("<4I", memory.read(at, 16))
+        assert start % 4096 == 0 and last <= start and end <= RAM
+        found.append((memory.read(start, end - start), text_at(memory, string).decode()))
+        last = end
+    assert found == [(each.source, each.string) for each in given]
+
+
+def test_linux_takes_one_initrd() -> None:
+    with pytest.raises(ConfigError, match="not a Multiboot kernel, so it takes one --initrd, not 2 modules"):
+        load_linux(GuestMemory.flat(RAM), kernel=vmlinux(), modules=[multiboot.Module(b"a", "a")] * 2, ram_size=RAM)
+
+
 def test_without_an_initrd_there_is_no_module() -> None:
     memory = GuestMemory.flat(RAM)
     load_linux(memory, kernel=elf32(CODE), ram_size=RAM)
