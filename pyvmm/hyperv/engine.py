@@ -20,7 +20,7 @@ from pyvmm.hyperv.cpuid import Offer
 from pyvmm.hyperv.crash import CrashRegisters, CrashReport
 from pyvmm.hyperv.enlightenments import DEFAULT
 from pyvmm.hyperv.extended import Discard, ExtendedCalls
-from pyvmm.hyperv.hypercall import Hypercalls
+from pyvmm.hyperv.hypercall import Hypercalls, call_by_registers
 from pyvmm.hyperv.partition import MessageListener
 from pyvmm.hyperv.synic import Synic
 from pyvmm.hyperv.tlfs import Privilege
@@ -160,13 +160,12 @@ class Engine(ABC):
         signal.ask()
         return True
 
-    def _call_by_port(self, vcpu: Vcpu, vp: int) -> None:
-        """Handle a hypercall that exits by the OUT instruction of the hypercall page."""
+    def _call_by_port(self, vcpu: Vcpu, vp: int, width: int) -> None:
+        """Handle a hypercall that exits by the hypercall page's OUT instruction of `width` bytes."""
         regs = vcpu.regs
-        result = self.hypercalls.call(regs.rcx, regs.rdx, regs.r8)
+        control, result = call_by_registers(self.hypercalls.call, regs, width)
         if trace.hypercall.on:
-            trace.hypercall(vp, regs.rcx & 0xFFFF, regs.rcx, result)
-        regs.rax = result
+            trace.hypercall(vp, control & 0xFFFF, control, result)
         # RIP goes back as it came: KVM may still have to step over the OUT, and does so only if RIP is unchanged.
         vcpu.regs = regs
 

@@ -5,12 +5,14 @@ Source: TLFS section 3 and 11.10; Linux hv_post_message() and vmbus_set_event().
 
     call [hypercall page]   RCX control word, RDX and R8 input and output gpa (or, fast, 16 bytes of input)
                             RAX status, and in bits 32..43 the repetitions done
+                            In 32-bit mode EDX:EAX, EBX:ECX and EDI:ESI, the result in EDX:EAX
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pyvmm import address_map
 from pyvmm.contain import contain
@@ -28,6 +30,9 @@ from pyvmm.hyperv.tlfs import (
 )
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 
+if TYPE_CHECKING:
+    from pyvmm.kvm.structs import Regs, Sregs
+
 CONNECTION_MASK = 0xFFFFFF
 """The bits of a connection id that name the connection; KVM's KVM_HYPERV_EVENTFD has the same limit."""
 
@@ -40,39 +45,77 @@ LISTENER_WAIT = 30.0
 _WITH_HEADER = (HypercallCode.SEND_IPI, HypercallCode.SEND_IPI_EX)
 """Calls whose handler checks the size of the variable header itself."""
 
-_ENDBR64 = bytes.fromhex("f3 0f 1e fa")
-_OUT_AL = 0xE6
+WIDTH_64, WIDTH_32 = 1, 4
+"""Bytes that the page writes to the port, which tell the calling convention without a look at the vCPU's segments."""
+
+_ENDBR64, _ENDBR32 = bytes.fromhex("f3 0f 1e fa"), bytes.fromhex("f3 0f 1e fb")
+_OUT_AL, _OUT_EAX = 0xE6, 0xE7
 _RET = 0xC3
-_TEST_CX_CX = bytes.fromhex("66 85 c9")
+_TEST_CX_CX, _TEST_AX_AX = bytes.fromhex("66 85 c9"), bytes.fromhex("66 85 c0")
 _JS = 0x78
+_LOW = 0xFFFFFFFF
+_EFER_LMA = 1 << 10
 _CALL_INSTRUCTIONS = (bytes.fromhex("0f 01 c1"), bytes.fromhex("0f 01 d9"))  # vmcall, vmmcall
 
 
-def page_code(port: int = HYPERCALL_PORT) -> bytes:
-    """The user engine's hypercall page: endbr64; out port, al; ret.
+def is_long_mode(sregs: Sregs) -> bool:
+    """Return whether the vCPU runs 64-bit code: long mode, and not a compatibility segment in it."""
+    return bool(sregs.efer & _EFER_LMA and sregs.cs.l)
+
+
+def page_code(port: int = HYPERCALL_PORT, *, long_mode: bool = True) -> bytes:
+    """The user engine's hypercall page: endbr64; out port, al; ret. In 32-bit mode endbr32; out port, eax; ret.
 
     VMCALL would not do: a KVM without Hyper-V answers it itself. ENDBR64 is what Linux 6.1 and later look for before
     they keep IBT on. A user-mode caller gets #GP from OUT (IOPL 0), so calls come from CPL 0 only.
     """
-    return (_ENDBR64 + bytes([_OUT_AL, port, _RET])).ljust(PAGE_SIZE, b"\xcc")
+    return (_endbr(long_mode) + _exit_code(port, long_mode)).ljust(PAGE_SIZE, b"\xcc")
 
 
-def page_code_beside_kvm(kvm_page: bytes, port: int = HYPERCALL_PORT) -> bytes | None:
+def _endbr(long_mode: bool) -> bytes:
+    return _ENDBR64 if long_mode else _ENDBR32
+
+
+def _exit_code(port: int, long_mode: bool) -> bytes:
+    return bytes([_OUT_AL if long_mode else _OUT_EAX, port, _RET])
+
+
+def page_code_beside_kvm(kvm_page: bytes, port: int = HYPERCALL_PORT, *, long_mode: bool = True) -> bytes | None:
     """The hypercall page for a KVM that does not pass on extended calls but answers "no such call" itself.
 
     It uses KVM's own call instruction for calls below 0x8000, and OUT for the others:
 
         endbr64; test cx, cx; js 1f; vmmcall; ret; 1: out port, al; ret
 
-    CX holds the call's code. None if `kvm_page`, as KVM wrote it, is not just its call instruction and a return:
-    then the page must stay as it is.
+    CX holds the call's code, in 32-bit mode AX. None if `kvm_page`, as KVM wrote it, is not just its call instruction
+    and a return: then the page must stay as it is.
     """
     instruction = kvm_page[:3]
     if instruction not in _CALL_INSTRUCTIONS or kvm_page[3] != _RET:
         return None
     below = instruction + bytes([_RET])
-    above = bytes([_OUT_AL, port, _RET])
-    return (_ENDBR64 + _TEST_CX_CX + bytes([_JS, len(below)]) + below + above).ljust(PAGE_SIZE, b"\xcc")
+    test = _TEST_CX_CX if long_mode else _TEST_AX_AX
+    code = _endbr(long_mode) + test + bytes([_JS, len(below)]) + below + _exit_code(port, long_mode)
+    return code.ljust(PAGE_SIZE, b"\xcc")
+
+
+def call_by_registers(call: Callable[[int, int, int], int], regs: Regs, width: int) -> tuple[int, int]:
+    """Make the call that a page's OUT of `width` bytes asks for, and put the result into `regs`.
+
+    Returns the control word and the result.
+    """
+    if width != WIDTH_32:
+        control = regs.rcx
+        regs.rax = result = call(control, regs.rdx, regs.r8)
+        return control, result
+    control = _pair(regs.rdx, regs.rax)
+    result = call(control, _pair(regs.rbx, regs.rcx), _pair(regs.rdi, regs.rsi))
+    regs.rdx, regs.rax = result >> 32, result & _LOW
+    return control, result
+
+
+def _pair(high: int, low: int) -> int:
+    return (high & _LOW) << 32 | low & _LOW
 
 
 class Hypercalls:

@@ -257,8 +257,8 @@ class KernelEngine(Engine):
                 else:
                     exit.fault()
                 return True
-            case IoOut(port=hypercall.HYPERCALL_PORT):
-                self._call_by_port(vcpu, vp)
+            case IoOut(port=hypercall.HYPERCALL_PORT, size=width):
+                self._call_by_port(vcpu, vp, width)
                 return True
         return False
 
@@ -268,7 +268,8 @@ class KernelEngine(Engine):
             vcpu.set_msrs({Msr.HYPERCALL: value})
             page = PageMsr(vcpu.get_msrs([Msr.HYPERCALL])[Msr.HYPERCALL])
             if page.enable:
-                code = hypercall.page_code_beside_kvm(self.memory.read(page.gpa, PAGE_SIZE))
+                mode = hypercall.is_long_mode(vcpu.sregs)
+                code = hypercall.page_code_beside_kvm(self.memory.read(page.gpa, PAGE_SIZE), long_mode=mode)
                 if code is not None:
                     self.memory.write(page.gpa, code)
                     if trace.hypercall_page.on:

@@ -170,9 +170,9 @@ class UserEngine(Engine):
                 else:
                     exit.ok()
                 return True
-            case IoOut(port=hypercall.HYPERCALL_PORT):
+            case IoOut(port=hypercall.HYPERCALL_PORT, size=width):
                 if self.hypercall_page.enable:
-                    self._call_by_port(vcpu, vp)
+                    self._call_by_port(vcpu, vp, width)
                 return True
         return False
 
@@ -309,7 +309,7 @@ class UserEngine(Engine):
                 if not value:
                     self.hypercall_page = PageMsr(0)
             case Msr.HYPERCALL:
-                self._set_hypercall_page(PageMsr(value))
+                self._set_hypercall_page(vcpu, PageMsr(value))
             case Msr.RESET:
                 if value & 1:
                     self.on_reset()
@@ -357,14 +357,15 @@ class UserEngine(Engine):
         except HostError as error:
             raise GuestProtocolError(f"the local APIC is not in x2APIC mode: {error}") from error
 
-    def _set_hypercall_page(self, page: PageMsr) -> None:
+    def _set_hypercall_page(self, vcpu: Vcpu, page: PageMsr) -> None:
         if self.hypercall_page.locked:
             return  # until reset
         if page.enable and not self.guest_os_id:
             page = page.replace(enable=0)  # TLFS 3.13: the bit stays clear until GUEST_OS_ID is written
         if page.enable:
             try:
-                self.memory.write(page.gpa, hypercall.page_code())
+                code = hypercall.page_code(long_mode=hypercall.is_long_mode(vcpu.sregs))
+                self.memory.write(page.gpa, code)
             except GuestMemoryError as error:
                 raise GuestProtocolError(f"hypercall page: {error}") from error
         self.hypercall_page = page

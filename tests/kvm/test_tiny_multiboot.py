@@ -38,6 +38,12 @@ AUTO_EOI = bytes.fromhex(
     "43 58 83 c4 04 9d ff e0"  # the handler: inc ebx; return without iret, which some KVMs lack; no EOI
     "ff 07 00 00 50 00"  # for lidt
 )
+CALL_32 = bytes.fromhex(
+    "bc 00 00 52 00 31 d2 b9 00 00 00 40 b8 01 00 00 00 0f 30"  # a stack at 0x520000; GUEST_OS_ID: 1
+    "b9 01 00 00 40 b8 01 00 51 00 0f 30"  # HYPERCALL: a page at 0x510000
+    "b8 5d 00 01 00 31 d2 b9 77 00 00 00 31 db be 00 00 51 00 ff d6"  # HvSignalEvent, fast, to no connection
+    "35 12 00 00 00 09 d0 e7 f4 f4"  # invalid connection id in edx:eax is 0 to the exit port
+)
 AL_TO_EXIT_PORT = bytes.fromhex("0f b6 c0 e7 f4 f4")
 
 
@@ -83,6 +89,14 @@ def test_a_reset_and_a_hang_are_distinguished(run) -> None:
 
 def test_a_flushed_page_comes_back_as_it_was(run) -> None:
     assert run(elf32(FLUSHED_PAGE))[0] == "PASS"
+
+
+@pytest.mark.parametrize("engine", ["user", "kernel"])
+def test_a_32_bit_guests_hypercall_takes_and_returns_register_pairs(kvm: Kvm, run, engine: EngineChoice) -> None:
+    lacks = missing(kvm, {"user": user.NEEDED, "kernel": kernel.NEEDED}[engine])
+    if lacks:
+        pytest.skip(f"this KVM lacks {', '.join(lacks)}")
+    assert run(elf32(CALL_32), engine=engine)[:2] == ("PASS", "")
 
 
 @pytest.mark.parametrize("engine", ["user", "kernel"])

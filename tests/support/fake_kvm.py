@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pyvmm.errors import HostError
-from pyvmm.kvm.structs import Regs
+from pyvmm.firmware.entry import EFER_LMA, EFER_LME
+from pyvmm.kvm.structs import Regs, Sregs
 
 
 class FakeLoop:
@@ -73,10 +74,12 @@ class FakeVm:
 
 
 class FakeVcpu:
-    """Registers and a TSC that stands still."""
+    """Registers, in 64-bit mode, and a TSC that stands still."""
 
     def __init__(self) -> None:
         self.regs = Regs()
+        self.sregs = Sregs(efer=EFER_LME | EFER_LMA)
+        self.sregs.cs.l = 1
         self.tsc_khz = 2_000_000
         self.tsc = 1000
         self.msrs: dict[int, int] = {}

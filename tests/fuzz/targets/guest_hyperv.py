@@ -9,7 +9,7 @@ from pyvmm.devices.testdev.hyperv import HypervTestdev
 from pyvmm.errors import HostError
 from pyvmm.hyperv.crash import CrashRegisters
 from pyvmm.hyperv.enlightenments import chosen
-from pyvmm.hyperv.hypercall import HYPERCALL_PORT
+from pyvmm.hyperv.hypercall import HYPERCALL_PORT, WIDTH_32, WIDTH_64
 from pyvmm.hyperv.kernel import KernelEngine
 from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallCode, Msr
 from pyvmm.hyperv.user import UserEngine
@@ -146,8 +146,14 @@ def user(data: bytes) -> None:
                 sint = Msr.SINT0 + feed.below(16)
                 assert engine.handle(vcpu, vp, Wrmsr(sint, feed.number(4), 0, _page))  # type: ignore[arg-type]
             case 4:
-                vcpu.regs.rcx, vcpu.regs.rdx, vcpu.regs.r8 = _call(feed, memory)
-                assert engine.handle(vcpu, vp, IoOut(HYPERCALL_PORT, 1, 1, b"\0"))  # type: ignore[arg-type]
+                vcpu.regs.rcx, vcpu.regs.rdx, vcpu.regs.r8 = words = _call(feed, memory)
+                width = WIDTH_32 if words[2] & 8 else WIDTH_64
+                if width == WIDTH_32:
+                    vcpu.regs.rdx, vcpu.regs.rax = words[0] >> 32, words[0]
+                    vcpu.regs.rbx, vcpu.regs.rcx = words[1] >> 32, words[1]
+                    vcpu.regs.rdi, vcpu.regs.rsi = words[2] >> 32, words[2]
+                vcpu.sregs.cs.l = width == WIDTH_64
+                assert engine.handle(vcpu, vp, IoOut(HYPERCALL_PORT, width, 1, bytes(width)))  # type: ignore[arg-type]
             case 5:
                 engine.post_message(feed.below(VPS + 1), 2, 1, feed.take(feed.below(241)), lambda status: None)
             case 6:

@@ -231,6 +231,11 @@ def test_the_page_keeps_kvms_call_and_adds_a_port(instruction: str) -> None:
     assert code.startswith(bytes.fromhex(f"f3 0f 1e fa 66 85 c9 78 04 {instruction} c3 e6 ec c3"))
 
 
+def test_the_page_of_a_32_bit_guest_looks_at_ax() -> None:
+    code = page_code_beside_kvm(bytes.fromhex("0f 01 d9 c3").ljust(PAGE, b"\0"), port=0xEC, long_mode=False)
+    assert code is not None and code.startswith(bytes.fromhex("f3 0f 1e fb 66 85 c0 78 04 0f 01 d9 c3 e7 ec c3"))
+
+
 @pytest.mark.parametrize("page", ["90 90 90 c3", "0f 01 c1 90", "0d 00 00 00 80 0f 01 c1 c3"])
 def test_an_unknown_page_is_left_alone(page: str) -> None:
     assert page_code_beside_kvm(bytes.fromhex(page).ljust(PAGE, b"\0")) is None

@@ -10,11 +10,12 @@ import pytest
 
 from pyvmm.errors import HostError
 from pyvmm.hyperv.enlightenments import chosen, parse_words
-from pyvmm.hyperv.hypercall import HYPERCALL_PORT, page_code
+from pyvmm.hyperv.hypercall import HYPERCALL_PORT, WIDTH_32, WIDTH_64, call_by_registers, page_code
 from pyvmm.hyperv.tlfs import FIRST_MSR, MSR_RANGE, HypercallStatus, Msr
 from pyvmm.hyperv.user import UserEngine
 from pyvmm.kvm import IoOut, Rdmsr, Wrmsr
 from pyvmm.kvm.abi import RUN_EXIT
+from pyvmm.kvm.structs import Regs
 from pyvmm.memory import GuestMemory
 from tests.support.fake_kvm import FakeLoop, FakeVcpu, FakeVm
 
@@ -315,6 +316,43 @@ def test_a_call_through_the_page_answers_in_rax(guest: Guest) -> None:
     assert guest.call(0x5D | 1 << 16, 77) == HypercallStatus.SUCCESS
     guest.loop.run()
     assert signals == [1]  # two that came before the loop turned are one
+
+
+def test_a_32_bit_guest_has_a_page_and_registers_of_its_own(guest: Guest) -> None:
+    guest.vcpu.sregs.cs.l = 0  # a compatibility segment counts as 32-bit code
+    guest.wrmsr(Msr.GUEST_OS_ID, 1)
+    guest.wrmsr(Msr.HYPERCALL, 0x3001)
+    assert guest.memory.read(0x3000, 8) == bytes.fromhex("f3 0f 1e fb e7 ec c3 cc"), "endbr32; out 0xec, eax; ret"
+    regs, garbage = guest.vcpu.regs, 0xABCD_0000_0000
+    out = IoOut(HYPERCALL_PORT, 4, 1, bytes(4))
+
+    def call(code: int, connection: int) -> tuple[int, int]:
+        regs.rax, regs.rdx = garbage | code | 1 << 16, garbage
+        regs.rcx, regs.rbx = garbage | connection, garbage  # EBX:ECX is the event; flag number 0
+        assert guest.engine.handle(guest.vcpu, 0, out)  # type: ignore[arg-type]
+        return regs.rdx, regs.rax
+
+    assert call(0x5D, 77) == (0, HypercallStatus.INVALID_CONNECTION_ID)
+    signals: list[int] = []
+    guest.engine.connect_signal(77, lambda: signals.append(1))
+    assert call(0x5D, 77) == (0, HypercallStatus.SUCCESS)
+    guest.loop.run()
+    assert signals == [1]
+    assert call(0x5E, 77) == (0, HypercallStatus.INVALID_HYPERCALL_CODE)
+
+
+@pytest.mark.parametrize("long_mode", [True, False])
+def test_the_repetitions_done_come_back_in_the_high_half(long_mode: bool) -> None:
+    regs = Regs(rcx=1, rdx=2, r8=3) if long_mode else Regs(rax=1, rcx=2, rsi=3)
+    seen: list[tuple[int, int, int]] = []
+
+    def call(*words: int) -> int:
+        seen.append(words)
+        return 5 << 32 | 7
+
+    call_by_registers(call, regs, WIDTH_64 if long_mode else WIDTH_32)
+    assert seen == [(1, 2, 3)]
+    assert (regs.rax, regs.rdx) == ((5 << 32 | 7, 2) if long_mode else (7, 5))
 
 
 def test_a_signal_disconnected_while_under_way_is_not_delivered(guest: Guest) -> None:
