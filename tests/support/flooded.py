@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.load import Lap
+
 ENTRY = 0x100000
 MEMORY = 32 << 20
 START_LIMIT = 30.0
@@ -87,20 +89,19 @@ class Flooded:
         self._folder.cleanup()
 
     def ask(self, command: str = "x-status") -> tuple[float, Any]:
-        """Seconds from connecting to the answer, and the answer."""
+        """Seconds from connecting to the answer, as `Lap` counts them, and the answer."""
         from pyvmm.client.qmp import Client
 
-        began = time.monotonic()
-        with Client(self.socket) as client:
+        with Lap(self._process.pid) as lap, Client(self.socket) as client:
             answer = client.execute(command)
-        return time.monotonic() - began, answer
+        return lap.seconds, answer
 
     def end(self, number: int = signal.SIGTERM) -> tuple[float, int]:
-        """Seconds from the signal to the process's end, and its exit status."""
-        began = time.monotonic()
-        os.kill(self._process.pid, number)
-        code = self._process.wait(END_LIMIT)
-        return time.monotonic() - began, code
+        """Seconds from the signal to the process's end, as `Lap` counts them, and its exit status."""
+        with Lap(self._process.pid) as lap:
+            os.kill(self._process.pid, number)
+            code = lap.wait(self._process, END_LIMIT)
+        return lap.seconds, code
 
     def wait(self) -> int:
         """The exit status."""
