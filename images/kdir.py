@@ -6,24 +6,17 @@ modules or none, and be half rebuilt.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileError, read_text
 from pyvmm.images.kernel_config import KernelConfig
 from pyvmm.images.kernel_file import kernel_release
-from pyvmm.images.modules import ModuleTree
+from pyvmm.images.modules import ModuleTree, is_file_name, module_name
+from pyvmm.images.outdated import outdated_notes
 from pyvmm.images.own_kernel import DRIVERS, OwnKernel
 
 BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
-
-HYPERV_SOURCES = ("drivers/hv",)
-"""Folders whose sources are compared with their objects: the drivers that are loaded by themselves."""
-
-NAMES = 3
-"""Most files that a note names."""
 
 _OPTION_FILES = ("include/config/auto.conf", ".config")
 """The configuration of the last build, and the one of the next."""
@@ -37,22 +30,25 @@ def tree_of(kernel: Path) -> Path | None:
     return None
 
 
-def open_kdir(folder: Path, kernel: Path | None = None) -> OwnKernel:
-    """Inspect a build tree. `kernel` is the one to boot, without it the tree's. Raises ConfigError if it has none."""
+def open_kdir(folder: Path, kernel: Path | None = None, extra: tuple[str, ...] = ()) -> OwnKernel:
+    """Inspect a build tree. `kernel` is the one to boot, without it the tree's. `extra` are further modules that the
+    guest will load. Raises ConfigError if the tree has no kernel.
+    """
     if not folder.is_dir():
         hint = f"; a kernel's file is --kernel {folder}" if folder.is_file() else ""
         raise ConfigError(f"--kdir {folder}: not a folder{hint}")
     kernel = kernel or _kernel(folder)
     config = _config(folder)
+    modules = ModuleTree(folder)
     tree = OwnKernel(
         kernel,
         str(folder),
         release=kernel_release(kernel) or _release(folder),
         config=config,
-        modules=ModuleTree(folder),
+        modules=modules,
         remedy=f"`make -C {folder} modules` builds it",
     )
-    tree.notes = [*_changed_options(folder), *_changed_sources(folder)]
+    tree.notes = [*_changed_options(folder), *_changed_sources(folder, modules, extra)]
     return tree
 
 
@@ -106,20 +102,11 @@ def _changed_options(folder: Path) -> list[str]:
     return [f"the last build was before {words} in its .config: run `make -C {folder}`"]
 
 
-def _changed_sources(folder: Path) -> list[str]:
-    """Return a note for each folder whose sources are newer than what was built of them: a forgotten `make`."""
-    notes = []
-    for part in HYPERV_SOURCES:
-        sources = folder / "source" / part if (folder / "source").is_dir() else folder / part
-        newer = []
-        with suppress(OSError), os.scandir(sources) as entries:
-            for entry in entries:
-                with suppress(OSError):  # not built
-                    made = os.stat(folder / part / f"{entry.name[:-2]}.o")
-                    if entry.name.endswith(".c") and entry.stat().st_mtime_ns > made.st_mtime_ns:
-                        newer.append(entry.name)
-        if newer:
-            names = ", ".join(f"{part}/{name}" for name in sorted(newer)[:NAMES])
-            names += f" and {len(newer) - NAMES} more" if len(newer) > NAMES else ""
-            notes.append(f"{names} changed since the last build: run `make -C {folder}`, for modules with M={part}")
-    return notes
+def _changed_sources(folder: Path, modules: ModuleTree, extra: tuple[str, ...]) -> list[str]:
+    """Return a note for each folder of a driver, or of an `extra` module, with sources newer than what was built."""
+    names = {module_name(Path(each)) for each in extra if not is_file_name(each)}
+    places = dict.fromkeys(driver.place for driver in DRIVERS)
+    for path in filter(None, map(modules.find, sorted(names))):
+        places[str(path.parent.relative_to(folder))] = None
+    names |= {driver.module for driver in DRIVERS} & set(modules.names())
+    return outdated_notes(folder, list(places), sorted(names))

@@ -64,13 +64,16 @@ def options(config_text: str) -> dict[str, str]:
 def missing_options(config_text: str) -> list[str]:
     """Return the fragment's lines that `config_text` does not fulfil, e.g. `CONFIG_HYPERV_BALLOON=m`.
 
-    y fulfils m, and m fulfils CONFIG_HYPERV=y: Linux before 6.18 takes m too, and has no CONFIG_HYPERV_VMBUS.
+    y fulfils m, and a larger number a smaller one. m fulfils CONFIG_HYPERV=y: Linux before 6.18 takes m too, and has
+    no CONFIG_HYPERV_VMBUS.
     """
     have = options(config_text)
     missing = []
     for name, wanted in options(FRAGMENT.read_text()).items():
         value = have.get(name, "n")
         if value == wanted or (wanted == "m" and value == "y") or (name == "CONFIG_HYPERV" and value == "m"):
+            continue
+        if 0 < _number(wanted) <= _number(value):
             continue
         if name == "CONFIG_HYPERV_VMBUS" and "CONFIG_HYPERV" in have and name not in config_text:
             continue
@@ -110,6 +113,7 @@ NEEDS = (
     Need("CONFIG_HYPERV_UTILS", "no shutdown request, heartbeat or time synchronisation", unless="CONFIG_HYPERV"),
     Need("CONFIG_MEMORY_HOTPLUG", "memory does not grow past its size at boot"),
     Need("CONFIG_SMP", "one CPU only"),
+    Need("CONFIG_BUG", "WARN() and BUG() do nothing"),
 )
 """What pyvmm's guests use, each with its effect; the order is that of the messages."""
 
@@ -136,10 +140,15 @@ def lacking(config: KernelConfig, *, cpus: int = 1, grows: bool = True) -> list[
         f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not set: {effect}"
         for effect, names in found.items()
     ]
-    most = config["CONFIG_NR_CPUS"]
-    if most.isascii() and most.isdigit() and len(most) < 6 and int(most) < cpus and config["CONFIG_SMP"] != "n":
+    most = _number(config["CONFIG_NR_CPUS"])
+    if 0 < most < cpus and config["CONFIG_SMP"] != "n":
         lines.append(f"CONFIG_NR_CPUS={most}: it uses {most} of the {cpus} CPUs")
     return lines
+
+
+def _number(value: str) -> int:
+    """Return an option's decimal number; 0 for what is none."""
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
 
 def embedded_config(kernel: Path) -> KernelConfig | None:

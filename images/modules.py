@@ -66,8 +66,8 @@ class ModuleTree:
                 if os.path.isfile(stem + suffix):
                     return Path(stem + suffix)
         if place and (self.folder / place).is_dir():
-            path = self._listed[name] = self.folder / place / f"{name}.ko"
-            return path if path.is_file() else None
+            paths = (self.folder / place / f"{name}{suffix}" for suffix in SUFFIXES)
+            return next((path for path in paths if path.is_file()), None)
         if self._walked is None:
             self._walked = {module_name(found): found for found in _walk(self.folder)}
         return self._walked.get(name)

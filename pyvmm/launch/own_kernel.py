@@ -96,7 +96,7 @@ def _open(options: GuestOptions, progress: Callable[[str], None]) -> OwnKernel:
     if tree is None:
         assert kernel is not None
         return kernel_file.open_kernel(kernel, modules)
-    own = kdir.open_kdir(tree, kernel)
+    own = kdir.open_kdir(tree, kernel, tuple(options.module))
     if modules is not None:
         own.modules = ModuleTree(kernel_file.modules_folder(modules, own.release))
     return own

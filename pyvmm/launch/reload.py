@@ -63,11 +63,13 @@ class NewModule:
     name: str
     release: str  # of the kernel that it was built for
     data: bytes  # stripped
+    notes: tuple[str, ...] = ()  # about its sources, for the user
 
 
 def read_new_module(path: Path) -> NewModule:
     """Read a module's file. Raises ConfigError."""
     from pyvmm.images.modules import modinfo_value, module_name, read_module
+    from pyvmm.images.outdated import module_notes
     from pyvmm.images.strip import strip_debug
 
     data = read_module(path)
@@ -78,7 +80,7 @@ def read_new_module(path: Path) -> NewModule:
         raise ConfigError(f"{path}: {error}") from error
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{path}: a module cannot be named {one_line(name)!r}")
-    return NewModule(name, release, strip_debug(data))
+    return NewModule(name, release, strip_debug(data), tuple(module_notes(path)))
 
 
 def reload(new: NewModule, run: Run, *, parameters: Sequence[str], progress: Callable[[str], None]) -> Reloaded:
@@ -86,6 +88,8 @@ def reload(new: NewModule, run: Run, *, parameters: Sequence[str], progress: Cal
 
     Raises CannotReload, and whatever `run` raises.
     """
+    for note in new.notes:
+        progress(note)
     replaced = _check_guest(new, run)
     packed = lzma.compress(new.data, check=lzma.CHECK_CRC32)  # the check that busybox knows
     progress(f"sending {new.name}.ko: {len(new.data) >> 10} KiB, {len(packed) >> 10} packed")

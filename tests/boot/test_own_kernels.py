@@ -32,7 +32,6 @@ KNOWN_WARNINGS = (
     "PCI: Fatal: No config space access function found",  # `pci=off`: there is no PCI bus
     "PCI: System does not support PCI",
     "amd_pstate: the _CPC object is not present",  # the emulated host has an AMD CPU, and no ACPI table of its clocks
-    "x86 CPU feature dependency check failure: CPU0 has 'vaes' enabled but 'avx'",  # Linux 7: the emulated host's CPU
     "Hyper-V: stimer setup failed with error -22",  # Linux 7.3, without --enlightenments stimer-direct
 )
 """Beginnings of kernel messages of level 4 (warning) and lower that are about the machine, not the configuration."""

@@ -79,6 +79,11 @@ qRcmd,696e666f206e616d65
 P10=0000000000000000
 z0,1000,1
 D"""
+COMMANDS = b"""source_drivers/hv/hv_balloon.o := /linux/drivers/hv/hv_balloon.c
+deps_drivers/hv/hv_balloon.o := \\
+    $(wildcard include/config/MEMORY_HOTPLUG) \\
+  include/linux/kernel.h \\
+"""
 
 
 def _packed(data: bytes) -> list[bytes]:
@@ -121,6 +126,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"web",
         ],
         "file_qmp": [QMP],
+        "file_kbuild_commands": [COMMANDS],
         "file_json": [b'{"socket": "/x", "pid": 1, "argv": ["pyvmm"], "started": 1.5}'],
         "file_trace": [TRACE, CHROME],
         "file_trace_json": [TRACE],

@@ -12,6 +12,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.files import parse_json, parse_object
 from pyvmm.host import daemon, snapshot
 from pyvmm.images.kernel_config import KernelConfig, lacking, missing_options
+from pyvmm.images.outdated import sources
 from pyvmm.launch import probe
 from pyvmm.launch.config_file import load
 from pyvmm.ram_backend import Backend
@@ -46,6 +47,12 @@ def kernel_config(data: bytes) -> None:
     lacking(KernelConfig(text, "fuzz"), cpus=2)
 
 
+def kbuild_commands(data: bytes) -> None:
+    """A .cmd file of a build tree."""
+    for path in sources(data.decode("utf-8", "replace"), "/tree/drivers/hv", "hv_balloon.o"):
+        assert path
+
+
 def json_of_ours(data: bytes) -> None:
     """What is read of a cache: never an exception but ValueError, which makes it anew."""
     for text in (data.decode("utf-8", "replace"), '{"socket": "/x", "pid": 1, ' + data.decode("utf-8", "replace")):
@@ -75,6 +82,7 @@ TARGETS = {
     "file_toml": toml,
     "file_sizes": sizes,
     "file_kernel_config": kernel_config,
+    "file_kbuild_commands": kbuild_commands,
     "file_json": json_of_ours,
     "file_json_stream": json_stream,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -106,6 +107,18 @@ def test_the_kernels_reason_is_read_before_the_old_module_writes_to_the_log() ->
 def test_a_driver_that_cannot_be_unloaded_is_reported() -> None:
     with pytest.raises(CannotReload, match="Resource temporarily unavailable; run the guest again"):
         exchange(FakeGuest(status=3, errors="rmmod: can't unload: Resource temporarily unavailable"))
+
+
+def test_a_forgotten_make_is_reported_before_the_module_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "include/config").mkdir(parents=True)
+    (tmp_path / "hv").mkdir()
+    (tmp_path / "hv/hv_utils.ko").write_bytes(module("hv_utils", vermagic=RELEASE))
+    (tmp_path / "hv/hv_utils.o").touch()
+    os.utime(tmp_path / "hv/hv_utils.ko", (1, 1))
+    said: list[str] = []
+    reload(read_new_module(tmp_path / "hv/hv_utils.ko"), FakeGuest().run, parameters=(), progress=said.append)
+    assert said[0].startswith("hv/hv_utils.o changed since the last build: run `make -C")
+    assert said[1].startswith("sending hv_utils.ko")
 
 
 def test_text_of_the_guest_is_filtered() -> None:
