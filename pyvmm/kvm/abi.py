@@ -125,6 +125,9 @@ class Op(IntEnum):
     SET_XCRS = _iow(0xA7, s.Xcrs)
     KVMCLOCK_CTRL = _io(0xAD)
     GET_XSAVE2 = _ior(0xCF, _XSAVE_SIZE)
+    SET_DEVICE_ATTR = _iow(0xE1, s.DeviceAttr)
+    GET_DEVICE_ATTR = _iow(0xE2, s.DeviceAttr)
+    HAS_DEVICE_ATTR = _iow(0xE3, s.DeviceAttr)
 
 
 class ExitReason(IntEnum):
@@ -242,6 +245,8 @@ IOEVENTFD_DEASSIGN: Final = 4
 HYPERV_EVENTFD_DEASSIGN: Final = 1
 HYPERV_CONN_ID_MASK: Final = 0x00FFFFFF
 CPUID_FLAG_SIGNIFICANT_INDEX: Final = 1
+VCPU_TSC_CTRL: Final = 0  # a group of a vCPU's attributes
+VCPU_TSC_OFFSET: Final = 0
 MSR_FILTER_READ: Final = 1
 MSR_FILTER_WRITE: Final = 2
 MSR_FILTER_DEFAULT_DENY: Final = 1

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
+from ctypes import addressof, c_uint64
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from pyvmm.errors import HostError
-from pyvmm.kvm import structs
+from pyvmm.kvm import abi, structs
 from pyvmm.kvm.abi import GuestDebugFlag, MpState, Op
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.cpuid import CpuidEntry, pack_cpuid, read_cpuid
-from pyvmm.kvm.handle import Handle, enable_cap
+from pyvmm.kvm.handle import Handle, KvmError, enable_cap
 
 if TYPE_CHECKING:
     from pyvmm.kvm.vm import Vm
@@ -154,6 +156,25 @@ class VcpuState(Handle):
     @tsc_khz.setter
     def tsc_khz(self, value: int) -> None:
         self.ioctl(Op.SET_TSC_KHZ, value, f"{value} kHz")
+
+    @property
+    def tsc_offset(self) -> int | None:
+        """What KVM adds to the host's (scaled) TSC to get the guest's, modulo 2**64; None before Linux 5.16."""
+        value = c_uint64()
+        request = structs.DeviceAttr(0, abi.VCPU_TSC_CTRL, abi.VCPU_TSC_OFFSET, addressof(value))
+        try:
+            self.ioctl(Op.GET_DEVICE_ATTR, request, "TSC offset")
+        except KvmError as error:
+            if error.errno in (errno.ENXIO, errno.ENOTTY, errno.EINVAL):
+                return None
+            raise
+        return value.value
+
+    @tsc_offset.setter
+    def tsc_offset(self, value: int) -> None:
+        word = c_uint64(value)
+        request = structs.DeviceAttr(0, abi.VCPU_TSC_CTRL, abi.VCPU_TSC_OFFSET, addressof(word))
+        self.ioctl(Op.SET_DEVICE_ATTR, request, f"TSC offset {value:#x}")
 
     def get_msrs(self, indices: Iterable[int], *, skip_unreadable: bool = False) -> dict[int, int]:
         """Read MSRs. One that cannot be read raises HostError naming it, or is left out."""

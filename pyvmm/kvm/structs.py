@@ -239,6 +239,12 @@ class Interrupt(KvmStruct):
     _fields_: ClassVar = [("irq", u32)]
 
 
+class DeviceAttr(KvmStruct):
+    """struct kvm_device_attr: an attribute of a vCPU or device, whose value is at `addr` in this process."""
+
+    _fields_: ClassVar = [("flags", u32), ("group", u32), ("attr", u64), ("addr", u64)]
+
+
 class EnableCap(KvmStruct):
     """struct kvm_enable_cap: a capability to turn on, with its arguments."""
 
