@@ -30,13 +30,18 @@ class Alarm:
     """Calls `callback` on the loop's thread at the time that was set last. `set` may be called from any thread."""
 
     def __init__(self, loop: Readers, callback: Callable[[], None]) -> None:
+        self._fd = -1
+        self._loop = loop
+        self._callback = callback
+        self.open()
+
+    def open(self) -> None:
+        """Create the kernel's timer. Called by the constructor, and after `close` to use the alarm again."""
         fd = _libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if fd < 0:
             raise HostError(f"timerfd_create: {os.strerror(ctypes.get_errno())}")
         self._fd = fd
-        self._loop = loop
-        self._callback = callback
-        loop.add_reader(fd, self._ring)
+        self._loop.add_reader(fd, self._ring)
 
     def set(self, when: int | None) -> None:
         """Set the alarm to `when` (time.monotonic_ns), or switch it off. A time in the past rings at once."""

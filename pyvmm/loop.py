@@ -1,7 +1,8 @@
 """The event loop: one thread that owns VMBus and every device on it, so that none of them needs a lock.
 
 It waits for file descriptors (eventfds of the guest's signals, sockets of the monitor), for timers, and for work
-that other threads `post`. Time is the loop's `clock`, which tests replace. Callbacks are short and never block.
+that other threads `post`. Time is the loop's `clock`, which stops while a machine is frozen (`pyvmm.machine.frozen`).
+Callbacks are short and never block.
 
     turn:  wait --> every ready descriptor once --> due timers --> posted work --> turn ...
                                                     (a slice of each: at most SLICE_CALLBACKS or SLICE_SECONDS)
@@ -21,6 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol
+
+from pyvmm.stoppable_clock import StoppableClock
 
 Callback = Callable[..., Any]
 
@@ -160,19 +163,39 @@ class Loop(Timers):
     `turns`, `longest_turn` (seconds) and `turn_began` (None while it waits) are for `pyvmm.watchdog` and the monitor.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(clock)
-        self._poll = select.epoll()
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(clock or StoppableClock())
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._posted: deque[tuple[Callback, tuple[Any, ...]]] = deque()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.EPOLLIN)
+        self._open()
         self._stopping = False
         self.thread: threading.Thread | None = None
         self.turns = 0
         self.longest_turn = 0.0
         self.turn_began: float | None = None
+
+    def _open(self) -> None:
+        self._poll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.EPOLLIN)
+
+    def renew(self) -> None:
+        """Replace the epoll set and the wake-up eventfd, which a forked process shares with its parent, by its own.
+
+        Readers, writers, timers and posted work stay; the readers' own descriptors are still shared.
+        """
+        self.close()
+        self._open()
+        for fd in {*self._readers, *self._writers}:
+            self._update(fd)
+        if self._posted:
+            self._notify()
+
+    @property
+    def idle(self) -> bool:
+        """Whether neither posted work nor a ready descriptor waits. Timers are not considered."""
+        return not self._posted and not self._poll.poll(0)
 
     def post(self, callback: Callback, *args: Any) -> None:
         """Run `callback(*args)` on the loop's thread, in the order posted. From any thread.

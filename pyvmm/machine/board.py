@@ -81,7 +81,7 @@ class Board:
             for address in (window.base, window.early):
                 self.mmio.claim(address, serial_window.SIZE, port, port.lock)
             self._data |= dict.fromkeys((place.start, window.base, window.early), port)
-        self.pm = AcpiPm(partial(irq, self.acpi.sci), power_off)
+        self.pm = AcpiPm(partial(irq, self.acpi.sci), power_off, clock=loop.clock)
         self.ports.claim(self.acpi.pm_base, address_map.ACPI_PM.size, self.pm, self.pm.lock)
         self.reset_port = ResetPort(lambda: reset("reset port"))
         self.ports.claim(self.acpi.reset_port, address_map.RESET.size, self.reset_port, self.reset_port.lock)

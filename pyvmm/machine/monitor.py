@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ class MonitorView:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._started = time.monotonic()
+        self._started = machine.loop.clock()
         self.loop = machine.loop
         self.name = machine.name
         self.pid = os.getpid()  # the process id shown to the user
@@ -219,7 +218,7 @@ class MonitorView:
             "engine": machine.engine.name,
             "cpus": machine.config.cpus,
             "kernel": str(machine.config.kernel),
-            "uptime": round(time.monotonic() - self._started, 1),
+            "uptime": round(self.loop.clock() - self._started, 1),
             "resets": machine.resets,
             "sandbox": self.sandbox,
             "agent": {"ready": machine.agent.ready, "release": machine.agent.release},
