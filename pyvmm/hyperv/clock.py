@@ -47,6 +47,11 @@ class ReferenceClock:
         """Count from 0 again."""
         self._start = self._now_ns()
 
+    def shift(self, nanoseconds: int) -> None:
+        """Count as if the clock behind it had stood still for so long."""
+        self._start += nanoseconds
+        self._followed += nanoseconds
+
     @property
     def may_stray(self) -> bool:
         """Whether `follow` was not called for so long that a guest could tell."""

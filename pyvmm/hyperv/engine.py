@@ -7,7 +7,7 @@ to its power-on state and is set up for the new VM. Callers:
     machine (each vCPU)                cpuid, setup_vcpu
     vCPU threads                       handle(vcpu, vp, exit) -> bool
     loop                               the Partition methods
-    machine (no vCPU runs any more)    reset
+    machine (no vCPU runs any more)    reset, or to go on in another VM: save, detach, setup_*, restore, attach
 """
 
 from __future__ import annotations
@@ -126,6 +126,27 @@ class Engine(ABC):
         self.synic.reset()
         self.crash = CrashRegisters()
         self._crash_report = None
+
+    @abstractmethod
+    def save(self, vcpu: Vcpu, vp: int) -> object:
+        """Return the state that KVM holds for this engine in a vCPU, for `restore`. The vCPUs do not run."""
+
+    @abstractmethod
+    def restore(self, vcpu: Vcpu, vp: int, saved: object) -> None:
+        """Restore the state that `save` returned, into a vCPU of a new VM. After the VM's clock was set."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Free what belongs to the VM and keep what the guest knows, so that it can go on in another VM.
+
+        The owner closes the VM after this. Until `attach` no method but those of setting up may be called.
+        """
+
+    @abstractmethod
+    def attach(self, passed: float) -> None:
+        """Go on in a VM that was set up and restored, `passed` seconds after `detach`, which the guest shall not
+        notice. On the loop's thread.
+        """
 
     @abstractmethod
     def close(self) -> None:

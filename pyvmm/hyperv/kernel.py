@@ -23,6 +23,7 @@ from pyvmm.hyperv import cpuid, hypercall
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.engine import Engine, Notify
 from pyvmm.hyperv.enlightenments import DEFAULT, TABLE
+from pyvmm.hyperv.kernel_state import SavedVp, restore_vp, save_vp
 from pyvmm.hyperv.tlfs import VMBUS_SINT, Access, Feature, Msr, PageMsr, Privilege
 from pyvmm.kvm import (
     Cap,
@@ -144,6 +145,7 @@ class KernelEngine(Engine):
         self._lines_lock = threading.Lock()
         self._eom_fds: list[int] = []  # by VP
         self._signal_fds: dict[int, int] = {}
+        self._kept: tuple[list[tuple[int, int]], list[int]] = [], []  # SINTs and connections of a detached VM
 
     @property
     def shares_slots(self) -> bool:
@@ -213,8 +215,31 @@ class KernelEngine(Engine):
         os.close(line.sint_fd)
         os.close(line.unused_fd)
 
+    def save(self, vcpu: Vcpu, vp: int) -> object:
+        return save_vp(vcpu, vp, self.memory)
+
+    def restore(self, vcpu: Vcpu, vp: int, saved: object) -> None:
+        assert isinstance(saved, SavedVp)
+        restore_vp(vcpu, saved, self.memory)
+
+    def detach(self) -> None:
+        self._kept = [place for place in self._lines if place[1] != VMBUS_SINT], list(self._signal_fds)
+        self._free()
+
+    def attach(self, passed: float) -> None:
+        lines, signals = self._kept
+        self._kept = [], []
+        for vp, sint in lines:
+            self.open_sint(vp, sint)
+        for connection_id in signals:
+            self._connect_eventfd(connection_id)
+
     def reset(self) -> None:
         super().reset()
+        self._free()
+
+    def _free(self) -> None:
+        """Free all descriptors of the VM."""
         for fd in self._eom_fds:
             self.loop.remove_reader(fd)
         for fd in self._signal_fds.values():
@@ -310,6 +335,9 @@ class KernelEngine(Engine):
 
     def connect_signal(self, connection_id: int, callback: Notify) -> None:
         super().connect_signal(connection_id, callback)
+        self._connect_eventfd(connection_id)
+
+    def _connect_eventfd(self, connection_id: int) -> None:
         if self._vm is None or connection_id in self._signal_fds:
             return
         fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -88,6 +88,14 @@ class SyntheticTimers:
             self._alarms: list[int | None] = [None] * self._vp_count
             self._next_turn = [0] * self._vp_count  # nanoseconds: no alarm before that
 
+    def rearm(self) -> None:
+        """Set all alarms anew, after the clock was shifted or the alarms were replaced."""
+        with self._lock:
+            self._alarms = [None] * self._vp_count
+            self._next_turn = [0] * self._vp_count
+            for vp in range(self._vp_count):
+                self._arm(vp)
+
     # Registers, on the vCPU's thread. `register`: 0 and 1 are timer 0's CONFIG and COUNT, 2 and 3 timer 1's ...
 
     def read(self, vp: int, register: int) -> int:

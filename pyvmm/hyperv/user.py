@@ -135,6 +135,24 @@ class UserEngine(Engine):
         self._auto_eoi.reset()
         self.clock.restart()
 
+    def save(self, vcpu: Vcpu, vp: int) -> object:
+        """Do nothing: KVM holds no state of this engine."""
+
+    def restore(self, vcpu: Vcpu, vp: int, saved: object) -> None:
+        """Do nothing."""
+
+    def detach(self) -> None:
+        self._vm = None
+        for alarm in self._alarms:
+            alarm.close()
+
+    def attach(self, passed: float) -> None:
+        self.clock.shift(round(passed * 1e9))
+        for alarm in self._alarms:
+            alarm.open()
+        if self._timers is not None:
+            self._timers.rearm()
+
     def close(self) -> None:
         for alarm in self._alarms:
             alarm.close()
