@@ -19,6 +19,7 @@ from itertools import pairwise
 
 from pyvmm.atomic import bit_test_and_set, compare_exchange, memory_barrier
 from pyvmm.errors import GuestMemoryError, HostError
+from pyvmm.private_copy import copy_used
 from pyvmm.wire import Buffer
 
 __all__ = ["PAGE_SIZE", "GuestMemory", "HostMemory", "Region", "memory_barrier"]
@@ -39,7 +40,8 @@ _libc.mmap.restype = ctypes.c_void_p
 
 
 class HostMemory:
-    """A memory mapping of this process that backs guest RAM: anonymous and private, or a shared file.
+    """A memory mapping of this process that backs guest RAM: anonymous and private, or a shared file, or frozen: a
+    private copy of either, for forks.
 
     `address` is 2 MiB aligned, so that the host can use huge pages for it; a shared one is aligned to `page_size`,
     the smallest piece that can be discarded. Raises HostError if the host refuses.
@@ -51,6 +53,7 @@ class HostMemory:
         self.size = size
         self.closed = False
         self.shared = fd >= 0
+        self.frozen = False
         self.page_size = page_size
         flags, spare = (mmap.MAP_SHARED, 0) if self.shared else (_SPARE_MEMORY, HUGE_SIZE)
         start = _map(None, size + spare, flags, fd, file_offset)
@@ -73,8 +76,35 @@ class HostMemory:
             end = (offset + length) // self.page_size * self.page_size
             offset = -(-offset // self.page_size) * self.page_size
             length = max(0, end - offset)
-        if length:
+        if length and self.frozen:
+            self._discard_frozen(offset, length)
+        elif length:
             self._advise(offset, length, _MADV_REMOVE if self.shared else _MADV_DONTNEED)
+
+    def _discard_frozen(self, offset: int, length: int) -> None:
+        """Replace pages by empty ones: MADV_DONTNEED would bring back what they held when they were frozen."""
+        try:
+            _map(self.address + offset, length, _SPARE_MEMORY | _MAP_FIXED)
+        except HostError:  # vm.max_map_count: each hole divides a mapping
+            ctypes.memset(self.address + offset, 0, length)
+
+    def freeze(self) -> None:
+        """Make the memory a private copy of what it holds now, which this process and its forks share until they
+        write to it. Nothing may use the memory meanwhile, and no VM may have it mapped. Raises HostError.
+        """
+        fd = os.memfd_create("pyvmm-frozen", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, self.size)
+            untouched_is_zero = not self.shared and not self.frozen
+            used = copy_used(self.view, self.address, fd, untouched_is_zero=untouched_is_zero)
+            _map(self.address, self.size, _SPARE_MEMORY | _MAP_FIXED)
+            for offset, length in used:
+                _map(self.address + offset, length, mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED, fd, offset)
+        except OSError as error:
+            raise HostError(f"cannot copy {self.size >> 20} MiB of guest memory: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        self.frozen, self.shared, self.page_size = True, False, PAGE_SIZE
 
     def drop_mappings(self, offset: int) -> None:
         """Have KVM forget how the guest reaches a page; the next access maps it again. Nothing may access the page

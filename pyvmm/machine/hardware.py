@@ -2,13 +2,18 @@
 
 A reset discards all of it and makes a new one. That costs some milliseconds, and leaves no state in the kernel that
 an explicit reset could miss. Memory, devices and the Hyper-V engine outlive it.
+
+    Hardware() --boot--> set up --start--> runs --halt--> ended --close--> gone          life of a guest
+    Hardware() --restore-->                     --pause, save, release-->  gone          part of the life of a guest
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -46,12 +51,13 @@ from pyvmm.kvm import (
 from pyvmm.kvm.abi import IrqchipId, SystemEventType
 from pyvmm.kvm.exits import exit_detail
 from pyvmm.kvm.irq import pc_routes
+from pyvmm.kvm.saved_state import SavedVm, keep_differing, restore_vm, save_vm
 from pyvmm.machine import cpu
 from pyvmm.machine import events as trace
 from pyvmm.machine.board import COALESCED, COALESCED_MMIO
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.machine.vcpu_snapshot import VcpuSnapshot, take_snapshot
-from pyvmm.memory import PAGE_SIZE, GuestMemory, HostMemory, Region
+from pyvmm.memory import PAGE_SIZE, HostMemory, Region
 
 BREAKPOINT_PORT: Final = address_map.BREAKPOINT.start
 _WATCH_SLOTS: Final = range(address_map.WATCH_SLOTS.start, address_map.WATCH_SLOTS.end)
@@ -66,10 +72,22 @@ ROUTES: Final = tuple(_routes())
 """A PC's interrupt lines, with the PIT's on I/O APIC pin 2 as the MADT says."""
 
 
+@dataclass(frozen=True, slots=True)
+class SavedHardware:
+    """The state of a Hardware, from `save` for `restore` of another one, which gets `boot_ram` as its memory."""
+
+    state: SavedVm
+    engine: list[object]
+    boot_ram: list[Region]
+    added: dict[int, Region]
+    zeroes_ignored: set[int]
+    exits: list[Counter[str]]
+
+
 class Hardware:
     """The KVM VM of a machine, its vCPUs and their threads.
 
-    `hypervisor`: the CPUID leaves 0x4000xxxx.
+    `memory` is the boot RAM; `hypervisor`: the CPUID leaves 0x4000xxxx.
 
     `reset(reason)` and `failed(error)` are called on vCPU threads; they post to the loop. While `inbox` is full
     vCPUs wait at their exits.
@@ -79,7 +97,7 @@ class Hardware:
         self,
         kvm: Kvm,
         host_cpuid: list[CpuidEntry],
-        memory: GuestMemory,
+        memory: Iterable[Region],
         engine: Engine,
         hypervisor: list[CpuidEntry],
         ports: IoMap,
@@ -108,17 +126,21 @@ class Hardware:
         self.on_debug: Callable[[int, Exit], bool] | None = None
         """Handler of exits that a debugger caused, on vCPU threads; returns whether the exit was one."""
         self.vm: Vm = kvm.create_vm()
+        self._kvm = kvm
+        self._cpuid = [
+            cpu.entries_for(host_cpuid, hypervisor, index, engine.vp_count) for index in range(engine.vp_count)
+        ]
+        self._added: dict[int, Region] = {}  # hot-added memory, by KVM's slot
+        self._zeroes_ignored: set[int] = set()
         self._sink_eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         self.threads: list[VcpuThread] = []
         try:
-            self._build(kvm, host_cpuid, hypervisor, memory)
+            self._build(kvm, memory)
         except BaseException:
             self.close()
             raise
 
-    def _build(
-        self, kvm: Kvm, host_cpuid: list[CpuidEntry], hypervisor: list[CpuidEntry], memory: GuestMemory
-    ) -> None:
+    def _build(self, kvm: Kvm, memory: Iterable[Region]) -> None:
         vm, engine = self.vm, self.engine
         vm.set_identity_map_address(address_map.IDENTITY_MAP.start)
         vm.set_tss_address(address_map.TSS.start)
@@ -134,7 +156,7 @@ class Hardware:
         engine.setup_vm(vm)
         for index in range(engine.vp_count):
             vcpu = vm.create_vcpu(index)
-            vcpu.set_cpuid(cpu.entries_for(host_cpuid, hypervisor, index, engine.vp_count))
+            vcpu.set_cpuid(self._cpuid[index])
             vcpu.set_msrs(cpu.FIRMWARE_MSRS)
             engine.setup_vcpu(vcpu, index)
             for port, answer in self._polled.items():
@@ -153,10 +175,12 @@ class Hardware:
     def map_memory(self, slot: int, region: Region) -> None:
         """Map `region` into the running guest. Raises HostError."""
         self.vm.set_memory(slot, region.gpa, region.size, region.address)
+        self._added[slot] = region
 
     def unmap_memory(self, slot: int) -> None:
         """Remove a memory slot. The vCPUs must not run."""
         self.vm.set_memory(slot, 0, 0, 0)
+        self._added.pop(slot, None)
 
     def protect(self, pages: Sequence[int]) -> None:
         """Make these pages of boot RAM read-only for the guest, and all others writable: writes exit as MmioWrite.
@@ -234,12 +258,57 @@ class Hardware:
         for thread in self.threads:
             thread.join()
 
+    # To go on in another VM
+
+    def save(self) -> SavedHardware:
+        """Return the state of VM and vCPUs. They are paused, and nothing that they caused waits on the loop.
+
+        Raises HostError.
+        """
+        state = save_vm(self.vm, self._kvm.msr_index_list())
+        engine = [self.engine.save(thread.vcpu, thread.index) for thread in self.threads]
+        with self._kvm.create_vm() as fresh:
+            fresh.create_irqchip()
+            for index, cpuid in enumerate(self._cpuid):
+                vcpu = fresh.create_vcpu(index)
+                vcpu.set_cpuid(cpuid)
+                vcpu.set_msrs(cpu.FIRMWARE_MSRS)
+            keep_differing(state, fresh)
+        exits = [thread.exits for thread in self.threads]
+        boot_ram = list(self._boot_ram.values())
+        return SavedHardware(state, engine, boot_ram, self._added, self._zeroes_ignored, exits)
+
+    def restore(self, saved: SavedHardware, start_clocks: Callable[[], None]) -> None:
+        """Set the state that `save` returned. `start_clocks()` is called when the guest's clocks go on.
+
+        Afterwards the engine is to be attached, before `start`. Raises HostError.
+        """
+        for slot, region in saved.added.items():
+            self.map_memory(slot, region)
+        restore_vm(
+            self.vm,
+            saved.state,
+            start_clocks=start_clocks,
+            between=lambda vcpu, index: self.engine.restore(vcpu, index, saved.engine[index]),
+        )
+        for gpa in saved.zeroes_ignored:
+            self.ignore_zero_writes(gpa, True)
+        for thread, exits in zip(self.threads, saved.exits, strict=True):
+            thread.exits.update(exits)
+
+    def release(self) -> None:
+        """End the threads and close the VM; the engine is detached and keeps its state. On the loop's thread."""
+        self._end(self.engine.detach)
+
     def close(self) -> None:
         """End the threads, reset the engine, close the VM. Called on the loop's thread."""
+        self._end(self.engine.reset)
+
+    def _end(self, leave: Callable[[], None]) -> None:
         self.halt()
         self.engine.kick = lambda vp: None
         self.drain()
-        self.engine.reset()
+        leave()
         self.vm.close()
         os.close(self._sink_eventfd)
 
@@ -254,6 +323,10 @@ class Hardware:
         """Have KVM drop zeroes that the guest writes to the byte at `gpa`, or stop that: an ioeventfd with datamatch
         0, whose eventfd is never read. From any thread; in force when the requesting vCPU reenters the guest.
         """
+        if on:
+            self._zeroes_ignored.add(gpa)
+        else:
+            self._zeroes_ignored.discard(gpa)
         if self._can_drop and not self.vm.closed:
             self.vm.ioeventfd(self._sink_eventfd, gpa, 1, datamatch=0, assign=on)
 

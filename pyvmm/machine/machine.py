@@ -17,7 +17,7 @@ loop turns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -28,7 +28,7 @@ from pyvmm.guest_time import GuestTimers
 from pyvmm.hyperv.crash import CrashReport
 from pyvmm.inbox import Inbox
 from pyvmm.kvm import Cap, Kvm
-from pyvmm.loop import Loop, Pending
+from pyvmm.loop import Loop, Pending, Timer
 from pyvmm.machine import cpu, engines, hotplug
 from pyvmm.machine import events as trace
 from pyvmm.machine.agent import GuestAgent
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.services import Services
     from pyvmm.machine.test_devices import TestDevices
+    from pyvmm.memory import Region
 
 
 _TICK_PERIOD = 0.1
@@ -103,7 +104,7 @@ class Machine:
         self.debugger: Debugger | None = None  # once one has connected
         self.kvm = Kvm(config.kvm)
         self._host_cpuid = cpu.host_entries(self.kvm, hidden=config.hidden_features, vendor=config.cpu_vendor)
-        self._ram = Ram(
+        self.ram = Ram(
             config,
             hotplug.physical_limit(self._host_cpuid),
             self.kvm.check(Cap.NR_MEMSLOTS),
@@ -111,7 +112,7 @@ class Machine:
             unmap=self.slot.unmap_memory,
             quiet=self.slot.stopped_vcpus,
         )
-        self.memory, self.window = self._ram.memory, self._ram.window
+        self.memory, self.window = self.ram.memory, self.ram.window
         self.engine = engines.choose(
             config.engine,
             self.kvm,
@@ -177,7 +178,7 @@ class Machine:
         self._services: Services | None = None
         self.boot_files = BootFiles()
         self._tick_timer = loop.every(_TICK_PERIOD, self._tick)
-        self._memory_timer = loop.every(_MEMORY_PERIOD, self._trace_memory)
+        self._memory_timer: Timer | None = None
         self.monitor = MonitorView(self)
 
     # Building
@@ -201,6 +202,7 @@ class Machine:
 
             parts = Parts(self.config, self.guest_time, self.memory, self.engine, self.window)
             self._services = Services(parts, self.notifier.emit, has_hardware=lambda: self.slot.hardware is not None)
+            self._memory_timer = self.loop.every(_MEMORY_PERIOD, self._services.trace_memory)
 
     def _power_on(self, woken: RealMode | None = None) -> None:
         """Load the kernel and make the hardware that will run it; `woken`: RAM holds a kernel that goes on there."""
@@ -219,10 +221,16 @@ class Machine:
         if trace.loaded.on and woken is None:
             trace.loaded(str(self.config.kernel), round((time.monotonic() - before) * 1000))
         self._reset_wanted = None
-        self.slot.hardware = Hardware(
+        self.slot.hardware = self.make_hardware(self.memory)
+        self.slot.hardware.boot(state)
+        self.boot_watch.power_on()
+
+    def make_hardware(self, boot_ram: Iterable[Region]) -> Hardware:
+        """Make a KVM VM with its vCPUs, in the state of power-on. Raises HostError."""
+        return Hardware(
             self.kvm,
             self._host_cpuid,
-            self.memory,
+            boot_ram,
             self.engine,
             cpu.kvm_entries(self.kvm) if self.config.kvm_leaves else self.engine.cpuid(),
             self.board.ports,
@@ -235,8 +243,6 @@ class Machine:
             polled=self.board.polled(),
             readonly=self.board.readonly(),
         )
-        self.slot.hardware.boot(state)
-        self.boot_watch.power_on()
 
     # Life
 
@@ -278,7 +284,8 @@ class Machine:
         if self.debugger is not None:
             self.debugger.close()
         self._tick_timer.cancel()
-        self._memory_timer.cancel()
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
         self.boot_watch.close()
         self.panic.close()
         self.guest_time.close()
@@ -289,7 +296,7 @@ class Machine:
             hardware.close()
         self.engine.close()
         self.board.close()
-        self._ram.close()
+        self.ram.close()
         self.boot_files.close()
         self.kvm.close()
 
@@ -474,7 +481,3 @@ class Machine:
     def _tick(self) -> None:
         self.slot.drain()
         self.board.tick()
-
-    def _trace_memory(self) -> None:
-        if self._services is not None:
-            self._services.trace_memory()

@@ -13,8 +13,8 @@ from pyvmm.memory import GuestMemory, HostMemory, Region
 
 
 class Ram:
-    """Boot RAM and the hot-add window. `memory` is all of the guest's current memory. `window` is None for a guest
-    that cannot grow.
+    """Boot RAM and the hot-add window. `memory` is all of the guest's current memory, `backings` the host's memory
+    behind it. `window` is None for a guest that cannot grow.
 
     `limit` is the end of the CPU's physical address space, `kvm_slots` the number of memory slots that KVM has; the
     other arguments are HotAddWindow's.
@@ -32,7 +32,7 @@ class Ram:
     ) -> None:
         self.memory = GuestMemory()
         self.window: HotAddWindow | None = None
-        self._backings: list[HostMemory] = []
+        self.backings: list[HostMemory] = []
         backend = config.mem_backend
         growth, space, gpa = config.maximum_memory - config.memory, 0, 0
         if growth:
@@ -41,11 +41,11 @@ class Ram:
         with closing(backend.open(config.memory + space)) as pool:
             for start, length in ram_layout(config.memory):
                 backing = pool.take(length)
-                self._backings.append(backing)
+                self.backings.append(backing)
                 self.memory.add(Region(start, length, backing))
             if growth:
                 backing = pool.take(space, populate=False)
-                self._backings.append(backing)
+                self.backings.append(backing)
                 self.window = HotAddWindow(
                     self.memory,
                     backing,
@@ -63,6 +63,6 @@ class Ram:
         for region in list(self.memory):
             region.view.release()
             self.memory.remove(region)
-        for backing in self._backings:
+        for backing in self.backings:
             backing.close()
-        self._backings = []
+        self.backings = []
