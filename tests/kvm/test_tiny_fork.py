@@ -1,0 +1,123 @@
+"""A tiny guest is frozen, and forked: memory, registers, devices and clocks go on in each child."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import ConfigError
+from pyvmm.kvm import Kvm
+from pyvmm.machine.config import MachineConfig
+from pyvmm.testbed.template import CHILD_FAILED, Template
+from pyvmm.testbed.vm import VM
+from tests.support.flooded import kernel
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+COUNTER = 0x200000
+COUNT = bytes.fromhex("FF0500002000EBF8")  # again: inc dword [0x200000]; jmp again
+
+
+def counter(vm: VM) -> int:
+    return int.from_bytes(vm.machine.memory.read(COUNTER, 4), "little")
+
+
+@pytest.fixture
+def start(kvm: Kvm, tmp_path: Path) -> Iterator[Callable[..., VM]]:
+    """Starts a guest with this code; the fixture closes it."""
+    made: list[VM] = []
+
+    def start_one(code: bytes, **options: object) -> VM:
+        path = tmp_path / "kernel"
+        path.write_bytes(kernel(code))
+        options = {"memory": 64 * MIB, "entry": "pvh", "engine": "user"} | options
+        vm = VM(config=MachineConfig(kernel=path, **options))  # type: ignore[arg-type]
+        made.append(vm.start())
+        return vm
+
+    yield start_one
+    for vm in made:
+        vm.close()
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_each_child_counts_on_from_the_frozen_count(start, cpus: int) -> None:
+    vm = start(COUNT, cpus=cpus)
+    vm.until(lambda: counter(vm) > 1000, 10, "a count")
+    with Template(vm) as template:
+        frozen, digest = counter(vm), template.digest()
+
+        def run(vm: VM) -> int:
+            first = counter(vm)
+            vm.until(lambda: counter(vm) > first + 1000, 10, "more counts")
+            return int(first < frozen)
+
+        assert [template.fork(run).wait(30) for _ in range(3)] == [0, 0, 0]
+        assert (counter(vm), template.digest()) == (frozen, digest)
+
+
+def test_a_child_whose_run_raises_says_so(start, capfd) -> None:
+    vm = start(COUNT)
+
+    def fail(vm: VM) -> None:
+        raise ValueError("the reason")
+
+    with Template(vm) as template:
+        assert template.fork(fail).wait(30) == CHILD_FAILED
+        assert template.fork(lambda vm: sys.exit(3)).wait(30) == 3
+    assert "ValueError: the reason" in capfd.readouterr().err
+
+
+def test_the_template_has_one_thread_and_no_kvm(start) -> None:
+    vm = start(COUNT, cpus=2)
+    with Template(vm) as template, warnings.catch_warnings():
+        warnings.simplefilter("error")  # Python 3.12 warns of a fork with threads
+        assert len(os.listdir("/proc/self/task")) == 1
+        assert not [name for name in open_files() if "kvm-" in name]
+        assert open_files().count("/dev/kvm") == 1, "another one than the fixture's"
+        assert template.fork(lambda vm: 0).wait(30) == 0
+
+
+def open_files() -> list[str]:
+    names = []
+    for each in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"/proc/self/fd/{each}"))
+    return sorted(names)
+
+
+def test_the_guest_goes_on_in_the_process_that_froze_it(start) -> None:
+    vm = start(COUNT)
+    template = Template(vm)
+    before = counter(vm)
+    assert template.resume_here() is vm
+    vm.until(lambda: counter(vm) > before + 1000, 10, "more counts")
+    with pytest.raises(ConfigError, match="runs in this process already"):
+        template.resume_here()
+
+
+def test_a_machine_that_cannot_be_frozen_runs_on(start) -> None:
+    vm = start(COUNT)
+    end = threading.Event()
+    other = threading.Thread(target=end.wait, name="somebody else's")
+    other.start()
+    try:
+        with pytest.raises(ConfigError, match="would be missing in a fork: somebody else's"):
+            Template(vm)
+    finally:
+        end.set()
+        other.join()
+    vm.machine.pause()
+    with pytest.raises(ConfigError, match="the machine is paused: only a running one can be frozen"):
+        Template(vm)
+    vm.machine.resume()
+    before = counter(vm)
+    vm.until(lambda: counter(vm) > before + 1000, 10, "more counts")
