@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pyvmm.bounded_connection import BoundedConnection, Limits
 from pyvmm.control import events as trace
 from pyvmm.control.commands import MonitoredMachine, dispatch
 from pyvmm.control.listener import Listener
@@ -30,17 +31,8 @@ from pyvmm.loop import Loop
 OUTPUT_LIMIT = 1 << 20
 """Most bytes of output queued for a client. Some ten thousand events: hours of a quiet guest."""
 
-OUTPUT_PAUSE = 64 << 10
-"""Bytes of queued output from which on a client's requests are not read."""
-
-CHUNK = 16 << 10
-"""Bytes read from a client in one turn."""
-
-COMMANDS_PER_TURN = 8
-"""Most commands run for a client in one turn."""
-
-SECONDS_PER_TURN = 0.01
-"""Seconds after which a client's turn ends too, once the running command is done: a reset alone takes 40 ms."""
+LIMITS = Limits(chunk=16 << 10, steps=8, pause=64 << 10, seconds=0.01, output=OUTPUT_LIMIT)
+"""A step is one command. A turn's seconds end it once the running command is done: a reset alone takes 40 ms."""
 
 CLIENT_LIMIT = 16
 """Most clients at once. Each is a descriptor and some buffers; more than a few means a leak in a script."""
@@ -122,24 +114,28 @@ class ControlServer:
 
 
 class _Client:
-    """One client's connection: its session and its queued output."""
+    """One client's session and streams."""
 
     def __init__(self, server: ControlServer, connection: socket.socket, number: int) -> None:
         self.number = number
         self.session = QmpSession(self._dispatch)
         self._server = server
         self._loop = server._loop
-        self._socket = connection
-        self._output = bytearray()
-        self._open = True
         self._streams: dict[str, Stream] = {}
         self._pending_streams: dict[str, Callable[[Timing, Ready, Send], Stream]] = {}
         self._take: Callable[[socket.socket], None] | None = None  # whom the connection is given to
-        self._working = False  # a turn is posted: the session may hold complete requests
-        connection.setblocking(False)
+        self._connection = BoundedConnection(
+            server._loop,
+            connection,
+            LIMITS,
+            feed=self.session.feed,
+            step=self._answer,
+            closed=self._closed,
+            waiting=lambda: self.session.waiting,
+        )
 
     def start(self) -> None:
-        self._loop.add_reader(self._socket.fileno(), self._readable)
+        self._connection.start()
         self.send(self.session.greeting())
 
     def _dispatch(self, name: str, arguments: dict[str, Any]) -> Any:
@@ -164,67 +160,23 @@ class _Client:
         self._take = take
 
     def _give(self, take: Callable[[socket.socket], None]) -> None:
-        if self._output:
+        if self._connection.queued:
             self.drop("does not read")
-        elif self._open:
-            self._leave("given away")
-            take(self._socket)
+        elif self._connection.is_open:
+            connection = self._connection.release()
+            self._closed("given away")
+            take(connection)
 
     def _start_streams(self) -> None:
         pending, self._pending_streams = self._pending_streams, {}
-        if self._open:
+        if self._connection.is_open:
             for what, make in pending.items():
-                self._streams[what] = make(self._loop, self._ready, self._send_untraced)
+                self._streams[what] = make(self._loop, lambda: self._connection.is_ready, self._connection.send)
 
     def finish(self) -> None:
         """Flush the client's streams at the machine's end, as far as the socket accepts it."""
         for stream in list(self._streams.values()):
             stream.finish()
-
-    def _ready(self) -> bool:
-        return self._open and len(self._output) <= OUTPUT_PAUSE
-
-    def _send_untraced(self, message: bytes) -> None:
-        """Send without a trace event: a client that follows these would cause them without end."""
-        if not self._open:
-            return
-        self._output += message
-        self._flush()
-
-    def _readable(self) -> None:
-        try:
-            data = self._socket.recv(CHUNK)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.drop(str(error))
-            return
-        if not data:
-            self.drop("hung up")
-            return
-        self.session.feed(data)
-        self._work()
-
-    def _work(self) -> None:
-        """Answer a few requests; post the rest for a later turn, once the client has read its replies."""
-        self._working = False
-        until = time.monotonic() + SECONDS_PER_TURN
-        for _ in range(COMMANDS_PER_TURN):
-            if not self._open:
-                return
-            if len(self._output) > OUTPUT_PAUSE:
-                break
-            if not self._answer():
-                if not self.session.waiting:
-                    self._loop.add_reader(self._socket.fileno(), self._readable)
-                return
-            if time.monotonic() > until:
-                break
-        if self._open:
-            self._loop.remove_reader(self._socket.fileno())
-            if len(self._output) <= OUTPUT_PAUSE:
-                self._working = True
-                self._loop.post(self._work)
 
     def _answer(self) -> bool:
         """Process one request; False if there is none."""
@@ -239,13 +191,11 @@ class _Client:
             server._answering = False
         if not taken:
             return False
-        if self.session.waiting:
-            self._loop.remove_reader(self._socket.fileno())
         for reply in replies:
             self._trace(reply)
         self._start_streams()  # before the client reads the reply, but the reply itself is not traced to it
         for reply in replies:
-            self._put(reply)
+            self._connection.send(reply)
         if self._take is not None:
             self._give(self._take)
         if server._closing:
@@ -257,56 +207,23 @@ class _Client:
     def _send_deferred(self, reply: bytes) -> None:
         """Send the reply of a slow command, then process the requests that came meanwhile."""
         self.send(reply)
-        if self._open and not self._working and len(self._output) <= OUTPUT_PAUSE:
-            self._working = True
-            self._loop.post(self._work)
+        self._connection.proceed()
 
     def send(self, message: bytes) -> None:
         self._trace(message)
-        self._put(message)
+        self._connection.send(message)
 
     def _trace(self, message: bytes) -> None:
-        if self._open and trace.respond.on:
+        if self._connection.is_open and trace.respond.on:
             trace.respond(self.number, message.decode("ascii").rstrip())
-
-    def _put(self, message: bytes) -> None:
-        if not self._open:
-            return
-        self._output += message
-        self._flush()
-        if self._open and len(self._output) > OUTPUT_LIMIT:
-            self.drop("does not read")
-
-    def _flush(self) -> None:
-        try:
-            while self._output:
-                sent = self._socket.send(self._output)
-                del self._output[:sent]
-        except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._socket.fileno(), self._writable)
-        except OSError as error:
-            self.drop(str(error))
-        else:
-            self._loop.remove_writer(self._socket.fileno())
-
-    def _writable(self) -> None:
-        self._flush()
-        if self._open and not self._working and len(self._output) <= OUTPUT_PAUSE:
-            self._work()
 
     def drop(self, reason: str) -> None:
         """Close the connection. Data in the socket's buffer still reaches the client."""
-        if self._open:
-            self._leave(reason)
-            self._socket.close()
+        self._connection.close(reason)
 
-    def _leave(self, reason: str) -> None:
-        """End the monitor's use of the connection."""
-        self._open = False
+    def _closed(self, reason: str) -> None:
         for what in list(self._streams):
             self.set_stream(what, None)
         if trace.disconnected.on:
             trace.disconnected(self.number, reason)
         self._server._clients.remove(self)
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
