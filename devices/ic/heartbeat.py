@@ -71,6 +71,13 @@ class Heartbeat(VmbusDevice):
             trace.heartbeat_back(sequence)
         self.health = Health.OK
 
+    @property
+    def silence(self) -> float:
+        """Return the seconds since the last answer while a beat is out that the guest has not answered, else 0."""
+        if self._link is None or self.health is Health.NO_CONTACT or not self._link.outstanding:
+            return 0.0
+        return self._link.channel.clock() - self._last_answer
+
     def _beat(self) -> None:
         assert self._link is not None
         silence = self._link.channel.clock() - self._last_answer

@@ -78,6 +78,11 @@ class GuestAgent:
         """Whether the guest's agent has reported ready."""
         return self._client.ready
 
+    @property
+    def busy(self) -> int:
+        """Return the number of commands that run in the guest or wait for it."""
+        return len(self._waiting) + len(self._running)
+
     def execute(
         self,
         command: str,

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine, MachineConfig
     from pyvmm.testbed.host import Host
+    from pyvmm.testbed.oracles.suite import Oracles
+    from pyvmm.testbed.oracles.verdict import Verdict
 
 BOOT_LIMIT = 120.0
 """Seconds until the guest's agent answers, in an emulated host that is busy."""
@@ -207,6 +209,17 @@ class VM:
         return found[0]
 
     # Looking
+
+    @cached_property
+    def oracles(self) -> Oracles:
+        """The checks that `survives` makes, one by one: `vm.oracles.log.allow(...)`, `vm.oracles.poison.on()`."""
+        from pyvmm.testbed.oracles.suite import Oracles
+
+        return Oracles(self)
+
+    def survives(self, seconds: float = 1.0, *, without: Sequence[str] = ()) -> Verdict:
+        """Run the guest for `seconds` and return what the oracles have found since the last call; true if nothing."""
+        return self.oracles.survives(seconds, without=without)
 
     @property
     def status(self) -> str:

@@ -15,6 +15,7 @@ import pytest
 from pyvmm.images.catalog import initrd_for
 from pyvmm.images.kdir import open_kdir
 from pyvmm.images.kernel_config import missing_options
+from pyvmm.testbed.oracles.log_lines import KNOWN_WARNINGS
 from tests.kernels.build import ROOT
 from tests.support.booted import MIB, Booted
 
@@ -27,14 +28,6 @@ GUESTS = [
 BOOT = 512 * MIB
 SMALL = 320 * MIB
 MAX = 768 * MIB
-
-KNOWN_WARNINGS = (
-    "PCI: Fatal: No config space access function found",  # `pci=off`: there is no PCI bus
-    "PCI: System does not support PCI",
-    "amd_pstate: the _CPC object is not present",  # the emulated host has an AMD CPU, and no ACPI table of its clocks
-    "Hyper-V: stimer setup failed with error -22",  # Linux 7.3, without --enlightenments stimer-direct
-)
-"""Beginnings of kernel messages of level 4 (warning) and lower that are about the machine, not the configuration."""
 
 
 @pytest.fixture(scope="module", params=GUESTS)

@@ -1,0 +1,92 @@
+"""All oracles of one guest, and the verdict on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Final
+
+from pyvmm.testbed.oracles.asking import ask
+from pyvmm.testbed.oracles.hang import Hang
+from pyvmm.testbed.oracles.kernel_log import KernelLog
+from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
+from pyvmm.testbed.oracles.panic import Panic
+from pyvmm.testbed.oracles.verdict import Verdict
+
+AGENT_SECONDS: Final = 20.0
+"""Seconds after which an agent that has not answered counts as hung. In a busy emulated host it may take three."""
+
+SAMPLES: Final = 8
+"""How often each oracle looks at the running guest in a watch."""
+
+
+class Oracles:
+    """The oracles of one guest, as attributes. `findings` has all that were found so far."""
+
+    def __init__(self, vm: Bed) -> None:
+        self.vm = vm
+        self.findings: list[Finding] = []
+
+    @cached_property
+    def panic(self) -> Panic:
+        return Panic(self.vm)
+
+    @cached_property
+    def log(self) -> KernelLog:
+        return KernelLog(self.vm)
+
+    @cached_property
+    def hang(self) -> Hang:
+        return Hang(self.vm)
+
+    @property
+    def all(self) -> list[Oracle]:
+        """Return each oracle, in the order of their findings."""
+        return [self.panic, self.log, self.hang]
+
+    def begin(self) -> None:
+        """Take the guest's present state for its ordinary one: what was logged, counted and lost until now does not
+        count any more. To be called once the guest is up; a first `survives` without it judges everything since boot.
+        """
+        answers = self._ask(self.all)
+        for oracle in self.all:
+            oracle.begin(None if answers is None else answers.get(oracle.name, ""))
+
+    def survives(self, seconds: float = 1.0, *, without: Iterable[str] = ()) -> Verdict:
+        """Run the guest for `seconds`, then return what all oracles find; those named in `without` are left out.
+
+        Each finding is returned once: a second call tells what has happened since. A machine that is paused is not
+        run, and its guest not asked.
+        """
+        left_out = set(without)
+        chosen = [oracle for oracle in self.all if oracle.name not in left_out]
+        for oracle in chosen:
+            oracle.open_window()
+        self._watch(chosen, seconds)
+        answers = self._ask(chosen)
+        found = [
+            finding
+            for oracle in chosen
+            for finding in oracle.judge(None if answers is None else answers.get(oracle.name, ""))
+        ]
+        self.findings += found
+        return Verdict(tuple(found))
+
+    def check(self, oracle: Oracle, seconds: float = 1.0) -> list[Finding]:
+        """Return what one oracle finds, after `seconds` of watching."""
+        return list(self.survives(seconds, without=[each.name for each in self.all if each is not oracle]).findings)
+
+    def _watch(self, chosen: list[Oracle], seconds: float) -> None:
+        machine = self.vm.machine
+        begin = time.monotonic()
+        for sample in range(1, SAMPLES + 1):
+            until = begin + seconds * sample / SAMPLES
+            while (left := until - time.monotonic()) > 0 and machine.outcome is None and machine.state == "running":
+                self.vm.loop.step(left)
+            for oracle in chosen:
+                oracle.watch()
+
+    def _ask(self, chosen: list[Oracle]) -> dict[str, str] | None:
+        questions = {oracle.name: oracle.question for oracle in chosen}
+        return ask(self.vm, questions, AGENT_SECONDS)
