@@ -15,6 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
+from pyvmm.contain import contained
+from pyvmm.errors import HostError
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.cpuid import Offer
 from pyvmm.hyperv.crash import CrashRegisters, CrashReport
@@ -28,6 +30,7 @@ from pyvmm.kvm import CpuidEntry, Exit, Vcpu, Vm
 from pyvmm.kvm.abi import MsrExitReason
 from pyvmm.loop import Loop, Pending
 from pyvmm.memory import GuestMemory
+from pyvmm.tap import Fields, Item, Taps
 
 Notify = Callable[[], None]
 
@@ -49,8 +52,9 @@ class Engine(ABC):
         self.vp_count = vp_count
         self.memory = memory
         self.loop = loop
-        self.synic = Synic(vp_count, memory, self.interrupt, masks_known=masks_known)
-        self.hypercalls = Hypercalls(memory, self._signalled)
+        self.taps = Taps()
+        self.synic = Synic(vp_count, memory, self.interrupt, masks_known=masks_known, tap=self.taps.interrupt)
+        self.hypercalls = Hypercalls(memory, self._signalled, self.taps.hypercall)
         self.message_ports = self.hypercalls.message_ports
         self.event_ports = self.hypercalls.event_ports
         self.crash = CrashRegisters()
@@ -66,12 +70,35 @@ class Engine(ABC):
         """Called on the vCPU's thread that wrote the reset MSR."""
         self._signals: dict[int, Pending] = {}  # by connection; signals merge as those of eventfds do
         self._retries = [Pending(loop, self._retry, vp) for vp in range(vp_count)]
+        self._eoms = [Pending(loop, self._eom_seen, vp) for vp in range(vp_count)]
         self._crash_report: CrashReport | None = None  # the newest one, until the loop has passed it on
         self._report_crash = Pending(loop, self._crashed)
 
     def _retry(self, vp: int) -> None:
         """Deliver what waits for a message slot. On the loop, after the guest wrote EOM or changed its SynIC."""
         self.synic.retry(vp)
+
+    @contained("SynIC")
+    def _eom_seen(self, vp: int) -> None:
+        """Handle the guest's EOM on the loop."""
+        if self.taps.eom.on:
+            self.taps.eom.cross("in", b"", {"vp": vp}, self._tapped_eom)
+        else:
+            self._retry(vp)
+
+    def _tapped_eom(self, item: Item) -> None:
+        vp = int(item.fields["vp"])
+        if not 0 <= vp < self.vp_count:
+            raise HostError(f"no VP {vp}")
+        self._retry(vp)
+
+    def _tapped_time(self, what: str, ticks: int) -> int:
+        """Return the reference time that `what` shows, through the tap `clock`."""
+        if not self.taps.clock.on:
+            return ticks
+        fields: Fields = {"what": what, "time": ticks}
+        seen = self.taps.clock.cross("out", b"", fields, lambda item: int(item.fields["time"]) & 0xFFFFFFFFFFFFFFFF)
+        return ticks if seen is None else int(seen)
 
     def report_free_pages(self, discard: Discard) -> None:
         """Offer free page reporting; reported pages go to `discard`, on vCPU threads. Before `cpuid`."""

@@ -29,6 +29,7 @@ from pyvmm.hyperv.tlfs import (
     SignalEventInput,
 )
 from pyvmm.memory import PAGE_SIZE, GuestMemory
+from pyvmm.tap import Item, Tap
 
 if TYPE_CHECKING:
     from pyvmm.kvm.structs import Regs, Sregs
@@ -54,6 +55,7 @@ _RET = 0xC3
 _TEST_CX_CX, _TEST_AX_AX = bytes.fromhex("66 85 c9"), bytes.fromhex("66 85 c0")
 _JS = 0x78
 _LOW = 0xFFFFFFFF
+_U64 = (1 << 64) - 1
 _EFER_LMA = 1 << 10
 _CALL_INSTRUCTIONS = (bytes.fromhex("0f 01 c1"), bytes.fromhex("0f 01 d9"))  # vmcall, vmmcall
 
@@ -124,8 +126,9 @@ class Hypercalls:
     `signal(connection_id) -> bool` delivers an event; False if the connection is unknown.
     """
 
-    def __init__(self, memory: GuestMemory, signal: Callable[[int], bool]) -> None:
+    def __init__(self, memory: GuestMemory, signal: Callable[[int], bool], tap: Tap | None = None) -> None:
         self.memory = memory
+        self._tap = Tap("hypercall") if tap is None else tap
         self.extended: ExtendedCalls | None = None
         self.ipi: IpiCalls | None = None
         self.on_unhandled: Callable[[int, int], None] = lambda code, status: None
@@ -149,6 +152,24 @@ class Hypercalls:
 
     def call(self, control: int, input1: int, input2: int) -> int:
         """The result for RAX. `input1`: RDX; `input2`: R8. Never raises: bad input has a status."""
+        if self._tap.on:
+            return self._tapped(control, input1, input2)
+        return self._answer(control, input1, input2)
+
+    def _tapped(self, control: int, input1: int, input2: int) -> int:
+        def deliver(item: Item) -> int:
+            return self._answer(*(int(item.fields[name]) & _U64 for name in ("control", "input1", "input2")))
+
+        code = control & 0xFFFF
+        call = {"code": code, "control": control, "input1": input1, "input2": input2}
+        status = self._tap.cross("in", b"", call, deliver)
+        if status is None:
+            status = int(HypercallStatus.SUCCESS)  # the call was lost, or is made later
+        answer = {"code": code, "status": status}
+        changed = self._tap.cross("out", b"", answer, lambda item: int(item.fields["status"]) & _U64)
+        return int(status if changed is None else changed)
+
+    def _answer(self, control: int, input1: int, input2: int) -> int:
         word = HypercallControl(control)
         if word.reserved_low or word.reserved_middle or word.reserved_high or word.nested:
             return HypercallStatus.INVALID_HYPERCALL_INPUT

@@ -256,7 +256,7 @@ class KernelEngine(Engine):
 
     def reference_time(self) -> int:
         # KVM derives its Hyper-V counter from the VM's clock (arch/x86/kvm/hyperv.c, get_time_ref_counter).
-        return 0 if self._vm is None else int(self._vm.get_clock().clock) // 100
+        return 0 if self._vm is None else self._tapped_time("host", int(self._vm.get_clock().clock) // 100)
 
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
         match exit:
@@ -331,7 +331,7 @@ class KernelEngine(Engine):
             return
         if trace.eom.on:
             trace.eom(vp)
-        self.synic.retry(vp)
+        self._eom_seen(vp)
 
     def connect_signal(self, connection_id: int, callback: Notify) -> None:
         super().connect_signal(connection_id, callback)

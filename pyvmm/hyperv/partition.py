@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from pyvmm.tap import Taps
+
 MessageListener = Callable[[int, int, bytes], int]
 """(connection_id, message_type, payload) -> hypercall status."""
 
@@ -16,6 +18,8 @@ class Partition(Protocol):
     """Messages and event signals between VMBus and the guest of one virtual machine."""
 
     vp_count: int
+    taps: Taps
+    """The machine's taps."""
 
     def post_message(self, vp: int, sint: int, type: int, payload: bytes, done: Callable[[int], None]) -> None:
         """Queue a message (payload <= 240 bytes) for the slot of `sint` on `vp`.

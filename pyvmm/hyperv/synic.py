@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from pyvmm.contain import contained
-from pyvmm.errors import GuestMemoryError
+from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.hyperv import events as trace
 from pyvmm.hyperv.tlfs import (
     EVENT_FLAGS,
@@ -35,6 +35,7 @@ from pyvmm.hyperv.tlfs import (
     SintValue,
 )
 from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
+from pyvmm.tap import Item, Tap
 
 NO_PAGE = PageMsr(0)
 
@@ -71,15 +72,34 @@ class Synic:
     """
 
     def __init__(
-        self, vp_count: int, memory: GuestMemory, interrupt: Callable[[int, int], None], *, masks_known: bool
+        self,
+        vp_count: int,
+        memory: GuestMemory,
+        interrupt: Callable[[int, int], None],
+        *,
+        masks_known: bool,
+        tap: Tap | None = None,
     ) -> None:
         self.memory = memory
         self.lock = threading.RLock()
         self.vps = [VpSynic() for _ in range(vp_count)]
         self.exclusive: Callable[[], AbstractContextManager[object]] = nullcontext
         """Makes a context in which nothing but us writes message slots; entered for each delivery."""
-        self._interrupt = interrupt
+        self._raise = interrupt
+        self._tap = Tap("interrupt") if tap is None else tap
         self._masks_known = masks_known
+
+    def _interrupt(self, vp: int, sint: int) -> None:
+        if self._tap.on:
+            self._tap.cross("out", b"", {"vp": vp, "sint": sint}, self._tapped)
+        else:
+            self._raise(vp, sint)
+
+    def _tapped(self, item: Item) -> None:
+        vp, sint = int(item.fields["vp"]), int(item.fields["sint"])
+        if not (0 <= vp < len(self.vps) and 0 <= sint < SINT_COUNT):
+            raise HostError(f"no SINT {sint} of VP {vp}")
+        self._raise(vp, sint)
 
     def reset(self) -> None:
         """Return to the power-on state; queued messages are dropped."""

@@ -158,7 +158,7 @@ class UserEngine(Engine):
             alarm.close()
 
     def reference_time(self) -> int:
-        return self.clock.ticks()
+        return self._tapped_time("host", self.clock.ticks())
 
     def handle(self, vcpu: Vcpu, vp: int, exit: Exit) -> bool:
         match exit:
@@ -274,9 +274,9 @@ class UserEngine(Engine):
             case Msr.RESET:
                 return 0
             case Msr.TIME_REF_COUNT if self.reference_tsc.enable:
-                return self.clock.ticks_at(vcpu.get_msrs([_TSC_MSR])[_TSC_MSR])
+                return self._tapped_time("msr", self.clock.ticks_at(vcpu.get_msrs([_TSC_MSR])[_TSC_MSR]))
             case Msr.TIME_REF_COUNT:
-                return self.clock.ticks()
+                return self._tapped_time("msr", self.clock.ticks())
             case Msr.REFERENCE_TSC:
                 return self.reference_tsc
             case Msr.TSC_FREQUENCY:
@@ -335,7 +335,7 @@ class UserEngine(Engine):
                 page = PageMsr(value)
                 if page.enable:
                     tsc = vcpu.get_msrs([_TSC_MSR])[_TSC_MSR]
-                    self.memory.write(page.gpa, self.clock.page(tsc, vcpu.tsc_khz * 1000))
+                    self._write_tsc_page(page.gpa, self.clock.page(tsc, vcpu.tsc_khz * 1000))
                 self.reference_tsc = page
             case Msr.VP_ASSIST_PAGE:
                 # Linux writes it without asking whether it is there; nothing in it is used without further hints.
@@ -352,7 +352,7 @@ class UserEngine(Engine):
             case Msr.EOM:
                 if trace.eom.on:
                     trace.eom(vp)
-                self._retries[vp].ask()
+                self._eoms[vp].ask()
             case Msr.TSC_INVARIANT_CONTROL:
                 self.tsc_invariant_control = value & 1
             case _ if Msr.SINT0 <= msr <= Msr.SINT15:
@@ -361,6 +361,12 @@ class UserEngine(Engine):
                 self._write_crash(msr, value)
             case _:
                 raise GuestProtocolError("no such writable synthetic MSR")
+
+    def _write_tsc_page(self, gpa: int, page: bytes) -> None:
+        if self.taps.clock.on:
+            self.taps.clock.cross("out", page, {"what": "page"}, lambda item: self.memory.write(gpa, item.data))
+        else:
+            self.memory.write(gpa, page)
 
     def _read_apic(self, vcpu: Vcpu, msr: int) -> int:
         """Read an x2APIC register. Raises GuestProtocolError in xAPIC mode, where KVM has no such registers."""

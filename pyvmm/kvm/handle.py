@@ -7,12 +7,13 @@ import errno
 import fcntl
 import os
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeGuard
 
 from pyvmm.errors import HostError
 from pyvmm.kvm.abi import Op
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.structs import EnableCap
+from pyvmm.tap import Item, Tap
 
 _FCNTL_COPIES: Final = 1024  # fcntl.ioctl copies arguments up to this and gives up the GIL only then (3.11)
 _C_INT_MAX: Final = 2**31 - 1
@@ -86,6 +87,14 @@ _CAUSES: dict[tuple[Op | None, int], str] = {
 }
 
 
+_CHANGEABLE: Final = frozenset((Op.SIGNAL_MSI, Op.IRQ_LINE, Op.SET_CLOCK))
+"""Ioctls whose argument holds no address, count or file descriptor of this process: a tap may change its bytes."""
+_REPEATABLE: Final = _CHANGEABLE | {Op.SET_GSI_ROUTING, Op.NMI}
+"""Ioctls that a tap may delay and repeat as well: they name nothing of this process, and have no result."""
+_DROPPABLE: Final = _REPEATABLE | {Op.HYPERV_EVENTFD, Op.IRQFD, Op.IOEVENTFD}
+"""Ioctls that a tap may drop: nothing of this process depends on them."""
+
+
 class KvmError(HostError):
     """An ioctl that KVM refused. Callers that have a fallback look at `op` and `errno`."""
 
@@ -108,6 +117,8 @@ class Handle:
     def __init__(self, fd: int, where: str) -> None:
         self._fd = fd
         self.where = where
+        self.tap = Tap("ioctl")
+        """What its ioctls cross, except KVM_RUN. Handles made by this one have the same."""
 
     @property
     def fd(self) -> int:
@@ -140,6 +151,42 @@ class Handle:
 
         Releases the GIL while in the kernel, whatever the argument. Raises KvmError with `about` in its text.
         """
+        if self.tap.on:
+            return self._tapped(op, argument, about)
+        return self._issue(op, argument, about)
+
+    def _tapped(self, op: Op, argument: Argument, about: str) -> int:
+        """Issue an ioctl through the tap. Of those that return or hold something only the failure can be changed:
+        they are issued exactly once, with their own argument.
+        """
+        data = bytes(argument) if op in _REPEATABLE and not isinstance(argument, int) else b""
+        done: list[int] = []  # results
+
+        def deliver(item: Item) -> int:
+            if done and op not in _REPEATABLE:
+                raise HostError(f"KVM_{op.name} cannot be issued again, or later")
+            given: Argument = argument
+            if data:  # a copy: the caller's may change meanwhile
+                changed = item.data if op in _CHANGEABLE else data
+                if len(changed) != len(data):
+                    raise HostError(f"KVM_{op.name} takes {len(data)} bytes, not {len(changed)}")
+                given = type(argument).from_buffer_copy(changed) if _is_struct(argument) else bytearray(changed)
+            done.append(self._issue(op, given, about))
+            return done[-1]
+
+        fields = {"op": op.name, "handle": self.where}
+        try:
+            result = self.tap.cross("out", data, fields, deliver)
+        except KvmError:
+            raise
+        except OSError as error:
+            raise KvmError(op, self.where, about, error.errno or 0) from None
+        if result is None and op in _DROPPABLE:
+            done.append(0)
+            return 0
+        return int(result) if result is not None else deliver(Item("ioctl.out", data, fields))
+
+    def _issue(self, op: Op, argument: Argument, about: str) -> int:
         fd = self.fd
         try:
             if isinstance(argument, int):
@@ -156,6 +203,10 @@ class Handle:
             return _big_ioctl(fd, op, ctypes.addressof(argument))
         except OSError as error:
             raise KvmError(op, self.where, about, error.errno or 0) from None
+
+
+def _is_struct(argument: Argument) -> TypeGuard[ctypes.Structure]:
+    return isinstance(argument, ctypes.Structure)
 
 
 def _big_ioctl(fd: int, op: Op, argument: int) -> int:

@@ -69,7 +69,9 @@ class Kvm(Handle):
         """Create a VM without memory or vCPUs."""
         while True:
             try:
-                return Vm(self.ioctl(Op.CREATE_VM, type), self.vcpu_mmap_size)
+                vm = Vm(self.ioctl(Op.CREATE_VM, type), self.vcpu_mmap_size)
+                vm.tap = self.tap
+                return vm
             except KvmError as error:
                 if error.errno != errno.EINTR:  # a signal while KVM allocates: try again, as QEMU does
                     raise

@@ -12,10 +12,11 @@ from pyvmm.kvm import abi, structs
 from pyvmm.kvm.abi import IrqchipId, Op
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.coalesced import CoalescedRing, CoalescedWrite
-from pyvmm.kvm.handle import Handle, enable_cap
+from pyvmm.kvm.handle import Handle, KvmError, enable_cap
 from pyvmm.kvm.irq import IrqRoute, pack_routes
 from pyvmm.kvm.msr_filter import MsrRange, build_filter
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.tap import Item, Tap
 
 
 class Vm(Handle):
@@ -29,6 +30,9 @@ class Vm(Handle):
         super().__init__(fd, "vm")
         self.vcpus: list[Vcpu] = []
         self.slots: dict[int, int] = {}  # slot -> bytes
+        self.memslot_tap = Tap("memslot")
+        """What new memory slots cross; their deletion does not, as the memory may be gone after it."""
+        self._lost_slots: set[int] = set()  # which KVM was never given, by the tap
         self._vcpu_mmap_size = vcpu_mmap_size
         self._ring: CoalescedRing | None = None
 
@@ -66,6 +70,40 @@ class Vm(Handle):
         Address and size are multiples of 4 KiB. The host memory must stay mapped as long as the slot exists.
         Writes to a read-only slot exit as MmioWrite.
         """
+        if not size and slot in self._lost_slots:
+            self._lost_slots.discard(slot)
+        elif size and self.memslot_tap.on:
+            self._tap_memory(slot, gpa, size, host_address, readonly=readonly, log_dirty=log_dirty)
+        else:
+            self._set_memory(slot, gpa, size, host_address, readonly=readonly, log_dirty=log_dirty)
+
+    def _tap_memory(
+        self, slot: int, gpa: int, size: int, host_address: int, *, readonly: bool, log_dirty: bool
+    ) -> None:
+        self._lost_slots.add(slot)
+
+        def deliver(item: Item) -> None:
+            if slot not in self._lost_slots and slot not in self.slots:
+                raise HostError(f"memory slot {slot} is gone")  # its memory, too, perhaps
+            place, length = int(item.fields["gpa"]), int(item.fields["size"])
+            if not (0 <= place < 1 << 52 and 0 < length <= size):
+                raise HostError(f"memory slot {slot}: no {length:#x} bytes at {place:#x}, there are {size:#x}")
+            self._set_memory(
+                slot, place, length, host_address, readonly=bool(item.fields["readonly"]), log_dirty=log_dirty
+            )
+            self._lost_slots.discard(slot)
+
+        fields = {"slot": slot, "gpa": gpa, "size": size, "readonly": int(readonly)}
+        try:
+            self.memslot_tap.cross("out", b"", fields, deliver)
+        except OSError as error:
+            self._lost_slots.discard(slot)
+            about = f"slot {slot}, gpa {gpa:#x}, size {size:#x}"
+            raise KvmError(Op.SET_USER_MEMORY_REGION, self.where, about, error.errno or 0) from None
+
+    def _set_memory(
+        self, slot: int, gpa: int, size: int, host_address: int, *, readonly: bool, log_dirty: bool
+    ) -> None:
         flags = abi.MEM_READONLY * readonly | abi.MEM_LOG_DIRTY_PAGES * log_dirty
         region = structs.UserspaceMemoryRegion(slot, flags, gpa, size, host_address)
         self.ioctl(Op.SET_USER_MEMORY_REGION, region, f"slot {slot}, gpa {gpa:#x}, size {size:#x}")
@@ -223,6 +261,7 @@ class Vm(Handle):
     def create_vcpu(self, id: int) -> Vcpu:
         """Create a vCPU; `id` is its local APIC id. The VM keeps it in `vcpus`."""
         vcpu = Vcpu(self.ioctl(Op.CREATE_VCPU, id, f"id {id}"), id, self._vcpu_mmap_size, self)
+        vcpu.tap = self.tap
         self.vcpus.append(vcpu)
         if self._ring is None:
             page = self.check(Cap.COALESCED_MMIO)

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pyvmm.machine import events as trace
+from pyvmm.machine.reporting import tap_discard
 
 if TYPE_CHECKING:
     from pyvmm.devices.balloon.hot_add import Window
@@ -34,7 +35,9 @@ class Parts:
 
     def discard(self, gpa: int, size: int) -> None:
         """Discard ballooned memory, i.e. return it to the host."""
-        done = self.memory.discard(gpa, size)
+        tap = self.engine.taps.discard
+        discard = self.memory.discard
+        done = tap_discard(tap, "balloon", gpa, size, discard) if tap.on else discard(gpa, size)
         if trace.memory_discarded.on:
             trace.memory_discarded(done, gpa)
 

@@ -84,6 +84,7 @@ class FrozenMachine:
         machine, saved = self.machine, self._saved
         machine.loop.renew()
         machine.kvm = Kvm(machine.config.kvm)
+        machine.kvm.tap = machine.taps.ioctl
         hardware = machine.make_hardware(saved.boot_ram)
         passed = 0.0
 

@@ -126,6 +126,7 @@ class Hardware:
         self.on_debug: Callable[[int, Exit], bool] | None = None
         """Handler of exits that a debugger caused, on vCPU threads; returns whether the exit was one."""
         self.vm: Vm = kvm.create_vm()
+        self.vm.tap, self.vm.memslot_tap = engine.taps.ioctl, engine.taps.memslot
         self._kvm = kvm
         self._cpuid = [
             cpu.entries_for(host_cpuid, hypervisor, index, engine.vp_count) for index in range(engine.vp_count)

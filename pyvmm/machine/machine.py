@@ -122,10 +122,13 @@ class Machine:
             invariant_tsc=cpu.has_invariant_tsc(self._host_cpuid),
             enlightenments=config.enlightenments,
         )
+        self.taps = self.engine.taps
+        self.taps.after, self.taps.post = self.guest_time.after, self.guest_time.post
+        self.kvm.tap = self.taps.ioctl
         if self.engine.shares_slots:
             self.engine.synic.exclusive = self.slot.stopped_vcpus
         if config.page_reporting:
-            self.engine.report_free_pages(FreePages(self.memory).discard)
+            self.engine.report_free_pages(FreePages(self.memory, self.taps.discard).discard)
         self.engine.on_crash = self._crashed
         self.unhandled.watch_engine(self.engine, all_msrs="msr" in config.debug)
         self.panic = PanicWatch(
@@ -324,6 +327,7 @@ class Machine:
         waits = self.state in ("paused", "prelaunch")
         self.slot.trace_exits()
         self.slot.hardware.halt()  # the vCPUs must not run while guest memory is discarded
+        self.taps.reset()
         self.services.reset()
         self.slot.hardware.close()
         self.slot.hardware = None

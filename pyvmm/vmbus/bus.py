@@ -15,9 +15,11 @@ from typing import assert_never
 from pyvmm.contain import contain
 from pyvmm.errors import ConfigError, GuestError, GuestProtocolError, HostError
 from pyvmm.hyperv.partition import Partition
+from pyvmm.hyperv.tlfs import SINT_COUNT
 from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.qapi import VmbusChannelInfo
+from pyvmm.tap import Fields, Item
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.channel import Channel
@@ -64,6 +66,7 @@ class Vmbus:
         self.loop = loop
         self.memory = memory
         self._partition = partition
+        self.taps = partition.taps
         self._primaries: dict[VmbusDevice, ServedChannel] = {}
         self._devices: dict[int, VmbusDevice] = {}  # by ServedChannel.device_id
         self._channels: dict[ServedChannel, Channel] = {}  # the open ones
@@ -74,7 +77,7 @@ class Vmbus:
         self.opened: set[str] = set()
         """Names of the devices whose channels any kernel has opened."""
         self._acting = False
-        self._mailbox = Mailbox(loop, partition, self._receive, self.refused, max_version)
+        self._mailbox = Mailbox(loop, partition, self._receive, self.refused, max_version, self._channel_name)
         partition.connect_signal(protocol.EVENT_CONNECTION, self._shared_signal)
 
     # The machine's side
@@ -228,8 +231,7 @@ class Vmbus:
         if not isinstance(served.state, Opening):
             return  # removed while the guest opened it
         try:
-            reader = RingReader(Ring(self.memory, action.send_pages))
-            writer = RingWriter(Ring(self.memory, action.receive_pages))
+            reader, writer = self._make_rings(action)
         except GuestError as error:
             self.count_refusal(served, error)
             self.server.open_done(served, Status.INVALID_PARAMETER)
@@ -244,6 +246,17 @@ class Vmbus:
             return
         self._channels[served] = channel
         self.server.open_done(served, Status.SUCCESS)
+
+    def _make_rings(self, action: OpenRings) -> tuple[RingReader, RingWriter]:
+        pair: dict[str, Ring] = {}
+        for name, pages in (("guest", action.send_pages), ("host", action.receive_pages)):
+            fields: Fields = {"channel": action.channel.offer.name, "relid": action.channel.relid, "ring": name}
+            pair[name] = Ring(self.memory, pages, tap=self.taps.index, fields=fields, pair=pair)
+        return RingReader(pair["guest"]), RingWriter(pair["host"])
+
+    def _channel_name(self, relid: int) -> str:
+        served = self.server.channels.get(relid)
+        return "" if served is None else served.offer.name
 
     def _close(self, served: ServedChannel) -> None:
         channel = self._channels.pop(served, None)
@@ -261,10 +274,29 @@ class Vmbus:
         state = served.state
         if not isinstance(state, Open):
             return
+        if self.taps.event.on:
+            fields: Fields = {
+                "channel": served.offer.name,
+                "relid": served.relid,
+                "vp": state.target_vp,
+                "sint": protocol.SINT,
+                "flag": served.relid,
+            }
+            self.taps.event.cross("out", b"", fields, self._tapped_event)
+        else:
+            self._set_flag(state.target_vp, protocol.SINT, served.relid)
+
+    def _tapped_event(self, item: Item) -> None:
+        vp, sint, flag = (int(item.fields[name]) for name in ("vp", "sint", "flag"))
+        if not (0 <= vp < self._partition.vp_count and 0 <= sint < SINT_COUNT and 0 <= flag <= protocol.RELID_MAX):
+            raise HostError(f"no event flag {flag} of SINT {sint} on VP {vp}")
+        self._set_flag(vp, sint, flag)
+
+    def _set_flag(self, vp: int, sint: int, flag: int) -> None:
         if trace.channel_notify_guest.on:
-            trace.channel_notify_guest(served.relid)
-        if not self._partition.signal_event(state.target_vp, protocol.SINT, served.relid) and trace.event_lost.on:
-            trace.event_lost(served.relid, state.target_vp)
+            trace.channel_notify_guest(flag)
+        if not self._partition.signal_event(vp, sint, flag) and trace.event_lost.on:
+            trace.event_lost(flag, vp)
 
     def gpadl(self, served: ServedChannel, id: int) -> Gpadl:
         """Return the channel's established GPADL with this id. Raises GuestProtocolError if there is none."""

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from pyvmm.contain import contain
 from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.loop import Timer
 from pyvmm.memory import GuestMemory
+from pyvmm.tap import Fields, Taps
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.gpadl import Gpadl
 from pyvmm.vmbus.packet import Packet, PacketFlag, PacketType, transfer_pages
 from pyvmm.vmbus.ring import BrokenRing, RingReader, RingWriter
 from pyvmm.vmbus.states import ServedChannel
+from pyvmm.vmbus.tapped import tap_received, tap_sent
 from pyvmm.vmbus.timers import ChannelTimers, Scheduler
 
 PACKETS_PER_STEP = 64
@@ -55,6 +58,7 @@ class ChannelBus(Protocol):
 
     loop: Scheduler
     memory: GuestMemory
+    taps: Taps
 
     def notify(self, served: ServedChannel) -> None:
         """Set the channel's event flag in the guest."""
@@ -93,11 +97,12 @@ class Channel:
         self.packets_in = self.packets_out = self.signals_in = self.signals_out = 0
         self.device = device
         self.was_opened = False  # whether the device's `opened` was called
-        self._reader = reader
-        self._writer = writer
+        self.reader = reader
+        self.writer = writer
         self._bus = bus
         self._served = served
         self._loop = bus.loop
+        self._taps = bus.taps
         self._is_open = True
         self._queue: deque[Packet] = deque()
         self._requests: Counter[int] = Counter()  # by transaction id; for the device to complete
@@ -114,16 +119,6 @@ class Channel:
         return self._is_open
 
     @property
-    def reader(self) -> RingReader:
-        """Return the reader of the guest's outgoing ring, for `info`."""
-        return self._reader
-
-    @property
-    def writer(self) -> RingWriter:
-        """Return the writer of the guest's incoming ring, for `info`."""
-        return self._writer
-
-    @property
     def queued(self) -> int:
         """Return the number of packets queued for lack of room in the guest's ring."""
         return len(self._queue)
@@ -133,7 +128,7 @@ class Channel:
         """Return the largest payload in bytes that the guest's ring and driver accept: MAX_PAYLOAD, or less if the
         guest's ring is small. Devices limit their messages to it.
         """
-        return self._writer.max_payload
+        return self.writer.max_payload
 
     def send(self, payload: bytes, *, transaction_id: int = 0, flags: int = 0) -> None:
         """Send one in-band packet; it is queued while the guest's ring is full.
@@ -176,7 +171,7 @@ class Channel:
         if not self._is_open or self.broken or self._queue:
             return 0
         try:
-            return self._writer.room()
+            return self.writer.room()
         except BrokenRing as error:
             self._break(error)
             return 0
@@ -248,6 +243,13 @@ class Channel:
 
     def signalled(self) -> None:
         """Handle the guest's signal: it wrote a packet, or read from a full ring."""
+        if self._taps.event.on:
+            fields: Fields = {"channel": self.name, "relid": self.relid}
+            self._taps.event.cross("in", b"", fields, lambda item: self._signalled())
+        else:
+            self._signalled()
+
+    def _signalled(self) -> None:
         self.signals_in += 1
         if trace.channel_signalled.on:
             trace.channel_signalled(self.relid)
@@ -281,14 +283,17 @@ class Channel:
         if own := self.device.OWN_COMPLETIONS:
             limit = min(limit, own - self.outstanding)
         try:
-            self._reader.mask()
-            for packet in self._reader.read(limit, BYTES_PER_STEP):
-                self._receive(packet)
+            self.reader.mask()
+            for packet in self.reader.read(limit, BYTES_PER_STEP):
+                if self._taps.packet.on:
+                    tap_received(self._taps.packet, self, packet, self._receive, self._guarded)
+                else:
+                    self._receive(packet)
                 if not self._is_open or self.broken:
                     return
-            if self._reader.publish():
+            if self.reader.publish():
                 self._signal()
-            if not self._reader.available() and not self._reader.unmask():
+            if not self.reader.available() and not self.reader.unmask():
                 return
         except BrokenRing as error:
             self._break(error)
@@ -361,10 +366,10 @@ class Channel:
 
     def _check_size(self, payload_size: int) -> None:
         """Raise GuestProtocolError for a payload that never fits into the ring, whose size the guest chose."""
-        if payload_size > self._writer.max_payload:
+        if payload_size > self.writer.max_payload:
             raise GuestProtocolError(
-                f"{self.name}: a payload of {payload_size} bytes never fits, the ring of {self._writer.size} bytes"
-                f" takes {self._writer.max_payload}"
+                f"{self.name}: a payload of {payload_size} bytes never fits, the ring of {self.writer.size} bytes"
+                f" takes {self.writer.max_payload}"
             )
 
     def _flush(self) -> None:
@@ -376,7 +381,7 @@ class Channel:
         try:
             while self._is_open and not self.broken and (self._queue or self._waiters):
                 needed = self._queue[0].size if self._queue else self._waiters[0][0]
-                if not self._writer.has_room(needed) and not self._writer.request_room(needed):
+                if not self.writer.has_room(needed) and not self.writer.request_room(needed):
                     self._poll_if_needed()
                     break
                 if self._queue:
@@ -385,7 +390,7 @@ class Channel:
                     self._guarded(self._waiters.popleft()[1])
             else:
                 if self._is_open and not self.broken:
-                    self._writer.clear_request()
+                    self.writer.clear_request()
         except BrokenRing as error:
             self._break(error)
         finally:
@@ -394,7 +399,12 @@ class Channel:
             self._read_later()  # not at once: this may run inside a batch
 
     def _write(self, packet: Packet) -> None:
-        must_signal = self._writer.write(packet)
+        if self._taps.packet.on:
+            tap_sent(self._taps.packet, self, packet, partial(self._wrote, packet), self._break)
+        else:
+            self._wrote(packet, self.writer.write(packet))
+
+    def _wrote(self, packet: Packet, must_signal: bool) -> None:
         self.packets_out += 1
         if trace.packet_sent.on:
             trace.packet_sent(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
@@ -407,7 +417,7 @@ class Channel:
 
     def _poll_if_needed(self) -> None:
         """Start polling for room if the guest does not signal it."""
-        if not self._writer.guest_signals_room and self._poll is None:
+        if not self.writer.guest_signals_room and self._poll is None:
             self._poll = self._loop.after(FULL_RING_POLL, self._polled)
 
     def _polled(self) -> None:

@@ -13,12 +13,15 @@ import errno
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
+from pyvmm.errors import HostError
 from pyvmm.hyperv.partition import Partition
 from pyvmm.hyperv.tlfs import HypercallStatus
+from pyvmm.tap import Fields, Item
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.protocol import MessageType, Version
@@ -51,6 +54,7 @@ class Mailbox:
     """The queues of both directions. All methods belong to the loop's thread, except the partition's listener.
 
     `receive(message)` serves one message and must not raise; refusals of the partition are counted in `refused`.
+    `channel_name(relid)` names the channel for the tap.
     """
 
     def __init__(
@@ -60,7 +64,10 @@ class Mailbox:
         receive: Callable[[Incoming], object],
         refused: Counter[str],
         max_version: int,
+        channel_name: Callable[[int], str] = lambda relid: "",
     ) -> None:
+        self._tap = partition.taps.message
+        self._channel_name = channel_name
         self._loop = loop
         self._partition = partition
         self._receive = receive
@@ -126,10 +133,22 @@ class Mailbox:
                     self._serving = False
                     return
                 message = self._queue.popleft()
-            self._receive(message)
+            if self._tap.on:
+                self._tap_received(message)
+            else:
+                self._receive(message)
             if monotonic() > until:
                 break
         self._loop.post(self._serve)
+
+    def _tap_received(self, message: Incoming) -> None:
+        def deliver(item: Item) -> None:
+            kind = int.from_bytes(item.data[:4], "little")
+            self._receive(Incoming(kind, int(item.fields["connection"]), item.data))
+
+        name = self._channel_name(protocol.relid_of(message.payload))
+        fields: Fields = {"connection": message.connection_id, "channel": name}
+        self._tap.cross("in", message.payload, fields, deliver)
 
     def _serving_suspended(self) -> bool:
         return len(self._outbox) >= OUTBOX_LIMIT and self._queue[0].kind not in _CONNECTION_MESSAGES
@@ -138,6 +157,24 @@ class Mailbox:
 
     def post(self, message: Post) -> None:
         """Queue a message for the guest."""
+        if self._tap.on:
+            fields: Fields = {
+                "vp": message.vp,
+                "synic_type": message.synic_type,
+                "relid": message.relid,
+                "channel": self._channel_name(message.relid),
+            }
+            self._tap.cross("out", message.payload, fields, lambda item: self._queue_tapped(message, item))
+        else:
+            self._queue_message(message)
+
+    def _queue_tapped(self, message: Post, item: Item) -> None:
+        if len(item.data) > protocol.MESSAGE_SIZE_MAX:
+            raise HostError(f"a message of {len(item.data)} bytes: a slot takes {protocol.MESSAGE_SIZE_MAX}")
+        vp, synic_type = int(item.fields["vp"]), int(item.fields["synic_type"]) & 0xFFFFFFFF
+        self._queue_message(replace(message, vp=vp, synic_type=synic_type, payload=item.data))
+
+    def _queue_message(self, message: Post) -> None:
         self._outbox.append(message)
         self._flush()
 
@@ -166,7 +203,7 @@ class Mailbox:
             trace.post_msg(int.from_bytes(message.payload[:4], "little"), len(message.payload))
         self._in_flight = True
         done = partial(self._posted, self._epoch)
-        self._partition.post_message(message.vp, protocol.SINT, protocol.SYNIC_MESSAGE_TYPE, message.payload, done)
+        self._partition.post_message(message.vp, protocol.SINT, message.synic_type, message.payload, done)
 
     def _posted(self, epoch: int, status: int) -> None:
         """Handle the partition's status of a message."""

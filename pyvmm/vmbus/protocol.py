@@ -267,8 +267,19 @@ GuestMessage = (
     | Unload
 )
 
+_RELID_FIRST = {
+    each.TYPE for each in (OpenChannel, CloseChannel, GpadlHeader, GpadlTeardown, RelidReleased, ModifyChannel)
+}
+
 GUEST_MESSAGES: dict[int, type[GuestMessage]] = {kind.TYPE: kind for kind in get_args(GuestMessage)}
 """The messages that are served, by type."""
+
+
+def relid_of(data: Buffer) -> int:
+    """Return the relid of the channel that a guest's message is about, as it says; 0 if it names none."""
+    if len(data) < MessageHeader.SIZE + 4 or int.from_bytes(data[:4], "little") not in _RELID_FIRST:
+        return 0
+    return int.from_bytes(data[MessageHeader.SIZE : MessageHeader.SIZE + 4], "little")
 
 
 def parse(data: Buffer) -> GuestMessage:

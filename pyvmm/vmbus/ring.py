@@ -26,14 +26,23 @@ host's ends; `python -m pyvmm.vmbus.ring` fills a ring before your eyes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import Struct
 
 from pyvmm.errors import GuestError
 from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
+from pyvmm.tap import Fields, Item, Tap
 from pyvmm.vmbus.packet import Packet, PacketType
 
 WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_SIZE, FEATURE_BITS = 0, 1, 2, 3, 16  # u32 words of the header
+WORDS = {
+    "write": WRITE_INDEX,
+    "read": READ_INDEX,
+    "mask": INTERRUPT_MASK,
+    "pending": PENDING_SEND_SIZE,
+    "features": FEATURE_BITS,
+}
+"""The header's words by their names in the tap `index`."""
 FEATURE_PENDING_SEND_SIZE = 1
 TRAILER_SIZE = 8
 PACKET_LIMIT = 4096
@@ -62,15 +71,47 @@ def packet_size(payload_size: int) -> int:
     return HEADER_SIZE + (payload_size + 7 & ~7) + TRAILER_SIZE
 
 
+def build_packet(packet: Packet) -> bytes:
+    """Return a packet's header, descriptor and payload, padded to 8 bytes, without its trailer."""
+    body = packet.descriptor + packet.payload
+    padded = len(body) + 7 & ~7
+    offset8, length8 = (HEADER_SIZE + len(packet.descriptor)) // 8, (HEADER_SIZE + padded) // 8
+    header = _HEADER.pack(packet.type, offset8, length8, packet.flags, packet.transaction_id)
+    return header + body + bytes(padded - len(body))
+
+
+def parse_packet(data: bytes) -> Packet:
+    """Read a packet from its header, descriptor and payload. Raises BrokenRing."""
+    if len(data) < HEADER_SIZE:
+        raise BrokenRing(f"a packet of {len(data)} bytes: less than its header")
+    kind, offset8, length8, flags, transaction_id = _HEADER.unpack_from(data)
+    offset, length = offset8 * 8, length8 * 8
+    if offset < HEADER_SIZE or length < offset or length > len(data):
+        raise BrokenRing(f"packet: data at {offset}, length {length}, {len(data)} bytes there")
+    return Packet(kind, flags, transaction_id, data[offset:length], data[HEADER_SIZE:offset])
+
+
 class Ring:
     """Header words and data area of a ring, over pages that lie anywhere in guest memory.
 
-    `pages`: guest physical addresses, the header page first. Raises GuestMemoryError if one is not RAM.
+    `pages`: guest physical addresses, the header page first. Raises GuestMemoryError if one is not RAM. Indices that
+    are read and stored cross `tap`, with `fields` and the ring's name in `pair`, which has both rings of the channel.
     """
 
-    def __init__(self, memory: GuestMemory, pages: Sequence[int]) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        pages: Sequence[int],
+        *,
+        tap: Tap | None = None,
+        fields: Fields | None = None,
+        pair: Mapping[str, Ring] | None = None,
+    ) -> None:
         if len(pages) < 2:
             raise BrokenRing(f"a ring of {len(pages)} pages: needs a header and data")
+        self.tap = Tap("index") if tap is None else tap
+        self._fields = fields or {}
+        self._pair = pair or {}
         self.size = (len(pages) - 1) * PAGE_SIZE
         self.words = memory.view(pages[0], PAGE_SIZE).cast("I")
         self._starts: list[int] = []  # where in the data area each piece begins
@@ -87,10 +128,26 @@ class Ring:
     def index(self, word: int) -> int:
         """Read WRITE_INDEX or READ_INDEX, once. Raises BrokenRing if it points outside or between 8-byte units."""
         value = self.words[word]
+        if self.tap.on:
+            value = self._tap_read(word, value)
         if value >= self.size or value & 7:
             name = "write" if word == WRITE_INDEX else "read"
             raise BrokenRing(f"{name} index {value:#x} in a ring of {self.size:#x} bytes")
         return value
+
+    def _tap_read(self, word: int, value: int) -> int:
+        fields = {**self._fields, "word": "write" if word == WRITE_INDEX else "read", "value": value}
+        seen = self.tap.cross("in", b"", fields, lambda item: int(item.fields["value"]) & 0xFFFFFFFF)
+        return value if seen is None else int(seen)
+
+    def tap_store(self, word: int, value: int) -> None:
+        """Store WRITE_INDEX or READ_INDEX through the tap."""
+        fields = {**self._fields, "word": "write" if word == WRITE_INDEX else "read", "value": value}
+        self.tap.cross("out", b"", fields, self._store)
+
+    def _store(self, item: Item) -> None:
+        ring = self._pair.get(str(item.fields["ring"]), self)
+        ring.words[WORDS[str(item.fields["word"])]] = int(item.fields["value"]) & 0xFFFFFFFF
 
     def copy_out(self, start: int, length: int) -> bytes:
         """Return `length` bytes (at most `size`) of the data area from `start`, wrapping at its end."""
@@ -172,7 +229,11 @@ class RingReader:
         if self._next == self._published:
             return False
         words, size = self.ring.words, self.size
-        words[READ_INDEX] = self._published = self._next
+        self._published = self._next
+        if self.ring.tap.on:
+            self.ring.tap_store(READ_INDEX, self._next)
+        else:
+            words[READ_INDEX] = self._next
         # Read index before pending size. Partner: the guest stores the pending size, then looks at the read index
         # again (Linux hv_ringbuffer_write's callers through hv_get_bytes_to_write, e.g. netvsc and hvsock).
         memory_barrier()
@@ -243,13 +304,21 @@ class RingWriter:
             self.ring.words[PENDING_SEND_SIZE] = 0
             self._requested = False
 
+    def build(self, packet: Packet) -> bytes:
+        """Return the packet's bytes, with the trailer that it has if it is stored next."""
+        return build_packet(packet) + self.trailer()
+
+    def trailer(self) -> bytes:
+        """Return the trailer of the packet that is stored next."""
+        return _TRAILER.pack(0, self._next)
+
+    def fits(self, length: int) -> bool:
+        """Whether so many bytes of packets fit now. Raises BrokenRing."""
+        return length < self._free()
+
     def write(self, packet: Packet) -> bool:
         """Store one packet, for which there must be room. True: the guest must be signalled."""
-        body = packet.descriptor + packet.payload
-        padded = len(body) + 7 & ~7
-        offset8, length8 = (HEADER_SIZE + len(packet.descriptor)) // 8, (HEADER_SIZE + padded) // 8
-        header = _HEADER.pack(packet.type, offset8, length8, packet.flags, packet.transaction_id)
-        return self.store(header + body + bytes(padded - len(body)) + _TRAILER.pack(0, self._next))
+        return self.store(self.build(packet))
 
     def store(self, data: bytes, advance: int | None = None) -> bool:
         """Store bytes at the write index and move it by `advance`, by default their length. True: the guest must be
@@ -260,7 +329,10 @@ class RingWriter:
         self._next = (old + (len(data) if advance is None else advance)) % self.size
         # x86 keeps stores in order: the guest sees the data before the index.
         words = self.ring.words
-        words[WRITE_INDEX] = self._next
+        if self.ring.tap.on:
+            self.ring.tap_store(WRITE_INDEX, self._next)
+        else:
+            words[WRITE_INDEX] = self._next
         # Write index before mask and read index. Partner: hv_end_read, whose virt_mb() stands between clearing the
         # mask and looking for more packets.
         memory_barrier()

@@ -321,7 +321,7 @@ class Server:
 
     def _torndown(self, gpadl: Gpadl) -> None:
         self.gpadls.remove(gpadl)
-        self._post(protocol.GpadlTorndown(gpadl.id), trace.gpadl_torndown, gpadl.id)
+        self._post(protocol.GpadlTorndown(gpadl.id), trace.gpadl_torndown, gpadl.id, relid=gpadl.relid)
 
     def _relid_released(self, message: protocol.RelidReleased) -> None:
         if trace.relid_released.on:
@@ -389,10 +389,13 @@ class Server:
             if isinstance(self.state, Serving):
                 self._offer(successor)
 
-    def _post(self, message: protocol.HostMessage, event: Event | None = None, *values: int) -> None:
-        """Send a message, if the agreed version has it."""
+    def _post(
+        self, message: protocol.HostMessage, event: Event | None = None, *values: int, relid: int | None = None
+    ) -> None:
+        """Send a message, if the agreed version has it. `relid`: of its channel, if it is not in the message."""
         if not isinstance(self.state, Disconnected) and self.state.version >= message.SINCE:
-            self.actions.append(Post(self.state.vp, message.build(), event, values))
+            about: int = getattr(message, "relid", 0) if relid is None else relid
+            self.actions.append(Post(self.state.vp, message.build(), event, values, about))
 
     def _enter(self, state: ConnectionState) -> None:
         if trace.connection_state.on:

@@ -115,6 +115,8 @@ class Post:
     payload: bytes
     event: Event | None = None
     values: tuple[int, ...] = ()
+    relid: int = 0  # of the channel that it is about, if of one
+    synic_type: int = protocol.SYNIC_MESSAGE_TYPE
 
 
 @dataclass(slots=True)

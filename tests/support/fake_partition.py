@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyvmm.hyperv.partition import MessageListener
+from pyvmm.tap import Taps
 
 
 @dataclass
@@ -28,6 +29,7 @@ class FakePartition:
 
     def __init__(self, vp_count: int = 1) -> None:
         self.vp_count = vp_count
+        self.taps = Taps()
         self.on_message: Callable[[int, bytes], None] = lambda vp, payload: None
         self.on_event: Callable[[int, int], None] = lambda vp, flag: None
         self.slots_busy = False
