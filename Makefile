@@ -13,8 +13,15 @@ TARGET ?=
 KEEP ?=
 VERSIONS ?= 6.1 6.12 newest
 BASES ?= tinyconfig defconfig
+KERNELS ?= 6.1
+ENGINES ?= auto
+CPUS ?= 1
 IMAGES := debian-6.1 debian-6.12
 MORE_IMAGES := debian-5.10 debian-7.2
+
+comma := ,
+empty :=
+commas = $(subst $(empty) $(empty),$(comma),$(strip $1))
 
 # Each is asked for by what it brings: a file or program that is there is not installed again.
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
@@ -23,7 +30,7 @@ TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-too
 KERNEL_PACKAGES := gcc:gcc flex:flex bison:bison bc:bc xz:xz-utils /usr/include/gelf.h:libelf-dev \
 	/usr/include/openssl/opensslv.h:libssl-dev
 
-.PHONY: help run test test-kdir quick fuzz setup lint fmt build clean
+.PHONY: help run test test-hv test-kdir quick fuzz setup lint fmt build clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -35,6 +42,10 @@ run: $(VENV)/.ready $(STAMPS)/run-packages ## Set up, then show the main job (`p
 
 test: setup ## Set up, then all tests, Linux boots included; TESTS="tests/unit -k ring" for some of them
 	$(VENV)/bin/python -m pytest $(TESTS)
+
+test-hv: setup ## Tests of Linux's drivers (docs/testbed.md); KERNELS="6.1 6.12" or all, ENGINES="kernel user", CPUS="1 2", TESTS=
+	$(VENV)/bin/python -m pytest tests/hv --pyvmm-matrix \
+		'kernel=$(call commas,$(KERNELS:all=5.10 6.1 6.12 7.2)) engine=$(call commas,$(ENGINES)) cpus=$(call commas,$(CPUS))' $(TESTS)
 
 test-kdir: setup $(STAMPS)/kernel-packages ## Build Debian's kernel sources, VERSIONS="6.1 newest" BASES="tinyconfig", and boot them
 	$(VENV)/bin/python -m tests.kernels --versions $(VERSIONS) --bases $(BASES)

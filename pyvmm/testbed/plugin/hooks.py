@@ -1,0 +1,182 @@
+"""What pytest loads (entry point `pyvmm`): options, the marker, fixtures, and the way to the inner pytest.
+
+A project that has no test of ours pays for this module alone: all other imports wait for such a test.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pyvmm.testbed.balloon import Balloon
+    from pyvmm.testbed.console import Console
+    from pyvmm.testbed.guest import Guest
+    from pyvmm.testbed.plugin.configuration import Configuration
+    from pyvmm.testbed.plugin.outer import Outer
+    from pyvmm.testbed.vm import VM
+    from pyvmm.testbed.vmbus import Bus
+
+CONFIGURATION = "pyvmm_configuration"
+MARKER = "pyvmm"
+INNER_VARIABLE = "PYVMM_INNER_PYTEST"
+"""Set in the inner pytest's environment."""
+
+GUEST: pytest.StashKey[VM] = pytest.StashKey()
+"""The guest of the test that runs in this process."""
+RESOLVED: pytest.StashKey[tuple[Configuration, float]] = pytest.StashKey()
+"""A test's configuration and time limit."""
+_outer: pytest.StashKey[Outer] = pytest.StashKey()
+
+_OPTIONS = (
+    ("kernel", "KERNEL", "Kernel of the guests: 6.1, 6.12, ... or a file. A test's marker wins over it."),
+    ("kdir", "DIR", "Kernel build tree for the guests."),
+    ("engine", "ENGINE", "What implements Hyper-V for the guests: kernel (KVM), user (pyvmm) or auto."),
+    ("cpus", "N", "Virtual CPUs of the guests."),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pyvmm", "pyvmm: tests with a Linux guest (docs/testbed.md)")
+    for name, metavar, text in _OPTIONS:
+        group.addoption(f"--pyvmm-{name}", metavar=metavar, help=text)
+    group.addoption(
+        "--pyvmm-matrix",
+        metavar="LINE",
+        action="append",
+        help="Run each test in all these configurations, 'kernel=6.1,6.12 cpus=1,2' for instance, instead of the ini "
+        "file's pyvmm_matrix; 'none' for no matrix. Repeatable.",
+    )
+    group.addoption(
+        "--pyvmm-host",
+        metavar="WHERE",
+        choices=("auto", "local", "emulated"),
+        default="auto",
+        help="Run guests on this machine's KVM (local), or in a Linux with KVM that QEMU emulates.",
+    )
+    group.addoption(
+        "--pyvmm-keep-failed",
+        action="store_true",
+        help="Keep the guest of a failed test running, for pyvmm status, gdb and others, until Ctrl-C.",
+    )
+    parser.addini(
+        "pyvmm_matrix",
+        "Configurations of the guests, a line each: NAME=VALUE[,VALUE...]... makes all combinations.",
+        type="linelist",
+        default=[],
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    keywords = "kernel, engine, cpus, vmbus, protocol, memory, append, timeout"
+    config.addinivalue_line("markers", f"{MARKER}({keywords}): the guest of a test with pyvmm's fixtures")
+    if any(config.getoption(f"pyvmm_{name}") is not None for name, *_ in _OPTIONS):
+        _selection(config)  # a wrong value is told before the collection
+
+
+# Configurations
+
+
+def _selection(config: pytest.Config) -> Any:
+    from pyvmm.testbed.plugin.selection import selection
+
+    return selection(config)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if CONFIGURATION in metafunc.fixturenames:
+        _selection(metafunc.config).parametrize(metafunc)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if any(needs_guest(item) for item in items):
+        _selection(config).arrange(items)
+
+
+def needs_guest(item: pytest.Item) -> bool:
+    """Return whether a fixture of ours is among the item's: another plugin's `vm` or `host` is none."""
+    return CONFIGURATION in getattr(item, "fixturenames", ())
+
+
+# Running
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if os.environ.get(INNER_VARIABLE) or not needs_guest(item):
+        return None
+    stash = item.config.stash
+    if _outer not in stash:
+        from pyvmm.testbed.plugin.outer import Outer
+
+        stash[_outer] = Outer(item.session)
+    stash[_outer].run(item)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    outer = session.config.stash.get(_outer, None)
+    if outer is not None:
+        outer.close()
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
+    chosen = [item for item in items if needs_guest(item)]
+    if not chosen:
+        return []
+    from pyvmm.testbed.plugin.selection import header
+
+    return header(config, chosen)
+
+
+# Fixtures
+
+
+@pytest.fixture
+def pyvmm_configuration(request: pytest.FixtureRequest) -> Configuration:
+    """The configuration of this test's guest: kernel, engine, cpus, ..."""
+    return request.node.stash[RESOLVED][0]  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, pyvmm_configuration: Configuration) -> VM:
+    """A booted Linux guest, hv_balloon bound, for this test alone (pyvmm.testbed.vm.VM)."""
+    guest = request.config.stash.get(GUEST, None)
+    if guest is None:
+        pytest.fail("pyvmm's fixtures must be arguments of the test, not asked for by getfixturevalue", pytrace=False)
+    return guest
+
+
+@pytest.fixture
+def balloon(vm: VM) -> Balloon:
+    """The guest's hv-balloon device: resize, actual, ..."""
+    return vm.balloon
+
+
+@pytest.fixture
+def vmbus(vm: VM) -> Bus:
+    """The guest's VMBus: devices, channels, counters."""
+    return vm.vmbus
+
+
+@pytest.fixture
+def console(vm: VM) -> Console:
+    """The guest's console: text, expect, send."""
+    return vm.console
+
+
+@pytest.fixture
+def guest(vm: VM) -> Guest:
+    """The guest's own side: commands, files, its kernel's log."""
+    return vm.guest
+
+
+@pytest.fixture
+def host(vm: VM) -> Any:
+    """Raw access to everything that the host can say to the guest."""
+    return vm.host  # type: ignore[attr-defined]

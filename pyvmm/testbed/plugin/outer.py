@@ -1,0 +1,162 @@
+"""The outer pytest's side: starts the inner pytest at the first test of ours, and turns its messages into reports.
+
+The reports are pytest's own, so that -k, -x, --lf, durations and JUnit files are as if the tests had run here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import PyvmmError
+from pyvmm.testbed.plugin import hooks
+from pyvmm.testbed.plugin.configuration import Configuration
+from pyvmm.testbed.plugin.inner_process import Died, InnerProcess, Job, Stalled
+from pyvmm.testbed.plugin.selection import configuration_of, repeat_command
+from pyvmm.testbed.plugin.where import find_where, required
+
+STALLS = 3
+"""Emulated hosts that may stand still in one session."""
+BOOT_ALLOWANCE = 180.0
+"""Seconds more for a test that its configuration's guest is booted for."""
+HOST_MIB = 2560
+"""Smallest emulated host: for some guests of 512 MiB side by side, and one that grows to 2 GiB."""
+_MIB = 1 << 20
+
+
+class Outer:
+    """One inner pytest at a time, for the session's tests of ours in their order."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self._session = session
+        self._config = session.config
+        self._tests = [item for item in session.items if hooks.needs_guest(item)]
+        self._where = find_where(self._config)
+        self._inner: InnerProcess | None = None
+        self._starts: str = ""  # why the inner pytest cannot be had
+        self._stalls = 0
+        self._images: dict[Configuration, str] = {}
+
+    def run(self, item: pytest.Item) -> None:
+        """Run one test in the inner pytest, and report it."""
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        failed = False
+        for report in self._reports(item):
+            report.pyvmm_configuration = str(configuration_of(item))  # type: ignore[attr-defined]
+            if report.failed and not failed:
+                failed = True
+                report.sections.append(("repeat this test", repeat_command(self._config, item)))
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+    def close(self) -> None:
+        """End the inner pytest."""
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+
+    def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        if self._where.missing:
+            yield from _cannot(item, self._where.missing)
+            return
+        configuration, timeout = item.stash[hooks.RESOLVED]
+        if trouble := self._image_trouble(configuration):
+            yield _report(item, "setup", "failed", f"pyvmm: {trouble}")
+            yield _report(item, "teardown", "passed", None)
+            return
+        while True:
+            try:
+                for message in self._started().run(item.nodeid, timeout + BOOT_ALLOWANCE):
+                    yield from self._report(item, message)
+                return
+            except Stalled as error:
+                self.close()
+                self._stalls += 1
+                if self._stalls > STALLS:
+                    yield _report(item, "call", "failed", str(error))
+                    return
+                self._say(f"pyvmm: {str(error).splitlines()[0]}: another one is started, and the test repeated")
+            except Died as error:
+                self.close()
+                yield _report(item, "call", "failed", str(error))
+                return
+
+    def _report(self, item: pytest.Item, message: dict[str, Any]) -> Iterator[pytest.TestReport]:
+        match message["kind"]:
+            case "report":
+                yield _unpacked(self._config, message["report"])
+            case "died":
+                yield _report(item, "call", "failed", message["text"])
+
+    def _image_trouble(self, configuration: Configuration) -> str:
+        """Make what the configuration boots, image or initramfs, in the cache; return why that cannot be."""
+        if configuration not in self._images:
+            from pyvmm.launch.build import build_config
+
+            try:
+                build_config(configuration.options(), progress=lambda line: self._say(f"pyvmm: {line}"))
+                self._images[configuration] = ""
+            except PyvmmError as error:
+                self._images[configuration] = str(error)
+        return self._images[configuration]
+
+    def _started(self) -> InnerProcess:
+        if self._inner is None:
+            show = self._config.getoption("capture") == "no"
+            self._inner = InnerProcess(self._job(), self._launcher(), show=show, progress=self._say)
+            self._inner.wait_ready()
+        return self._inner
+
+    def _launcher(self) -> list[str]:
+        if not self._where.emulated:
+            return []
+        most = max(configuration_of(item).options().memory.most for item in self._tests) // _MIB
+        memory = max(HOST_MIB, 2 * most + 512)
+        return [sys.executable, "-m", "pyvmm.host", "exec", "--memory", str(memory), "--"]
+
+    def _job(self) -> Job:
+        config = self._config
+        factory: Any = getattr(config, "_tmp_path_factory", None)
+        worker: dict[str, Any] = getattr(config, "workerinput", {})
+        return Job(
+            arguments=[str(word) for word in config.invocation_params.args],
+            folder=str(config.invocation_params.dir),
+            files=list(dict.fromkeys(str(item.path) for item in self._tests)),
+            nodeids=[item.nodeid for item in self._tests],
+            path=[os.path.abspath(place) for place in sys.path],
+            worker=worker.get("workerid", ""),
+            basetemp=None if factory is None else str(factory.mktemp("pyvmm")),
+        )
+
+    def _say(self, line: str) -> None:
+        """Show a line of progress, where pytest has a terminal."""
+        reporter: Any = self._config.pluginmanager.getplugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+
+def _cannot(item: pytest.Item, missing: str) -> Iterator[pytest.TestReport]:
+    if required():
+        yield _report(item, "setup", "failed", f"Linux must boot here (CI), but: {missing}")
+    else:
+        path, line, _ = item.location
+        yield _report(item, "setup", "skipped", (path, line or 0, f"Skipped: {missing}"))
+    yield _report(item, "teardown", "passed", None)
+
+
+def _unpacked(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
+    report: Any = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if isinstance(report.longrepr, list):  # a skip's place and reason: JSON has no tuples, pytest insists
+        report.longrepr = tuple(report.longrepr)
+    return report  # type: ignore[no-any-return]
+
+
+def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any) -> pytest.TestReport:
+    keywords: Any = dict.fromkeys(item.keywords, 1)
+    return pytest.TestReport(item.nodeid, item.location, keywords, outcome, longrepr, when)

@@ -1,0 +1,59 @@
+"""A stand-in for `pyvmm.testbed.vm.VM`, for tests of the pytest plugin where no guest can run.
+
+`use()` in a conftest.py puts it in the guest's place, in the outer and the inner pytest of a sample project.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from pyvmm import trace
+from pyvmm.testbed.plugin import templates, where
+
+BOOTS = "PYVMM_STANDIN_BOOTS"
+"""A file, named in the environment, that gets a line for each boot: process, options."""
+
+
+class StandInGuest:
+    """A guest that is booted at once and answers each command with the command."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.trace = trace.TailSink(10)
+        self.console = SimpleNamespace(text="Linux version 0.0\nguest console's last line\n")
+        self.balloon = SimpleNamespace(actual=512 << 20)
+        self.vmbus = SimpleNamespace(version=(5, 3))
+        self.guest = SimpleNamespace(sh=lambda command: command)
+        self.host = SimpleNamespace()
+        self.closed = False
+
+    def __enter__(self) -> StandInGuest:
+        return self.boot()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def boot(self) -> StandInGuest:
+        if self.options.get("append") == "never-boots":
+            raise AssertionError("no guest's agent within 1 s")
+        if BOOTS in os.environ:
+            with open(os.environ[BOOTS], "a") as file:
+                file.write(f"{os.getpid()} {self.options}\n")
+        return self
+
+    def close(self) -> None:
+        self.closed = True
+
+    def until(self, happened: Any, seconds: float, what: str) -> None:
+        limit = time.monotonic() + seconds
+        while not happened() and time.monotonic() < limit:
+            time.sleep(0.01)
+
+
+def use() -> None:
+    """Put it in the guest's place, on a KVM that is said to be usable."""
+    templates.VM = StandInGuest
+    where._find = lambda asked: where.Where(emulated=False)
