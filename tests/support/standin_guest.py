@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyvmm import trace
-from pyvmm.testbed.plugin import templates, where
+from pyvmm.testbed.plugin import outer, templates, where
+from pyvmm.testbed.template import Template
 
 BOOTS = "PYVMM_STANDIN_BOOTS"
 """A file, named in the environment, that gets a line for each boot: process, options."""
@@ -25,7 +26,7 @@ class StandInGuest:
         self.trace = trace.TailSink(10)
         self.console = SimpleNamespace(text="Linux version 0.0\nguest console's last line\n")
         self.balloon = SimpleNamespace(actual=512 << 20)
-        self.vmbus = SimpleNamespace(version=(5, 3))
+        self.vmbus = SimpleNamespace(version=(5, 3), devices=list)
         self.guest = SimpleNamespace(sh=lambda command: command)
         self.host = SimpleNamespace()
         self.closed = False
@@ -53,7 +54,16 @@ class StandInGuest:
             time.sleep(0.01)
 
 
+class StandInTemplate(Template):
+    """A template of a stand-in, which needs no freezing."""
+
+    def __init__(self, vm: StandInGuest) -> None:
+        self._vm = vm
+        self._frozen = SimpleNamespace(resume=lambda: None)
+
+
 def use() -> None:
     """Put it in the guest's place, on a KVM that is said to be usable."""
-    templates.VM = StandInGuest
+    vars(templates).update(VM=StandInGuest, Template=StandInTemplate)
+    outer.Outer._image_trouble = lambda self, configuration: ""
     where._find = lambda asked: where.Where(emulated=False)

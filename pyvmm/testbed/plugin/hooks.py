@@ -179,4 +179,4 @@ def guest(vm: VM) -> Guest:
 @pytest.fixture
 def host(vm: VM) -> Any:
     """Raw access to everything that the host can say to the guest."""
-    return vm.host  # type: ignore[attr-defined]
+    return vm.host

@@ -103,7 +103,7 @@ class InnerPlugin:
                     self._run(item)
                 else:
                     text = f"the inner pytest has not collected {request['run']}"
-                    self._pipe.send("died", text="\n".join([text, *self._collect_errors]))
+                    self._pipe.send("died", when="setup", text="\n".join([text, *self._collect_errors]))
         except (EOFError, BrokenPipeError):
             return True
         finally:

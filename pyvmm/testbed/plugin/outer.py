@@ -21,7 +21,7 @@ from pyvmm.testbed.plugin.where import find_where, required
 
 STALLS = 3
 """Emulated hosts that may stand still in one session."""
-BOOT_ALLOWANCE = 180.0
+BOOT_ALLOWANCE = 260.0
 """Seconds more for a test that its configuration's guest is booted for."""
 HOST_MIB = 2560
 """Smallest emulated host: for some guests of 512 MiB side by side, and one that grows to 2 GiB."""
@@ -91,7 +91,7 @@ class Outer:
             case "report":
                 yield _unpacked(self._config, message["report"])
             case "died":
-                yield _report(item, "call", "failed", message["text"])
+                yield _report(item, message["when"], "failed", message["text"])
 
     def _image_trouble(self, configuration: Configuration) -> str:
         """Make what the configuration boots, image or initramfs, in the cache; return why that cannot be."""

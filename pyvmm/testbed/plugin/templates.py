@@ -13,22 +13,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, NoReturn
 
 import pytest
 from _pytest.runner import runtestprotocol
 
+from pyvmm.errors import PyvmmError
 from pyvmm.process import kill_with_parent
 from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
+from pyvmm.testbed.plugin.sections import add_sections, boot_failure
 from pyvmm.testbed.plugin.session_fixtures import forget_finalizers
+from pyvmm.testbed.template import Template
 from pyvmm.testbed.vm import VM
 
 GRACE = 15.0
@@ -47,7 +49,7 @@ class Runner:
         """Run a test with its guest in this process."""
         forget_finalizers(self.session)
         self.config.stash[hooks.GUEST] = guest
-        sender = _Sender(self.config, send)
+        sender = _Sender(self.config, guest, send)
         self.config.pluginmanager.register(sender)
         try:
             runtestprotocol(item, log=True, nextitem=None)
@@ -57,11 +59,19 @@ class Runner:
 
 
 class _Sender:
-    """Sends reports as they come."""
+    """Sends reports as they come; a failed one has sections about the guest."""
 
-    def __init__(self, config: pytest.Config, send: Callable[..., None]) -> None:
+    def __init__(self, config: pytest.Config, guest: VM, send: Callable[..., None]) -> None:
         self._config = config
+        self._guest = guest
         self._send = send
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if report.failed:
+            add_sections(report, self._guest)
+        return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -80,7 +90,7 @@ class TemplateProcess:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            _in_child(die_with_parent, lambda: _Template(configuration, runner, theirs).serve(self._socket))
+            _run_child(die_with_parent, partial(_Template(configuration, runner, theirs).serve, self._socket))
         theirs.close()
 
     def fileno(self) -> int:
@@ -100,7 +110,7 @@ class TemplateProcess:
         if not data:
             status = self._reap()
             text = f"the guest's template process ended: {_describe(status)}"
-            return _line("died", text=text), True
+            return _line("died", when="call", text=text), True
         whole, newline, self._partial = (self._partial + data).rpartition(b"\n")
         last = whole.rpartition(b"\n")[2]
         return whole + newline, last.startswith((b'{"kind": "finished"', b'{"kind": "died"'))
@@ -119,7 +129,7 @@ class TemplateProcess:
 
 
 class _Template:
-    """A template process: forks a process for each test."""
+    """A template process: boots its guest, and forks a process for each test."""
 
     def __init__(self, configuration: Configuration, runner: Runner, connection: socket.socket) -> None:
         self._configuration = configuration
@@ -127,44 +137,45 @@ class _Template:
         self._connection = connection
 
     def serve(self, other_end: socket.socket) -> None:
+        """Run the tests that the inner pytest names, one after another, until it ends."""
         other_end.close()
+        guest = VM(**self._configuration.keywords())  # type: ignore[arg-type]
+        template: Template | None = None
+        trouble = ""
+        try:
+            template = Template(guest.boot())
+        except (PyvmmError, AssertionError) as error:
+            trouble = boot_failure(guest, self._configuration, error)
         with self._connection.makefile("rb") as requests:
             for line in requests:
                 item = self._runner.tests[line.decode().rstrip("\n")]
-                _, seconds = item.stash[hooks.RESOLVED]
-                die_with_parent = kill_with_parent()
-                pid = os.fork()
-                if pid == 0:
-                    _in_child(die_with_parent, partial(self._test, item, seconds))
-                self._wait(pid, item, seconds)
+                if template is None:
+                    self._send("died", when="setup", text=trouble)
+                else:
+                    self._test(template, item)
 
-    def _test(self, item: pytest.Item, seconds: float) -> None:
-        with VM(**self._configuration.keywords()) as guest:  # type: ignore[arg-type]
-            signal.signal(signal.SIGALRM, partial(_on_alarm, seconds))
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            try:
-                self._runner.run(item, guest, self._send)
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+    def _test(self, template: Template, item: pytest.Item) -> None:
+        _, seconds = item.stash[hooks.RESOLVED]
+        child = template.fork(partial(self._in_child, item, seconds))
+        try:
+            status = child.wait(seconds + GRACE)
+        except TimeoutError:
+            child.kill()
+            self._send("died", when="call", text=f"the test was killed: it had not ended {GRACE:g} s after its limit")
+            return
+        if status:
+            self._send("died", when="call", text=f"the test's process ended without a report: {_describe(status)}")
+        else:
+            self._send("finished")
+
+    def _in_child(self, item: pytest.Item, seconds: float, guest: VM) -> None:
+        signal.signal(signal.SIGALRM, partial(_on_alarm, seconds))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        self._runner.run(item, guest, self._send)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _send(self, kind: str, **more: Any) -> None:
         self._connection.sendall(_line(kind, **more))
-
-    def _wait(self, pid: int, item: pytest.Item, seconds: float) -> None:
-        handle = os.pidfd_open(pid)
-        try:
-            if not select.select([handle], [], [], 120 + seconds + GRACE)[0]:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                self._send("died", text=f"the test was killed: it has not ended within {seconds:g} s")
-                return
-        finally:
-            os.close(handle)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status:
-            self._send("died", text=f"the test's process ended without a report: {_describe(status)}")
-        else:
-            self._send("finished")
 
 
 def _line(kind: str, **more: Any) -> bytes:
@@ -183,7 +194,7 @@ def _describe(status: int) -> str:
     return f"status {status}"
 
 
-def _in_child(die_with_parent: Callable[[], None], run: Callable[[], None]) -> NoReturn:
+def _run_child(die_with_parent: Callable[[], None], run: Callable[[], None]) -> NoReturn:
     """Run in a forked process, and end it."""
     status = 70
     try:

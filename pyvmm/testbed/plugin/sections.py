@@ -1,0 +1,51 @@
+"""What the report of a failing test shows of its guest: the console's end, and the last messages with the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pyvmm.testbed.plugin.configuration import Configuration
+    from pyvmm.testbed.vm import VM
+
+CONSOLE_LINES = 25
+
+
+def add_sections(report: pytest.TestReport, guest: VM) -> None:
+    """Add sections about the guest to the report of a failure."""
+    if any(title == CONSOLE for title, _ in report.sections):
+        return
+    report.sections.append((CONSOLE, console_tail(guest)))
+    report.sections.append(("messages between host and guest", messages(guest)))
+
+
+CONSOLE = "the guest's console ends"
+
+
+def console_tail(guest: VM) -> str:
+    """Return the last lines of the console."""
+    lines = guest.console.text.rstrip().splitlines()[-CONSOLE_LINES:]
+    return "\n".join(lines) or "(the guest has written nothing)"
+
+
+def messages(guest: VM) -> str:
+    """Return the last trace events as a sequence diagram."""
+    from pyvmm.analysis.diagram import as_entries, diagram
+
+    names = {number: str(name) for number, name in _channels(guest)}
+    return diagram(as_entries(guest.trace.records), channels=names) or "(none)"
+
+
+def _channels(guest: VM) -> Iterable[tuple[int, str]]:
+    """Number and device of each channel."""
+    for device in guest.vmbus.devices():
+        yield device["channel"], device["name"]
+
+
+def boot_failure(guest: VM, configuration: Configuration, error: BaseException) -> str:
+    """Return why a guest did not boot, with its console's end."""
+    text = f"the guest ({configuration}) did not get ready for tests: {error}"
+    return f"{text}\n{CONSOLE}:\n{console_tail(guest)}" if guest.console.text else text
