@@ -134,6 +134,11 @@ class Vmbus:
         served = self.server.offered.get(device.offer.key._replace(sub_channel=sub_channel))
         return None if served is None else self._channels.get(served)
 
+    def device_of(self, relid: int) -> VmbusDevice | None:
+        """Return the device of a channel, None for an unknown relid."""
+        served = self.server.channels.get(relid)
+        return None if served is None else self._devices.get(served.device_id)
+
     @property
     def version(self) -> int | None:
         """Return the version agreed on with the guest, major << 16 | minor; None while not connected."""

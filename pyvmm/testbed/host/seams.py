@@ -1,17 +1,15 @@
-"""Where the raw host stands between pyvmm's devices and the guest: messages of the bus, and packets of channels."""
+"""Where the raw host stands between pyvmm's devices and the guest: at the taps of messages and packets."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pyvmm.tap import Deliver, Item
 from pyvmm.vmbus.bus import Vmbus
-from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
-from pyvmm.vmbus.mailbox import Incoming
-from pyvmm.vmbus.packet import Packet
-from pyvmm.vmbus.states import Post
+from pyvmm.vmbus.ring import parse_packet
 
 KEPT = 4096
 """Messages and packets of the guest that are kept for the test, each; the oldest are dropped."""
@@ -43,41 +41,28 @@ class Seams:
         """Packets of the guest, oldest first."""
         self.outgoing: list[MessageFilter] = []
         self.silent: set[VmbusDevice] = set()
-        mailbox = bus._mailbox
-        self._post, self._receive = mailbox.post, mailbox._receive
-        mailbox._receive = self._received
-        setattr(mailbox, "post", self._posted)  # noqa: B010 - the seam of tests: the bus looks it up at each call
-        self._add = bus.add
-        setattr(bus, "add", self._added)  # noqa: B010
-        for device in bus.devices():
-            self._watch(device)
+        self._bus = bus
+        bus.taps.message.attach(self._message)
+        bus.taps.packet.attach(self._packet)
 
-    def _added(self, device: VmbusDevice) -> None:
-        self._watch(device)
-        self._add(device)
-
-    def _watch(self, device: VmbusDevice) -> None:
-        """See the packets of a device, on this and later channels."""
-        if "packet" in vars(device):
-            return  # watched before it was removed and added again
-        onward = device.packet
-
-        def packet(channel: Channel, packet: Packet) -> None:
-            seen = GuestPacket(device, packet.type, packet.flags, packet.transaction_id, packet.payload)
-            self.packets.append(seen)
-            if device not in self.silent:
-                onward(channel, packet)
-
-        setattr(device, "packet", packet)  # noqa: B010 - the channel looks it up at each packet
-
-    def _received(self, message: Incoming) -> None:
-        self.messages.append(message.payload)
-        self._receive(message)
-
-    def _posted(self, message: Post) -> None:
-        payload: bytes | None = message.payload
+    def _message(self, item: Item, deliver: Deliver) -> Any:
+        if item.point == "message.in":
+            self.messages.append(item.data)
+            return deliver(item)
         for each in list(self.outgoing):
-            if payload is not None:
-                payload = each(payload)
-        if payload is not None:
-            self._post(message if payload == message.payload else Post(message.vp, payload))
+            changed = each(item.data)
+            if changed is None:
+                return None
+            item = item.but(changed)
+        return deliver(item)
+
+    def _packet(self, item: Item, deliver: Deliver) -> Any:
+        if item.point == "packet.in":
+            device = self._bus.device_of(int(item.fields["relid"]))
+            packet = parse_packet(item.data)
+            if device is not None:
+                seen = GuestPacket(device, packet.type, packet.flags, packet.transaction_id, packet.payload)
+                self.packets.append(seen)
+                if device in self.silent:
+                    return None
+        return deliver(item)
