@@ -26,6 +26,9 @@ GuestPanicInformationType = Literal["hyper-v"]
 MemoryDeviceInfoKind = Literal["hv-balloon"]
 SysEmuTarget = Literal["x86_64"]
 
+CoverState = Literal["on", "suspended", "unloaded", "gone"]
+"""on; the guest's kernel has left the VMBus and may come back; the guest unloads the module; the kernel is gone."""
+
 ENUMS: dict[str, tuple[str, ...]] = {
     "RunState": get_args(RunState),
     "ShutdownCause": get_args(ShutdownCause),
@@ -33,6 +36,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "GuestPanicInformationType": get_args(GuestPanicInformationType),
     "MemoryDeviceInfoKind": get_args(MemoryDeviceInfoKind),
     "SysEmuTarget": get_args(SysEmuTarget),
+    "CoverState": get_args(CoverState),
     "QMPCapability": (),
 }
 """Enumerations by their QAPI names, which a Literal does not carry."""
@@ -358,6 +362,13 @@ MemorySize = TypedDict("MemorySize", {"id": NotRequired[str], "size": int, "qom-
 class DeviceDeletedData(TypedDict):
     device: NotRequired[str]
     path: str
+
+
+CoverInfo = TypedDict(
+    "CoverInfo",
+    {"module": str, "build-id": str, "state": CoverState, "blocks": int, "hits": str},
+)
+"""Coverage of one module; `pyvmm.cover_sites.parse_hits` reads `hits`."""
 
 
 class Notice(TypedDict):

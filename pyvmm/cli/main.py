@@ -43,6 +43,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "devices": "List a machine's VMBus devices and their channels.",
         "trace": "Follow a machine's trace events; list, compare, convert traces.",
         "gdb": "Debug a guest's kernel with GDB.",
+        "cover": "Show which code of a guest's modules runs, block by block.",
         "report": "Draw a recorded trace: one HTML page, CSV.",
     },
     "This computer": {

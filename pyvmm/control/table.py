@@ -12,14 +12,16 @@ Types of replies are in `pyvmm.qapi`; the schema reads them from the function. `
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
+from pyvmm.cover_sites import Place
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.qapi import (
     BalloonReply,
+    CoverInfo,
     HvBalloonInfo,
     MachineInfo,
     MemoryDeviceInfo,
@@ -103,6 +105,17 @@ class MonitoredMachine(Protocol):
 
     def debug(self, connection: socket.socket, monitor: Callable[[str], str]) -> None:
         """Serve the debugger at `connection`; its `monitor` commands are passed to `monitor`. Raises ConfigError."""
+
+    def cover_start(
+        self, module: str, build_id: str, sites: Sequence[Place | None], exits: Sequence[int]
+    ) -> CoverInfo:
+        """Place a breakpoint for each block of a module. Raises ConfigError."""
+
+    def cover_info(self) -> list[CoverInfo]:
+        """Return what was seen of the watched modules."""
+
+    def cover_stop(self, module: str | None) -> list[CoverInfo]:
+        """Take out the breakpoints of a module, or of all; return what was seen. Raises ConfigError."""
 
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         """Call `listener(name, data)` for each QMP event, on the loop's thread."""

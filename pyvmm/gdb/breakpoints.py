@@ -15,6 +15,7 @@ Source: Intel SDM volume 3, section 18.2 (debug registers); Linux arch/x86/kvm/x
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -51,6 +52,8 @@ _SHORT_BRANCHES: Final = frozenset((*range(0x70, 0x80), 0xE0, 0xE1, 0xE2, 0xE3, 
 
 SCAN: Final = 4096
 """Bytes before and after a breakpoint that are searched for branches behind it."""
+
+_WORD: Final = 8  # bytes, of which the CPU stores those of one aligned word at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,10 @@ def leads_to(code: bytes, target: int) -> bool:
     return False
 
 
+def _contiguous(places: Sequence[int]) -> bool:
+    return bool(places) and all(second == first + 1 for first, second in itertools.pairwise(places))
+
+
 class Memory(Protocol):
     """The part of GuestMemory that is used here."""
 
@@ -168,10 +175,13 @@ class Memory(Protocol):
 
 
 class Patches:
-    """The software breakpoints in guest memory. All methods but `in` only while no vCPU runs."""
+    """The software breakpoints in guest memory, `limit` at most. All methods but `in` only while no vCPU runs, or, to
+    remove one whose bytes are in one aligned word (`is_atomic`), from the thread of the vCPU that hit it.
+    """
 
-    def __init__(self, memory: Memory, code: bytes) -> None:
+    def __init__(self, memory: Memory, code: bytes, limit: int = PATCH_LIMIT) -> None:
         self.code = code
+        self.limit = limit
         self._memory = memory
         self._places: dict[int, tuple[int, ...]] = {}  # virtual address -> gpa of each patched byte
         self._original: dict[int, int] = {}  # gpa -> byte
@@ -179,18 +189,17 @@ class Patches:
     def __contains__(self, address: int) -> bool:
         return address in self._places
 
-    def __bool__(self) -> bool:
-        return bool(self._places)
+    def __len__(self) -> int:
+        return len(self._places)
 
     def insert(self, address: int, places: Sequence[int]) -> None:
         """Patch the instruction at `address`, whose bytes are at `places`. Raises RefusedError if it does not fit."""
-        if len(self._places) >= PATCH_LIMIT:
-            raise RefusedError(f"more than {PATCH_LIMIT} breakpoints")
+        if len(self._places) >= self.limit:
+            raise RefusedError(f"more than {self.limit} breakpoints")
         if any(gpa in self._original for gpa in places):
             raise RefusedError("another breakpoint is in the way")
         before = b"".join(self._memory.read(gpa, 1) for gpa in places)
-        for gpa, byte in zip(places, self.code, strict=True):
-            self._memory.write(gpa, bytes([byte]))
+        self._store(places, self.code)
         self._original |= dict(zip(places, before, strict=True))
         self._places[address] = tuple(places)
 
@@ -201,11 +210,32 @@ class Patches:
         """
         places = self._places.pop(address, ())
         found = b"".join(self._memory.read(gpa, 1) for gpa in places)
-        for gpa in places:
-            byte = self._original.pop(gpa)
-            if found == self.code:
-                self._memory.write(gpa, bytes([byte]))
+        before = bytes(self._original.pop(gpa) for gpa in places)
+        if found == self.code:
+            self._store(places, before)
         return bool(places)
+
+    def is_atomic(self, address: int) -> bool:
+        """Return whether the bytes of a breakpoint are stored at once: another vCPU sees all of them or none."""
+        places = self._places.get(address, ())
+        return _contiguous(places) and len({gpa // _WORD for gpa in places}) == 1
+
+    def original(self, address: int) -> bytes:
+        """Return the bytes that the breakpoint at `address` replaced; b"" if there is none."""
+        return bytes(self._original[gpa] for gpa in self._places.get(address, ()))
+
+    def _within(self, gpa: int, length: int) -> list[int]:
+        """Return the patched bytes in a range."""
+        if length < len(self._original):
+            return [at for at in range(gpa, gpa + length) if at in self._original]
+        return [at for at in self._original if gpa <= at < gpa + length]
+
+    def _store(self, places: Sequence[int], data: bytes) -> None:
+        if _contiguous(places):
+            self._memory.write(places[0], data)
+        else:
+            for gpa, byte in zip(places, data, strict=True):
+                self._memory.write(gpa, bytes([byte]))
 
     def clear(self) -> None:
         """Restore all instructions."""
@@ -219,7 +249,7 @@ class Patches:
 
     def hide(self, gpa: int, data: bytes) -> bytes:
         """Return `data`, read at `gpa`, with the bytes that were there before the patches."""
-        inside = [at for at in self._original if gpa <= at < gpa + len(data)]
+        inside = self._within(gpa, len(data))
         if not inside:
             return data
         shown = bytearray(data)
@@ -229,9 +259,8 @@ class Patches:
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store `data` in guest memory, under the patches."""
-        inside = {at: byte for at, byte in self._original.items() if gpa <= at < gpa + len(data)}
         merged = bytearray(data)
-        for at in inside:
+        for at in self._within(gpa, len(data)):
             merged[at - gpa] = self._memory.read(at, 1)[0]
             self._original[at] = data[at - gpa]
         self._memory.write(gpa, bytes(merged))

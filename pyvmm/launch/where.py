@@ -87,13 +87,8 @@ def wants_emulated(host: str) -> bool:
     return True
 
 
-def run_emulated(
-    arguments: Sequence[str], memory: int, sockets: Sequence[Place], *, input: bool = True, live: bool = False
-) -> int:
-    """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status.
-
-    `input`: whether the command reads standard input; `live`: if it does not, its outputs are a terminal inside, too.
-    """
+def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Place], *, input: bool = True) -> int:
+    """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status."""
     from pyvmm.host.commands import run_in_host
 
     status: int = run_in_host(
@@ -102,7 +97,6 @@ def run_emulated(
         forward_sockets=sockets,
         progress=print_message,
         input=input,
-        live=live,
         final_status=partial(final_status_emulated, ended=": the machine was ended"),
     )
     return status

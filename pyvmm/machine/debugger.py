@@ -73,6 +73,9 @@ class Debugger:
             raise ConfigError("a debugger is connected already: detach it first")
         if self._machine.outcome is not None:
             raise ConfigError("the machine has ended")
+        traps = self._machine.traps
+        if traps is not None and traps.active:
+            raise ConfigError(f"{traps.active} is on: end that first (`pyvmm cover off`)")
 
     def close(self) -> None:
         """Disconnect the debugger; the machine is about to be closed."""
@@ -156,9 +159,7 @@ class Debugger:
                 self._apply(vcpu)
         with suppress(HostError):
             self._memory.pages.apply(self._machine.slot.hardware)
-        hardware = self._machine.slot.hardware
-        if hardware is not None:
-            hardware.on_debug = None
+        self._machine.slot.on_debug = None
         self._release(range(self.vcpus))
 
     def interrupt(self) -> None:
@@ -223,9 +224,7 @@ class Debugger:
         return next((n for n, state in states if state is MpState.RUNNABLE), 0)
 
     def _connect(self) -> None:
-        hardware = self._machine.slot.hardware
-        if hardware is not None:
-            hardware.on_debug = self._exit
+        self._machine.slot.on_debug = self._exit
 
     def _hold(self) -> None:
         for thread in self._threads:

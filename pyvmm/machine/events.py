@@ -17,3 +17,5 @@ unmap_slot = event("hv_balloon_unmap_slot", "unmapping memslot {idx} / {total_sl
 autosize = event("machine.autosize", "{reason} from {current} to {target}: demand {demand}, pressure {pressure}%")
 autosize_held = event("machine.autosize_held", "automatic sizing {state}")
 memory_discarded = event("machine.memory_discarded", "{size} bytes at {gpa:#x}")
+watched = event("machine.watched", "{module}: {placed} breakpoints for {blocks} blocks")
+forced_return = event("machine.forced_return", "the call at {address:#x} returns {value:#x}")

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pyvmm.errors import HostError
+from pyvmm.kvm import Exit
 from pyvmm.machine import events as trace
 from pyvmm.machine.hardware import Hardware
 from pyvmm.machine.runner import VcpuThread
 from pyvmm.machine.vcpu_snapshot import VcpuSnapshot
 from pyvmm.memory import Region
+
+OnDebug = Callable[[int, Exit], bool]
 
 
 class HardwareSlot:
@@ -21,8 +24,30 @@ class HardwareSlot:
     start, while paused and at the end."""
 
     def __init__(self, is_running: Callable[[], bool]) -> None:
-        self.hardware: Hardware | None = None
+        self._hardware: Hardware | None = None
+        self._on_debug: OnDebug | None = None
         self._is_running = is_running
+
+    @property
+    def hardware(self) -> Hardware | None:
+        return self._hardware
+
+    @hardware.setter
+    def hardware(self, hardware: Hardware | None) -> None:
+        self._hardware = hardware
+        if hardware is not None:
+            hardware.on_debug = self._on_debug
+
+    @property
+    def on_debug(self) -> OnDebug | None:
+        """The handler of exits that breakpoints caused, for this and later hardware: see `Hardware.on_debug`."""
+        return self._on_debug
+
+    @on_debug.setter
+    def on_debug(self, handler: OnDebug | None) -> None:
+        self._on_debug = handler
+        if self._hardware is not None:
+            self._hardware.on_debug = handler
 
     @property
     def threads(self) -> Sequence[VcpuThread]:

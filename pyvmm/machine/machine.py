@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.services import Services
     from pyvmm.machine.test_devices import TestDevices
+    from pyvmm.machine.traps import Traps
     from pyvmm.memory import Region
 
 
@@ -102,6 +103,7 @@ class Machine:
         self._resetting = Pending(loop, self._reset_soon)
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
+        self.traps: Traps | None = None  # once coverage, or a forced return, was asked for
         self.kvm = Kvm(config.kvm)
         self._host_cpuid = cpu.host_entries(self.kvm, hidden=config.hidden_features, vendor=config.cpu_vendor)
         self.ram = Ram(
@@ -275,6 +277,14 @@ class Machine:
             self.watchdog.stop()
         return self.outcome
 
+    def make_traps(self) -> Traps:
+        """Return the breakpoints of coverage and forced returns, made at the first call."""
+        if self.traps is None:
+            from pyvmm.machine.traps import Traps
+
+            self.traps = Traps(self)
+        return self.traps
+
     def halt(self) -> None:
         """Stop the vCPUs for good and flush the guest's output. Monitor queries are still served."""
         if self.slot.hardware is not None:
@@ -338,6 +348,8 @@ class Machine:
             self.resets += 1
         if self._test_devices is not None:
             self._test_devices.reset()
+        if self.traps is not None:
+            self.traps.forget()
         self._agent_input.flush()
         self.agent.reset()
         self.panic.reset()

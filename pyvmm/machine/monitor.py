@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvmm import qapi
@@ -20,6 +20,7 @@ from pyvmm.memory import PAGE_SIZE
 if TYPE_CHECKING:
     import socket
 
+    from pyvmm.cover_sites import Place
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.machine import Machine
@@ -89,6 +90,31 @@ class MonitorView:
 
             self._machine.debugger = Debugger(self._machine)
         return self._machine.debugger
+
+    # Coverage
+
+    def cover_start(
+        self, module: str, build_id: str, sites: Sequence[Place | None], exits: Sequence[int]
+    ) -> qapi.CoverInfo:
+        """Place a breakpoint for each block of a module. Raises ConfigError."""
+        from pyvmm.machine.traps import Site
+
+        found = [None if each is None else Site(*each) for each in sites]
+        return self._machine.make_traps().watch(module, build_id, found, exits).describe()
+
+    def cover_info(self) -> list[qapi.CoverInfo]:
+        """Return what was seen of the watched modules."""
+        traps = self._machine.traps
+        return [each.describe() for each in traps.modules.values()] if traps is not None else []
+
+    def cover_stop(self, module: str | None) -> list[qapi.CoverInfo]:
+        """Take out the breakpoints of a module, or of all; return what was seen. Raises ConfigError."""
+        traps = self._machine.traps
+        names = list(traps.modules) if traps is not None else []
+        if module is not None and module not in names:
+            raise ConfigError(f"coverage of {module} is not on" + (f": {', '.join(names)} is" if names else ""))
+        found = [traps.unwatch(name) for name in ([module] if module else names)] if traps is not None else []
+        return [each.describe() for each in found if each is not None]
 
     # Memory
 

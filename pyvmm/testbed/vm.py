@@ -34,8 +34,10 @@ from pyvmm.testbed.vmbus import Bus
 from pyvmm.testbed.waits import GuestEnded, TimedOut
 
 if TYPE_CHECKING:
+    from pyvmm.cover.session import Coverage
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine, MachineConfig
+    from pyvmm.machine.traps import ForcedReturn
     from pyvmm.testbed.host import Host
     from pyvmm.testbed.oracles.suite import Oracles
     from pyvmm.testbed.oracles.verdict import Verdict
@@ -220,6 +222,32 @@ class VM:
     def survives(self, seconds: float = 1.0, *, without: Sequence[str] = ()) -> Verdict:
         """Run the guest for `seconds` and return what the oracles have found since the last call; true if nothing."""
         return self.oracles.survives(seconds, without=without)
+
+    @cached_property
+    def cover(self) -> Coverage:
+        """Code coverage of the guest's modules: `vm.cover.start("hv_balloon")`, then `vm.cover.report()`."""
+        from pyvmm.cover.session import Coverage
+
+        return Coverage(self.machine, lambda command: self.run(command, check=True).stdout)
+
+    def fail(
+        self,
+        callee: str,
+        *,
+        in_: str = "",
+        returns: int = 0,
+        times: int = 1,
+        skip: int = 0,
+        module: str = "hv_balloon",
+    ) -> ForcedReturn:
+        """Let a call inside a guest's module return a value without being made: -12 or 0 for an allocation.
+
+        `in_` is the function that calls; without it all of the module's. Calls are counted together: the first `skip`
+        are made, then `times` fail (0: all that follow). Raises ConfigError with the calls there are.
+        """
+        from pyvmm.cover.returns import fail
+
+        return fail(self.cover, module, callee, in_, value=returns, times=times, skip=skip)
 
     @property
     def status(self) -> str:

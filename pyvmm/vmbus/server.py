@@ -17,6 +17,7 @@ an answer gets one even when it is refused, because Linux waits for most of them
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import assert_never
 
 from pyvmm.errors import GuestError, GuestProtocolError
@@ -62,6 +63,10 @@ class Server:
         self.channels = self._table.by_relid
         self.offered = self._table.by_key
         self.gpadls = GpadlTable(memory)
+        self.on_unload: Callable[[], None] = lambda: None
+        """Called when the guest's kernel says that it leaves: for another one, a crash kernel, or a suspension."""
+        self.on_contact: Callable[[], None] = lambda: None
+        """Called at a kernel's contact, before it is answered."""
         self._vp_count = vp_count
         self._versions = frozenset(int(v) for v in Version if v <= max_version)
 
@@ -136,6 +141,7 @@ class Server:
 
     def _receive(self, message: protocol.GuestMessage, connection_id: int) -> None:
         if isinstance(message, protocol.InitiateContact):
+            self.on_contact()
             self._initiate_contact(message, connection_id)
             return
         if isinstance(message, protocol.Unload):
@@ -214,6 +220,7 @@ class Server:
         """Handle UNLOAD, which may come without CLOSE (kexec, crash). Linux waits for the answer."""
         if trace.unload.on:
             trace.unload(sum(isinstance(c.state, Open) for c in self.channels.values()), len(self.gpadls.lists))
+        self.on_unload()
         vp = 0 if isinstance(self.state, Disconnected) else self.state.vp
         self.reset("unload")
         self.actions.append(Post(vp, protocol.UnloadResponse().build()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.control.server import ControlServer
+from pyvmm.cover_sites import pack_hits
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.loop import Loop
 
@@ -32,6 +33,7 @@ class FakeMachine:
         self.finish: Callable[[], None] = lambda: None
         self.devices = ["hv-balloon", "heartbeat"]
         self.debugged: list[socket.socket] = []
+        self.covered: dict[str, dict[str, Any]] = {}
         self.ready = True  # whether the guest takes commands
         self.loop: Loop | None = None  # that serves its monitor on another thread
 
@@ -199,6 +201,22 @@ class FakeMachine:
         self.debugged.append(connection)
         connection.setblocking(True)
         connection.sendall(monitor("info name").encode())
+
+    def cover_start(self, module: str, build_id: str, sites: list[Any], exits: list[int]) -> dict[str, Any]:
+        """Cover a module: all blocks with a place have a breakpoint, the first was seen."""
+        placed = {number for number, site in enumerate(sites) if site is not None}
+        hits = pack_hits(len(sites), placed, {0} & placed)
+        self.covered[module] = {
+            "module": module, "build-id": build_id, "state": "on", "blocks": len(sites), "hits": hits
+        }  # fmt: skip
+        return self.covered[module]
+
+    def cover_info(self) -> list[dict[str, Any]]:
+        return list(self.covered.values())
+
+    def cover_stop(self, module: str | None) -> list[dict[str, Any]]:
+        names = list(self.covered) if module is None else [module]
+        return [self.covered.pop(name) for name in names]
 
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         self.listeners.append(listener)

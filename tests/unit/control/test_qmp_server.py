@@ -19,6 +19,7 @@ from pyvmm import trace
 from pyvmm.client.qmp import Client, Disconnected, Refused, TimedOut
 from pyvmm.control.commands import COMMANDS
 from pyvmm.control.server import CLIENT_LIMIT, OUTPUT_LIMIT, ControlServer
+from pyvmm.cover_sites import pack_sites
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Loop
 from tests.support.fake_machine import MIB, FakeMachine, serving
@@ -39,6 +40,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "x-balloon": {"value": 256 * MIB},
         "human-monitor-command": {"command-line": "info balloon"},
         "x-execute": {"command": "true"},
+        "x-cover-start": {"module": "m", "build-id": "00", "base": 0, "sites": pack_sites([], [])[1]},
         "x-autosize": {"enable": False},
         "device_add": {"driver": "heartbeat", "id": "again"},
         "device_del": {"id": "heartbeat"},

@@ -1,0 +1,133 @@
+"""A module's blocks, where each may carry a breakpoint, and its calls: what is kept of the disassembly.
+
+A block is a run of instructions that is entered only at its first and left only behind its last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+from pyvmm.cover.image import Place
+from pyvmm.files import FileError, parse_object
+
+FORMAT: Final = 1  # increment when the analysis of the same file changes
+
+Kind = Literal["code", "tracing", "init", "load"]
+"""code; glue of tracepoints, which runs only with them; .init.text, over before a breakpoint can be set; what runs
+only while the module is loaded, and is counted nowhere (.altinstr_aux)."""
+
+
+class Instruction(NamedTuple):
+    """One instruction: its offset in the block's section, bytes, and text with the names of symbols."""
+
+    offset: int
+    size: int
+    text: str
+
+
+class Candidate(NamedTuple):
+    """Where a block's breakpoint may go: the offset of an instruction, and the bytes there, "" if loading changes
+    them; `whole`: both bytes are of this instruction."""
+
+    offset: int
+    expected: str
+    whole: bool
+
+
+@dataclass(slots=True)
+class Block:
+    """One block. `evidence`: of one without a place for a breakpoint, the blocks whose hits tell that it ran."""
+
+    function: str
+    kind: Kind
+    section: int
+    offset: int
+    size: int
+    next: list[int]
+    candidates: list[Candidate]
+    evidence: list[int]
+    why_none: str
+    instructions: list[Instruction]
+
+    @property
+    def place(self) -> Place:
+        return Place(self.section, self.offset)
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of five bytes that nothing rewrites; `function` has its cold parts' calls too."""
+
+    function: str
+    callee: str
+    section: int
+    offset: int
+    block: int
+
+
+@dataclass(slots=True)
+class Program:
+    """A module's blocks by section and offset, its functions (name to place and size), and its calls."""
+
+    name: str
+    build_id: str
+    sections: dict[int, str]
+    base: dict[int, int]
+    file_offsets: dict[int, int]
+    functions: dict[str, tuple[int, int, int]]
+    blocks: list[Block]
+    calls: list[Call]
+    exits: list[str] = field(default_factory=list)  # the function that runs when the module is unloaded
+
+    @property
+    def counted(self) -> list[int]:
+        """Return the numbers of the blocks that a report counts: without tracing glue and what runs while loading."""
+        return [n for n, block in enumerate(self.blocks) if block.kind in ("code", "init")]
+
+    def label(self, block: Block) -> str:
+        """Return a block's address as `function+0x12`."""
+        return self.where(block.section, block.offset, block.function)
+
+    def where(self, section: int, offset: int, function: str) -> str:
+        """Return an address as `function+0x12`, or `function.cold+0x3`."""
+        for name in (function, *(f"{function}.cold{more}" for more in ("", ".0", ".1"))):
+            at, start, size = self.functions.get(name, (-1, 0, 0))
+            if at == section and start <= offset < start + size:
+                return f"{name}+{offset - start:#x}" if offset > start else name
+        return f"{self.sections.get(section, '?')}+{offset:#x}"
+
+    def to_json(self) -> str:
+        """Return the program for the cache."""
+        return json.dumps({"format": FORMAT} | asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Program | None:
+        """Return a program from the cache; None if it is of another version, or damaged."""
+        try:
+            facts = parse_object(text, {"format": int, "name": str, "build_id": str, "blocks": list, "calls": list})
+            if facts.pop("format") != FORMAT:
+                return None
+            return _restored(facts)
+        except (FileError, TypeError, ValueError, KeyError, AttributeError):
+            return None
+
+
+def _restored(facts: dict[str, Any]) -> Program:
+    blocks = [
+        Block(
+            **each
+            | {
+                "candidates": [Candidate(*one) for one in each["candidates"]],
+                "instructions": [Instruction(*one) for one in each["instructions"]],
+            }
+        )
+        for each in facts["blocks"]
+    ]
+    calls = [Call(**each) for each in facts["calls"]]
+    numbers = {
+        name: {int(key): value for key, value in facts[name].items()} for name in ("sections", "base", "file_offsets")
+    }
+    functions = {name: (at[0], at[1], at[2]) for name, at in facts["functions"].items()}
+    return Program(**facts | numbers | {"blocks": blocks, "calls": calls, "functions": functions})

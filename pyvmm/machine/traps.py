@@ -1,0 +1,458 @@
+"""Breakpoints that handle themselves: each marks a block of code as seen and is gone, or makes a call fail.
+
+    placed --hit--> removed, the block is marked               of coverage
+    placed --hit--> the call is skipped, RAX set --> placed    of a forced return, until its times are over
+
+They are OUT 0x7E, as a debugger's (`pyvmm.gdb.breakpoints.Patches`), because that leaves the guest on every KVM and
+changes no register. The vCPU that hits one restores the two bytes itself if they are in one aligned word; else all
+vCPUs are held until the loop has restored them. A debugger and these exclude each other.
+
+A kernel that leaves the VMBus (kexec, crash, hibernation) finds its code as it was. If it comes back, which the
+contents and the page tables tell, the breakpoints that were not hit are placed again; another kernel never sees them.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pyvmm import qapi
+from pyvmm.cover_sites import pack_hits
+from pyvmm.errors import ConfigError, HostError
+from pyvmm.gdb.breakpoints import OUT, Patches
+from pyvmm.gdb.page_tables import PAGE, Paging
+from pyvmm.gdb.target import RefusedError
+from pyvmm.kvm import Exit, Interrupted, IoOut, Regs, Vcpu
+from pyvmm.loop import Pending
+from pyvmm.machine import events as trace
+from pyvmm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from pyvmm.machine.machine import Machine
+
+PATCH_LIMIT: Final = 65536
+"""Most breakpoints at once. All of hv_vmbus, hv_balloon and hv_utils has 3,100."""
+
+MODULE_LIMIT: Final = 64
+"""Most modules watched at once."""
+
+WRONG_LIMIT: Final = 20
+"""If one in so many places has other bytes than the module's file, it is not the guest's module."""
+
+_CPL: Final = 3
+_CALL: Final = 5  # bytes of a direct call
+_CALL_OPCODE: Final = 0xE8
+_ADDRESSES: Final = 1 << 64
+
+
+class Site(NamedTuple):
+    """A place for a block's breakpoint: its virtual address and the two bytes there, None if they are not known."""
+
+    address: int
+    expected: bytes | None = None
+
+
+class Watched:
+    """The blocks of one module. `sites`: one a block, None for blocks without a place.
+
+    `hits` has a byte for each block, in memory that forked processes share.
+    """
+
+    def __init__(self, name: str, build_id: str, sites: Sequence[Site | None]) -> None:
+        self.name = name
+        self.build_id = build_id
+        self.sites = tuple(sites)
+        self.hits = mmap.mmap(-1, max(1, len(sites)))
+        self.placed: set[int] = set()  # blocks whose breakpoint was placed
+        self.state: qapi.CoverState = "on"
+
+    @property
+    def seen(self) -> list[int]:
+        """Return the numbers of the blocks that were hit."""
+        return [number for number, hit in enumerate(self.hits[: len(self.sites)]) if hit]
+
+    def describe(self) -> qapi.CoverInfo:
+        """Return the monitor's answer about this module."""
+        return {
+            "module": self.name,
+            "build-id": self.build_id,
+            "state": self.state,
+            "blocks": len(self.sites),
+            "hits": pack_hits(len(self.sites), self.placed, set(self.seen)),
+        }
+
+
+@dataclass(slots=True)
+class ForcedReturn:
+    """Calls that return `value` without being made: after the first `skip` calls, `times` times (0: ever).
+
+    `addresses`: where the calls are; they are counted together.
+    """
+
+    addresses: tuple[int, ...]
+    value: int
+    times: int
+    skip: int = 0
+    done: int = 0
+    passed: int = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has failed as often as it should."""
+        return bool(self.times) and self.done >= self.times
+
+
+@dataclass(slots=True)
+class _Trap:
+    """What a breakpoint does when it is hit."""
+
+    address: int
+    marks: list[tuple[Watched, int]] = field(default_factory=list)
+    forced: ForcedReturn | None = None
+    unloads: Watched | None = None
+    code: bytes = b""  # of the call that is skipped
+
+
+class _Code:
+    """The guest's code by virtual address, while no vCPU runs: by the first one's page tables, page by page."""
+
+    def __init__(self, memory: GuestMemory, patches: Patches, vcpus: Sequence[Vcpu]) -> None:
+        sregs = vcpus[0].sregs
+        self._paging = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, user=sregs.cs.selector & _CPL == _CPL)
+        self._memory = memory
+        self._patches = patches
+        self._pages: dict[int, int | None] = {}
+        self._next = {vcpu.regs.rip for vcpu in vcpus}
+
+    def places(self, address: int, length: int) -> list[int]:
+        """Return the guest physical addresses of `length` bytes; fewer where they are not mapped to RAM."""
+        found: list[int] = []
+        for at in range(address, address + length):
+            page = at // PAGE
+            if page not in self._pages:
+                gpa = self._paging.translate(self._memory, page * PAGE)
+                self._pages[page] = gpa if gpa is not None and self._memory.contains(gpa, PAGE) else None
+            start = self._pages[page]
+            if start is None:
+                break
+            found.append(start + at % PAGE)
+        return found
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return code without breakpoints; less than `length` bytes where it is not mapped."""
+        return b"".join(self._patches.hide(gpa, self._memory.read(gpa, 1)) for gpa in self.places(address, length))
+
+    def patch(self, address: int) -> bool:
+        """Patch the instruction at `address`; return whether a breakpoint is there now. Not if a vCPU would go on
+        inside of it: at the instruction behind one of one byte.
+        """
+        if address in self._patches:
+            return True
+        places = self.places(address, len(OUT))
+        if len(places) < len(OUT) or address + 1 in self._next:
+            return False
+        try:
+            self._patches.insert(address, places)
+        except RefusedError:
+            return False
+        return True
+
+
+class Traps:
+    """The self-handling breakpoints of one machine. `_exit` runs on vCPU threads, the rest on the loop's."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._patches = Patches(machine.memory, OUT, PATCH_LIMIT)
+        self._traps: dict[int, _Trap] = {}  # by address; kept after the hit, for vCPUs that come late
+        self.modules: dict[str, Watched] = {}
+        self.forced: list[ForcedReturn] = []
+        self._held: list[tuple[int, int]] = []  # (vCPU, address) of hits that the loop settles
+        self._settling = Pending(machine.loop, self._settle)
+        server = machine.services.bus.server
+        server.on_unload, server.on_contact = self._unload, self._contact
+
+    @property
+    def active(self) -> str:
+        """Return what is on, for a message: "coverage", "a forced return", or ""."""
+        if any(each.state in ("on", "suspended") for each in self.modules.values()):
+            return "coverage"
+        return "a forced return" if self.forced else ""
+
+    @property
+    def left(self) -> int:
+        """Return the number of breakpoints in guest memory."""
+        return len(self._patches)
+
+    # Coverage
+
+    def watch(self, name: str, build_id: str, sites: Sequence[Site | None], exits: Iterable[int] = ()) -> Watched:
+        """Place a breakpoint at each site, and return what will be seen. `exits`: where the module begins to unload.
+
+        A module watched before is watched anew. Raises ConfigError.
+        """
+        self._check()
+        self.unwatch(name)
+        if len(self.modules) >= MODULE_LIMIT:
+            raise ConfigError(f"{MODULE_LIMIT} modules are watched already: `pyvmm cover off`")
+        watched = Watched(name, build_id, sites)
+        with self._machine.slot.stopped_vcpus():
+            code = self._code()
+            self._compare(watched, code)
+            for number, site in enumerate(watched.sites):
+                if site is not None and code.patch(site.address):
+                    self._trap(site.address).marks.append((watched, number))
+                    watched.placed.add(number)
+            for address in exits:
+                if code.patch(address):
+                    self._trap(address).unloads = watched
+        self.modules[name] = watched
+        self._connect()
+        if trace.watched.on:
+            trace.watched(name, len(watched.placed), len(watched.sites))
+        return watched
+
+    def unwatch(self, name: str) -> Watched | None:
+        """Take out the breakpoints of a module; return what was seen, None if it was not watched."""
+        watched = self.modules.pop(name, None)
+        if watched is not None:
+            with self._machine.slot.stopped_vcpus():
+                self._withdraw(watched)
+        self._connect()
+        return watched
+
+    def settle(self) -> int:
+        """Take out the breakpoints of blocks that other processes have seen: for the template of forked machines.
+        Returns how many. No vCPU may run.
+        """
+        seen = [watched.sites[n] for watched in self.modules.values() for n in watched.seen if n in watched.placed]
+        return sum(self._retire(site.address) for site in seen if site is not None and site.address in self._patches)
+
+    # Forced returns
+
+    def fail(self, addresses: Iterable[int], value: int, times: int = 1, skip: int = 0) -> ForcedReturn:
+        """Let the calls at these addresses return `value` without being made. Raises ConfigError."""
+        self._check()
+        forced = ForcedReturn(tuple(addresses), value % _ADDRESSES, times, skip)
+        with self._machine.slot.stopped_vcpus():
+            code = self._code()
+            for address in forced.addresses:
+                self._check_call(address, code)
+            for address in forced.addresses:
+                trap = self._trap(address)
+                if trap.forced is not None:
+                    raise ConfigError(f"the call at {address:#x} fails already: end that first")
+                if not code.patch(address):
+                    raise ConfigError(f"another breakpoint is in the way of the call at {address:#x}")
+                trap.code, trap.forced = code.read(address, _CALL), forced
+        self.forced.append(forced)
+        self._connect()
+        return forced
+
+    def _check_call(self, address: int, code: _Code) -> None:
+        found = code.read(address, _CALL)
+        if len(found) < _CALL:
+            raise ConfigError(f"the call at {address:#x} is not mapped")
+        if found[0] != _CALL_OPCODE:
+            raise ConfigError(f"no call at {address:#x}: found {found.hex(' ')}")
+
+    def allow(self, forced: ForcedReturn) -> None:
+        """End a forced return."""
+        if forced in self.forced:
+            self.forced.remove(forced)
+            with self._machine.slot.stopped_vcpus():
+                self._end_forced(forced)
+        self._connect()
+
+    def clear(self) -> None:
+        """Take out everything."""
+        for name in list(self.modules):
+            self.unwatch(name)
+        for forced in list(self.forced):
+            self.allow(forced)
+
+    def forget(self) -> None:
+        """Handle a machine reset: the memory was cleared."""
+        self._patches.forget()
+        self._traps.clear()
+        self._held.clear()
+        self.forced.clear()
+        for watched in self.modules.values():
+            watched.state = "gone"
+        self._connect()
+
+    # Placing
+
+    def _check(self) -> None:
+        machine = self._machine
+        if machine.debugger is not None and machine.debugger.attached:
+            raise ConfigError("a debugger is connected: detach it first")
+        if machine.outcome is not None or machine.slot.hardware is None:
+            raise ConfigError("the machine has ended")
+
+    def _connect(self) -> None:
+        """Ask for the exits of breakpoints as long as one can come."""
+        machine = self._machine
+        if machine.debugger is None or not machine.debugger.attached:
+            machine.slot.on_debug = self._exit if self._traps else None
+
+    def _trap(self, address: int) -> _Trap:
+        return self._traps.setdefault(address, _Trap(address))
+
+    def _code(self) -> _Code:
+        machine = self._machine
+        return _Code(machine.memory, self._patches, [thread.vcpu for thread in machine.slot.threads])
+
+    def _compare(self, watched: Watched, code: _Code) -> None:
+        """Raise ConfigError if the guest has another module than that of the file."""
+        known = [site for site in watched.sites if site is not None and site.expected is not None]
+        wrong = sum(code.read(site.address, len(OUT)) != site.expected for site in known)
+        if wrong * WRONG_LIMIT > len(known) or (known and wrong == len(known)):
+            raise ConfigError(
+                f"the guest's {watched.name} is not the one of the file: {wrong} of {len(known)} places differ"
+            )
+
+    def _retire(self, address: int) -> bool:
+        """Restore the code at `address`. The trap is still known, for vCPUs on their way out."""
+        return self._patches.remove(address)
+
+    def _withdraw(self, watched: Watched) -> None:
+        """Take out a module's breakpoints. No vCPU may run."""
+        for trap in self._traps.values():
+            trap.marks = [mark for mark in trap.marks if mark[0] is not watched]
+            trap.unloads = None if trap.unloads is watched else trap.unloads
+            if not trap.marks and trap.forced is None and trap.unloads is None:
+                self._retire(trap.address)
+
+    def _end_forced(self, forced: ForcedReturn) -> None:
+        for address in forced.addresses:
+            trap = self._traps.get(address)
+            if trap is not None and trap.forced is forced:
+                trap.forced = None
+                if all(watched.hits[number] for watched, number in trap.marks):
+                    self._retire(address)
+
+    # Kernels that come and go
+
+    def _unload(self) -> None:
+        if self._patches:
+            with self._machine.slot.stopped_vcpus():
+                self._patches.clear()
+        for trap in self._traps.values():
+            trap.forced = None
+        self.forced.clear()
+        for watched in self.modules.values():
+            if watched.state == "on":
+                watched.state = "suspended"
+
+    def _contact(self) -> None:
+        """Place again what is left, if this is the kernel that has left."""
+        suspended = [watched for watched in self.modules.values() if watched.state == "suspended"]
+        if not suspended:
+            return
+        with self._machine.slot.stopped_vcpus():
+            code = self._code()
+            for watched in suspended:
+                watched.state = "on" if self._same(watched, code) else "gone"
+                if watched.state == "on":
+                    for number in sorted(watched.placed - set(watched.seen)):
+                        site = watched.sites[number]
+                        if site is not None:
+                            code.patch(site.address)
+
+    def _same(self, watched: Watched, code: _Code) -> bool:
+        try:
+            self._compare(watched, code)
+        except ConfigError:
+            return False
+        return True
+
+    # Hits, on vCPU threads
+
+    def _exit(self, index: int, exit: Exit) -> bool:
+        """Handle an exit that may be of a breakpoint; return whether it is."""
+        if not isinstance(exit, IoOut):
+            return False
+        vcpu = self._machine.slot.threads[index].vcpu
+        regs = vcpu.regs
+        trap = self._traps.get(regs.rip - len(OUT))
+        if trap is None:
+            trap = self._traps.get(regs.rip)
+            if trap is None:
+                return False
+            regs = _complete(vcpu)
+        for watched, number in trap.marks:
+            watched.hits[number] = 1
+        if trap.forced is not None:
+            self._force(vcpu, regs, trap, trap.forced)
+        elif trap.unloads is not None or not self._is_atomic(trap.address):
+            self._held.append((index, trap.address))
+            for thread in self._machine.slot.threads:
+                thread.request(hold=True)
+            self._settling.ask()
+        else:
+            self._retire(trap.address)
+            regs.rip = trap.address
+            vcpu.regs = regs
+        return True
+
+    def _is_atomic(self, address: int) -> bool:
+        return (
+            len(self._machine.slot.threads) == 1 or address not in self._patches or self._patches.is_atomic(address)
+        )
+
+    def _force(self, vcpu: Vcpu, regs: Regs, trap: _Trap, forced: ForcedReturn) -> None:
+        """Skip the call, or make it in the guest's place: the patch stays until the loop takes it out."""
+        behind = trap.address + _CALL
+        if forced.spent or forced.passed < forced.skip:
+            forced.passed += not forced.spent
+            sregs = vcpu.sregs
+            paging = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
+            gpa = paging.translate(self._machine.memory, regs.rsp - 8)
+            if gpa is None:
+                raise HostError(f"the guest's stack at {regs.rsp:#x} is not mapped")
+            self._machine.memory.write(gpa, behind.to_bytes(8, "little"))
+            regs.rsp -= 8
+            regs.rip = (behind + int.from_bytes(trap.code[1:], "little", signed=True)) % _ADDRESSES
+        else:
+            forced.done += 1
+            regs.rax, regs.rip = forced.value, behind
+            if trace.forced_return.on:
+                trace.forced_return(trap.address, forced.value)
+        vcpu.regs = regs
+        if forced.spent:
+            self._settling.ask()
+
+    def _settle(self) -> None:
+        """Settle on the loop what vCPU threads must not do while others run."""
+        if self._held:
+            threads = self._machine.slot.threads
+            for thread in threads:
+                thread.wait_parked()
+            while self._held:
+                index, address = self._held.pop()
+                trap = self._traps.get(address)
+                if trap is not None and trap.unloads is not None:
+                    trap.unloads.state = "unloaded"
+                    self._withdraw(trap.unloads)
+                self._retire(address)
+                with suppress(IndexError, HostError):
+                    regs = threads[index].vcpu.regs
+                    regs.rip = address
+                    threads[index].vcpu.regs = regs
+            for thread in threads:
+                thread.request(hold=False)
+        spent = [forced for forced in self.forced if forced.spent]
+        for forced in spent:
+            self.allow(forced)
+
+
+def _complete(vcpu: Vcpu) -> Regs:
+    """Let a KVM that advances RIP at the next entry do so now, and return the registers then."""
+    vcpu.immediate_exit = True
+    while type(vcpu.run()) is not Interrupted:
+        pass
+    return vcpu.regs
