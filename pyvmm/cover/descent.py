@@ -5,7 +5,7 @@ alternatives' jumps, and switch tables. What follows a call to a function that d
 
 Where a block's breakpoint may go (docs/coverage.md has the reasons):
 
-    never     ENDBR64, UD2; what the kernel rewrites at any time: ftrace's call, jump labels, static calls, LOCK
+    never     ENDBR64, UD1, UD2; what the kernel rewrites at any time: ftrace's call, jump labels, static calls, LOCK
     at last   inside an alternative or a paravirtual call: its instructions are others after loading
     first     the block's first instruction of two bytes and more, up to its first call
 """
@@ -38,7 +38,8 @@ _NO_RETURN: Final = frozenset(
         "module_put_and_kthread_exit",
     )
 )
-_ENDS: Final = frozenset(("ret", "retq", "iretq", "ud2", "int3", "jmp"))
+_TRAPS: Final = ("ud2", "ud1")  # of BUG and WARN; the latter, since Linux 7, with the registers of a WARN's text
+_ENDS: Final = frozenset(("ret", "retq", "iretq", "int3", "jmp", *_TRAPS))
 _TRACING: Final = (
     "trace_event_raw_event_", "trace_event_get_offsets_", "trace_raw_output_", "perf_trace_", "__traceiter_",
     "__bpf_trace_", "__probestub_", "__SCT__tp_func_",
@@ -106,7 +107,7 @@ class Descent:
             if at in image.jump_labels:
                 self._lead(image.jump_labels[at])
                 self._lead(end)
-            if found.mnemonic == "ud2":
+            if found.mnemonic in _TRAPS:
                 if image.traps.get(at, False):
                     self._lead(end)
                 return
@@ -204,6 +205,7 @@ class Descent:
             functions={name: (*place, size) for place, (name, size) in self.image.functions.items()},
             blocks=blocks,
             calls=calls,
+            builtin=self.image.builtin,
             exits=[name for name, _ in self.image.functions.values() if name == "cleanup_module"],
         )
 
@@ -251,7 +253,7 @@ class Descent:
                 why.add("one byte left")
                 break
             hit = [s.why.value for s in live[place.section] if _overlap(s, place.offset)]
-            if decoded.mnemonic in ("ud2", "endbr64"):
+            if decoded.mnemonic in (*_TRAPS, "endbr64") or place in self.image.traps:
                 hit.append(decoded.mnemonic)
             why.update(hit)
             if not hit:

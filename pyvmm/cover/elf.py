@@ -198,7 +198,7 @@ def _add_tables(file: ModuleFile, image: Image) -> None:
         if isinstance(target, Place):
             image.jump_labels[place] = target
             image.sites.append(
-                Site(place, _jump_label_size(file.code[place.section], place.offset), Rewrite.JUMP_LABEL)
+                Site(place, jump_label_size(file.code[place.section], place.offset), Rewrite.JUMP_LABEL)
             )
     step = _bug_entry(file)
     for _, place, entry in _places(file, "__bug_table", step):
@@ -223,7 +223,7 @@ def _bug_entry(file: ModuleFile) -> int:
     return min(steps, default=len(data) or 12)
 
 
-def _jump_label_size(code: bytes, offset: int) -> int:
+def jump_label_size(code: bytes, offset: int) -> int:
     """Return the bytes of a jump label as compiled: a NOP or a jump of two or five."""
     return 2 if code[offset : offset + 2] in (b"\x66\x90",) or code[offset : offset + 1] == b"\xeb" else 5
 

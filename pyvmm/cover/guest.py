@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +23,7 @@ Placed = tuple[int, bytes | None]
 """A breakpoint's virtual address and the bytes expected there, None if they are not known."""
 
 
-def sections_command(programs: Iterable[Program]) -> str:
+def sections_command(programs: Sequence[Program]) -> str:
     """Return the shell command that prints the addresses of the sections with code.
 
     By one program: the kernel refuses to let a file in sections/ be read byte by byte, as a shell's `read` does.
@@ -32,9 +32,17 @@ def sections_command(programs: Iterable[Program]) -> str:
     for program in programs:
         if not _MODULE.fullmatch(program.name):
             raise ConfigError(f"{program.name!r} is no module's name")
+        if program.builtin:
+            continue
         used = {program.sections[block.section] for block in program.blocks if block.kind in ("code", "tracing")}
         wanted += [f"{program.name}/sections/{name}" for name in sorted(used) if _SECTION.fullmatch(name)]
-    return f"cd /sys/module && grep -H 0x {' '.join(wanted)} 2>/dev/null; true"
+    symbols = [
+        f"sed -n '/ _text$/{{s/ .*//;s,^,{program.name}/sections/.text:0x,p;q}}' /proc/kallsyms"
+        for program in programs
+        if program.builtin
+    ]
+    sections = [f"cd /sys/module && grep -H 0x {' '.join(wanted)} 2>/dev/null"] if wanted else []
+    return "; ".join([*sections, *symbols, "true"])
 
 
 def parse_sections(output: str) -> dict[str, dict[str, int]]:

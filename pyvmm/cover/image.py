@@ -76,3 +76,4 @@ class Image:
     tables: dict[Place, list[Place]] = field(default_factory=dict)  # an indirect jump's switch table
     sites: list[Site] = field(default_factory=list)
     relocated: dict[int, set[int]] = field(default_factory=dict)  # offsets of bytes that loading changes
+    builtin: bool = False  # whether it is part of a vmlinux

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from pyvmm.cover.image import Place
 from pyvmm.files import FileError, parse_object
 
-FORMAT: Final = 1  # increment when the analysis of the same file changes
+FORMAT: Final = 2  # increment when the analysis of the same file changes
 
 Kind = Literal["code", "tracing", "init", "load"]
 """code; glue of tracepoints, which runs only with them; .init.text, over before a breakpoint can be set; what runs
@@ -79,6 +79,7 @@ class Program:
     functions: dict[str, tuple[int, int, int]]
     blocks: list[Block]
     calls: list[Call]
+    builtin: bool = False
     exits: list[str] = field(default_factory=list)  # the function that runs when the module is unloaded
 
     @property

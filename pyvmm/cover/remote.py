@@ -11,7 +11,7 @@ from pyvmm.client.qmp import Client
 from pyvmm.cover.guest import Layout, parse_sections, sections_command
 from pyvmm.cover.program import Program
 from pyvmm.cover.record import Record, Seen
-from pyvmm.cover.store import Progress, find_module, load_program
+from pyvmm.cover.store import Progress, find_program
 from pyvmm.cover_sites import pack_sites, parse_hits
 from pyvmm.errors import ConfigError
 
@@ -21,7 +21,7 @@ _AGENT_SECONDS: Final = 30
 def start(client: Client, names: Sequence[str], folder: Path | None, progress: Progress) -> list[dict[str, Any]]:
     """Place breakpoints in the blocks of these modules; return the monitor's answers. Raises ConfigError."""
     kernel = Path(client.execute("x-status")["kernel"])
-    programs = [load_program(find_module(name, kernel, folder), progress) for name in names]
+    programs = [find_program(name, kernel, folder, progress) for name in names]
     if client.execute("query-status")["status"] != "running":
         raise ConfigError(
             "the guest is asked where its modules are, and does not run: `pyvmm cover` again when it does"
@@ -66,7 +66,7 @@ def program_of(each: Seen, kernel: Path | None, folder: Path | None, progress: P
             raise ConfigError(
                 f"the blocks of {each.module} are not in the cache any more: name its folder by --modules"
             )
-        program = load_program(find_module(each.module, kernel or Path(), folder), progress)
+        program = find_program(each.module, kernel or Path(), folder, progress)
         if program.build_id != each.build_id:
             raise ConfigError(
                 f"the file of {each.module} is another build than the one that ran: name it by --modules"

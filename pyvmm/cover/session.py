@@ -17,7 +17,7 @@ from pyvmm.cover.guest import Layout, parse_sections, sections_command
 from pyvmm.cover.program import Program
 from pyvmm.cover.record import Record, Seen
 from pyvmm.cover.report import lines
-from pyvmm.cover.store import find_module, load_program
+from pyvmm.cover.store import find_program
 from pyvmm.errors import ConfigError
 from pyvmm.machine.traps import Site
 
@@ -71,8 +71,7 @@ class Coverage:
     def program(self, name: str) -> Program:
         """Return a module's blocks."""
         if name not in self._programs:
-            path = find_module(name, self.machine.config.kernel, self._folder)
-            self._programs[name] = load_program(path)
+            self._programs[name] = find_program(name, self.machine.config.kernel, self._folder)
         return self._programs[name]
 
     def record(self) -> Record:

@@ -6,12 +6,14 @@ CACHE/cover/BUILD-ID.json
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from pyvmm.cache import disk_errors, mark_used, prune
+from pyvmm.client.gdb import find_vmlinux
 from pyvmm.cover.program import Program
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileError, read_text
@@ -21,14 +23,18 @@ from pyvmm.paths import cache_folder, make_folder, write_private
 PROGRAM_LIMIT: Final = 256 << 20
 CACHE_LIMIT: Final = 128 << 20
 CACHE_SECONDS: Final = 30 * 86400.0
+BUILT_IN: Final = ("hv_vmbus",)
+"""Modules that are looked for in the vmlinux, too: `pyvmm.cover.builtin` knows their functions' names."""
 _NOTE: Final = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"  # name of 4 bytes, build id of 20, NT_GNU_BUILD_ID
 _UP_FROM_BZIMAGE: Final = 4  # arch/x86/boot/bzImage
 
 Progress = Callable[[str], None]
 
 
-def load_program(path: Path, progress: Progress = lambda text: None) -> Program:
-    """Return the blocks of the module in a file. Raises ConfigError and HostError."""
+def load_program(path: Path, progress: Progress = lambda text: None, name: str = "") -> Program:
+    """Return the blocks of the module in a file; of `name` if it is a vmlinux. Raises ConfigError and HostError."""
+    if name and module_name(path) != name:
+        return _load_builtin(path, name, progress)
     data = read_module(path)
     name = module_name(path)
     found = cached(build_id(data))
@@ -44,7 +50,23 @@ def load_program(path: Path, progress: Progress = lambda text: None) -> Program:
     return program
 
 
-def build_id(data: bytes) -> str:
+def _load_builtin(path: Path, name: str, progress: Progress) -> Program:
+    from pyvmm.cover.builtin import identity, load_builtin
+
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        build = build_id(data)
+    found = cached(identity(build, name))
+    if found is not None:
+        return found
+    from pyvmm.cover.descent import analyse
+
+    progress(f"finding {name} in {path.name}")
+    program = analyse(load_builtin(path, name, build))
+    save(program)
+    return program
+
+
+def build_id(data: bytes | mmap.mmap) -> str:
     """Return a file's build id in hexadecimal digits; without one, its contents' digest."""
     at = data.find(_NOTE)
     if at >= 0 and len(data) >= at + len(_NOTE) + 20:
@@ -78,9 +100,18 @@ def _place(build: str) -> Path:
     return cache_folder("cover", f"{build}.json")
 
 
+def find_program(
+    wanted: str, kernel: Path, folder: Path | None = None, progress: Progress = lambda text: None
+) -> Program:
+    """Return the blocks of a module that `find_module` finds. Raises ConfigError and HostError."""
+    path = find_module(wanted, kernel, folder)
+    return load_program(path, progress, "" if is_file_name(wanted) else wanted.replace("-", "_"))
+
+
 def find_module(wanted: str, kernel: Path, folder: Path | None = None) -> Path:
     """Return the file of a module: `wanted` itself if it is a path, else searched for by name in `folder`, or around
-    the guest's kernel: the image's modules, its build tree, the package's /lib/modules. Raises ConfigError.
+    the guest's kernel: the image's modules, its build tree, the package's /lib/modules. One that is built in is in
+    the vmlinux. Raises ConfigError.
     """
     if is_file_name(wanted):
         path = Path(wanted)
@@ -98,6 +129,8 @@ def find_module(wanted: str, kernel: Path, folder: Path | None = None) -> Path:
                 found = found or ModuleTree(place).find(name)
                 if found is not None:
                     return found
+    if name in BUILT_IN and folder is None and (vmlinux := find_vmlinux(kernel)) is not None:
+        return vmlinux
     where = f"in {folder}" if folder is not None else f"around {kernel}"
     raise ConfigError(f"no file of the module {name} {where}: name it (PATH/{name}.ko), or a folder by --modules")
 

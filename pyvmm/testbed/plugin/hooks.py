@@ -63,6 +63,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Keep the guest of a failed test running, for pyvmm status, gdb and others, until Ctrl-C.",
     )
+    from pyvmm.testbed.plugin.cover import add_options
+
+    add_options(group)
     parser.addini(
         "pyvmm_matrix",
         "Configurations of the guests, a line each: NAME=VALUE[,VALUE...]... makes all combinations.",
@@ -76,6 +79,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARKER}({keywords}): the guest of a test with pyvmm's fixtures")
     if any(config.getoption(f"pyvmm_{name}") is not None for name, *_ in _OPTIONS):
         _selection(config)  # a wrong value is told before the collection
+    if any(config.getoption(name) is not None for name in ("pyvmm_cover", "pyvmm_cover_html", "pyvmm_cover_save")):
+        from pyvmm.testbed.plugin.cover import configure
+
+        configure(config)
 
 
 # Configurations

@@ -15,6 +15,7 @@ import pytest
 from pyvmm.errors import PyvmmError
 from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
+from pyvmm.testbed.plugin.cover import collector
 from pyvmm.testbed.plugin.inner_process import Died, InnerProcess, Job, Stalled
 from pyvmm.testbed.plugin.selection import configuration_of, repeat_command
 from pyvmm.testbed.plugin.where import find_where, required
@@ -40,6 +41,7 @@ class Outer:
         self._starts: str = ""  # why the inner pytest cannot be had
         self._stalls = 0
         self._images: dict[Configuration, str] = {}
+        self._coverage = collector(self._config)
 
     def run(self, item: pytest.Item) -> None:
         """Run one test in the inner pytest, and report it."""
@@ -92,6 +94,8 @@ class Outer:
                 yield _unpacked(self._config, message["report"])
             case "died":
                 yield _report(item, message["when"], "failed", message["text"])
+            case "cover" if self._coverage is not None:
+                self._coverage.add(message["record"])
 
     def _image_trouble(self, configuration: Configuration) -> str:
         """Make what the configuration boots, image or initramfs, in the cache; return why that cannot be."""
@@ -99,7 +103,9 @@ class Outer:
             from pyvmm.launch.build import build_config
 
             try:
-                build_config(configuration.options(), progress=lambda line: self._say(f"pyvmm: {line}"))
+                made = build_config(configuration.options(), progress=lambda line: self._say(f"pyvmm: {line}"))
+                if self._coverage is not None:
+                    self._coverage.prepare(made.kernel, self._say)
                 self._images[configuration] = ""
             except PyvmmError as error:
                 self._images[configuration] = str(error)

@@ -28,6 +28,7 @@ from pyvmm.errors import PyvmmError
 from pyvmm.process import kill_with_parent
 from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
+from pyvmm.testbed.plugin.cover import TemplateCoverage, wanted
 from pyvmm.testbed.plugin.sections import add_sections, boot_failure
 from pyvmm.testbed.plugin.session_fixtures import forget_finalizers
 from pyvmm.testbed.template import Template
@@ -135,6 +136,7 @@ class _Template:
         self._configuration = configuration
         self._runner = runner
         self._connection = connection
+        self._coverage: TemplateCoverage | None = None
 
     def serve(self, other_end: socket.socket) -> None:
         """Run the tests that the inner pytest names, one after another, until it ends."""
@@ -143,7 +145,10 @@ class _Template:
         template: Template | None = None
         trouble = ""
         try:
-            template = Template(guest.boot())
+            guest.boot()
+            if modules := wanted(self._runner.config):
+                self._coverage = TemplateCoverage(guest, modules)
+            template = Template(guest)
         except (PyvmmError, AssertionError) as error:
             trouble = boot_failure(guest, self._configuration, error)
         with self._connection.makefile("rb") as requests:
@@ -157,14 +162,18 @@ class _Template:
     def _test(self, template: Template, item: pytest.Item) -> None:
         _, seconds = item.stash[hooks.RESOLVED]
         child = template.fork(partial(self._in_child, item, seconds))
+        status, trouble = 0, ""
         try:
             status = child.wait(seconds + GRACE)
         except TimeoutError:
             child.kill()
-            self._send("died", when="call", text=f"the test was killed: it had not ended {GRACE:g} s after its limit")
-            return
+            trouble = f"the test was killed: it had not ended {GRACE:g} s after its limit"
         if status:
-            self._send("died", when="call", text=f"the test's process ended without a report: {_describe(status)}")
+            trouble = f"the test's process ended without a report: {_describe(status)}"
+        if self._coverage is not None and (record := self._coverage.news()) is not None:
+            self._send("cover", record=record)
+        if trouble:
+            self._send("died", when="call", text=trouble)
         else:
             self._send("finished")
 
