@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from pyvmm.errors import PyvmmError
 from pyvmm.host import commands
 from pyvmm.host.client import complain
 
-USAGE = """usage: python -m pyvmm.host exec [--memory MIB] [--] COMMAND [ARGUMENT...]
+USAGE = """usage: python -m pyvmm.host exec [--memory MIB] [--forward SOCKET]... [--] COMMAND [ARGUMENT...]
        python -m pyvmm.host start [--memory MIB] [--idle SECONDS] | stop | status | refresh"""
 
 
@@ -17,9 +18,13 @@ def main(arguments: list[str]) -> int:
     words = list(arguments)
     verb = words.pop(0) if words else ""
     numbers = {"--memory": 0, "--idle": 0}
+    sockets: list[Path] = []
     try:
-        while words and words[0] in numbers:
-            numbers[words[0]] = int(words[1])
+        while words and (words[0] in numbers or words[0] == "--forward"):
+            if words[0] == "--forward":
+                sockets.append(Path(words[1]))
+            else:
+                numbers[words[0]] = int(words[1])
             del words[:2]
     except (IndexError, ValueError):
         verb = ""
@@ -29,7 +34,7 @@ def main(arguments: list[str]) -> int:
     try:
         match verb, words:
             case "exec", [_, *_]:
-                return commands.execute(words, memory_mib=memory, progress=complain)
+                return commands.execute(words, memory_mib=memory, forward_sockets=sockets, progress=complain)
             case "start", []:
                 complain(commands.start(memory_mib=memory, idle_seconds=idle, progress=complain))
             case "stop", []:

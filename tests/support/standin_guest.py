@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ class StandInGuest:
         self.vmbus = SimpleNamespace(version=(5, 3), devices=list)
         self.guest = SimpleNamespace(sh=lambda command: command)
         self.host = SimpleNamespace()
-        self.closed = False
+        self.ended = False
 
     def __enter__(self) -> StandInGuest:
         return self.boot()
@@ -46,7 +47,7 @@ class StandInGuest:
         return self
 
     def close(self) -> None:
-        self.closed = True
+        self.ended = True
 
     def until(self, happened: Any, seconds: float, what: str) -> None:
         limit = time.monotonic() + seconds
@@ -62,8 +63,14 @@ class StandInTemplate(Template):
         self._frozen = SimpleNamespace(resume=lambda: None)
 
 
+def stand_in_serve(guest: StandInGuest, name: str, socket: str, kept: Callable[[], None]) -> None:
+    """Keep a stand-in until there is a file `stop`."""
+    kept()
+    guest.until(lambda: os.path.exists("stop"), 60, "the file")
+
+
 def use() -> None:
     """Put it in the guest's place, on a KVM that is said to be usable."""
-    vars(templates).update(VM=StandInGuest, Template=StandInTemplate)
+    vars(templates).update(VM=StandInGuest, Template=StandInTemplate, serve=stand_in_serve)
     outer.Outer._image_trouble = lambda self, configuration: ""
     where._find = lambda asked: where.Where(emulated=False)

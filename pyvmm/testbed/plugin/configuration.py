@@ -24,8 +24,8 @@ from pyvmm.seconds import check_seconds
 if TYPE_CHECKING:
     from pyvmm.launch.options import GuestOptions
 
-Settings = Mapping[str, str]
-"""Some keywords of a configuration and their values, as words."""
+Settings = Mapping[str, str | int]
+"""Some keywords of a configuration and their checked values."""
 
 OPTION_NAMES = {
     "kernel": "image",
@@ -49,12 +49,12 @@ _MOST = 256  # configurations of a matrix: more is a slip of the pen
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A guest's configuration, each value as a word of `pyvmm run`. `kernel` is a version of ours or a file."""
+    """A guest's configuration in the words of `pyvmm run`. `kernel` is a version of ours or a file."""
 
     kernel: str = "6.1"
     kdir: str = ""
     engine: str = "auto"
-    cpus: str = "1"
+    cpus: int = 1
     vmbus: str = "5.3"
     protocol: str = "3.0"
     memory: str = "512M"
@@ -68,7 +68,7 @@ class Configuration:
         for name, prefix in (("memory", ""), ("vmbus", "vmbus"), ("protocol", "balloon"), ("append", "")):
             value = getattr(self, name)
             if value != getattr(default, name):
-                words.append(prefix + "_".join(value.split()))
+                words.append(prefix + "_".join(str(value).split()))
         return "-".join(words)
 
     def keywords(self) -> dict[str, object]:
@@ -95,14 +95,12 @@ class Configuration:
 
     def with_settings(self, *layers: Settings) -> Configuration:
         """Return it with the values of `layers`, later ones over earlier ones."""
-        merged: dict[str, str] = {}
+        merged: dict[str, Any] = {}
         for layer in layers:
             # A kernel and a build tree exclude each other: the later one counts.
             for name, other in (("kernel", "kdir"), ("kdir", "kernel")):
                 if name in layer and other not in layer:
                     merged.pop(other, None)
-                    if name == "kernel":
-                        merged["kdir"] = ""
             merged |= layer
         return dataclasses.replace(self, **merged)
 
@@ -114,8 +112,8 @@ def image_name(kernel: str) -> str:
     return next((name for name in (kernel, _IMAGE + kernel) if name in RECIPES), "")
 
 
-def read_setting(name: str, value: object) -> str:
-    """Check a value of one keyword and return it as a word. Raises ConfigError."""
+def read_setting(name: str, value: object) -> str | int:
+    """Check a value of one keyword and return it as a Configuration has it. Raises ConfigError."""
     if name not in OPTION_NAMES:
         close = difflib.get_close_matches(name, OPTION_NAMES, 1)
         hint = f", did you mean {close[0]!r}?" if close else f"; there are {', '.join(OPTION_NAMES)}"
@@ -137,9 +135,11 @@ def read_setting(name: str, value: object) -> str:
         read = details(OPTIONS[OPTION_NAMES[name]]).value(text)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-    if name == "cpus" and read < 1:
+    if name != "cpus":
+        return text
+    if read < 1:
         raise ConfigError(f"cpus: {read} is less than 1")
-    return text
+    return int(read)
 
 
 def _read_kernel(text: str) -> str:
@@ -153,7 +153,7 @@ def _read_kernel(text: str) -> str:
     return str(Path(text).absolute())
 
 
-def read_settings(given: Mapping[str, object]) -> dict[str, str]:
+def read_settings(given: Mapping[str, object]) -> dict[str, str | int]:
     """Check keywords and values. Raises ConfigError."""
     settings = {name: read_setting(name, value) for name, value in given.items()}
     if settings.get("kernel") and settings.get("kdir"):
@@ -161,7 +161,7 @@ def read_settings(given: Mapping[str, object]) -> dict[str, str]:
     return settings
 
 
-def read_marker(positional: tuple[Any, ...], given: Mapping[str, object]) -> tuple[dict[str, str], float | None]:
+def read_marker(positional: tuple[Any, ...], given: Mapping[str, object]) -> tuple[Settings, float | None]:
     """Return the settings of `@pytest.mark.pyvmm(...)`, and its time limit. Raises ConfigError."""
     if positional:
         raise ConfigError(f"{str(positional[0])[:40]!r} has no keyword: write kernel={positional[0]!r} for instance")
@@ -180,12 +180,12 @@ def read_marker(positional: tuple[Any, ...], given: Mapping[str, object]) -> tup
     return read_settings(keywords), timeout
 
 
-def read_matrix(lines: Iterable[str]) -> list[dict[str, str]]:
+def read_matrix(lines: Iterable[str]) -> list[Settings]:
     """Return the settings of each configuration of a matrix, without repetitions. Raises ConfigError.
 
     A line is `NAME=VALUE[,VALUE...]...`: all combinations of its values. Lines add up.
     """
-    found: list[dict[str, str]] = []
+    found: list[Settings] = []
     for line in lines:
         if line.strip() == _NO_MATRIX:
             continue
@@ -197,12 +197,12 @@ def read_matrix(lines: Iterable[str]) -> list[dict[str, str]]:
     return found
 
 
-def _read_line(line: str) -> Iterable[dict[str, str]]:
+def _read_line(line: str) -> Iterable[Settings]:
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
         raise ConfigError(f"{line[:60]!r}: {error}") from None
-    values: dict[str, list[str]] = {}
+    values: dict[str, list[str | int]] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:

@@ -5,7 +5,6 @@ A project that has no test of ours pays for this module alone: all other imports
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,16 +17,17 @@ if TYPE_CHECKING:
     from pyvmm.testbed.guest import Guest
     from pyvmm.testbed.plugin.configuration import Configuration
     from pyvmm.testbed.plugin.outer import Outer
+    from pyvmm.testbed.plugin.table import Results
     from pyvmm.testbed.vm import VM
     from pyvmm.testbed.vmbus import Bus
 
 CONFIGURATION = "pyvmm_configuration"
 MARKER = "pyvmm"
-INNER_VARIABLE = "PYVMM_INNER_PYTEST"
-"""Set in the inner pytest's environment."""
 
 GUEST: pytest.StashKey[VM] = pytest.StashKey()
 """The guest of the test that runs in this process."""
+INNER = pytest.StashKey[bool]()
+"""Whether this is the inner pytest."""
 RESOLVED: pytest.StashKey[tuple[Configuration, float]] = pytest.StashKey()
 """A test's configuration and time limit."""
 _outer: pytest.StashKey[Outer] = pytest.StashKey()
@@ -77,6 +77,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     keywords = "kernel, engine, cpus, vmbus, protocol, memory, append, timeout"
     config.addinivalue_line("markers", f"{MARKER}({keywords}): the guest of a test with pyvmm's fixtures")
+    config.pluginmanager.register(_Table(), "pyvmm-table")
+    if config.getoption("pyvmm_keep_failed") and config.getoption("dist", "no") != "no":
+        raise pytest.UsageError("--pyvmm-keep-failed needs a terminal to wait at: leave -n out")
     if any(config.getoption(f"pyvmm_{name}") is not None for name, *_ in _OPTIONS):
         _selection(config)  # a wrong value is told before the collection
     if any(config.getoption(name) is not None for name in ("pyvmm_cover", "pyvmm_cover_html", "pyvmm_cover_save")):
@@ -96,7 +99,11 @@ def _selection(config: pytest.Config) -> Any:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if CONFIGURATION in metafunc.fixturenames:
-        _selection(metafunc.config).parametrize(metafunc)
+        try:
+            selection = _selection(metafunc.config)
+        except pytest.UsageError:
+            return  # raised again after the collection, where it is one line
+        selection.parametrize(metafunc)
 
 
 @pytest.hookimpl(trylast=True)
@@ -115,7 +122,7 @@ def needs_guest(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    if os.environ.get(INNER_VARIABLE) or not needs_guest(item):
+    if INNER in item.config.stash or not needs_guest(item):
         return None
     stash = item.config.stash
     if _outer not in stash:
@@ -132,8 +139,27 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         outer.close()
 
 
+class _Table:
+    """Collects the outcomes of tests of ours, and writes them at the end."""
+
+    def __init__(self) -> None:
+        self._results: Results | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(report, "pyvmm_configuration"):
+            if self._results is None:
+                from pyvmm.testbed.plugin.table import Results
+
+                self._results = Results()
+            self._results.take(report)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._results is not None:
+            self._results.write(terminalreporter)
+
+
 def pytest_report_collectionfinish(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
-    chosen = [item for item in items if needs_guest(item)]
+    chosen = [item for item in items if RESOLVED in item.stash]
     if not chosen:
         return []
     from pyvmm.testbed.plugin.selection import header

@@ -33,16 +33,24 @@ class Pipe:
         self._partial = b""
         self._lines: list[bytes] = []
 
-    def read(self, timeout: float) -> dict[str, Any] | None:
-        """Return the next line, None if there is none in time. Raises EOFError at the end."""
+    def read(self) -> dict[str, Any]:
+        """Wait for the next line. Raises EOFError at the end."""
         while not self._lines:
-            if not select.select([self.reader], [], [], timeout)[0]:
-                return None
-            data = os.read(self.reader, 1 << 16)
-            if not data:
-                raise EOFError
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            self._lines += lines
+            self.fill()
+        return self.next() or {}
+
+    def fill(self) -> None:
+        """Read what has come, at least a byte. Raises EOFError at the end."""
+        data = os.read(self.reader, 1 << 16)
+        if not data:
+            raise EOFError
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._lines += lines
+
+    def next(self) -> dict[str, Any] | None:
+        """Return the next line that has been read, None if there is none."""
+        if not self._lines:
+            return None
         found: dict[str, Any] = json.loads(self._lines.pop(0))
         return found
 
@@ -78,6 +86,7 @@ class InnerPlugin:
             "workerid": self._job.worker or "master", "workercount": 1, "testrunuid": "", "mainargv": sys.argv,
         }  # fmt: skip
         config.workeroutput = {}  # type: ignore[attr-defined]
+        config.stash[hooks.INNER] = True
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -96,11 +105,9 @@ class InnerPlugin:
         self._pipe.send("ready")
         try:
             while True:
-                request = self._pipe.read(BEAT)
-                if request is None:
-                    self._pipe.send("beat")
-                elif item := tests.get(request["run"]):
-                    self._run(item)
+                request = self._next()
+                if item := tests.get(request["run"]):
+                    self._run(item, request)
                 else:
                     text = f"the inner pytest has not collected {request['run']}"
                     self._pipe.send("died", when="setup", text="\n".join([text, *self._collect_errors]))
@@ -110,10 +117,28 @@ class InnerPlugin:
             for template in self._templates.values():
                 template.close()
 
-    def _run(self, item: pytest.Item) -> None:
+    def _next(self) -> dict[str, Any]:
+        """Wait for the next request; meanwhile beat, and pass on that kept guests have ended. Raises EOFError."""
+        while (request := self._pipe.next()) is None:
+            templates = {template.fileno(): each for each, template in self._templates.items()}
+            ready, _, _ = select.select([self._pipe.reader, *templates], [], [], BEAT)
+            for descriptor in ready:
+                if descriptor == self._pipe.reader:
+                    self._pipe.fill()
+                    continue
+                lines, _ = self._templates[templates[descriptor]].read()
+                if self._templates[templates[descriptor]].alive:
+                    self._pipe.send_line(lines)
+                else:
+                    del self._templates[templates[descriptor]]
+            if not ready:
+                self._pipe.send("beat")
+        return request
+
+    def _run(self, item: pytest.Item, request: dict[str, Any]) -> None:
         """Have a test run, pass its messages on, and beat meanwhile. Raises EOFError if the outer pytest ends."""
         template = self._template(item)
-        template.run(item.nodeid)
+        template.run(request)
         while True:
             ready, _, _ = select.select([template.fileno(), self._pipe.reader], [], [], BEAT)
             if template.fileno() in ready:
@@ -132,8 +157,10 @@ class InnerPlugin:
         configuration, _ = item.stash[hooks.RESOLVED]
         template = self._templates.pop(configuration, None)
         if template is None:
-            if len(self._templates) >= TEMPLATES:
-                self._templates.pop(next(iter(self._templates))).close()
+            spare = [each for each, old in self._templates.items() if not old.keeps]
+            if spare and len(self._templates) >= TEMPLATES:
+                self._templates.pop(spare[0]).close()
+            self._pipe.send("booting", configuration=str(configuration))
             template = TemplateProcess(configuration, Runner(item.session))
         self._templates[configuration] = template
         return template
@@ -156,11 +183,8 @@ def main() -> int:
     os.dup2(null, 0)
     os.close(null)
     os.dup2(2, 1)
-    while (first := pipe.read(60.0)) is None:
-        pass
-    job = Job(**first)
+    job = Job(**pipe.read())
     sys.path[:] = [*job.path, *(place for place in sys.path if place not in job.path)]
-    os.environ[hooks.INNER_VARIABLE] = "1"
     arguments = [*job.arguments, "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
     return int(pytest.main(arguments, plugins=[InnerPlugin(job, pipe)]))
 

@@ -1,9 +1,9 @@
 """The inner pytest as the outer one sees it: a child process, JSON lines to and from it.
 
-    to it, on stdin:        a Job; then {"run": NODEID} for one test after the other; its end ends the inner pytest
-    from it, on stdout:     {"kind": "ready"}, {"kind": "beat"} now and then
-                            for a test: {"kind": "report", "report": ...}..., {"kind": "finished"}
-                            or {"kind": "died", "text": ...} where the test's process ended without a report
+    to it, on stdin:        a Job; then {"run": NODEID, "keep": ...} for one test after the other; its end ends it
+    from it, on stdout:     {"kind": "ready"}, {"kind": "beat"} now and then; {"kind": "gone"}: a kept guest has ended
+                            for a test: {"kind": "report"}, "warning" and "kept" ("exit" for pytest.exit), and last
+                            {"kind": "finished"}, or "died" where its process ended without a report
     from it, on stderr:     what tests write with -s, and errors of the inner pytest: kept for the report of its end
 
 In the emulated host the pipes are those of `python -m pyvmm.host exec`.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import select
 import shutil
@@ -35,7 +36,7 @@ START_LIMIT = 240.0
 BEAT = 2.0
 SILENCE_LIMIT = 45.0
 """Seconds without a beat, which comes every BEAT: the emulated host stands still."""
-LOG_TAIL = 40  # lines
+LOG_HEAD, LOG_TAIL = 25, 25  # lines
 _POLL = 0.5
 _END_LIMIT = 10.0
 
@@ -87,7 +88,7 @@ class InnerProcess:
         self._partial = b""
         self._ready = False
         self._dead: Died | None = None
-        environment = os.environ | {"PYVMM_INNER_PYTEST": "1"}
+        environment = dict(os.environ)
         if launcher:
             # pytest captures output in a file that is open and unlinked: over 9p such a file cannot be truncated.
             environment["TMPDIR"] = "/dev/shm"
@@ -112,18 +113,33 @@ class InnerProcess:
                 self._ready = True
                 return
 
-    def run(self, nodeid: str, seconds: float) -> Iterator[dict[str, Any]]:
+    def run(self, nodeid: str, seconds: float, keep: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Run one test; yield its messages as they come. `seconds` is its last limit: its own says more.
 
-        Raises Died.
+        `keep`: name and socket for its guest, to be kept if the test fails. Raises Died.
         """
-        self._send(json.dumps({"run": nodeid}).encode() + b"\n")
+        self._send(json.dumps({"run": nodeid, "keep": keep}).encode() + b"\n")
         for message in self._messages(time.monotonic() + seconds, f"no end of the test within {seconds:.0f} s"):
             if message["kind"] == "beat":
                 continue
             yield message
             if message["kind"] in ("finished", "died"):
                 return
+
+    def log_size(self) -> int:
+        """Return how much has been written to the log."""
+        return self._log.stat().st_size
+
+    def log_part(self, start: int) -> str:
+        """Return what the log has after its first `start` bytes, if long the first and last lines of that."""
+        lines = self._log.read_bytes()[start:].decode(errors="replace").splitlines()
+        if len(lines) > LOG_HEAD + LOG_TAIL:
+            lines[LOG_HEAD:-LOG_TAIL] = [f"... {len(lines) - LOG_HEAD - LOG_TAIL} lines ..."]
+        return "\n".join(lines)
+
+    def wait(self) -> Iterator[dict[str, Any]]:
+        """Yield what comes while no test runs, without end. Raises Died."""
+        return self._messages(math.inf, "")
 
     def _send(self, line: bytes) -> None:
         assert self._process.stdin is not None
@@ -163,8 +179,8 @@ class InnerProcess:
 
     def _die(self, why: str, kind: type[Died] = Died) -> None:
         self._stop()
-        text = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
-        self._dead = kind("\n".join([why, *(["its output ends:", *text] if text else [])]))
+        text = self.log_part(0)
+        self._dead = kind(f"{why}\nits output ends:\n{text}" if text else why)
 
     def _stop(self) -> None:
         """End it: by the end of its input, then by signals to its process group."""

@@ -5,8 +5,10 @@ The reports are pytest's own, so that -k, -x, --lf, durations and JUnit files ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
 from pyvmm.testbed.plugin.cover import collector
 from pyvmm.testbed.plugin.inner_process import Died, InnerProcess, Job, Stalled
+from pyvmm.testbed.plugin.keep import KeptGuests, free_names
 from pyvmm.testbed.plugin.selection import configuration_of, repeat_command
 from pyvmm.testbed.plugin.where import find_where, required
 
@@ -42,6 +45,13 @@ class Outer:
         self._stalls = 0
         self._images: dict[Configuration, str] = {}
         self._coverage = collector(self._config)
+        keep = self._config.getoption("pyvmm_keep_failed") and not self._where.missing
+        self._kept = KeptGuests(free_names(self._worker) if keep else [])
+
+    @property
+    def _worker(self) -> str:
+        """pytest-xdist's name for this process, empty if it is no worker."""
+        return str(getattr(self._config, "workerinput", {}).get("workerid", ""))
 
     def run(self, item: pytest.Item) -> None:
         """Run one test in the inner pytest, and report it."""
@@ -57,7 +67,23 @@ class Outer:
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
     def close(self) -> None:
-        """End the inner pytest."""
+        """End the inner pytest, once no kept guest runs any more or Ctrl-C is pressed."""
+        if self._inner is not None:
+            with contextlib.suppress(Died, KeyboardInterrupt):
+                self._wait_for_kept(self._inner)
+            self._end_inner()
+        self._kept.close()
+
+    def _wait_for_kept(self, inner: InnerProcess) -> None:
+        if self._kept:
+            self._say("pyvmm: guests of failed tests run on; Ctrl-C ends them")
+            for message in inner.wait():
+                if message["kind"] == "gone":
+                    self._kept.take(message, "")
+                if not self._kept:
+                    return
+
+    def _end_inner(self) -> None:
         if self._inner is not None:
             self._inner.close()
             self._inner = None
@@ -73,18 +99,23 @@ class Outer:
             return
         while True:
             try:
-                for message in self._started().run(item.nodeid, timeout + BOOT_ALLOWANCE):
-                    yield from self._report(item, message)
+                inner = self._started()
+                start = inner.log_size()
+                for message in inner.run(item.nodeid, timeout + BOOT_ALLOWANCE, self._kept.offer()):
+                    for report in self._report(item, message):
+                        if message["kind"] == "died" and (text := inner.log_part(start)):
+                            report.sections.append(("what it wrote last", text))
+                        yield report
                 return
             except Stalled as error:
-                self.close()
+                self._end_inner()
                 self._stalls += 1
                 if self._stalls > STALLS:
                     yield _report(item, "call", "failed", str(error))
                     return
                 self._say(f"pyvmm: {str(error).splitlines()[0]}: another one is started, and the test repeated")
             except Died as error:
-                self.close()
+                self._end_inner()
                 yield _report(item, "call", "failed", str(error))
                 return
 
@@ -96,6 +127,15 @@ class Outer:
                 yield _report(item, message["when"], "failed", message["text"])
             case "cover" if self._coverage is not None:
                 self._coverage.add(message["record"])
+            case "booting":
+                self._say(f"pyvmm: booting {message['configuration']}", quietly=True)
+            case "kept" | "gone":
+                if line := self._kept.take(message, item.nodeid):
+                    self._say(line)
+            case "warning":
+                _pass_on_warning(self._config, message)
+            case "exit":
+                pytest.exit(message["text"], message["status"])
 
     def _image_trouble(self, configuration: Configuration) -> str:
         """Make what the configuration boots, image or initramfs, in the cache; return why that cannot be."""
@@ -114,6 +154,8 @@ class Outer:
     def _started(self) -> InnerProcess:
         if self._inner is None:
             show = self._config.getoption("capture") == "no"
+            where = "the emulated host, and pytest in it" if self._where.emulated else "the inner pytest"
+            self._say(f"pyvmm: starting {where}", quietly=True)
             self._inner = InnerProcess(self._job(), self._launcher(), show=show, progress=self._say)
             self._inner.wait_ready()
         return self._inner
@@ -123,26 +165,26 @@ class Outer:
             return []
         most = max(configuration_of(item).options().memory.most for item in self._tests) // _MIB
         memory = max(HOST_MIB, 2 * most + 512)
-        return [sys.executable, "-m", "pyvmm.host", "exec", "--memory", str(memory), "--"]
+        forwards = [word for socket in self._kept.sockets for word in ("--forward", socket)]
+        return [sys.executable, "-m", "pyvmm.host", "exec", "--memory", str(memory), *forwards, "--"]
 
     def _job(self) -> Job:
         config = self._config
         factory: Any = getattr(config, "_tmp_path_factory", None)
-        worker: dict[str, Any] = getattr(config, "workerinput", {})
         return Job(
             arguments=[str(word) for word in config.invocation_params.args],
             folder=str(config.invocation_params.dir),
             files=list(dict.fromkeys(str(item.path) for item in self._tests)),
             nodeids=[item.nodeid for item in self._tests],
             path=[os.path.abspath(place) for place in sys.path],
-            worker=worker.get("workerid", ""),
+            worker=self._worker,
             basetemp=None if factory is None else str(factory.mktemp("pyvmm")),
         )
 
-    def _say(self, line: str) -> None:
-        """Show a line of progress, where pytest has a terminal."""
+    def _say(self, line: str, *, quietly: bool = False) -> None:
+        """Show a line of progress; `quietly`: on a terminal only."""
         reporter: Any = self._config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None:
+        if reporter is not None and (reporter.isatty or not quietly):
             reporter.ensure_newline()
             reporter.write_line(line)
 
@@ -161,6 +203,19 @@ def _unpacked(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
     if isinstance(report.longrepr, list):  # a skip's place and reason: JSON has no tuples, pytest insists
         report.longrepr = tuple(report.longrepr)
     return report  # type: ignore[no-any-return]
+
+
+def _pass_on_warning(config: pytest.Config, message: dict[str, Any]) -> None:
+    module, name = message["category"]
+    category: Any = getattr(sys.modules.get(module), name, UserWarning)
+    try:
+        shown = category(message["text"])
+    except Exception:  # one that wants other arguments
+        category, shown = UserWarning, UserWarning(message["text"])
+    made = warnings.WarningMessage(shown, category, message["file"], message["line"])
+    location = message["location"] and tuple(message["location"])
+    values = {"warning_message": made, "when": message["when"], "nodeid": message["nodeid"], "location": location}
+    config.hook.pytest_warning_recorded.call_historic(kwargs=values)
 
 
 def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any) -> pytest.TestReport:

@@ -92,7 +92,7 @@ class Selection:
         return configuration, timeout
 
 
-def _markers(node: pytest.Item) -> Iterable[tuple[dict[str, str], float | None]]:
+def _markers(node: pytest.Item) -> Iterable[tuple[Settings, float | None]]:
     """The settings of a test's markers, the closest last."""
     for mark in reversed(list(node.iter_markers(hooks.MARKER))):
         yield read_marker(mark.args, mark.kwargs)

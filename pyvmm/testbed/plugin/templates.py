@@ -1,7 +1,7 @@
 """The processes that guests and tests run in, forked from the inner pytest.
 
     inner pytest --fork--> template, one for a configuration --fork--> a test's process
-         |  "NODEID\n" ----------> |                                       |
+         |  {"run": NODEID} ------> |                                       |
          |  <---------------------------------------- report lines ------- |  ends
          |  <-- "finished"/"died" -|  <--------------- its status ---------|
 
@@ -11,31 +11,37 @@ Only one of template and test's process writes at a time. Each dies with its par
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
-from _pytest.runner import runtestprotocol
 
 from pyvmm.errors import PyvmmError
 from pyvmm.process import kill_with_parent
 from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
 from pyvmm.testbed.plugin.cover import TemplateCoverage, wanted
+from pyvmm.testbed.plugin.keep import serve
 from pyvmm.testbed.plugin.sections import add_sections, boot_failure
 from pyvmm.testbed.plugin.session_fixtures import forget_finalizers
-from pyvmm.testbed.template import Template
+from pyvmm.testbed.template import Child, Template
 from pyvmm.testbed.vm import VM
 
 GRACE = 15.0
 """Seconds for a test that has passed its time limit to end and report by itself, before it is killed."""
+
+DUMP_BEFORE = 2.0
+"""Seconds before that at which its threads' stacks are written to the inner pytest's log."""
 
 
 class Runner:
@@ -46,17 +52,17 @@ class Runner:
         self.config = session.config
         self.tests = {item.nodeid: item for item in session.items}
 
-    def run(self, item: pytest.Item, guest: VM, send: Callable[..., None]) -> None:
-        """Run a test with its guest in this process."""
+    def run(self, item: pytest.Item, guest: VM, send: Callable[..., None]) -> bool:
+        """Run a test with its guest in this process. Return whether it failed."""
         forget_finalizers(self.session)
         self.config.stash[hooks.GUEST] = guest
         sender = _Sender(self.config, guest, send)
         self.config.pluginmanager.register(sender)
         try:
-            runtestprotocol(item, log=True, nextitem=None)
-        finally:
-            self.config.pluginmanager.unregister(sender)
-            del self.config.stash[hooks.GUEST]
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+        except pytest.exit.Exception as request:
+            send("exit", text=str(request), status=request.returncode)
+        return sender.failed
 
 
 class _Sender:
@@ -66,17 +72,34 @@ class _Sender:
         self._config = config
         self._guest = guest
         self._send = send
+        self.failed = False
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if report.failed:
+            self.failed = True
             add_sections(report, self._guest)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._send("report", report=data)
+
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
+    ) -> None:
+        category = warning_message.category
+        self._send(
+            "warning",
+            text=str(warning_message.message),
+            category=[category.__module__, category.__qualname__],
+            file=warning_message.filename,
+            line=warning_message.lineno,
+            when=when,
+            nodeid=nodeid,
+            location=location,
+        )
 
 
 class TemplateProcess:
@@ -87,6 +110,7 @@ class TemplateProcess:
         die_with_parent = kill_with_parent()
         self._partial = b""
         self.alive = True
+        self.keeps = False  # whether a guest of a failed test was kept: it ends with the template
         sys.stdout.flush()
         sys.stderr.flush()
         self._pid = os.fork()
@@ -98,10 +122,10 @@ class TemplateProcess:
         """Return what becomes readable when there is something to `read`."""
         return self._socket.fileno()
 
-    def run(self, nodeid: str) -> None:
+    def run(self, request: dict[str, Any]) -> None:
         """Have a test run."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `read` tells
-            self._socket.sendall(nodeid.encode() + b"\n")
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
 
     def read(self) -> tuple[bytes, bool]:
         """Return the lines that have come, and whether the test has ended."""
@@ -113,6 +137,7 @@ class TemplateProcess:
             text = f"the guest's template process ended: {_describe(status)}"
             return _line("died", when="call", text=text), True
         whole, newline, self._partial = (self._partial + data).rpartition(b"\n")
+        self.keeps = self.keeps or b'{"kind": "kept"' in whole
         last = whole.rpartition(b"\n")[2]
         return whole + newline, last.startswith((b'{"kind": "finished"', b'{"kind": "died"'))
 
@@ -137,6 +162,7 @@ class _Template:
         self._runner = runner
         self._connection = connection
         self._coverage: TemplateCoverage | None = None
+        self._kept: dict[int, tuple[Child, str]] = {}  # by pidfd
 
     def serve(self, other_end: socket.socket) -> None:
         """Run the tests that the inner pytest names, one after another, until it ends."""
@@ -152,23 +178,42 @@ class _Template:
         except (PyvmmError, AssertionError) as error:
             trouble = boot_failure(guest, self._configuration, error)
         with self._connection.makefile("rb") as requests:
-            for line in requests:
-                item = self._runner.tests[line.decode().rstrip("\n")]
+            while line := self._next(requests):
+                request = json.loads(line)
+                item = self._runner.tests[request["run"]]
                 if template is None:
                     self._send("died", when="setup", text=trouble)
                 else:
-                    self._test(template, item)
+                    self._test(template, item, request["keep"])
 
-    def _test(self, template: Template, item: pytest.Item) -> None:
+    def _next(self, requests: BinaryIO) -> bytes:
+        """Wait for the next request, and meanwhile for the ends of kept guests. Return nothing at the end."""
+        while True:
+            # A request comes only after the one before was answered: none can wait in the buffer of `requests`.
+            ready, _, _ = select.select([self._connection.fileno(), *self._kept], [], [])
+            for handle in [each for each in ready if each in self._kept]:
+                child, name = self._kept.pop(handle)
+                os.close(handle)
+                child.wait()
+                self._send("gone", name=name)
+            if self._connection.fileno() in ready:
+                return requests.readline()
+
+    def _test(self, template: Template, item: pytest.Item, keep: list[str] | None) -> None:
         _, seconds = item.stash[hooks.RESOLVED]
-        child = template.fork(partial(self._in_child, item, seconds))
-        status, trouble = 0, ""
-        try:
-            status = child.wait(seconds + GRACE)
-        except TimeoutError:
+        done, theirs = os.pipe2(os.O_CLOEXEC)  # closed by the test's end, of its process or of the test alone
+        child = template.fork(partial(self._in_child, item, seconds, keep, theirs))
+        os.close(theirs)
+        ended = bool(select.select([done], [], [], seconds + GRACE)[0])
+        kept = ended and os.read(done, 1)
+        os.close(done)
+        trouble = ""
+        if not ended:
             child.kill()
             trouble = f"the test was killed: it had not ended {GRACE:g} s after its limit"
-        if status:
+        elif kept and keep:
+            self._kept[os.pidfd_open(child.pid)] = child, keep[0]
+        elif status := child.wait():
             trouble = f"the test's process ended without a report: {_describe(status)}"
         if self._coverage is not None and (record := self._coverage.news()) is not None:
             self._send("cover", record=record)
@@ -177,11 +222,23 @@ class _Template:
         else:
             self._send("finished")
 
-    def _in_child(self, item: pytest.Item, seconds: float, guest: VM) -> None:
+    def _in_child(self, item: pytest.Item, seconds: float, keep: list[str] | None, done: int, guest: VM) -> None:
         signal.signal(signal.SIGALRM, partial(_on_alarm, seconds))
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        self._runner.run(item, guest, self._send)
+        # Standard error is the log now, and pytest's capture during the test.
+        faulthandler.dump_traceback_later(seconds + GRACE - DUMP_BEFORE, file=os.dup(2))
+        failed = self._runner.run(item, guest, self._send)
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if failed and keep and not guest.ended:
+            name, socket = keep
+
+            def kept() -> None:
+                self._send("kept", name=name)
+                os.write(done, b"k")
+                os.close(done)
+
+            serve(guest, name, socket, kept)
 
     def _send(self, kind: str, **more: Any) -> None:
         self._connection.sendall(_line(kind, **more))
