@@ -27,7 +27,7 @@ class StandInGuest:
         self.trace = trace.TailSink(10)
         self.console = SimpleNamespace(text="Linux version 0.0\nguest console's last line\n")
         self.balloon = SimpleNamespace(actual=512 << 20)
-        self.vmbus = SimpleNamespace(version=(5, 3), devices=list)
+        self.vmbus = SimpleNamespace(version=(5, 3), devices=lambda: [{"relid": 1, "name": "hv-balloon"}])
         self.guest = SimpleNamespace(sh=lambda command: command)
         self.host = SimpleNamespace()
         self.ended = False

@@ -18,8 +18,12 @@ def add_sections(report: pytest.TestReport, guest: VM) -> None:
     """Add sections about the guest to the report of a failure."""
     if any(title == CONSOLE for title, _ in report.sections):
         return
-    report.sections.append((CONSOLE, console_tail(guest)))
-    report.sections.append(("messages between host and guest", messages(guest)))
+    for title, made in ((CONSOLE, console_tail), ("messages between host and guest", messages)):
+        try:
+            text = made(guest)
+        except Exception as error:  # the test may have left the machine in any state
+            text = f"(not to be had: {type(error).__name__}: {error})"
+        report.sections.append((title, text))
 
 
 CONSOLE = "the guest's console ends"
@@ -42,7 +46,7 @@ def messages(guest: VM) -> str:
 def _channels(guest: VM) -> Iterable[tuple[int, str]]:
     """Number and device of each channel."""
     for device in guest.vmbus.devices():
-        yield device["channel"], device["name"]
+        yield device["relid"], device["name"]
 
 
 def boot_failure(guest: VM, configuration: Configuration, error: BaseException) -> str:
