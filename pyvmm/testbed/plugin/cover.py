@@ -27,18 +27,6 @@ _NAME = "pyvmm-cover"
 _WORKER_OUTPUT = "pyvmm_cover"
 
 
-def add_options(group: pytest.OptionGroup) -> None:
-    """Add the options of coverage."""
-    group.addoption(
-        "--pyvmm-cover",
-        metavar="MODULES",
-        help="Show which code of these modules of the guest ran in the tests: hv_balloon,hv_vmbus,hv_utils. Needs "
-        "pip install 'pyvmm[cover]'.",
-    )
-    group.addoption("--pyvmm-cover-html", metavar="FILE", help="Write that as a page with the disassembly.")
-    group.addoption("--pyvmm-cover-save", metavar="FILE", help="Keep what was seen, for `pyvmm cover report FILE`.")
-
-
 def wanted(config: pytest.Config) -> list[str]:
     """Return the modules to be covered."""
     given = config.getoption(OPTION) or ""

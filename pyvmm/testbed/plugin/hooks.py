@@ -39,6 +39,17 @@ _OPTIONS = (
     ("cpus", "N", "Virtual CPUs of the guests."),
 )
 
+_COVER_OPTIONS = (
+    (
+        "cover",
+        "MODULES",
+        "Show which code of these modules of the guest ran in the tests: hv_balloon,hv_vmbus,hv_utils. Needs "
+        "pip install 'pyvmm[cover]'.",
+    ),
+    ("cover-html", "FILE", "Write that as a page with the disassembly."),
+    ("cover-save", "FILE", "Keep what was seen, for `pyvmm cover report FILE`."),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pyvmm", "pyvmm: tests with a Linux guest (docs/testbed.md)")
@@ -63,9 +74,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Keep the guest of a failed test running, for pyvmm status, gdb and others, until Ctrl-C.",
     )
-    from pyvmm.testbed.plugin.cover import add_options
-
-    add_options(group)
+    for name, metavar, text in _COVER_OPTIONS:
+        group.addoption(f"--pyvmm-{name}", metavar=metavar, help=text)
     parser.addini(
         "pyvmm_matrix",
         "Configurations of the guests, a line each: NAME=VALUE[,VALUE...]... makes all combinations.",
