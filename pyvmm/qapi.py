@@ -174,6 +174,22 @@ class PressureSample(TypedDict):
     out: int
 
 
+class FaultId(TypedDict):
+    """The reply to x-fault-add."""
+
+    id: int
+
+
+class FaultInfo(TypedDict):
+    """One fault in the reply to x-query-faults: its number, text, and what its rules have done so far."""
+
+    id: int
+    rule: str
+    hits: int
+    seen: int
+    failures: int
+
+
 class PressureInfo(TypedDict):
     """The reply to x-query-pressure. Sizes in bytes."""
 

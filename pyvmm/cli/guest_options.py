@@ -25,6 +25,7 @@ from pyvmm.launch.options import (
     flag,
     read_debug,
     read_enlightenments,
+    read_fault,
     read_number,
     read_seconds,
     text_of,
@@ -146,12 +147,32 @@ def complete_enlightenments(ctx: click.Context, param: click.Parameter, incomple
     return [before + comma + sign + word for word in words if word.startswith(last[len(sign) :])]
 
 
+class FaultType(click.ParamType[str]):
+    """A fault rule, or the name of a fault."""
+
+    name = "rule"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return read_fault(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_fault(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a fault, or a rule's point, action or next key."""
+    from pyvmm.faults.complete import complete
+
+    return complete(incomplete)
+
+
 _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "image": complete_image,
     "module": complete_module,
     "console": complete_console,
     "mem_backend": complete_backend,
     "enlightenments": complete_enlightenments,
+    "fault": complete_fault,
     "trace": complete_event,
     "debug": complete_debug,
 }
@@ -164,6 +185,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     parse_memory: MemoryType(),
     read_debug: DebugType(),
     read_enlightenments: EnlightenmentsType(),
+    read_fault: FaultType(),
     read_place: PlaceType(),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pyvmm.control import console, cover, debug, devices, guest, hmp, observe, pressure, schema
+from pyvmm.control import console, cover, debug, devices, faults, guest, hmp, observe, pressure, schema
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, MonitoredMachine, Reply, command, dispatch
@@ -37,6 +37,7 @@ __all__ = [
     "debug",
     "devices",
     "dispatch",
+    "faults",
     "guest",
     "observe",
     "pressure",

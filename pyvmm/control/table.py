@@ -22,6 +22,7 @@ from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.qapi import (
     BalloonReply,
     CoverInfo,
+    FaultInfo,
     HvBalloonInfo,
     MachineInfo,
     MemoryDeviceInfo,
@@ -63,6 +64,15 @@ class MonitoredMachine(Protocol):
 
     def set_autosize(self, on: bool) -> None:
         """Resume or suspend automatic sizing. Raises ConfigError where there is none."""
+
+    def add_fault(self, rule: str) -> int:
+        """Add a fault rule; return its number. Raises ConfigError."""
+
+    def remove_fault(self, number: int) -> None:
+        """Remove a fault. Raises ConfigError."""
+
+    def faults(self) -> list[FaultInfo]:
+        """Return the faults in force."""
 
     def set_action(self, panic: Literal["stop", "keep", "auto"] | None, reboot: bool | None) -> None:
         """Set the action after a panic, and whether a reset restarts the guest; None leaves a setting unchanged."""

@@ -133,6 +133,7 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         on_panic=options.on_panic,
         debug=frozenset(kind for each in options.debug for kind in each.split(",")),
         silence=SILENCE_EMULATED if inside() else SILENCE,
+        faults=fault_rules(options.fault, options.fault_file),
     )
 
 
@@ -152,6 +153,17 @@ def enlightenment_words(lists: Iterable[str]) -> tuple[str, ...]:
     from pyvmm.hyperv.enlightenments import parse_words
 
     return tuple(word for each in lists for word in parse_words(each))
+
+
+def fault_rules(rules: Iterable[str], file: Path | None) -> tuple[str, ...]:
+    """Return the fault rules of a file and those given one by one, in this order. Raises ConfigError."""
+    if not rules and file is None:
+        return ()
+    from pyvmm.faults.parse import load_rules, parse_rules
+
+    for each in rules:
+        parse_rules(each)
+    return (*([] if file is None else load_rules(file)), *rules)
 
 
 def _own_kernel(

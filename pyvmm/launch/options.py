@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 HELP = "help"
-"""The word in place of a list of enlightenments that asks for their names."""
+"""The word in place of a list of enlightenments or a fault rule that asks for their names."""
 
 TRACE_FORMATS = ("text", "json", "chrome")
 DEBUG_KINDS = ("exits", "mmio", "ports", "msr", "hypercalls")
@@ -70,6 +70,13 @@ def read_enlightenments(text: str) -> str:
 
         parse_words(text)
     return text
+
+
+def read_fault(text: str) -> str:
+    """Check a fault rule, or the word help; return it as given. Raises ConfigError."""
+    from pyvmm.faults.parse import check_text
+
+    return check_text(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +221,14 @@ class GuestOptions:
         read_debug,
         metavar="KIND[,KIND...]",
     )
+    fault: tuple[str, ...] = option(
+        (),
+        "Break a rule between host and guest: 'torndown-withheld', or 'message.out:drop,type=OPEN_RESULT'; 'help' "
+        "lists faults, points and actions. Repeatable.",
+        read_fault,
+        metavar="RULE",
+    )
+    fault_file: Path | None = option(None, "Read fault rules from a TOML file.", Path)
     timeout: float | None = option(None, "End with status 124 after SECONDS.", read_seconds, in_api=False)
     sandbox: Mode = option(
         "on",

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pyvmm import held_threads, process
 from pyvmm.client.registry import stall_note
@@ -32,10 +32,14 @@ from pyvmm.host.inside import inside, socket_place, user_pid
 from pyvmm.launch.confined import confine_session, open_listeners
 from pyvmm.launch.consoles import Console
 from pyvmm.launch.debug_lines import DebugLines
+from pyvmm.launch.fault_report import report_faults
 from pyvmm.launch.trace_sinks import TraceSettings, traces
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig
 from pyvmm.sandbox.confine import Mode
+
+if TYPE_CHECKING:
+    from pyvmm.faults import FaultSet
 
 SWITCH_INTERVAL = 0.001
 """GIL switch interval, in seconds: how long a busy Python thread may delay a vCPU's thread."""
@@ -82,10 +86,25 @@ class Session:
             stack.callback(self._end_debug)
             self.console = stack.enter_context(self._make_console())
             self.machine = stack.enter_context(Machine(self._config, self.loop, console=self.console.write))
+            self._stack_faults(stack)
             if self._config.debug:
                 self._debug = DebugLines(self.machine, self._config.debug)
             self._stack = stack.pop_all()
         return self
+
+    def _stack_faults(self, stack: contextlib.ExitStack) -> None:
+        """Add the configuration's fault rules, and those of the monitor later; report on them at the end."""
+        machine = self.machine
+
+        def rules() -> FaultSet:
+            from pyvmm.faults import FaultSet
+
+            return FaultSet.of(machine)
+
+        machine.monitor.fault_rules = rules
+        for each in self._config.faults:
+            rules().add(each)
+        stack.callback(report_faults, machine)
 
     def _end_debug(self) -> None:
         if self._debug is not None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 def load_events() -> list[Event]:
     """Import every module that declares events and return the events by name. Takes a tenth of a second."""
     import pyvmm.control.server
+    import pyvmm.faults.events
     import pyvmm.gdb.events
     import pyvmm.machine.machine
     import pyvmm.machine.services  # noqa: F401

@@ -64,6 +64,7 @@ class MachineConfig:
     debug: frozenset[str] = frozenset()  # kinds of `launch.options.DEBUG_KINDS` that are printed as they happen
     status_report: bool = True  # the guest's pressure reports are emitted as events
     absent_drivers: dict[str, str] | None = None  # reasons by module; None if the initramfs is not pyvmm's
+    faults: tuple[str, ...] = ()  # fault rules, as pyvmm.faults.parse reads them
     devices: tuple[str, ...] = ("hv-balloon", "heartbeat", "shutdown", "timesync")
     """Names from machine.devices.DEVICES, one per device; names may repeat."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvmm import qapi
 from pyvmm.errors import ConfigError, HostError, NotActiveError
@@ -31,6 +31,20 @@ if TYPE_CHECKING:
 NO_STATUS_REPORTS = "guest memory status reporting not enabled"
 
 
+class FaultRules(Protocol):
+    """The part of `pyvmm.faults.FaultSet` that the monitor uses."""
+
+    def add_text(self, rule: str) -> int: ...
+
+    def remove(self, fault: int) -> None: ...
+
+    def info(self) -> list[qapi.FaultInfo]: ...
+
+
+def _no_rules() -> FaultRules:
+    raise ConfigError("this machine takes no fault rules: `pyvmm run` makes one that does")
+
+
 class MonitorView:
     """Queries and commands of one machine. All methods run on the loop's thread, after its services have started."""
 
@@ -41,6 +55,7 @@ class MonitorView:
         self.name = machine.name
         self.pid = os.getpid()  # the process id shown to the user
         self.console_place = "null"  # the console's backend, for query-chardev
+        self.fault_rules: Callable[[], FaultRules] = _no_rules  # made at the first call
         self.sandbox: qapi.SandboxInfo = {"mode": "off"}  # the sandbox of the process
 
     # The machine's life
@@ -184,6 +199,18 @@ class MonitorView:
             "refused": counters.refused,
             "failed": counters.failed,
         }
+
+    def add_fault(self, rule: str) -> int:
+        """Add a fault rule, or a named fault; return its number. Raises ConfigError."""
+        return self.fault_rules().add_text(rule)
+
+    def remove_fault(self, number: int) -> None:
+        """Remove a fault by its number. Raises ConfigError."""
+        self.fault_rules().remove(number)
+
+    def faults(self) -> list[qapi.FaultInfo]:
+        """Return the faults in force."""
+        return self.fault_rules().info()
 
     # Devices
 

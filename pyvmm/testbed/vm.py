@@ -35,6 +35,7 @@ from pyvmm.testbed.waits import GuestEnded, TimedOut
 
 if TYPE_CHECKING:
     from pyvmm.cover.session import Coverage
+    from pyvmm.faults import FaultSet
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine, MachineConfig
     from pyvmm.machine.traps import ForcedReturn
@@ -90,6 +91,13 @@ class VM:
         from pyvmm.testbed.host import Host
 
         return Host.of(self)
+
+    @cached_property
+    def faults(self) -> FaultSet:
+        """The fault rules between this guest and its host: `vm.faults.add("torndown-withheld")`."""
+        from pyvmm.faults import FaultSet
+
+        return FaultSet.of(self.machine)
 
     # Life
 

@@ -49,6 +49,7 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
     pyvmm run --kdir ~/linux -- uname -r            a kernel build tree, without modules_install
     pyvmm run --kernel /boot/vmlinuz-6.1.0-9-amd64  or a linux-image-*.deb; or bzImage --modules DIR
     pyvmm run --kernel bzImage --initrd root.cpio --append 'debug'
+    pyvmm run --fault unballoon-twice               the host breaks a rule: `--fault help` lists which
     pyvmm run vm.toml -m 2G                         the command line goes before the file
     pyvmm run -m 2G --print-config > vm.toml
 
@@ -65,6 +66,11 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
         from pyvmm.hyperv.enlightenments import describe
 
         click.echo(describe())
+        return
+    if HELP in options.fault:
+        from pyvmm.faults.describe import describe as describe_faults
+
+        click.echo(describe_faults())
         return
     if print_config:
         click.echo(render(options), nl=False)

@@ -42,6 +42,8 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "x-execute": {"command": "true"},
         "x-cover-start": {"module": "m", "build-id": "00", "base": 0, "sites": pack_sites([], [])[1]},
         "x-autosize": {"enable": False},
+        "x-fault-add": {"rule": "eom-lost"},
+        "x-fault-remove": {"id": 7},
         "device_add": {"driver": "heartbeat", "id": "again"},
         "device_del": {"id": "heartbeat"},
     }
