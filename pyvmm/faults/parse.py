@@ -26,6 +26,8 @@ from pyvmm.faults import layouts
 from pyvmm.faults.points import POINTS, WORDS, Point
 from pyvmm.faults.rules import Function, Rule, canonical
 from pyvmm.files import FileError, read_file
+from pyvmm.kvm.abi import Op
+from pyvmm.kvm.handle import CHANGEABLE, DROPPABLE, REPEATABLE
 
 TEXT_LIMIT = 2000
 """Characters of a rule. The longest useful ones have some 200, and a packet in hex."""
@@ -132,11 +134,28 @@ def make_rule(
         raise ConfigError(f"{rule.action} needs {NEEDS[rule.action]}=: add it to the fault rule for {point.name}")
     if rule.action == "change" and not (rule.bytes or rule.to or rule.length is not None):
         raise ConfigError(f"change needs bytes=, length= or to.NAME=: add one to the fault rule for {point.name}")
+    if point.name == "ioctl.out":
+        _check_ioctl(rule)
     if (rule.bytes or rule.length is not None) and not point.has_bytes:
         raise ConfigError(f"what crosses {point.name} has no bytes: change it by {_changes(point)}")
     if rule.at + len(rule.bytes) > BYTES_LIMIT:
         raise ConfigError(f"bytes at {rule.at}: an item can have {BYTES_LIMIT} at most")
     return rule
+
+
+def _check_ioctl(rule: Rule) -> None:
+    """Raise ConfigError unless the rule selects an ioctl with which its action can be done."""
+    op = rule.match.get("op")
+    if op is not None and op not in Op.__members__:
+        close = get_close_matches(op.upper(), Op.__members__, 1)
+        hint = f"did you mean {close[0]}?" if close else "write it as in api.rst, without KVM_"
+        raise ConfigError(f"{op[:40]!r} is no ioctl of KVM: {hint}")
+    if rule.action in ("pass", "fail", "call"):
+        return
+    able = CHANGEABLE if rule.action == "change" else DROPPABLE if rule.action == "drop" else REPEATABLE
+    if op is None or Op[op] not in able:
+        names = ", ".join(sorted(each.name for each in able))
+        raise ConfigError(f"{rule.action} at ioctl.out needs op= with one of {names}")
 
 
 def _changes(point: Point) -> str:

@@ -87,11 +87,11 @@ _CAUSES: dict[tuple[Op | None, int], str] = {
 }
 
 
-_CHANGEABLE: Final = frozenset((Op.SIGNAL_MSI, Op.IRQ_LINE, Op.SET_CLOCK))
+CHANGEABLE: Final = frozenset((Op.SIGNAL_MSI, Op.IRQ_LINE, Op.SET_CLOCK))
 """Ioctls whose argument holds no address, count or file descriptor of this process: a tap may change its bytes."""
-_REPEATABLE: Final = _CHANGEABLE | {Op.SET_GSI_ROUTING, Op.NMI}
+REPEATABLE: Final = CHANGEABLE | {Op.SET_GSI_ROUTING, Op.NMI}
 """Ioctls that a tap may delay and repeat as well: they name nothing of this process, and have no result."""
-_DROPPABLE: Final = _REPEATABLE | {Op.HYPERV_EVENTFD, Op.IRQFD, Op.IOEVENTFD}
+DROPPABLE: Final = REPEATABLE | {Op.HYPERV_EVENTFD, Op.IRQFD, Op.IOEVENTFD}
 """Ioctls that a tap may drop: nothing of this process depends on them."""
 
 
@@ -159,15 +159,19 @@ class Handle:
         """Issue an ioctl through the tap. Of those that return or hold something only the failure can be changed:
         they are issued exactly once, with their own argument.
         """
-        data = bytes(argument) if op in _REPEATABLE and not isinstance(argument, int) else b""
+        data = bytes(argument) if op in REPEATABLE and not isinstance(argument, int) else b""
         done: list[int] = []  # results
+        over = False
 
         def deliver(item: Item) -> int:
-            if done and op not in _REPEATABLE:
-                raise HostError(f"KVM_{op.name} cannot be issued again, or later")
+            if op not in REPEATABLE:
+                if over:
+                    raise HostError(f"KVM_{op.name} cannot be issued later")
+                if done:
+                    return done[0]
             given: Argument = argument
             if data:  # a copy: the caller's may change meanwhile
-                changed = item.data if op in _CHANGEABLE else data
+                changed = item.data if op in CHANGEABLE else data
                 if len(changed) != len(data):
                     raise HostError(f"KVM_{op.name} takes {len(data)} bytes, not {len(changed)}")
                 given = type(argument).from_buffer_copy(changed) if _is_struct(argument) else bytearray(changed)
@@ -181,10 +185,10 @@ class Handle:
             raise
         except OSError as error:
             raise KvmError(op, self.where, about, error.errno or 0) from None
-        if result is None and op in _DROPPABLE:
-            done.append(0)
-            return 0
-        return int(result) if result is not None else deliver(Item("ioctl.out", data, fields))
+        if result is None and op not in DROPPABLE:
+            result = deliver(Item("ioctl.out", data, fields))
+        over = True
+        return 0 if result is None else int(result)
 
     def _issue(self, op: Op, argument: Argument, about: str) -> int:
         fd = self.fd

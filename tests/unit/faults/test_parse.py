@@ -115,6 +115,11 @@ def test_a_named_fault_is_its_rules_with_more_selectors_and_another_count() -> N
         ("discard.out:fail,errno=12", "write its name, such as ENOMEM"),
         ("discard.out:fail,errno=EWRONG", "write its name, such as ENOMEM"),
         ("discard.out:fail,errno=errorcode", "write its name, such as ENOMEM"),
+        ("ioctl.out:drop", "needs op= with one of HYPERV_EVENTFD"),
+        ("ioctl.out:drop,op=CREATE_VCPU", "needs op= with one of HYPERV_EVENTFD"),
+        ("ioctl.out:change,op=NMI,bytes=00", "needs op= with one of IRQ_LINE"),
+        ("ioctl.out:fail,op=create_vcpuu,errno=EIO", "did you mean CREATE_VCPU"),
+        ("ioctl.out:fail,op=X,errno=EIO", "api.rst"),
         ("torndown-withheld,seconds=1", "is no key of fault torndown-withheld"),
         ("x" * (TEXT_LIMIT + 1), f"at most {TEXT_LIMIT}"),
     ],
@@ -135,12 +140,15 @@ def test_only_the_command_line_knows_the_word_help() -> None:
 
 
 def test_each_point_and_action_have_a_rule() -> None:
-    needed = {"delay": ",seconds=1", "truncate": ",length=1", "fail": ",errno=EIO"}
     for point in POINTS.values():
+        needed = {"delay": ",seconds=1", "truncate": ",length=1", "fail": ",errno=EIO"}
         for action in point.actions:
             change = f",to.{point.settable[0]}=1" if point.settable else ",bytes=00"
             if point.name.startswith("index.out"):
                 change = ",to.value=1"
+            if point.name.startswith("ioctl") and action not in ("pass", "fail"):
+                change, needed["delay"] = ",op=IRQ_LINE,bytes=00", ",op=IRQ_LINE,seconds=1"
+                needed |= dict.fromkeys(("drop", "duplicate", "reorder"), ",op=IRQ_LINE")
             more = change if action == "change" else needed.get(action, "")
             assert parse_rules(f"{point.name}:{action}{more}")[0].action == action
 
