@@ -13,17 +13,17 @@ from pyvmm.qapi import Empty, FaultId, FaultInfo
 @command("x-fault-add", rule=str)
 def fault_add(machine: MonitoredMachine, rule: str) -> FaultId:
     """Add a fault rule, or a fault of the library by its name."""
-    return {"id": machine.add_fault(rule)}
+    return {"id": machine.fault_rules().add_text(rule)}
 
 
 @command("x-fault-remove", id=int)
 def fault_remove(machine: MonitoredMachine, id: int) -> Empty:
     """Remove a fault; what it delays is still delivered."""
-    machine.remove_fault(id)
+    machine.fault_rules().remove(id)
     return {}
 
 
 @command("x-query-faults")
 def query_faults(machine: MonitoredMachine) -> list[FaultInfo]:
     """Return the faults in force, with their hits."""
-    return machine.faults()
+    return machine.fault_rules().info()

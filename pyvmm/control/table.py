@@ -34,6 +34,19 @@ from pyvmm.qapi import (
 Reply = Any
 
 
+class FaultRules(Protocol):
+    """The rules of a machine (pyvmm.faults.FaultSet) as the monitor uses them."""
+
+    def add_text(self, rule: str) -> int:
+        """Add a rule, or a named fault; return its number. Raises ConfigError."""
+
+    def remove(self, fault: int) -> None:
+        """Remove a fault by its number. Raises ConfigError."""
+
+    def info(self) -> list[FaultInfo]:
+        """Return the faults in force."""
+
+
 class MonitoredMachine(Protocol):
     """The machine's interface to the monitor. Every call comes from the loop's thread."""
 
@@ -65,14 +78,9 @@ class MonitoredMachine(Protocol):
     def set_autosize(self, on: bool) -> None:
         """Resume or suspend automatic sizing. Raises ConfigError where there is none."""
 
-    def add_fault(self, rule: str) -> int:
-        """Add a fault rule; return its number. Raises ConfigError."""
-
-    def remove_fault(self, number: int) -> None:
-        """Remove a fault. Raises ConfigError."""
-
-    def faults(self) -> list[FaultInfo]:
-        """Return the faults in force."""
+    @property
+    def fault_rules(self) -> Callable[[], FaultRules]:
+        """Return what makes the machine's fault rules, or finds them. It raises ConfigError where there are none."""
 
     def set_action(self, panic: Literal["stop", "keep", "auto"] | None, reboot: bool | None) -> None:
         """Set the action after a panic, and whether a reset restarts the guest; None leaves a setting unchanged."""

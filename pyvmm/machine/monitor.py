@@ -32,7 +32,7 @@ NO_STATUS_REPORTS = "guest memory status reporting not enabled"
 
 
 class FaultRules(Protocol):
-    """The part of `pyvmm.faults.FaultSet` that the monitor uses."""
+    """The part of `pyvmm.faults.FaultSet`, which is above this layer, that the monitor uses."""
 
     def add_text(self, rule: str) -> int: ...
 
@@ -199,18 +199,6 @@ class MonitorView:
             "refused": counters.refused,
             "failed": counters.failed,
         }
-
-    def add_fault(self, rule: str) -> int:
-        """Add a fault rule, or a named fault; return its number. Raises ConfigError."""
-        return self.fault_rules().add_text(rule)
-
-    def remove_fault(self, number: int) -> None:
-        """Remove a fault by its number. Raises ConfigError."""
-        self.fault_rules().remove(number)
-
-    def faults(self) -> list[qapi.FaultInfo]:
-        """Return the faults in force."""
-        return self.fault_rules().info()
 
     # Devices
 

@@ -37,16 +37,19 @@ class FakeMachine:
         self.ready = True  # whether the guest takes commands
         self.loop: Loop | None = None  # that serves its monitor on another thread
 
-    def add_fault(self, rule: str) -> int:
+    def fault_rules(self) -> FakeMachine:
+        return self
+
+    def add_text(self, rule: str) -> int:
         if rule == "nonsense":
             raise ConfigError("'nonsense' is no fault")
         return 7
 
-    def remove_fault(self, number: int) -> None:
-        if number != 7:
-            raise NotFoundError(f"no fault has the number {number}")
+    def remove(self, fault: int) -> None:
+        if fault != 7:
+            raise NotFoundError(f"no fault has the number {fault}")
 
-    def faults(self) -> list[dict[str, Any]]:
+    def info(self) -> list[dict[str, Any]]:
         return [{"id": 7, "rule": "eom-lost", "hits": 2, "seen": 3, "failures": 0}]
 
     def emit(self, name: str, **data: Any) -> None:
