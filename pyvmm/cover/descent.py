@@ -44,6 +44,8 @@ _TRACING: Final = (
     "trace_event_raw_event_", "trace_event_get_offsets_", "trace_raw_output_", "perf_trace_", "__traceiter_",
     "__bpf_trace_", "__probestub_", "__SCT__tp_func_",
 )  # fmt: skip
+_TRAMPOLINE: Final = "__SCT__"
+"""Trampolines of static calls. The kernel rewrites them, and takes other bytes there for a BUG."""
 _KINDS: Final[dict[str, Kind]] = {".init.text": "init", ".altinstr_aux": "load"}
 _SWITCH_REACH: Final = 40  # bytes before an indirect jump in which its table is named
 _THUNK: Final = "indirect_thunk"
@@ -176,6 +178,7 @@ class Descent:
         live, loaded = self._sites(live=True), self._sites(live=False)
         blocks: list[Block] = []
         calls: list[Call] = []
+        listing: list[list[Instruction]] = []
         for place in starts:
             run = self._run(place)
             last = run[-1]
@@ -191,8 +194,8 @@ class Descent:
                 candidates=candidates,
                 evidence=[],
                 why_none=why,
-                instructions=[self._shown(each) for each in run],
             )
+            listing.append([self._shown(each) for each in run])
             calls += self._calls(run, function, len(blocks), live)
             blocks.append(block)
         _find_evidence(blocks)
@@ -207,6 +210,7 @@ class Descent:
             calls=calls,
             builtin=self.image.builtin,
             exits=[name for name, _ in self.image.functions.values() if name == "cleanup_module"],
+            listing=lambda: listing,
         )
 
     def _run(self, place: Place) -> list[Place]:
@@ -243,6 +247,8 @@ class Descent:
         self, run: list[Place], live: dict[int, list[Site]], loaded: dict[int, list[Site]]
     ) -> tuple[list[Candidate], str]:
         """Return the places for a breakpoint, the best first; if there are none, why."""
+        if self.owner(run[0])[0].startswith(_TRAMPOLINE):
+            return [], Rewrite.STATIC_CALL.value
         end = run[-1].plus(self.instructions[run[-1]].size).offset
         ranked: list[tuple[int, int, Candidate]] = []
         why: set[str] = set()

@@ -7,6 +7,7 @@ from html import escape
 
 from pyvmm.cover.figures import Figures, Function
 from pyvmm.cover.lines import NO_LINES, Lines
+from pyvmm.cover.program import Instruction
 from pyvmm.cover.report import summary
 
 _STYLE = """
@@ -45,6 +46,7 @@ def page(title: str, modules: Sequence[tuple[Figures, Lines]]) -> str:
 
 
 def _module(figures: Figures, lines: Lines) -> Iterator[str]:
+    listing = figures.program.listing()
     yield f"<h2>{escape(figures.program.name)}</h2><p>{escape(summary(figures))}</p>"
     for function in sorted(figures.functions, key=lambda each: (each.covered - each.counted, each.name)):
         yield (
@@ -52,18 +54,18 @@ def _module(figures: Figures, lines: Lines) -> Iterator[str]:
             f'<span class="count">{function.covered} of {function.counted}</span>'
             f'<span class="bar"><i style="width:{function.percent:.0f}%"></i></span></summary><pre>'
         )
-        yield from _function(figures, function, lines or NO_LINES)
+        yield from _function(figures, function, listing, lines or NO_LINES)
         yield "</pre></details>"
 
 
-def _function(figures: Figures, function: Function, lines: Lines) -> Iterator[str]:
+def _function(figures: Figures, function: Function, listing: list[list[Instruction]], lines: Lines) -> Iterator[str]:
     program = figures.program
     for number in function.blocks:
         block, state = program.blocks[number], figures.states[number]
         why = block.why_none if state == "blind" and block.why_none else state
         yield f'<div class="{state}"><span class="why">{escape(program.label(block))}: {escape(why)}</span>\n'
         shown = None
-        for offset, _, text in block.instructions:
+        for offset, _, text in listing[number]:
             line = lines.at(block.section, offset)
             if line is not None and line != shown:
                 yield f'<span class="why">{escape(line.file.rpartition("/")[2])}:{line.line}</span>\n'

@@ -6,13 +6,14 @@ A block is a run of instructions that is entered only at its first and left only
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple
 
 from pyvmm.cover.image import Place
-from pyvmm.files import FileError, parse_object
+from pyvmm.files import parse_json, parse_object
 
-FORMAT: Final = 2  # increment when the analysis of the same file changes
+FORMAT: Final = 4  # increment when the analysis of the same file changes
 
 Kind = Literal["code", "tracing", "init", "load"]
 """code; glue of tracepoints, which runs only with them; .init.text, over before a breakpoint can be set; what runs
@@ -49,7 +50,6 @@ class Block:
     candidates: list[Candidate]
     evidence: list[int]
     why_none: str
-    instructions: list[Instruction]
 
     @property
     def place(self) -> Place:
@@ -81,6 +81,8 @@ class Program:
     calls: list[Call]
     builtin: bool = False
     exits: list[str] = field(default_factory=list)  # the function that runs when the module is unloaded
+    listing: Callable[[], list[list[Instruction]]] = field(default=list, compare=False)
+    """Returns each block's instructions, for reports: most of what is kept, and read only then."""
 
     @property
     def counted(self) -> list[int]:
@@ -99,36 +101,45 @@ class Program:
                 return f"{name}+{offset - start:#x}" if offset > start else name
         return f"{self.sections.get(section, '?')}+{offset:#x}"
 
-    def to_json(self) -> str:
-        """Return the program for the cache."""
-        return json.dumps({"format": FORMAT} | asdict(self))
+    def to_json(self) -> tuple[str, str]:
+        """Return the program for the cache: without the instructions, and these."""
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "listing"}
+        rows = {name: [_row(one) for one in facts[name]] for name in ("blocks", "calls")}
+        return json.dumps({"format": FORMAT} | facts | rows), json.dumps(self.listing())
 
     @classmethod
-    def from_json(cls, text: str) -> Program | None:
-        """Return a program from the cache; None if it is of another version, or damaged."""
+    def from_json(cls, text: str, listing: Callable[[], str]) -> Program | None:
+        """Return a program from the cache; None if it is of another version, or damaged. `listing` reads its
+        instructions.
+        """
         try:
             facts = parse_object(text, {"format": int, "name": str, "build_id": str, "blocks": list, "calls": list})
             if facts.pop("format") != FORMAT:
                 return None
-            return _restored(facts)
-        except (FileError, TypeError, ValueError, KeyError, AttributeError):
+            return _restored(facts, listing)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             return None
 
 
-def _restored(facts: dict[str, Any]) -> Program:
-    blocks = [
-        Block(
-            **each
-            | {
-                "candidates": [Candidate(*one) for one in each["candidates"]],
-                "instructions": [Instruction(*one) for one in each["instructions"]],
-            }
-        )
-        for each in facts["blocks"]
-    ]
-    calls = [Call(**each) for each in facts["calls"]]
-    numbers = {
-        name: {int(key): value for key, value in facts[name].items()} for name in ("sections", "base", "file_offsets")
-    }
-    functions = {name: (at[0], at[1], at[2]) for name, at in facts["functions"].items()}
-    return Program(**facts | numbers | {"blocks": blocks, "calls": calls, "functions": functions})
+def _row(item: Block | Call) -> list[Any]:
+    return [getattr(item, each.name) for each in fields(item)]
+
+
+def _restored(facts: dict[str, Any], listing: Callable[[], str]) -> Program:
+    blocks = [Block(*row) for row in facts["blocks"]]
+    for block in blocks:
+        block.candidates = [Candidate(*one) for one in block.candidates]
+    by_section = ("sections", "base", "file_offsets")
+    made: dict[str, Any] = {name: {int(key): value for key, value in facts[name].items()} for name in by_section}
+    made["functions"] = {name: (at[0], at[1], at[2]) for name, at in facts["functions"].items()}
+    made |= {"blocks": blocks, "calls": [Call(*row) for row in facts["calls"]]}
+    return Program(**facts | made, listing=lambda: _instructions(listing(), len(blocks)))
+
+
+def _instructions(text: str, blocks: int) -> list[list[Instruction]]:
+    """Return the instructions; none if they are damaged."""
+    try:
+        found = [[Instruction(*one) for one in block] for block in parse_json(text)]
+    except (ValueError, TypeError):
+        found = []
+    return found if len(found) == blocks else [[] for _ in range(blocks)]

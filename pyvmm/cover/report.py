@@ -45,8 +45,9 @@ def _listing(figures: Figures, function: str) -> Iterator[str]:
     if found is None:
         yield f"  no function {function} in {program.name}"
         return
+    listing = program.listing()
     for number in found.blocks:
         block = program.blocks[number]
         yield f"{program.label(block)}: {figures.states[number]}"
-        for offset, _, text in block.instructions:
+        for offset, _, text in listing[number]:
             yield f"    {offset:6x}  {text}"

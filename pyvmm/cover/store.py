@@ -78,7 +78,7 @@ def cached(build: str) -> Program | None:
     """Return an earlier analysis; None if there is none."""
     path = _place(build)
     try:
-        found = Program.from_json(read_text(path, PROGRAM_LIMIT))
+        found = Program.from_json(read_text(path, PROGRAM_LIMIT), lambda: _read_listing(build))
     except FileError:
         return None
     mark_used(path)
@@ -90,14 +90,23 @@ def save(program: Program) -> None:
     with disk_errors(f"cannot keep the blocks of {program.name}"):
         folder = cache_folder("cover")
         make_folder(folder)
-        write_private(_place(program.build_id), program.to_json().encode())
+        blocks, listing = program.to_json()
+        write_private(_place(program.build_id, "text"), listing.encode())
+        write_private(_place(program.build_id), blocks.encode())
         prune(folder, CACHE_SECONDS, CACHE_LIMIT, ())
 
 
-def _place(build: str) -> Path:
+def _read_listing(build: str) -> str:
+    try:
+        return read_text(_place(build, "text"), PROGRAM_LIMIT)
+    except FileError:  # removed meanwhile: a report shows the blocks without their instructions
+        return ""
+
+
+def _place(build: str, kind: str = "json") -> Path:
     if not build or not all(digit in "0123456789abcdef" for digit in build):
         raise ConfigError(f"{build!r} is no build id")
-    return cache_folder("cover", f"{build}.json")
+    return cache_folder("cover", f"{build}.{kind}")
 
 
 def find_program(

@@ -198,7 +198,7 @@ class Patches:
             raise RefusedError(f"more than {self.limit} breakpoints")
         if any(gpa in self._original for gpa in places):
             raise RefusedError("another breakpoint is in the way")
-        before = b"".join(self._memory.read(gpa, 1) for gpa in places)
+        before = self._load(places)
         self._store(places, self.code)
         self._original |= dict(zip(places, before, strict=True))
         self._places[address] = tuple(places)
@@ -209,7 +209,7 @@ class Patches:
         If its memory has other contents by now (a kernel started by kexec), it is left alone.
         """
         places = self._places.pop(address, ())
-        found = b"".join(self._memory.read(gpa, 1) for gpa in places)
+        found = self._load(places)
         before = bytes(self._original.pop(gpa) for gpa in places)
         if found == self.code:
             self._store(places, before)
@@ -229,6 +229,11 @@ class Patches:
         if length < len(self._original):
             return [at for at in range(gpa, gpa + length) if at in self._original]
         return [at for at in self._original if gpa <= at < gpa + length]
+
+    def _load(self, places: Sequence[int]) -> bytes:
+        if _contiguous(places):
+            return self._memory.read(places[0], len(places))
+        return b"".join(self._memory.read(gpa, 1) for gpa in places)
 
     def _store(self, places: Sequence[int], data: bytes) -> None:
         if _contiguous(places):

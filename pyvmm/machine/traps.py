@@ -124,26 +124,38 @@ class _Code:
         self._paging = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, user=sregs.cs.selector & _CPL == _CPL)
         self._memory = memory
         self._patches = patches
-        self._pages: dict[int, int | None] = {}
+        self._pages: dict[int, tuple[int, bytes] | None] = {}  # gpa and contents, without breakpoints
         self._next = {vcpu.regs.rip for vcpu in vcpus}
+
+    def _page(self, address: int) -> tuple[int, bytes] | None:
+        number = address // PAGE
+        if number not in self._pages:
+            gpa = self._paging.translate(self._memory, number * PAGE)
+            mapped = gpa is not None and self._memory.contains(gpa, PAGE)
+            found = (
+                (gpa, self._patches.hide(gpa, self._memory.read(gpa, PAGE))) if gpa is not None and mapped else None
+            )
+            self._pages[number] = found
+        return self._pages[number]
 
     def places(self, address: int, length: int) -> list[int]:
         """Return the guest physical addresses of `length` bytes; fewer where they are not mapped to RAM."""
         found: list[int] = []
         for at in range(address, address + length):
-            page = at // PAGE
-            if page not in self._pages:
-                gpa = self._paging.translate(self._memory, page * PAGE)
-                self._pages[page] = gpa if gpa is not None and self._memory.contains(gpa, PAGE) else None
-            start = self._pages[page]
-            if start is None:
+            page = self._page(at)
+            if page is None:
                 break
-            found.append(start + at % PAGE)
+            found.append(page[0] + at % PAGE)
         return found
 
     def read(self, address: int, length: int) -> bytes:
         """Return code without breakpoints; less than `length` bytes where it is not mapped."""
-        return b"".join(self._patches.hide(gpa, self._memory.read(gpa, 1)) for gpa in self.places(address, length))
+        page = self._page(address)
+        if page is None:
+            return b""
+        at = address % PAGE
+        data = page[1][at : at + length]
+        return data if len(data) == length else data + self.read(address + len(data), length - len(data))
 
     def patch(self, address: int) -> bool:
         """Patch the instruction at `address`; return whether a breakpoint is there now. Not if a vCPU would go on

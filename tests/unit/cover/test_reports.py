@@ -38,7 +38,7 @@ def seen(program: Program, *numbers: int) -> Seen:
 
 
 def by_text(program: Program, text: str) -> int:
-    return next(n for n, each in enumerate(program.blocks) if each.instructions[0].text.startswith(text))
+    return next(n for n, each in enumerate(program.listing()) if each[0].text.startswith(text))
 
 
 def test_blocks_without_a_breakpoint_are_inferred_or_not_counted(program: Program) -> None:
@@ -74,7 +74,8 @@ def test_the_text_lists_functions_and_what_did_not_run(program: Program) -> None
 
 
 def test_the_page_is_whole_in_itself_and_escapes_names(program: Program) -> None:
-    program.blocks[0].instructions[0] = program.blocks[0].instructions[0]._replace(text="<script>")
+    listing = program.listing()
+    listing[0][0] = listing[0][0]._replace(text="<script>")
     text = page("sample", [(Figures(program, seen(program, 0)), NO_LINES)])
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
