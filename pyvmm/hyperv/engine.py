@@ -112,7 +112,7 @@ class Engine(ABC):
 
     @abstractmethod
     def setup_vm(self, vm: Vm) -> None:
-        """Set up the VM. Before any vCPU exists, after the irqchip."""
+        """Set up the new VM, before anything else."""
 
     @abstractmethod
     def cpuid(self) -> list[CpuidEntry]:

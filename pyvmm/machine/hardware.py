@@ -143,6 +143,9 @@ class Hardware:
 
     def _build(self, kvm: Kvm, memory: Iterable[Region]) -> None:
         vm, engine = self.vm, self.engine
+        # First: the MSR filter waits for a grace period, 0.2 ms in a new VM, but 15 ms after a memory slot was set
+        # (Linux 6.18).
+        engine.setup_vm(vm)
         vm.set_identity_map_address(address_map.IDENTITY_MAP.start)
         vm.set_tss_address(address_map.TSS.start)
         self._boot_ram = dict(enumerate(memory, address_map.RAM_SLOTS.start))
@@ -154,7 +157,6 @@ class Hardware:
         vm.create_irqchip()
         vm.create_pit()
         vm.set_routes(ROUTES)
-        engine.setup_vm(vm)
         for index in range(engine.vp_count):
             vcpu = vm.create_vcpu(index)
             vcpu.set_cpuid(self._cpuid[index])
