@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import ceil
+from pathlib import Path
 from shlex import join
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -149,6 +150,26 @@ class VM:
             self.close()
             raise
         return self
+
+    def publish(self, name: str, socket: Path | None = None) -> None:
+        """Register the machine as `name` and serve its monitor while the loop runs: `pyvmm status NAME` and so on.
+
+        `socket` is where the monitor listens, if not beside the registry's entry; an emulated host needs it. Raises
+        ConfigError if the name is not valid or in use.
+        """
+        from pyvmm.testbed import keep
+
+        keep.publish(self, name, socket, self._closing)
+
+    def keep(self, name: str, socket: Path | None = None) -> None:
+        """In a forked child: publish the machine, detach from the parent, and serve it until it ends, as by `pyvmm
+        stop NAME`. The guest is closed when this returns.
+        """
+        from pyvmm.testbed import keep
+
+        self.publish(name, socket)
+        keep.detach()
+        keep.serve(self)
 
     def close(self) -> None:
         """End the machine at once and release its resources. May be called twice."""

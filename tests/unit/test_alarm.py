@@ -54,3 +54,18 @@ def test_a_time_in_the_past_rings_at_once_and_the_last_one_set_counts(loop: Loop
     alarm.close()
     alarm.close()
     alarm.set(0)  # a vCPU that was in the middle of it
+
+
+def test_an_alarm_is_used_again_after_it_was_closed(loop: Loop) -> None:
+    rang: list[int] = []
+    alarm = Alarm(loop, lambda: rang.append(1))
+    alarm.set(1)
+    alarm.close()
+    alarm.set(1)
+    alarm.open()
+    loop.step(0)
+    assert not rang, "what was set before is gone"
+    alarm.set(1)
+    loop.step(1)
+    assert rang
+    alarm.close()

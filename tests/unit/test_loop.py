@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import threading
 import time
 import weakref
@@ -314,3 +315,41 @@ def test_the_loop_counts_its_turns_and_knows_the_longest(loop: Loop) -> None:
     assert 0.03 <= loop.longest_turn < 3
     assert during[0] is not None
     assert loop.turn_began is None
+
+
+def test_a_renewed_loop_shares_nothing_with_the_one_it_was_forked_from(clock: Clock, loop: Loop) -> None:
+    shared_set, shared_wake = os.dup(loop._poll.fileno()), os.dup(loop._wake)
+    reader, writer = os.pipe()
+    seen: list[bytes] = []
+    loop.add_reader(reader, lambda: seen.append(os.read(reader, 1)))
+    loop.after(5, lambda: seen.append(b"timer"))
+    loop.post(lambda: seen.append(b"posted"))
+    loop.renew()
+    loop.step(0)
+    os.write(writer, b"x")
+    clock.now = 5
+    loop.step(0)
+    loop.remove_reader(reader)
+    assert seen == [b"posted", b"x", b"timer"]
+    loop.post(lambda: None)
+    assert os.eventfd_read(shared_wake) == 1, "what was posted before"
+    os.write(writer, b"y")
+    with select.epoll.fromfd(shared_set) as before:
+        assert [fd for fd, _ in before.poll(0)] == [reader]
+    for fd in (shared_wake, reader, writer):
+        os.close(fd)
+
+
+def test_a_loop_with_work_or_a_ready_descriptor_is_not_idle(loop: Loop) -> None:
+    reader, writer = os.pipe()
+    loop.add_reader(reader, lambda: os.read(reader, 1))
+    assert loop.idle
+    os.write(writer, b"x")
+    assert not loop.idle
+    loop.step(0)
+    assert loop.idle
+    loop.post(lambda: None)
+    assert not loop.idle
+    loop.remove_reader(reader)
+    os.close(reader)
+    os.close(writer)

@@ -95,3 +95,15 @@ def test_each_page_has_a_new_sequence_that_is_never_invalid() -> None:
 
 def test_the_scale_is_a_fraction_of_two_to_the_64() -> None:
     assert tsc_scale(20_000_000) == 1 << 63
+
+
+def test_a_shifted_counter_has_not_counted_meanwhile() -> None:
+    now = Now()
+    clock = ReferenceClock(now)
+    now.ns += 1_000_000_000
+    clock.page(10**12, 2_000_000_000)
+    before = clock.ticks()
+    now.ns += 3_600_000_000_000
+    clock.shift(3_600_000_000_000)
+    assert clock.ticks() == before
+    assert not clock.may_stray

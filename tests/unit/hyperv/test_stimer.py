@@ -262,3 +262,16 @@ def test_the_register_s_fields_lie_where_the_tlfs_has_them() -> None:
         assert int(config.replace(**{name: 1})) == 1 << low
     assert int(config.replace(sint=15)) == 15 << 16
     assert TimerMessage.SIZE == 24
+
+
+def test_rearmed_timers_expire_by_the_shifted_clock(guest: Guest) -> None:
+    guest.write(COUNT, MS)
+    guest.write(CONFIG, ENABLE | SINT2)
+    guest.now += 3_600_000_000_000
+    guest.timers._clock.shift(3_600_000_000_000)
+    guest.alarms[0] = None  # the alarm was replaced
+    guest.timers.rearm()
+    guest.run(999_900)
+    assert not guest.messages
+    guest.run(100)
+    assert len(guest.messages) == 1
