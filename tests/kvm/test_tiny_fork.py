@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pyvmm.client import registry
+from pyvmm.client.qmp import Client
 from pyvmm.errors import ConfigError
 from pyvmm.kvm import Kvm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.testbed.template import CHILD_FAILED, Template
 from pyvmm.testbed.vm import VM
+from pyvmm.unix_socket import is_listening
 from tests.support.flooded import kernel
 
 pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 COUNTER = 0x200000
+FORKS, AT_ONCE = 40, 4
 COUNT = bytes.fromhex("FF0500002000EBF8")  # again: inc dword [0x200000]; jmp again
 
 
@@ -121,3 +127,69 @@ def test_a_machine_that_cannot_be_frozen_runs_on(start) -> None:
     vm.machine.resume()
     before = counter(vm)
     vm.until(lambda: counter(vm) > before + 1000, 10, "more counts")
+
+
+def test_a_kept_fork_is_reached_by_its_name_until_it_is_stopped(start, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    vm = start(COUNT)
+    with Template(vm) as template:
+        child = template.fork(lambda vm: vm.keep("failed"))
+        limit = time.monotonic() + 20
+        while not any(is_listening(entry.socket) for entry in registry.running()):
+            assert child.poll() is None and time.monotonic() < limit
+            time.sleep(0.02)
+        (entry,) = registry.running()
+        assert (entry.name, entry.pid) == ("failed", child.pid)
+        with Client(entry.socket) as client:
+            assert client.execute("query-status")["status"] == "running"
+            assert client.execute("query-name") == {"name": "failed"}
+            client.execute("quit")
+        assert child.wait(20) == 0
+        assert registry.running() == []
+        assert not entry.socket.exists()
+
+
+def test_a_name_in_use_is_refused(start, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    vm = start(COUNT)
+    with registry.claim("taken"), pytest.raises(ConfigError, match="'taken' runs already"):
+        vm.publish("taken")
+    with pytest.raises(ConfigError, match="cannot name a VM"):
+        vm.publish("a b")
+
+
+def test_many_forks_leave_no_process_and_no_descriptor(start) -> None:
+    vm = start(COUNT)
+    vm.until(lambda: counter(vm), 10, "a count")
+    with Template(vm) as template:
+        files, digest = open_files(), template.digest()
+        for _ in range(FORKS // AT_ONCE):
+            children = [template.fork(lambda vm: int(counter(vm) == 0)) for _ in range(AT_ONCE)]
+            assert {child.wait(60) for child in children} == {0}
+        assert (open_files(), template.digest()) == (files, digest)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_is_killed_with_its_parent_or_on_request(start) -> None:
+    vm = start(COUNT)
+    with Template(vm) as template:
+        child = template.fork(lambda vm: vm.run_for(60))
+        with pytest.raises(TimeoutError, match="did not end within"):
+            child.wait(0.05)
+        child.kill()
+        child.kill()
+        assert child.poll() == -signal.SIGKILL
+        assert template.fork(lambda vm: os.kill(os.getppid(), 0)).wait(20) == 0
+
+
+def test_a_child_can_be_frozen_and_forked_again(start) -> None:
+    def again(vm: VM) -> int:
+        before = counter(vm)
+        vm.until(lambda: counter(vm) > before + 1000, 10, "more counts")
+        with Template(vm) as second:
+            frozen = counter(vm)
+            return second.fork(lambda vm: int(counter(vm) < frozen)).wait(30)
+
+    with Template(start(COUNT)) as template:
+        assert template.fork(again).wait(60) == 0
