@@ -53,7 +53,8 @@ class HostMemory:
         self.size = size
         self.closed = False
         self.shared = fd >= 0
-        self.frozen = False
+        self.frozen_parts: list[tuple[int, int]] | None = None
+        """Where the copy lies that was made by `freeze`, as (offset, bytes); None before."""
         self.page_size = page_size
         flags, spare = (mmap.MAP_SHARED, 0) if self.shared else (_SPARE_MEMORY, HUGE_SIZE)
         start = _map(None, size + spare, flags, fd, file_offset)
@@ -76,7 +77,7 @@ class HostMemory:
             end = (offset + length) // self.page_size * self.page_size
             offset = -(-offset // self.page_size) * self.page_size
             length = max(0, end - offset)
-        if length and self.frozen:
+        if length and self.frozen_parts is not None:
             self._discard_frozen(offset, length)
         elif length:
             self._advise(offset, length, _MADV_REMOVE if self.shared else _MADV_DONTNEED)
@@ -95,7 +96,7 @@ class HostMemory:
         fd = os.memfd_create("pyvmm-frozen", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, self.size)
-            untouched_is_zero = not self.shared and not self.frozen
+            untouched_is_zero = not self.shared and self.frozen_parts is None
             used = copy_used(self.view, self.address, fd, untouched_is_zero=untouched_is_zero)
             _map(self.address, self.size, _SPARE_MEMORY | _MAP_FIXED)
             for offset, length in used:
@@ -104,7 +105,7 @@ class HostMemory:
             raise HostError(f"cannot copy {self.size >> 20} MiB of guest memory: {error.strerror}") from error
         finally:
             os.close(fd)
-        self.frozen, self.shared, self.page_size = True, False, PAGE_SIZE
+        self.frozen_parts, self.shared, self.page_size = used, False, PAGE_SIZE
 
     def drop_mappings(self, offset: int) -> None:
         """Have KVM forget how the guest reaches a page; the next access maps it again. Nothing may access the page

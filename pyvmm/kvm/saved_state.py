@@ -36,6 +36,7 @@ MTRRS: Final = (*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270),
 _APART: Final = frozenset((TSC, APIC_BASE, TSC_DEADLINE))  # the first by its offset, the second in special registers
 _HYPERV: Final = range(0x40000000, 0x40000200)  # the Hyper-V engine's own affair
 _WORD: Final = (1 << 64) - 1
+_FAR_SECONDS: Final = 10
 
 
 @dataclass(slots=True)
@@ -165,6 +166,8 @@ def _restore_clocks(vm: Vm, saved: SavedVm, start: Callable[[], None]) -> None:
     offset = first.tsc_offset
     if offset is None or saved.vcpus[0].tsc_offset is None:
         start()
+        # KVM takes a value within a second of its own count for that count, so write one far off before.
+        first.set_msrs({TSC: (saved.vcpus[0].tsc + _FAR_SECONDS * first.tsc_khz * 1000) & _WORD})
         for vcpu, state in zip(vm.vcpus, saved.vcpus, strict=True):
             vcpu.set_msrs({TSC: state.tsc})
     else:

@@ -70,16 +70,17 @@ def test_each_child_counts_on_from_the_frozen_count(start, cpus: int) -> None:
         assert (counter(vm), template.digest()) == (frozen, digest)
 
 
-def test_a_child_whose_run_raises_says_so(start, capfd) -> None:
+def test_a_child_whose_run_raises_says_so(start, tmp_path: Path) -> None:
     vm = start(COUNT)
 
     def fail(vm: VM) -> None:
+        sys.stderr = open(tmp_path / "stderr", "w")
         raise ValueError("the reason")
 
     with Template(vm) as template:
         assert template.fork(fail).wait(30) == CHILD_FAILED
         assert template.fork(lambda vm: sys.exit(3)).wait(30) == 3
-    assert "ValueError: the reason" in capfd.readouterr().err
+    assert "ValueError: the reason" in (tmp_path / "stderr").read_text()
 
 
 def test_the_template_has_one_thread_and_no_kvm(start) -> None:
