@@ -146,16 +146,32 @@ class Handle:
     ) -> None:
         self.close()
 
-    def ioctl(self, op: Op, argument: Argument = 0, about: str = "") -> int:
+    def ioctl(self, op: Op, argument: Argument = 0, about: str = "", *, tapped: bool = False) -> int:
         """Issue the ioctl and return its non-negative result; structures and bytearrays are changed in place.
 
         Releases the GIL while in the kernel, whatever the argument. Raises KvmError with `about` in its text.
+        `tapped`: it has crossed the tap already.
         """
-        if self.tap.on:
-            return self._tapped(op, argument, about)
-        return self._issue(op, argument, about)
+        if self.tap.on and not tapped:
+            return self._cross_tap(op, argument, about)
+        fd = self.fd
+        try:
+            if isinstance(argument, int):
+                if not argument:  # left out: `ioctl` takes any int for two kinds of buffers first, which costs more
+                    return fcntl.ioctl(fd, op)
+                if argument <= _C_INT_MAX:
+                    return fcntl.ioctl(fd, op, argument)
+                return _big_ioctl(fd, op, argument)
+            if memoryview(argument).nbytes <= _FCNTL_COPIES:
+                result: int = fcntl.ioctl(fd, op, argument)
+                return result
+            if isinstance(argument, bytearray):
+                argument = (ctypes.c_char * len(argument)).from_buffer(argument)
+            return _big_ioctl(fd, op, ctypes.addressof(argument))
+        except OSError as error:
+            raise KvmError(op, self.where, about, error.errno or 0) from None
 
-    def _tapped(self, op: Op, argument: Argument, about: str) -> int:
+    def _cross_tap(self, op: Op, argument: Argument, about: str) -> int:
         """Issue an ioctl through the tap. Of those that return or hold something only the failure can be changed:
         they are issued exactly once, with their own argument.
         """
@@ -175,7 +191,7 @@ class Handle:
                 if len(changed) != len(data):
                     raise HostError(f"KVM_{op.name} takes {len(data)} bytes, not {len(changed)}")
                 given = type(argument).from_buffer_copy(changed) if _is_struct(argument) else bytearray(changed)
-            done.append(self._issue(op, given, about))
+            done.append(self.ioctl(op, given, about, tapped=True))
             return done[-1]
 
         fields = {"op": op.name, "handle": self.where}
@@ -189,24 +205,6 @@ class Handle:
             result = deliver(Item("ioctl.out", data, fields))
         over = True
         return 0 if result is None else int(result)
-
-    def _issue(self, op: Op, argument: Argument, about: str) -> int:
-        fd = self.fd
-        try:
-            if isinstance(argument, int):
-                if not argument:  # left out: `ioctl` takes any int for two kinds of buffers first, which costs more
-                    return fcntl.ioctl(fd, op)
-                if argument <= _C_INT_MAX:
-                    return fcntl.ioctl(fd, op, argument)
-                return _big_ioctl(fd, op, argument)
-            if memoryview(argument).nbytes <= _FCNTL_COPIES:
-                result: int = fcntl.ioctl(fd, op, argument)
-                return result
-            if isinstance(argument, bytearray):
-                argument = (ctypes.c_char * len(argument)).from_buffer(argument)
-            return _big_ioctl(fd, op, ctypes.addressof(argument))
-        except OSError as error:
-            raise KvmError(op, self.where, about, error.errno or 0) from None
 
 
 def _is_struct(argument: Argument) -> TypeGuard[ctypes.Structure]:

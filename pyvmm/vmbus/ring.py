@@ -318,7 +318,7 @@ class RingWriter:
 
     def write(self, packet: Packet) -> bool:
         """Store one packet, for which there must be room. True: the guest must be signalled."""
-        return self.store(self.build(packet))
+        return self.store(build_packet(packet) + _TRAILER.pack(0, self._next))
 
     def store(self, data: bytes, advance: int | None = None) -> bool:
         """Store bytes at the write index and move it by `advance`, by default their length. True: the guest must be

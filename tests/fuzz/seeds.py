@@ -32,6 +32,23 @@ console = "none"
 mem-backend = "file=/x,prealloc=on"
 command = ["uname", "-a"]
 """
+FAULTS = """message.out:change,type=OPEN_RESULT,channel=hv-balloon,to.status=5,once,state=a,new=b
+packet.out:insert,message=UNBALLOON_REQUEST,at=16,bytes=00ff,length=-8,place=before,after=3,count=2
+index.out:insert,ring=host,word=write,to.ring=guest,to.word=mask,to.value=0x10
+discard.out:fail,errno=ENOMEM
+event.out:delay,seconds=0.5
+torndown-withheld,channel=heartbeat
+"""
+FAULT_FILE = """[[rule]]
+point = "message.out"
+action = "change"
+type = "OPEN_RESULT"
+once = true
+to = { status = 5 }
+[[rule]]
+fault = "torndown-withheld"
+after = 1
+"""
 QMP = b"""{"execute":"balloon","arguments":{"value":268435456},"id":[1,{"a":null}]}{"execute":"query-qmp-schema"}
 {'execute': 'x-execute', 'arguments': {'command': 'a\\u00e4"', 'timeout': 3}}{"execute":"device_add","arguments":
 {"driver":"heartbeat","id":"x"}}{"execute":"human-monitor-command","arguments":{"command-line":"info qtree"}}"""
@@ -136,6 +153,8 @@ def seeds() -> dict[str, list[bytes]]:
         "file_gdb_packets": [GDB],
         "file_multiboot": [elf32(b"\xf4")[24:], flat(b"\xf4")[11:], kernel[24:]],
         "file_kut_suite": [UNITTESTS],
+        "file_fault_rules": [each.encode() for each in FAULTS.splitlines()],
+        "file_fault_file": [FAULT_FILE.encode()],
         "file_agent": [b"out 1 YQ==\nerr 1 Yg==\nexit 1 0\nready 1 6.12\nerror x\n"],
     }
 

@@ -222,7 +222,9 @@ class Recording(Vm):
         self.tap, self.memslot_tap = taps.ioctl, taps.memslot
         self.issued: list[tuple[str, bytes]] = []
 
-    def _issue(self, op: Op, argument: Argument, about: str) -> int:
+    def ioctl(self, op: Op, argument: Argument = 0, about: str = "", *, tapped: bool = False) -> int:
+        if self.tap.on and not tapped:
+            return super().ioctl(op, argument, about)
         content = argument.to_bytes(8, "little") if isinstance(argument, int) else bytes(argument)
         self.issued.append((op.name, content))
         return 5 if op == Op.CREATE_VCPU else 0

@@ -57,6 +57,28 @@ def test_help_is_no_enlightenment_of_a_machine() -> None:
         machine_config(read_keywords({"enlightenments": "help"}, {}))
 
 
+def test_fault_rules_come_from_a_file_and_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_text("[[rule]]\nfault = 'eom-lost'\n")
+    options = parsed(["--fault-file", str(file), "--fault", "packet-lost,after=1", "--fault=message.in:drop"])
+    assert machine_config(options).faults == ("eom-lost", "packet-lost,after=1", "message.in:drop")
+    assert machine_config(read_keywords({"fault": "eom-lost"}, {})).faults == ("eom-lost",)
+    assert parsed(options.words()) == options
+
+
+@pytest.mark.parametrize("value", ["nonsense", "", "help,once", ["eom-lost", "eom"], 5])
+def test_an_unknown_fault_rule_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^fault: "):
+        read_keywords({"fault": value}, {})
+
+
+def test_help_is_no_fault_of_a_machine_and_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match="'help' is no fault"):
+        machine_config(read_keywords({"fault": "help"}, {}))
+    with pytest.raises(ConfigError, match="fault rules: /absent"):
+        machine_config(read_keywords({"fault_file": "/absent"}, {}))
+
+
 def test_defaults_are_those_of_the_command_line() -> None:
     assert parsed([]) == GuestOptions() == read_keywords({"memory": None, "cpus": None}, {})
 
