@@ -1,0 +1,71 @@
+"""What fault cases have the guest do: bind and unbind drivers, use memory, and tell how it is."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pyvmm.devices.balloon.protocol import MessageType, StatusReport
+
+NO_DRIVER = UUID("f8e65716-3cb3-4a06-9a60-1889c5cccab5")
+"""A device type that Linux knows and has no driver for."""
+
+BALLOON = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
+HEARTBEAT = "fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"
+DRIVERS = "/sys/bus/vmbus/drivers"
+STUCK = 4.0
+"""Seconds after which a guest's command that should take milliseconds counts as stuck."""
+
+
+def start(vm, command):
+    """Start a command in the guest; returns a list that gets its status."""
+    status = []
+    vm.machine.agent.execute(command, lambda stream, data: None, status.append)
+    return status
+
+
+def bind(driver, device):
+    """The command that binds a driver; it says nothing if that fails."""
+    return f"(echo {device} >{DRIVERS}/{driver}/bind) 2>/dev/null"
+
+
+def unbind(driver, device):
+    """The command that unbinds a driver."""
+    return f"echo {device} >{DRIVERS}/{driver}/unbind"
+
+
+def in_background(command):
+    """A command that leaves the agent free, whatever becomes of it."""
+    return f"({command}; echo $? >/tmp/status) >/dev/null 2>&1 &"
+
+
+def finished(vm, seconds=STUCK):
+    """Whether the last `in_background` command has ended, within a time."""
+    wait = f"for i in $(seq {int(seconds * 2)}); do [ -e /tmp/status ] && exit 0; sleep 0.5; done; exit 1"
+    return vm.run(wait).status == 0
+
+
+def move_balloon():
+    """The command that moves the balloon's channel to the other of two CPUs."""
+    return f"for c in /sys/bus/vmbus/devices/{BALLOON}/channels/*/cpu; do echo $((1 - $(cat $c))) >$c; done"
+
+
+def devices(vm):
+    """The number of VMBus devices that the guest has."""
+    return int(vm.guest.sh("ls /sys/bus/vmbus/devices | wc -l"))
+
+
+def committed(vm, host):
+    """Pages that the guest's next status report calls committed."""
+    vm.guest.write("/sys/module/hv_balloon/parameters/pressure_report_delay", "0")
+    since = len(host.balloon.answers(MessageType.STATUS_REPORT))
+    return StatusReport.parse(host.balloon.wait_for(MessageType.STATUS_REPORT, 10, since=since).data).committed_pages
+
+
+def use_memory(vm, mib=250):
+    """Let the guest fill memory and free it again; it may not survive that."""
+    status = []
+    fill = f"dd if=/dev/zero of=/tmp/fill bs=1M count={mib} 2>/dev/null; rm /tmp/fill"
+    vm.machine.agent.execute(fill, lambda stream, data: None, status.append, seconds=8)
+    limit = vm.loop.clock() + 8
+    while not status and not vm.ended and vm.loop.clock() < limit:
+        vm.run_for(0.1)
