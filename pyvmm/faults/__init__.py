@@ -17,7 +17,7 @@ A rule cannot harm pyvmm itself: each layer checks what it is given (`pyvmm.tap`
 
 from __future__ import annotations
 
-from pyvmm.faults.fault_set import Fault, FaultSet
+from pyvmm.faults.fault_set import Fault, FaultError, FaultNeverHit, FaultSet
 from pyvmm.faults.rules import Rule
 
-__all__ = ["Fault", "FaultSet", "Rule"]
+__all__ = ["Fault", "FaultError", "FaultNeverHit", "FaultSet", "Rule"]

@@ -3,13 +3,15 @@
     item --> rules of its point, in the order added --> the first that acts and fires --> its action --> deliver
              `pass` rules before it count and set the state
 
-An item may cross on a vCPU's thread, so decisions are made under a lock; actions run outside of it. What is delivered
-later (delay, reorder) is so on the loop's thread and in guest time, and not at all once the machine was reset.
+An item may cross on a vCPU's thread, so decisions are made under a lock; actions run outside of it. A delayed item is
+delivered on the loop's thread, in guest time, one that was held back by the item that it waited for; neither is once
+the machine was reset.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,9 +40,13 @@ class FaultError(Exception):
     """A function that a test gave as an action has raised, or returned what is no bytes; its cause is chained."""
 
 
+class FaultNeverHit(UserWarning):
+    """A `with` block has ended in which nothing that its fault is for has happened: it has tested nothing."""
+
+
 class Fault:
     """What one `add` made: a rule, or those of a named fault. As a context manager it is removed at the end, which
-    raises FaultError if a function of the test failed.
+    raises FaultError if a function of the test failed, and warns if no rule of it was hit.
     """
 
     def __init__(self, owner: FaultSet, number: int, text: str, rules: list[Rule]) -> None:
@@ -74,6 +80,9 @@ class Fault:
         self.remove()
         if kind is None:
             self.check()
+            if not self.hits:
+                why = self._owner.why(self.rules[0])
+                warnings.warn(f"the fault {self.text} was never hit: {why}", FaultNeverHit, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"<fault #{self.number} {self.text}, {self.hits} hits>"
@@ -139,6 +148,8 @@ class FaultSet:
                 raise ConfigError(f"there are {RULES_LIMIT} fault rules already: remove some")
             self._numbers += 1
             fault = Fault(self, self._numbers, text, rules)
+            for rule in rules:
+                rule.number = fault.number
             self.faults.append(fault)
             self._attach()
         if trace.added.on:
@@ -192,14 +203,13 @@ class FaultSet:
     def __iter__(self) -> Iterator[Fault]:
         return iter(list(self.faults))
 
-    def _rules(self) -> Iterator[tuple[Fault, Rule]]:
+    def _rules(self) -> Iterator[Rule]:
         for fault in self.faults:
-            for rule in fault.rules:
-                yield fault, rule
+            yield from fault.rules
 
     def _attach(self) -> None:
         """Attach to the taps that rules are for or whose items are held back, and to no other."""
-        wanted = {rule.point.split(".")[0] for _, rule in self._rules()}
+        wanted = {rule.point.split(".")[0] for rule in self._rules()}
         wanted |= {each.item.point.split(".")[0] for each in self._held}
         for name in wanted - self._attached:
             self.taps[name].attach(self._handle)
@@ -217,15 +227,15 @@ class FaultSet:
         try:
             if chosen is None:
                 return deliver(item)
-            return self._act(*chosen, item, deliver)
+            return self._act(chosen, item, deliver)
         finally:
             for held in due:
                 self._deliver_late(held.rule, held.item, held.deliver, self._life)
 
-    def _choose(self, item: Item) -> tuple[Fault, Rule] | None:
+    def _choose(self, item: Item) -> Rule | None:
         """Count the item for the rules that select it, set the state, and return the rule that acts."""
         state, chosen = self.state, None
-        for fault, rule in self._rules():
+        for rule in self._rules():
             if rule.point != item.point or rule.spent or rule.state not in ("", state):
                 continue
             if (chosen is not None and rule.acts) or not rule.selects(item):
@@ -236,11 +246,11 @@ class FaultSet:
             rule.hits += 1
             if trace.hit.on:
                 data = item.data[:TRACED_BYTES].hex() + ("..." if len(item.data) > TRACED_BYTES else "")
-                trace.hit(fault.number, item.point, rule.action, describe_fields(item.fields), data)
+                trace.hit(rule.number, item.point, rule.action, describe_fields(item.fields), data)
             if rule.new:
                 self._enter(rule.new)
             if rule.acts:
-                chosen = fault, rule
+                chosen = rule
         return chosen
 
     def _enter(self, state: str) -> None:
@@ -248,7 +258,7 @@ class FaultSet:
             trace.state_changed(self.state, state)
         self.state = state
 
-    def _act(self, fault: Fault, rule: Rule, item: Item, deliver: Deliver) -> Any:
+    def _act(self, rule: Rule, item: Item, deliver: Deliver) -> Any:
         """Carry out a rule's action; return what the layer gets."""
         match rule.action:
             case "drop":
@@ -277,7 +287,7 @@ class FaultSet:
         except Exception as error:  # a test's function, or a rule whose values are not those of this item
             if rule.action == "call":
                 rule.error = error
-            self._failed(fault, rule, repr(error) if rule.action == "call" else str(error))
+            self._failed(rule, repr(error) if rule.action == "call" else str(error))
             return deliver(item)
         return self._deliver_each(rule, items, deliver)
 
@@ -292,9 +302,9 @@ class FaultSet:
             except HostError as error:
                 if rule.point in FAILING:
                     raise
-                self._failed(None, rule, str(error))
+                self._failed(rule, str(error))
             except Exception as error:
-                self._failed(None, rule, repr(error))
+                self._failed(rule, repr(error))
                 contain(f"fault rule at {rule.point}", error)
         return result
 
@@ -305,7 +315,7 @@ class FaultSet:
             if self._pending < PENDING_LIMIT:
                 self._pending += 1
                 return True
-        self._failed(None, rule, f"{PENDING_LIMIT} items wait already")
+        self._failed(rule, f"{PENDING_LIMIT} items wait already")
         return False
 
     def _delay(self, rule: Rule, item: Item, deliver: Deliver) -> None:
@@ -332,13 +342,13 @@ class FaultSet:
                 return  # for a guest that is gone
             self._pending -= 1
         if trace.delivered_late.on:
-            trace.delivered_late(self._number(rule), item.point)
+            trace.delivered_late(rule.number, item.point)
         try:
             deliver(item)
         except (GuestError, HostError) as error:
-            self._failed(None, rule, str(error))
+            self._failed(rule, str(error))
         except Exception as error:
-            self._failed(None, rule, repr(error))
+            self._failed(rule, repr(error))
             contain(f"fault rule at {rule.point}", error)
 
     def _reset(self) -> None:
@@ -350,14 +360,11 @@ class FaultSet:
 
     # What happened
 
-    def _number(self, rule: Rule) -> int:
-        return next((fault.number for fault, each in self._rules() if each is rule), 0)
-
-    def _failed(self, fault: Fault | None, rule: Rule, reason: str) -> None:
+    def _failed(self, rule: Rule, reason: str) -> None:
         rule.failures += 1
         rule.last_failure = reason
         if trace.failed.on:
-            trace.failed(self._number(rule) if fault is None else fault.number, rule.point, reason)
+            trace.failed(rule.number, rule.point, reason)
 
     def report(self) -> list[str]:
         """Return a line for each rule that never acted, had no effect, or still holds items back."""
@@ -366,7 +373,7 @@ class FaultSet:
             for rule in fault.rules:
                 name = f"fault rule {rule.text()}" + (f" of {rule.fault}" if rule.fault else "")
                 if not rule.hits:
-                    lines.append(f"{name} was never hit: {self._why(rule)}")
+                    lines.append(f"{name} was never hit: {self.why(rule)}")
                 if rule.failures:
                     times = "once" if rule.failures == 1 else f"{rule.failures} times"
                     lines.append(f"{name} had no effect {times}: {rule.last_failure}")
@@ -374,7 +381,8 @@ class FaultSet:
             lines.append(f"fault rule {held.rule.text()} still holds an item back: no {held.left} more have crossed")
         return lines
 
-    def _why(self, rule: Rule) -> str:
+    def why(self, rule: Rule) -> str:
+        """Return why a rule was not hit."""
         crossed = self.crossed[rule.point]
         if rule.seen:
             return f"it selected {rule.seen} items, after={rule.after} skips them"

@@ -14,7 +14,6 @@ Each error is a ConfigError of one line that says what would be right.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -383,8 +382,3 @@ def keyword_rules(point: str, action: str | Function, keys: Mapping[str, object]
         values["bytes"] = content
     words = {key: _word(key, value) for key, value in values.items()}
     return [make_rule(point, name, words, function=action if callable(action) else None)]
-
-
-def copied(rule: Rule) -> Rule:
-    """Return the rule anew, with its counters at 0."""
-    return dataclasses.replace(rule, seen=0, hits=0, failures=0, last_failure="", error=None)

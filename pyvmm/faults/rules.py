@@ -52,6 +52,8 @@ class Rule:
     """The name of the library's fault that it is a part of."""
     function: Function | None = None
 
+    number: int = 0
+    """Its fault's number, once it is added to a machine."""
     seen: int = 0
     """Items selected so far, in its state."""
     hits: int = 0

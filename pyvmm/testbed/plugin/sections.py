@@ -18,14 +18,16 @@ def add_sections(report: pytest.TestReport, guest: VM) -> None:
     """Add sections about the guest to the report of a failure."""
     if any(title == CONSOLE for title, _ in report.sections):
         return
-    for title, made in ((CONSOLE, console_tail), ("messages between host and guest", messages)):
+    for title, made in ((CONSOLE, console_tail), ("messages between host and guest", messages), (FAULTS, faults)):
         try:
             text = made(guest)
         except Exception as error:  # the test may have left the machine in any state
             text = f"(not to be had: {type(error).__name__}: {error})"
-        report.sections.append((title, text))
+        if text:
+            report.sections.append((title, text))
 
 
+FAULTS = "fault rules"
 CONSOLE = "the guest's console ends"
 
 
@@ -41,6 +43,13 @@ def messages(guest: VM) -> str:
 
     names = {number: str(name) for number, name in _channels(guest)}
     return diagram(as_entries(guest.trace.records), channels=names) or "(none)"
+
+
+def faults(guest: VM) -> str:
+    """Return what the fault rules have done, "" if the test has none."""
+    if guest.machine.taps.rules is None:
+        return ""
+    return "\n".join([*map(str, guest.faults), *guest.faults.report()])
 
 
 def _channels(guest: VM) -> Iterable[tuple[int, str]]:
