@@ -32,6 +32,7 @@ COMMAND_LIMIT = 1 << 20
 """Largest .cmd file in bytes; that of an object in drivers/hv has 60 KiB."""
 
 _SOURCE = re.compile(r"^source_(\S+\.o) := (\S+)$", re.MULTILINE)
+_VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 _DEPENDENCY = re.compile(r"\n  ([^\s$]+)")
 
 
@@ -61,8 +62,22 @@ def outdated_notes(tree: Path, places: list[str], modules: list[str]) -> list[st
         if newer:
             names = ", ".join(sorted(newer)[:NAMES])
             names += f" and {len(newer) - NAMES} more" if len(newer) > NAMES else ""
-            notes.append(f"{names} changed since the last build: run `make -C {tree}`, for modules with M={place}")
+            quick = module_make(tree, place)
+            notes.append(f"{names} changed since the last build: run `make -C {tree}`, for modules with {quick}")
     return notes
+
+
+def module_make(tree: Path, place: str) -> str:
+    """Return the arguments of `make` that build the modules of one folder.
+
+    Since Linux 6.13 M= is not looked for among the sources of a `make O=` folder, and MO= names the output.
+    """
+    found = None
+    with suppress(FileError):
+        found = _VERSION.match(read_text(tree / "include/config/kernel.release"))
+    if found and (int(found[1]), int(found[2])) >= (6, 13) and (tree / "source").is_dir():
+        return f"M=source/{place} MO={place}"
+    return f"M={place}"
 
 
 def _newer_files(folder: Path, times: dict[str, int]) -> set[str]:

@@ -42,7 +42,8 @@ def main() -> int:
                 say(f"FAILED: {error}")
                 failed = True
                 continue
-            say(f"built in {tree.seconds:.0f} s from {tree.package.name} {tree.package.version}: {tree.folder}")
+            times = f"{tree.seconds:.0f} s ({tree.processor_seconds:.0f} s of processor time)"
+            say(f"made in {times} from {tree.package.name} {tree.package.version}: {tree.folder}")
             trees.append(tree)
     if trees and not options.no_boot:
         failed |= _boot([tree.folder for tree in trees]) != 0

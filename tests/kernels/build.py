@@ -8,6 +8,7 @@ The package stays in pyvmm's cache; in the checkout (`make clean` removes them) 
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import time
@@ -35,12 +36,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A built tree. `seconds` is the duration of its last `make`."""
+    """A built tree. `seconds` is the duration of its last `make`, `processor_seconds` what that took of all CPUs."""
 
     folder: Path
     package: Package
     base: str
     seconds: float
+    processor_seconds: float
 
 
 def find_source(version: str) -> Package:
@@ -81,10 +83,10 @@ def build(version: str, base: str, jobs: int, progress: Progress) -> Tree:
     if not _is_configured(folder, source, base):
         progress(f"make {base} and merge_config.sh")
         configure(source, folder, base)
-    started = time.monotonic()
+    started, used = time.monotonic(), _processor_seconds()
     progress(f"make -j{jobs}, output in {_log(folder)}")
     _call(["make", f"-j{jobs}"], _log(folder), cwd=folder)
-    return Tree(folder, package, base, time.monotonic() - started)
+    return Tree(folder, package, base, time.monotonic() - started, _processor_seconds() - used)
 
 
 def configure(source: Path, folder: Path, base: str) -> None:
@@ -101,6 +103,12 @@ def configure(source: Path, folder: Path, base: str) -> None:
     if lost:
         raise HostError(f"{folder}: {base} and images/kernel.config give no {', '.join(lost)}")
     (folder / STAMP).write_text(_inputs(source, base))
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of all programs that this process has run."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _log(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.images.kdir import open_kdir
-from pyvmm.images.outdated import module_notes, outdated_notes, sources
+from pyvmm.images.outdated import module_make, module_notes, outdated_notes, sources
 from tests.support import sample_kernels as kernels
 from tests.support.sample_modules import module
 
@@ -74,6 +74,24 @@ def test_paths_of_a_module_built_alone_start_in_its_folder(tree: Path) -> None:
     age(tree / "include/linux/hyperv.h", 0)
     [note] = outdated_notes(tree, [HV], [])
     assert note.startswith("include/linux/hyperv.h changed")
+
+
+@pytest.mark.parametrize(
+    ("release", "separate", "words"),
+    [
+        ("6.12.117", True, "M=drivers/hv"),
+        ("6.13.0", True, "M=source/drivers/hv MO=drivers/hv"),
+        ("7.3.4-mine", True, "M=source/drivers/hv MO=drivers/hv"),
+        ("7.3.4-mine", False, "M=drivers/hv"),
+        ("next", True, "M=drivers/hv"),
+        ("9" * 5000, True, "M=drivers/hv"),
+    ],
+)
+def test_the_command_for_one_folder_works_in_this_tree(tree: Path, release: str, separate: bool, words: str) -> None:
+    (tree / "include/config/kernel.release").write_text(f"{release}\n")
+    if separate:
+        (tree / "source").mkdir()
+    assert module_make(tree, HV) == words
 
 
 def test_many_files_are_counted(tree: Path) -> None:
