@@ -63,21 +63,23 @@ def outdated_notes(tree: Path, places: list[str], modules: list[str]) -> list[st
             names = ", ".join(sorted(newer)[:NAMES])
             names += f" and {len(newer) - NAMES} more" if len(newer) > NAMES else ""
             quick = module_make(tree, place)
-            notes.append(f"{names} changed since the last build: run `make -C {tree}`, for modules with {quick}")
+            notes.append(f"{names} changed since the last build: run `make -C {tree}`, for modules `make {quick}`")
     return notes
 
 
 def module_make(tree: Path, place: str) -> str:
     """Return the arguments of `make` that build the modules of one folder.
 
-    Since Linux 6.13 M= is not looked for among the sources of a `make O=` folder, and MO= names the output.
+    In a folder of `make O=`, M=DIR finds no sources; Linux 6.13 has MO= for the output.
     """
+    if not (tree / "source").is_dir():
+        return f"M={place}"
     found = None
     with suppress(FileError):
         found = _VERSION.match(read_text(tree / "include/config/kernel.release"))
-    if found and (int(found[1]), int(found[2])) >= (6, 13) and (tree / "source").is_dir():
+    if found and (int(found[1]), int(found[2])) >= (6, 13):
         return f"M=source/{place} MO={place}"
-    return f"M={place}"
+    return "modules"
 
 
 def _newer_files(folder: Path, times: dict[str, int]) -> set[str]:
