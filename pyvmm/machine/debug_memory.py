@@ -87,9 +87,9 @@ class DebugMemory:
             if address in self.patches:
                 return
             how = self._insert_software(vcpu, address, length)
-        elif kind is Kind.WRITE and not self.registers.works(kind):
-            self._watch(vcpu, address, length)
-            how = "a read-only page"
+        elif kind is not Kind.HARDWARE and not self.registers.works(kind):
+            self._watch(vcpu, kind, address, length)
+            how = "a read-only page" if kind is Kind.WRITE else "a missing page"
         else:
             self.registers.insert(kind, address, length)
         if trace.breakpoint.on:
@@ -110,14 +110,14 @@ class DebugMemory:
             return f"a debug register: {error}"
         return f"{self.patches.code.hex(' ')} in memory"
 
-    def _watch(self, vcpu: int, address: int, length: int) -> None:
+    def _watch(self, vcpu: int, kind: Kind, address: int, length: int) -> None:
         gpa = self._translate(vcpu, address)
         page = None if gpa is None else gpa // PAGE * PAGE
         if gpa is None or page is None or not 0 < length <= page + PAGE - gpa:
             raise RefusedError(f"{length} bytes at {address:#x} are not in one page of memory")
         if not any(each.gpa <= page < each.end for each in self._boot_ram):
             raise RefusedError(f"{address:#x} is not in boot RAM")
-        self.pages.insert(address, length, gpa)
+        self.pages.insert(kind, address, length, gpa)
 
     def _check_out(self, vcpu: int, address: int) -> None:
         """Raise RefusedError if OUT cannot replace the instruction at `address`, or what follows one of one byte."""
@@ -132,8 +132,8 @@ class DebugMemory:
 
     def remove(self, kind: Kind, address: int, length: int) -> None:
         """Remove a break- or watchpoint, if it is there."""
-        if kind is Kind.WRITE:
-            self.pages.remove(address, length)
+        if kind not in (Kind.SOFTWARE, Kind.HARDWARE):
+            self.pages.remove(kind, address, length)
         if kind not in (Kind.SOFTWARE, Kind.HARDWARE) or not self.patches.remove(address):
             self.registers.remove(kind, address, length)
 

@@ -19,7 +19,7 @@ from pyvmm.gdb.breakpoints import INT3, OUT, DebugRegisters
 from pyvmm.gdb.connection import Connection
 from pyvmm.gdb.page_tables import Paging
 from pyvmm.gdb.target import Action, Kind, RefusedError, Signal, Step, Stop
-from pyvmm.kvm import Cap, Debug, Exit, IoOut, MmioWrite, MpState, Vcpu
+from pyvmm.kvm import Cap, Debug, Exit, IoOut, MmioRead, MmioWrite, MpState, Vcpu
 from pyvmm.kvm.abi import GuestDebugFlag
 from pyvmm.loop import Pending
 from pyvmm.machine.debug_hold import DebugHold
@@ -317,10 +317,17 @@ class Debugger:
                     return False
                 self._find(Stop(index, reason="swbreak", address=address))
             case MmioWrite(gpa=gpa, data=data):
-                ours, address = self._memory.pages.written(gpa, data)
-                if address is not None:
-                    self._find(Stop(index, reason="watch", address=address))
+                ours, hit = self._memory.pages.written(gpa, data)
+                if hit is not None:
+                    self._find(Stop(index, reason=hit.reason, address=hit.address))
                 return ours
+            case MmioRead(gpa=gpa, size=size):
+                found, hit = self._memory.pages.read(gpa, size)
+                if found is None:
+                    return False
+                exit.reply(found)
+                if hit is not None:
+                    self._find(Stop(index, reason=hit.reason, address=hit.address))
             case Debug(exception=exception, pc=pc) if exception == _BP:
                 if pc in self._memory.patches:
                     self._find(Stop(index, reason="swbreak", address=pc))
@@ -346,6 +353,7 @@ class Debugger:
         self._vcpu(index).set_guest_debug(GuestDebugFlag(flags) | GuestDebugFlag.ENABLE | flag, values)
 
     def _find(self, stop: Stop) -> None:
-        self._found.append(stop)
+        if stop not in self._found:  # an instruction may access a watched page several times
+            self._found.append(stop)
         self._hold()
         self._settling.ask()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -185,8 +185,9 @@ class Hardware:
         self.vm.set_memory(slot, 0, 0, 0)
         self._added.pop(slot, None)
 
-    def protect(self, pages: Sequence[int]) -> None:
-        """Make these pages of boot RAM read-only for the guest, and all others writable: writes exit as MmioWrite.
+    def protect(self, pages: Mapping[int, bool]) -> None:
+        """Take these pages of boot RAM away from the guest where the value is true, else the right to write them, and
+        give it all others: such accesses exit as MmioRead and MmioWrite.
 
         The vCPUs must not run. Raises HostError.
         """
@@ -196,12 +197,14 @@ class Hardware:
         spare = iter(_WATCH_SLOTS)
         for slot, region in self._boot_ram.items():
             at, number = region.gpa, slot
-            for page in (each for each in pages if region.gpa <= each < region.end):
+            for page in (each for each in sorted(pages) if region.gpa <= each < region.end):
                 if at < page:
                     self.vm.set_memory(number, at, page - at, region.address + at - region.gpa)
-                    number = next(spare)
-                self.vm.set_memory(number, page, PAGE_SIZE, region.address + page - region.gpa, readonly=True)
-                at, number = page + PAGE_SIZE, next(spare, slot)
+                    number = next(spare, slot)
+                if not pages[page]:
+                    self.vm.set_memory(number, page, PAGE_SIZE, region.address + page - region.gpa, readonly=True)
+                    number = next(spare, slot)
+                at = page + PAGE_SIZE
             if at < region.end:
                 self.vm.set_memory(number, at, region.end - at, region.address + at - region.gpa)
 
@@ -369,6 +372,8 @@ class Hardware:
                         ports.write(port, size, int.from_bytes(exit.data[at : at + size], "little"))
                 case IoIn(port=port, size=size):
                     exit.reply(b"".join([ports.read(port, size).to_bytes(size, "little") for _ in range(exit.count)]))
+                case MmioRead() if self.on_debug is not None and self.on_debug(index, exit):
+                    pass
                 case MmioRead(gpa=gpa, size=size):
                     exit.reply(mmio.read(gpa, size).to_bytes(size, "little"))
                 case MmioWrite() if self.on_debug is not None and self.on_debug(index, exit):

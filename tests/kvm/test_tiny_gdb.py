@@ -185,6 +185,46 @@ def test_it_stops_after_the_instruction_that_writes_watched_memory(folder: Path)
         assert machine.memory.read(0x200000, 2) == b"\x78\x56", "the guest writes its memory itself again"
 
 
+READER = bytes.fromhex("A1 00002000  83C101  FF05 10002000  83C301 EBED")
+"""again: mov eax, [0x200000]; add ecx, 1; inc dword [0x200010]; add ebx, 1; jmp again"""
+AFTER_READ, AFTER_INC = ENTRY + 5, ENTRY + 14
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_it_stops_after_the_instruction_that_reads_watched_memory(folder: Path, kvm: Kvm, cpus: int) -> None:
+    exact = not find_means(kvm).watchpoints  # debug registers have no watchpoint for reads alone
+    (folder / "kernel").write_bytes(kernel(READER))
+    with running(folder, cpus=cpus) as machine, attach(folder) as gdb:
+        gdb.set_register("rip", ENTRY)
+        machine.memory.write(0x200000, bytes.fromhex("11223344"))
+        assert gdb("Z3,200000,4") == "OK"
+        for _ in range(2):
+            stop = gdb("vCont;c")
+            assert "thread:1;rwatch:200000;" in stop
+            assert gdb("z3,200000,4") == "OK"
+            assert (gdb.register("rip"), gdb.register("rax") & 0xFFFFFFFF) == (AFTER_READ, 0x44332211)
+            assert gdb("Z3,200000,4") == "OK"
+        assert gdb("z3,200000,4") == "OK"
+        counted = machine.memory.read(0x200010, 1)[0]
+        assert gdb("Z4,200010,4") == "OK"
+        for n in (1, 2):
+            assert "awatch:200010;" in gdb("vCont;c")
+            assert gdb("z4,200010,4") == "OK"
+            assert (gdb.register("rip"), machine.memory.read(0x200010, 1)[0]) == (AFTER_INC, (counted + n) & 0xFF)
+            assert gdb("Z4,200010,4") == "OK"
+        assert gdb("z4,200010,4") == "OK"
+        if exact:
+            assert gdb("Z3,200012,1") == "OK"
+            assert "rwatch:200012;" in gdb("vCont;c")
+        assert gdb("D") == "OK"
+        soon(folder, "running")
+        machine.memory.write(0x200010, bytes(4))
+        until = time.monotonic() + LIMIT
+        while machine.memory.read(0x200010, 4) == bytes(4) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert machine.memory.read(0x200010, 4) != bytes(4), "the page is back"
+
+
 def test_a_machine_paused_from_the_start_waits_before_its_first_instruction(folder: Path) -> None:
     with running(folder, paused=True) as machine:
         assert status(folder) == "prelaunch"
