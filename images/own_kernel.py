@@ -93,12 +93,12 @@ class OwnKernel:
     def lacks(self, chosen: Selection, *, cpus: int = 1, grows: bool = True) -> list[str]:
         """Return what a guest will lack, a line each, by option and effect; then modules that were not found."""
         lines = [] if self.config is None else lacking(self.config, cpus=cpus, grows=grows)
-        told = " ".join(lines)
+        reported = " ".join(lines)
         for driver in DRIVERS:
             reason = chosen.absent.get(driver.module)
             if reason is None or not driver.effect:
                 continue
-            if reason.startswith("CONFIG_") and f"{reason.split()[0]} " in told:
+            if reason.startswith("CONFIG_") and f"{reason.split()[0]} " in reported:
                 continue
             if driver.module != "hv_vmbus" and "hv_vmbus" in chosen.absent:
                 continue  # no driver is of use without the bus

@@ -115,7 +115,7 @@ def symbol_commands(client: Client, folder: Path) -> list[str]:
             module, section, address = found.groups()
             sections.setdefault(module, {})[section] = address
     if not sections:
-        raise HostError("the guest told no addresses of modules: it has none, or no /sys/module/*/sections")
+        raise HostError("the guest has no addresses of modules: none is loaded, or no /sys/module/*/sections")
     files = dict(_module_files(folder))
     return [_add_symbol_file(files[module], places) for module, places in sections.items() if module in files]
 

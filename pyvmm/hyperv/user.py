@@ -5,7 +5,7 @@ Calls    enabling HYPERCALL writes code into the guest's page whose OUT is an ex
 SINTs    KVM_SIGNAL_MSI with the vector in the guest's SINT register; IPI calls likewise.
 Timers   a timerfd of each VP in the loop (`stimer`).
 APIC     EOI, ICR and TPR by MSR are writes of KVM's x2APIC registers.
-AutoEOI  injected past the local APIC (`auto_eoi`); guests are told not to use it (cpuid.Hint.AUTO_EOI_DEPRECATED).
+AutoEOI  injected past the local APIC (`auto_eoi`); guests are advised against it (cpuid.Hint.AUTO_EOI_DEPRECATED).
 
 KVM has none of these registers: their whole state is here, in plain objects.
 """

@@ -46,7 +46,7 @@ class Debugger:
         self._monitor: Callable[[str], str] = lambda line: ""
         self._connection: Connection | None = None
         self._hold_state = DebugHold(machine)
-        self._told_crash = False
+        self._crash_reported = False
         self._memory = DebugMemory(machine.memory, self._paging)
         self._attached = False
         self._running = False  # from the debugger's point of view
@@ -109,10 +109,10 @@ class Debugger:
 
         Returns False if no debugger waits for a stop, or this was the call by `then`.
         """
-        if not self._running or self._told_crash:
-            self._told_crash = False
+        if not self._running or self._crash_reported:
+            self._crash_reported = False
             return False
-        self._told_crash = True
+        self._crash_reported = True
         self._hold_state.postpone(then)
         self._halt(Stop(0, Signal.ABRT))
         return True

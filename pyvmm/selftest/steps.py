@@ -78,7 +78,7 @@ class Guest:
             self.pattern = self.sh(f"seq {PATTERN_LINES} >{_PATTERN}; md5sum <{_PATTERN}")
 
     def wait_driver(self) -> None:
-        """Wait until hv_balloon has opened its channel and told its capabilities."""
+        """Wait until hv_balloon has opened its channel and sent its capabilities."""
         deadline = time.monotonic() + self.limit
         while (state := (self.vm.describe().get("balloon") or {}).get("state")) != "Idle":
             if time.monotonic() > deadline:

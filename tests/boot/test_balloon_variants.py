@@ -124,7 +124,7 @@ def test_memory_that_is_free_only_after_it_was_asked_for_is_had_all_the_same(ima
 @pytest.mark.parametrize("engine", ["kernel", "user"])
 @pytest.mark.parametrize("target", [BOOT - 192 * MIB, BOOT + 2048 * MIB], ids=["out", "added"])
 def test_a_driver_unbound_in_the_middle_of_a_resize_goes_on_when_it_is_back(engine: str, target: int) -> None:
-    """What the guest's last words were when the channel closed nobody has read: a piece at most is lost to both.
+    """The guest's last messages before the channel closed are not read: one piece at most is lost to both sides.
 
     Linux's balloon_remove cancels its work, and closes the channel then: a request that comes in between runs into a
     ring that is gone, and takes the kernel's worker with it. That was seen once in 50 times.

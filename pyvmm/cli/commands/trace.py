@@ -82,8 +82,8 @@ def follow(
     """Show a running machine's trace events as they happen, until Ctrl-C or its end.
 
     PATTERN is a shell wildcard for event names, `!` before it leaves events out; several may be given. By default
-    all but vCPU exits, interrupts and what the monitor says. The guest never waits for you: what you do not read in
-    time is dropped, and the number told.
+    all but vCPU exits, interrupts and what the monitor says. The guest never waits for you: events that you do not
+    read in time are dropped, and their number is printed.
 
     \b
     pyvmm trace follow web 'vmbus_*' 'hv_balloon_*'

@@ -119,7 +119,7 @@ def test_their_own_sizing_goes_on_at_the_end(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    pair[1].sizing.append(False)  # somebody else held it: not ours to let go
+    pair[1].sizing.append(False)  # held by another client: not to be released here
     monkeypatch.setattr("pyvmm.cli.commands.balance.time.sleep", interrupted)
     assert pyvmm("balance", "--budget", "8G").status == 130
     assert (pair[0].sizing, pair[1].sizing) == ([False, True], [False])

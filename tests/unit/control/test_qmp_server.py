@@ -256,7 +256,7 @@ def test_a_client_that_never_reads_is_dropped_by_its_events(machine: FakeMachine
         client.execute("query-status")
         with pytest.raises(OSError):
             while True:
-                deaf.sendall(b" ")  # nobody is there to take it
+                deaf.sendall(b" ")  # the server has dropped it
 
 
 def test_a_client_that_only_writes_is_not_read_any_more(loop: Loop, path: Path) -> None:
