@@ -9,9 +9,11 @@ import pytest
 
 from pyvmm.cli.kut.plan import Plan
 from pyvmm.cli.kut.runner import run_test
+from pyvmm.firmware.multiboot import Module
 from pyvmm.hyperv import kernel, user
 from pyvmm.kvm import Kvm
-from pyvmm.machine.config import EngineChoice
+from pyvmm.launch.session import Session
+from pyvmm.machine.config import EngineChoice, MachineConfig
 from pyvmm.machine.engines import missing
 from tests.support.tiny_multiboot import elf32, exit_with, flat, say
 
@@ -44,6 +46,7 @@ CALL_32 = bytes.fromhex(
     "b8 5d 00 01 00 31 d2 b9 77 00 00 00 31 db be 00 00 51 00 ff d6"  # HvSignalEvent, fast, to no connection
     "35 12 00 00 00 09 d0 e7 f4 f4"  # invalid connection id in edx:eax is 0 to the exit port
 )
+MODULES_TO_EXIT_PORT = bytes.fromhex("8b 43 14 e7 f4 f4")  # ebx: the boot information
 AL_TO_EXIT_PORT = bytes.fromhex("0f b6 c0 e7 f4 f4")
 
 
@@ -85,6 +88,21 @@ def test_a_reset_and_a_hang_are_distinguished(run) -> None:
     assert (verdict, why) == ("FAIL", "the guest reset (reset port); its last line: now")
     verdict, why, _ = run(elf32(say(b"spinning\n") + SPIN), timeout=1)
     assert (verdict, why) == ("TIMEOUT", "no end after 1 s; its last line: spinning")
+
+
+def test_a_kernel_finds_all_its_modules(kvm: Kvm, tmp_path: Path) -> None:
+    (tmp_path / "k").write_bytes(elf32(MODULES_TO_EXIT_PORT))
+    modules = []
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+        modules.append(Module(tmp_path / name, name))
+    config = MachineConfig(
+        kernel=tmp_path / "k", modules=tuple(modules), memory=32 << 20, engine="user", test_devices=True
+    )
+    with Session(config) as session:
+        session.start()
+        outcome = session.machine.run()
+    assert (outcome.kind, outcome.status >> 1) == ("exit", 2)
 
 
 def test_a_flushed_page_comes_back_as_it_was(run) -> None:
