@@ -27,11 +27,14 @@ class Debugger:
         assert self("QStartNoAckMode") == "OK"
 
     def __call__(self, packet: str) -> str:
-        self._socket.sendall(frame(packet.encode()))
+        self.send(packet)
         return self.reply()
 
+    def send(self, packet: str) -> None:
+        self._socket.sendall(frame(packet.encode()))
+
     def resume(self) -> None:
-        self._socket.sendall(frame(b"vCont;c"))
+        self.send("vCont;c")
         self._guest.until(lambda: self._guest.machine.state == "running", 10, "running guest")
 
     def interrupt(self) -> str:
@@ -90,6 +93,11 @@ def test_a_debugger_stops_steps_and_watches_the_kernel(engine: str, cpus: int) -
             assert gdb(f"z2,{watched:x},8") == "OK"
             values.append(int.from_bytes(bytes.fromhex(gdb(f"m{watched:x},8")), "little"))
         assert values == sorted(set(values))
+        for _ in range(3):
+            assert gdb(f"Z3,{watched:x},8") == "OK"
+            gdb.resume()
+            assert f"rwatch:{watched:x};" in gdb.reply()
+            assert gdb(f"z3,{watched:x},8") == "OK"
         assert gdb("qRcmd," + b"hello".hex()) == "O" + b"hello!".hex()
         assert gdb.reply() == "OK"
         gdb.resume()
@@ -98,3 +106,19 @@ def test_a_debugger_stops_steps_and_watches_the_kernel(engine: str, cpus: int) -
         assert gdb("D") == "OK"
         assert guest.sh("hostname").strip() == "stopped"
         assert guest.log("BUG|WARNING|Oops") == ""
+
+
+@pytest.mark.parametrize("engine", ["kernel", "user"])
+def test_a_panic_stops_the_debugger_with_sigabrt_and_continue_ends_the_machine(engine: str) -> None:
+    with Booted(engine=engine) as guest:
+        gdb = Debugger(guest)
+        gdb.resume()
+        guest.machine.agent.execute("echo c > /proc/sysrq-trigger", lambda stream, data: None, lambda status: None)
+        assert gdb.reply().startswith("T06"), "SIGABRT"
+        assert (guest.machine.state, guest.machine.outcome) == ("debug", None)
+        assert gdb.register("rip") >> 47 == 0x1FFFF, "in the kernel"
+        assert "sysrq triggered crash" in guest.console.text
+        gdb.send("vCont;c")
+        assert gdb.reply() == "W01"
+        outcome = guest.wait_end()
+        assert (outcome.kind, "sysrq triggered crash" in outcome.text) == ("panic", True)
