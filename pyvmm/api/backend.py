@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyvmm.client import registry
 from pyvmm.errors import HostError
+from pyvmm.host.inside import inside, socket_path
 from pyvmm.paths import runtime_folder
 from pyvmm.process import kill_with_parent
 from pyvmm.tail import Tail
@@ -81,7 +82,6 @@ class ThreadBackend:
 
     def __init__(self, make: Callable[[], MachineConfig], options: GuestOptions) -> None:
         from pyvmm.gdb_place import gdb_place
-        from pyvmm.host.inside import socket_path
         from pyvmm.launch.consoles import CallbackConsole
         from pyvmm.launch.session import Session
         from pyvmm.launch.trace_sinks import TraceSettings
@@ -168,11 +168,14 @@ class ProcessBackend:
     def __init__(self, arguments: Sequence[str], name: str | None) -> None:
         self.name = name or f"api-{os.getpid()}-{next(_numbers)}"
         registry.claim(self.name).release()  # refuse a name in use: another machine's monitor would answer
-        self.socket = runtime_folder() / f"{self.name}.sock"
+        place = runtime_folder() / f"{self.name}.sock"
+        self.socket = Path(socket_path(place))
+        # In an emulated host `run` is the inner side, which serves the monitor only where it is asked to.
+        monitor = ["--control-socket", str(place)] if inside() else []
         self.console = Tail(CONSOLE_LIMIT)
         self._stderr = Tail(STDERR_LIMIT)
         self._process = subprocess.Popen(
-            [*_RUN, "--name", self.name, "--console", "stdio", "--tied", *arguments],
+            [*_RUN, "--name", self.name, "--console", "stdio", "--tied", *monitor, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

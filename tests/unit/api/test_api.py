@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import pyvmm
+from pyvmm.api import backend as backends
 from pyvmm.api.backend import ProcessBackend
 from pyvmm.client import registry
 from pyvmm.client.qmp import Disconnected, Refused, TimedOut
@@ -229,6 +230,21 @@ def test_a_process_that_ends_at_once_says_why(tmp_path: Path, monkeypatch: pytes
         backend.send(b"x" * 100_000)
     backend.close()
     backend.close()
+
+
+def test_a_process_inside_an_emulated_host_serves_its_monitor_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(backends, "inside", lambda: True)
+    monkeypatch.setattr(backends, "socket_path", lambda path: f"{path}.inner")
+    backend = ProcessBackend(["--kernel", "/nowhere"], "gone")
+    assert backend.join(30)
+    backend.close()
+    place = f"{tmp_path}/pyvmm/gone.sock"
+    assert backend.socket == Path(f"{place}.inner")
+    words = list(backend._process.args)  # type: ignore[arg-type,call-overload]
+    assert words[words.index("--control-socket") + 1] == place
 
 
 def test_a_process_does_not_take_anothers_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
