@@ -63,6 +63,7 @@ class Request:
     cwd: str | None = None
     forward_sockets: Sequence[Place] = field(default_factory=list)  # where to listen, see inside.py
     input: bool = True  # whether the command reads standard input; else the terminal is left alone
+    live: bool = False  # without `input`: outputs that are a terminal here are one inside, for colours and progress
     outputs: list[Output] = field(default_factory=list)  # set by running it: the state of the outputs
 
 
@@ -140,7 +141,8 @@ class CommandRun:
         self._stop_at: float | None = None  # deadline after which this process stops, even if the command has not
         outer = {STDIN: request.stdin, STDOUT: request.stdout, STDERR: request.stderr}
         wants = (request.input and os.isatty(request.stdin)) if request.tty is None else request.tty
-        self.on_terminal = [n for n, descriptor in outer.items() if wants and os.isatty(descriptor)]
+        shown = (STDOUT, STDERR) if request.live and not request.input else ()
+        self.on_terminal = [n for n, descriptor in outer.items() if (wants or n in shown) and os.isatty(descriptor)]
         self.outer = outer
         self.terminal = outer[self.on_terminal[0]] if self.on_terminal else None
         # The terminal inside handles line editing, echo and Ctrl-C.

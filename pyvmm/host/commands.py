@@ -33,11 +33,12 @@ def run_in_host(
     forward_sockets: Sequence[Place] = (),
     progress: Progress = _silent,
     input: bool = True,
+    live: bool = False,
     final_status: FinalStatus = _unchanged_status,
 ) -> int:
     """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status.
 
-    See `Request.input`; `final_status(outputs, status)` returns the final status.
+    See `Request` for `input` and `live`; `final_status(outputs, status)` returns the final status.
     """
     argv = [sys.executable, "-m", "pyvmm.cli.main", *arguments]
     needed = memory_for(memory_mib)
@@ -47,6 +48,7 @@ def run_in_host(
         forward_sockets=forward_sockets,
         progress=progress,
         input=input,
+        live=live,
         final_status=final_status,
     )
 
@@ -58,10 +60,11 @@ def execute(
     forward_sockets: Sequence[Place] = (),
     progress: Progress = _silent,
     input: bool = True,
+    live: bool = False,
     final_status: FinalStatus = _unchanged_status,
 ) -> int:
     """Run a command in the daemon's host, if one runs and has the memory, else in a new host for this command."""
-    request = Request(argv, forward_sockets=list(forward_sockets), input=input)
+    request = Request(argv, forward_sockets=list(forward_sockets), input=input, live=live)
     with signals_as_exceptions():
         connection = daemon.connect(memory_mib or 0)
         if connection is not None:

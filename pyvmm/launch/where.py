@@ -87,8 +87,13 @@ def wants_emulated(host: str) -> bool:
     return True
 
 
-def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Place], *, input: bool = True) -> int:
-    """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status."""
+def run_emulated(
+    arguments: Sequence[str], memory: int, sockets: Sequence[Place], *, input: bool = True, live: bool = False
+) -> int:
+    """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status.
+
+    `input`: whether the command reads standard input; `live`: if it does not, its outputs are a terminal inside, too.
+    """
     from pyvmm.host.commands import run_in_host
 
     status: int = run_in_host(
@@ -97,6 +102,7 @@ def run_emulated(arguments: Sequence[str], memory: int, sockets: Sequence[Place]
         forward_sockets=sockets,
         progress=print_message,
         input=input,
+        live=live,
         final_status=partial(final_status_emulated, ended=": the machine was ended"),
     )
     return status

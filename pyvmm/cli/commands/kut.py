@@ -138,7 +138,7 @@ def kut(
 
     memory = max((plan.memory for plan in plans if not isinstance(plan, str)), default=0)
     if not inside() and memory and wants_emulated(host):
-        ctx.exit(run_emulated(command_words(ctx), memory, [], input=False))
+        ctx.exit(run_emulated(command_words(ctx), memory, [], input=False, live=True))
     show = _Show(as_json, [test.name for test in chosen])
     for test, plan in zip(chosen, plans, strict=True):
         show.begin(test.name)

@@ -75,7 +75,8 @@ def selftest(
 
         why = "--host emulated" if host == "emulated" else probe().reason
         words = command_words(ctx)
-        ctx.exit(where.run_emulated([words[0], "--outside", why, *words[1:]], MEMORY_MIB << 20, [], input=False))
+        words = [words[0], "--outside", why, *words[1:]]
+        ctx.exit(where.run_emulated(words, MEMORY_MIB << 20, [], input=False, live=True))
     ctx.exit(_run(found.vmlinux, initrd, quick, path, as_json, outside))
 
 

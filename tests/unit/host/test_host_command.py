@@ -35,7 +35,7 @@ if os.fork() == 0:
     finally:
         os._exit(0)
 far.close()
-request = Request(sys.argv[2:], input=sys.argv[1] == "input")
+request = Request(sys.argv[2:], input=sys.argv[1] == "input", live=sys.argv[1] == "live")
 status = run_command(Endpoint(near.fileno()), request)
 sys.exit(final_status_emulated(request.outputs, shell_status(status), ended=": the machine was ended"))
 """
@@ -158,6 +158,28 @@ def test_a_command_with_a_terminal_goes_raw_and_back(bash: Bash, program: str) -
     bash.until(lambda: "got xyz" in bash.seen and bash.seen.endswith("ready$ "), "the answer, and the shell")
     bash.says("stty -a | grep -o '[-]*isig'", "isig")
     assert "-isig" not in bash.seen
+
+
+def test_a_live_command_has_a_terminal_for_its_output_and_leaves_ours_alone(bash: Bash, program: str) -> None:
+    bash.says("stty cols 99", "ready$")
+    bash.send(f"{program} live sh -c 'for n in 0 1 2; do test -t $n && echo is-$n; done; stty size <&1; sleep 2'\r")
+    bash.until(lambda: " 99\r" in bash.seen, "its start")
+    assert [n for n in "012" if f"is-{n}\r" in bash.seen] == ["1", "2"]
+    os.write(bash.fd, b"echo type''ahead\r")
+    bash.until(lambda: "typeahead" in bash.seen, "what was typed meanwhile")
+
+
+def test_ctrl_c_ends_a_live_command(bash: Bash, program: str) -> None:
+    bash.send(f"{program} live sh -c 'echo up; exec sleep 60'\r")
+    bash.until(lambda: "up\r" in bash.seen, "its start")
+    bash.send("\x03")
+    bash.until(lambda: "ready$" in bash.seen, "a prompt")
+    bash.says("echo status $?", "status 130")
+
+
+def test_a_live_commands_piped_output_is_no_terminal(bash: Bash, program: str) -> None:
+    bash.says(f"{program} live sh -c 'test -t 1 || echo pi''ped; test -t 2 && echo is-2 >&2' | cat", "is-2")
+    bash.until(lambda: "piped\r" in bash.seen, "the pipe's line")
 
 
 def test_one_that_stops_itself_stops_us(bash: Bash, program: str) -> None:
