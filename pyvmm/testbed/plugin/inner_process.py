@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,7 @@ class InnerProcess:
         self._progress = progress
         self._told = 0
         self._partial = b""
+        self._lines: deque[bytes] = deque()
         self._ready = False
         self._dead: Died | None = None
         environment = dict(os.environ)
@@ -152,6 +154,8 @@ class InnerProcess:
         descriptor = self._process.stdout.fileno()
         heard = time.monotonic()
         while self._dead is None:
+            while self._lines:
+                yield json.loads(self._lines.popleft())
             if not self._ready:
                 self._pass_on()
             if select.select([descriptor], [], [], _POLL)[0]:
@@ -162,7 +166,7 @@ class InnerProcess:
                         self._process.wait(_END_LIMIT)
                     self._die(f"the inner pytest ended with status {self._process.poll()}")
                 *lines, self._partial = (self._partial + data).split(b"\n")
-                yield from (json.loads(line) for line in lines)
+                self._lines += lines
             elif self._ready and time.monotonic() > heard + SILENCE_LIMIT:
                 self._die(f"the emulated host has stood still for {SILENCE_LIMIT:.0f} s", Stalled)
             if time.monotonic() > limit:
