@@ -183,16 +183,16 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Iterable[pytest
 @pytest.fixture
 def pyvmm_configuration(request: pytest.FixtureRequest) -> Configuration:
     """The configuration of this test's guest: kernel, engine, cpus, ..."""
-    return request.node.stash[RESOLVED][0]  # type: ignore[no-any-return]
+    if GUEST not in request.config.stash:
+        pytest.fail("pyvmm's fixtures must be arguments of the test, not asked for by getfixturevalue", pytrace=False)
+    configuration: Configuration = request.node.stash[RESOLVED][0]
+    return configuration
 
 
 @pytest.fixture
 def vm(request: pytest.FixtureRequest, pyvmm_configuration: Configuration) -> VM:
     """A booted Linux guest, hv_balloon bound, for this test alone (pyvmm.testbed.vm.VM)."""
-    guest = request.config.stash.get(GUEST, None)
-    if guest is None:
-        pytest.fail("pyvmm's fixtures must be arguments of the test, not asked for by getfixturevalue", pytrace=False)
-    return guest
+    return request.config.stash[GUEST]
 
 
 @pytest.fixture

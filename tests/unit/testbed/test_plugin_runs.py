@@ -67,6 +67,9 @@ SAMPLE = """
     def test_inherits_session_fixtures(vm, made, of_module):
         assert made != os.getpid() and of_module == os.getpid()
 
+    def test_asks_for_a_guest_too_late(request):
+        request.getfixturevalue("vm")
+
     @pytest.fixture
     def broken(vm):
         raise ValueError("in a fixture")
@@ -115,6 +118,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ("test_inherits_session_fixtures", "passed"),
         ("test_has_a_broken_fixture", "error"),
         ("test_warns", "passed"),
+        ("test_asks_for_a_guest_too_late", "failure"),
         ("test_has_a_folder", "passed"),
         ("test_of_a_guest_that_never_boots", "error"),
     ],
@@ -131,6 +135,7 @@ def test_a_test_with_a_guest_has_the_outcome_that_it_would_have_without(sample: 
         ("test_hangs", "the test has not ended within 0.5 s"),
         ("test_hangs", "time.sleep(100)"),
         ("test_fails", "assert 536870912 == 3"),
+        ("test_asks_for_a_guest_too_late", "must be arguments of the test"),
         ("test_has_a_broken_fixture", "ValueError: in a fixture"),
         ("test_of_a_guest_that_never_boots", "did not get ready for tests: no guest's agent within 1 s"),
     ],
