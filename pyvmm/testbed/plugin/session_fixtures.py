@@ -16,6 +16,9 @@ def make_session_fixtures(session: pytest.Session, items: Iterable[pytest.Item])
     """Make the tests' fixtures of session scope. One that fails does so in each of its tests."""
     setup_state: Any = session._setupstate
     setup_state.setup(session)
+    folders: Any = getattr(session.config, "_tmp_path_factory", None)
+    if folders is not None:
+        folders.getbasetemp()  # made anew by who asks first, which must be no test
     for item in items:
         info: Any = getattr(item, "_fixtureinfo", None)
         request: Any = getattr(item, "_request", None)

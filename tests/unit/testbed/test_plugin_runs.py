@@ -80,7 +80,8 @@ SAMPLE = """
     def test_warns(vm):
         warnings.warn("a warning from a test")
 
-    def test_has_a_folder(vm, tmp_path):
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_has_a_folder(vm, tmp_path, number):
         (tmp_path / "x").write_text("x")
 
     @pytest.mark.pyvmm(append="never-boots")
@@ -94,9 +95,10 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = project(tmp_path_factory.mktemp("sample"), test_sample=SAMPLE)
     os.environ["PYVMM_STANDIN_BOOTS"] = str(folder / "boots")
     try:
-        found = run(folder, "-v")
+        found = run(folder, "-v", f"--basetemp={folder / 'tmp'}")
     finally:
         del os.environ["PYVMM_STANDIN_BOOTS"]
+    found.stdout += "\nfolders: " + " ".join(path.parent.name for path in sorted(folder.glob("tmp/**/x")))
     found.stdout += "\nboots:\n" + (folder / "boots").read_text()
     return found
 
@@ -119,7 +121,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ("test_has_a_broken_fixture", "error"),
         ("test_warns", "passed"),
         ("test_asks_for_a_guest_too_late", "failure"),
-        ("test_has_a_folder", "passed"),
+        ("test_has_a_folder[1]", "passed"),
         ("test_of_a_guest_that_never_boots", "error"),
     ],
 )
@@ -169,8 +171,12 @@ def test_a_guest_is_booted_once_for_all_tests_of_its_configuration(sample: Run) 
     assert len(sample.stdout.partition("\nboots:\n")[2].splitlines()) == 1
 
 
+def test_folders_of_tests_stay(sample: Run) -> None:
+    assert "folders: test_has_a_folder_1_0 test_has_a_folder_2_0\n" in sample.stdout
+
+
 def test_the_collection_tells_what_runs_and_where(sample: Run) -> None:
-    assert "pyvmm: 15 with a guest (6.1-auto-1cpu, 6.1-auto-1cpu-never-boots), on the local KVM" in sample.stdout
+    assert "pyvmm: 16 with a guest (6.1-auto-1cpu, 6.1-auto-1cpu-never-boots), on the local KVM" in sample.stdout
 
 
 def two_tests(folder: Path) -> Path:
