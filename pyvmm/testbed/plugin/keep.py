@@ -47,7 +47,7 @@ def serve(guest: VM, name: str, socket: str, kept: Callable[[], None]) -> None:
 
     with contextlib.ExitStack() as stack:
         listeners = open_listeners([socket_place(Path(socket))], guest.loop, stack)
-        guest.machine.config.name = name
+        guest.machine.monitor.name = name
         guest.machine.monitor.pid = user_pid()
         stack.enter_context(ControlServer(guest.loop, guest.machine.monitor, *listeners))
         kept()
