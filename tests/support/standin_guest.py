@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyvmm import trace
+from pyvmm.client import registry
 from pyvmm.testbed.plugin import outer, templates, where
 from pyvmm.testbed.template import Template
 
@@ -65,8 +66,9 @@ class StandInTemplate(Template):
 
 def stand_in_serve(guest: StandInGuest, name: str, socket: str, kept: Callable[[], None]) -> None:
     """Keep a stand-in until there is a file `stop`."""
-    kept()
-    guest.until(lambda: os.path.exists("stop"), 60, "the file")
+    with registry.claim(name):
+        kept()
+        guest.until(lambda: os.path.exists("stop"), 60, "the file")
 
 
 def use() -> None:

@@ -2,21 +2,24 @@
 
     outer pytest                                   a failed test's process
     a name and a socket, with each test  ------->
-    registers the name  <------------------------  {"kind": "kept"}: serves its monitor there
+    shows the name  <----------------------------  {"kind": "kept"}: serves its monitor (VM.publish)
     waits for Ctrl-C, or until all have ended      runs on, until `pyvmm stop` or the end of its parent
                         <------------------------  {"kind": "gone"}, from its parent
 
-In the emulated host the sockets are forwarded from the start, so there are only so many of them.
+In the emulated host the name is the outer pytest's to register, and the sockets are forwarded from the start, so
+there are only so many of them.
 """
 
 from __future__ import annotations
 
-import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.client import registry
+from pyvmm.errors import PyvmmError
+from pyvmm.host.inside import inside
 from pyvmm.paths import runtime_folder
 
 if TYPE_CHECKING:
@@ -41,26 +44,23 @@ def socket_of(name: str) -> Path:
 
 def serve(guest: VM, name: str, socket: str, kept: Callable[[], None]) -> None:
     """In a failed test's process: serve the guest's monitor until it ends."""
-    from pyvmm.control.server import ControlServer
-    from pyvmm.host.inside import socket_place, user_pid
-    from pyvmm.launch.confined import open_listeners
-
-    with contextlib.ExitStack() as stack:
-        listeners = open_listeners([socket_place(Path(socket))], guest.loop, stack)
-        guest.machine.monitor.name = name
-        guest.machine.monitor.pid = user_pid()
-        stack.enter_context(ControlServer(guest.loop, guest.machine.monitor, *listeners))
-        kept()
-        while not guest.ended:
-            guest.loop.step(None)
+    try:
+        guest.publish(name, Path(socket) if inside() else None)
+    except PyvmmError as error:
+        print(f"pyvmm: {name} cannot be kept: {error}", file=sys.stderr, flush=True)
+        return
+    kept()
+    while not guest.ended:
+        guest.loop.step(None)
 
 
 class KeptGuests:
-    """The outer pytest's side: names for kept guests, registered as long as the guests run."""
+    """The outer pytest's side: names for kept guests; `register` if their own processes cannot."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], *, register: bool) -> None:
         self._free = names
-        self._kept: dict[str, registry.Registration] = {}
+        self._register = register
+        self._kept: dict[str, registry.Registration | None] = {}
 
     @property
     def sockets(self) -> list[str]:
@@ -72,14 +72,13 @@ class KeptGuests:
         return [self._free[0], str(socket_of(self._free[0]))] if self._free else None
 
     def take(self, message: dict[str, Any], nodeid: str) -> str:
-        """Register or release a guest's name, as the inner pytest says. Returns a line for the user."""
+        """Add or remove a guest, as the inner pytest says. Returns a line for the user."""
         name = message["name"]
         if message["kind"] == "gone":
-            if name in self._kept:
-                self._kept.pop(name).release()
+            self._release(name)
             return ""
         self._free.remove(name)
-        self._kept[name] = registry.claim(name, ["pytest", nodeid])
+        self._kept[name] = registry.claim(name, ["pytest", nodeid]) if self._register else None
         return f"pyvmm: kept {name}: pyvmm status {name}, pyvmm gdb {name}, pyvmm stop {name}"
 
     def __bool__(self) -> bool:
@@ -87,5 +86,9 @@ class KeptGuests:
 
     def close(self) -> None:
         """Release the names."""
-        while self._kept:
-            self._kept.popitem()[1].release()
+        for name in list(self._kept):
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        if registration := self._kept.pop(name, None):
+            registration.release()

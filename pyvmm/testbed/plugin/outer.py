@@ -46,7 +46,7 @@ class Outer:
         self._images: dict[Configuration, str] = {}
         self._coverage = collector(self._config)
         keep = self._config.getoption("pyvmm_keep_failed") and not self._where.missing
-        self._kept = KeptGuests(free_names(self._worker) if keep else [])
+        self._kept = KeptGuests(free_names(self._worker) if keep else [], register=self._where.emulated)
 
     @property
     def _worker(self) -> str:

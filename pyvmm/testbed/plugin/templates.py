@@ -232,6 +232,7 @@ class _Template:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if failed and keep and not guest.ended:
             name, socket = keep
+            sys.argv[1:] = [item.nodeid]  # for `pyvmm ps`
 
             def kept() -> None:
                 self._send("kept", name=name)
