@@ -62,7 +62,7 @@ ALL = tuple(STEPS)
 FULL = (
     *(Plan(engine, cpus, ALL) for engine in ENGINES for cpus in (1, 2)),
     *(Plan(engine, 2, ("boot", "hot-add", "kernel log", "reboot"), enlightenments="all") for engine in ENGINES),
-    Plan("user", 1, ("boot", "balloon out", "hot-add", "reboot"), confined=True),
+    Plan("user", 1, ("boot", "balloon out", "balloon back", "hot-add", "reboot"), confined=True),
 )
 QUICK = (
     Plan("kernel", 2, ("boot", "registers", "balloon out", "balloon back", "panic")),

@@ -230,3 +230,10 @@ def test_facts_need_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
     found = facts()
     assert found["kvm"]["error"] == "cannot open /dev/kvm"
     assert json.loads(json.dumps(found))["cpu"]["processors"] > 0
+
+
+@pytest.mark.parametrize("plan", [*run.FULL, *run.QUICK], ids=lambda plan: plan.title)
+def test_each_plan_gives_memory_back_before_it_adds_some(plan: Plan) -> None:
+    steps = plan.steps
+    if "hot-add" in steps and "balloon out" in steps:
+        assert steps.index("balloon out") < steps.index("balloon back") < steps.index("hot-add")
