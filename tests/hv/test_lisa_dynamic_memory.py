@@ -1,0 +1,110 @@
+"""LISA's eight cases of dynamic memory (lisa/microsoft/testsuites/hyperv/dynamic_memory.py), with one scripted host.
+
+LISA waits for Hyper-V to react to pressure of other guests. Here the host acts at once, or by the guest's reports.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+MIB = 1 << 20
+BOOT, MAX = 512 * MIB, 1024 * MIB
+GROWS = "512M,max=1G"
+BY_DEMAND = "384M,min=224M,max=768M"
+REPORTS = "hv_balloon.pressure_report_delay=2"
+
+by_hand = pytest.mark.pyvmm(memory=GROWS)
+by_demand = pytest.mark.pyvmm(memory=BY_DEMAND, append=REPORTS)
+
+
+def occupy(guest, mib):
+    """Fill a file system in the guest's memory."""
+    guest.sh(f"mkdir -p /mnt; mount -t tmpfs -o size=95% need /mnt; dd if=/dev/zero of=/mnt/f bs=1M count={mib}")
+
+
+def huge_pages_used(guest, mib):
+    """Return how much of a buffer of `mib` MiB the guest has in huge pages while a process uses it, in MiB."""
+    guest.sh("echo always >/sys/kernel/mm/transparent_hugepage/enabled")
+    guest.sh(f"dd if=/dev/zero of=/dev/null bs={mib}M count=1000 2>/dev/null & echo $! >/tmp/pid")
+    used = guest.sh(
+        "most=0; for i in 1 2 3 4 5 6 7 8; do sleep 0.3; set -- $(grep AnonHugePages /proc/meminfo);"
+        " [ $2 -gt $most ] && most=$2; done; kill $(cat /tmp/pid); echo $most"
+    )
+    return int(used) // 1024
+
+
+def has_no_complaint(guest):
+    return not guest.dmesg("hot_add memory failed|Call Trace|Out of memory|BUG:|WARNING:")
+
+
+@by_demand
+def test_hot_add_when_the_guest_needs_memory(vm, balloon, guest):
+    occupy(guest, 240)
+    vm.until(lambda: balloon.actual > 400 * MIB, 60, "growth past the boot size")
+    assert guest.memory_total > 384 * MIB
+    assert has_no_complaint(guest)
+
+
+@by_hand
+def test_huge_pages_are_made_of_hot_added_memory(balloon, guest):
+    balloon.resize(MAX)
+    assert huge_pages_used(guest, 600) > 500, "more than the guest had at boot"
+
+
+@by_demand
+def test_the_upper_limit_holds_under_pressure(vm, balloon, guest):
+    sizes = []
+    balloon.device.on_finish.append(lambda outcome: sizes.append(outcome.actual))
+    occupy(guest, 330)
+    vm.until(lambda: balloon.actual > 500 * MIB, 60, "growth")
+    guest.sh("dd if=/dev/zero of=/mnt/g bs=1M count=400", timeout=90)
+    vm.until(lambda: balloon.actual == 768 * MIB, 60, "the most")
+    vm.run_for(4)
+    assert max(sizes) == balloon.actual == 768 * MIB
+    assert has_no_complaint(guest)
+
+
+@by_demand
+def test_the_upper_limit_holds_under_pressure_by_huge_pages(vm, balloon, guest):
+    guest.sh("echo always >/sys/kernel/mm/transparent_hugepage/enabled; echo 1 >/proc/sys/vm/overcommit_memory")
+    guest.sh("dd if=/dev/zero of=/dev/null bs=280M count=2000 2>/dev/null & echo $! >/tmp/one")
+    vm.until(lambda: balloon.actual > 400 * MIB, 90, "growth")
+    guest.sh("dd if=/dev/zero of=/dev/null bs=300M count=2000 2>/dev/null & echo $! >/tmp/two")
+    vm.until(lambda: balloon.actual == 768 * MIB, 90, "the most")
+    vm.run_for(3)
+    assert balloon.actual == 768 * MIB
+    assert int(guest.sh("grep AnonHugePages /proc/meminfo").split()[1]) > 400 * 1024
+
+
+@by_hand
+def test_balloon_up_takes_what_the_host_needs(balloon, guest):
+    before = guest.memory_total
+    assert balloon.resize("320M").reached
+    assert guest.memory_total == before - 192 * MIB
+    assert has_no_complaint(guest)
+
+
+@by_hand
+def test_the_lower_limit_is_the_guests_floor(balloon, guest):
+    outcome = balloon.resize("16M")
+    assert 64 * MIB < outcome.actual < 400 * MIB
+    assert "floor" in outcome.reason
+    assert int(guest.sh("grep MemAvailable /proc/meminfo").split()[1]) > 0
+    assert has_no_complaint(guest)
+
+
+@by_demand
+def test_balloon_down_when_the_guest_needs_memory_again(vm, balloon, guest):
+    vm.machine.monitor.set_autosize(False)
+    assert balloon.resize("256M").reached
+    vm.machine.monitor.set_autosize(True)
+    occupy(guest, 150)
+    vm.until(lambda: balloon.actual > 280 * MIB, 60, "memory back")
+    assert has_no_complaint(guest)
+
+
+@by_hand
+def test_huge_pages_are_made_of_memory_that_came_back(balloon, guest):
+    assert balloon.resize("200M").reached
+    assert balloon.resize(BOOT).reached
+    assert huge_pages_used(guest, 320) > 240
