@@ -18,6 +18,8 @@ BOOT, MAX = 512 * MIB, 1024 * MIB
 GROWS = "512M,max=1G"
 BLOCK = 128 * MIB
 
+ONLINE = "for m in /sys/devices/system/memory/memory*; do grep -q offline $m/state && echo online >$m/state; done"
+
 pytestmark = pytest.mark.pyvmm(memory=GROWS)
 
 
@@ -68,17 +70,16 @@ def test_dm_02_memory_that_nothing_onlines_waits_for_its_administrator(balloon, 
     guest.write("/sys/devices/system/memory/auto_online_blocks", "offline")
     assert balloon.resize(BOOT + BLOCK).reason == LEFT_OFFLINE
     assert guest.memory_total == before
-    guest.sh("cd /sys/devices/system/memory; for m in memory*; do grep -q offline $m/state && echo online >$m/state; done")
+    guest.sh(
+        "cd /sys/devices/system/memory; for m in memory*; do grep -q offline $m/state && echo online >$m/state; done"
+    )
     assert guest.memory_total == before + BLOCK
 
 
 def test_dm_02_memory_is_onlined_by_a_rule_in_the_guest(balloon, guest):
     before = guest.memory_total
     guest.write("/sys/devices/system/memory/auto_online_blocks", "offline")
-    guest.sh(
-        "(while sleep 0.1; do for m in /sys/devices/system/memory/memory*; do"
-        " grep -q offline $m/state && echo online >$m/state; done; done) >/dev/null 2>&1 & echo $! >/tmp/udev"
-    )
+    guest.sh(f"(while sleep 0.1; do {ONLINE}; done) >/dev/null 2>&1 & echo $! >/tmp/udev")
     assert balloon.resize(BOOT + 2 * BLOCK).reached
     guest.sh("kill $(cat /tmp/udev)")
     assert guest.memory_total == before + 2 * BLOCK
@@ -133,7 +134,9 @@ def test_dm_08_the_demand_reported_follows_the_guests(vm, balloon, guest):
         return device.last_status.committed_pages * 4 // 1024, int(words[1]) // 1024
 
     low, low_guest = committed("true")
-    high, high_guest = committed("mkdir -p /need; mount -t tmpfs need /need; dd if=/dev/zero of=/need/f bs=1M count=100")
+    high, high_guest = committed(
+        "mkdir -p /need; mount -t tmpfs need /need; dd if=/dev/zero of=/need/f bs=1M count=100"
+    )
     down, down_guest = committed("umount /need")
     assert high - low == pytest.approx(high_guest - low_guest, abs=8)
     assert 90 < high - low < 130
