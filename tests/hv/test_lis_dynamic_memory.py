@@ -20,6 +20,8 @@ BLOCK = 128 * MIB
 
 ONLINE = "for m in /sys/devices/system/memory/memory*; do grep -q offline $m/state && echo online >$m/state; done"
 
+WRITES = "while sleep 0.1; do dd if=/dev/zero of=/tmp/w bs=1M count=64; done >/dev/null 2>&1 & echo $! >/tmp/writer"
+
 pytestmark = pytest.mark.pyvmm(memory=GROWS)
 
 
@@ -93,7 +95,7 @@ def test_dm_03_added_memory_holds_what_is_written(balloon, guest):
 
 
 def test_dm_04_memory_is_added_while_the_guest_writes(balloon, guest):
-    guest.sh("while :; do dd if=/dev/zero of=/tmp/w bs=1M count=64 2>/dev/null; done & echo $! >/tmp/writer")
+    guest.sh(WRITES)
     for size in range(BOOT + BLOCK, MAX + 1, BLOCK):
         assert balloon.resize(size).reached
     guest.sh("kill $(cat /tmp/writer)")
@@ -101,7 +103,7 @@ def test_dm_04_memory_is_added_while_the_guest_writes(balloon, guest):
 
 
 def test_dm_05_memory_is_taken_while_the_guest_writes(balloon, guest):
-    guest.sh("while :; do dd if=/dev/zero of=/tmp/w bs=1M count=64 2>/dev/null; done & echo $! >/tmp/writer")
+    guest.sh(WRITES)
     assert balloon.resize("384M").reached
     guest.sh("kill $(cat /tmp/writer)")
     assert not complaints(guest)
