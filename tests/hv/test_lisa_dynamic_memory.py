@@ -25,7 +25,7 @@ def occupy(guest, mib):
 def huge_pages_used(guest, mib):
     """Return how much of a buffer of `mib` MiB the guest has in huge pages while a process uses it, in MiB."""
     guest.sh("echo always >/sys/kernel/mm/transparent_hugepage/enabled")
-    guest.sh(f"dd if=/dev/zero of=/dev/null bs={mib}M count=1000 2>/dev/null & echo $! >/tmp/pid")
+    guest.sh(f"dd if=/dev/zero of=/dev/null bs={mib}M count=1000 >/dev/null 2>&1 & echo $! >/tmp/pid")
     used = guest.sh(
         "most=0; for i in 1 2 3 4 5 6 7 8; do sleep 0.3; set -- $(grep AnonHugePages /proc/meminfo);"
         " [ $2 -gt $most ] && most=$2; done; kill $(cat /tmp/pid); echo $most"
@@ -67,9 +67,9 @@ def test_the_upper_limit_holds_under_pressure(vm, balloon, guest):
 @by_demand
 def test_the_upper_limit_holds_under_pressure_by_huge_pages(vm, balloon, guest):
     guest.sh("echo always >/sys/kernel/mm/transparent_hugepage/enabled; echo 1 >/proc/sys/vm/overcommit_memory")
-    guest.sh("dd if=/dev/zero of=/dev/null bs=280M count=2000 2>/dev/null & echo $! >/tmp/one")
+    guest.sh("dd if=/dev/zero of=/dev/null bs=280M count=2000 >/dev/null 2>&1 & echo $! >/tmp/one")
     vm.until(lambda: balloon.actual > 400 * MIB, 90, "growth")
-    guest.sh("dd if=/dev/zero of=/dev/null bs=300M count=2000 2>/dev/null & echo $! >/tmp/two")
+    guest.sh("dd if=/dev/zero of=/dev/null bs=300M count=2000 >/dev/null 2>&1 & echo $! >/tmp/two")
     vm.until(lambda: balloon.actual == 768 * MIB, 90, "the most")
     vm.run_for(3)
     assert balloon.actual == 768 * MIB
@@ -98,7 +98,7 @@ def test_balloon_down_when_the_guest_needs_memory_again(vm, balloon, guest):
     vm.machine.monitor.set_autosize(False)
     assert balloon.resize("256M").reached
     vm.machine.monitor.set_autosize(True)
-    occupy(guest, 150)
+    occupy(guest, 120)
     vm.until(lambda: balloon.actual > 280 * MIB, 60, "memory back")
     assert has_no_complaint(guest)
 
