@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from pyvmm.cover.program import Call, Program
 from pyvmm.errors import ConfigError
-from pyvmm.machine.traps import ForcedReturn
+from pyvmm.machine.traps import ForcedReturn, traps_of
 
 if TYPE_CHECKING:
     from pyvmm.cover.session import Coverage
@@ -38,7 +38,7 @@ def fail(
     (layout,) = coverage.layouts((module,))
     addresses = [layout.address(call.section, call.offset) for call in calls]
     found = [address for address in addresses if address is not None]
-    return coverage.machine.make_traps().fail(found, value, times, skip)
+    return traps_of(coverage.machine).fail(found, value, times, skip)
 
 
 def find_calls(program: Program, callee: str, function: str = "") -> list[Call]:

@@ -19,7 +19,7 @@ from pyvmm.cover.record import Record, Seen
 from pyvmm.cover.report import lines
 from pyvmm.cover.store import find_program
 from pyvmm.errors import ConfigError
-from pyvmm.machine.traps import Site
+from pyvmm.machine.traps import Site, traps_of
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
@@ -46,7 +46,7 @@ class Coverage:
 
     def start(self, *names: str) -> None:
         """Place breakpoints in the blocks of these modules; what was seen of one before is dropped."""
-        traps = self.machine.make_traps()
+        traps = traps_of(self.machine)
         for layout in self.layouts(names or MODULES):
             sites = [None if each is None else Site(*each) for each in layout.sites()]
             traps.watch(layout.program.name, layout.program.build_id, sites, layout.exits())
@@ -54,7 +54,7 @@ class Coverage:
     def stop(self) -> Record:
         """Take out all breakpoints; return what was seen."""
         record = self.record()
-        traps = self.machine.make_traps()
+        traps = traps_of(self.machine)
         for name in list(traps.modules):
             traps.unwatch(name)
         return record

@@ -277,14 +277,6 @@ class Machine:
             self.watchdog.stop()
         return self.outcome
 
-    def make_traps(self) -> Traps:
-        """Return the breakpoints of coverage and forced returns, made at the first call."""
-        if self.traps is None:
-            from pyvmm.machine.traps import Traps
-
-            self.traps = Traps(self)
-        return self.traps
-
     def halt(self) -> None:
         """Stop the vCPUs for good and flush the guest's output. Monitor queries are still served."""
         if self.slot.hardware is not None:

@@ -112,10 +112,10 @@ class MonitorView:
         self, module: str, build_id: str, sites: Sequence[Place | None], exits: Sequence[int]
     ) -> qapi.CoverInfo:
         """Place a breakpoint for each block of a module. Raises ConfigError."""
-        from pyvmm.machine.traps import Site
+        from pyvmm.machine.traps import Site, traps_of
 
         found = [None if each is None else Site(*each) for each in sites]
-        return self._machine.make_traps().watch(module, build_id, found, exits).describe()
+        return traps_of(self._machine).watch(module, build_id, found, exits).describe()
 
     def cover_info(self) -> list[qapi.CoverInfo]:
         """Return what was seen of the watched modules."""

@@ -468,3 +468,10 @@ def _complete(vcpu: Vcpu) -> Regs:
     while type(vcpu.run()) is not Interrupted:
         pass
     return vcpu.regs
+
+
+def traps_of(machine: Machine) -> Traps:
+    """Return the machine's breakpoints of coverage and forced returns, made at the first call."""
+    if machine.traps is None:
+        machine.traps = Traps(machine)
+    return machine.traps

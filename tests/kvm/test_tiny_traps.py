@@ -13,7 +13,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.gdb.breakpoints import OUT
 from pyvmm.kvm import Kvm
 from pyvmm.machine import MachineConfig
-from pyvmm.machine.traps import Site, Traps
+from pyvmm.machine.traps import Site, Traps, traps_of
 from pyvmm.testbed.vm import VM
 from tests.support.tiny_kernel import GPA, TEXT, vmlinux
 
@@ -45,7 +45,7 @@ def paused(vm: VM) -> Iterator[None]:
 
 
 def start(vm: VM) -> Traps:
-    return vm.machine.make_traps()
+    return traps_of(vm.machine)
 
 
 def code(vm: VM) -> bytes:
