@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pyvmm import trace
 from pyvmm.api.results import CommandFailed, Completed, Event
+from pyvmm.errors import ConfigError
 from pyvmm.launch.build import build_config
 from pyvmm.launch.consoles import CallbackConsole
 from pyvmm.launch.options import GuestOptions, read_keywords
 from pyvmm.launch.session import Session
 from pyvmm.seconds import check_seconds
+from pyvmm.stoppable_clock import StoppableClock
 from pyvmm.testbed.balloon import Balloon
 from pyvmm.testbed.console import Console
 from pyvmm.testbed.guest import Guest
@@ -185,6 +187,7 @@ class VM:
     def until(self, happened: Callable[[], object], seconds: float, what: str) -> None:
         """Run the loop until `happened()`. Raises TimedOut after `seconds`, GuestEnded if the machine ends."""
         limit = time.monotonic() + check_seconds(seconds)
+        self._check_running()
         while not happened():
             left = limit - time.monotonic()
             if self.ended:
@@ -193,9 +196,14 @@ class VM:
                 raise TimedOut(f"no {what} within {seconds:g} s")
             self.loop.step(left)
 
+    def _check_running(self) -> None:
+        if isinstance(self.loop.clock, StoppableClock) and self.loop.clock.stopped:
+            raise ConfigError("the guest is frozen as a template: use it in a fork (Template.fork, resume_here)")
+
     def run_for(self, seconds: float) -> None:
         """Run the loop for `seconds`, or until the machine ends."""
         limit = time.monotonic() + seconds
+        self._check_running()
         while (left := limit - time.monotonic()) > 0 and not self.ended:
             self.loop.step(left)
 

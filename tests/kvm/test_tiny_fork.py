@@ -60,6 +60,8 @@ def test_each_child_counts_on_from_the_frozen_count(start, cpus: int) -> None:
     vm.until(lambda: counter(vm) > 1000, 10, "a count")
     with Template(vm) as template:
         frozen, digest = counter(vm), template.digest()
+        with pytest.raises(ConfigError, match="frozen as a template"):
+            vm.run_for(1)
 
         def run(vm: VM) -> int:
             first = counter(vm)
