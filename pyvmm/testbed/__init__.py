@@ -2,4 +2,5 @@
 
 `vm.VM` is a guest in this process. The test's thread is the machine's loop thread: a wait runs the loop, an action of
 the host is a plain call, and nothing happens on the host's side between two calls.
+`template.Template` freezes a booted guest, to be forked for each test.
 """

@@ -1,6 +1,6 @@
 """Keeps a guest of the test bed for its user, e.g. after a failed test: registered by name, with a monitor.
 
-    vm.publish("failed")       `pyvmm status failed`, `shell`, `gdb`, `console`, `stop` reach it while the loop runs
+    vm.publish("failed")       `pyvmm status failed`, `log`, `gdb`, `stop` reach it while the loop runs
     vm.keep("failed")          the same for a forked child, which serves it until `pyvmm stop failed` and then ends
 
 In an emulated host the name is the outer side's: it claims the name and forwards a socket (`python -m pyvmm.host exec

@@ -5,8 +5,8 @@
 *tiny*: a guest of some bytes that writes to a port all the time, with the user engine, on this machine's own KVM.
 *linux*: a booted guest with each engine and one and two vCPUs, where Linux runs, i.e. mostly in the emulated host.
 Each child is asked for `true` as it starts: an idle guest makes no exit by itself. Beside it one boot of the same
-guest in the same sitting. The machine should do nothing else meanwhile: making a VM is mostly waiting for grace periods
-of the kernel, which take ten times as long on a busy one.
+guest in the same sitting. The machine should do nothing else meanwhile: making a VM is mostly waiting for grace
+periods of the kernel, which take ten times as long on a busy one.
 """
 
 from __future__ import annotations

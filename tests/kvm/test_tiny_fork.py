@@ -16,9 +16,11 @@ import pytest
 
 from pyvmm.client import registry
 from pyvmm.client.qmp import Client
+from pyvmm.devices.serial.window import CONSOLE
 from pyvmm.errors import ConfigError
 from pyvmm.kvm import Kvm
 from pyvmm.machine.config import MachineConfig
+from pyvmm.memory import PAGE_SIZE
 from pyvmm.testbed.template import CHILD_FAILED, Template
 from pyvmm.testbed.vm import VM
 from pyvmm.unix_socket import is_listening
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.kvm
 MIB = 1 << 20
 COUNTER = 0x200000
 FORKS, AT_ONCE = 40, 4
+STANDSTILL = 1.0  # seconds
 COUNT = bytes.fromhex("FF0500002000EBF8")  # again: inc dword [0x200000]; jmp again
 
 
@@ -196,3 +199,63 @@ def test_a_child_can_be_frozen_and_forked_again(start) -> None:
 
     with Template(start(COUNT)) as template:
         assert template.fork(again).wait(60) == 0
+
+
+def test_hot_added_memory_and_other_slots_are_the_same_in_a_child(start) -> None:
+    vm = start(COUNT, max_memory=128 * MIB)
+    window, slot = vm.machine.window, vm.machine.slot
+    assert window is not None
+    pages = 4 * MIB // PAGE_SIZE
+    window.provide(window.start, pages)
+    window.provide(window.start + pages, pages)
+    vm.machine.memory.write(window.gpa + 4 * MIB, b"added")
+    slot.ignore_zero_writes(CONSOLE.page, True)
+
+    def run(vm: VM) -> int:
+        kept = vm.machine.memory.read(window.gpa + 4 * MIB, 5) == b"added"
+        slot.ignore_zero_writes(CONSOLE.page, False)  # KVM refuses what it does not have
+        with slot.stopped_vcpus():
+            window.withdraw()
+        window.provide(window.start, pages)
+        return int(not kept or vm.machine.memory.read(window.gpa, 5) != bytes(5))
+
+    with Template(vm) as template:
+        assert [template.fork(run).wait(30) for _ in range(2)] == [0, 0]
+
+
+def test_memory_that_is_discarded_in_a_child_is_zero_there_and_stays_in_the_template(start) -> None:
+    vm = start(COUNT)
+    place = 32 * MIB
+    vm.machine.memory.write(place, b"frozen")
+
+    def run(vm: VM) -> int:
+        vm.machine.memory.discard(place, PAGE_SIZE)
+        return int(any(vm.machine.memory.read(place, PAGE_SIZE)))
+
+    with Template(vm) as template:
+        assert template.fork(run).wait(30) == 0
+        assert vm.machine.memory.read(place, 6) == b"frozen"
+
+
+def test_clocks_of_loop_guest_and_devices_stand_still_while_the_guest_does(start) -> None:
+    vm = start(COUNT)
+    vm.until(lambda: counter(vm), 10, "a count")
+
+    def clocks(vm: VM) -> list[float]:
+        machine = vm.machine
+        timer = machine.board.pm.read(8, 4) / 3_579_545
+        return [vm.loop.clock(), machine.guest_time.clock(), machine.engine.reference_time() / 1e7, timer]
+
+    rang: list[float] = []
+    vm.loop.after(STANDSTILL * 2, lambda: rang.append(1))
+    before = clocks(vm)
+    with Template(vm) as template:
+        time.sleep(STANDSTILL * 3)
+
+        def run(vm: VM) -> int:
+            moved = [new - old for new, old in zip(clocks(vm), before, strict=True)]
+            early = bool(rang)
+            vm.until(lambda: rang, 10, "timer")
+            return int(early or not all(0 < each < STANDSTILL * 2 for each in moved))
+
+        assert template.fork(run).wait(30) == 0
