@@ -148,8 +148,8 @@ class Hardware:
         engine.setup_vm(vm)
         vm.set_identity_map_address(address_map.IDENTITY_MAP.start)
         vm.set_tss_address(address_map.TSS.start)
-        self._boot_ram = dict(enumerate(memory, address_map.RAM_SLOTS.start))
-        for slot, region in self._boot_ram.items():
+        self.boot_ram = dict(enumerate(memory, address_map.RAM_SLOTS.start))  # by KVM's slot
+        for slot, region in self.boot_ram.items():
             vm.set_memory(slot, region.gpa, region.size, region.address)
         if kvm.check(Cap.READONLY_MEM):  # else reading it is an exit, as writing is
             for slot, (gpa, page) in enumerate(self._readonly.items(), address_map.READONLY_SLOTS.start):
@@ -191,11 +191,11 @@ class Hardware:
 
         The vCPUs must not run. Raises HostError.
         """
-        for slot in (*_WATCH_SLOTS, *self._boot_ram):
+        for slot in (*_WATCH_SLOTS, *self.boot_ram):
             if slot in self.vm.slots:
                 self.unmap_memory(slot)
         spare = iter(_WATCH_SLOTS)
-        for slot, region in self._boot_ram.items():
+        for slot, region in self.boot_ram.items():
             at, number = region.gpa, slot
             for page in (each for each in sorted(pages) if region.gpa <= each < region.end):
                 if at < page:
@@ -281,7 +281,7 @@ class Hardware:
                 vcpu.set_msrs(cpu.FIRMWARE_MSRS)
             keep_differing(state, fresh)
         exits = [thread.exits for thread in self.threads]
-        boot_ram = list(self._boot_ram.values())
+        boot_ram = list(self.boot_ram.values())
         return SavedHardware(state, engine, boot_ram, self._added, self._zeroes_ignored, exits)
 
     def restore(self, saved: SavedHardware, start_clocks: Callable[[], None]) -> None:

@@ -139,6 +139,10 @@ class Vmbus:
         served = self.server.channels.get(relid)
         return None if served is None else self._devices.get(served.device_id)
 
+    def open_channels(self) -> list[tuple[ServedChannel, Channel]]:
+        """Return the channels that the guest has open, sub-channels too."""
+        return [(served, each) for served, each in self._channels.items() if isinstance(served.state, Open)]
+
     @property
     def version(self) -> int | None:
         """Return the version agreed on with the guest, major << 16 | minor; None while not connected."""

@@ -162,6 +162,19 @@ class Channel:
         self._send(Packet(PacketType.TRANSFER_PAGES, flags, transaction_id, payload, descriptor))
 
     @property
+    def awaits_signal(self) -> bool:
+        """Whether the host reads nothing more before the guest signals: no batch goes on, and none is suspended."""
+        usable = self._is_open and self.was_opened and not self.broken
+        return usable and not self._continuing and not self._reading_suspended()
+
+    @property
+    def awaits_room(self) -> int:
+        """Return the payload size for which the first queued packet or waiter awaits room; 0 if there is none."""
+        if self._queue:
+            return self._queue[0].size
+        return self._waiters[0][0] if self._waiters else 0
+
+    @property
     def outstanding(self) -> int:
         """Return the number of packets that await the device's `complete`."""
         return self._requests.total()

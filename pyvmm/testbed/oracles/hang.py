@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyvmm.devices.ic.heartbeat import Heartbeat
 from pyvmm.guest_text import clean, one_line
 from pyvmm.machine.vcpu_snapshot import VcpuSnapshot
+from pyvmm.testbed.kernel.backtrace import Names
+from pyvmm.testbed.kernel.tasks import Task, read_tasks
+from pyvmm.testbed.kernel.view import KernelView, NoKernelError
 from pyvmm.testbed.oracles.asking import ask, can_answer
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
@@ -30,45 +32,24 @@ SPIN_PERIOD: Final = 0.2
 BEAT_SECONDS: Final = 3 * Heartbeat.PERIOD
 """Seconds without an answer to a beat that the guest has got."""
 
+STACK_SECONDS: Final = 5.0
 KERNEL_HALF: Final = 1 << 63
 CONSOLE_LINES: Final = 30
 
-_TASKS: Final = """for s in /proc/[0-9]*/stat; do read -r l <$s || continue
-case ${l##*) } in D*) d=${s%/stat}; echo "task ${l%%)*})"; grep ctxt $d/status; cat $d/stack;; esac; done"""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task in uninterruptible sleep. `switches` tells whether it has run since."""
-
-    pid: int
-    name: str
-    switches: tuple[str, ...]
-    stack: str
-
-
-def parse_tasks(answer: str) -> list[Task]:
-    """Return the tasks of the question's answer."""
-    found = []
-    for part in ("\n" + answer).split("\ntask ")[1:]:
-        head, *rest = part.splitlines()
-        pid, _, name = head.partition(" (")
-        if pid.isdecimal():
-            switches = tuple(line.split()[-1] for line in rest if "ctxt_switches" in line)
-            stack = "\n".join(line for line in rest if line and "ctxt_switches" not in line)
-            found.append(Task(int(pid), name.rstrip(")"), switches, stack))
-    return found
-
 
 class Hang(Oracle):
-    """Finds what stands still or spins. `symbol(address)` names kernel addresses."""
+    """Finds what stands still or spins. `view()` reads the guest's kernel, if it can; `names()` names addresses."""
 
     name: ClassVar[str] = "hang"
-    question: ClassVar[str] = _TASKS
 
-    def __init__(self, vm: Bed, symbol: Callable[[int], str] = hex) -> None:
+    def __init__(
+        self,
+        vm: Bed,
+        view: Callable[[], KernelView | None] = lambda: None,
+        names: Callable[[], Names] = lambda: Names(None),
+    ) -> None:
         super().__init__(vm)
-        self._symbol = symbol
+        self._view, self._names = view, names
         self._samples: list[list[VcpuSnapshot]] = []
 
     def open_window(self) -> None:
@@ -84,7 +65,7 @@ class Hang(Oracle):
         if answer is None:
             found.append(self.finding("the guest's agent does not answer", self._where()))
             return found
-        return found + self._judge_vcpus() + self._judge_tasks(parse_tasks(answer))
+        return found + self._judge_vcpus() + self._judge_tasks()
 
     def _judge_heartbeat(self) -> list[Finding]:
         services = self.vm.machine.services
@@ -94,18 +75,36 @@ class Hang(Oracle):
                 return [self.finding(line, self._where())]
         return []
 
-    def _judge_tasks(self, tasks: list[Task]) -> list[Finding]:
+    def _judge_tasks(self) -> list[Finding]:
+        """Find tasks that are in the same sleep for TASK_SECONDS."""
+        stuck = self._stuck_tasks()
         limit = time.monotonic() + TASK_SECONDS
-        while tasks and time.monotonic() < limit:
-            self._run(0.5)
-            answers = ask(self.vm, {self.name: self.question}, TASK_SECONDS)
-            now = parse_tasks((answers or {}).get(self.name, ""))
-            same = {(each.pid, each.switches) for each in now}
-            tasks = [each for each in tasks if (each.pid, each.switches) in same]
+        while stuck and time.monotonic() < limit:
+            self._run(0.25)
+            now = self._stuck_tasks()
+            stuck = {key: each for key, each in now.items() if key in stuck}
         return [
-            self.finding(f"task {each.pid} ({one_line(each.name)}) is stuck in the kernel", clean(each.stack))
-            for each in tasks
+            self.finding(f"task {each.pid} ({one_line(each.name)}) is stuck in the kernel", self._stack(each))
+            for each in stuck.values()
         ]
+
+    def _stuck_tasks(self) -> dict[tuple[int, int], Task]:
+        """Return tasks in uninterruptible sleep, by what stays the same while they do not run."""
+        view = self._view()
+        if view is None:
+            return {}
+        try:
+            with self.vm.machine.slot.stopped_vcpus():
+                tasks = read_tasks(view)
+        except NoKernelError:
+            return {}
+        return {(each.address, each.switches): each for each in tasks if each.is_stuck}
+
+    def _stack(self, task: Task) -> str:
+        """Return a sleeping task's stack: by the guest, which knows its frames, else by what lies there."""
+        answers = ask(self.vm, {"stack": f"cat /proc/{task.pid}/stack"}, STACK_SECONDS)
+        text = clean((answers or {}).get("stack", "")).strip()
+        return text or "\n".join(self._names().backtrace(0, task.sp)[1:])
 
     def _judge_vcpus(self) -> list[Finding]:
         busy = self._busy(self._samples)
@@ -144,11 +143,12 @@ class Hang(Oracle):
     def _rips(self, vcpu: int) -> str:
         """Return the places where a vCPU was seen, the most frequent first."""
         seen: Counter[str] = Counter()
+        names = self._names()
         for sample in self._samples:
             if vcpu < len(sample):
                 each = sample[vcpu]
                 state = "idle" if each.is_idle else "halted with interrupts off" if each.is_stuck else ""
                 interrupts = "" if each.halted or each.interrupts else ", interrupts off"
-                seen[state or f"{self._symbol(each.rip)}{interrupts}"] += 1
+                seen[state or f"{names.name(each.rip)}{interrupts}"] += 1
         lines = [f"  {count} x {place}" for place, count in seen.most_common()]
         return "\n".join([f"vCPU {vcpu}, {len(self._samples)} samples:", *lines])

@@ -45,10 +45,14 @@ class Oracle:
     """
 
     name: ClassVar[str]
-    question: ClassVar[str] = ""
 
     def __init__(self, vm: Bed) -> None:
         self.vm = vm
+
+    @property
+    def question(self) -> str:
+        """The shell script whose output `judge` gets; empty if it needs none."""
+        return ""
 
     def begin(self, answer: str | None) -> None:
         """Take the guest's present state for its ordinary one."""

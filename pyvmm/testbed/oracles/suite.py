@@ -7,12 +7,19 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
+from pyvmm.testbed.kernel.backtrace import Names
+from pyvmm.testbed.kernel.view import KernelImage, KernelView, NoKernelError
+from pyvmm.testbed.oracles.accounting import Accounting
 from pyvmm.testbed.oracles.asking import ask
+from pyvmm.testbed.oracles.devices import DeviceList
 from pyvmm.testbed.oracles.hang import Hang
 from pyvmm.testbed.oracles.kernel_log import KernelLog
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 from pyvmm.testbed.oracles.panic import Panic
+from pyvmm.testbed.oracles.poison import Poison
+from pyvmm.testbed.oracles.signals import Signals
 from pyvmm.testbed.oracles.verdict import Verdict
+from pyvmm.testbed.oracles.wakeups import Wakeups
 
 AGENT_SECONDS: Final = 20.0
 """Seconds after which an agent that has not answered counts as hung. In a busy emulated host it may take three."""
@@ -27,23 +34,52 @@ class Oracles:
     def __init__(self, vm: Bed) -> None:
         self.vm = vm
         self.findings: list[Finding] = []
+        self._view: KernelView | None = None
+        self._image: KernelImage | None = None
+        self._unreadable = False
+        self.panic = Panic(vm)
+        self.log = KernelLog(vm, self.kernel)
+        self.poison = Poison(vm, self.names)
+        self.hang = Hang(vm, self.kernel, self.names)
+        self.accounting = Accounting(vm, lambda: self.poison.pages.pages)
+        self.wakeups = Wakeups(vm)
+        self.signals = Signals(vm)
+        self.devices = DeviceList(vm)
 
     @cached_property
-    def panic(self) -> Panic:
-        return Panic(self.vm)
-
-    @cached_property
-    def log(self) -> KernelLog:
-        return KernelLog(self.vm)
-
-    @cached_property
-    def hang(self) -> Hang:
-        return Hang(self.vm)
-
-    @property
     def all(self) -> list[Oracle]:
-        """Return each oracle, in the order of their findings."""
-        return [self.panic, self.log, self.hang]
+        """Each oracle, in the order of their findings."""
+        return [
+            self.panic,
+            self.poison,
+            self.log,
+            self.hang,
+            self.accounting,
+            self.wakeups,
+            self.signals,
+            self.devices,
+        ]
+
+    def kernel(self) -> KernelView | None:
+        """Return the guest's kernel for reading; None if it cannot be read: none yet, or without symbols."""
+        if self._unreadable:
+            return None
+        if self._view is None:
+            try:
+                if self._image is None:
+                    self._image = KernelImage(self.vm.machine.config.kernel)
+            except NoKernelError:
+                self._unreadable = True
+                return None
+            try:
+                self._view = KernelView(self.vm.machine.memory, self._image)
+            except NoKernelError:
+                return None
+        return self._view
+
+    def names(self) -> Names:
+        """Return names for the kernel's addresses."""
+        return Names(self.kernel())
 
     def begin(self) -> None:
         """Take the guest's present state for its ordinary one: what was logged, counted and lost until now does not

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pyvmm.testbed.oracles.asking import MARK, split
-from pyvmm.testbed.oracles.hang import Task, parse_tasks
 from pyvmm.testbed.oracles.oracle import Finding
 from pyvmm.testbed.oracles.verdict import Verdict
 
@@ -27,15 +26,3 @@ def test_a_long_verdict_fits_into_what_pytest_shows() -> None:
 def test_answers_are_split_by_their_marks() -> None:
     assert split(f"{MARK}log\n<4>one\n{MARK}hang\n{MARK}x\ny\nz\n") == {"log": "<4>one\n", "hang": "", "x": "y\nz\n"}
     assert split("") == split("noise") == {}
-
-
-def test_sleeping_tasks_are_parsed_and_garbage_is_not() -> None:
-    answer = (
-        "task 37 (kworker/0:2\nvoluntary_ctxt_switches:\t10\nnonvoluntary_ctxt_switches:\t2\n"
-        "[<0>] vmbus_teardown_gpadl+0x1/0x2\n[<0>] x\ntask 40 (a b (c\ntask x\n"
-    )
-    assert parse_tasks(answer) == [
-        Task(37, "kworker/0:2", ("10", "2"), "[<0>] vmbus_teardown_gpadl+0x1/0x2\n[<0>] x"),
-        Task(40, "a b (c", (), ""),
-    ]
-    assert parse_tasks("") == []
