@@ -31,6 +31,7 @@ class StandInGuest:
         self.vmbus = SimpleNamespace(version=(5, 3), devices=lambda: [{"relid": 1, "name": "hv-balloon"}])
         self.guest = SimpleNamespace(sh=lambda command: command)
         self.host = SimpleNamespace()
+        self.oracles = SimpleNamespace(begin=lambda: None, findings=[])
         self.ended = False
 
     def __enter__(self) -> StandInGuest:

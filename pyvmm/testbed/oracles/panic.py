@@ -47,7 +47,8 @@ class Panic(Oracle):
                 self.finding(f"the machine has ended: {machine.outcome.kind} {machine.outcome.text}".rstrip(), end)
             ]
         if machine.resets != self._resets:
-            return [self.finding(f"the machine was reset {machine.resets - self._resets} times", end)]
+            times, self._resets = machine.resets - self._resets, machine.resets
+            return [self.finding(f"the machine was reset {'once' if times == 1 else f'{times} times'}", end)]
         return []
 
     def _console(self) -> str:

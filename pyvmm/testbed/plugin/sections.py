@@ -18,7 +18,10 @@ def add_sections(report: pytest.TestReport, guest: VM) -> None:
     """Add sections about the guest to the report of a failure."""
     if any(title == CONSOLE for title, _ in report.sections):
         return
-    for title, made in ((CONSOLE, console_tail), ("messages between host and guest", messages), (FAULTS, faults)):
+    parts = [(CONSOLE, console_tail), ("messages between host and guest", messages), (FAULTS, faults)]
+    if guest.oracles.findings:
+        parts.append(("what the oracles found", findings))
+    for title, made in parts:
         try:
             text = made(guest)
         except Exception as error:  # the test may have left the machine in any state
@@ -35,6 +38,11 @@ def console_tail(guest: VM) -> str:
     """Return the last lines of the console."""
     lines = guest.console.text.rstrip().splitlines()[-CONSOLE_LINES:]
     return "\n".join(lines) or "(the guest has written nothing)"
+
+
+def findings(guest: VM) -> str:
+    """Return all that `survives` has found, with registers, stacks and log lines."""
+    return "\n".join(each.text for each in guest.oracles.findings)
 
 
 def messages(guest: VM) -> str:

@@ -172,6 +172,7 @@ class _Template:
         trouble = ""
         try:
             guest.boot()
+            guest.oracles.begin()
             if modules := wanted(self._runner.config):
                 self._coverage = TemplateCoverage(guest, modules)
             template = Template(guest)
