@@ -20,7 +20,7 @@ from pyvmm import address_map
 from pyvmm.devices.balloon.ranges import PageRange, PageRanges
 from pyvmm.devices.balloon.states import Idle
 from pyvmm.memory import PAGE_SIZE
-from pyvmm.testbed.oracles.asking import ask, can_answer
+from pyvmm.testbed.oracles.asking import Answer, ask_for, can_answer
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 PATIENCE: Final = 6.0
 """Seconds in which a difference must vanish: hv_balloon waits five for memory to be onlined."""
 
+_BLOCK_LIMIT, _BLOCKS_LIMIT = 1 << 20, 1 << 20  # pages of a memory block, and blocks
 _SINCE: Final = (5, 11)
-_QUESTION: Final = """while read -r n v u; do case $n in MemTotal:) echo total $v; break; esac; done </proc/meminfo
-cd /sys/devices/system/memory && read -r v <block_size_bytes && echo block $v
-for b in memory[0-9]*; do read -r v <$b/state; [ $v = online ] || echo offline ${b#memory}; done
-while read -r n c v r; do case $n in pages_*) echo $n $v; esac; done </sys/kernel/debug/hv-balloon"""
+_MEMORY: Final = "/sys/devices/system/memory/"
+_DRIVER: Final = "/sys/kernel/debug/hv-balloon"
 
 
 @dataclass(slots=True)
@@ -47,28 +46,28 @@ class Figures:
     offline: PageRanges = field(default_factory=PageRanges)
 
 
-def parse_figures(answer: str) -> Figures:
-    """Return the figures in the answer; numbers that are none are left out."""
-    figures, block, blocks = Figures(), 0, list[int]()
-    for line in answer.splitlines():
-        name, _, value = line.partition(" ")
-        try:
-            match name:
-                case "total":
-                    figures.total = int(value) * 1024 // PAGE_SIZE
-                case "block":
-                    block = int(value, 16) // PAGE_SIZE
-                case "offline":
-                    blocks.append(int(value))
-                case "pages_added":
-                    figures.added = int(value)
-                case "pages_ballooned":
-                    figures.ballooned = int(value)
-        except ValueError:
-            continue
-    if 0 < block < 1 << 20:
-        figures.offline = PageRanges([(each * block, block) for each in blocks if 0 <= each < 1 << 20])
-    return figures
+def parse_figures(answer: Answer) -> Figures:
+    """Return the figures in the guest's files; what is no number is left out."""
+    total = re.match(r"MemTotal: *(\d+) kB", "\n".join(answer.files.get("/proc/meminfo", [])))
+    pairs = [line.partition(":") for line in answer.files.get(_DRIVER, [])]
+    driver = {name.strip(): value.strip() for name, _, value in pairs}
+    block = "".join(answer.files.get(f"{_MEMORY}block_size_bytes", []))
+    size = int(block, 16) // PAGE_SIZE if re.fullmatch("[0-9a-f]{1,12}", block) else 0
+    offline = [
+        (int(number) * size, size)
+        for number, state in answer.under(f"{_MEMORY}memory", "/state").items()
+        if state != "online" and number.isdecimal() and int(number) < _BLOCKS_LIMIT and size < _BLOCK_LIMIT
+    ]
+    return Figures(
+        int(total[1]) * 1024 // PAGE_SIZE if total else None,
+        _number(driver.get("pages_added")),
+        _number(driver.get("pages_ballooned")),
+        PageRanges(offline),
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def lowers_total(release: str) -> bool:
@@ -85,6 +84,13 @@ class Accounting(Oracle):
     """
 
     name: ClassVar[str] = "accounting"
+    FILES: ClassVar[tuple[str, ...]] = (
+        "/proc/meminfo",
+        f"{_MEMORY}block_size_bytes",
+        f"{_MEMORY}memory*/state",
+        _DRIVER,
+    )
+    PATTERN: ClassVar[str] = "^MemTotal:|^[0-9a-f]+$|^(online|offline|going-offline)$|^pages_(added|ballooned)"
 
     def __init__(self, vm: Bed, withheld: Callable[[], int] = lambda: 0) -> None:
         super().__init__(vm)
@@ -94,11 +100,7 @@ class Accounting(Oracle):
         self._driver: tuple[Channel | None, int, int] = (None, 0, 0)  # of which channel; what it had counted before
         self._refused = 0
 
-    @property
-    def question(self) -> str:
-        return _QUESTION
-
-    def begin(self, answer: str | None) -> None:
+    def begin(self, answer: Answer | None) -> None:
         self._refused = self._refusals()
         if answer is not None and (ledger := self._settled()) is not None:
             self._start(parse_figures(answer), ledger)
@@ -111,7 +113,7 @@ class Accounting(Oracle):
         added, ballooned = (figures.added or 0) - ledger.added_pages, (figures.ballooned or 0) - ledger.removed_pages
         self._driver = self._channel(), added, ballooned
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         refusals = self._refusals()
         new, self._refused = refusals - self._refused, refusals
         found = [self.finding(f"the guest released {new} pages that were not its own")] if new > 0 else []
@@ -125,13 +127,13 @@ class Accounting(Oracle):
             until = time.monotonic() + 0.5
             while (left := until - time.monotonic()) > 0 and can_answer(self.vm):
                 self.vm.loop.step(left)
-            answers = ask(self.vm, {self.name: self.question}, PATIENCE)
-            if answers is None:
+            again = ask_for(self.vm, [self], PATIENCE)
+            if again is None:
                 return found
-            answer = answers[self.name]
+            answer = again
         return found + [self.finding(line, self._books(parse_figures(answer))) for line in lines]
 
-    def _compare(self, answer: str) -> list[str]:
+    def _compare(self, answer: Answer) -> list[str]:
         """Return what does not add up now."""
         ledger = self._settled()
         if ledger is None:

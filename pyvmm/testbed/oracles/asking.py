@@ -1,19 +1,41 @@
-"""Asks the guest's agent the questions of several oracles in one command.
+"""Asks the guest's agent for what the oracles need, in one command.
 
-A command costs the guest some forks, and each byte of its output an exit, so scripts filter in the guest and all are
-asked at once. An agent that does not answer is a finding, not an error of the test.
+A command costs the guest some forks and each byte of its output an exit, so one grep reads all files; a shell that
+reads them itself takes seconds in an emulated host, as it does so byte by byte. An agent that does not answer is a
+finding, not an error of the test.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from shlex import quote
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigError
-from pyvmm.testbed.oracles.oracle import Bed
 
-MARK = "@@pyvmm-oracle "
-"""Beginning of a line before each answer; nothing that a kernel prints."""
+if TYPE_CHECKING:
+    from pyvmm.testbed.oracles.oracle import Bed, Oracle
+
+MARK = "@@pyvmm-oracle"
+"""A line between what was read and what a command printed; nothing that a kernel prints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Lines of the guest's files by their path, and the output of a command."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    output: str = ""
+
+    def under(self, start: str, end: str = "") -> dict[str, str]:
+        """Return the first line of each file whose path begins and ends so, by what is between."""
+        return {
+            path[len(start) : len(path) - len(end)]: lines[0]
+            for path, lines in self.files.items()
+            if path.startswith(start) and path.endswith(end)
+        }
 
 
 def can_answer(vm: Bed) -> bool:
@@ -22,16 +44,25 @@ def can_answer(vm: Bed) -> bool:
     return machine.outcome is None and machine.state == "running" and machine.agent.ready
 
 
-def ask(vm: Bed, questions: Mapping[str, str], seconds: float) -> dict[str, str] | None:
-    """Return the output of each script; None if the agent does not answer within `seconds`."""
+def ask_for(vm: Bed, oracles: Iterable[Oracle], seconds: float, command: str = "") -> Answer | None:
+    """Return what the oracles want to know, and the output of `command`; None without an answer in `seconds`."""
+    chosen = list(oracles)
+    files = [name for oracle in chosen for name in oracle.FILES]
+    pattern = "|".join(oracle.PATTERN for oracle in chosen if oracle.PATTERN)
+    grep = f"grep -sHE {quote(pattern)} {' '.join(files)}" if files else ":"
+    commands = [oracle.command for oracle in chosen if oracle.command] + ([command] if command else [])
+    return ask(vm, [grep, *commands], seconds)
+
+
+def ask(vm: Bed, commands: Sequence[str], seconds: float) -> Answer | None:
+    """Run shell commands in the guest, the first of which prints lines PATH:TEXT; None without an answer in time."""
     if not can_answer(vm):
         return None
-    script = "\n".join(f"echo '{MARK}{name}'\n{question}" for name, question in questions.items())
     output = bytearray()
     status: list[int | None] = []
     try:
         cancel = vm.machine.agent.execute(
-            f"exec 2>/dev/null\n{script}",
+            "exec 2>/dev/null\n" + f"\necho {MARK}\n".join(commands),
             lambda stream, data: output.extend(data) if stream == "out" else None,
             status.append,
         )
@@ -42,13 +73,15 @@ def ask(vm: Bed, questions: Mapping[str, str], seconds: float) -> dict[str, str]
         vm.loop.step(left)
     if not status:
         cancel()
-    return split(output.decode("utf-8", "replace")) if status and status[0] is not None else None
+    return parse(output.decode("utf-8", "replace")) if status and status[0] is not None else None
 
 
-def split(text: str) -> dict[str, str]:
-    """Split the output of all scripts into the answers."""
-    answers: dict[str, str] = {}
-    for part in text.split(MARK)[1:]:
-        name, _, answer = part.partition("\n")
-        answers[name] = answer
-    return answers
+def parse(text: str) -> Answer:
+    """Return the answer in the commands' output."""
+    files: dict[str, list[str]] = {}
+    first, *others = text.split(f"{MARK}\n")
+    for line in first.splitlines():
+        path, colon, rest = line.partition(":")
+        if colon and path.startswith("/"):
+            files.setdefault(path, []).append(rest)
+    return Answer(files, "".join(others))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from typing import ClassVar, Final
 
-from pyvmm.testbed.oracles.asking import ask, can_answer
+from pyvmm.testbed.oracles.asking import Answer, ask_for, can_answer
 from pyvmm.testbed.oracles.oracle import Finding, Oracle
 from pyvmm.vmbus.states import Hidden, Rescinded, Serving
 
 PATIENCE: Final = 5.0
 """Seconds in which the guest must have handled offers and rescinds."""
+
+ROOT: Final = "/sys/bus/vmbus/devices/"
 
 Devices = dict[str, frozenset[int]]
 """Relids of its channels, by a device's instance GUID."""
@@ -24,28 +26,23 @@ class DeviceList(Oracle):
     """Finds devices that only one side knows, or whose channels differ."""
 
     name: ClassVar[str] = "devices"
+    FILES: ClassVar[tuple[str, ...]] = (f"{ROOT}*/device_id", f"{ROOT}*/id", f"{ROOT}*/channels/*/subchannel_id")
+    PATTERN: ClassVar[str] = r"^\{|^[0-9]+$"
 
-    @property
-    def question(self) -> str:
-        return (
-            "cd /sys/bus/vmbus/devices && for d in *; do read -r g <$d/device_id || continue; read -r i <$d/id\n"
-            "c=; for s in $d/channels/*; do c=\"$c ${s##*/}\"; done; echo $g $i $c; done"
-        )  # fmt: skip
-
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         if answer is None:
             return []
         wrong = self._differences(answer)
         limit = time.monotonic() + PATIENCE
         while wrong and can_answer(self.vm) and time.monotonic() < limit:
             self.vm.loop.step(0.5)
-            answers = ask(self.vm, {self.name: self.question}, PATIENCE)
-            if answers is None:
+            again = ask_for(self.vm, [self], PATIENCE)
+            if again is None:
                 return []
-            wrong = self._differences(answers[self.name])
+            wrong = self._differences(again)
         return [self.finding(line) for line in wrong]
 
-    def _differences(self, answer: str) -> list[str]:
+    def _differences(self, answer: Answer) -> list[str]:
         there, offered = parse_devices(answer), self._offered()
         found = [f"the guest lacks {self._title(guid)}" for guid in offered.keys() - there.keys()]
         found += [
@@ -72,11 +69,13 @@ class DeviceList(Oracle):
         return f"{name} {guid}".strip()
 
 
-def parse_devices(answer: str) -> Devices:
-    """Return the guest's devices: lines of GUID in braces, relid, relids of its channels."""
-    found: dict[str, frozenset[int]] = {}
-    for line in answer.splitlines():
-        guid, *relids = line.split()
-        if guid.startswith("{"):
-            found[guid.strip("{}")] = frozenset(int(each) for each in relids if each.isdecimal())
-    return found
+def parse_devices(answer: Answer) -> Devices:
+    """Return the guest's devices, by what their files say. A device without an id of its own is left out."""
+    relids = answer.under(ROOT, "/id")
+    found = {name: {int(relid)} for name, relid in relids.items() if relid.isdecimal()}
+    for path in answer.under(ROOT, "/subchannel_id"):
+        name, _, relid = path.partition("/channels/")
+        if name in found and relid.isdecimal():
+            found[name].add(int(relid))
+    guids = answer.under(ROOT, "/device_id")
+    return {guids[name].strip("{}"): frozenset(found[name]) for name in guids.keys() & found.keys()}

@@ -19,7 +19,7 @@ from pyvmm.machine.vcpu_snapshot import VcpuSnapshot
 from pyvmm.testbed.kernel.backtrace import Names
 from pyvmm.testbed.kernel.tasks import Task, read_tasks
 from pyvmm.testbed.kernel.view import KernelView, NoKernelError
-from pyvmm.testbed.oracles.asking import ask, can_answer
+from pyvmm.testbed.oracles.asking import Answer, ask, can_answer
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
 TASK_SECONDS: Final = 7.0
@@ -58,7 +58,7 @@ class Hang(Oracle):
     def watch(self) -> None:
         self._samples.append(self.vm.machine.slot.vcpu_snapshots())
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         if not can_answer(self.vm):
             return []  # it has ended, is paused, or has never been up: no hang
         found = self._judge_heartbeat()
@@ -102,8 +102,8 @@ class Hang(Oracle):
 
     def _stack(self, task: Task) -> str:
         """Return a sleeping task's stack: by the guest, which knows its frames, else by what lies there."""
-        answers = ask(self.vm, {"stack": f"cat /proc/{task.pid}/stack"}, STACK_SECONDS)
-        text = clean((answers or {}).get("stack", "")).strip()
+        answer = ask(self.vm, [":", f"cat /proc/{task.pid}/stack"], STACK_SECONDS)
+        text = clean(answer.output).strip() if answer is not None else ""
         return text or "\n".join(self._names().backtrace(0, task.sp)[1:])
 
     def _judge_vcpus(self) -> list[Finding]:

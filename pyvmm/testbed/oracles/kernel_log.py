@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from pyvmm.testbed.kernel.printk import LogReader
 from pyvmm.testbed.kernel.view import KernelView, NoKernelError
+from pyvmm.testbed.oracles.asking import Answer
 from pyvmm.testbed.oracles.log_lines import PATTERN, WORST_LEVEL, Line, Report, parse, reports
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
@@ -23,7 +24,7 @@ class KernelLog(Oracle):
     """Finds new reports in the guest kernel's log; each is found once. `view()` reads the kernel, if it can be."""
 
     name: ClassVar[str] = "log"
-    COMMAND: ClassVar[str] = f"dmesg -r | grep -E -A{AFTER} '^<[0-{WORST_LEVEL}]>|{PATTERN}'"
+    DMESG: ClassVar[str] = f"dmesg -r | grep -E -A{AFTER} '^<[0-{WORST_LEVEL}]>|{PATTERN}'"
 
     def __init__(self, vm: Bed, view: Callable[[], KernelView | None] = lambda: None) -> None:
         super().__init__(vm)
@@ -33,29 +34,29 @@ class KernelLog(Oracle):
         self._allowed: list[re.Pattern[str]] = []
 
     @property
-    def question(self) -> str:
+    def command(self) -> str:
         """The command for a guest whose memory tells nothing."""
-        return self.COMMAND if self._view() is None else ""
+        return self.DMESG if self._view() is None else ""
 
     def allow(self, pattern: str) -> None:
         """Let a report pass if the regular expression `pattern` matches in its first telling line."""
         self._allowed.append(re.compile(pattern))
 
-    def begin(self, answer: str | None) -> None:
+    def begin(self, answer: Answer | None) -> None:
         self.new_reports(answer)
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         return [
             self.finding(f"{each.kind}: {each.headline.text}", "\n".join(map(str, each.lines)))
             for each in self.new_reports(answer)
             if not any(pattern.search(each.headline.text) for pattern in self._allowed)
         ]
 
-    def new_reports(self, answer: str | None) -> list[Report]:
+    def new_reports(self, answer: Answer | None) -> list[Report]:
         """Return the reports in the log that were not there before."""
         lines = self.read()
         if lines is None:
-            lines = list(parse(answer or ""))
+            lines = list(parse(answer.output if answer is not None else ""))
         new = [each for each in reports(lines) if each.headline not in self._seen]
         self._seen.update(each.headline for each in new)
         return new

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from pyvmm.testbed.oracles.asking import Answer
+
 if TYPE_CHECKING:
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine
@@ -36,25 +38,27 @@ class Finding:
 
 
 class Oracle:
-    """One check of one guest. A subclass has a `name`, and judges by the host's own state or by what a command in the
-    guest prints (`question`, a shell script; the questions of all oracles are asked in one command).
+    """One check of one guest. A subclass has a `name`, and judges by the host's own state or by what the guest's
+    files say: those of FILES (patterns of the guest's shell), of which lines are read that match PATTERN (grep -E's).
 
         begin     what is there now is the guest's ordinary state
         watch     called several times while the guest is watched
-        judge     return what is wrong, by the answer to the question; None: the guest did not answer
+        judge     return what is wrong, by the files; None: the guest did not answer
     """
 
     name: ClassVar[str]
+    FILES: ClassVar[tuple[str, ...]] = ()
+    PATTERN: ClassVar[str] = ""
 
     def __init__(self, vm: Bed) -> None:
         self.vm = vm
 
     @property
-    def question(self) -> str:
-        """The shell script whose output `judge` gets; empty if it needs none."""
+    def command(self) -> str:
+        """A shell command whose output the answer has too; empty if none is needed."""
         return ""
 
-    def begin(self, answer: str | None) -> None:
+    def begin(self, answer: Answer | None) -> None:
         """Take the guest's present state for its ordinary one."""
 
     def open_window(self) -> None:
@@ -63,7 +67,7 @@ class Oracle:
     def watch(self) -> None:
         """Look at the running guest."""
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         """Return what is wrong."""
         raise NotImplementedError
 

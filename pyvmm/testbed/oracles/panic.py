@@ -10,6 +10,7 @@ import re
 from typing import ClassVar
 
 from pyvmm.guest_text import clean
+from pyvmm.testbed.oracles.asking import Answer
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
 CONSOLE_LINES = 40
@@ -27,13 +28,13 @@ class Panic(Oracle):
         super().__init__(vm)
         self._resets = self._panics = self._offset = 0
 
-    def begin(self, answer: str | None) -> None:
+    def begin(self, answer: Answer | None) -> None:
         machine = self.vm.machine
         self._resets, self._panics = machine.resets, machine.panic.count
         first, data = machine.console_tail.since(0)
         self._offset = first + len(data)
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         machine = self.vm.machine
         tail = self._console()
         end = "\n".join(tail.splitlines()[-CONSOLE_LINES:])

@@ -26,6 +26,7 @@ from pyvmm.machine.withheld_pages import WithheldPages
 from pyvmm.memory import PAGE_SIZE
 from pyvmm.tap import Deliver, Item
 from pyvmm.testbed.kernel.backtrace import Names
+from pyvmm.testbed.oracles.asking import Answer
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
 _OFFSET_AT, _UNIT = 2, 8  # of a packet's data, in its header
@@ -187,7 +188,7 @@ class Poison(Oracle):
         if self._withheld is not None and self._withheld.hardware is not hardware:
             self.sync()
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         new, self._told = self.touches[self._told :], len(self.touches)
         return [self.finding(f"{each}, by vCPU {each.vcpu}", self._describe(each)) for each in new]
 

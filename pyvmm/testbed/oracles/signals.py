@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
+from pyvmm.testbed.oracles.asking import Answer
 from pyvmm.testbed.oracles.oracle import Bed, Finding, Oracle
 
 FACTOR: Final = 3
@@ -33,23 +34,21 @@ class Signals(Oracle):
     """Finds signal storms since the last check."""
 
     name: ClassVar[str] = "signals"
+    FILES: ClassVar[tuple[str, ...]] = ("/proc/interrupts",)
+    PATTERN: ClassVar[str] = "^ *HYP:"
 
     def __init__(self, vm: Bed) -> None:
         super().__init__(vm)
         self._before: _Counts | None = None
 
-    @property
-    def question(self) -> str:
-        return "while read -r n v; do case $n in HYP:) echo $v; esac; done </proc/interrupts"
-
-    def begin(self, answer: str | None) -> None:
+    def begin(self, answer: Answer | None) -> None:
         self._before = self._count(answer)
 
     def open_window(self) -> None:
         if self._before is None:
             self._before = self._count(None)
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         now = self._count(answer)
         before, self._before = self._before or _Counts(), now
         found = []
@@ -71,10 +70,11 @@ class Signals(Oracle):
                 found.append(self.finding(f"the guest had {extra} VMBus interrupts for {packets} packets"))
         return found
 
-    def _count(self, answer: str | None) -> _Counts:
+    def _count(self, answer: Answer | None) -> _Counts:
         counts = _Counts()
         for _, each in self.vm.machine.services.bus.open_channels():
             counts.channels[id(each)] = each.signals_in, each.packets_in, each.signals_out, each.packets_out
-        numbers = [int(word) for word in (answer or "").split() if word.isdecimal()]
+        lines = [] if answer is None else answer.files.get("/proc/interrupts", [])
+        numbers = [int(word) for line in lines for word in line.split() if word.isdecimal()]
         counts.interrupts = sum(numbers) if numbers else None
         return counts

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
-from types import MappingProxyType
 from typing import Final
 
 from pyvmm.testbed.kernel.backtrace import Names
 from pyvmm.testbed.kernel.view import KernelImage, KernelView, NoKernelError
 from pyvmm.testbed.oracles.accounting import Accounting
-from pyvmm.testbed.oracles.asking import ask
+from pyvmm.testbed.oracles.asking import ask_for
 from pyvmm.testbed.oracles.devices import DeviceList
 from pyvmm.testbed.oracles.hang import Hang
 from pyvmm.testbed.oracles.kernel_log import KernelLog
@@ -89,9 +88,9 @@ class Oracles:
         """Take the guest's present state for its ordinary one: what was logged, counted and lost until now does not
         count any more. To be called once the guest is up; a first `survives` without it judges everything since boot.
         """
-        answers = self._ask(self.all, {"kfence": KFENCE})
+        answer = ask_for(self.vm, self.all, AGENT_SECONDS, KFENCE)
         for oracle in self.all:
-            oracle.begin(None if answers is None else answers.get(oracle.name, ""))
+            oracle.begin(answer)
 
     def survives(self, seconds: float = 1.0, *, without: Iterable[str] = ()) -> Verdict:
         """Run the guest for `seconds`, then return what all oracles find; those named in `without` are left out.
@@ -104,12 +103,8 @@ class Oracles:
         for oracle in chosen:
             oracle.open_window()
         self._watch(chosen, seconds)
-        answers = self._ask(chosen)
-        found = [
-            finding
-            for oracle in chosen
-            for finding in oracle.judge(None if answers is None else answers.get(oracle.name, ""))
-        ]
+        answer = ask_for(self.vm, chosen, AGENT_SECONDS)
+        found = [finding for oracle in chosen for finding in oracle.judge(answer)]
         self.findings += found
         return Verdict(tuple(found))
 
@@ -126,7 +121,3 @@ class Oracles:
                 self.vm.loop.step(left)
             for oracle in chosen:
                 oracle.watch()
-
-    def _ask(self, chosen: list[Oracle], first: Mapping[str, str] = MappingProxyType({})) -> dict[str, str] | None:
-        questions = {oracle.name: oracle.question for oracle in chosen}
-        return ask(self.vm, {**first, **questions}, AGENT_SECONDS)

@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 from pyvmm.errors import GuestError
 from pyvmm.hyperv.tlfs import EVENT_FLAGS_SIZE
-from pyvmm.testbed.oracles.asking import can_answer
+from pyvmm.testbed.oracles.asking import Answer, can_answer
 from pyvmm.testbed.oracles.oracle import Finding, Oracle
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.channel import Channel
@@ -36,7 +36,7 @@ class Wakeups(Oracle):
 
     name: ClassVar[str] = "wakeups"
 
-    def judge(self, answer: str | None) -> list[Finding]:
+    def judge(self, answer: Answer | None) -> list[Finding]:
         waits = self._waits()
         limit = time.monotonic() + PATIENCE
         while waits and can_answer(self.vm) and time.monotonic() < limit:

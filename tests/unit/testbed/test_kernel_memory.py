@@ -128,11 +128,11 @@ def test_the_log_oracle_reads_memory_and_asks_where_it_cannot() -> None:
     kernel = FakeKernel()
     view = kernel.view
     log = KernelLog(FakeBed(), lambda: view)
-    assert log.question == ""
+    assert log.command == ""
     kernel.log("BUG: unable to handle page fault for address: ffffea00", level=1)
     kernel.log("Call Trace:", level=4)
     (found,) = log.judge(None)
     assert found.line.startswith("oops: BUG: unable to handle")
     assert found.details.count("\n") == 1
     assert log.judge(None) == []
-    assert "dmesg" in KernelLog(FakeBed()).question
+    assert "dmesg" in KernelLog(FakeBed()).command

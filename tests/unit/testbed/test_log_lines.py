@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pyvmm.testbed.oracles.asking import Answer
 from pyvmm.testbed.oracles.kernel_log import KernelLog
 from pyvmm.testbed.oracles.log_lines import KNOWN_WARNINGS, parse, reports
 from tests.support.fake_bed import FakeBed
@@ -100,16 +101,16 @@ def test_lines_without_times_and_with_callers_and_garbage_are_parsed() -> None:
 
 def test_a_report_is_found_once_and_an_allowed_one_not_at_all() -> None:
     log = KernelLog(FakeBed())
-    (found,) = log.judge(LIST_BUG)
+    (found,) = log.judge(Answer(output=LIST_BUG))
     assert found.line.startswith("list corruption: list_del corruption")
-    assert log.judge(LIST_BUG) == []
+    assert log.judge(Answer(output=LIST_BUG)) == []
     log.allow("drivers/hv")
-    assert log.judge("<4>[   20.000000] WARNING: at drivers/hv/channel.c:3\n") == []
-    assert len(log.judge("<4>[   21.000000] WARNING: at mm/slub.c:3\n")) == 1
+    assert log.judge(Answer(output="<4>[   20.000000] WARNING: at drivers/hv/channel.c:3\n")) == []
+    assert len(log.judge(Answer(output="<4>[   21.000000] WARNING: at mm/slub.c:3\n"))) == 1
 
 
 def test_what_was_there_at_the_beginning_does_not_count() -> None:
     log = KernelLog(FakeBed())
-    log.begin(LIST_BUG)
-    assert log.judge(LIST_BUG) == []
-    assert len(log.judge(LIST_BUG.replace("   12.", "   13."))) == 1
+    log.begin(Answer(output=LIST_BUG))
+    assert log.judge(Answer(output=LIST_BUG)) == []
+    assert len(log.judge(Answer(output=LIST_BUG.replace("   12.", "   13.")))) == 1
