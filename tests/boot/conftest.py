@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests.support`, when run as plain `pytest`
 
+from pyvmm.testbed.plugin.where import required
 from tests.support import inner_pytest
 from tests.support.booted import Booted
 
@@ -106,7 +107,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 def _reports(item: pytest.Item, door: Door) -> Any:
     if door.missing:
-        if inner_pytest.required():
+        if required():
             yield _report(item, "setup", "failed", f"Linux must boot here (CI), but: {door.missing}")
         else:
             path, line, _ = item.location

@@ -31,6 +31,7 @@ from pyvmm.errors import PyvmmError
 from pyvmm.host.inside import inside
 from pyvmm.host.qemu import PROGRAM
 from pyvmm.process import kill_with_parent
+from pyvmm.testbed.plugin.where import required
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS_VARIABLE = "PYVMM_BOOT_REPORTS"
@@ -47,11 +48,6 @@ POLL = 0.05
 
 HOST_MIB = 2560  # for guests that grow to as much
 IN_HOST = (sys.executable, "-m", "pyvmm.host", "exec", "--memory", str(HOST_MIB), "--")
-
-
-def required() -> bool:
-    """Whether a boot test that cannot run is a failure: a skip must not turn CI green."""
-    return os.environ.get("CI") == "true" or os.environ.get("PYVMM_REQUIRE_BOOT") == "1"
 
 
 def lacks_qemu() -> bool:

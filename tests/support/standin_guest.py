@@ -26,7 +26,7 @@ class StandInGuest:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.trace = trace.TailSink(10)
-        self.console = SimpleNamespace(text="Linux version 0.0\nguest console's last line\n")
+        self.console = SimpleNamespace(text="Linux version 0.0\n\x1b[31mguest console's last line\n")
         self.balloon = SimpleNamespace(actual=512 << 20)
         self.vmbus = SimpleNamespace(version=(5, 3), devices=lambda: [{"relid": 1, "name": "hv-balloon"}])
         self.guest = SimpleNamespace(sh=lambda command: command)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.testbed.plugin import where
 from tests.support import inner_pytest
 from tests.support.inner_pytest import Died, InnerPytest, Stalled
 
@@ -94,7 +95,7 @@ def test_ci_does_not_take_a_skip_for_an_answer(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert inner_pytest.required() is required
+    assert where.required() is required
 
 
 def test_a_missing_qemu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

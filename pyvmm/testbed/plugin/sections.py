@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pyvmm.guest_text import clean
+
 if TYPE_CHECKING:
     import pytest
 
@@ -37,7 +39,7 @@ CONSOLE = "the guest's console ends"
 def console_tail(guest: VM) -> str:
     """Return the last lines of the console."""
     lines = guest.console.text.rstrip().splitlines()[-CONSOLE_LINES:]
-    return "\n".join(lines) or "(the guest has written nothing)"
+    return clean("\n".join(lines)) or "(the guest has written nothing)"
 
 
 def findings(guest: VM) -> str:

@@ -159,6 +159,11 @@ def test_a_failed_test_shows_console_messages_and_how_to_repeat_it(sample: Run) 
         assert part in report, report
 
 
+def test_what_a_guest_writes_cannot_control_the_terminal(sample: Run) -> None:
+    assert "\\x1b[31mguest console's last line" in sample.stdout
+    assert "\x1b" not in sample.stdout
+
+
 def test_what_a_passing_test_prints_is_captured(sample: Run) -> None:
     assert "from a passing test" not in sample.stdout + sample.stderr
 
