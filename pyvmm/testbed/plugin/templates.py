@@ -202,20 +202,23 @@ class _Template:
 
     def _test(self, template: Template, item: pytest.Item, keep: list[str] | None) -> None:
         _, seconds = item.stash[hooks.RESOLVED]
-        done, theirs = os.pipe2(os.O_CLOEXEC)  # closed by the test's end, of its process or of the test alone
+        tells, theirs = os.pipe2(os.O_CLOEXEC)
         child = template.fork(partial(self._in_child, item, seconds, keep, theirs))
         os.close(theirs)
-        ended = bool(select.select([done], [], [], seconds + GRACE)[0])
-        kept = ended and os.read(done, 1)
-        os.close(done)
+        handle = os.pidfd_open(child.pid)
+        ended = select.select([tells, handle], [], [], seconds + GRACE)[0]
+        kept = tells in ended and os.read(tells, 1)
+        os.close(tells)
         trouble = ""
         if not ended:
             child.kill()
             trouble = f"the test was killed: it had not ended {GRACE:g} s after its limit"
         elif kept and keep:
-            self._kept[os.pidfd_open(child.pid)] = child, keep[0]
+            self._kept[handle] = child, keep[0]
         elif status := child.wait():
             trouble = f"the test's process ended without a report: {_describe(status)}"
+        if handle not in self._kept:
+            os.close(handle)
         if self._coverage is not None and (record := self._coverage.news()) is not None:
             self._send("cover", record=record)
         if trouble:
@@ -223,7 +226,7 @@ class _Template:
         else:
             self._send("finished")
 
-    def _in_child(self, item: pytest.Item, seconds: float, keep: list[str] | None, done: int, guest: VM) -> None:
+    def _in_child(self, item: pytest.Item, seconds: float, keep: list[str] | None, tell: int, guest: VM) -> None:
         signal.signal(signal.SIGALRM, partial(_on_alarm, seconds))
         signal.setitimer(signal.ITIMER_REAL, seconds)
         # Standard error is the log now, and pytest's capture during the test.
@@ -237,8 +240,8 @@ class _Template:
 
             def kept() -> None:
                 self._send("kept", name=name)
-                os.write(done, b"k")
-                os.close(done)
+                os.write(tell, b"k")
+                os.close(tell)
 
             serve(guest, name, socket, kept)
 
