@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from pyvmm.testbed.vm import VM
 
 CONSOLE_LINES = 25
+CONSOLE_LIMIT = 6000
+"""Most lines and characters of the console in a report: a guest may write lines without end."""
+
+CONSOLE = "the guest's console ends"
 
 
 def add_sections(report: pytest.TestReport, guest: VM) -> None:
     """Add sections about the guest to the report of a failure."""
     if any(title == CONSOLE for title, _ in report.sections):
         return
-    parts = [(CONSOLE, console_tail), ("messages between host and guest", messages), (FAULTS, faults)]
-    if guest.oracles.findings:
-        parts.append(("what the oracles found", findings))
-    for title, made in parts:
+    for title, made in PARTS:
         try:
             text = made(guest)
         except Exception as error:  # the test may have left the machine in any state
@@ -32,19 +33,15 @@ def add_sections(report: pytest.TestReport, guest: VM) -> None:
             report.sections.append((title, text))
 
 
-FAULTS = "fault rules"
-CONSOLE = "the guest's console ends"
-
-
 def console_tail(guest: VM) -> str:
     """Return the last lines of the console."""
-    lines = guest.console.text.rstrip().splitlines()[-CONSOLE_LINES:]
+    lines = guest.console.text[-CONSOLE_LIMIT:].rstrip().splitlines()[-CONSOLE_LINES:]
     return clean("\n".join(lines)) or "(the guest has written nothing)"
 
 
 def findings(guest: VM) -> str:
-    """Return all that `survives` has found, with registers, stacks and log lines."""
-    return "\n".join(each.text for each in guest.oracles.findings)
+    """Return all that `survives` has found, with registers, stacks and log lines; "" if that is nothing."""
+    return clean("\n".join(each.text for each in guest.oracles.findings))
 
 
 def messages(guest: VM) -> str:
@@ -66,6 +63,14 @@ def _channels(guest: VM) -> Iterable[tuple[int, str]]:
     """Number and device of each channel."""
     for device in guest.vmbus.devices():
         yield device["relid"], device["name"]
+
+
+PARTS = (
+    (CONSOLE, console_tail),
+    ("messages between host and guest", messages),
+    ("fault rules", faults),
+    ("what the oracles found", findings),
+)
 
 
 def boot_failure(guest: VM, configuration: Configuration, error: BaseException) -> str:
