@@ -23,9 +23,7 @@ def start(client: Client, names: Sequence[str], folder: Path | None, progress: P
     kernel = Path(client.execute("x-status")["kernel"])
     programs = [find_program(name, kernel, folder, progress) for name in names]
     if client.execute("query-status")["status"] != "running":
-        raise ConfigError(
-            "the guest is asked where its modules are, and does not run: `pyvmm cover` again when it does"
-        )
+        raise ConfigError("the guest is asked where its modules are, and it does not run: resume it first")
     progress("asking the guest where its modules are")
     answer = client.execute("x-execute", {"command": sections_command(programs), "timeout": _AGENT_SECONDS})
     found = parse_sections(base64.b64decode(answer["stdout"]).decode("ascii", "replace"))

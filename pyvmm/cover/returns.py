@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from pyvmm.cover.program import Call, Program
 from pyvmm.errors import ConfigError
-from pyvmm.machine.traps import ForcedReturn, traps_of
+from pyvmm.machine.traps import traps_of
+from pyvmm.machine.watched import ForcedReturn
 
 if TYPE_CHECKING:
     from pyvmm.cover.session import Coverage

@@ -19,7 +19,8 @@ from pyvmm.cover.record import Record, Seen
 from pyvmm.cover.report import lines
 from pyvmm.cover.store import find_program
 from pyvmm.errors import ConfigError
-from pyvmm.machine.traps import Site, traps_of
+from pyvmm.machine.traps import traps_of
+from pyvmm.machine.watched import Site
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine

@@ -112,7 +112,8 @@ class MonitorView:
         self, module: str, build_id: str, sites: Sequence[Place | None], exits: Sequence[int]
     ) -> qapi.CoverInfo:
         """Place a breakpoint for each block of a module. Raises ConfigError."""
-        from pyvmm.machine.traps import Site, traps_of
+        from pyvmm.machine.traps import traps_of
+        from pyvmm.machine.watched import Site
 
         found = [None if each is None else Site(*each) for each in sites]
         return traps_of(self._machine).watch(module, build_id, found, exits).describe()

@@ -13,22 +13,19 @@ contents and the page tables tell, the breakpoints that were not hit are placed 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from pyvmm import qapi
-from pyvmm.cover_sites import pack_hits
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb.breakpoints import OUT, Patches
-from pyvmm.gdb.page_tables import PAGE, Paging
-from pyvmm.gdb.target import RefusedError
+from pyvmm.gdb.page_tables import Paging
 from pyvmm.kvm import Exit, Interrupted, IoOut, Regs, Vcpu
 from pyvmm.loop import Pending
 from pyvmm.machine import events as trace
-from pyvmm.memory import GuestMemory
+from pyvmm.machine.guest_code import GuestCode
+from pyvmm.machine.watched import ForcedReturn, Site, Watched
 
 if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
@@ -42,67 +39,13 @@ MODULE_LIMIT: Final = 64
 WRONG_LIMIT: Final = 20
 """If one in so many places has other bytes than the module's file, it is not the guest's module."""
 
-_CPL: Final = 3
+SUSPENSION_LIMIT: Final = 16
+"""Times that breakpoints are placed again for a kernel that left and came back. A guest may leave over and over, and
+each time takes the loop some milliseconds for a thousand breakpoints."""
+
 _CALL: Final = 5  # bytes of a direct call
 _CALL_OPCODE: Final = 0xE8
 _ADDRESSES: Final = 1 << 64
-
-
-class Site(NamedTuple):
-    """A place for a block's breakpoint: its virtual address and the two bytes there, None if they are not known."""
-
-    address: int
-    expected: bytes | None = None
-
-
-class Watched:
-    """The blocks of one module. `sites`: one a block, None for blocks without a place.
-
-    `hits` has a byte for each block, in memory that forked processes share.
-    """
-
-    def __init__(self, name: str, build_id: str, sites: Sequence[Site | None]) -> None:
-        self.name = name
-        self.build_id = build_id
-        self.sites = tuple(sites)
-        self.hits = mmap.mmap(-1, max(1, len(sites)))
-        self.placed: set[int] = set()  # blocks whose breakpoint was placed
-        self.state: qapi.CoverState = "on"
-
-    @property
-    def seen(self) -> list[int]:
-        """Return the numbers of the blocks that were hit."""
-        return [number for number, hit in enumerate(self.hits[: len(self.sites)]) if hit]
-
-    def describe(self) -> qapi.CoverInfo:
-        """Return the monitor's answer about this module."""
-        return {
-            "module": self.name,
-            "build-id": self.build_id,
-            "state": self.state,
-            "blocks": len(self.sites),
-            "hits": pack_hits(len(self.sites), self.placed, set(self.seen)),
-        }
-
-
-@dataclass(slots=True)
-class ForcedReturn:
-    """Calls that return `value` without being made: after the first `skip` calls, `times` times (0: ever).
-
-    `addresses`: where the calls are; they are counted together.
-    """
-
-    addresses: tuple[int, ...]
-    value: int
-    times: int
-    skip: int = 0
-    done: int = 0
-    passed: int = 0
-
-    @property
-    def spent(self) -> bool:
-        """Whether it has failed as often as it should."""
-        return bool(self.times) and self.done >= self.times
 
 
 @dataclass(slots=True)
@@ -116,63 +59,6 @@ class _Trap:
     code: bytes = b""  # of the call that is skipped
 
 
-class _Code:
-    """The guest's code by virtual address, while no vCPU runs: by the first one's page tables, page by page."""
-
-    def __init__(self, memory: GuestMemory, patches: Patches, vcpus: Sequence[Vcpu]) -> None:
-        sregs = vcpus[0].sregs
-        self._paging = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, user=sregs.cs.selector & _CPL == _CPL)
-        self._memory = memory
-        self._patches = patches
-        self._pages: dict[int, tuple[int, bytes] | None] = {}  # gpa and contents, without breakpoints
-        self._next = {vcpu.regs.rip for vcpu in vcpus}
-
-    def _page(self, address: int) -> tuple[int, bytes] | None:
-        number = address // PAGE
-        if number not in self._pages:
-            gpa = self._paging.translate(self._memory, number * PAGE)
-            mapped = gpa is not None and self._memory.contains(gpa, PAGE)
-            found = (
-                (gpa, self._patches.hide(gpa, self._memory.read(gpa, PAGE))) if gpa is not None and mapped else None
-            )
-            self._pages[number] = found
-        return self._pages[number]
-
-    def places(self, address: int, length: int) -> list[int]:
-        """Return the guest physical addresses of `length` bytes; fewer where they are not mapped to RAM."""
-        found: list[int] = []
-        for at in range(address, address + length):
-            page = self._page(at)
-            if page is None:
-                break
-            found.append(page[0] + at % PAGE)
-        return found
-
-    def read(self, address: int, length: int) -> bytes:
-        """Return code without breakpoints; less than `length` bytes where it is not mapped."""
-        page = self._page(address)
-        if page is None:
-            return b""
-        at = address % PAGE
-        data = page[1][at : at + length]
-        return data if len(data) == length else data + self.read(address + len(data), length - len(data))
-
-    def patch(self, address: int) -> bool:
-        """Patch the instruction at `address`; return whether a breakpoint is there now. Not if a vCPU would go on
-        inside of it: at the instruction behind one of one byte.
-        """
-        if address in self._patches:
-            return True
-        places = self.places(address, len(OUT))
-        if len(places) < len(OUT) or address + 1 in self._next:
-            return False
-        try:
-            self._patches.insert(address, places)
-        except RefusedError:
-            return False
-        return True
-
-
 class Traps:
     """The self-handling breakpoints of one machine. `_exit` runs on vCPU threads, the rest on the loop's."""
 
@@ -184,6 +70,7 @@ class Traps:
         self.forced: list[ForcedReturn] = []
         self._held: list[tuple[int, int]] = []  # (vCPU, address) of hits that the loop settles
         self._settling = Pending(machine.loop, self._settle)
+        self._suspensions = 0
         server = machine.services.bus.server
         server.on_unload, server.on_contact = self._unload, self._contact
 
@@ -264,7 +151,7 @@ class Traps:
         self._connect()
         return forced
 
-    def _check_call(self, address: int, code: _Code) -> None:
+    def _check_call(self, address: int, code: GuestCode) -> None:
         found = code.read(address, _CALL)
         if len(found) < _CALL:
             raise ConfigError(f"the call at {address:#x} is not mapped")
@@ -314,11 +201,11 @@ class Traps:
     def _trap(self, address: int) -> _Trap:
         return self._traps.setdefault(address, _Trap(address))
 
-    def _code(self) -> _Code:
+    def _code(self) -> GuestCode:
         machine = self._machine
-        return _Code(machine.memory, self._patches, [thread.vcpu for thread in machine.slot.threads])
+        return GuestCode(machine.memory, self._patches, [thread.vcpu for thread in machine.slot.threads])
 
-    def _compare(self, watched: Watched, code: _Code) -> None:
+    def _compare(self, watched: Watched, code: GuestCode) -> None:
         """Raise ConfigError if the guest has another module than that of the file."""
         known = [site for site in watched.sites if site is not None and site.expected is not None]
         wrong = sum(code.read(site.address, len(OUT)) != site.expected for site in known)
@@ -353,9 +240,6 @@ class Traps:
         if self._patches:
             with self._machine.slot.stopped_vcpus():
                 self._patches.clear()
-        for trap in self._traps.values():
-            trap.forced = None
-        self.forced.clear()
         for watched in self.modules.values():
             if watched.state == "on":
                 watched.state = "suspended"
@@ -363,7 +247,12 @@ class Traps:
     def _contact(self) -> None:
         """Place again what is left, if this is the kernel that has left."""
         suspended = [watched for watched in self.modules.values() if watched.state == "suspended"]
-        if not suspended:
+        if not suspended and not self.forced:
+            return
+        self._suspensions += 1
+        if self._suspensions > SUSPENSION_LIMIT:
+            for watched in suspended:
+                watched.state = "gone"
             return
         with self._machine.slot.stopped_vcpus():
             code = self._code()
@@ -374,8 +263,11 @@ class Traps:
                         site = watched.sites[number]
                         if site is not None:
                             code.patch(site.address)
+            for address in (address for forced in self.forced for address in forced.addresses):
+                if code.read(address, _CALL) == self._traps[address].code:
+                    code.patch(address)
 
-    def _same(self, watched: Watched, code: _Code) -> bool:
+    def _same(self, watched: Watched, code: GuestCode) -> bool:
         try:
             self._compare(watched, code)
         except ConfigError:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pyvmm.faults import FaultSet
     from pyvmm.loop import Loop
     from pyvmm.machine import Machine, MachineConfig
-    from pyvmm.machine.traps import ForcedReturn
+    from pyvmm.machine.watched import ForcedReturn
     from pyvmm.testbed.host import Host
     from pyvmm.testbed.oracles.suite import Oracles
     from pyvmm.testbed.oracles.verdict import Verdict

@@ -13,7 +13,8 @@ from pyvmm.errors import ConfigError
 from pyvmm.gdb.breakpoints import OUT
 from pyvmm.kvm import Kvm
 from pyvmm.machine import MachineConfig
-from pyvmm.machine.traps import Site, Traps, traps_of
+from pyvmm.machine.traps import SUSPENSION_LIMIT, Traps, traps_of
+from pyvmm.machine.watched import Site
 from pyvmm.testbed.vm import VM
 from tests.support.tiny_kernel import GPA, TEXT, vmlinux
 
@@ -159,6 +160,51 @@ def test_a_kernel_that_leaves_and_comes_back_is_covered_again_and_another_is_not
     vm.machine.memory.write(NEVER, b"\x90\x90")
     server.on_contact()
     assert (watched.state, traps.left, code(vm)[-3:]) == ("gone", 0, b"\x90\x90\x90")
+
+
+def test_a_call_fails_again_when_its_kernel_comes_back(vm: VM) -> None:
+    forced = start(vm).fail([CALL], 5, times=0)
+    server = vm.machine.services.bus.server
+    server.on_unload()
+    assert code(vm) == CODE
+    server.on_contact()
+    before = forced.done
+    vm.until(lambda: forced.done > before, LIMIT, "a failure")
+    server.on_unload()
+    vm.machine.memory.write(CALL, b"\x90\x90")
+    server.on_contact()
+    assert code(vm)[2:4] == b"\x90\x90", "another kernel's code"
+
+
+def test_a_kernel_that_leaves_over_and_over_is_given_up(vm: VM) -> None:
+    server = vm.machine.services.bus.server
+    watched = start(vm).watch("tiny", "00", [Site(NEVER)])
+    for _ in range(SUSPENSION_LIMIT):
+        server.on_unload()
+        server.on_contact()
+        assert watched.state == "on"
+    server.on_unload()
+    server.on_contact()
+    assert (watched.state, code(vm)) == ("gone", CODE)
+
+
+def test_a_debugger_and_coverage_exclude_each_other(vm: VM) -> None:
+    traps = start(vm)
+    traps.watch("tiny", "00", [Site(NEVER)])
+    with pytest.raises(ConfigError, match="coverage is on: end that first"):
+        vm.machine.monitor.check_debugger()
+    traps.unwatch("tiny")
+    vm.machine.monitor.check_debugger()
+    debugger = vm.machine.debugger
+    assert debugger is not None
+    debugger.attach(lambda stop: None, lambda status: None)
+    with pytest.raises(ConfigError, match="a debugger is connected: detach it first"):
+        traps.watch("tiny", "00", [Site(NEVER)])
+    with pytest.raises(ConfigError, match="a debugger is connected"):
+        traps.fail([CALL], 0)
+    debugger.detach()
+    watched = traps.watch("tiny", "00", [Site(FUNCTION)])
+    vm.until(lambda: watched.seen, LIMIT, "the block")
 
 
 def test_a_reset_ends_coverage(vm: VM) -> None:

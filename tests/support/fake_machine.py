@@ -34,6 +34,8 @@ class FakeMachine:
         self.devices = ["hv-balloon", "heartbeat"]
         self.debugged: list[socket.socket] = []
         self.covered: dict[str, dict[str, Any]] = {}
+        self.kernel = "/nowhere/vmlinux"
+        self.output: bytes | None = None  # of a command in the guest; else the command itself
         self.ready = True  # whether the guest takes commands
         self.loop: Loop | None = None  # that serves its monitor on another thread
 
@@ -146,6 +148,7 @@ class FakeMachine:
             "pid": 1,
             "status": self.status(),
             "engine": "user",
+            "kernel": self.kernel,
             "cpus": 2,
             "memory": {"boot": 512 * MIB, "actual": self.actual, "target": self.actual, "resident": 200 * MIB},
             "uptime": 12.5,
@@ -199,7 +202,8 @@ class FakeMachine:
     def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
         """`hang` never ends, `later` ends when the test calls `finish`, the rest at once."""
         self.calls.append(f"execute {command}")
-        result = {"status": 3, "stdout": command.encode(), "stderr": b"\xff", "truncated": False}
+        text = command.encode() if self.output is None else self.output
+        result = {"status": 3, "stdout": text, "stderr": b"\xff", "truncated": False}
         if command == "fail":
             done(HostError("the guest restarted before the command ended"))
         elif command == "later":
