@@ -9,16 +9,20 @@ from pyvmm.cover.figures import Figures
 _BAR = 20
 
 
-def lines(figures: Figures, *, missed: bool = False, function: str = "") -> Iterator[str]:
-    """Yield the report's lines. `function`: only of this one, with its instructions."""
+def lines(figures: Figures, *, missed: bool = False, function: str = "", most: int = 0) -> Iterator[str]:
+    """Yield the report's lines. `function`: only of this one, with its instructions. `most`: the number of functions
+    that are listed, the largest; 0 for all.
+    """
     yield summary(figures)
     if function:
         yield from _listing(figures, function)
         return
     width = max((len(each.name) for each in figures.functions), default=0)
-    for each in figures.functions:
+    for each in figures.functions[: most or None]:
         bar = "#" * round(_BAR * each.percent / 100)
         yield f"  {each.name:<{width}}  {each.covered:4} of {each.counted:4}  {each.percent:4.0f} %  {bar}".rstrip()
+    if most and len(figures.functions) > most:
+        yield f"  and {len(figures.functions) - most} smaller functions"
     if missed:
         yield ""
         yield f"{len(figures.missed())} blocks of {figures.program.name} did not run:"

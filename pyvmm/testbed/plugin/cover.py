@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pyvmm.testbed.vm import VM
 
 OPTION = "pyvmm_cover"
+SHOWN = 25
+"""Functions of each module in the terminal's summary; the files have all."""
+
 _NAME = "pyvmm-cover"
 _WORKER_OUTPUT = "pyvmm_cover"
 
@@ -124,7 +127,7 @@ class Collector:
 
         save, html = (self._config.getoption(f"pyvmm_cover_{name}") for name in ("save", "html"))
         figures = [Figures(program_of(each, None, None, lambda text: None), each) for each in record.modules.values()]
-        text = [line for each in figures for line in (*lines(each), "")]
+        text = [line for each in figures for line in (*lines(each, most=SHOWN), "")]
         if save:
             Path(save).write_text(record.to_json())
             text.append(f"wrote {save}: `pyvmm cover report {save} --missed` lists what did not run")
