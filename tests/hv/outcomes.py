@@ -111,7 +111,7 @@ def observe(vm: VM, seconds: float) -> Observed:
     damage, hung = verdict.of("log"), verdict.of("hang")
     place = _place("\n".join(each.text for each in damage))
     if hung:
-        what = re.sub(r"\d+ \(|\)|\d+ s\b|\d+ answers before", "", hung[0].line)
+        what = re.sub(r" for \d+ s.*", "", re.sub(r"task \d+ \((.*?)\)", r"task \1", hung[0].line))
         return Observed("hang", f"{what} after {place}" if place else what, text)
     if place:
         return Observed("oops", place, text)
