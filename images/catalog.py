@@ -40,7 +40,14 @@ INITRDS = 16
 """Most initramfs per image whose sizes its manifest keeps: as many checkouts can be used side by side."""
 
 UNUSED_SECONDS = 30 * 24 * 3600.0
-LIMITS = {"initrd": 1 << 30, "own": 16 << 20, "vmlinux": 2 << 30, "packages": 2 << 30, "kernels": 4 << 30}
+LIMITS = {
+    "initrd": 1 << 30,
+    "own": 16 << 20,
+    "vmlinux": 2 << 30,
+    "packages": 2 << 30,
+    "kernels": 4 << 30,
+    "symbols": 256 << 20,
+}
 """Size limits of the cache's parts, in bytes; files named in a manifest are not counted, and stay."""
 
 

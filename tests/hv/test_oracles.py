@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from pyvmm.testbed.oracles import hang, suite, wakeups
@@ -71,7 +73,7 @@ def test_hang_an_agent_that_stands_still(vm, monkeypatch):
 
 def test_hang_a_task_that_waits_for_a_withheld_answer(vm, host):
     host.vmbus.withhold(MessageType.GPADL_TORNDOWN)
-    vm.run("echo *-*-* >/sys/bus/vmbus/drivers/hv_balloon/unbind &", timeout=5)
+    vm.run("cd /sys/bus/vmbus/drivers/hv_balloon && echo *-*-* >unbind &", timeout=5)
     verdict = vm.survives(0.5, without=["devices"])
     (finding,) = verdict.of("hang")
     assert "is stuck in the kernel" in finding.line
@@ -177,6 +179,6 @@ def test_signals_interrupts_without_packets(vm, host):
 
 
 def test_devices_an_offer_that_the_host_does_not_know(vm, host):
-    guid = host.vmbus.offer("00000000-1111-2222-3333-444444444444", relid=77)
+    guid = host.vmbus.offer(UUID("00000000-1111-2222-3333-444444444444"), relid=77)
     (line,) = lines(vm.survives(0.1), "devices")
     assert line == f"the guest has {guid}, which is not offered"

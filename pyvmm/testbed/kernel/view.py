@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import pack, unpack_from
 from typing import Any, Final
 
+from pyvmm.cache import mark_used
 from pyvmm.errors import ConfigError, GuestMemoryError, PyvmmError
 from pyvmm.firmware import elf
 from pyvmm.gdb.page_tables import Paging
@@ -121,6 +122,8 @@ class KernelImage:
     def _load(self) -> None:
         try:
             self._take(json.loads(self._file("json").read_bytes()))
+            mark_used(self._file("json"))
+            mark_used(self._file("symbols"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
             self._take(self._make())
 

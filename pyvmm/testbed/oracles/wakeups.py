@@ -11,6 +11,7 @@ Each is an ordinary moment of a channel; it is found if it lasts, with the same 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from pyvmm.errors import GuestError
@@ -27,8 +28,14 @@ PATIENCE: Final = 4.0
 
 PERIOD: Final = 0.1
 
-Wait = tuple[str, str]
-"""What waits, and what stays the same as long as it does."""
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What waits, and what stays the same as long as it does: a place, a kind and an index."""
+
+    line: str = field(compare=False)
+    same: tuple[object, ...] = ()
+    details: str = field(default="", compare=False)
 
 
 class Wakeups(Oracle):
@@ -37,43 +44,46 @@ class Wakeups(Oracle):
     name: ClassVar[str] = "wakeups"
 
     def judge(self, answer: Answer | None) -> list[Finding]:
-        waits = self._waits()
+        waits = set(self._waits())
         limit = time.monotonic() + PATIENCE
         while waits and can_answer(self.vm) and time.monotonic() < limit:
             self.vm.loop.step(PERIOD)
-            waits = {key: details for key, details in self._waits().items() if key in waits}
+            waits = {each for each in self._waits() if each in waits}
         if not can_answer(self.vm):
             return []  # ended, paused: nobody reads
-        return [self.finding(f"{what}, for {PATIENCE:g} s", details) for (what, _), details in waits.items()]
+        found = sorted(waits, key=lambda each: each.line)
+        return [self.finding(f"{each.line}, for {PATIENCE:g} s", each.details) for each in found]
 
-    def _waits(self) -> dict[Wait, str]:
-        """Return what waits now, with details."""
-        found: dict[Wait, str] = {}
+    def _waits(self) -> list[Wait]:
+        """Return what waits now."""
+        found: list[Wait] = []
         for served, channel in self.vm.machine.services.bus.open_channels():
             try:
-                for what, same in self._channel_waits(channel):
-                    found[f"{channel.name}: {what}", same] = self._details(served, channel)
+                for line, *same in self._channel_waits(channel):
+                    details = self._details(served, channel)
+                    found.append(Wait(f"{channel.name}: {line}", (channel.relid, *same), details))
             except GuestError as error:
-                found[f"{channel.name}: {error}", ""] = ""
+                found.append(Wait(f"{channel.name}: {error}", (channel.relid,)))
         for vp, synic in enumerate(self.vm.machine.engine.synic.vps):
             for sint, queue in list(synic.queues.items()):
                 if queue:
-                    same = f"{len(queue)} {id(queue[0])}"
-                    found[f"{len(queue)} messages wait for the slot of SINT {sint} on VP {vp}", same] = ""
+                    line = f"{len(queue)} messages wait for the slot of SINT {sint} on VP {vp}"
+                    found.append(Wait(line, (vp, sint, id(queue[0]))))
         return found
 
     @staticmethod
-    def _channel_waits(channel: Channel) -> list[Wait]:
-        found: list[Wait] = []
+    def _channel_waits(channel: Channel) -> list[tuple[str, str, int]]:
+        """Return a line, a kind and an index for each thing that waits in a channel."""
+        found = []
         to_host, to_guest = channel.reader.ring.words, channel.writer.ring.words
         if channel.awaits_signal and (size := channel.reader.available()):
-            same = f"{to_host[READ_INDEX]}"
-            found.append((f"{size} bytes for the host, which was not signalled", same))
+            line = f"{size} bytes for the host, which was not signalled"
+            found.append((line, "to host", to_host[READ_INDEX]))
         if size := channel.writer.used():
-            found.append((f"{size} bytes that the guest does not read", f"{to_guest[READ_INDEX]}"))
+            found.append((f"{size} bytes that the guest does not read", "to guest", to_guest[READ_INDEX]))
         if (size := channel.awaits_room) and channel.writer.has_room(size):
-            same = f"{to_guest[READ_INDEX]} {to_guest[WRITE_INDEX]}"
-            found.append((f"the host was not signalled that {size} bytes have room", same))
+            line = f"the host was not signalled that {size} bytes have room"
+            found.append((line, "room", to_guest[WRITE_INDEX]))
         return found
 
     def _details(self, served: ServedChannel, channel: Channel) -> str:
