@@ -1,0 +1,115 @@
+"""Faults at the guest's first contact: versions, connections, offers. Each case resets the machine, and so boots."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.testbed.waits import TimedOut
+from pyvmm.vmbus.protocol import MessageType
+from tests.hv.outcomes import fault, survives
+
+pytestmark = pytest.mark.long
+
+BOOT = 60.0
+"""Seconds for a boot in a busy emulated host."""
+STUCK = 25.0
+"""Seconds after which a boot that should take a few counts as stuck."""
+
+
+def boots(vm, seconds=BOOT):
+    """Reset the machine; whether the guest's agent answers in time."""
+    vm.machine.reset()
+    try:
+        vm.until(lambda: vm.machine.agent.ready, seconds, "the agent")
+    except TimedOut:
+        return False
+    return True
+
+
+def refused(message):
+    """A VERSION_RESPONSE that says no."""
+    return message[:8] + bytes(len(message) - 8)
+
+
+@fault("V13", "no answer to INITIATE_CONTACT")
+def test_contact_without_an_answer(vm, host, outcome):
+    host.vmbus.withhold(MessageType.VERSION_RESPONSE)
+    outcome.shows("the boot waits for ever", not boots(vm, STUCK))
+
+
+@fault("new", "no to every version of the bus")
+def test_no_version_of_the_bus_is_served(vm, host, outcome):
+    host.vmbus.change(MessageType.VERSION_RESPONSE, refused)
+    assert boots(vm)
+    outcome(survives())
+
+
+@fault("new", "no to the first version, twice")
+def test_version_refused_twice(vm, host, outcome):
+    def twice(message):
+        host.vmbus.send(refused(message))
+        return refused(message)
+
+    host.vmbus.change(MessageType.VERSION_RESPONSE, twice, count=1)
+    assert boots(vm)
+    contacts = host.vmbus.requests(MessageType.INITIATE_CONTACT)
+    versions = [int.from_bytes(each[8:12], "little") for each in contacts]
+    text = vm.run("dmesg | grep -o 'Vmbus version:.*'").stdout.strip()
+    believed = text.rpartition(":")[2]
+    agreed = ".".join(map(str, vm.vmbus.version))
+    figure = f"guest {believed}, host {agreed}, {len(versions)} contacts"
+    outcome.shows("guest and host agree on different versions", believed != agreed, figure=figure, only=())
+
+
+@fault("new", "yes to the version, with a message connection that the host then refuses")
+def test_unknown_message_connection(vm, host, outcome):
+    unknown = lambda message: message[:12] + (99).to_bytes(4, "little") + message[16:]  # noqa: E731
+    host.vmbus.change(MessageType.VERSION_RESPONSE, unknown)
+    outcome.shows("the boot waits for minutes", not boots(vm, STUCK))
+
+
+@fault("new", "no offers at all")
+def test_no_offers(vm, host, outcome):
+    host.vmbus.withhold(MessageType.OFFER)
+    assert boots(vm)
+    outcome(survives())
+
+
+@fault("new", "offers, and no word that these were all")
+def test_offers_without_an_end(vm, host, outcome):
+    host.vmbus.withhold(MessageType.ALL_OFFERS_DELIVERED)
+    outcome.shows("the boot waits", not boots(vm, STUCK), only=("7.2", "7.3"))
+
+
+@fault("new", "every offer twice")
+def test_every_offer_twice(vm, host, outcome):
+    def twice(message):
+        host.vmbus.send(message)
+        return message
+
+    host.vmbus.change(MessageType.OFFER, twice)
+    assert boots(vm)
+    outcome(survives())
+
+
+@fault("new", "offers before they are asked for, at once after the version")
+def test_offers_before_the_request(vm, host, outcome):
+    def and_offer(message):
+        host.vmbus.send(message)
+        host.vmbus.offer_again("hv-balloon")
+        host.vmbus.offer_again("heartbeat")
+
+    host.vmbus.change(MessageType.VERSION_RESPONSE, and_offer)
+    assert boots(vm)
+    outcome(survives())
+
+
+@fault("new", "the end of the offers before the first of them")
+def test_end_before_the_offers(vm, host, outcome):
+    def end_first(message):
+        host.vmbus.all_offers()
+        return message
+
+    host.vmbus.change(MessageType.OFFER, end_first, count=1)
+    assert boots(vm)
+    outcome(survives())
