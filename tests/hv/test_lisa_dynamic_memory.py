@@ -98,8 +98,8 @@ def test_balloon_down_when_the_guest_needs_memory_again(vm, balloon, guest):
     vm.machine.monitor.set_autosize(False)
     assert balloon.resize("256M").reached
     vm.machine.monitor.set_autosize(True)
-    occupy(guest, 120)
-    vm.until(lambda: balloon.actual > 280 * MIB, 60, "memory back")
+    occupy(guest, 160)
+    vm.until(lambda: balloon.actual > 260 * MIB, 60, "memory back")
     assert has_no_complaint(guest)
 
 
