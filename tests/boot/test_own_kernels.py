@@ -53,7 +53,7 @@ def test_the_engine_runs_with_all_cpus_and_the_bus_works(guest: Booted) -> None:
     assert guest.machine.engine.name == guest.config.engine
     assert int(guest.sh("nproc")) == guest.config.cpus
     for service in ("heartbeat", "shutdown", "timesync"):
-        assert guest.vmbus(service)["state"] == "open"
+        assert guest.vmbus.device(service)["state"] == "open"
 
 
 def test_memory_goes_out_comes_back_and_grows(guest: Booted) -> None:
