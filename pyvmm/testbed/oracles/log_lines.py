@@ -53,7 +53,7 @@ KNOWN_WARNINGS: Final = (
     "PCI: System does not support PCI",
     "amd_pstate: the _CPC object is not present",  # the emulated host has an AMD CPU, and no ACPI table of its clocks
     "hrtimer: interrupt took ",  # an emulated host that is busy
-    "platform regulatory.0: Direct firmware load for regulatory.db failed",  # wireless of `make defconfig`, without files
+    "platform regulatory.0: Direct firmware load for regulatory.db failed",  # of `make defconfig`
     "Hyper-V: stimer setup failed with error -22",  # Linux 7.3, without --enlightenments stimer-direct
 )
 """Beginnings of messages of level 4 (warning) and lower that are about the machine, not about damage."""
