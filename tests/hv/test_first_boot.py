@@ -35,7 +35,7 @@ def test_the_driver_is_unbound_and_bound_again(balloon, vmbus):
 
 
 def test_the_console_shows_what_the_kernel_says(guest, console):
-    guest.write("/dev/kmsg", "<0>said by a test")
+    guest.write("/dev/kmsg", "<0>said by a test\n")  # a line without end waits for the next one
     assert console.expect(r"said by (a \w+)")[1] == "a test"
 
 
