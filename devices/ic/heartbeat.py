@@ -56,6 +56,7 @@ class Heartbeat(VmbusDevice):
         assert self._link is not None
         match self._link.read(payload):
             case Negotiated():
+                self._last_answer = self._link.channel.clock()
                 self._link.channel.every(self.PERIOD, self._beat)
             case IcReply(IcType.HEARTBEAT, body):
                 self._answered(HeartbeatBody.parse(body).sequence)
@@ -74,7 +75,7 @@ class Heartbeat(VmbusDevice):
     @property
     def silence(self) -> float:
         """Return the seconds since the last answer while a beat is out that the guest has not answered, else 0."""
-        if self._link is None or self.health is Health.NO_CONTACT or not self._link.outstanding:
+        if self._link is None or not self._link.ready or not self._link.outstanding:
             return 0.0
         return self._link.channel.clock() - self._last_answer
 

@@ -120,6 +120,15 @@ def test_a_heartbeat_that_is_not_answered(guest: FakeGuest) -> None:
     assert heartbeat.silence > 8
 
 
+def test_a_heartbeat_that_was_never_answered(guest: FakeGuest) -> None:
+    beating(guest)
+    oracle = hang.Hang(Bed(guest))
+    assert oracle.judge(Answer()) == []
+    guest.advance(9)
+    (finding,) = oracle.judge(Answer())
+    assert finding.line == "no heartbeat for 9 s, 0 answers before"
+
+
 def interrupts(count: int) -> Answer:
     return Answer({"/proc/interrupts": [f"HYP:    {count}      3   Hypervisor callback interrupts"]})
 
