@@ -10,7 +10,7 @@ from pyvmm.devices.balloon.protocol import Info
 from tests.hv.guest_actions import BALLOON, finished, in_background, unbind
 from tests.hv.outcomes import breaks, fault, hangs, survives
 
-SPINNING = 0.7
+SPINNING = 0.5
 """Share of a second's CPU time in softirqs from which on a CPU counts as lost to them."""
 
 
@@ -43,7 +43,6 @@ def test_write_index_of_the_guest_beyond_its_ring(host, outcome):
     outcome(breaks("hv_ringbuffer_write|hv_copyto_ringbuffer|memcpy"), settle=2, k6_12=survives(), k7_3=survives())
 
 
-@pytest.mark.long
 @fault("V3b", "the guest's own write index moved beyond its ring, then a balloon request")
 def test_write_index_beyond_the_ring_silences_the_guest(vm, host, outcome):
     host.ring().to_host.write_index = 0x100000
@@ -77,7 +76,6 @@ def test_full_ring_to_the_host(vm, host, outcome):
     outcome.shows("the worker tries again for ever, and unbind waits for it", not finished(vm))
 
 
-@pytest.mark.long
 @fault("V6", "a packet without its trailer of 8 bytes, after a lap of the ring")
 def test_packet_without_a_trailer(vm, host, outcome):
     rings = host.ring()
