@@ -40,9 +40,11 @@ def test_pages_of_the_kernel(host, outcome):
 
 
 @fault("B1", "UNBALLOON of page 0")
-def test_page_0(host, outcome):
+def test_page_0(vm, host, outcome):
     host.balloon.send_unballoon([(0, 1)])
-    outcome(survives())
+    vm.run_for(0.5)
+    found = [each.line for each in vm.oracles.check(vm.oracles.accounting) if "the driver counts" in each.line]
+    outcome.shows("a page that was never out counts as given back", bool(found), figure="; ".join(found))
 
 
 @pytest.mark.long
@@ -132,10 +134,13 @@ def test_request_for_all_pages(host, outcome):
     outcome(survives())
 
 
+@pytest.mark.long  # a race: Linux 6.1 answered once in some runs and twice in others
 @fault("new", "two balloon requests at once")
 def test_two_requests_at_once(vm, host, outcome):
+    vm.machine.pause()  # both are there before the driver looks
     host.balloon.send_balloon(2048)
     host.balloon.send_balloon(4096)
+    vm.machine.resume()
     vm.run_for(3)
     finals = [each for each in host.balloon.answers(MessageType.BALLOON_RESPONSE) if not each.data[12] & 1]
     outcome.shows("one answer is missing", len(finals) == 1, figure=f"{len(finals)} for 2")
