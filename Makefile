@@ -16,7 +16,7 @@ BASES ?= tinyconfig defconfig
 KERNELS ?= 6.1
 ENGINES ?= auto
 CPUS ?= 1
-WORKERS ?= 2
+WORKERS ?= 3
 IMAGES := debian-6.1 debian-6.12
 MORE_IMAGES := debian-5.10 debian-7.2
 
@@ -44,7 +44,7 @@ run: $(VENV)/.ready $(STAMPS)/run-packages ## Set up, then show the main job (`p
 test: setup ## Set up, then all tests, Linux boots included; TESTS="tests/unit -k ring" for some of them
 	$(VENV)/bin/python -m pytest $(TESTS)
 
-test-hv: setup ## Tests of Linux's drivers (docs/testbed.md); KERNELS="6.1 6.12" or all, ENGINES="kernel user", CPUS="1 2", WORKERS=2
+test-hv: setup ## Tests of Linux's drivers (docs/testbed.md); KERNELS="6.1 6.12" or all, ENGINES="kernel user", CPUS="1 2", WORKERS=3
 	$(VENV)/bin/python -m pytest tests/hv -n $(WORKERS) --pyvmm-matrix \
 		'kernel=$(call commas,$(KERNELS:all=5.10 6.1 6.12 7.2)) engine=$(call commas,$(ENGINES)) cpus=$(call commas,$(CPUS))' $(TESTS)
 
