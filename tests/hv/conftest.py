@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pyvmm.testbed.plugin.hooks import INNER
 from tests.hv.outcomes import PROPERTY, Outcome
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(id, what): a fault case: the prediction's id, what the host does")
     rows = config.getoption("--hv-rows", None)
     if rows:
-        config.pluginmanager.register(Rows(Path(rows)))
+        config.pluginmanager.register(Rows(Path(rows), config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,11 +40,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class Rows:
     """Appends the rows of finished fault cases to a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: pytest.Config) -> None:
         self._path = path
+        self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
+        passed_on = self._config.stash.get(INNER, False) or hasattr(self._config, "workerinput")
+        if report.when == "call" and not passed_on:  # else the pytest that the user started gets it too
             with self._path.open("a") as file:
                 file.writelines(
                     json.dumps(value) + "\n" for name, value in report.user_properties if name == PROPERTY
