@@ -103,7 +103,7 @@ class Channel:
         self._served = served
         self._loop = bus.loop
         self._taps = bus.taps
-        self._is_open = True
+        self.is_open = True
         self._queue: deque[Packet] = deque()
         self._requests: Counter[int] = Counter()  # by transaction id; for the device to complete
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
@@ -113,10 +113,6 @@ class Channel:
         self._flushing = False
 
     # For devices
-
-    @property
-    def is_open(self) -> bool:
-        return self._is_open
 
     @property
     def queued(self) -> int:
@@ -143,7 +139,7 @@ class Channel:
 
         Raises GuestProtocolError as `send`; the packet counts as answered then too.
         """
-        if not self._is_open:
+        if not self.is_open:
             return
         assert self._requests[transaction_id] > 0, f"{self.name}: no request {transaction_id:#x}"
         self._answered(transaction_id)
@@ -164,7 +160,7 @@ class Channel:
     @property
     def awaits_signal(self) -> bool:
         """Whether the host reads nothing more before the guest signals: no batch goes on, and none is suspended."""
-        usable = self._is_open and self.was_opened and not self.broken
+        usable = self.is_open and self.was_opened and not self.broken
         return usable and not self._continuing and not self._reading_suspended()
 
     @property
@@ -181,7 +177,7 @@ class Channel:
 
     def room(self) -> int:
         """Return the payload bytes that one `send` could take now without queueing; 0 if none."""
-        if not self._is_open or self.broken or self._queue:
+        if not self.is_open or self.broken or self._queue:
             return 0
         try:
             return self.writer.room()
@@ -196,7 +192,7 @@ class Channel:
         `payload_size` is more than `max_payload`.
         """
         self._check_size(payload_size)
-        if not self._is_open or self.broken:
+        if not self.is_open or self.broken:
             return
         self._waiters.append((payload_size, callback))
         self._flush()
@@ -233,7 +229,7 @@ class Channel:
         assert not self.sub_channel, "sub-channels belong to the primary channel"
         if not 1 <= number <= SUB_CHANNEL_LIMIT:
             raise GuestProtocolError(f"{self.name}: sub-channel {number}, there may be {SUB_CHANNEL_LIMIT}")
-        if not self._is_open:
+        if not self.is_open:
             raise GuestProtocolError(f"{self.name}: sub-channel {number} of a closed channel")
         self._bus.offer_sub_channel(self._served, number)
 
@@ -274,7 +270,7 @@ class Channel:
 
     def close(self) -> None:
         """Drop timers, queue and waiters; then call the device's `closed`, if `opened` was called."""
-        self._is_open = False
+        self.is_open = False
         self.timers.end()
         if self._poll:
             self._poll.cancel()
@@ -288,7 +284,7 @@ class Channel:
 
     def _read(self) -> None:
         """Read up to PACKETS_PER_STEP packets or BYTES_PER_STEP; go on in the next turn if there may be more."""
-        if not self.was_opened or not self._is_open or self.broken or self._continuing:
+        if not self.was_opened or not self.is_open or self.broken or self._continuing:
             return
         if self._reading_suspended():
             return  # _flush or complete resumes reading
@@ -302,7 +298,7 @@ class Channel:
                     tap_received(self._taps.packet, self, packet, self._receive, self._guarded)
                 else:
                     self._receive(packet)
-                if not self._is_open or self.broken:
+                if not self.is_open or self.broken:
                     return
             if self.reader.publish():
                 self._signal()
@@ -338,7 +334,7 @@ class Channel:
         served = self._guarded(lambda: self.device.packet(self, packet))
         if wants_completion and own and not served:
             self._answered(packet.transaction_id)
-        elif wants_completion and not own and self._is_open:
+        elif wants_completion and not own and self.is_open:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
     def _answered(self, transaction_id: int) -> None:
@@ -368,7 +364,7 @@ class Channel:
 
     def _send(self, packet: Packet) -> None:
         self._check_size(packet.size)
-        if not self._is_open or self.broken:
+        if not self.is_open or self.broken:
             if trace.packet_dropped.on:
                 trace.packet_dropped(self.relid, packet.type, len(packet.payload), self.broken or "closed")
             return
@@ -387,12 +383,12 @@ class Channel:
 
     def _flush(self) -> None:
         """Write queued packets, then call `when_room` waiters, while there is room; request a signal for the rest."""
-        if self._flushing or not self._is_open or self.broken:
+        if self._flushing or not self.is_open or self.broken:
             return
         self._flushing = True
         was_suspended = len(self._queue) >= REPLY_QUEUE_LIMIT
         try:
-            while self._is_open and not self.broken and (self._queue or self._waiters):
+            while self.is_open and not self.broken and (self._queue or self._waiters):
                 needed = self._queue[0].size if self._queue else self._waiters[0][0]
                 if not self.writer.has_room(needed) and not self.writer.request_room(needed):
                     self._poll_if_needed()
@@ -402,7 +398,7 @@ class Channel:
                 else:
                     self._guarded(self._waiters.popleft()[1])
             else:
-                if self._is_open and not self.broken:
+                if self.is_open and not self.broken:
                     self.writer.clear_request()
         except BrokenRing as error:
             self._break(error)

@@ -22,6 +22,7 @@ from pyvmm.host.inside import inside
 from pyvmm.kvm import Kvm
 from pyvmm.machine.config import MachineConfig
 from pyvmm.memory import PAGE_SIZE
+from pyvmm.output import Output
 from pyvmm.testbed.template import CHILD_FAILED, Template
 from pyvmm.testbed.vm import VM
 from pyvmm.unix_socket import is_listening
@@ -34,6 +35,16 @@ COUNTER = 0x200000
 FORKS, AT_ONCE = 40, 4
 STANDSTILL = 1.0  # seconds
 COUNT = bytes.fromhex("FF0500002000EBF8")  # again: inc dword [0x200000]; jmp again
+
+
+@pytest.fixture(autouse=True)
+def no_threads_of_other_tests() -> None:
+    """End the threads of outputs that earlier tests left behind: a process with such threads is not frozen."""
+    for thread in threading.enumerate():
+        owner = getattr(getattr(thread, "_target", None), "__self__", None)
+        if isinstance(owner, Output):
+            owner.give_up()
+            thread.join(5)
 
 
 only_outside = pytest.mark.skipif(inside(), reason="in an emulated host names are the outer side's")
