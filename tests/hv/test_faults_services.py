@@ -82,19 +82,26 @@ def test_negotiation_of_no_versions(host, outcome):
     outcome(survives())
 
 
+def clock_once(vm, expected):
+    """Return the guest's clock once it is as expected, or after some seconds as it is."""
+    for _ in range(8):
+        vm.run_for(0.7)
+        if expected(clock(vm)):
+            break
+    return clock(vm)
+
+
 @fault("U4", "a time of 1970")
 def test_time_of_1970(vm, host, outcome):
     host.ic.set_time(1000)
-    vm.run_for(1)
-    now = clock(vm)
+    now = clock_once(vm, lambda now: now < 10000)
     outcome.shows("the guest's clock is set", now < 10000, figure=f"{now} s since 1970")
 
 
 @fault("U4", "a time of 2200")
 def test_time_of_2200(vm, host, outcome):
     host.ic.set_time(230 * YEAR)
-    vm.run_for(1)
-    now = clock(vm)
+    now = clock_once(vm, lambda now: now > 229 * YEAR)
     outcome.shows("the guest's clock is set", now > 229 * YEAR, figure=f"year {1970 + now / YEAR:.0f}")
 
 
