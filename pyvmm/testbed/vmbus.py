@@ -20,10 +20,11 @@ class Bus:
 
     def device(self, name: str) -> dict[str, Any]:
         """Return one device by its name, `hv-balloon` for instance. Raises KeyError."""
-        for device in self.devices():
+        devices = self.devices()
+        for device in devices:
             if device["name"] == name:
                 return device
-        raise KeyError(name)
+        raise KeyError(f"no device {name!r}: there are {', '.join(device['name'] for device in devices)}")
 
     @property
     def version(self) -> tuple[int, int] | None:

@@ -134,7 +134,9 @@ class RawVmbus:
         return number
 
     def rescind(self, relid: int) -> None:
-        """Post a RESCIND for any relid."""
+        """Post a RESCIND for any relid, a number: `relid("heartbeat")` is a device's. Raises ValueError."""
+        if not isinstance(relid, int):
+            raise ValueError(f"{relid!r} is no relid: `host.vmbus.relid({relid!r})` is that of a device")
         self.send(protocol.Rescind(relid))
 
     def relid(self, device: str | VmbusDevice = "hv-balloon") -> int:

@@ -96,9 +96,12 @@ class Oracles:
         """Run the guest for `seconds`, then return what all oracles find; those named in `without` are left out.
 
         Each finding is returned once: a second call tells what has happened since. A machine that is paused is not
-        run, and its guest not asked.
+        run, and its guest not asked. Raises ValueError for a name that no oracle has.
         """
         left_out = set(without)
+        if unknown := left_out - {oracle.name for oracle in self.all}:
+            names = ", ".join(oracle.name for oracle in self.all)
+            raise ValueError(f"no oracle is named {', '.join(map(repr, sorted(unknown)))}: there are {names}")
         chosen = [oracle for oracle in self.all if oracle.name not in left_out]
         for oracle in chosen:
             oracle.open_window()
