@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.cover.image import Image, Place, Rewrite, Site
-from pyvmm.cover.kallsyms import Symbol, read_kallsyms
 from pyvmm.cover.tools import load
 from pyvmm.errors import ConfigError
 from pyvmm.files import read_file
+from pyvmm.kallsyms import NoSymbolsError, read_kallsyms
 
 BUILT_IN: Final = {"hv_vmbus": re.compile(r"vmbus|^hv_(ring|synic|pkt|hyp_synic)")}
 """Modules that are found in a vmlinux: what their functions' names have in common."""
@@ -67,7 +67,7 @@ class _Kernel:
             raise ConfigError(f"{where}: not a vmlinux")
         self.text, self.file_offset, self.code = self._parts[".text"]
         table = elf.get_section_by_name(".symtab")
-        self._symbols: list[Symbol] = []
+        self._symbols: list[tuple[int, str, str]] = []  # address, nm's letter, name
         if table is not None:
             kinds = {"STT_FUNC": "t"}
             found = [(int(s["st_value"]), str(s["st_info"]["type"]), str(s.name)) for s in table.iter_symbols()]
@@ -75,9 +75,10 @@ class _Kernel:
         else:
             address, _, data = self._parts[".rodata"]
             try:
-                self._symbols = read_kallsyms(data, address)
-            except ConfigError as error:
+                tables = read_kallsyms(data, lambda at: address + at)
+            except NoSymbolsError as error:
                 raise ConfigError(f"{where}: {error}; a vmlinux that was not stripped has symbols") from None
+            self._symbols = list(zip(tables.addresses, tables.types, tables.names, strict=True))
         self._by_name = {symbol: at for at, _, symbol in self._symbols}
         end = self.text + len(self.code)
         code = [(at, symbol) for at, kind, symbol in self._symbols if kind in "tTwW" and self.text <= at < end]

@@ -1,6 +1,6 @@
 """Reads a running Linux kernel's own data from guest memory, by the symbols and layouts in its image.
 
-    kallsyms, btf    decode symbols and structures of an image
+    btf              decodes the structures of an image; pyvmm.kallsyms its symbols
     view             virtual addresses of a guest; symbols and layouts, kept in the cache
     printk, tasks    the kernel's log; its tasks
     backtrace        names addresses, modules' too; scans a kernel stack

@@ -1,6 +1,6 @@
 """A running kernel's own data, read by the host from guest memory: no command, no exit, a guest that hangs will do.
 
-Symbols and layouts come from the kernel's image (`kallsyms`, `btf`) and are kept in the cache: to decode them
+Symbols and layouts come from the kernel's image (`pyvmm.kallsyms`, `btf`) and are kept in the cache: to decode them
 takes a second, in an emulated host ten.
 """
 
@@ -18,10 +18,10 @@ from pyvmm.cache import mark_used
 from pyvmm.errors import ConfigError, GuestMemoryError, PyvmmError
 from pyvmm.firmware import elf
 from pyvmm.gdb.page_tables import Paging
+from pyvmm.kallsyms import NoSymbolsError, read_kallsyms
 from pyvmm.memory import GuestMemory
 from pyvmm.paths import cache_folder, write_private
 from pyvmm.testbed.kernel.btf import Layout, Layouts, Member, NoLayoutError
-from pyvmm.testbed.kernel.kallsyms import NoSymbolsError, read_kallsyms
 
 KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 PAGE: Final = 4096

@@ -7,8 +7,8 @@ from struct import pack
 
 import pytest
 
+from pyvmm.kallsyms import NoSymbolsError, read_kallsyms
 from pyvmm.testbed.kernel.btf import Layouts, Member, NoLayoutError
-from pyvmm.testbed.kernel.kallsyms import NoSymbolsError, read_kallsyms
 from pyvmm.testbed.kernel.view import KernelImage, NoKernelError, Symbols
 
 BASE = 0xFFFF_FFFF_8100_0000
