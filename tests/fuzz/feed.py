@@ -6,12 +6,27 @@ fuzzer needs to find its way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
 EDGES = (0, 1, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+
+
+@contextmanager
+def as_file(data: bytes) -> Iterator[Path]:
+    """A file with these bytes, in memory, for the time of the block."""
+    descriptor = os.memfd_create("input")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 class Feed:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
-from pathlib import Path
 
 from pyvmm.errors import ConfigError, GuestError, HostError
 from pyvmm.faults import FaultSet
@@ -13,7 +11,7 @@ from pyvmm.faults.library import LIBRARY
 from pyvmm.faults.parse import load_rules, parse_rules
 from pyvmm.faults.points import POINTS
 from pyvmm.vmbus import protocol as p
-from tests.fuzz.feed import Feed
+from tests.fuzz.feed import Feed, as_file
 from tests.support.fake_guest import FakeGuest, gpadl_messages
 from tests.support.fake_ring import GuestRing
 from tests.support.recorder_device import Recorder
@@ -37,14 +35,8 @@ def rules(data: bytes) -> None:
 
 def file(data: bytes) -> None:
     """A file of rules."""
-    descriptor = os.memfd_create("rules")
-    try:
-        with open(descriptor, "wb", closefd=False) as opened:
-            opened.write(data)
-        with suppress(ConfigError):
-            load_rules(Path(f"/proc/self/fd/{descriptor}"))
-    finally:
-        os.close(descriptor)
+    with as_file(data) as path, suppress(ConfigError):
+        load_rules(path)
 
 
 def _rule(feed: Feed) -> str:

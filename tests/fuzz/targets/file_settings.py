@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
-from pathlib import Path
 
 from pyvmm.client import registry
 from pyvmm.control.json_stream import Reader
@@ -18,18 +16,13 @@ from pyvmm.launch.config_file import load
 from pyvmm.ram_backend import Backend
 from pyvmm.sizes import format_size, is_size, parse_memory, parse_size
 from pyvmm.trace import check_pattern
+from tests.fuzz.feed import as_file
 
 
 def toml(data: bytes) -> None:
     """A file of options, and each option's value."""
-    descriptor = os.memfd_create("config")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        with suppress(ConfigError):
-            load(Path(f"/proc/self/fd/{descriptor}"))
-    finally:
-        os.close(descriptor)
+    with as_file(data) as path, suppress(ConfigError):
+        load(path)
 
 
 def sizes(data: bytes) -> None:

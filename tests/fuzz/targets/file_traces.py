@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 
 from pyvmm.analysis.diff import compare
@@ -12,6 +12,7 @@ from pyvmm.analysis.report.page import page
 from pyvmm.analysis.report.summary import summarise
 from pyvmm.errors import ConfigError
 from pyvmm.launch.trace_events import load_events
+from tests.fuzz.feed import as_file
 
 load_events()
 
@@ -24,15 +25,9 @@ NAMES = (b"vmbus_open_channel", b"hv_balloon_state_change", b"machine.memory", b
 
 
 def _read(data: bytes) -> Trace | None:
-    descriptor = os.memfd_create("trace")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        return read_trace(Path(f"/proc/self/fd/{descriptor}"))
-    except ConfigError:
-        return None
-    finally:
-        os.close(descriptor)
+    with as_file(data) as path, suppress(ConfigError):
+        return read_trace(path)
+    return None
 
 
 def _use(data: bytes) -> None:
