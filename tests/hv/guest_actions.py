@@ -38,6 +38,22 @@ def in_background(command):
     return f"({command}; echo $? >/tmp/status) >/dev/null 2>&1 &"
 
 
+def held_up(vm, host, answer, command):
+    """Start a command whose request the bus does not answer; returns the answers, once one was withheld."""
+    withheld = host.vmbus.withhold(answer)
+    vm.run(in_background(command))
+    vm.until(lambda: withheld, 5, answer.name)
+    return withheld
+
+
+def begin_negotiation(vm, host):
+    """Have hv_balloon bound again with the raw host alone at the other end, up to its VERSION_REQUEST."""
+    vm.guest.sh(unbind("hv_balloon", BALLOON))
+    host.balloon.silence()
+    vm.run(in_background(bind("hv_balloon", BALLOON)))
+    host.balloon.wait_for(MessageType.VERSION_REQUEST, 5)
+
+
 def finished(vm, seconds=STUCK):
     """Whether the last `in_background` command has ended, within a time."""
     wait = f"for i in $(seq {int(seconds * 2)}); do [ -e /tmp/status ] && exit 0; sleep 0.5; done; exit 1"

@@ -7,6 +7,7 @@ import pytest
 from pyvmm.devices.balloon.protocol import MessageType
 from tests.hv.guest_actions import (
     BALLOON,
+    begin_negotiation,
     bind,
     committed,
     finished,
@@ -275,10 +276,7 @@ def test_no_version_is_served(vm, host, outcome):
 
 @fault("new", "yes to the version, no to the capabilities")
 def test_capabilities_are_refused(vm, host, outcome):
-    vm.guest.sh(unbind("hv_balloon", BALLOON))
-    host.balloon.silence()
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    host.balloon.wait_for(MessageType.VERSION_REQUEST, 5)
+    begin_negotiation(vm, host)
     host.balloon.send_version_response(1)
     host.balloon.wait_for(MessageType.CAPABILITIES, 5)
     host.balloon.send_caps_response(0)
@@ -288,10 +286,7 @@ def test_capabilities_are_refused(vm, host, outcome):
 
 @fault("new", "requests before the capabilities are answered")
 def test_requests_during_the_negotiation(vm, host, outcome):
-    vm.guest.sh(unbind("hv_balloon", BALLOON))
-    host.balloon.silence()
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    host.balloon.wait_for(MessageType.VERSION_REQUEST, 5)
+    begin_negotiation(vm, host)
     host.balloon.send_balloon(256)
     host.balloon.send_unballoon([])
     host.balloon.send_version_response(1)
@@ -303,10 +298,7 @@ def test_requests_during_the_negotiation(vm, host, outcome):
 
 @fault("new", "the negotiation's answers before they are asked for")
 def test_answers_before_the_requests(vm, host, outcome):
-    vm.guest.sh(unbind("hv_balloon", BALLOON))
-    host.balloon.silence()
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    host.balloon.wait_for(MessageType.VERSION_REQUEST, 5)
+    begin_negotiation(vm, host)
     host.balloon.send_caps_response(1)
     host.balloon.send_caps_response(1)
     host.balloon.send_version_response(1)

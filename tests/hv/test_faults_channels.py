@@ -12,6 +12,7 @@ from tests.hv.guest_actions import (
     bind,
     devices,
     finished,
+    held_up,
     in_background,
     move_balloon,
     start,
@@ -120,9 +121,7 @@ def test_open_without_an_answer(vm, host, outcome):
 @fault("V13", "no answer to OPEN, then RESCIND")
 def test_rescind_wakes_a_waiter_for_open(vm, host, outcome):
     vm.guest.sh(unbind("hv_balloon", BALLOON))
-    withheld = host.vmbus.withhold(MessageType.OPEN_RESULT)
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "OPEN")
+    withheld = held_up(vm, host, MessageType.OPEN_RESULT, bind("hv_balloon", BALLOON))
     host.vmbus.remove("hv-balloon")
     assert finished(vm)
     withheld.release()  # too late
@@ -132,9 +131,7 @@ def test_rescind_wakes_a_waiter_for_open(vm, host, outcome):
 @fault("V13", "no answer to a GPADL, then RESCIND")
 def test_rescind_wakes_a_waiter_for_a_gpadl(vm, host, outcome):
     vm.guest.sh(unbind("hv_balloon", BALLOON))
-    withheld = host.vmbus.withhold(MessageType.GPADL_CREATED)
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "GPADL")
+    withheld = held_up(vm, host, MessageType.GPADL_CREATED, bind("hv_balloon", BALLOON))
     host.vmbus.remove("hv-balloon")
     assert finished(vm)
     withheld.release()
@@ -150,9 +147,7 @@ def test_teardown_without_an_answer(vm, host, outcome):
 
 @fault("V12", "no answer to GPADL_TEARDOWN, then RESCIND of that channel, then an OFFER")
 def test_teardown_without_an_answer_stops_the_bus(vm, host, outcome):
-    withheld = host.vmbus.withhold(MessageType.GPADL_TORNDOWN)
-    vm.run(in_background(unbind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "GPADL_TEARDOWN")
+    held_up(vm, host, MessageType.GPADL_TORNDOWN, unbind("hv_balloon", BALLOON))
     host.vmbus.rescind(host.vmbus.relid())
     vm.run_for(1)
     before = devices(vm)
@@ -163,9 +158,7 @@ def test_teardown_without_an_answer_stops_the_bus(vm, host, outcome):
 
 @fault("new", "no answer to GPADL_TEARDOWN, then an OFFER without a RESCIND")
 def test_teardown_without_an_answer_stops_offers(vm, host, outcome):
-    withheld = host.vmbus.withhold(MessageType.GPADL_TORNDOWN)
-    vm.run(in_background(unbind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "GPADL_TEARDOWN")
+    held_up(vm, host, MessageType.GPADL_TORNDOWN, unbind("hv_balloon", BALLOON))
     before = devices(vm)
     host.vmbus.offer(NO_DRIVER, relid=700)
     vm.run_for(2)
@@ -174,9 +167,7 @@ def test_teardown_without_an_answer_stops_offers(vm, host, outcome):
 
 @fault("new", "GPADL_TORNDOWN twice")
 def test_torndown_twice(vm, host, outcome):
-    withheld = host.vmbus.withhold(MessageType.GPADL_TORNDOWN)
-    vm.run(in_background(unbind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "GPADL_TEARDOWN")
+    withheld = held_up(vm, host, MessageType.GPADL_TORNDOWN, unbind("hv_balloon", BALLOON))
     message = withheld.messages[0]
     withheld.release()
     host.vmbus.send(message)
@@ -189,9 +180,7 @@ def test_torndown_twice(vm, host, outcome):
 @fault("new", "GPADL_CREATED for another GPADL, later the right one")
 def test_answer_for_another_gpadl(vm, host, outcome):
     vm.guest.sh(unbind("hv_balloon", BALLOON))
-    withheld = host.vmbus.withhold(MessageType.GPADL_CREATED)
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "GPADL")
+    withheld = held_up(vm, host, MessageType.GPADL_CREATED, bind("hv_balloon", BALLOON))
     host.vmbus.gpadl_created(host.vmbus.relid(), 0xDEAD)
     vm.run_for(0.5)
     host.vmbus.honest()
@@ -203,9 +192,7 @@ def test_answer_for_another_gpadl(vm, host, outcome):
 @fault("new", "OPEN_RESULT with another open id, later the right one")
 def test_answer_with_another_open_id(vm, host, outcome):
     vm.guest.sh(unbind("hv_balloon", BALLOON))
-    withheld = host.vmbus.withhold(MessageType.OPEN_RESULT)
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    vm.until(lambda: withheld, 5, "OPEN")
+    withheld = held_up(vm, host, MessageType.OPEN_RESULT, bind("hv_balloon", BALLOON))
     host.vmbus.open_result(host.vmbus.relid(), 0xDEAD)
     vm.run_for(0.5)
     host.vmbus.honest()
