@@ -255,7 +255,7 @@ GROUPS: dict[str, tuple[tuple[str, str | tuple[str, ...], str, str], ...]] = {
         (
             "time-far-off",
             "packet.out:change,channel=timesync,message=TIME_SYNC,to.host_time=0x7fffffffffffffff,to.body_flags=1",
-            "the host's time is in the year 30828, and the guest is told to set its clock",
+            "the host's time is in the year 30828, with the flag to set the guest's clock",
             "integration services: host_time is the time of day since 1601",
         ),
         (

@@ -109,7 +109,7 @@ GROUPS: dict[str, tuple[tuple[str, str | tuple[str, ...], str, str], ...]] = {
         (
             "offer-monitored",
             "message.out:change,type=OFFER,channel=hv-balloon,to.monitor_allocated=1,to.monitor_id=3",
-            "the guest is told to signal by the monitor page, which nobody polls",
+            "the offer has the guest signal by the monitor page, which the host does not poll",
             "VMBus: monitor_allocated promises that the host polls the monitor page",
         ),
         (
@@ -220,7 +220,7 @@ GROUPS: dict[str, tuple[tuple[str, str | tuple[str, ...], str, str], ...]] = {
         (
             "open-refused",
             "message.out:change,type=OPEN_RESULT,channel=hv-balloon,to.status=0xc0000001",
-            "the guest is told that hv-balloon's channel is not open, while the host has opened it",
+            "OPEN_RESULT reports hv-balloon's channel as not open, while the host has opened it",
             "VMBus: OPEN_RESULT says whether the host has opened the channel",
         ),
         (
@@ -382,7 +382,7 @@ GROUPS: dict[str, tuple[tuple[str, str | tuple[str, ...], str, str], ...]] = {
         (
             "completion-unasked",
             "packet.out:insert,channel=hv-balloon,to.packet_type=11,to.transaction=0x1234,once",
-            "a completion comes that nobody asked for",
+            "a completion comes for which no packet asked",
             "VMBus: a completion answers a packet that requested one",
         ),
         (

@@ -45,7 +45,7 @@ A case asserts what its kernel does, also where that is a crash: a kernel with a
     pytest tests/hv/CASE --hv-all --pyvmm-kernel 6.12
 
 `id` is the prediction's number (V: bus and rings, B: balloon, U: services) of the reading of the drivers from which
-the cases started; "new" was found by the test bed, or is a fault that was expected to do no harm. A panic is told by
+the cases started; "new" was found by the test bed, or is a fault that was expected to do no harm. A panic is known by
 the crash registers; an oops is a kernel thread or process that died while the guest goes on; "survives" has nothing
 bad in the kernel's log and an agent that answers; "not so" is a prediction that did not happen.
 

@@ -171,8 +171,8 @@ def test_many_refused_hot_adds(vm, host, outcome):
 
 
 @pytest.mark.long
-@fault("B12", "HOT_ADD of four blocks that nobody takes online, then unbind")
-def test_hot_add_that_nobody_takes_online(vm, host, outcome):
+@fault("B12", "HOT_ADD of four blocks that the guest leaves offline, then unbind")
+def test_hot_add_that_stays_offline(vm, host, outcome):
     vm.guest.sh("echo offline >/sys/devices/system/memory/auto_online_blocks")
     start, pages = host.memory.hot_add_range(4 * BLOCK)
     host.balloon.send_hot_add((start, pages), (start, pages))

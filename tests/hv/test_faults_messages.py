@@ -191,7 +191,7 @@ def test_offer_of_a_sub_channel_alone(host, outcome):
 
 
 @fault("new", "OFFER of a sub-channel of the balloon, which asked for none, then its RESCIND")
-def test_offer_of_a_sub_channel_nobody_asked_for(vm, host, outcome):
+def test_offer_of_a_sub_channel_without_a_request(vm, host, outcome):
     balloon = host.device("hv-balloon").offer
     host.vmbus.offer(balloon.type, instance=balloon.instance, relid=700, sub_channel=1)
     vm.run_for(0.5)
@@ -282,7 +282,7 @@ def test_monitored_offer_that_is_not_polled(vm, host, outcome):
     outcome.shows("the guest sets a bit and never signals", device.channel.signals_in == 0)
 
 
-@fault("new", "answers that nobody waits for: version, GPADL, open, teardown, modify, all offers, TL connect")
+@fault("new", "answers without a request: version, GPADL, open, teardown, modify, all offers, TL connect")
 def test_answers_without_a_request(host, outcome):
     host.vmbus.version_response(1, 4)
     host.vmbus.gpadl_created(1, 0xE1E10, 0xC0000001)

@@ -177,7 +177,7 @@ class RawVmbus:
         self.send(protocol.AllOffersDelivered())
 
     def version_response(self, supported: int, connection_id: int = 0, *, state: int = 0) -> None:
-        """Post a VERSION_RESPONSE that nobody may have asked for."""
+        """Post a VERSION_RESPONSE, requested or not."""
         self.send(protocol.VersionResponse(supported, state, 0, connection_id))
 
     def gpadl_created(self, relid: int, gpadl: int, status: int = 0) -> None:

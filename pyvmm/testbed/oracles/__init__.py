@@ -5,11 +5,11 @@
     vm.oracles.begin()                      what was found until now does not count any more
 
     hang         the agent or the heartbeat does not answer, a vCPU spins, a task is stuck in the kernel
-    panic        crash registers, console, the machine's end, a reset that nobody asked for
+    panic        crash registers, console, the machine's end, a reset without a request
     log          oops, warning, list corruption, lockdep, hung task and others in the kernel's log
     accounting   the guest's memory, the driver's counters and the host's books differ
     poison       the guest touched a page that it had given to the host (`vm.oracles.poison.on()`)
-    wakeups      data lies in a ring, and nobody was told
+    wakeups      data in a ring without a signal to its reader
     signals      more signals or interrupts than packets explain
     devices      the guest's VMBus devices are others than those offered
 

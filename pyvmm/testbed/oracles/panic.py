@@ -1,7 +1,7 @@
 """The panic oracle: the guest has crashed, or its machine has ended or was reset.
 
-A panic in an interrupt is told by the Hyper-V crash registers; one before hv_vmbus is loaded only by the console. A
-triple fault resets the machine without a word.
+A panic in an interrupt is reported by the Hyper-V crash registers; one before hv_vmbus is loaded only by the console.
+A triple fault resets the machine without a word.
 """
 
 from __future__ import annotations

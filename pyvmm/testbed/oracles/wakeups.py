@@ -39,7 +39,7 @@ class Wait:
 
 
 class Wakeups(Oracle):
-    """Finds data, room and messages that nobody was told of."""
+    """Finds data, room and messages without a signal to the side that waits for them."""
 
     name: ClassVar[str] = "wakeups"
 
@@ -50,7 +50,7 @@ class Wakeups(Oracle):
             self.vm.loop.step(PERIOD)
             waits = {each for each in self._waits() if each in waits}
         if not can_answer(self.vm):
-            return []  # ended, paused: nobody reads
+            return []  # ended, paused: neither side reads
         found = sorted(waits, key=lambda each: each.line)
         return [self.finding(f"{each.line}, for {PATIENCE:g} s", each.details) for each in found]
 

@@ -91,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("pyvmm_keep_failed") and config.getoption("dist", "no") != "no":
         raise pytest.UsageError("--pyvmm-keep-failed needs a terminal to wait at: leave -n out")
     if any(config.getoption(f"pyvmm_{name}") is not None for name, *_ in _OPTIONS):
-        _selection(config)  # a wrong value is told before the collection
+        _selection(config)  # a wrong value is reported before the collection
     if any(config.getoption(name) is not None for name in ("pyvmm_cover", "pyvmm_cover_html", "pyvmm_cover_save")):
         from pyvmm.testbed.plugin.cover import configure
 

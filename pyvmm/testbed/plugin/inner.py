@@ -1,4 +1,4 @@
-"""The inner pytest, `python -m pyvmm.testbed.plugin.inner`: collects as the outer one, and runs what it is told to.
+"""The inner pytest, `python -m pyvmm.testbed.plugin.inner`: collects as the outer one, and runs the tests sent to it.
 
 It runs no test and no guest itself: a template process for each configuration does, and children of that
 (`templates`). So a guest that takes its process with it takes nothing else.

@@ -145,7 +145,7 @@ class InnerProcess:
 
     def _send(self, line: bytes) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # told by what is read
+        with contextlib.suppress(BrokenPipeError):  # reading reports it
             self._process.stdin.write(line)
             self._process.stdin.flush()
 

@@ -57,7 +57,7 @@ class Selection:
         try:
             marked = [settings for settings, _ in _markers(metafunc.definition)]
         except ConfigError:
-            return  # told by `arrange`, with the test's name
+            return  # `arrange` reports it, with the test's name
         chosen: dict[Configuration, Settings] = {}
         for settings in self.matrix:
             chosen.setdefault(self._configuration(settings, marked), settings)
