@@ -16,8 +16,9 @@ again when a ring is built from them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import sub
 
-from pyvmm.errors import GuestError, GuestProtocolError
+from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vmbus.protocol import GpadlBody, GpadlHeader, Status
 
@@ -30,7 +31,7 @@ GPADL_PAGES_LIMIT = 1280 << 8
 
 @dataclass(slots=True)
 class GpaRange:
-    """`length` bytes from `offset` in the first of `pages` (guest physical addresses)."""
+    """`length` bytes, one at least, from `offset` in the first of `pages` (guest physical addresses)."""
 
     length: int
     offset: int
@@ -38,25 +39,36 @@ class GpaRange:
 
     def gpas(self) -> list[tuple[int, int]]:
         """Return the range as (guest physical address, length), neighbours merged."""
-        runs: list[tuple[int, int]] = []
-        left, skip = self.length, self.offset
-        for page in self.pages:
-            step = min(PAGE_SIZE - skip, left)
-            start = page + skip
-            if runs and sum(runs[-1]) == start:
-                runs[-1] = runs[-1][0], runs[-1][1] + step
-            else:
-                runs.append((start, step))
-            left, skip = left - step, 0
+        pages = self.pages
+        ends = [n for n, step in enumerate(map(sub, pages[1:], pages), 1) if step != PAGE_SIZE]
+        starts = [0, *ends]
+        ends.append(len(pages))
+        runs = [(pages[start], (end - start) * PAGE_SIZE) for start, end in zip(starts, ends, strict=True)]
+        runs[0] = runs[0][0] + self.offset, runs[0][1] - self.offset
+        runs[-1] = runs[-1][0], runs[-1][1] - (len(pages) * PAGE_SIZE - self.offset - self.length)
         return runs
 
     def read(self, memory: GuestMemory) -> bytes:
         """Return a copy of all bytes. Raises GuestMemoryError if a page is not RAM."""
-        return b"".join(memory.read(gpa, length) for gpa, length in self.gpas())
+        return b"".join(self.views(memory))
 
     def views(self, memory: GuestMemory) -> list[memoryview]:
-        """Return live views of the bytes. Raises GuestMemoryError if a page is not RAM."""
-        return [memory.view(gpa, length) for gpa, length in self.gpas()]
+        """Return live views of the bytes, as preadv and pwritev take them. Raises GuestMemoryError if a page is not
+        RAM. The guest may change the bytes at any time: copy what is to be checked.
+        """
+        low, high = min(self.pages), max(self.pages) + PAGE_SIZE
+        if memory.contains(low, high - low):  # the usual case: all in one region, which is looked up once
+            view = memory.view(low, high - low)
+            return [view[gpa - low : gpa - low + length] for gpa, length in self.gpas()]
+        return [view for gpa, length in self.gpas() for view in _views(memory, gpa, length)]
+
+
+def _views(memory: GuestMemory, gpa: int, length: int) -> list[memoryview]:
+    """Return views of contiguous guest memory, of which neighbouring regions may hold a part each."""
+    views = [region.view[offset : offset + size] for region, offset, size in memory.pieces(gpa, length)]
+    if sum(map(len, views)) != length:
+        raise GuestMemoryError(f"{length} bytes at gpa {gpa:#x}: not guest RAM")
+    return views
 
 
 @dataclass(slots=True)

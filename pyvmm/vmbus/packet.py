@@ -17,7 +17,7 @@ from enum import IntEnum, IntFlag
 from struct import pack, unpack_from
 
 from pyvmm.errors import GuestProtocolError, WireError
-from pyvmm.memory import PAGE_SIZE
+from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vmbus.gpadl import WORD_SIZE, GpaRange
 
 DIRECT_PAGES_LIMIT = 2048
@@ -80,6 +80,22 @@ def parse_direct(descriptor: bytes) -> list[GpaRange]:
         position += pages * WORD_SIZE
         pages_left -= pages
     return ranges
+
+
+def direct_views(packet: Packet, memory: GuestMemory, limit: int) -> list[memoryview]:
+    """Return live views of the memory that a GPA_DIRECT packet shares, in order, for preadv and pwritev: no copies.
+
+    Raises WireError or GuestProtocolError as `parse_direct`, and for more than `limit` bytes; GuestMemoryError if a
+    page is not RAM. Use them until the packet is completed or the channel closes, and no longer. preadv takes 1024
+    at most (IOV_MAX); there may be as many as DIRECT_PAGES_LIMIT.
+    """
+    ranges = parse_direct(packet.descriptor)
+    size = sum(each.length for each in ranges)
+    if size > limit:
+        raise GuestProtocolError(f"GPA_DIRECT: {size} bytes, at most {limit}")
+    if len(ranges) == 1:
+        return ranges[0].views(memory)
+    return [view for each in ranges for view in each.views(memory)]
 
 
 def transfer_pages(set_number: int, ranges: Sequence[tuple[int, int]]) -> bytes:

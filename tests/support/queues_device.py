@@ -22,7 +22,7 @@ from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
-from pyvmm.vmbus.packet import Packet, PacketFlag, PacketType, parse_direct
+from pyvmm.vmbus.packet import Packet, PacketFlag, PacketType, direct_views
 
 READ_LIMIT = 64
 
@@ -108,12 +108,9 @@ class Queues(VmbusDevice):
                 raise GuestProtocolError(f"queues: command {command}")
 
     def _read(self, channel: Channel, packet: Packet) -> None:
-        ranges = parse_direct(packet.descriptor)
-        if sum(each.length for each in ranges) > READ_LIMIT:
-            raise GuestProtocolError("queues: too much to read")
+        views = direct_views(packet, channel.memory, READ_LIMIT)
         if packet.flags & PacketFlag.COMPLETION_REQUESTED:
-            data = b"".join(each.read(channel.memory) for each in ranges)
-            self._complete(channel, packet.transaction_id, data)
+            self._complete(channel, packet.transaction_id, b"".join(views))
 
     def _complete(self, channel: Channel, transaction_id: int, payload: bytes) -> None:
         channel.complete(transaction_id, payload)

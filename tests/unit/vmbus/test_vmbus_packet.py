@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.errors import GuestError, GuestMemoryError, GuestProtocolError, WireError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import GuestMemory, HostMemory, Region
 from pyvmm.vmbus.gpadl import GpaRange
-from pyvmm.vmbus.packet import DIRECT_PAGES_LIMIT, Packet, PacketType, parse_direct, transfer_pages
+from pyvmm.vmbus.packet import DIRECT_PAGES_LIMIT, Packet, PacketType, direct_views, parse_direct, transfer_pages
 from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
 
 MIB = 1 << 20
@@ -81,6 +81,42 @@ def test_range_that_is_not_ram_is_noticed_when_it_is_read(frame: int) -> None:
         found.views(GuestMemory.flat(MIB))
 
 
+def packet_of(*ranges: tuple[int, int, list[int]]) -> Packet:
+    return Packet(PacketType.GPA_DIRECT, 1, 1, b"", direct(*ranges))
+
+
+def test_views_of_a_direct_packet_are_the_guests_memory_with_neighbours_merged() -> None:
+    memory = GuestMemory.flat(MIB)
+    views = direct_views(packet_of((5 * 4096, 8, [3, 4, 5, 9, 8, 7]), (16, 4090, [20, 30])), memory, MIB)
+    assert [len(view) for view in views] == [3 * 4096 - 8, 4096, 4096, 8, 6, 10]
+    for number, view in enumerate(views, 1):
+        view[-1] = number
+    places = (0x5FFF, 0x9FFF, 0x8FFF, 0x7007, 0x14FFF, 0x1E009)
+    assert [memory.read(gpa, 1)[0] for gpa in places] == [1, 2, 3, 4, 5, 6]
+
+
+def test_views_cross_from_one_region_into_the_next_and_need_ram_between() -> None:
+    memory = GuestMemory([Region(0x1000 * n, 0x2000, HostMemory(0x2000)) for n in (0, 2, 8)])
+    views = direct_views(packet_of((0x4000, 0, [1, 2, 3, 8])), memory, MIB)
+    assert [len(view) for view in views] == [0x1000, 0x2000, 0x1000]
+    with pytest.raises(GuestMemoryError, match="not guest RAM"):
+        direct_views(packet_of((0x2000, 0, [3, 4])), memory, MIB)
+
+
+def test_views_are_limited_by_their_bytes() -> None:
+    with pytest.raises(GuestProtocolError, match="8192 bytes, at most 8191"):
+        direct_views(packet_of((4096, 0, [1]), (4096, 0, [2])), GuestMemory.flat(MIB), 8191)
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=9), st.integers(0, 4095), st.integers(1, 4096))
+def test_merged_runs_hold_the_bytes_that_each_page_alone_would(frames: list[int], offset: int, last: int) -> None:
+    length = max(1, (len(frames) - 1) * 4096 - offset + last)
+    frames = frames[: -(-(offset + length) // 4096)] + [0] * (-(-(offset + length) // 4096) - len(frames))
+    expected = [frame * 4096 + at for frame in frames for at in range(4096)][offset : offset + length]
+    runs = GpaRange(length, offset, [frame * 4096 for frame in frames]).gpas()
+    assert [gpa + at for gpa, size in runs for at in range(size)] == expected
+
+
 @given(st.binary(max_size=200))
 def test_any_descriptor_parses_or_raises_guest_error(data: bytes) -> None:
     try:
@@ -88,6 +124,11 @@ def test_any_descriptor_parses_or_raises_guest_error(data: bytes) -> None:
     except GuestError:
         return
     assert all(0 < each.length <= len(each.pages) * 4096 for each in ranges)
+    try:
+        views = direct_views(Packet(PacketType.GPA_DIRECT, 0, 0, b"", data), GuestMemory.flat(MIB), MIB)
+    except GuestError:
+        return
+    assert sum(map(len, views)) == sum(each.length for each in ranges)
 
 
 @given(st.binary(max_size=100), st.binary(max_size=9).map(lambda data: data * 8))
