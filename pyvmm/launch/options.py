@@ -190,7 +190,7 @@ class GuestOptions:
         "5.3",
         "The newest VMBus protocol to speak.",
         str,
-        *("2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3"),
+        *("2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0"),
         shown_default=True,
     )
     console: str | None = option(None, "Where the guest's console goes.", metavar="stdio|FILE|pty|none", in_api=False)

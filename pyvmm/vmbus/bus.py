@@ -164,8 +164,9 @@ class Vmbus:
                 row["sub-channel"] = served.offer.sub_channel
             channel = self._channels.get(served)
             if channel is not None and isinstance(served.state, Open):
+                if served.state.target_vp != protocol.NO_VP:
+                    row["target-vp"] = served.state.target_vp
                 row |= {
-                    "target-vp": served.state.target_vp,
                     "ring-in": channel.reader.size,
                     "ring-out": channel.writer.size,
                     "ring-in-used": _used(channel.reader.available, channel.reader.size),
@@ -281,7 +282,7 @@ class Vmbus:
     def notify(self, served: ServedChannel) -> None:
         """Set the channel's event flag on the VP that the guest chose."""
         state = served.state
-        if not isinstance(state, Open):
+        if not isinstance(state, Open) or state.target_vp == protocol.NO_VP:
             return
         if self.taps.event.on:
             fields: Fields = {

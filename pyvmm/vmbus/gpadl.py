@@ -171,10 +171,13 @@ class GpadlRefused(GuestProtocolError):
 
 
 class GpadlTable:
-    """All GPADLs of one guest, established or pending, within GPADL_LIMIT and GPADL_PAGES_LIMIT."""
+    """All GPADLs of one guest, established or pending, within GPADL_LIMIT and GPADL_PAGES_LIMIT.
+
+    Two channels may use the same id, as Windows does, but not while one's list is pending: bodies name no channel.
+    """
 
     def __init__(self, memory: GuestMemory) -> None:
-        self.lists: dict[int, Gpadl] = {}  # established, by id
+        self.lists: dict[tuple[int, int], Gpadl] = {}  # established, by relid and id
         self._coming: dict[int, GpadlAssembly] = {}
         self._pages = 0  # of established GPADLs, and words announced for pending ones
         self._memory = memory
@@ -182,7 +185,7 @@ class GpadlTable:
     def begin(self, message: GpadlHeader) -> Gpadl | None:
         """Start a GPADL; return it if it is complete already. Raises GpadlRefused."""
         relid, gpadl = message.relid, message.gpadl
-        if gpadl in self.lists or gpadl in self._coming:
+        if (relid, gpadl) in self.lists or gpadl in self._coming:
             raise GpadlRefused(relid, gpadl, Status.INVALID_PARAMETER, "exists already")
         if len(self.lists) + len(self._coming) >= GPADL_LIMIT:
             raise GpadlRefused(relid, gpadl, Status.QUOTA_EXCEEDED, f"{GPADL_LIMIT} are established already")
@@ -213,7 +216,7 @@ class GpadlTable:
         if assembly.missing:
             return None
         self._drop(assembly)
-        gpadl = self.lists[assembly.id] = Gpadl(assembly.id, assembly.relid, assembly.ranges)
+        gpadl = self.lists[assembly.relid, assembly.id] = Gpadl(assembly.id, assembly.relid, assembly.ranges)
         self._pages += gpadl.page_count
         return gpadl
 
@@ -224,13 +227,13 @@ class GpadlTable:
 
     def remove(self, gpadl: Gpadl) -> None:
         """Remove an established GPADL."""
-        del self.lists[gpadl.id]
+        del self.lists[gpadl.relid, gpadl.id]
         self._pages -= gpadl.page_count
 
     def get(self, gpadl: int, relid: int) -> Gpadl:
         """Return the established GPADL `gpadl` of the channel `relid`. Raises GuestProtocolError if there is none."""
-        found = self.lists.get(gpadl)
-        if found is None or found.relid != relid:
+        found = self.lists.get((relid, gpadl))
+        if found is None:
             raise GuestProtocolError(f"gpadl {gpadl:#x} is not established for channel {relid}")
         return found
 

@@ -28,9 +28,9 @@ from pyvmm.vmbus.protocol import MessageType, Version
 from pyvmm.vmbus.states import Post
 from pyvmm.vmbus.timers import Scheduler
 
-RECEIVE_QUEUE_LIMIT = 64
-"""Limit of incoming messages not served yet. When the queue is full the answer is "insufficient buffers", and Linux
-retries after a while; QEMU holds 16."""
+RECEIVE_QUEUE_LIMIT = 512
+"""Limit of incoming messages not served yet: those of a GPADL of 47 MiB, as uio_hv_generic's. When the queue is full
+the answer is "insufficient buffers", and Linux retries after a while; QEMU holds 16."""
 OUTBOX_LIMIT = 64
 """Limit of outgoing messages not in the guest's slot yet. Above it no incoming message is served, which bounds the
 memory used for a guest that sends requests and never reads."""

@@ -25,6 +25,8 @@ SYNIC_MESSAGE_TYPE = 1
 """Message type of everything on the VMBus, in both directions."""
 SINT = 2
 """The interrupt source Linux sets up for VMBus on each VP."""
+NO_VP = 0xFFFFFFFF
+"""The target VP of a channel whose guest wants no events."""
 RELID_MAX = 2047
 """A relid is a channel's event flag, and there are 2048; flag 0 is the obsolete shared one."""
 

@@ -241,7 +241,7 @@ class Server:
             if not isinstance(channel.state, Offered):
                 raise GuestProtocolError(f"OPEN while {channel.state}")
             gpadl = self.gpadls.get(message.ring_gpadl, message.relid)
-            if message.target_vp >= self._vp_count:
+            if not self._may_signal(message.target_vp):
                 raise GuestProtocolError(f"OPEN with events to VP {message.target_vp} of {self._vp_count}")
             pages, split = gpadl.ring_pages(), message.receive_offset
             if not 2 <= split <= len(pages) - 2:
@@ -308,10 +308,16 @@ class Server:
         self._post(protocol.GpadlCreated(error.relid, error.gpadl, error.status))
 
     def _gpadl_teardown(self, message: protocol.GpadlTeardown) -> None:
-        """Tear down a GPADL. While an open channel uses it the answer waits for CLOSE: a refusal would hang Linux."""
+        """Tear down a GPADL. While an open channel uses it the answer waits for CLOSE: a refusal would hang Linux, so
+        one that is not established is answered too."""
         if trace.gpadl_teardown.on:
             trace.gpadl_teardown(message.gpadl)
-        gpadl = self.gpadls.get(message.gpadl, message.relid)
+        try:
+            gpadl = self.gpadls.get(message.gpadl, message.relid)
+        except GuestProtocolError:
+            torndown = protocol.GpadlTorndown(message.gpadl)
+            self._post(torndown, trace.gpadl_torndown, message.gpadl, relid=message.relid)
+            raise
         if gpadl.torn_down:
             raise GuestProtocolError(f"second teardown of gpadl {message.gpadl:#x}")
         gpadl.torn_down = True
@@ -321,6 +327,10 @@ class Server:
                 trace.gpadl_teardown_delayed(gpadl.id, channel.relid)
         else:
             self._torndown(gpadl)
+
+    def _may_signal(self, vp: int) -> bool:
+        """Whether a channel may have its events on `vp`, or none."""
+        return vp < self._vp_count or vp == protocol.NO_VP
 
     @staticmethod
     def _runs_on(channel: ServedChannel, gpadl: Gpadl) -> bool:
@@ -341,7 +351,7 @@ class Server:
 
     def _modify_channel(self, message: protocol.ModifyChannel) -> None:
         channel = self.channels.get(message.relid)
-        usable = channel is not None and isinstance(channel.state, Open) and message.target_vp < self._vp_count
+        usable = channel is not None and isinstance(channel.state, Open) and self._may_signal(message.target_vp)
         status = Status.SUCCESS if usable else Status.INVALID_PARAMETER
         if trace.modify_channel.on:
             trace.modify_channel(message.relid, message.target_vp, status)
@@ -384,7 +394,7 @@ class Server:
         """Close a channel's rings; answer a teardown that waited for it."""
         if not isinstance(channel.state, Open | Opening):
             return
-        gpadl = self.gpadls.lists.get(channel.state.gpadl)
+        gpadl = self.gpadls.lists.get((channel.relid, channel.state.gpadl))
         self.actions.append(CloseRings(channel))
         if gpadl is not None and gpadl.torn_down:
             self._torndown(gpadl)

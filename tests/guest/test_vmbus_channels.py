@@ -104,6 +104,21 @@ def test_events_follow_modify_channel() -> None:
     assert driver.signals == 2
 
 
+def test_a_guest_that_wants_no_events_gets_none(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device, target_vp=p.NO_VP)
+    device.channel.send(b"quietly.")
+    assert (driver.signals, driver.incoming.used() > 0) == (0, True)
+    assert "target-vp" not in guest.bus.info()[0]
+    guest.send(b"12345678")
+    assert device.payloads == [b"12345678"]
+    guest.request(p.ModifyChannel(driver.offer.relid, 0))
+    assert guest.expect(p.ModifyChannelResponse).status == 0
+    driver.target_vp = 0
+    driver.incoming.take()
+    device.channel.send(b"aloud...")
+    assert driver.signals == 1
+
+
 def test_messages_go_to_the_vp_of_the_contact() -> None:
     guest = FakeGuest(vp_count=3)
     guest.contact(vp=2)

@@ -360,11 +360,24 @@ def test_teardown_in_use_is_answered_after_the_close() -> None:
 
 
 @pytest.mark.parametrize(("relid", "handle"), [(1, 8), (2, 9), (0, 0)])
-def test_teardown_of_a_list_not_lent_is_refused(harness: Harness, relid: int, handle: int) -> None:
+def test_teardown_of_a_list_not_lent_is_answered_for_linux_waits_and_counted(
+    harness: Harness, relid: int, handle: int
+) -> None:
     harness.serve()
     harness.lend()
-    assert harness.say(p.GpadlTeardown(relid, handle)) == []
+    (answer,) = harness.say(p.GpadlTeardown(relid, handle))
+    assert isinstance(answer, Post) and p.GpadlTorndown.parse(answer.payload).gpadl == handle
     assert harness.server.refused["GPADL_TEARDOWN"] == 1
+    assert list(harness.server.gpadls.lists) == [(1, 9)]
+
+
+def test_two_channels_may_use_the_same_id_for_their_lists(harness: Harness) -> None:
+    harness.serve(devices=2)
+    for relid in (1, 2):
+        assert last_status(harness.lend(relid=relid)) == 0
+    assert last_status(harness.lend(relid=2)) == Status.INVALID_PARAMETER
+    harness.say(p.GpadlTeardown(1, 9))
+    assert list(harness.server.gpadls.lists) == [(2, 9)]
 
 
 def test_duplicate_gpadl_is_answered_with_failure(harness: Harness) -> None:
@@ -404,7 +417,7 @@ def test_modify_before_5_3_is_silent_and_before_4_1_refused(version: int, vp: in
     assert harness.server.channels[1].state == Open(9, vp)
 
 
-@pytest.mark.parametrize(("relid", "vp"), [(1, 2), (2, 0), (1, 0xFFFFFFFF)])
+@pytest.mark.parametrize(("relid", "vp"), [(1, 2), (2, 0), (1, 0xFFFFFFFE)])
 def test_impossible_modify_is_answered_with_failure(relid: int, vp: int) -> None:
     harness = Harness(vp_count=2).opened()
     made = harness.say(p.ModifyChannel(relid, vp))
