@@ -11,7 +11,6 @@ Only one of template and test's process writes at a time. Each dies with its par
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
 import select
@@ -34,14 +33,10 @@ from pyvmm.testbed.plugin.cover import TemplateCoverage, wanted
 from pyvmm.testbed.plugin.keep import serve
 from pyvmm.testbed.plugin.sections import add_sections, boot_failure
 from pyvmm.testbed.plugin.session_fixtures import forget_finalizers
+from pyvmm.testbed.plugin.source_files import name_source_files
+from pyvmm.testbed.plugin.time_limit import TimeLimit, wait_for_end
 from pyvmm.testbed.template import Child, Template
 from pyvmm.testbed.vm import VM
-
-GRACE = 15.0
-"""Seconds for a test that has passed its time limit to end and report by itself, before it is killed."""
-
-DUMP_BEFORE = 2.0
-"""Seconds before that at which its threads' stacks are written to the inner pytest's log."""
 
 
 class Runner:
@@ -52,11 +47,11 @@ class Runner:
         self.config = session.config
         self.tests = {item.nodeid: item for item in session.items}
 
-    def run(self, item: pytest.Item, guest: VM, send: Callable[..., None]) -> bool:
+    def run(self, item: pytest.Item, guest: VM, send: Callable[..., None], limit: TimeLimit) -> bool:
         """Run a test with its guest in this process. Return whether it failed."""
         forget_finalizers(self.session)
         self.config.stash[hooks.GUEST] = guest
-        sender = _Sender(self.config, guest, send)
+        sender = _Sender(self.config, guest, send, limit)
         self.config.pluginmanager.register(sender)
         try:
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -68,18 +63,24 @@ class Runner:
 class _Sender:
     """Sends reports as they come; a failed one has sections about the guest."""
 
-    def __init__(self, config: pytest.Config, guest: VM, send: Callable[..., None]) -> None:
+    def __init__(self, config: pytest.Config, guest: VM, send: Callable[..., None], limit: TimeLimit) -> None:
         self._config = config
         self._guest = guest
         self._send = send
+        self._limit = limit
         self.failed = False
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
-        if report.failed:
-            self.failed = True
-            add_sections(report, self._guest)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if call.excinfo is None:
+            return (yield)
+        with self._limit.standing_still():
+            report = yield
+            if report.failed:
+                self.failed = True
+                add_sections(report, self._guest)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -176,6 +177,7 @@ class _Template:
             if modules := wanted(self._runner.config):
                 self._coverage = TemplateCoverage(guest, modules)
             template = Template(guest)
+            name_source_files()
         except (PyvmmError, AssertionError) as error:
             trouble = boot_failure(guest, self._configuration, error)
         with self._connection.makefile("rb") as requests:
@@ -203,16 +205,15 @@ class _Template:
     def _test(self, template: Template, item: pytest.Item, keep: list[str] | None) -> None:
         _, seconds = item.stash[hooks.RESOLVED]
         tells, theirs = os.pipe2(os.O_CLOEXEC)
-        child = template.fork(partial(self._in_child, item, seconds, keep, theirs))
+        child = template.fork(partial(self._in_child, item, TimeLimit(seconds, theirs), keep))
         os.close(theirs)
         handle = os.pidfd_open(child.pid)
-        ended = select.select([tells, handle], [], [], seconds + GRACE)[0]
-        kept = tells in ended and os.read(tells, 1)
+        kept, overdue = wait_for_end(handle, tells, seconds)
         os.close(tells)
         trouble = ""
-        if not ended:
+        if overdue:
             child.kill()
-            trouble = f"the test was killed: it had not ended {GRACE:g} s after its limit"
+            trouble = f"the test was killed: {overdue}"
         elif kept and keep:
             self._kept[handle] = child, keep[0]
         elif status := child.wait():
@@ -226,22 +227,17 @@ class _Template:
         else:
             self._send("finished")
 
-    def _in_child(self, item: pytest.Item, seconds: float, keep: list[str] | None, tell: int, guest: VM) -> None:
-        signal.signal(signal.SIGALRM, partial(_on_alarm, seconds))
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        # Standard error is the log now, and pytest's capture during the test.
-        faulthandler.dump_traceback_later(seconds + GRACE - DUMP_BEFORE, file=os.dup(2))
-        failed = self._runner.run(item, guest, self._send)
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    def _in_child(self, item: pytest.Item, limit: TimeLimit, keep: list[str] | None, guest: VM) -> None:
+        limit.begin()
+        failed = self._runner.run(item, guest, self._send, limit)
+        limit.end()
         if failed and keep and not guest.ended:
             name, socket = keep
             sys.argv[1:] = [item.nodeid]  # for `pyvmm ps`
 
             def kept() -> None:
                 self._send("kept", name=name)
-                os.write(tell, b"k")
-                os.close(tell)
+                limit.keep()
 
             serve(guest, name, socket, kept)
 
@@ -251,12 +247,6 @@ class _Template:
 
 def _line(kind: str, **more: Any) -> bytes:
     return json.dumps({"kind": kind} | more, default=str).encode() + b"\n"
-
-
-def _on_alarm(seconds: float, number: int, frame: Any) -> NoReturn:
-    """Fail the test where it is; a second limit kills it."""
-    __tracebackhide__ = True
-    pytest.fail(f"the test has not ended within {seconds:g} s (the marker's timeout=)")
 
 
 def _describe(status: int) -> str:
