@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import assert_never
+from uuid import UUID
 
 from pyvmm.contain import contain
 from pyvmm.errors import ConfigError, GuestError, GuestProtocolError, HostError
@@ -123,11 +124,16 @@ class Vmbus:
         self._mailbox.forget_received()
         self.server.reset("machine reset")
         self._act()
-        for device in self._primaries:
+        for device in self.devices():  # hvsock connections leave the bus meanwhile
             device.reset()
 
     def devices(self) -> list[VmbusDevice]:
         return list(self._primaries)
+
+    def refuse_connect(self, endpoint: UUID, service: UUID) -> None:
+        """Refuse an hvsock connection of the guest that `Server.on_connect` took before."""
+        self.server.refuse_connect(endpoint, service)
+        self._act()
 
     def channel(self, device: VmbusDevice, sub_channel: int = 0) -> Channel | None:
         """Return the device's channel while the guest has it open."""
@@ -222,7 +228,7 @@ class Vmbus:
                 self._mailbox.drop()
             case BusConnected():
                 self.contacts += 1
-                for device in self._primaries:
+                for device in self.devices():
                     device.bus_connected()
             case OpenRings():
                 self._open(action)

@@ -111,6 +111,7 @@ class Channel:
         self._poll: Timer | None = None
         self._continuing = False
         self._flushing = False
+        self._held = False  # the device has suspended reading
 
     # For devices
 
@@ -238,6 +239,16 @@ class Channel:
         if number:
             self._bus.rescind_sub_channel(self._served, number)
 
+    def hold(self) -> None:
+        """Suspend reading: the device gets what was read already, and nothing more until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Resume reading after `hold`."""
+        if self._held:
+            self._held = False
+            self._read_later()
+
     # For the bus
 
     def leave(self, done: Callable[[], object]) -> None:
@@ -311,9 +322,10 @@ class Channel:
             self._read_later()
 
     def _reading_suspended(self) -> bool:
-        """Whether reading is suspended: earlier answers are queued, or completions by the device are outstanding."""
+        """Whether reading is suspended: by the device, or because earlier answers are queued, or completions by the
+        device are outstanding."""
         own = self.device.OWN_COMPLETIONS
-        return len(self._queue) >= REPLY_QUEUE_LIMIT or (bool(own) and self.outstanding >= own)
+        return self._held or len(self._queue) >= REPLY_QUEUE_LIMIT or (bool(own) and self.outstanding >= own)
 
     def _read_later(self) -> None:
         if not self._continuing:

@@ -229,7 +229,7 @@ class RingReader:
         if self._next == self._published:
             return False
         words, size = self.ring.words, self.size
-        self._published = self._next
+        before, self._published = self._published, self._next
         if self.ring.tap.on:
             self.ring.tap_store(READ_INDEX, self._next)
         else:
@@ -238,8 +238,11 @@ class RingReader:
         # again (Linux hv_ringbuffer_write's callers through hv_get_bytes_to_write, e.g. netvsc and hvsock).
         memory_barrier()
         pending = words[PENDING_SEND_SIZE]
-        # Linux asks for "more than pending" bytes. Signalling although it had them before is harmless.
-        return pending != 0 and size - (self.ring.index(WRITE_INDEX) - self._next) % size > pending
+        if not pending:
+            return False
+        # Linux asks for "more than pending" bytes. It had them before: no signal, as hvsock never clears its request.
+        write = self.ring.index(WRITE_INDEX)
+        return size - (write - before) % size <= pending < size - (write - self._next) % size
 
     def mask(self) -> None:
         """Set the interrupt mask: the guest does not signal while we read anyway."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import assert_never
+from uuid import UUID
 
 from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.memory import GuestMemory
@@ -67,6 +68,9 @@ class Server:
         """Called when the guest's kernel says that it leaves: for another one, a crash kernel, or a suspension."""
         self.on_contact: Callable[[], None] = lambda: None
         """Called at a kernel's contact, before it is answered."""
+        self.on_connect: Callable[[UUID, UUID], bool] = lambda endpoint, service: False
+        """Called at an hvsock connection request of the guest. Returns whether it was taken: an offer or
+        `refuse_connect` follows then."""
         self._vp_count = vp_count
         self._versions = frozenset(int(v) for v in Version if v <= max_version)
 
@@ -110,6 +114,10 @@ class Server:
                     self.actions.append(Opened(channel))
             case _:
                 pass  # closed or rescinded since
+
+    def refuse_connect(self, endpoint: UUID, service: UUID) -> None:
+        """Refuse an hvsock connection of the guest. Linux does not handle the answer: its connect() times out."""
+        self._post(protocol.TlConnectResult(endpoint, service, Status.CONNECTION_REFUSED))
 
     def reset(self, reason: str) -> None:
         """Return to the initial state; devices stay and will be offered again under their old relids."""
@@ -361,8 +369,8 @@ class Server:
         channel.state.target_vp = message.target_vp
 
     def _tl_connect(self, message: protocol.TlConnectRequest) -> None:
-        """Refuse an hvsock connection: there is no service. Linux does not handle the answer; connect() times out."""
-        self._post(protocol.TlConnectResult(message.endpoint, message.service, Status.CONNECTION_REFUSED))
+        if not self.on_connect(message.endpoint, message.service):
+            self.refuse_connect(message.endpoint, message.service)
 
     # Both
 

@@ -154,6 +154,25 @@ def test_guest_that_waits_for_room_is_signalled(guest: FakeGuest, device: Record
     assert driver.signals == 1
 
 
+def test_guest_that_had_the_room_before_is_not_signalled(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device)
+    driver.outgoing.set(PENDING, 4120)  # as hvsock leaves it for ever
+    for _ in range(3):
+        driver.send(bytes(8))
+    assert driver.signals == 0
+
+
+def test_device_may_suspend_reading(guest: FakeGuest, device: Recorder) -> None:
+    driver = guest.open(device)
+    device.channel.hold()
+    driver.send(b"first...").send(b"second..")
+    assert device.payloads == [] and not device.channel.awaits_signal
+    device.channel.release()
+    guest.loop.run()
+    driver.send(b"third...")
+    assert device.payloads == [b"first...", b"second..", b"third..."]
+
+
 def test_when_room_waits_for_room(guest: FakeGuest, device: Recorder) -> None:
     driver = guest.open(device, ring_pages=2)
     called: list[int] = []

@@ -448,6 +448,17 @@ def test_hvsock_connection_is_refused_with_an_answer(harness: Harness) -> None:
     assert types(made) == [MessageType.TL_CONNECT_RESULT] and last_status(made) == Status.CONNECTION_REFUSED
 
 
+def test_hvsock_connection_that_is_taken_is_refused_later_if_at_all(harness: Harness) -> None:
+    harness.serve()
+    asked: list[tuple[UUID, UUID]] = []
+    harness.server.on_connect = lambda *names: asked.append(names) is None
+    assert types(harness.say(p.TlConnectRequest(UUID(int=1), UUID(int=2)))) == []
+    assert asked == [(UUID(int=1), UUID(int=2))]
+    harness.server.refuse_connect(*asked[0])
+    action = harness.server.actions.popleft()
+    assert isinstance(action, Post) and p.TlConnectResult.parse(action.payload).status == Status.CONNECTION_REFUSED
+
+
 def test_machine_reset_forgets_the_guest() -> None:
     harness = Harness().opened()
     harness.server.reset("machine reset")
