@@ -1,0 +1,192 @@
+"""NVSP: the outer protocol of a network card's channel, which lends buffers and carries RNDIS messages.
+
+Source: Linux drivers/net/hyperv/hyperv_net.h, struct nvsp_message; OpenVMM vm/devices/net/netvsp.
+
+    +0 type u32, +4 fields; a message has 40 bytes, whatever it says
+
+    guest                                                    host
+    INIT version (each from 6.1 down until one is served) -> INIT_COMPLETE status
+    NDIS_CONFIG mtu, capabilities; NDIS_VERSION           ->
+    SEND_RECEIVE_BUFFER gpadl                             -> its sections
+    SEND_SEND_BUFFER gpadl                                -> size of its sections
+    RNDIS_PACKET (its place)                             <-> RNDIS_PACKET_COMPLETE status: the place is free again
+
+Answers are completions of the requests' packets. Linux waits for each without a time limit, and dereferences a null
+pointer at one without payload.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct, pack, unpack_from
+from typing import ClassVar, Self
+
+from pyvmm.errors import WireError
+from pyvmm.wire import Buffer, Wire, u16, u32, u64, wire
+
+SIZE = 40
+"""Bytes of a message."""
+
+VERSIONS = (0x00002, 0x30002, 0x40000, 0x50000, 0x60000, 0x60001)
+"""The versions served: 1, 2, 4, 5, 6 and 6.1."""
+
+VERSION_2, VERSION_5 = 0x30002, 0x50000
+
+NO_SECTION = 0xFFFFFFFF
+"""The section's number in a message that uses none."""
+
+RECEIVE_BUFFER_ID = 0xCAFE
+SEND_TABLE_SIZE = 16
+
+
+class Type(IntEnum):
+    INIT = 1
+    INIT_COMPLETE = 2
+    NDIS_VERSION = 100
+    RECEIVE_BUFFER = 101
+    RECEIVE_BUFFER_COMPLETE = 102
+    REVOKE_RECEIVE_BUFFER = 103
+    SEND_BUFFER = 104
+    SEND_BUFFER_COMPLETE = 105
+    REVOKE_SEND_BUFFER = 106
+    RNDIS_PACKET = 107
+    RNDIS_PACKET_COMPLETE = 108
+    NDIS_CONFIG = 125
+    SUBCHANNEL = 133
+    SEND_TABLE = 134
+
+
+class Status(IntEnum):
+    """NVSP_STAT_*. Zero is none of them."""
+
+    SUCCESS = 1
+    FAIL = 2
+    TOO_NEW = 3
+    TOO_OLD = 4
+    INVALID_RNDIS = 5
+    BUSY = 6
+
+
+DATA, CONTROL = 0, 1
+"""Channel types of an RNDIS_PACKET."""
+
+
+class Message(Wire):
+    """Base of the messages with a type."""
+
+    __slots__ = ()
+    TYPE: ClassVar[Type]
+
+    @classmethod
+    def read(cls, payload: Buffer) -> Self:
+        """Read the fields after the type. Raises WireError."""
+        return cls.parse(payload, 4)
+
+    def message(self) -> bytes:
+        """Return the whole message."""
+        return (pack("<I", self.TYPE) + self.build()).ljust(SIZE, b"\0")
+
+
+@wire
+class Init(Message):
+    TYPE = Type.INIT
+    oldest: u32
+    newest: u32
+
+
+@wire
+class InitComplete(Message):
+    TYPE = Type.INIT_COMPLETE
+    negotiated: u32
+    chain_limit: u32
+    status: u32
+
+
+@wire
+class NdisVersion(Message):
+    TYPE = Type.NDIS_VERSION
+    major: u32
+    minor: u32
+
+
+@wire
+class NdisConfig(Message):
+    """`mtu` counts the Ethernet header, too."""
+
+    TYPE = Type.NDIS_CONFIG
+    mtu: u32
+    reserved: u32
+    capabilities: u64
+
+
+@wire
+class LendBuffer(Message):
+    """SEND_RECEIVE_BUFFER and SEND_SEND_BUFFER."""
+
+    TYPE = Type.RECEIVE_BUFFER
+    gpadl: u32
+    id: u16
+
+
+@wire
+class ReceiveBufferComplete(Message):
+    """Linux takes one section only, at offset 0."""
+
+    TYPE = Type.RECEIVE_BUFFER_COMPLETE
+    status: u32
+    sections: u32
+    offset: u32
+    size: u32
+    count: u32
+    end: u32
+
+
+@wire
+class SendBufferComplete(Message):
+    TYPE = Type.SEND_BUFFER_COMPLETE
+    status: u32
+    section_size: u32
+
+
+@wire
+class Revoke(Message):
+    TYPE = Type.REVOKE_RECEIVE_BUFFER
+    id: u16
+
+
+@wire
+class Subchannels(Message):
+    """The request (operation 1: allocate, count) and its answer (status, count)."""
+
+    TYPE = Type.SUBCHANNEL
+    operation: u32
+    count: u32
+
+
+_RNDIS = Struct("<IIII")
+COMPLETE = {status: pack("<II", Type.RNDIS_PACKET_COMPLETE, status).ljust(SIZE, b"\0") for status in Status}
+"""RNDIS_PACKET_COMPLETE, by status."""
+RNDIS = {kind: _RNDIS.pack(Type.RNDIS_PACKET, kind, NO_SECTION, 0).ljust(SIZE, b"\0") for kind in (DATA, CONTROL)}
+"""RNDIS_PACKET to the guest, by channel type."""
+
+
+def message_type(payload: Buffer) -> int:
+    """Return a message's type. Raises WireError."""
+    if len(payload) < 4:
+        raise WireError(f"NVSP message of {len(payload)} bytes")
+    number: int = unpack_from("<I", payload)[0]
+    return number
+
+
+def parse_rndis(payload: Buffer) -> tuple[int, int, int]:
+    """Return channel type, section number and bytes in the section of an RNDIS_PACKET. Raises WireError."""
+    if len(payload) < 16:
+        raise WireError(f"RNDIS_PACKET of {len(payload)} bytes, needs 16")
+    _, kind, section, size = _RNDIS.unpack_from(payload)
+    return kind, section, size
+
+
+def send_table(channels: int) -> bytes:
+    """Return SEND_TABLE: the channels for the guest's sending, in turn."""
+    head = pack("<III", Type.SEND_TABLE, SEND_TABLE_SIZE, SIZE)
+    return head.ljust(SIZE, b"\0") + pack("<16I", *(number % channels for number in range(SEND_TABLE_SIZE)))
