@@ -15,14 +15,15 @@ month, or exceed `LIMITS`, are removed when something new is made (`tidy`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyvmm.cache import disk_errors, locked, mark_used, prune
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import FileError, Shape, load_object
+from pyvmm.images.features import FEATURES
 from pyvmm.paths import cache_folder, make_folder, new_folder, scratch_folder, write_private
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Image:
     release: str = ""  # uname -r
     package: str = ""
     modules: tuple[str, ...] = ()
+    features: dict[str, tuple[str, ...]] = field(default_factory=dict)  # more modules, in load order, by feature
     sizes: dict[str, int] = field(default_factory=dict)  # bytes, by kernel, vmlinux, initrd
 
 
@@ -99,10 +101,17 @@ def list_images() -> list[Image]:
     return [_load(name) or Image(name, False, name == DEFAULT) for name in RECIPES]
 
 
-def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _quiet) -> Image:
-    """Return the image, built first if necessary (and `build`). Raises ConfigError for an unknown name; HostError."""
+def find_image(
+    name: str = DEFAULT, build: bool = True, progress: Progress = _quiet, features: Sequence[str] = ()
+) -> Image:
+    """Return the image, built first if necessary (and `build`). With `features` its initramfs has their modules too.
+
+    Raises ConfigError for an unknown name; HostError.
+    """
     _recipe(name)
     image = _load(name, ("kernel", "vmlinux"))
+    if features:
+        return _with_features(image, name, features, progress)
     if image is None:
         if not build:
             raise ConfigError(f"image {name} is not built; `pyvmm image build {name}` does it")
@@ -114,14 +123,42 @@ def find_image(name: str = DEFAULT, build: bool = True, progress: Progress = _qu
     return image
 
 
-def known_image(name: str = DEFAULT) -> Image:
+def _with_features(image: Image | None, name: str, features: Sequence[str], progress: Progress) -> Image:
+    """Return the image with an initramfs that has the modules of `features`, made if it is missing."""
+    if image is None or not image.features.keys() >= set(features):
+        image = build_image(name, progress)  # it was built by a pyvmm that did not know them
+    if not image.features.keys() >= set(features):
+        raise ConfigError(f"image {name}: its kernel has no modules for {', '.join(features)}; take another image")
+    initrd = cache_folder("initrd", _initrd_name(image, features))
+    if not initrd.exists():
+        with disk_errors(f"cannot build image {name}"), locked("images"):
+            progress(f"making the initramfs for {', '.join(features)}")
+            _make_initrd(initrd, _read_modules(image, _modules(image, features)), progress)
+    mark_used(initrd)
+    return replace(image, initrd=initrd)
+
+
+def _modules(image: Image, features: Sequence[str]) -> list[str]:
+    """Return the names of the modules for an initramfs, in load order."""
+    return [*image.modules, *dict.fromkeys(name for each in features for name in image.features[each])]
+
+
+def _read_modules(image: Image, names: Sequence[str]) -> list[tuple[str, bytes]]:
+    folder = image.kernel.parent / "modules"
+    return [(name, (folder / f"{name}.ko").read_bytes()) for name in names]
+
+
+def known_image(name: str = DEFAULT, features: Sequence[str] = ()) -> Image:
     """Return the image as `find_image` does, without checking its files: for an emulated host, whose outer side has
     just checked them, and where each access to a file is several 9p requests.
     """
     _recipe(name)
     image = _read(name)
-    if image is None or image.initrd.name != _initrd_name(image):  # another checkout has changed the manifest since
-        return find_image(name)
+    if image is not None and features and image.features.keys() >= set(features):
+        initrd = cache_folder("initrd", _initrd_name(image, features))
+        return replace(image, initrd=initrd) if initrd.exists() else find_image(name, features=features)
+    if image is None or features or image.initrd.name != _initrd_name(image):  # changed by another checkout since
+        return find_image(name, features=features)
     return image
 
 
@@ -144,6 +181,7 @@ def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = 
             release=facts["release"],
             package=facts["package"],
             modules=tuple(facts["modules"]),
+            features=_features(facts),
         )
         return _finish(image, progress, force)
 
@@ -175,6 +213,7 @@ def _read(name: str) -> Image | None:
             release=facts["release"],
             package=facts["package"],
             modules=tuple(facts["modules"]),
+            features=_features(facts),
             sizes=facts["sizes"],
         )
     except FileError:
@@ -196,10 +235,18 @@ def _is_whole(image: Image, part: str) -> bool:
         return False
 
 
-def _initrd_name(image: Image) -> str:
+def _features(facts: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return a record's modules by feature, without features that the kernel lacks (null)."""
+    given = facts.get("features")
+    if not isinstance(given, dict):
+        return {}  # written by a pyvmm that had no features
+    return {name: tuple(map(str, modules)) for name, modules in given.items() if isinstance(modules, list)}
+
+
+def _initrd_name(image: Image, features: Sequence[str] = ()) -> str:
     from pyvmm.images.initramfs import recipe_hash
 
-    return f"{image.name}-{recipe_hash(image.package, *image.modules)}.cpio"
+    return f"{'-'.join((image.name, *features))}-{recipe_hash(image.package, *_modules(image, features))}.cpio"
 
 
 def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
@@ -208,8 +255,7 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
     sizes = _initrd_sizes(image.name)
     if force or not initrd.exists() or sizes.pop(initrd.name, None) != initrd.stat().st_size:
         progress("making the initramfs")
-        folder = image.kernel.parent / "modules"
-        _make_initrd(initrd, [(name, (folder / f"{name}.ko").read_bytes()) for name in image.modules], progress)
+        _make_initrd(initrd, _read_modules(image, image.modules), progress)
     sizes = dict([*sizes.items(), (initrd.name, initrd.stat().st_size)][-INITRDS:])
     facts = {
         "kernel": str(image.kernel),
@@ -219,6 +265,7 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
         "release": image.release,
         "package": image.package,
         "modules": list(image.modules),
+        "features": {name: list(modules) for name, modules in image.features.items()},
         "sizes": {
             "kernel": image.kernel.stat().st_size,
             "vmlinux": image.vmlinux.stat().st_size,
@@ -310,11 +357,10 @@ def _whole(folder: Path) -> bool:
         facts = load_object(folder / "kernel.json", KERNEL_FACTS)
     except FileError:
         return False
-    files = [
-        folder / "vmlinuz",
-        folder / "vmlinux",
-        *(folder / "modules" / f"{name}.ko" for name in facts["modules"]),
-    ]
+    if not isinstance(facts.get("features"), dict) or facts["features"].keys() != FEATURES.keys():
+        return False  # unpacked by a pyvmm that had other features
+    names = [*facts["modules"], *(name for modules in _features(facts).values() for name in modules)]
+    files = [folder / "vmlinuz", folder / "vmlinux", *(folder / "modules" / f"{name}.ko" for name in names)]
     return all(file.is_file() and file.stat().st_size for file in files)
 
 
@@ -343,12 +389,24 @@ def _unpack_kernel(package: Package, scratch: Path, new: Path, progress: Progres
     for config in (*scratch.glob("boot/config-*"), *trees[0].glob("config")):
         (new / "config").write_bytes(config.read_bytes())
     make_folder(new / "modules")
-    modules = ModuleTree(trees[0]).load_order(list(MODULES))
-    for module, contents in modules:
+    tree = ModuleTree(trees[0])
+    modules = dict(tree.load_order(list(MODULES)))
+    features: dict[str, list[str] | None] = {}
+    files = dict(modules)
+    for feature, wanted in FEATURES.items():
+        try:
+            found = dict(tree.load_order(list(wanted)))
+        except ConfigError:
+            features[feature] = None
+        else:
+            features[feature] = [name for name in found if name not in modules]
+            files |= found
+    for module, contents in files.items():
         (new / "modules" / f"{module}.ko").write_bytes(contents)
     facts = {
         "release": trees[0].name,
         "package": f"{package.name} {package.version}",
-        "modules": [module for module, _ in modules],
+        "modules": list(modules),
+        "features": features,
     }
     (new / "kernel.json").write_text(json.dumps(facts, indent=2) + "\n")

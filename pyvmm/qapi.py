@@ -11,7 +11,11 @@ from typing import Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, Ty
 
 T = TypeVar("T")
 
-RunState = Literal["prelaunch", "running", "paused", "debug", "shutdown", "guest-panicked", "internal-error"]
+RunState = Literal[
+    "prelaunch", "running", "paused", "debug", "shutdown", "guest-panicked", "internal-error", "io-error"
+]
+BlockErrorAction = Literal["report", "stop"]
+IoOperationType = Literal["read", "write"]
 ShutdownCause = Literal[
     "host-error",
     "host-qmp-quit",
@@ -36,6 +40,8 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "GuestPanicInformationType": get_args(GuestPanicInformationType),
     "MemoryDeviceInfoKind": get_args(MemoryDeviceInfoKind),
     "SysEmuTarget": get_args(SysEmuTarget),
+    "BlockErrorAction": get_args(BlockErrorAction),
+    "IoOperationType": get_args(IoOperationType),
     "CoverState": get_args(CoverState),
     "QMPCapability": (),
 }
@@ -380,6 +386,20 @@ class DeviceDeletedData(TypedDict):
     path: str
 
 
+BlockErrorData = TypedDict(
+    "BlockErrorData",
+    {
+        "qom-path": str,
+        "device": str,
+        "node-name": str,
+        "operation": IoOperationType,
+        "action": BlockErrorAction,
+        "nospace": bool,
+        "reason": str,
+    },
+)
+
+
 CoverInfo = TypedDict(
     "CoverInfo",
     {"module": str, "build-id": str, "state": CoverState, "blocks": int, "hits": str},
@@ -460,5 +480,6 @@ X_AUTOSIZE = Event("X_AUTOSIZE", Autosize)
 X_AUTOSIZE_CHANGE = Event("X_AUTOSIZE_CHANGE", AutosizeChange)
 MEMORY_DEVICE_SIZE_CHANGE = Event("MEMORY_DEVICE_SIZE_CHANGE", MemorySize, at_most_every=1.0)
 DEVICE_DELETED = Event("DEVICE_DELETED", DeviceDeletedData)
+BLOCK_IO_ERROR = Event("BLOCK_IO_ERROR", BlockErrorData, at_most_every=1.0)
 X_TRACE = Event("X_TRACE", TraceData)
 X_CONSOLE = Event("X_CONSOLE", Console)

@@ -258,7 +258,7 @@ class Machine:
 
     def shutdown(self, timeout: float = 60.0) -> End:
         """Ask the guest to power off, and wait for it. A paused machine is resumed first: it could not shut down."""
-        if self.status in ("paused", "prelaunch"):
+        if self.status in ("paused", "prelaunch", "io-error"):
             self.resume()
         self.qmp("system_powerdown")
         return self.wait(timeout)

@@ -11,6 +11,7 @@ import click
 from pyvmm.cli.commands.completion import complete_event, files_by_ending, kinds_or_file
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.words import RepeatableCommand, keep_words
+from pyvmm.disks.spec import DiskSpec, parse_disk
 from pyvmm.errors import ConfigError
 from pyvmm.gdb_place import read_place
 from pyvmm.launch.config_file import FIXED_CONSOLES, load
@@ -147,6 +148,20 @@ def complete_enlightenments(ctx: click.Context, param: click.Parameter, incomple
     return [before + comma + sign + word for word in words if word.startswith(last[len(sign) :])]
 
 
+class DiskType(click.ParamType[DiskSpec]):
+    """A disk: FILE,ro,format=qcow2."""
+
+    name = "disk"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> DiskSpec:
+        if isinstance(value, DiskSpec):
+            return value
+        try:
+            return parse_disk(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
 class FaultType(click.ParamType[str]):
     """A fault rule, or the name of a fault."""
 
@@ -186,6 +201,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     read_debug: DebugType(),
     read_enlightenments: EnlightenmentsType(),
     read_fault: FaultType(),
+    parse_disk: DiskType(),
     read_place: PlaceType(),
 }
 

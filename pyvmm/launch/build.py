@@ -15,7 +15,7 @@ from pyvmm.firmware import cmdline
 from pyvmm.firmware.linux import check_linux, is_multiboot
 from pyvmm.host.inside import inside
 from pyvmm.launch.boot_modules import read_modules
-from pyvmm.machine.config import MachineConfig
+from pyvmm.machine.config import DEFAULT_DEVICES, MachineConfig
 from pyvmm.ram_backend import Backend
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def build_config(
     config.check()  # before an image is built for an invalid machine
     if options.kernel is None and options.kdir is None:
         _refuse_without_kernel(options)
-        found = guest_image(options.image, progress, validate=validate)
+        found = guest_image(options.image, progress, validate=validate, features=features(options))
         config.kernel, config.initrd, our_init = found.vmlinux, found.initrd, True
     else:
         plan = _own_kernel(options, config, progress, validate=validate)
@@ -122,6 +122,8 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         keep_target=options.keep_target,
         status_report=options.status_report,
         page_reporting=options.page_reporting,
+        disks=options.disk,
+        devices=(*DEFAULT_DEVICES, *(["storvsc"] if options.disk else [])),
         cpus=options.cpus,
         engine=options.hyperv,
         enlightenments=enlightenment_words(options.enlightenments),
@@ -177,10 +179,21 @@ def _own_kernel(
     return known or plan_boot(options, progress, cpus=config.cpus, grows=config.maximum_memory > config.memory)
 
 
-def guest_image(name: str | None, progress: Callable[[str], None] = _silent, *, validate: bool = True) -> Image:
-    """Return one of our images (None: the default), built if the cache has none."""
+def features(options: GuestOptions) -> tuple[str, ...]:
+    """Return the names in `images.features` of what the guest needs besides the default."""
+    return ("disk",) if options.disk else ()
+
+
+def guest_image(
+    name: str | None,
+    progress: Callable[[str], None] = _silent,
+    *,
+    validate: bool = True,
+    features: tuple[str, ...] = (),
+) -> Image:
+    """Return one of our images (None: the default), built if the cache has none. `features`: of `images.features`."""
     from pyvmm.images import catalog
 
     if not validate:
-        return catalog.known_image(name or catalog.DEFAULT)
-    return catalog.find_image(name or catalog.DEFAULT, progress=progress)
+        return catalog.known_image(name or catalog.DEFAULT, features)
+    return catalog.find_image(name or catalog.DEFAULT, progress=progress, features=features)

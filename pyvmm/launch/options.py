@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pyvmm.disks.spec import DiskSpec, parse_disk
 from pyvmm.errors import ConfigError
 from pyvmm.gdb_place import AUTO, read_place
 from pyvmm.seconds import LONGEST
@@ -161,6 +162,13 @@ class GuestOptions:
     status_report: bool = option(True, "Use the guest's reports of its memory pressure.", shown_default=True)
     page_reporting: bool = option(
         True, "Return the guest's free memory to the host (free page reporting).", shown_default=True
+    )
+    disk: tuple[DiskSpec, ...] = option(
+        (),
+        "A disk: a raw image or a block device. werror=report|stop|enospc: an "
+        "error of writing is the guest's, or pauses the machine; by default if there is no space. Repeatable.",
+        parse_disk,
+        metavar="FILE[,ro][,id=ID][,serial=S][,werror=W]",
     )
     cpus: int = option(1, "Virtual CPUs.", read_number, shown_default=True)
     hyperv: EngineChoice = option(

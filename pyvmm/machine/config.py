@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pyvmm.address_map import HOT_ADD_SLOTS, MIB
 from pyvmm.errors import ConfigError
@@ -19,10 +19,14 @@ from pyvmm.machine.devices import DEVICES
 from pyvmm.machine.panic import Policy
 from pyvmm.ram_backend import ANONYMOUS, Backend
 
+if TYPE_CHECKING:
+    from pyvmm.disks.spec import DiskSpec
+
 EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]
 BalloonVersion = Literal["1.0", "2.0", "3.0"]
 
+DEFAULT_DEVICES = ("hv-balloon", "heartbeat", "shutdown", "timesync")
 MAX_CPUS = 255  # VP index = APIC id; more needs x2APIC ids in MSIs
 DEFAULT_BUFFER = 20  # percent, as Hyper-V
 MAX_MEMORY = 1 << 40  # the oldest CPUs have 40 physical address bits
@@ -65,7 +69,8 @@ class MachineConfig:
     status_report: bool = True  # the guest's pressure reports are emitted as events
     absent_drivers: dict[str, str] | None = None  # reasons by module; None if the initramfs is not pyvmm's
     faults: tuple[str, ...] = ()  # fault rules, as pyvmm.faults.parse reads them
-    devices: tuple[str, ...] = ("hv-balloon", "heartbeat", "shutdown", "timesync")
+    disks: tuple[DiskSpec, ...] = ()
+    devices: tuple[str, ...] = DEFAULT_DEVICES
     """Names from machine.devices.DEVICES, one per device; names may repeat."""
 
     def check(self) -> None:
@@ -104,6 +109,8 @@ class MachineConfig:
                 raise ConfigError(f"no device is called {name!r}: there are {', '.join(DEVICES)}")
             if self.devices.count(name) > 1 and not DEVICES[name].several:
                 raise ConfigError(f"{self.devices.count(name)} devices {name!r}: a guest can have one")
+        if self.disks and "storvsc" not in self.devices:
+            raise ConfigError("disks need the device storvsc")
 
     def _check_sizing(self) -> None:
         limits = self.limits

@@ -92,6 +92,21 @@ class DeviceSet:
                 plug.device.reset()
                 plug.contacts = self._bus.contacts
 
+    def resumed(self) -> None:
+        """Notify all devices that the machine goes on after a pause."""
+        for plug in self._plugs:
+            plug.device.resumed()
+
+    def quiesce(self) -> None:
+        """Have all devices end their threads."""
+        for plug in self._plugs:
+            plug.device.quiesce()
+
+    def close(self) -> None:
+        """Free what devices have open, at the machine's end: the bus was reset."""
+        for plug in self._plugs:
+            plug.device.close()
+
     def remove(self, id: str) -> None:
         """Remove the device with this id or path; DEVICE_DELETED is emitted when the guest has released it."""
         plug = next((each for each in self._plugs if each.state != "unplugged" and id in (each.id, each.path)), None)

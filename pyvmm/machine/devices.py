@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pyvmm.guest_time import GuestTimers
     from pyvmm.hyperv.engine import Engine
     from pyvmm.machine.config import MachineConfig
+    from pyvmm.machine.disks import OpenDisk
     from pyvmm.memory import GuestMemory
+    from pyvmm.qapi import Emit
     from pyvmm.vmbus.device import VmbusDevice
 
 
@@ -32,6 +34,10 @@ class Parts:
     memory: GuestMemory
     engine: Engine
     window: Window | None = None  # for hot-added memory
+    disks: tuple[OpenDisk, ...] = ()
+    emit: Emit = lambda occurrence: None
+    stop_for_error: Callable[[], object] = lambda: None
+    """Pauses the machine after an error of a disk's image, until the user lets it go on."""
 
     def discard(self, gpa: int, size: int) -> None:
         """Discard ballooned memory, i.e. return it to the host."""
@@ -96,11 +102,18 @@ def _timesync(parts: Parts) -> VmbusDevice:
     return TimeSync(reference_time=parts.engine.reference_time)
 
 
+def _storvsc(parts: Parts) -> VmbusDevice:
+    from pyvmm.machine.disks import make_controller
+
+    return make_controller(parts)
+
+
 DEVICES: dict[str, Kind] = {
     "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events"),
     "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events"),
     "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events"),
     "timesync": Kind(_timesync, "pyvmm.devices.ic.events"),
+    "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events"),
 }
 
 

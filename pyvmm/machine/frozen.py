@@ -45,6 +45,7 @@ class FrozenMachine:
             raise ConfigError("a debugger is connected: disconnect it before the machine is frozen")
         clock = machine.loop.clock
         assert isinstance(clock, StoppableClock), "the loop of a machine that is frozen has a clock that stops"
+        machine.services.devices.quiesce()
         _check_threads()
         native = _native_threads(but="kvm") - len(threading.enumerate())  # those of others, such as faulthandler's
         self.machine = machine

@@ -9,6 +9,7 @@ All methods belong to the loop's thread; `console` may be called from a vCPU's w
 loop turns.
 
     prelaunch --start--> running <--pause/resume--> paused        running --reset--> running
+    running --a disk's image fails, werror=stop--> io-error --resume--> running
     prelaunch --start, config.paused--> prelaunch --resume--> running        paused --reset--> prelaunch
     prelaunch, running or paused --held--> debug --released--> running
     running --power off--> shutdown    running --crash--> guest-panicked    running --KVM gives up--> internal-error
@@ -19,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pyvmm import contain, qapi
 from pyvmm.errors import PyvmmError
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.firmware.entry import RealMode
     from pyvmm.machine.debugger import Debugger
+    from pyvmm.machine.disks import OpenDisk
     from pyvmm.machine.services import Services
     from pyvmm.machine.test_devices import TestDevices
     from pyvmm.machine.traps import Traps
@@ -104,6 +106,11 @@ class Machine:
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
         self.traps: Traps | None = None  # once coverage, or a forced return, was asked for
+        self.disks: tuple[OpenDisk, ...] = ()
+        if config.disks:
+            from pyvmm.machine.disks import open_disks
+
+            self.disks = open_disks(config.disks)
         self.kvm = Kvm(config.kvm)
         self._host_cpuid = cpu.host_entries(self.kvm, hidden=config.hidden_features, vendor=config.cpu_vendor)
         self.ram = Ram(
@@ -205,7 +212,16 @@ class Machine:
             from pyvmm.machine.devices import Parts
             from pyvmm.machine.services import Services
 
-            parts = Parts(self.config, self.guest_time, self.memory, self.engine, self.window)
+            parts = Parts(
+                self.config,
+                self.guest_time,
+                self.memory,
+                self.engine,
+                self.window,
+                disks=self.disks,
+                emit=self.notifier.emit,
+                stop_for_error=partial(self.pause, "io-error"),
+            )
             self._services = Services(parts, self.notifier.emit, has_hardware=lambda: self.slot.hardware is not None)
             self._memory_timer = self.loop.every(_MEMORY_PERIOD, self._services.trace_memory)
 
@@ -299,6 +315,12 @@ class Machine:
             if self._services is not None:
                 self._services.bus.reset()
             hardware.close()
+        if self._services is not None:
+            self._services.devices.close()
+        else:
+            for disk in self.disks:
+                disk.image.close()
+            self.disks = ()
         self.engine.close()
         self.board.close()
         self.ram.close()
@@ -326,7 +348,7 @@ class Machine:
             if not self.config.reboot:
                 self._end(self._panic_outcome() or Outcome("reset", reason), "shutdown")
                 return
-        waits = self.state in ("paused", "prelaunch")
+        waits = self.state in ("paused", "prelaunch", "io-error")
         self.slot.trace_exits()
         self.slot.hardware.halt()  # the vCPUs must not run while guest memory is discarded
         self.taps.reset()
@@ -359,20 +381,21 @@ class Machine:
             self.set_state("prelaunch" if waits else "running")
         hardware.start(paused=self.state == "prelaunch")
 
-    def pause(self) -> None:
+    def pause(self, state: Literal["paused", "io-error"] = "paused") -> None:
         """Pause the vCPUs and guest time, so that timeouts for the guest stand still. The monitor is still served."""
         if self.slot.hardware is not None and self.state == "running":
             self.slot.hardware.pause()
             self.guest_time.freeze()
-            self.set_state("paused")
+            self.set_state(state)
             self.notifier.emit(qapi.STOP({}))
 
     def resume(self) -> None:
-        if self.slot.hardware is not None and self.state in ("paused", "prelaunch"):
+        if self.slot.hardware is not None and self.state in ("paused", "prelaunch", "io-error"):
             self.set_state("running")
             self.guest_time.thaw()
             self.slot.hardware.resume()
             self.services.set_guest_clock()
+            self.services.devices.resumed()
             self.notifier.emit(qapi.RESUME({}))
 
     def _stalled(self) -> None:

@@ -46,8 +46,8 @@ ALLOWED = {
     # reading and writing what is open
     "read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "pread64": 17, "pwrite64": 18, "readv": 19,
     "writev": 20, "preadv": 295, "pwritev": 296, "preadv2": 327, "pwritev2": 328, "select": 23, "dup": 32, "dup2": 33,
-    "dup3": 292, "pipe2": 293, "flock": 73, "fsync": 74, "ftruncate": 77, "fdatasync": 75, "close_range": 436,
-    "pselect6": 270, "ppoll": 271,
+    "dup3": 292, "pipe2": 293, "flock": 73, "fsync": 74, "ftruncate": 77, "fdatasync": 75,
+    "fallocate": 285, "close_range": 436, "pselect6": 270, "ppoll": 271,
     # the loop
     "epoll_create1": 291, "epoll_ctl": 233, "epoll_wait": 232, "epoll_pwait": 281, "epoll_pwait2": 441,
     "eventfd2": 290, "timerfd_settime": 286,

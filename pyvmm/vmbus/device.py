@@ -74,6 +74,15 @@ class VmbusDevice:
     def reset(self) -> None:
         """Return to power-on state after a machine reset. Called after `closed` if a channel was open."""
 
+    def resumed(self) -> None:
+        """Handle the end of a pause of the machine."""
+
+    def quiesce(self) -> None:
+        """End all threads, once what they do is done: the process is about to be forked. The vCPUs are paused."""
+
+    def close(self) -> None:
+        """Free files and threads at the machine's end. May be called twice."""
+
 
 @lru_cache
 def _numbered(offer: Offer, number: int) -> Offer:

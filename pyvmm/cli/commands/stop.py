@@ -62,7 +62,7 @@ def _resume_paused(client: Client, name: str) -> bool:
         raise HostError(f"{name} is {state} and cannot shut down: `pyvmm stop {name} --force` ends it")
     if state == "debug":
         raise HostError(f"a debugger holds {name}: continue or detach there, or `pyvmm stop {name} --force`")
-    if state not in ("paused", "prelaunch"):
+    if state not in ("paused", "prelaunch", "io-error"):
         return False
     client.execute("cont")
     print_message(f"{name} was paused: resumed, so that it can shut down")

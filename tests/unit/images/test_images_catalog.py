@@ -282,3 +282,52 @@ def test_what_images_no_longer_need_goes_by_age_and_size(debian: Debian, monkeyp
     monkeypatch.setitem(catalog.LIMITS, "initrd", 99)
     assert [path.name for path in catalog.tidy()] == ["new.cpio"]
     assert find_image() == image
+
+
+def with_disk_drivers(debian: Debian, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack = debian.unpack
+
+    def more(deb: Path, folder: Path) -> None:
+        unpack(deb, folder)
+        scsi = folder / f"lib/modules/{RELEASE}/kernel/drivers/scsi"
+        scsi.mkdir()
+        (scsi / "scsi_mod.ko").write_bytes(module("scsi_mod"))
+        (scsi / "hv_storvsc.ko").write_bytes(module("hv_storvsc", "hv_vmbus,scsi_mod"))
+        (scsi / "sd_mod.ko").write_bytes(module("sd_mod", "scsi_mod"))
+
+    monkeypatch.setattr(packages, "unpack", more)
+
+
+def test_feature_has_an_initramfs_of_its_own_and_the_default_stays_small(
+    debian: Debian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_disk_drivers(debian, monkeypatch)
+    plain, disk = find_image(), find_image(features=("disk",))
+    members = {entry.name: entry for entry in read_cpio(disk.initrd.read_bytes())}
+    assert members["etc/pyvmm/modules"].data.split() == [
+        b"hv_vmbus", b"hv_utils", b"hv_balloon", b"scsi_mod", b"hv_storvsc", b"sd_mod",
+    ]  # fmt: skip
+    assert "lib/modules/hv_storvsc.ko" not in {entry.name for entry in read_cpio(plain.initrd.read_bytes())}
+    assert known_image(features=("disk",)).initrd == disk.initrd == find_image(features=("disk",)).initrd
+    assert find_image() == plain
+    assert debian.downloads == 1
+
+
+def test_image_of_an_older_pyvmm_is_unpacked_again_for_a_feature(
+    debian: Debian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_disk_drivers(debian, monkeypatch)
+    image = find_image()
+    for path in (image.kernel.parent / "kernel.json", paths.cache_folder("images", "debian-6.1.json")):
+        facts = json.loads(path.read_text())
+        del facts["features"]
+        path.write_text(json.dumps(facts))
+    assert find_image() is not None and debian.downloads == 1
+    assert known_image(features=("disk",)).initrd.exists()
+    assert debian.downloads == 2
+
+
+def test_kernel_without_the_drivers_of_a_feature_says_so(debian: Debian) -> None:
+    with pytest.raises(ConfigError, match=r"its kernel has no modules for disk; take another image"):
+        find_image(features=("disk",))
+    assert find_image().built

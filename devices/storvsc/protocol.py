@@ -1,0 +1,178 @@
+"""The packets of the synthetic SCSI controller: vstor packets, a header and an SRB (SCSI request block).
+
+Source: Linux drivers/scsi/storvsc_drv.c, struct vstor_packet, vmscsi_request.
+
+    +0 operation u32 | +4 flags u32 | +8 status u32 (NTSTATUS) | +12 a union:
+       QUERY_PROTOCOL_VERSION   version u16 | revision u16
+       QUERY_PROPERTIES answer  0 u32 | sub-channels u16 | 0 u16 | flags u32 | largest transfer u32 | 0 u64
+       CREATE_SUB_CHANNELS      count u16
+       EXECUTE_SRB and answer   length u16 | srb_status u8 | scsi_status u8 | port, path, target, LUN u8
+                                | CDB length, sense length, direction, 0 u8 | transfer length u32
+                                | CDB (request) or sense data (answer), 20 bytes | more that hosts ignore
+
+A packet has 64 bytes; Linux 5.10 sends the first of a controller with 48. An answer has the request's size, as Linux
+6.1 and later drop shorter ones, and echoes what it does not set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct, pack_into, unpack_from
+
+from pyvmm.errors import WireError
+
+PACKET_SIZE = 64
+SHORT_SIZE = 48
+"""Bytes of a packet up to version 4.2, and of the first ones of Linux 5.10."""
+
+VERSIONS = (0x0602, 0x0600, 0x0501)
+"""Versions that are served: Windows Server 2016, 2012 R2, 2012. Their packets are the same."""
+
+COMPLETION_REQUESTED = 1
+MULTI_CHANNEL = 1
+SENSE_ROOM = 20
+
+
+class Operation(IntEnum):
+    COMPLETE_IO = 1
+    REMOVE_DEVICE = 2
+    EXECUTE_SRB = 3
+    RESET_LUN = 4
+    RESET_ADAPTER = 5
+    RESET_BUS = 6
+    BEGIN_INITIALIZATION = 7
+    END_INITIALIZATION = 8
+    QUERY_PROTOCOL_VERSION = 9
+    QUERY_PROPERTIES = 10
+    ENUMERATE_BUS = 11
+    CREATE_SUB_CHANNELS = 13
+
+
+class Status(IntEnum):
+    """NTSTATUS of an answer. Linux only logs it for an SRB."""
+
+    SUCCESS = 0
+    IO_DEVICE_ERROR = 0xC0000185
+    INVALID_DEVICE_STATE = 0xC0000184
+    NO_SUCH_DEVICE = 0xC00000C0
+    INVALID_PARAMETER = 0xC000000D
+    REVISION_MISMATCH = 0xC0000059
+
+
+class SrbStatus(IntEnum):
+    """SRB_STATUS_*. Linux takes only SUCCESS without any flag for success."""
+
+    SUCCESS = 0x01
+    ERROR = 0x04
+    INVALID_REQUEST = 0x06
+    INVALID_LUN = 0x20
+    AUTOSENSE_VALID = 0x80
+
+
+class Direction(IntEnum):
+    """Who fills the memory that a request shares."""
+
+    FROM_GUEST = 0
+    TO_GUEST = 1
+    NONE = 2
+
+
+_SRB = Struct("<IIIHBBBBBBBBBxI16s")
+_ANSWER = Struct("<III")
+_SRB_ANSWER = Struct("<BB")
+
+
+@dataclass(slots=True)
+class Request:
+    """One packet of the guest. `cdb` and what follows are meaningful for EXECUTE_SRB only."""
+
+    packet: bytes
+    operation: int
+    path: int
+    target: int
+    lun: int
+    direction: int
+    length: int  # of the transfer
+    sense_room: int
+    cdb: bytes
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Request:
+        """Read a packet. Raises WireError if it is too short, or its CDB or sense data too long."""
+        if len(payload) < SHORT_SIZE:
+            raise WireError(f"vstor packet: {len(payload)} bytes, needs {SHORT_SIZE}")
+        operation, _, _, _, _, _, _, path, target, lun, cdb_size, room, direction, length, cdb = _SRB.unpack_from(
+            payload
+        )
+        if operation == Operation.EXECUTE_SRB and (not cdb_size or cdb_size > 16):
+            raise WireError(f"vstor packet: a CDB of {cdb_size} bytes")
+        return cls(payload, operation, path, target, lun, direction, length, min(room, SENSE_ROOM), cdb)
+
+    @property
+    def version(self) -> int:
+        """Return the version that QUERY_PROTOCOL_VERSION asks for."""
+        return int(unpack_from("<H", self.packet, 12)[0])
+
+    @property
+    def sub_channels(self) -> int:
+        """Return the number that CREATE_SUB_CHANNELS asks for."""
+        return int(unpack_from("<H", self.packet, 12)[0])
+
+    def answer(self, status: int = Status.SUCCESS) -> bytearray:
+        """Return the packet that completes this one, with nothing but its header set."""
+        size = SHORT_SIZE if len(self.packet) < PACKET_SIZE else PACKET_SIZE
+        answer = bytearray(self.packet[:size])
+        _ANSWER.pack_into(answer, 0, Operation.COMPLETE_IO, 0, status)
+        return answer
+
+    def answer_properties(self, *, sub_channels: int, max_transfer: int) -> bytearray:
+        """Return the answer to QUERY_PROPERTIES."""
+        answer = self.answer()
+        flags = MULTI_CHANNEL if sub_channels else 0
+        pack_into("<IHHIIQ", answer, 12, 0, sub_channels, 0, flags, max_transfer, 0)
+        return answer
+
+    def answer_done(self, moved: int) -> bytearray:
+        """Return the answer to an SRB that succeeded and moved so many bytes."""
+        answer = self.answer()
+        _SRB_ANSWER.pack_into(answer, 14, SrbStatus.SUCCESS, 0)
+        answer[21] = 0
+        pack_into("<I", answer, 24, moved)
+        return answer
+
+    def answer_check_condition(self, sense: bytes) -> bytearray:
+        """Return the answer to an SRB that failed, with SCSI sense data."""
+        sense = sense[: self.sense_room]
+        status = SrbStatus.ERROR | (SrbStatus.AUTOSENSE_VALID if sense else 0)
+        answer = self.answer(Status.IO_DEVICE_ERROR)
+        _SRB_ANSWER.pack_into(answer, 14, status, CHECK_CONDITION)
+        answer[21] = len(sense)
+        pack_into("<I", answer, 24, 0)
+        answer[28 : 28 + SENSE_ROOM] = sense.ljust(SENSE_ROOM, b"\0")
+        return answer
+
+    def answer_no_lun(self) -> bytearray:
+        """Return the answer to an SRB for a LUN that is not there; Linux removes the LUN if it knew it."""
+        answer = self.answer(Status.NO_SUCH_DEVICE)
+        _SRB_ANSWER.pack_into(answer, 14, SrbStatus.INVALID_LUN, CHECK_CONDITION)
+        answer[21] = 0
+        pack_into("<I", answer, 24, 0)
+        return answer
+
+    def answer_invalid(self) -> bytearray:
+        """Return the answer to an SRB that is invalid itself, not its SCSI command."""
+        answer = self.answer(Status.INVALID_PARAMETER)
+        _SRB_ANSWER.pack_into(answer, 14, SrbStatus.INVALID_REQUEST, 0)
+        answer[21] = 0
+        pack_into("<I", answer, 24, 0)
+        return answer
+
+
+CHECK_CONDITION = 2
+"""SCSI status: sense data tells why."""
+
+
+def unsolicited(operation: Operation) -> bytes:
+    """Return a packet that the host sends by itself."""
+    return _ANSWER.pack(operation, 0, 0).ljust(PACKET_SIZE, b"\0")

@@ -1,0 +1,8 @@
+"""Features: what a guest may need besides the default, with its kernel modules. Only guests that use it load them."""
+
+from __future__ import annotations
+
+FEATURES: dict[str, tuple[str, ...]] = {
+    "disk": ("hv_storvsc", "sd_mod"),
+}
+"""Modules by feature, without their dependencies. Debian's cloud kernels have ext4 built in."""
