@@ -33,6 +33,9 @@ from pyvmm.launch.options import (
 )
 from pyvmm.sizes import MemorySpec, parse_memory, parse_size
 
+COVERED = ("hv_balloon", "hv_vmbus", "hv_utils")
+"""Modules that --cover completes."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -181,6 +184,14 @@ def complete_fault(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return complete(incomplete)
 
 
+def complete_covered(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Complete the names of Hyper-V's modules, and .ko files."""
+    names = [click.shell_completion.CompletionItem(name) for name in COVERED if name.startswith(incomplete)]
+    return [*names, *files_by_ending(".ko", incomplete)]
+
+
 _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "image": complete_image,
     "module": complete_module,
@@ -188,6 +199,7 @@ _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "mem_backend": complete_backend,
     "enlightenments": complete_enlightenments,
     "fault": complete_fault,
+    "cover": complete_covered,
     "trace": complete_event,
     "debug": complete_debug,
 }

@@ -209,6 +209,7 @@ class Descent:
             blocks=blocks,
             calls=calls,
             builtin=self.image.builtin,
+            loading=self.image.loading,
             exits=[name for name, _ in self.image.functions.values() if name == "cleanup_module"],
             listing=lambda: listing,
         )

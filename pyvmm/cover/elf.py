@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pyvmm.cover.image import Image, Place, Rewrite, Site
+from pyvmm.cover.image import Image, Loading, Place, Rewrite, Site
 from pyvmm.cover.tools import load
 from pyvmm.errors import ConfigError
 from pyvmm.images.modules import module_name, read_module
 
-_EXECUTABLE: Final = 4
+_ALLOCATED, _EXECUTABLE = 2, 4
+_THIS_MODULE: Final = ".gnu.linkonce.this_module"
 _PC_RELATIVE: Final = (2, 4)  # R_X86_64_PC32, PLT32
 _WIDTH: Final = {1: 8, 2: 4, 4: 4, 10: 4, 11: 4, 24: 8}  # bytes of a relocation's field
 _SIGNED_32, _ADDRESS_64 = 11, 1
@@ -90,6 +91,10 @@ class ModuleFile:
             if each["sh_type"] in ("SHT_PROGBITS", "SHT_NOTE")
         }
         self.code = {n: d for n, d in self.data.items() if sections[n]["sh_flags"] & _EXECUTABLE}
+        both = _ALLOCATED | _EXECUTABLE
+        self.alignments = {
+            n: int(sections[n]["sh_addralign"]) for n in self.code if sections[n]["sh_flags"] & both == both
+        }
         table = elf.get_section_by_name(".symtab")
         if table is None:
             raise ConfigError(f"{where}: it has no symbols, without which its functions cannot be found")
@@ -169,6 +174,7 @@ def module_image(data: bytes, where: str, name: str) -> Image:
         functions=file.functions,
         branch=branch,
         operand=branch,
+        loading=_loading(file, name),
     )
     _add_tables(file, image)
     for number in file.code:
@@ -178,6 +184,24 @@ def module_image(data: bytes, where: str, name: str) -> Image:
             for n in range(_WIDTH.get(each.type, 8))
         }
     return image
+
+
+def _loading(file: ModuleFile, name: str) -> Loading | None:
+    """Return how the module is found in memory; None for a file that lacks struct module.
+
+    The kernel puts all sections with code but .init* one behind the other, in the file's order (kernel/module/main.c,
+    layout_sections). struct module is a section of the file.
+    """
+    sections: dict[int, int] = {}
+    end = 0
+    for number in sorted(file.alignments):
+        if not file.names[number].startswith(".init"):
+            step = max(1, file.alignments[number])
+            sections[number] = -(-end // step) * step
+            end = sections[number] + len(file.code[number])
+    _, data = file.section(_THIS_MODULE)
+    name_at = data.find(name.encode() + b"\0")
+    return Loading(name_at, len(data), sections) if name_at >= 0 else None
 
 
 def _places(file: ModuleFile, name: str, step: int, at: int = 0) -> Iterator[tuple[int, Place, bytes]]:

@@ -26,7 +26,8 @@ def lcov(figures: Sequence[tuple[Figures, Lines]]) -> str:
     for each, lines in figures:
         if not lines:
             name = each.program.name
-            raise ConfigError(f"--lcov: the file of {name} has no debug information: name a built tree by --modules")
+            tree = "a built tree has some (--modules, in tests --pyvmm-kdir)"
+            raise ConfigError(f"lcov: the file of {name} has no debug information: {tree}")
         _count(each, lines, hits, functions)
     text = []
     for file in sorted(hits):

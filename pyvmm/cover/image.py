@@ -56,6 +56,16 @@ class Branches(Protocol):
         """
 
 
+class Loading(NamedTuple):
+    """What finds a module in memory before its init function has run: the offset of `name` in its struct module, the
+    size of that, in which a pointer to the module's code is, and where each section lies from there.
+    """
+
+    name_at: int
+    size: int
+    sections: dict[int, int]
+
+
 @dataclass(slots=True)
 class Image:
     """A module's code and tables."""
@@ -77,3 +87,4 @@ class Image:
     sites: list[Site] = field(default_factory=list)
     relocated: dict[int, set[int]] = field(default_factory=dict)  # offsets of bytes that loading changes
     builtin: bool = False  # whether it is part of a vmlinux
+    loading: Loading | None = None  # None: it cannot be found before the guest tells of it

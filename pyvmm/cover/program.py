@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple
 
-from pyvmm.cover.image import Place
+from pyvmm.cover.image import Loading, Place
 from pyvmm.files import parse_json, parse_object
 
-FORMAT: Final = 4  # increment when the analysis of the same file changes
+FORMAT: Final = 5  # increment when the analysis of the same file changes
 
 Kind = Literal["code", "tracing", "init", "load"]
 """code; glue of tracepoints, which runs only with them; .init.text, over before a breakpoint can be set; what runs
@@ -81,6 +81,7 @@ class Program:
     calls: list[Call]
     builtin: bool = False
     exits: list[str] = field(default_factory=list)  # the function that runs when the module is unloaded
+    loading: Loading | None = None
     listing: Callable[[], list[list[Instruction]]] = field(default=list, compare=False)
     """Returns each block's instructions, for reports: most of what is kept, and read only then."""
 
@@ -132,6 +133,9 @@ def _restored(facts: dict[str, Any], listing: Callable[[], str]) -> Program:
     by_section = ("sections", "base", "file_offsets")
     made: dict[str, Any] = {name: {int(key): value for key, value in facts[name].items()} for name in by_section}
     made["functions"] = {name: (at[0], at[1], at[2]) for name, at in facts["functions"].items()}
+    if facts["loading"] is not None:
+        name_at, size, by_number = facts["loading"]
+        made["loading"] = Loading(name_at, size, {int(key): int(value) for key, value in by_number.items()})
     made |= {"blocks": blocks, "calls": [Call(*row) for row in facts["calls"]]}
     return Program(**facts | made, listing=lambda: _instructions(listing(), len(blocks)))
 

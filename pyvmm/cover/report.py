@@ -14,6 +14,8 @@ def lines(figures: Figures, *, missed: bool = False, function: str = "", most: i
     that are listed, the largest; 0 for all.
     """
     yield summary(figures)
+    if figures.rules is not None:
+        yield from _reached(figures)
     if function:
         yield from _listing(figures, function)
         return
@@ -28,6 +30,11 @@ def lines(figures: Figures, *, missed: bool = False, function: str = "", most: i
         yield f"{len(figures.missed())} blocks of {figures.program.name} did not run:"
         for number in figures.missed():
             yield f"  {figures.describe(number)}"
+        if figures.unreachable():
+            yield ""
+            yield f"{len(figures.unreachable())} blocks of {figures.program.name} cannot run:"
+        for number in figures.unreachable():
+            yield f"  {figures.program.label(figures.program.blocks[number])}: {figures.reasons[number]}"
 
 
 def summary(figures: Figures) -> str:
@@ -41,6 +48,17 @@ def summary(figures: Figures) -> str:
         f"{seen.module}{kernel}: {figures.covered} of {figures.counted} blocks ran{inferred_text}, "
         f"{figures.percent:.1f} %{more}"
     )
+
+
+def _reached(figures: Figures) -> Iterator[str]:
+    """Yield the percentage of what can be reached, of the module and its parts, and the rules' mistakes."""
+    rows = [(f"reachable blocks of {figures.program.name}", figures.reached())]
+    rows += [(f"  of its part {name!r}", each) for name, each in figures.parts().items()]
+    width = max(len(title) for title, _ in rows)
+    for title, each in rows:
+        yield f"  {title:<{width}}  {each.covered:4} of {each.reachable:4}, {each.percent:.1f} %"
+    for text in figures.wrong:
+        yield f"  rules: {text}"
 
 
 def _listing(figures: Figures, function: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ vm.fail("__kmalloc", in_="hot_add_req", returns=0)
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,17 +34,19 @@ MODULES = ("hv_balloon", "hv_vmbus", "hv_utils")
 
 
 class Coverage:
-    """The coverage of one machine. `modules`: a folder with the modules' files, for a guest that is no image of ours.
+    """The coverage of one machine. `run` asks a guest that is booted where its modules are.
 
-    All methods run on the loop's thread. Raises ConfigError for a module that is not loaded, or has no file.
+    `modules` is a folder with the modules' files, for a guest that is no image of ours. All methods run on the loop's
+    thread. Raises ConfigError for a module that is not loaded, or has no file.
     """
 
-    def __init__(self, machine: Machine, run: Run, modules: Path | None = None) -> None:
+    def __init__(self, machine: Machine, run: Run | None = None, modules: Path | None = None) -> None:
         self.machine = machine
         self._run = run
         self._folder = modules
         self._programs: dict[str, Program] = {}
         self._layouts: dict[str, Layout] = {}
+        self._expected: list[str] = []
 
     def start(self, *names: str) -> None:
         """Place breakpoints in the blocks of these modules; what was seen of one before is dropped."""
@@ -52,10 +55,29 @@ class Coverage:
             sites = [None if each is None else Site(*each) for each in layout.sites()]
             traps.watch(layout.program.name, layout.program.build_id, sites, layout.exits())
 
+    def expect(self, *names: str) -> None:
+        """Cover these modules from their init functions on, as the guest loads them: before the machine starts, to be
+        followed by `arrived` once the guest runs. Raises ConfigError for a module without a file.
+        """
+        from pyvmm.cover.boot import arrival, find_calls
+
+        self._expected = [self.program(name).name for name in names]
+        found = [each for name in names if (each := arrival(self.program(name))) is not None]
+        with suppress(ConfigError):  # a packed kernel, or one without symbols
+            traps_of(self.machine).expect(found, find_calls(self.machine.config.kernel))
+
+    def arrived(self) -> None:
+        """Cover the expected modules that were not seen to come, as those that are built in. Raises ConfigError."""
+        missing = [name for name in self._expected if name not in traps_of(self.machine).modules]
+        self._expected = []
+        if missing:
+            self.start(*missing)
+
     def stop(self) -> Record:
         """Take out all breakpoints; return what was seen."""
         record = self.record()
         traps = traps_of(self.machine)
+        traps.dismiss()
         for name in list(traps.modules):
             traps.unwatch(name)
         return record
@@ -65,6 +87,7 @@ class Coverage:
         wanted = [self.program(name) for name in names]
         unknown = [program for program in wanted if program.name not in self._layouts]
         if unknown:
+            assert self._run is not None, "only a guest that takes commands tells where its modules are"
             found = parse_sections(self._run(sections_command(unknown)))
             self._layouts |= {program.name: Layout.of(program, found) for program in unknown}
         return [self._layouts[program.name] for program in wanted]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
@@ -141,7 +142,19 @@ def find_module(wanted: str, kernel: Path, folder: Path | None = None) -> Path:
     if name in BUILT_IN and folder is None and (vmlinux := find_vmlinux(kernel)) is not None:
         return vmlinux
     where = f"in {folder}" if folder is not None else f"around {kernel}"
+    if close := get_close_matches(name, _names(places), 1):
+        raise ConfigError(f"no module {name} {where}: did you mean {close[0]}?")
     raise ConfigError(f"no file of the module {name} {where}: name it (PATH/{name}.ko), or a folder by --modules")
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """Return the names of modules that can be meant, for the one that is not there."""
+    names = {*BUILT_IN}
+    for place in places:
+        with suppress(OSError):
+            names |= {module_name(path) for path in place.iterdir() if ".ko" in path.name}
+            names |= set(ModuleTree(place).names())
+    return sorted(names)
 
 
 def _places(kernel: Path) -> list[Path]:

@@ -91,6 +91,10 @@ def build_config(
     else:
         size = window if our_init else None
         config.cmdline = command_line(options.append, agent_only=bool(options.command), window=size)
+    if config.cover and validate:
+        from pyvmm.cover.boot import prepare
+
+        prepare(config.cover, config.kernel, progress)
     if validate:
         check_linux(
             kernel=config.kernel,
@@ -136,6 +140,7 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         debug=frozenset(kind for each in options.debug for kind in each.split(",")),
         silence=SILENCE_EMULATED if inside() else SILENCE,
         faults=fault_rules(options.fault, options.fault_file),
+        cover=tuple(options.cover),
     )
 
 

@@ -236,6 +236,12 @@ class GuestOptions:
         read_fault,
         metavar="RULE",
     )
+    cover: tuple[str, ...] = option(
+        (),
+        "Watch which code of this module of the guest runs, from its first instruction on, for `pyvmm cover report`. "
+        "Needs `pip install 'pyvmm[cover]'`. Repeatable.",
+        metavar="MODULE",
+    )
     fault_file: Path | None = option(None, "Read fault rules from a TOML file.", Path)
     timeout: float | None = option(None, "End with status 124 after SECONDS.", read_seconds, in_api=False)
     sandbox: Mode = option(

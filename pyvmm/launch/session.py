@@ -122,6 +122,11 @@ class Session:
         if self._sockets:
             machine.watchdog.keep_note(stall_note(self._sockets[0]))
             self._stack.callback(machine.watchdog.stop)
+        if self._config.cover:
+            from pyvmm.cover.session import Coverage
+
+            machine.start_services()
+            Coverage(machine).expect(*self._config.cover)
         confine_session(self._sandbox, machine, [*self._listeners, *self._debuggers])
         # All files are open; threads are started only now, so they inherit the confinement.
         held_threads.release()

@@ -70,6 +70,7 @@ class MachineConfig:
     absent_drivers: dict[str, str] | None = None  # reasons by module; None if the initramfs is not pyvmm's
     faults: tuple[str, ...] = ()  # fault rules, as pyvmm.faults.parse reads them
     disks: tuple[DiskSpec, ...] = ()
+    cover: tuple[str, ...] = ()  # modules that are covered as the guest loads them: names, or paths of their files
     devices: tuple[str, ...] = DEFAULT_DEVICES
     """Names from machine.devices.DEVICES, one per device; names may repeat."""
 

@@ -244,6 +244,8 @@ class Machine:
         self._reset_wanted = None
         self.slot.hardware = self.make_hardware(self.memory)
         self.slot.hardware.boot(state)
+        if self.traps is not None and woken is None:
+            self.traps.powered_on()
         self.boot_watch.power_on()
 
     def make_hardware(self, boot_ram: Iterable[Region]) -> Hardware:

@@ -129,6 +129,8 @@ class MonitorView:
         names = list(traps.modules) if traps is not None else []
         if module is not None and module not in names:
             raise ConfigError(f"coverage of {module} is not on" + (f": {', '.join(names)} is" if names else ""))
+        if traps is not None and module is None:
+            traps.dismiss()
         found = [traps.unwatch(name) for name in ([module] if module else names)] if traps is not None else []
         return [each.describe() for each in found if each is not None]
 

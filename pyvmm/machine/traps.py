@@ -2,6 +2,7 @@
 
     placed --hit--> removed, the block is marked               of coverage
     placed --hit--> the call is skipped, RAX set --> placed    of a forced return, until its times are over
+    placed --hit--> a module that is about to start gets its breakpoints, the call is made --> placed
 
 They are OUT 0x7E, as a debugger's (`pyvmm.gdb.breakpoints.Patches`), because that leaves the guest on every KVM and
 changes no register. The vCPU that hits one restores the two bytes itself if they are in one aligned word; else all
@@ -24,6 +25,7 @@ from pyvmm.gdb.page_tables import Paging
 from pyvmm.kvm import Exit, Interrupted, IoOut, Regs, Vcpu
 from pyvmm.loop import Pending
 from pyvmm.machine import events as trace
+from pyvmm.machine.arrivals import KERNEL_MAP, Arrival
 from pyvmm.machine.guest_code import GuestCode
 from pyvmm.machine.watched import ForcedReturn, Site, Watched
 
@@ -45,6 +47,7 @@ each time takes the loop some milliseconds for a thousand breakpoints."""
 
 _CALL: Final = 5  # bytes of a direct call
 _CALL_OPCODE: Final = 0xE8
+_JUMP_OPCODE: Final = 0xE9
 _ADDRESSES: Final = 1 << 64
 
 
@@ -56,7 +59,8 @@ class _Trap:
     marks: list[tuple[Watched, int]] = field(default_factory=list)
     forced: ForcedReturn | None = None
     unloads: Watched | None = None
-    code: bytes = b""  # of the call that is skipped
+    loads: bool = False  # whether the kernel calls do_init_module() here
+    code: bytes = b""  # of the call that is skipped or made in the guest's place
 
 
 class Traps:
@@ -68,6 +72,8 @@ class Traps:
         self._traps: dict[int, _Trap] = {}  # by address; kept after the hit, for vCPUs that come late
         self.modules: dict[str, Watched] = {}
         self.forced: list[ForcedReturn] = []
+        self._arrivals: list[Arrival] = []
+        self._calls: tuple[int, ...] = ()  # of do_init_module()
         self._held: list[tuple[int, int]] = []  # (vCPU, address) of hits that the loop settles
         self._settling = Pending(machine.loop, self._settle)
         self._suspensions = 0
@@ -77,7 +83,7 @@ class Traps:
     @property
     def active(self) -> str:
         """Return what is on, for a message: "coverage", "a forced return", or ""."""
-        if any(each.state in ("on", "suspended") for each in self.modules.values()):
+        if self._arrivals or any(each.state in ("on", "suspended") for each in self.modules.values()):
             return "coverage"
         return "a forced return" if self.forced else ""
 
@@ -91,35 +97,82 @@ class Traps:
     def watch(self, name: str, build_id: str, sites: Sequence[Site | None], exits: Iterable[int] = ()) -> Watched:
         """Place a breakpoint at each site, and return what will be seen. `exits`: where the module begins to unload.
 
-        A module watched before is watched anew. Raises ConfigError.
+        A module watched before is watched anew; who holds its old Watched, as the template of a fork does, goes on to
+        see the blocks that it had not seen. Raises ConfigError.
         """
         self._check()
-        self.unwatch(name)
-        if len(self.modules) >= MODULE_LIMIT:
+        if name not in self.modules and len(self.modules) >= MODULE_LIMIT:
             raise ConfigError(f"{MODULE_LIMIT} modules are watched already: `pyvmm cover off`")
         watched = Watched(name, build_id, sites)
         with self._machine.slot.stopped_vcpus():
             code = self._code()
             self._compare(watched, code)
-            for number, site in enumerate(watched.sites):
-                if site is not None and code.patch(site.address):
-                    self._trap(site.address).marks.append((watched, number))
-                    watched.placed.add(number)
-            for address in exits:
-                if code.patch(address):
-                    self._trap(address).unloads = watched
-        self.modules[name] = watched
+            self._place(watched, exits, code)
         self._connect()
-        if trace.watched.on:
-            trace.watched(name, len(watched.placed), len(watched.sites))
         return watched
+
+    def _place(self, watched: Watched, exits: Iterable[int], code: GuestCode) -> None:
+        """Place the breakpoints of a module's blocks that were not seen. No vCPU may run."""
+        for number, site in enumerate(watched.sites):
+            if site is not None and not watched.hits[number] and code.patch(site.address):
+                self._trap(site.address).marks.append((watched, number))
+                watched.placed.add(number)
+        for address in exits:
+            if code.patch(address):
+                self._trap(address).unloads = watched
+        self.modules[watched.name] = watched
+        if trace.watched.on:
+            trace.watched(watched.name, len(watched.placed), len(watched.sites))
+
+    def expect(self, arrivals: Iterable[Arrival], calls: Iterable[int]) -> None:
+        """Watch these modules from their init function on, whenever the guest loads them. `calls`: where the kernel
+        calls do_init_module(). Before the machine starts; what a module's earlier lives have seen is kept.
+        """
+        self._arrivals += arrivals
+        self._calls = tuple(calls)
+
+    def dismiss(self) -> None:
+        """Expect no module any more."""
+        with self._machine.slot.stopped_vcpus():
+            for address in self._calls:
+                trap = self._traps.get(address)
+                if trap is not None:
+                    trap.loads = False
+                    self._retire(address)
+        self._arrivals, self._calls = [], ()
+        self._connect()
+
+    def powered_on(self) -> None:
+        """Handle that the kernel has been loaded. No vCPU runs."""
+        memory = self._machine.memory
+        for address in self._calls:
+            gpa = address - KERNEL_MAP
+            if memory.contains(gpa, _CALL) and (code := memory.read(gpa, _CALL))[0] in (_CALL_OPCODE, _JUMP_OPCODE):
+                self._patches.insert(address, range(gpa, gpa + len(OUT)))
+                trap = self._trap(address)
+                trap.code, trap.loads = code, True
+        self._connect()
+
+    def _arrive(self, module: int) -> None:
+        """Place the breakpoints of the module with its struct module at that address, if it is expected."""
+        code = self._code()
+        for arrival in self._arrivals:
+            if not arrival.is_at(module, code) or (base := arrival.base(module, code)) is None:
+                continue
+            watched = Watched(arrival.name, arrival.build_id, arrival.sites_at(base))
+            old = self.modules.get(arrival.name)
+            if old is not None:
+                self._withdraw(old.name)
+                if old.build_id == arrival.build_id:
+                    watched.hits, watched.placed = old.hits, old.placed
+            self._place(watched, [base + each for each in arrival.exits], code)
 
     def unwatch(self, name: str) -> Watched | None:
         """Take out the breakpoints of a module; return what was seen, None if it was not watched."""
         watched = self.modules.pop(name, None)
         if watched is not None:
             with self._machine.slot.stopped_vcpus():
-                self._withdraw(watched)
+                self._withdraw(name)
         self._connect()
         return watched
 
@@ -168,6 +221,7 @@ class Traps:
 
     def clear(self) -> None:
         """Take out everything."""
+        self.dismiss()
         for name in list(self.modules):
             self.unwatch(name)
         for forced in list(self.forced):
@@ -218,12 +272,13 @@ class Traps:
         """Restore the code at `address`. The trap is still known, for vCPUs on their way out."""
         return self._patches.remove(address)
 
-    def _withdraw(self, watched: Watched) -> None:
+    def _withdraw(self, name: str) -> None:
         """Take out a module's breakpoints. No vCPU may run."""
         for trap in self._traps.values():
-            trap.marks = [mark for mark in trap.marks if mark[0] is not watched]
-            trap.unloads = None if trap.unloads is watched else trap.unloads
-            if not trap.marks and trap.forced is None and trap.unloads is None:
+            trap.marks = [mark for mark in trap.marks if mark[0].name != name]
+            if trap.unloads is not None and trap.unloads.name == name:
+                trap.unloads = None
+            if not trap.marks and trap.forced is None and trap.unloads is None and not trap.loads:
                 self._retire(trap.address)
 
     def _end_forced(self, forced: ForcedReturn) -> None:
@@ -263,8 +318,9 @@ class Traps:
                         site = watched.sites[number]
                         if site is not None:
                             code.patch(site.address)
-            for address in (address for forced in self.forced for address in forced.addresses):
-                if code.read(address, _CALL) == self._traps[address].code:
+            forced = [address for forced in self.forced for address in forced.addresses]
+            for address in (*forced, *self._calls):
+                if address in self._traps and code.read(address, _CALL) == self._traps[address].code:
                     code.patch(address)
 
     def _same(self, watched: Watched, code: GuestCode) -> bool:
@@ -292,7 +348,7 @@ class Traps:
             watched.hits[number] = 1
         if trap.forced is not None:
             self._force(vcpu, regs, trap, trap.forced)
-        elif trap.unloads is not None or not self._is_atomic(trap.address):
+        elif trap.unloads is not None or trap.loads or not self._is_atomic(trap.address):
             self._held.append((index, trap.address))
             for thread in self._machine.slot.threads:
                 thread.request(hold=True)
@@ -310,9 +366,22 @@ class Traps:
 
     def _force(self, vcpu: Vcpu, regs: Regs, trap: _Trap, forced: ForcedReturn) -> None:
         """Skip the call, or make it in the guest's place: the patch stays until the loop takes it out."""
-        behind = trap.address + _CALL
         if forced.spent or forced.passed < forced.skip:
             forced.passed += not forced.spent
+            self._call(vcpu, regs, trap)
+        else:
+            forced.done += 1
+            regs.rax, regs.rip = forced.value, trap.address + _CALL
+            if trace.forced_return.on:
+                trace.forced_return(trap.address, forced.value)
+            vcpu.regs = regs
+        if forced.spent:
+            self._settling.ask()
+
+    def _call(self, vcpu: Vcpu, regs: Regs, trap: _Trap) -> None:
+        """Make the call, or the jump, under a breakpoint in the guest's place."""
+        behind = trap.address + _CALL
+        if trap.code[0] == _CALL_OPCODE:
             sregs = vcpu.sregs
             paging = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
             gpa = paging.translate(self._machine.memory, regs.rsp - 8)
@@ -320,15 +389,8 @@ class Traps:
                 raise HostError(f"the guest's stack at {regs.rsp:#x} is not mapped")
             self._machine.memory.write(gpa, behind.to_bytes(8, "little"))
             regs.rsp -= 8
-            regs.rip = (behind + int.from_bytes(trap.code[1:], "little", signed=True)) % _ADDRESSES
-        else:
-            forced.done += 1
-            regs.rax, regs.rip = forced.value, behind
-            if trace.forced_return.on:
-                trace.forced_return(trap.address, forced.value)
+        regs.rip = (behind + int.from_bytes(trap.code[1:], "little", signed=True)) % _ADDRESSES
         vcpu.regs = regs
-        if forced.spent:
-            self._settling.ask()
 
     def _settle(self) -> None:
         """Settle on the loop what vCPU threads must not do while others run."""
@@ -339,9 +401,15 @@ class Traps:
             while self._held:
                 index, address = self._held.pop()
                 trap = self._traps.get(address)
+                if trap is not None and trap.loads:
+                    with suppress(IndexError, HostError):
+                        vcpu = threads[index].vcpu
+                        self._arrive(vcpu.regs.rdi)
+                        self._call(vcpu, vcpu.regs, trap)
+                    continue
                 if trap is not None and trap.unloads is not None:
                     trap.unloads.state = "unloaded"
-                    self._withdraw(trap.unloads)
+                    self._withdraw(trap.unloads.name)
                 self._retire(address)
                 with suppress(IndexError, HostError):
                     regs = threads[index].vcpu.regs

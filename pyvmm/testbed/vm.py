@@ -59,7 +59,8 @@ EVENTS_KEPT = 10_000
 
 
 class VM:
-    """A guest and its machine. The keywords are those of `pyvmm.Machine`, with `engine` for `hyperv`.
+    """A guest and its machine. The keywords are those of `pyvmm.Machine`, with `engine` for `hyperv`, and `cover`:
+    modules whose code is covered, from their first instruction on if they are not part of the kernel.
 
     Raises ConfigError for wrong options. `config` is given instead of options for a guest that is no image of ours.
     """
@@ -70,10 +71,12 @@ class VM:
         *,
         engine: str | None = None,
         config: MachineConfig | None = None,
+        cover: Sequence[str] = (),
         **options: object,
     ) -> None:
         self.options: GuestOptions = read_keywords({"image": image, "hyperv": engine} | options, {})
         self._given = config
+        self.covered = cover
         self.console = Console(self)
         self.balloon = Balloon(self)
         self.guest = Guest(self)
@@ -125,6 +128,8 @@ class VM:
             self.machine.monitor.on_event(self._on_event)
             self.machine.start_services()
             self.balloon.attach()
+            if self.covered:
+                self.cover.expect(*self.covered)
             session.start()
             self._closing = stack.pop_all()
         return self
@@ -148,6 +153,8 @@ class VM:
             self.until(lambda: self.machine.agent.ready, timeout, "the guest's agent")
             if self.machine.balloon is not None:
                 self.until(lambda: self.balloon.ready, timeout, "hv_balloon's negotiation")
+            if self.covered:
+                self.cover.arrived()
         except BaseException:
             self.close()
             raise
@@ -185,16 +192,25 @@ class VM:
     # Waiting
 
     def until(self, happened: Callable[[], object], seconds: float, what: str) -> None:
-        """Run the loop until `happened()`. Raises TimedOut after `seconds`, GuestEnded if the machine ends."""
+        """Run the loop until `happened()`. Raises TimedOut after `seconds`, GuestEnded if the machine ends or poison
+        has stopped it.
+        """
         limit = time.monotonic() + check_seconds(seconds)
         self._check_running()
         while not happened():
             left = limit - time.monotonic()
             if self.ended:
                 raise GuestEnded(f"the machine ended before {what}: {self.machine.outcome}")
+            if self.machine.state == "paused" and (touch := self._touch()):
+                raise GuestEnded(f"poison stopped the guest before {what}: {touch}")
             if left <= 0:
                 raise TimedOut(f"no {what} within {seconds:g} s")
             self.loop.step(left)
+
+    def _touch(self) -> str:
+        """Return the access at which the poison oracle has stopped the guest; "" if it has not."""
+        touches = self.oracles.poison.touches if "oracles" in vars(self) else ()
+        return str(touches[-1]) if touches else ""
 
     def _check_running(self) -> None:
         if isinstance(self.loop.clock, StoppableClock) and self.loop.clock.stopped:

@@ -62,6 +62,10 @@ init:
     .quad 0
     .section .smp_locks, "a"
     .long 4b - .
+    .section .gnu.linkonce.this_module, "aw"
+    .skip 24
+    .asciz "sample"
+    .skip 33
     .section .note.gnu.build-id, "a"
     .long 4, 20, 3
     .ascii "GNU\\0"

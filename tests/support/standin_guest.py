@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +23,9 @@ BOOTS = "PYVMM_STANDIN_BOOTS"
 class StandInGuest:
     """A guest that is booted at once and answers each command with the command."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, cover: Sequence[str] = (), **options: Any) -> None:
         self.options = options
+        self.covered = cover
         self.trace = trace.TailSink(10)
         self.console = SimpleNamespace(text="Linux version 0.0\n\x1b[31mguest console's last line\n")
         self.balloon = SimpleNamespace(actual=512 << 20)

@@ -134,6 +134,13 @@ def report_options(command: Any) -> Any:
             click.option("--lcov", type=FILE, help="Write lcov's tracefile: modules with debug information."),
             click.option("--drcov", type=FILE, help="Write drcov's file, for Lighthouse and others."),
             click.option("--save", type=FILE, help="Keep what was seen, for a later report."),
+            click.option("--rules", type=FILE, help="Leave out blocks that cannot run, as this TOML file says."),
+            click.option(
+                "--least",
+                metavar="GOALS",
+                default="",
+                help="End with status 1 if less of the reachable blocks ran: hv_balloon=90,hv_vmbus=60 (percent).",
+            ),
             click.option("--modules", "folder", type=FOLDER, help="The folder with the modules' files."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
@@ -221,16 +228,24 @@ def _report(
     lcov: Path | None,
     drcov: Path | None,
     save: Path | None,
+    rules: Path | None,
+    least: str,
     folder: Path | None,
     as_json: bool,
 ) -> None:
     from pyvmm.cover.figures import Figures
+    from pyvmm.cover.goals import missed_goals, parse_goals
     from pyvmm.cover.remote import program_of
+    from pyvmm.cover.rules import read_rules
+
+    known = None if rules is None else read_rules(rules)
+    goals = parse_goals(least)
 
     if save is not None:
         _write(save, found.to_json().encode())
     figures = [
-        Figures(program_of(each, kernel, folder, progress), each, glue=tracing) for each in found.modules.values()
+        Figures(program_of(each, kernel, folder, progress), each, glue=tracing, rules=known)
+        for each in found.modules.values()
     ]
     if function and not any(each.name == function for one in figures for each in one.functions):
         raise ConfigError(f"no function {function} in {', '.join(one.program.name for one in figures)}")
@@ -239,6 +254,10 @@ def _report(
         print_json([_json(each, missed) for each in figures])
     else:
         _show(figures, missed, function)
+    if wrong := missed_goals(goals, figures):
+        for text in wrong:
+            echo(f"pyvmm: too little coverage: {text}", err=True)
+        raise click.exceptions.Exit(1)
 
 
 def _export(
@@ -308,6 +327,13 @@ def _json(figures: Figures, missed: bool) -> dict[str, Any]:
         "states": counts(figures),
         "functions": [{"name": f.name, "blocks": f.counted, "covered": f.covered} for f in figures.functions],
     }
+    if figures.rules is not None:
+        reached = figures.reached()
+        result["reachable"] = {"blocks": reached.reachable, "percent": round(reached.percent, 2)}
+        result["parts"] = {
+            name: {"blocks": each.reachable, "covered": each.covered, "percent": round(each.percent, 2)}
+            for name, each in figures.parts().items()
+        }
     if missed:
         result["missed"] = [figures.describe(number) for number in figures.missed()]
     return result

@@ -47,7 +47,10 @@ _COVER_OPTIONS = (
         "pip install 'pyvmm[cover]'.",
     ),
     ("cover-html", "FILE", "Write that as a page with the disassembly."),
+    ("cover-lcov", "FILE", "Write lcov's tracefile of source lines: modules with debug information (--pyvmm-kdir)."),
     ("cover-save", "FILE", "Keep what was seen, for `pyvmm cover report FILE`."),
+    ("cover-rules", "FILE", "Leave out the blocks that cannot run, as this TOML file says (docs/coverage.md)."),
+    ("cover-least", "GOALS", "Fail if less of the reachable blocks ran: hv_balloon=90,hv_vmbus=60 (percent)."),
 )
 
 
@@ -92,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--pyvmm-keep-failed needs a terminal to wait at: leave -n out")
     if any(config.getoption(f"pyvmm_{name}") is not None for name, *_ in _OPTIONS):
         _selection(config)  # a wrong value is reported before the collection
-    if any(config.getoption(name) is not None for name in ("pyvmm_cover", "pyvmm_cover_html", "pyvmm_cover_save")):
+    if any(config.getoption(f"pyvmm_{name.replace('-', '_')}") is not None for name, *_ in _COVER_OPTIONS):
         from pyvmm.testbed.plugin.cover import configure
 
         configure(config)

@@ -168,14 +168,15 @@ class _Template:
     def serve(self, other_end: socket.socket) -> None:
         """Run the tests that the inner pytest names, one after another, until it ends."""
         other_end.close()
-        guest = VM(**self._configuration.keywords())  # type: ignore[arg-type]
+        modules = wanted(self._runner.config)
+        guest = VM(cover=modules, **self._configuration.keywords())  # type: ignore[arg-type]
         template: Template | None = None
         trouble = ""
         try:
             guest.boot()
             guest.oracles.begin()
-            if modules := wanted(self._runner.config):
-                self._coverage = TemplateCoverage(guest, modules)
+            if modules:
+                self._coverage = TemplateCoverage(guest)
             template = Template(guest)
             name_source_files()
         except (PyvmmError, AssertionError) as error:

@@ -11,9 +11,11 @@ import pytest
 
 from pyvmm.cover.descent import analyse
 from pyvmm.cover.elf import module_image
+from pyvmm.cover.goals import parse_goals
 from pyvmm.cover.guest import parse_sections
 from pyvmm.cover.program import Program
 from pyvmm.cover.record import parse_record
+from pyvmm.cover.rules import parse_rules
 from pyvmm.cover_sites import parse_hits, parse_sites
 from pyvmm.errors import ConfigError
 from pyvmm.kallsyms import NoSymbolsError, read_kallsyms
@@ -44,7 +46,13 @@ def text(data: bytes) -> None:
     words = data.decode("utf-8", "replace")
     Program.from_json(words, lambda: words)
     parse_sections(words)
-    for read in (lambda: parse_sites(len(data), words), lambda: parse_hits(words), lambda: parse_record(words, "x")):
+    for read in (
+        lambda: parse_sites(len(data), words),
+        lambda: parse_hits(words),
+        lambda: parse_record(words, "x"),
+        lambda: parse_rules(words, "x"),
+        lambda: parse_goals(words),
+    ):
         with suppress(ConfigError):
             read()
 

@@ -76,9 +76,24 @@ def test_bad_output_is_one_line(sample: Path, pyvmm: Run) -> None:
         (["--function", "nope"], "no function nope in sample"),
         (["--html", "/nowhere/x.html"], "/nowhere/x.html: No such file"),
         (["--lcov", "/nowhere/x.info"], "has no debug information"),
+        (["--rules", "/nowhere/x.toml"], "/nowhere/x.toml: No such file"),
+        (["--least", "sample"], "'sample' is no goal: write MODULE=PERCENT"),
+        (["--least", "sample=99"], "too little coverage: sample"),
     ):
         done = pyvmm("cover", "report", "web", *words)
         assert (done.status, text in done.err.splitlines()[-1]) == (1, True), done.err
+
+
+def test_blocks_that_cannot_run_are_left_out(sample: Path, pyvmm: Run, tmp_path: Path) -> None:
+    assert pyvmm("cover", "web", "sample").status == 0
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[unreachable]]\nhas = "call panic"\nwhy = "it never panics"\n')
+    done = pyvmm("cover", "report", "web", "--rules", str(rules), "--missed", "--least", "sample=0")
+    assert done.status == 0
+    assert "reachable blocks of sample" in done.out
+    assert "1 blocks of sample cannot run:\n  start.cold: it never panics" in done.out
+    found = json.loads(pyvmm("cover", "report", "web", "--rules", str(rules), "--json").out)
+    assert found[0]["reachable"]["blocks"] == found[0]["blocks"] - 1
 
 
 def test_a_module_that_the_guest_has_not_loaded_is_said(sample: Path, machine: FakeMachine, pyvmm: Run) -> None:

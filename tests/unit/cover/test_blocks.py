@@ -146,6 +146,10 @@ def test_a_module_is_found_by_name_around_the_kernel_or_in_a_folder(tmp_path: Pa
     assert find_module("sample", Path("/nowhere/vmlinux"), tmp_path / "image/modules") == file
     with pytest.raises(ConfigError, match="no file of the module other around"):
         find_module("other", tmp_path / "image/vmlinux")
+    with pytest.raises(ConfigError, match=r"no module sampel around .*: did you mean sample\?"):
+        find_module("sampel", tmp_path / "image/vmlinux")
+    with pytest.raises(ConfigError, match=r"no module hv_vmbuss in .*: did you mean hv_vmbus\?"):
+        find_module("hv_vmbuss", Path("/nowhere/vmlinux"), tmp_path / "image/modules")
     with pytest.raises(ConfigError, match="no such file"):
         find_module("/nowhere/other.ko", tmp_path)
 

@@ -143,7 +143,7 @@ def test_lcov_has_lines_where_the_file_has_debug_information(tmp_path: Path, mon
 
 def test_lcov_without_debug_information_is_one_line(program: Program, tmp_path: Path) -> None:
     assert not read_lines(tmp_path / "sample.ko")
-    with pytest.raises(ConfigError, match="no debug information: name a built tree by --modules"):
+    with pytest.raises(ConfigError, match="no debug information: a built tree has some"):
         lcov([(Figures(program, seen(program)), NO_LINES)])
 
 

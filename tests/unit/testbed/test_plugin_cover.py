@@ -28,8 +28,8 @@ from pyvmm.testbed.plugin import cover
 import mmap
 
 class Templates:
-    def __init__(self, guest, modules):
-        assert modules == ["sample"]
+    def __init__(self, guest):
+        assert guest.covered == ["sample"]
         self.hits, self.told = guest.hits, -1
 
     def news(self):
@@ -55,6 +55,11 @@ templates.VM.hit = lambda self, number: self.hits.__setitem__(number, 1)
     [
         (("--pyvmm-cover-html", "x.html"), "--pyvmm-cover-html needs --pyvmm-cover MODULES"),
         (("--pyvmm-cover-save", "x.json"), "--pyvmm-cover-save needs --pyvmm-cover MODULES"),
+        (("--pyvmm-cover-lcov", "x.info"), "--pyvmm-cover-lcov needs --pyvmm-cover MODULES"),
+        (("--pyvmm-cover-least", "sample=1"), "--pyvmm-cover-least needs --pyvmm-cover MODULES"),
+        (("--pyvmm-cover", "sample", "--pyvmm-cover-least", "sample"), "'sample' is no goal"),
+        (("--pyvmm-cover", "sample", "--pyvmm-cover-least", "x=1"), "x is not among --pyvmm-cover's modules"),
+        (("--pyvmm-cover", "sample", "--pyvmm-cover-rules", "nothing.toml"), "nothing.toml: No such file"),
         (("--pyvmm-cover", ","), "--pyvmm-cover needs modules: --pyvmm-cover hv_balloon,hv_vmbus"),
     ],
 )
@@ -82,3 +87,20 @@ def test_hits_of_all_tests_are_summed_up_and_shown(tmp_path: Path, monkeypatch: 
     assert "sample (6.1.0): 3 of" in done.stdout
     assert read_record(tmp_path / "seen.json").modules[BUILD_ID].seen == {0, 4}
     assert (tmp_path / "p.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_too_little_coverage_fails_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyvmm.cover.store import load_program
+
+    monkeypatch.setenv("PYVMM_CACHE", str(tmp_path / "cache"))
+    load_program(assemble(tmp_path))
+    project(tmp_path, conftest=CONFTEST, test_it=TESTS)
+    (tmp_path / "rules.toml").write_text('[[unreachable]]\nhas = "call panic"\nwhy = "it never panics"\n')
+    words = ("-k", "not three", "--pyvmm-cover", "sample", "--pyvmm-cover-rules", "rules.toml")
+    enough = run(tmp_path, *words, "--pyvmm-cover-least", "sample=20", "--pyvmm-cover-lcov", "x.info")
+    assert enough.status == 0, enough.stdout
+    assert "reachable blocks of sample" in enough.stdout
+    assert "no debug information" in enough.stdout
+    little = run(tmp_path, *words, "--pyvmm-cover-least", "sample=99")
+    assert little.status == 1
+    assert "too little coverage: sample (6.1.0): " in little.stdout
