@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from pyvmm.images import scheduled, serve
 from pyvmm.images.cpio import CpioWriter
-from pyvmm.images.scheduled import PROGRAMS
 
 RECIPE = 2  # increment when the output for the same inputs changes
 
@@ -17,6 +17,7 @@ FOLDERS = ("bin", "sbin", "dev", "etc/pyvmm", "proc", "root", "run", "sys", "tmp
 # Programs that the kernel calls by these names. Not modprobe: /init loads all modules, and while the kernel
 # boots it calls modprobe six to thirteen times for crypto modules that it has built in, at a fork and an exec each.
 SBIN = ("poweroff", "reboot", "halt")
+PROGRAMS = {"realtime": scheduled.PROGRAM, "serve": serve.PROGRAM}  # in etc/pyvmm
 FSTAB = """\
 proc /proc proc defaults 0 0
 sys /sys sysfs defaults 0 0

@@ -1,11 +1,11 @@
-"""Two tiny guest programs that run another one in a scheduling class, which this busybox cannot do (no chrt).
+"""The guest program that runs another one as a real-time task, which this busybox cannot do (no chrt).
 
-    realtime PROGRAM ARGUMENT...    SCHED_RR, priority 1     for the agent
-    normal PROGRAM ARGUMENT...      SCHED_OTHER              for the commands it starts
+    realtime PROGRAM ARGUMENT...    SCHED_RR, priority 1
 
 PROGRAM is a path. Linux lets a real-time task use a part of the memory that it keeps free (`min_free_kbytes`): a
 quarter, or half in newer ones (mm/page_alloc.c, gfp_to_alloc_flags()). If commands use up a guest's memory, some is
-thus left for its agent, and the agent's allocations do not invoke the OOM killer.
+thus left for its agent, and the agent's allocations do not invoke the OOM killer. `serve` makes commands ordinary
+tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 
 from pyvmm.images.static_elf import static_elf
 
-SCHED_OTHER, SCHED_RR = 0, 2
+SCHED_RR = 2
 
 
 def program(policy: int, priority: int) -> bytes:
@@ -43,5 +43,4 @@ def program(policy: int, priority: int) -> bytes:
     return static_elf(code)
 
 
-PROGRAMS = {"realtime": program(SCHED_RR, 1), "normal": program(SCHED_OTHER, 0)}
-"""The programs by name, as in /etc/pyvmm of the guest."""
+PROGRAM = program(SCHED_RR, 1)

@@ -2,8 +2,8 @@
 
 A command requested before the agent is ready is queued until then. All methods run on the loop's thread.
 
-The time limit of a command is enforced here, in guest time. The agent could enforce it (SECONDS of its `run`), but
-by the guest's own clock, which goes on while the machine is paused.
+The time limit of a command is enforced here, in guest time: the guest's own clock goes on while the machine is
+paused.
 """
 
 from __future__ import annotations
@@ -16,25 +16,13 @@ from functools import partial
 from pyvmm.contain import contained
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Timer, Timers
-from pyvmm.machine.agent_protocol import MAX_COMMAND, AgentClient, Exited, Garbled, Lost, Output, Ready, Refused
+from pyvmm.machine.agent_protocol import AgentClient, Exited, Garbled, Lost, Output, Ready, Refused, quoted
 from pyvmm.trace import event
 
 ready = event("agent.ready", "kernel {release}")
 sent = event("agent.command", "#{id} {command}")
 exited = event("agent.exited", "#{id} status {status}")
 refused = event("agent.refused", "{text}")
-
-
-def check_command(command: str) -> None:
-    """Raise ConfigError for a command that cannot be sent: a queued command must not fail when it is sent later."""
-    try:
-        size = len(command.encode())
-    except UnicodeEncodeError as error:
-        raise ConfigError("the command is not valid Unicode: it contains a lone surrogate") from error
-    if size > MAX_COMMAND:
-        raise ConfigError(f"the command is {size} bytes long, the agent takes {MAX_COMMAND}; shorten it")
-    if "\0" in command:
-        raise ConfigError("the command holds a zero byte; remove it")
 
 
 COMMANDS_LIMIT = 64
@@ -99,7 +87,7 @@ class GuestAgent:
         Returns a function that cancels: a queued command is not sent, a running one is killed, and there are no
         further calls.
         """
-        check_command(command)
+        quoted(command)  # raises now what would be raised when a queued command is sent
         if len(self._waiting) + len(self._running) >= COMMANDS_LIMIT:
             raise ConfigError(f"{COMMANDS_LIMIT} commands wait for the guest already: `pyvmm kill` or reset it")
         wanted = _Command(command, seconds, output, done)

@@ -155,7 +155,7 @@ def seeds() -> dict[str, list[bytes]]:
         "file_kut_suite": [UNITTESTS],
         "file_fault_rules": [each.encode() for each in FAULTS.splitlines()],
         "file_fault_file": [FAULT_FILE.encode()],
-        "file_agent": [b"out 1 YQ==\nerr 1 Yg==\nexit 1 0\nready 1 6.12\nerror x\n"],
+        "file_agent": [b"out 1 YQ==\nerr 1 Yg==\nexit 1 0\nready 2 6.12\nerror x\n"],
     }
 
 

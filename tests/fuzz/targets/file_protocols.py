@@ -65,7 +65,7 @@ def agent(data: bytes) -> None:
     client.run("true")
     with suppress(ConfigError):
         client.run(data.decode("utf-8", "surrogateescape"))
-    client.feed(b"ready 1 6.1.0\n")
+    client.feed(b"ready 2 6.1.0\n")
     client.feed(data)
     for at in range(0, len(data), 7):
         client.feed(data[at : at + 7])

@@ -212,7 +212,7 @@ def agent(data: bytes) -> None:
             case 2:
                 loop.advance(feed.choice((0.1, 3.0, 10.0)))
             case 3:
-                agent.reset() if feed.below(8) == 0 else agent.received(b"ready 1 6.12\n")
+                agent.reset() if feed.below(8) == 0 else agent.received(b"ready 2 6.12\n")
             case _:
                 line = word + b" " + number + b" " + rest + feed.choice((b"\n", b"\n", b"\r\n", b""))
                 agent.received(line)

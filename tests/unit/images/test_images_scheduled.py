@@ -1,4 +1,4 @@
-"""The guest's two programs that choose a scheduling class."""
+"""The guest's program that runs another one in a scheduling class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.images.scheduled import PROGRAMS, SCHED_RR, program
+from pyvmm.images.scheduled import PROGRAM, SCHED_RR, program
 
 SHOW = "import os, sys; print(os.sched_getscheduler(0), sys.argv[1:], os.environ['HERE'])"
 
@@ -21,7 +21,7 @@ def run(folder: Path, contents: bytes, *arguments: str) -> subprocess.CompletedP
 
 
 def test_another_program_runs_with_its_arguments_and_environment(tmp_path: Path) -> None:
-    found = run(tmp_path, PROGRAMS["normal"], "/usr/bin/env", "python3", "-c", SHOW, "a", "b c")
+    found = run(tmp_path, program(os.SCHED_OTHER, 0), "/usr/bin/env", "python3", "-c", SHOW, "a", "b c")
     assert (found.stdout, found.returncode) == (f"{os.SCHED_OTHER} ['a', 'b c'] yes\n", 0)
 
 
@@ -37,4 +37,4 @@ def test_the_class_is_set_where_that_is_allowed(tmp_path: Path) -> None:
 
 
 def test_a_program_that_is_not_there_gives_the_shells_status(tmp_path: Path) -> None:
-    assert run(tmp_path, PROGRAMS["normal"], "/nowhere").returncode == 127
+    assert run(tmp_path, PROGRAM, "/nowhere").returncode == 127

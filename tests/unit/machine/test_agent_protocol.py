@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import termios
 import time
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 
 from pyvmm import images
 from pyvmm.errors import ConfigError
+from pyvmm.images.serve import PROGRAM
 from pyvmm.machine.agent_protocol import AgentClient, Event, Exited, Garbled, Lost, Output, Ready, Refused
 
 SCRIPT = Path(images.__file__).parent / "guest" / "agent"
@@ -25,14 +26,17 @@ SCRIPT = Path(images.__file__).parent / "guest" / "agent"
 @pytest.fixture
 def client() -> AgentClient:
     client = AgentClient()
-    assert client.feed(b"ready 1 6.1.0\n") == [Ready("6.1.0")]
+    assert client.feed(b"ready 2 6.1.0\n") == [Ready("6.1.0")]
     return client
 
 
-def test_request_carries_the_command_in_base64(client: AgentClient) -> None:
-    number, request = client.run("echo hi", 5)
-    word, shown, seconds, text = request.split()
-    assert (word, shown, seconds, b64decode(text)) == (b"run", b"%d" % number, b"5", b"echo hi")
+@pytest.mark.parametrize("command", ["echo hi", "a'b\nc  'd' ", '\\n $n "$(x)" `y` \r\t', "\xe4\udcff"])
+def test_request_carries_the_command_as_a_word_of_shell_on_one_line(client: AgentClient, command: str) -> None:
+    number, request = client.run(command)
+    assert request.startswith(b"run %d '" % number) and request.endswith(b"'\n") and request.count(b"\n") == 1
+    script = b"n='\n'\ncommand=" + request.split(b" ", 2)[2] + b'printf %s "$command"'
+    shown = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout
+    assert shown == command.encode("utf-8", "surrogateescape")
 
 
 def test_output_and_status_come_back_in_order(client: AgentClient) -> None:
@@ -54,13 +58,13 @@ def test_lines_may_come_byte_by_byte(client: AgentClient) -> None:
 def test_commands_of_a_guest_that_started_anew_are_lost(client: AgentClient) -> None:
     first, _ = client.run("reboot")
     second, _ = client.run("true")
-    assert client.feed(b"ready 1 6.1.0\n") == [Lost(first), Lost(second), Ready("6.1.0")]
+    assert client.feed(b"ready 2 6.1.0\n") == [Lost(first), Lost(second), Ready("6.1.0")]
 
 
 def test_command_sent_before_the_first_ready_is_kept() -> None:
     client = AgentClient()
     number, _ = client.run("true")
-    client.feed(b"ready 1 6.1.0\n")
+    client.feed(b"ready 2 6.1.0\n")
     assert client.feed(b"exit %d 0\n" % number) == [Exited(number, 0)]
 
 
@@ -81,7 +85,7 @@ def test_a_refusal_is_reported(client: AgentClient) -> None:
         b"exit 1",
         b"exit 11111111111 0",
         b"exit \xb2 0",
-        b"ready 2 6.1.0",
+        b"ready 1 6.1.0",
         b"ready",
         b"\xff\xfe\x00\x1b[2J",
     ],
@@ -108,7 +112,7 @@ def test_noise_raises_nothing() -> None:
     client = AgentClient()
     for _ in range(50):
         client.run("true")
-    words = [b"out ", b"err ", b"exit ", b"ready 1", b"\n", b"1 ", b"17 ", b" ", b"YQ==", b"\xff", b"\r", b"error "]
+    words = [b"out ", b"err ", b"exit ", b"ready 2", b"\n", b"1 ", b"17 ", b" ", b"YQ==", b"\xff", b"\r", b"error "]
     for _ in range(2000):
         client.feed(b"".join(rng.choices(words, k=rng.randrange(20))))
 
@@ -116,6 +120,8 @@ def test_noise_raises_nothing() -> None:
 def test_long_command_and_odd_signal_are_refused(client: AgentClient) -> None:
     with pytest.raises(ConfigError, match="shorten it"):
         client.run("x" * 40000)
+    with pytest.raises(ConfigError, match="with its quotes and newlines"):
+        client.run("'" * 15000)
     with pytest.raises(ConfigError, match="zero byte"):
         client.run("a\0b")
     with pytest.raises(ConfigError, match="no signal"):
@@ -134,7 +140,11 @@ class Guest:
 
     def start(self) -> None:
         run, console = str(self.folder / "run"), os.ttyname(self._slave)
-        command = ["busybox", "sh", str(SCRIPT), os.ttyname(self.port), run, console]
+        serve = self.folder / "serve"
+        if not serve.exists():
+            serve.write_bytes(PROGRAM)
+            serve.chmod(0o755)
+        command = ["busybox", "sh", str(SCRIPT), os.ttyname(self.port), run, console, str(serve)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -151,8 +161,8 @@ class Guest:
             events += self.client.feed(os.read(self.main, 65536))
         return events
 
-    def run(self, command: str, seconds: int = 0) -> tuple[bytes, bytes, int]:
-        number, request = self.client.run(command, seconds)
+    def run(self, command: str) -> tuple[bytes, bytes, int]:
+        number, request = self.client.run(command)
         os.write(self.main, request)
         events = self.wait(lambda events: any(isinstance(event, Exited) for event in events))
         out = b"".join(e.data for e in events if isinstance(e, Output) and e.stream == "out")
@@ -196,8 +206,21 @@ def test_script_passes_binary_output_whole(guest: Guest) -> None:
     assert (out, err, status) == (b"abc\0\xff\n" * 3000, b"", 0)
 
 
-def test_script_ends_a_command_that_takes_too_long(guest: Guest) -> None:
-    assert guest.run("sleep 60; true", seconds=1) == (b"", b"", 124)
+def test_script_takes_any_command(guest: Guest) -> None:
+    """Each byte but zero, lines, quotes, and spaces at the ends."""
+    text = bytes(range(1, 256)).decode("utf-8", "surrogateescape")
+    command = "printf %s '" + text.replace("'", "'\\''") + "'\nprintf %s ' end '"
+    assert guest.run(command) == (bytes(range(1, 256)) + b" end ", b"", 0)
+    assert guest.run("n=1; printf '%s\\n' \"$n\" # " + "x" * 20000) == (b"1\n", b"", 0)
+
+
+def test_script_kills_a_command_with_all_that_it_started(guest: Guest) -> None:
+    number, request = guest.client.run("echo begun; sleep 60 & sleep 60; true")
+    os.write(guest.main, request)
+    guest.wait(lambda events: any(isinstance(event, Output) for event in events))
+    os.write(guest.main, guest.client.kill(number))
+    assert guest.wait(lambda events: any(isinstance(event, Exited) for event in events)) == [Exited(number, 143)]
+    assert not list((guest.folder / "run").glob("*.pid"))
 
 
 def test_script_reports_which_signal_ended_a_command(guest: Guest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.loop import Timers
 from pyvmm.machine.agent import GuestAgent
 
-READY = b"ready 1 6.1.0\n"
+READY = b"ready 2 6.1.0\n"
 
 
 def test_the_size_is_sent_when_the_agent_is_ready_and_when_it_changes() -> None:

@@ -41,7 +41,7 @@ def bench() -> Bench:
 
 
 def test_output_is_collected_by_stream(bench: Bench) -> None:
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     bench.run("uname")
     bench.send_to_host(
         b"out 1 " + b64encode(b"Li"), b"err 1 " + b64encode(b"oops"), b"out 1 " + b64encode(b"nux"), b"exit 1 3"
@@ -50,7 +50,7 @@ def test_output_is_collected_by_stream(bench: Bench) -> None:
 
 
 def test_more_output_than_a_reply_holds_is_cut(bench: Bench) -> None:
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     bench.run("yes")
     for _ in range(OUTPUT_LIMIT // 32768 + 1):
         bench.send_to_host(b"out 1 " + b64encode(bytes(32768)))
@@ -65,12 +65,12 @@ def test_a_command_waits_for_the_agent_but_not_for_ever(bench: Bench) -> None:
     bench.after(10 + GRACE + 1)
     [result] = bench.results
     assert isinstance(result, HostError) and "no agent answers in the guest after 10 s" in str(result)
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     assert not bench.sent  # it is not run behind our back
 
 
 def test_a_hung_command_is_killed_and_reported_once(bench: Bench) -> None:
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     bench.run("sleep 99", 1)
     bench.after(1 + GRACE + 1)
     assert bench.sent[-1] == b"kill 1 KILL\n"
@@ -79,7 +79,7 @@ def test_a_hung_command_is_killed_and_reported_once(bench: Bench) -> None:
 
 
 def test_a_reboot_ends_it(bench: Bench) -> None:
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     bench.run("reboot")
     bench.agent.reset()
     [result] = bench.results
@@ -90,12 +90,12 @@ def test_a_reboot_ends_it(bench: Bench) -> None:
 def test_what_cannot_be_sent_is_refused_at_once(bench: Bench, command: str) -> None:
     with pytest.raises(ConfigError):
         bench.run(command)
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     assert not bench.sent and not bench.results
 
 
 def test_a_command_that_takes_too_long_is_ended_by_the_host(bench: Bench) -> None:
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     bench.run("sleep 60", seconds=10)
     bench.after(9.9)
     assert bench.sent[1:] == []
@@ -112,9 +112,9 @@ def test_a_command_that_takes_too_long_is_ended_by_the_host(bench: Bench) -> Non
 def test_a_command_s_time_begins_when_it_is_sent(bench: Bench) -> None:
     bench.run("sleep 60", seconds=10)
     bench.after(8)
-    bench.send_to_host(b"ready 1 6.1")
+    bench.send_to_host(b"ready 2 6.1")
     bench.after(6.9)
-    assert bench.sent == [b"run 1 0 c2xlZXAgNjA=\n"]
+    assert bench.sent == [b"run 1 'sleep 60'\n"]
 
 
 def test_a_pause_counts_for_no_command_s_time(bench: Bench) -> None:
@@ -122,13 +122,13 @@ def test_a_pause_counts_for_no_command_s_time(bench: Bench) -> None:
     time = GuestTimers(loop)
     agent = GuestAgent(lambda data: bench.sent.append(data) or len(data), time)
     results: list[dict[str, Any] | HostError] = []
-    agent.received(b"ready 1 6.1\n")
+    agent.received(b"ready 2 6.1\n")
     execute(agent, time, "sleep 5", 10, results.append)
     time.freeze()
     loop.advance(3600)
     time.thaw()
     loop.advance(9)
-    assert bench.sent == [b"run 1 0 c2xlZXAgNQ==\n"] and results == []
+    assert bench.sent == [b"run 1 'sleep 5'\n"] and results == []
     loop.advance(30)
     assert b"kill 1 TERM\n" in bench.sent and isinstance(results[0], HostError)
 
