@@ -17,6 +17,7 @@ class StoppableClock:
     def __init__(self) -> None:
         self._lost = 0.0
         self._stopped: float | None = None
+        self._starts: list[tuple[float, float, float]] = []  # time.monotonic(), lost before it, where it had stopped
 
     def __call__(self) -> float:
         return time.monotonic() - self._lost if self._stopped is None else self._stopped
@@ -34,6 +35,15 @@ class StoppableClock:
         """Let the clock go on from where it stopped. Returns the seconds for which it stood still."""
         if self._stopped is None:
             return 0.0
-        lost = time.monotonic() - self._stopped
+        now = time.monotonic()
+        self._starts.append((now, self._lost, self._stopped))
+        lost = now - self._stopped
         passed, self._lost, self._stopped = lost - self._lost, lost, None
         return passed
+
+    def at(self, moment: float) -> float:
+        """Return the clock's time at a past moment of time.monotonic()."""
+        for started, lost, stopped in self._starts:
+            if moment < started:
+                return min(moment - lost, stopped)
+        return min(moment - self._lost, self())

@@ -13,7 +13,8 @@ does not trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -35,7 +36,7 @@ SAME = 0.5
 
 _TROUBLE = ("refused", "lost", "dropped", "broken", "failed", "crash", "unload", "reset", "busy")
 _SHOWN = ("agent.command", "agent.exited", "vmbus.channel_state", "vmbus.connection_state", "machine.state")
-_SHOWN_PACKAGES = ("fault", "faults", "balloon")
+_SHOWN_PACKAGES = ("fault", "faults", "balloon", "testbed")
 
 
 @dataclass(slots=True)
@@ -47,21 +48,41 @@ class _Row:
     packet: bool = False
 
 
-def as_entries(records: Iterable[Record]) -> list[Entry]:
-    """Return events as they are traced in the form of those read from a file."""
-    return [Entry(r.time, r.event.name, r.thread, dict(zip(r.event.fields, r.values, strict=False))) for r in records]
+def as_entries(records: Iterable[Record], clock: Callable[[float], float] = lambda moment: moment) -> list[Entry]:
+    """Return events as they are traced in the form of those read from a file, their times as `clock` gives them."""
+    return [
+        Entry(clock(r.time), r.event.name, r.thread, dict(zip(r.event.fields, r.values, strict=False)))
+        for r in records
+    ]
 
 
-def diagram(entries: list[Entry], *, rows: int = ROWS, channels: Mapping[int, str] | None = None) -> str:
-    """Draw the last messages of a trace; empty if there are none. `channels` names those of the VMBus."""
+def diagram(
+    entries: list[Entry],
+    *,
+    rows: int = ROWS,
+    channels: Mapping[int, str] | None = None,
+    quiet: Collection[str] = (),
+    quiet_commands: str = "\0",
+) -> str:
+    """Draw the last messages of a trace; empty if there are none. `channels` names those of the VMBus.
+
+    Messages of the devices `quiet`, and commands of the agent that begin with `quiet_commands`, are counted only.
+    """
     if not entries:
         return ""
     found = _folded(sorted([*_messages(entries), *_packets(entries, channels or {})], key=attrgetter("time")))
     told = {round(row.time, 6) for row in found}
-    found += [row for row in _notes(entries) if round(row.time, 6) not in told]
+    left_out = [(row.time, f"messages of {row.device}") for row in found if row.device in quiet]
+    found = [row for row in found if row.device not in quiet]
+    found += [row for row in _notes(entries, quiet_commands, left_out) if round(row.time, 6) not in told]
     found.sort(key=attrgetter("time"))
     lines = [_drawn(row) for row in found[-rows:]]
-    return "\n".join([f"{'seconds':>10}  host{'guest':>{WIDTH + 1}}", *lines]) if lines else ""
+    if not lines:
+        return ""
+    since = found[-rows:][0].time
+    counts = Counter(what for time, what in left_out if time >= since)
+    more = [f"left out: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}"] if counts else []
+    return "\n".join([f"{'seconds':>10}  host{'guest':>{WIDTH + 1}}", *lines, *more])
 
 
 def _messages(entries: list[Entry]) -> Iterator[_Row]:
@@ -112,11 +133,17 @@ def _folded(rows: list[_Row]) -> list[_Row]:
     return [row for n, row in enumerate(rows) if n not in dropped]
 
 
-def _notes(entries: list[Entry]) -> Iterator[_Row]:
+def _notes(entries: list[Entry], quiet_commands: str, left_out: list[tuple[float, str]]) -> Iterator[_Row]:
     """Events without a message that explain what went wrong, or what was going on."""
+    quiet: set[int] = set()
     for entry in entries:
         package, _, what = entry.name.partition(".")
-        if entry.name in _SHOWN or package in _SHOWN_PACKAGES or any(word in what for word in _TROUBLE):
+        if entry.name == "agent.command" and entry.text("command").startswith(quiet_commands):
+            quiet.add(entry.number("id"))
+            left_out.append((entry.time, "commands of the oracles"))
+        elif entry.name == "agent.exited" and entry.number("id") in quiet:
+            quiet.discard(entry.number("id"))
+        elif entry.name in _SHOWN or package in _SHOWN_PACKAGES or any(word in what for word in _TROUBLE):
             yield _Row(entry.time, f"{entry.name} {entry.message()}".rstrip())
 
 

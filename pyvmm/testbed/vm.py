@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 BOOT_LIMIT = 120.0
 """Seconds until the guest's agent answers, in an emulated host that is busy."""
 
-TRACED = ("machine.state", "machine.reset", "agent.*", "vmbus*", "hyperv.*", "balloon*", "hv_*")
-TRACE_KEPT = 400
+TRACED = ("machine.state", "machine.reset", "agent.*", "vmbus*", "hyperv.*", "balloon*", "hv_*", "testbed.*")
+TRACE_KEPT = 1000
 """Trace events kept for the report of a failing test."""
 
 
@@ -86,6 +86,8 @@ class VM:
         """The machine's QMP events since its start."""
         self.machine: Machine
         self.loop: Loop
+        self.power_on = 0.0
+        """time.monotonic() at the machine's start."""
         self.config: MachineConfig
         self._closing = contextlib.ExitStack()
 
@@ -130,6 +132,7 @@ class VM:
             self.balloon.attach()
             if self.covered:
                 self.cover.expect(*self.covered)
+            self.power_on = time.monotonic()
             session.start()
             self._closing = stack.pop_all()
         return self
@@ -194,17 +197,19 @@ class VM:
     def until(self, happened: Callable[[], object], seconds: float, what: str) -> None:
         """Run the loop until `happened()`. Raises TimedOut after `seconds`, GuestEnded if the machine ends or poison
         has stopped it.
+
+        `what` is waited for, in words: "not within 10 s: the balloon's answer".
         """
         limit = time.monotonic() + check_seconds(seconds)
         self._check_running()
         while not happened():
             left = limit - time.monotonic()
             if self.ended:
-                raise GuestEnded(f"the machine ended before {what}: {self.machine.outcome}")
+                raise GuestEnded(f"the machine ended ({self.machine.outcome}) before: {what}")
             if self.machine.state == "paused" and (touch := self._touch()):
-                raise GuestEnded(f"poison stopped the guest before {what}: {touch}")
+                raise GuestEnded(f"poison stopped the guest ({touch}) before: {what}")
             if left <= 0:
-                raise TimedOut(f"no {what} within {seconds:g} s")
+                raise TimedOut(f"not within {seconds:g} s: {what}")
             self.loop.step(left)
 
     def _touch(self) -> str:
@@ -264,6 +269,14 @@ class VM:
         return found[0]
 
     # Looking
+
+    def seconds(self, moment: float) -> float:
+        """Return the seconds from power-on to a moment of time.monotonic(), less those as a frozen template.
+
+        Reports show console and messages by this clock.
+        """
+        clock = self.loop.clock
+        return clock.at(moment) - clock.at(self.power_on) if isinstance(clock, StoppableClock) else moment
 
     @cached_property
     def oracles(self) -> Oracles:

@@ -13,7 +13,9 @@ from typing import Any
 
 from pyvmm import trace
 from pyvmm.client import registry
+from pyvmm.testbed.console import Console
 from pyvmm.testbed.plugin import outer, templates, where
+from pyvmm.testbed.plugin.keep import Offer
 from pyvmm.testbed.template import Template
 
 BOOTS = "PYVMM_STANDIN_BOOTS"
@@ -27,11 +29,13 @@ class StandInGuest:
         self.options = options
         self.covered = cover
         self.trace = trace.TailSink(10)
-        self.console = SimpleNamespace(text="Linux version 0.0\n\x1b[31mguest console's last line\n")
+        self.console = Console(self)
+        self.console.received(b"Linux version 0.0\n\x1b[31mguest console's last line\n")
         self.balloon = SimpleNamespace(actual=512 << 20)
         self.vmbus = SimpleNamespace(version=(5, 3), devices=lambda: [{"relid": 1, "name": "hv-balloon"}])
         self.guest = SimpleNamespace(sh=lambda command: command)
-        self.host = SimpleNamespace()
+        self.machine = SimpleNamespace(taps=SimpleNamespace(rules=None))
+        self.host = SimpleNamespace(used=set())
         self.oracles = SimpleNamespace(begin=lambda: None, findings=[])
         self.ended = False
 
@@ -48,6 +52,9 @@ class StandInGuest:
             with open(os.environ[BOOTS], "a") as file:
                 file.write(f"{os.getpid()} {self.options}\n")
         return self
+
+    def seconds(self, moment: float) -> float:
+        return moment
 
     def close(self) -> None:
         self.ended = True
@@ -66,9 +73,9 @@ class StandInTemplate(Template):
         self._frozen = SimpleNamespace(resume=lambda: None)
 
 
-def stand_in_serve(guest: StandInGuest, name: str, socket: str, kept: Callable[[], None]) -> None:
+def stand_in_serve(guest: StandInGuest, offer: Offer, kept: Callable[[], None]) -> None:
     """Keep a stand-in until there is a file `stop`."""
-    with registry.claim(name):
+    with registry.claim(offer[0]):
         kept()
         guest.until(lambda: os.path.exists("stop"), 60, "the file")
 

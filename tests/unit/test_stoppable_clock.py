@@ -34,3 +34,16 @@ def test_it_goes_on_from_where_it_stopped(now: list[float]) -> None:
         assert clock.start() == 42
         now[0] += 10
         assert clock() == before + 10
+
+
+def test_it_tells_past_moments_those_of_standing_still_too(now: list[float]) -> None:
+    clock = StoppableClock()
+    for _ in range(2):
+        now[0] += 10
+        clock.stop()
+        now[0] += 40
+        clock.start()
+    now[0] += 5  # 100 to 110, stopped to 150, to 160, stopped to 200, to 205
+    assert [clock.at(moment) for moment in (100, 109, 130, 151, 160, 199, 200, 205)] == [
+        100, 109, 110, 111, 120, 120, 120, 125,
+    ]  # fmt: skip

@@ -225,8 +225,12 @@ def _words(ranges: Ranges, *, split: bool = True) -> list[int]:
     """Return ranges as the protocol packs them: frame in 40 bits, pages in 24. Raises ValueError for others."""
     words = []
     for start, pages in ranges:
-        if not 0 <= start < 1 << PAGE_COUNT_SHIFT or pages < 0:
-            raise ValueError(f"{pages} pages at frame {start:#x}: frames have 40 bits")
+        if pages < 0:
+            raise ValueError(
+                f"{pages} pages at frame {start:#x}: a range has 0 pages or more (send_type sends any bytes)"
+            )
+        if not 0 <= start < 1 << PAGE_COUNT_SHIFT:
+            raise ValueError(f"{pages} pages at frame {start:#x}: a frame has {PAGE_COUNT_SHIFT} bits")
         if pages > RANGE_PAGES_LIMIT and not split:
             raise ValueError(f"{pages} pages in one range: {RANGE_PAGES_LIMIT} at most")
         parts = PageRange(start, pages).parts(RANGE_PAGES_LIMIT)

@@ -52,6 +52,8 @@ class Host:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.seams = Seams(parts.bus)
+        self.used: set[str] = set()
+        """Names of the devices that a test has acted on."""
 
     @classmethod
     def of(cls, vm: VM) -> Host:
@@ -97,6 +99,7 @@ class Host:
         if isinstance(name, VmbusDevice):
             return name
         devices = {each.offer.name: each for each in self.parts.bus.devices()}
+        self.used.add(name)
         if name not in devices:
             raise ValueError(f"no device {name!r} on the bus, there are: {', '.join(sorted(devices))}")
         return devices[name]

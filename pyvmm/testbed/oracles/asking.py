@@ -22,6 +22,10 @@ MARK = "@@pyvmm-oracle"
 """A line between what was read and what a command printed; nothing that a kernel prints."""
 
 
+BEGIN = ": pyvmm-oracle\nexec 2>/dev/null\n"
+"""How each command of the oracles begins, by which a report knows them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Lines of the guest's files by their path, and the output of a command."""
@@ -62,7 +66,7 @@ def ask(vm: Bed, commands: Sequence[str], seconds: float) -> Answer | None:
     status: list[int | None] = []
     try:
         cancel = vm.machine.agent.execute(
-            "exec 2>/dev/null\n" + f"\necho {MARK}\n".join(commands),
+            BEGIN + f"\necho {MARK}\n".join(commands),
             lambda stream, data: output.extend(data) if stream == "out" else None,
             status.append,
         )

@@ -27,9 +27,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvmm.process import kill_with_parent
+
+if TYPE_CHECKING:
+    from pyvmm.testbed.plugin.keep import Offer
 
 INNER = "pyvmm.testbed.plugin.inner"
 START_LIMIT = 240.0
@@ -115,10 +118,10 @@ class InnerProcess:
                 self._ready = True
                 return
 
-    def run(self, nodeid: str, seconds: float, keep: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    def run(self, nodeid: str, seconds: float, keep: Offer | None = None) -> Iterator[dict[str, Any]]:
         """Run one test; yield its messages as they come. `seconds` is its last limit: its own says more.
 
-        `keep`: name and socket for its guest, to be kept if the test fails. Raises Died.
+        `keep`: what its guest is kept by if the test fails. Raises Died.
         """
         self._send(json.dumps({"run": nodeid, "keep": keep}).encode() + b"\n")
         for message in self._messages(time.monotonic() + seconds, f"no end of the test within {seconds:.0f} s"):

@@ -12,6 +12,7 @@ there are only so many of them.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from pyvmm.paths import runtime_folder
 
 if TYPE_CHECKING:
     from pyvmm.testbed.vm import VM
+
+Offer = tuple[str, str, int]
+"""A name for a guest, its socket, and the process id by which its user knows it in an emulated host."""
 
 MOST = 4
 """Most guests kept, each with its memory."""
@@ -42,10 +46,13 @@ def socket_of(name: str) -> Path:
     return runtime_folder() / f"{name}.sock"
 
 
-def serve(guest: VM, name: str, socket: str, kept: Callable[[], None]) -> None:
+def serve(guest: VM, offer: Offer, kept: Callable[[], None]) -> None:
     """In a failed test's process: serve the guest's monitor until it ends."""
+    name, socket, pid = offer
     try:
         guest.publish(name, Path(socket) if inside() else None)
+        if inside():
+            guest.machine.monitor.pid = pid
     except PyvmmError as error:
         print(f"pyvmm: {name} cannot be kept: {error}", file=sys.stderr, flush=True)
         return
@@ -67,9 +74,9 @@ class KeptGuests:
         """Where monitors of kept guests will listen."""
         return [str(socket_of(name)) for name in self._free]
 
-    def offer(self) -> list[str] | None:
-        """Return name and socket for a guest, should its test fail; None if enough are kept."""
-        return [self._free[0], str(socket_of(self._free[0]))] if self._free else None
+    def offer(self) -> Offer | None:
+        """Return what a guest is kept by, should its test fail; None if enough are kept."""
+        return (self._free[0], str(socket_of(self._free[0])), os.getpid()) if self._free else None
 
     def take(self, message: dict[str, Any], nodeid: str) -> str:
         """Add or remove a guest, as the inner pytest says. Returns a line for the user."""

@@ -34,9 +34,12 @@ def add_sections(report: pytest.TestReport, guest: VM) -> None:
 
 
 def console_tail(guest: VM) -> str:
-    """Return the last lines of the console."""
-    lines = guest.console.text[-CONSOLE_LIMIT:].rstrip().splitlines()[-CONSOLE_LINES:]
-    return clean("\n".join(lines)) or "(the guest has written nothing)"
+    """Return the last lines of the console, each with its time since power-on."""
+    lines = guest.console.tail(CONSOLE_LINES, CONSOLE_LIMIT)
+    if not any(text for _, text in lines):
+        return "(the guest has written nothing)"
+    shown = [f"{guest.seconds(moment):>10.4f}  {text}" if moment else f"{'':10}  {text}" for moment, text in lines]
+    return clean("\n".join([f"{'seconds':>10}", *shown]))
 
 
 def findings(guest: VM) -> str:
@@ -45,11 +48,21 @@ def findings(guest: VM) -> str:
 
 
 def messages(guest: VM) -> str:
-    """Return the last trace events as a sequence diagram."""
+    """Return the last trace events as a sequence diagram, by the clock of `console_tail`."""
     from pyvmm.analysis.diagram import as_entries, diagram
+    from pyvmm.testbed.oracles.asking import BEGIN
 
     names = {number: str(name) for number, name in _channels(guest)}
-    return diagram(as_entries(guest.trace.records), channels=names) or "(none)"
+    entries = as_entries(guest.trace.records, guest.seconds)
+    return diagram(entries, channels=names, quiet=_quiet(guest), quiet_commands=BEGIN) or "(none)"
+
+
+def _quiet(guest: VM) -> set[str]:
+    """Return the devices whose messages come all the time, unless the test is about them."""
+    if guest.machine.taps.rules is not None:
+        return set()
+    host = vars(guest).get("host")  # made as a test uses it
+    return {"heartbeat", "timesync"} - (host.used if host is not None else set())
 
 
 def faults(guest: VM) -> str:

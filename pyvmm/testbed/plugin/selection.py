@@ -117,8 +117,10 @@ def repeat_command(config: pytest.Config, item: pytest.Item) -> str:
     import shlex
 
     words = ["pytest"]
-    if config.inipath is not None and config.getoption("inifilename", None):
+    if config.inipath is not None and config.inipath != _ini_file_for(item.path):
         words += ["-c", str(config.inipath)]
+    for setting in config.getoption("override_ini", None) or []:
+        words += ["-o", setting]
     for name in (*_NAMES, "host"):
         value = config.getoption(f"pyvmm_{name}")
         if value not in (None, "auto"):
@@ -127,6 +129,33 @@ def repeat_command(config: pytest.Config, item: pytest.Item) -> str:
         words += ["--pyvmm-matrix", line]
     words.append(_relative_id(config, item))
     return shlex.join(words)
+
+
+def _ini_file_for(test: Path) -> Path | None:
+    """Return the ini file that pytest would find for this one file: the closest one above it."""
+    for folder in test.parents:
+        for name in (
+            "pytest.toml",
+            ".pytest.toml",
+            "pytest.ini",
+            ".pytest.ini",
+            "pyproject.toml",
+            "tox.ini",
+            "setup.cfg",
+        ):
+            file = folder / name
+            if not file.is_file():
+                continue
+            section = _SECTIONS.get(name)
+            if section is None or any(
+                line.startswith(section) for line in file.read_text("utf-8", "replace").splitlines()
+            ):
+                return file
+    return None
+
+
+_SECTIONS = {"pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]"}
+"""What makes one of pytest's of a file that is others' too."""
 
 
 def _relative_id(config: pytest.Config, item: pytest.Item) -> str:

@@ -30,13 +30,17 @@ from pyvmm.process import kill_with_parent
 from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
 from pyvmm.testbed.plugin.cover import TemplateCoverage, wanted
-from pyvmm.testbed.plugin.keep import serve
+from pyvmm.testbed.plugin.keep import Offer, serve
+from pyvmm.testbed.plugin.own_frames import leave_out
 from pyvmm.testbed.plugin.sections import add_sections, boot_failure
 from pyvmm.testbed.plugin.session_fixtures import forget_finalizers
 from pyvmm.testbed.plugin.source_files import name_source_files
 from pyvmm.testbed.plugin.time_limit import TimeLimit, wait_for_end
 from pyvmm.testbed.template import Child, Template
 from pyvmm.testbed.vm import VM
+from pyvmm.trace import event
+
+begun = event("testbed.test_begun", "{name}")
 
 
 class Runner:
@@ -52,6 +56,7 @@ class Runner:
         forget_finalizers(self.session)
         self.config.stash[hooks.GUEST] = guest
         sender = _Sender(self.config, guest, send, limit)
+        begun(item.name)
         self.config.pluginmanager.register(sender)
         try:
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -77,6 +82,8 @@ class _Sender:
         if call.excinfo is None:
             return (yield)
         with self._limit.standing_still():
+            if not self._config.getoption("fulltrace"):
+                leave_out(call.excinfo)
             report = yield
             if report.failed:
                 self.failed = True
@@ -203,7 +210,7 @@ class _Template:
             if self._connection.fileno() in ready:
                 return requests.readline()
 
-    def _test(self, template: Template, item: pytest.Item, keep: list[str] | None) -> None:
+    def _test(self, template: Template, item: pytest.Item, keep: Offer | None) -> None:
         _, seconds = item.stash[hooks.RESOLVED]
         tells, theirs = os.pipe2(os.O_CLOEXEC)
         child = template.fork(partial(self._in_child, item, TimeLimit(seconds, theirs), keep))
@@ -228,19 +235,18 @@ class _Template:
         else:
             self._send("finished")
 
-    def _in_child(self, item: pytest.Item, limit: TimeLimit, keep: list[str] | None, guest: VM) -> None:
+    def _in_child(self, item: pytest.Item, limit: TimeLimit, keep: Offer | None, guest: VM) -> None:
         limit.begin()
         failed = self._runner.run(item, guest, self._send, limit)
         limit.end()
         if failed and keep and not guest.ended:
-            name, socket = keep
             sys.argv[1:] = [item.nodeid]  # for `pyvmm ps`
 
             def kept() -> None:
-                self._send("kept", name=name)
+                self._send("kept", name=keep[0])
                 limit.keep()
 
-            serve(guest, name, socket, kept)
+            serve(guest, keep, kept)
 
     def _send(self, kind: str, **more: Any) -> None:
         self._connection.sendall(_line(kind, **more))

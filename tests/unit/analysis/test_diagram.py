@@ -61,6 +61,25 @@ def test_long_texts_are_cut_and_no_events_are_no_diagram() -> None:
     assert diagram([Entry(1.0, "hyperv.eom", "vcpu0", {"vp": 0})]) == ""
 
 
+def test_messages_and_commands_that_come_all_the_time_are_counted_only() -> None:
+    def command(time: float, number: int, text: str) -> list[Entry]:
+        fields = {"id": number, "command": text}
+        return [
+            Entry(time, "agent.command", "m", fields),
+            Entry(time + 0.1, "agent.exited", "m", {"id": number, "status": 0}),
+        ]
+
+    beats = [Entry(float(n), "vmbus.packet_sent", "m", CHANNEL | {"type": 6, "size": 40}) for n in range(10)]
+    entries = [*beats, *command(4.5, 1, "true"), *command(5.5, 2, ": oracle\ngrep x"), *command(6.5, 3, ": oracle\n")]
+    entries.sort(key=lambda entry: entry.time)
+    channels = {3: "heartbeat"}
+    lines = diagram(entries, channels=channels, quiet={"heartbeat"}, quiet_commands=": oracle").splitlines()
+    assert [line.split()[2] for line in lines[1:3]] == ["agent.command", "agent.exited"]
+    assert lines[3:] == ["left out: 2 commands of the oracles, 5 messages of heartbeat"]
+    assert "left out" not in diagram(entries, channels=channels)
+    assert "left out" not in diagram(command(1, 1, "true"), quiet={"heartbeat"})
+
+
 def test_records_become_entries() -> None:
     event = trace.find("trace.started")
     assert event is not None

@@ -162,3 +162,46 @@ def test_what_is_wrong_ends_pytest_with_one_line(
     assert done.status == 4
     assert done.last.startswith(text)
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_marker_of_a_parameter_counts(tmp_path: Path) -> None:
+    project(
+        tmp_path,
+        ini="pyvmm_matrix = kernel=6.1 cpus=1,2\n",
+        test_it="""
+            import pytest
+
+            @pytest.mark.parametrize(
+                "memory", ["512M", pytest.param("1G", marks=pytest.mark.pyvmm(memory="1G", cpus=2))]
+            )
+            def test_it(vm, memory, pyvmm_configuration):
+                assert str(pyvmm_configuration.memory) == memory and (memory, pyvmm_configuration.cpus) != ("1G", 1)
+        """,
+    )
+    assert set(run(tmp_path).outcomes.values()) == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["one"], "'one/test_a.py::test_a[6.1-auto-1cpu]'"),
+        (["two"], "'two/test_b.py::test_b[6.1-auto-1cpu]'"),
+        (["one", "two"], "-c {0}/one/pytest.ini 'two/test_b.py::test_b[6.1-auto-1cpu]'"),
+        (["two", "-o", "pyvmm_matrix=cpus=2,3"], "-o pyvmm_matrix=cpus=2,3 'two/test_b.py::test_b[6.1-auto-3cpu]'"),
+        (["-c", "one/pytest.ini", "two"], "-c {0}/one/pytest.ini 'two/test_b.py::test_b[6.1-auto-1cpu]'"),
+    ],
+)
+def test_the_command_that_repeats_a_test_has_its_matrix_wherever_the_ini_file_is(
+    tmp_path: Path, words: list[str], command: str
+) -> None:
+    for name, ini in (("one", "pyvmm_matrix = cpus=1,2\n"), ("two", "")):
+        (tmp_path / name).mkdir()
+        test = f"def test_{'a' if name == 'one' else 'b'}(vm): assert False\n"
+        project(tmp_path / name, ini=ini, **{"test_a" if name == "one" else "test_b": test})
+    if words == ["two"]:
+        (tmp_path / "two/pytest.ini").unlink()
+        (tmp_path / "tox.ini").write_text("[pytest]\npyvmm_matrix = cpus=1,2\n")
+    elif words == ["one", "two"]:
+        (tmp_path / "two/pytest.ini").unlink()
+    done = run(tmp_path, *words)
+    assert f"pytest {command.format(tmp_path)}" in done.stdout, done.stdout

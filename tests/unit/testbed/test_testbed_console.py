@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -50,3 +51,14 @@ def test_output_without_end_is_bounded_and_expect_still_reads_on(monkeypatch: py
     assert "first" not in vm.console.text
     assert vm.console.expect(r"line (\d+)")
     assert vm.console.expect("line 4999")
+
+
+def test_the_tail_has_the_time_of_each_lines_first_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "KEPT", 1000)
+    vm = StandIn()
+    for number, piece in enumerate((b"dropped\n" * 500, b"one\r\ntw", b"o\n", b"three\n\n"), 1):
+        monkeypatch.setattr(time, "monotonic", lambda number=number: float(number))
+        vm.console.received(piece)
+    assert vm.console.tail(3, 1000) == [(2.0, "one"), (2.0, "two"), (4.0, "three")]
+    assert vm.console.tail(10, 7) == [(3.0, "o"), (4.0, "three")]
+    assert StandIn().console.tail(3, 100) == [(0.0, "")]
