@@ -25,6 +25,7 @@ from pyvmm.launch.options import (
     details,
     flag,
     read_debug,
+    read_device,
     read_enlightenments,
     read_fault,
     read_number,
@@ -165,6 +166,26 @@ class DiskType(click.ParamType[DiskSpec]):
             self.fail(str(error), param, ctx)
 
 
+class DeviceType(click.ParamType[str]):
+    """A device's name."""
+
+    name = "device"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return read_device(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_device(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the names of the devices that a machine does not have anyway."""
+    from pyvmm.machine.config import DEFAULT_DEVICES
+    from pyvmm.machine.devices import DEVICES
+
+    return [each for each in (HELP, *DEVICES) if each.startswith(incomplete) and each not in DEFAULT_DEVICES]
+
+
 class FaultType(click.ParamType[str]):
     """A fault rule, or the name of a fault."""
 
@@ -198,6 +219,7 @@ _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "console": complete_console,
     "mem_backend": complete_backend,
     "enlightenments": complete_enlightenments,
+    "device": complete_device,
     "fault": complete_fault,
     "cover": complete_covered,
     "trace": complete_event,
@@ -212,6 +234,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     parse_memory: MemoryType(),
     read_debug: DebugType(),
     read_enlightenments: EnlightenmentsType(),
+    read_device: DeviceType(),
     read_fault: FaultType(),
     parse_disk: DiskType(),
     read_place: PlaceType(),

@@ -20,6 +20,7 @@ from pyvmm.ram_backend import Backend
 
 if TYPE_CHECKING:
     from pyvmm.images.catalog import Image
+    from pyvmm.images.parts import Part
     from pyvmm.launch.options import GuestOptions
     from pyvmm.launch.own_kernel import BootPlan
 
@@ -80,6 +81,10 @@ def build_config(
         _refuse_without_kernel(options)
         found = guest_image(options.image, progress, validate=validate, features=features(options))
         config.kernel, config.initrd, our_init = found.vmlinux, found.initrd, True
+        if parts := guest_parts(options):
+            from pyvmm.images.parts import append_parts
+
+            config.initrd = append_parts(found.initrd, parts, progress)
     else:
         plan = _own_kernel(options, config, progress, validate=validate)
         config.kernel, config.initrd, config.absent_drivers = plan.kernel, plan.initrd, plan.absent
@@ -127,12 +132,12 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         status_report=options.status_report,
         page_reporting=options.page_reporting,
         disks=options.disk,
-        devices=(*DEFAULT_DEVICES, *(["storvsc"] if options.disk else [])),
         cpus=options.cpus,
         engine=options.hyperv,
         enlightenments=enlightenment_words(options.enlightenments),
         entry=options.entry,
         max_vmbus=int(major) << 16 | int(minor),
+        devices=(*DEFAULT_DEVICES, *(["storvsc"] if options.disk else []), *options.device),
         test_devices=options.test_devices,
         reboot=not options.no_reboot,
         paused=options.paused,
@@ -142,6 +147,15 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         faults=fault_rules(options.fault, options.fault_file),
         cover=tuple(options.cover),
     )
+
+
+def guest_parts(options: GuestOptions) -> tuple[Part, ...]:
+    """Return the parts of the initramfs that the guest's devices need."""
+    if not options.device:
+        return ()  # the usual case imports nothing
+    from pyvmm.launch.guest_parts import parts_of
+
+    return parts_of(options)
 
 
 def _refuse_without_kernel(options: GuestOptions) -> None:
@@ -186,7 +200,12 @@ def _own_kernel(
 
 def features(options: GuestOptions) -> tuple[str, ...]:
     """Return the names in `images.features` of what the guest needs besides the default."""
-    return ("disk",) if options.disk else ()
+    names = ("disk",) if options.disk else ()
+    if not options.device:
+        return names
+    from pyvmm.launch.guest_parts import features_of
+
+    return (*names, *features_of(options))
 
 
 def guest_image(

@@ -73,6 +73,15 @@ def read_enlightenments(text: str) -> str:
     return text
 
 
+def read_device(text: str) -> str:
+    """Check the name of a device, or the word help; return it. Raises ConfigError."""
+    from pyvmm.machine.devices import DEVICES
+
+    if text != HELP and text not in DEVICES:
+        raise ConfigError(f"no device is called {text[:40]!r}: there are {', '.join(DEVICES)}")
+    return text
+
+
 def read_fault(text: str) -> str:
     """Check a fault rule, or the word help; return it as given. Raises ConfigError."""
     from pyvmm.faults.parse import check_text
@@ -200,6 +209,12 @@ class GuestOptions:
         str,
         *("2.4", "3.0", "4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0"),
         shown_default=True,
+    )
+    device: tuple[str, ...] = option(
+        (),
+        "Add a device to the VMBus besides the usual ones; 'help' lists them. Repeatable.",
+        read_device,
+        metavar="NAME",
     )
     console: str | None = option(None, "Where the guest's console goes.", metavar="stdio|FILE|pty|none", in_api=False)
     name: str | None = option(None, "The machine's name, for `pyvmm status`, `balloon`, `stop` and the others.")

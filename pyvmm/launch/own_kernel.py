@@ -64,10 +64,14 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
         progress(f"{own.place}: boots its built-in initramfs (CONFIG_INITRAMFS_SOURCE)")
         return _keep(options, BootPlan(own.kernel, None))
     from pyvmm.images.catalog import initrd_for
+    from pyvmm.images.features import FEATURES
+    from pyvmm.images.parts import append_parts
+    from pyvmm.launch.build import features, guest_parts
 
-    chosen = own.select(tuple(options.module))
+    wanted = [module for name in features(options) for module in FEATURES[name]]
+    chosen = own.select((*options.module, *wanted))
     _tell_lacks(options, own, own.lacks(chosen, cpus=cpus, grows=grows), progress)
-    initrd = initrd_for(own.release, chosen.modules, progress)
+    initrd = append_parts(initrd_for(own.release, chosen.modules, progress), guest_parts(options), progress)
     return _keep(options, BootPlan(own.kernel, initrd, chosen.absent))
 
 
@@ -129,7 +133,8 @@ def _how_to_set(tree: Path) -> str:
 
 def _record(options: GuestOptions) -> Path:
     paths = (options.kernel, options.kdir, options.modules, options.initrd, Path.cwd())
-    text = "\0".join([*(str(path and os.path.abspath(path)) for path in paths), *options.module])
+    words = [*options.module, *options.device, "--disk" if options.disk else ""]
+    text = "\0".join([*(str(path and os.path.abspath(path)) for path in paths), *words])
     text += f"\0{bool(options.command)}"
     return cache_folder("own", f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.json")
 

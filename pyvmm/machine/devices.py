@@ -57,6 +57,7 @@ class Kind:
 
     make: Callable[[Parts], VmbusDevice]
     events: str
+    about: str = ""  # for `--device help`
     several: bool = False
 
 
@@ -108,13 +109,34 @@ def _storvsc(parts: Parts) -> VmbusDevice:
     return make_controller(parts)
 
 
+def _echo(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.echo import Echo
+
+    return Echo()
+
+
+def _echo_monitored(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.echo import Echo
+
+    return Echo(monitored=True)
+
+
 DEVICES: dict[str, Kind] = {
-    "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events"),
-    "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events"),
-    "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events"),
-    "timesync": Kind(_timesync, "pyvmm.devices.ic.events"),
-    "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events"),
+    "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events", "the guest's memory, down and up"),
+    "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events", "whether the guest is alive"),
+    "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events", "asks the guest to power off"),
+    "timesync": Kind(_timesync, "pyvmm.devices.ic.events", "the guest's clock"),
+    "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk"),
+    "echo": Kind(_echo, "pyvmm.devices.echo.events", "sends packets back; for uio_hv_generic", several=True),
+    "echo-monitored": Kind(
+        _echo_monitored, "pyvmm.devices.echo.events", "the same for Linux before 6.10: by monitor page", several=True
+    ),
 }
+
+
+def describe() -> str:
+    """Return a line for each device, for `--device help`."""
+    return "\n".join(f"{name:<16} {kind.about}" for name, kind in DEVICES.items())
 
 
 def load_devices() -> None:

@@ -9,6 +9,7 @@ Nothing in a ring causes an exit; only a doorbell does, and the rules below make
     guest -> host  message  hypercall HvPostMessage (0x5C), up to 240 bytes  ->  Mailbox._listen, on a vCPU thread
     host -> guest  message  the slot of SINT 2 in a page of one VP, one at a time, then an interrupt
     guest -> host  event    hypercall HvSignalEvent (0x5D), connection 16 + relid  ->  Channel.signalled
+                            or a bit in a page that the host polls (`monitor_page`), for drivers that demand it
     host -> guest  event    bit `relid` in another page of the channel's VP, then an interrupt
 
 **Messages** (`protocol` for the bytes, `server` for their meaning). A guest that loads hv_vmbus and one driver:
@@ -69,5 +70,6 @@ that come and go while the primary channel is open, and are notified before they
 `mailbox` queues the messages of both sides; `bus` joins all of it in `Vmbus`, of which a machine has one.
 
 Reading order: protocol, offer, states, channel_table, server, gpadl, packet, ring (run it: `python -m
-pyvmm.vmbus.ring`), device, timers, channel, mailbox, bus; and tests/support/fake_guest.py, which is the other side.
+pyvmm.vmbus.ring`), device, timers, channel, mailbox, monitor_page, bus; and tests/support/fake_guest.py, which is the
+other side.
 """

@@ -27,6 +27,7 @@ from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.gpadl import Gpadl
 from pyvmm.vmbus.mailbox import Incoming, Mailbox
+from pyvmm.vmbus.monitor_page import MonitorPage
 from pyvmm.vmbus.protocol import Status
 from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
 from pyvmm.vmbus.server import Server
@@ -78,6 +79,7 @@ class Vmbus:
         self.opened: set[str] = set()
         """Names of the devices whose channels any kernel has opened."""
         self._acting = False
+        self._monitor_page = MonitorPage(loop, memory, lambda: self.server.monitor_page)
         self._mailbox = Mailbox(loop, partition, self._receive, self.refused, max_version, self._channel_name)
         partition.connect_signal(protocol.EVENT_CONNECTION, self._shared_signal)
 
@@ -261,6 +263,8 @@ class Vmbus:
             self.server.open_done(served, Status.UNSUCCESSFUL)
             return
         self._channels[served] = channel
+        if served.monitor_id is not None:
+            self._monitor_page.watch(served.monitor_id, channel.signalled)
         self.server.open_done(served, Status.SUCCESS)
 
     def _make_rings(self, action: OpenRings) -> tuple[RingReader, RingWriter]:
@@ -279,6 +283,8 @@ class Vmbus:
         if channel is None:
             return  # its rings were never made
         self._partition.disconnect_signal(served.connection_id)
+        if served.monitor_id is not None:
+            self._monitor_page.forget(served.monitor_id)
         channel.close()
         if self._primaries.get(channel.device) is served:
             self._leave(channel.device)

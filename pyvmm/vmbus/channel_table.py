@@ -7,6 +7,7 @@ primary channel of the same instance, get theirs only then.
 from __future__ import annotations
 
 from pyvmm.errors import ConfigError, GuestProtocolError
+from pyvmm.vmbus.monitor_page import ID_LIMIT
 from pyvmm.vmbus.offer import ChannelKey, Offer
 from pyvmm.vmbus.protocol import RELID_MAX
 from pyvmm.vmbus.states import Hidden, Rescinded, ServedChannel
@@ -25,13 +26,23 @@ class ChannelTable:
         # Linux takes a primary channel for one that it knows when the instance is the same, whatever the type.
         same = [k for k in self.by_key if k == offer.key or (not offer.sub_channel and k.instance == offer.instance)]
         assert not same, f"{offer.name} is on the bus already"
-        channel = ServedChannel(offer, device_id)
+        channel = ServedChannel(offer, device_id, monitor_id=self._monitor_id(offer))
         if self._must_wait_for_release(channel):
             self.waiting.append(channel)
         else:
             self._place(channel)
         self.by_key[offer.key] = channel
         return channel
+
+    def _monitor_id(self, offer: Offer) -> int | None:
+        """Return a monitor id for a channel that is to have one, else None. Raises ConfigError if all are used."""
+        if not offer.monitored:
+            return None
+        used = {each.monitor_id for each in (*self.by_relid.values(), *self.by_key.values())}
+        free = next((id for id in range(ID_LIMIT) if id not in used), None)
+        if free is None:
+            raise ConfigError(f"{offer.name}: {ID_LIMIT} channels use the monitor page already")
+        return free
 
     def remove(self, channel: ServedChannel) -> bool:
         """Free the channel's key. Return False if it was waiting for a relid, which needs no further action."""

@@ -38,7 +38,11 @@ class VmbusDevice:
     @property
     def offer(self) -> Offer:
         """Return the offer: the class's OFFER; from the second of its kind on, with an instance of its own."""
-        return self.OFFER if not self.number else _numbered(self.OFFER, self.number)
+        return self.numbered(self.OFFER)
+
+    def numbered(self, offer: Offer) -> Offer:
+        """Return an offer with an instance of its own if the device is not the first of its kind."""
+        return offer if not self.number else _numbered(offer, self.number)
 
     def opened(self, channel: Channel) -> None:
         """Handle a channel that the guest's driver has opened; it is usable until `closed`.

@@ -37,6 +37,13 @@ class GpaRange:
     offset: int
     pages: list[int]
 
+    def part(self, start: int, length: int) -> GpaRange:
+        """Return `length` bytes of the range from byte `start` on. Raises GuestProtocolError if it has fewer."""
+        if start < 0 or length < 1 or start + length > self.length:
+            raise GuestProtocolError(f"{length} bytes from {start} of a range of {self.length} bytes")
+        first, offset = divmod(self.offset + start, PAGE_SIZE)
+        return GpaRange(length, offset, self.pages[first : first - (-(offset + length) // PAGE_SIZE)])
+
     def gpas(self) -> list[tuple[int, int]]:
         """Return the range as (guest physical address, length), neighbours merged."""
         pages = self.pages

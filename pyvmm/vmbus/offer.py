@@ -33,6 +33,8 @@ class Offer:
     mmio_mib: int = 0  # address space the driver needs, in MiB
     sub_channel: int = 0  # 0: the primary channel; others come from Channel.offer_sub_channel
     user_defined: bytes = b""  # at most 120 bytes, e.g. a pipe's type
+    monitored: bool = False
+    """The guest signals the host by a bit in the monitor page, which is polled, in place of a hypercall."""
     signal_each: bool = False
     """Signal the guest for every packet, not only for the first in an empty ring. For drivers that take a single
     packet per event (Linux: shutdown, KVP, VSS) where the host may send a second one before that."""

@@ -64,6 +64,8 @@ class Server:
         self.channels = self._table.by_relid
         self.offered = self._table.by_key
         self.gpadls = GpadlTable(memory)
+        self.monitor_page = 0
+        """Address of the guest's monitor page, 0 for none."""
         self.on_unload: Callable[[], None] = lambda: None
         """Called when the guest's kernel says that it leaves: for another one, a crash kernel, or a suspension."""
         self.on_contact: Callable[[], None] = lambda: None
@@ -125,6 +127,7 @@ class Server:
             trace.reset(reason)
         self.actions.append(DropMessages())
         self._enter(Disconnected())
+        self.monitor_page = 0
         self.gpadls.clear()
         for channel in self.channels.values():
             self._close(channel)
@@ -205,6 +208,7 @@ class Server:
             self._version_response(version, vp if vp < self._vp_count else 0, 0, 0)
             raise
         self._enter(Contacted(version, vp))
+        self.monitor_page = message.monitor_page2
         self.actions.append(BusConnected())  # before the answer: the guest may open channels as soon as it has that
         self._version_response(version, vp, 1, self._message_connection(version) if modern else version)
 
@@ -388,8 +392,8 @@ class Server:
                 offer.sub_channel,
                 0,
                 channel.relid,
-                monitor_id=0,
-                monitor_allocated=0,
+                monitor_id=channel.monitor_id or 0,
+                monitor_allocated=int(channel.monitor_id is not None),
                 dedicated=1,
                 connection_id=channel.connection_id,
             ),

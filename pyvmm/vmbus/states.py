@@ -97,6 +97,7 @@ class ServedChannel:
     device_id: int  # the same for all channels of a device; the trace shows it where QEMU shows a pointer
     relid: int = 0
     state: ChannelState = field(default_factory=Hidden)
+    monitor_id: int | None = None  # if the guest signals it through the monitor page
 
     @property
     def connection_id(self) -> int:

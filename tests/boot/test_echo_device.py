@@ -1,4 +1,4 @@
-"""Linux uses the device of docs/adding-a-device.md: uio_hv_generic gives its channel to a program."""
+"""A program in Linux drives the echo device raw, over uio_hv_generic: rings, shared memory, sub-channels, removal."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ import pytest
 
 from pyvmm.errors import PyvmmError
 from pyvmm.images.catalog import find_image
-from pyvmm.machine.devices import DEVICES
-from tests.support import echo_example
+from pyvmm.machine.config import DEFAULT_DEVICES
 from tests.support.booted import Booted
-
-IMAGE = "debian-6.12"  # before 6.10 uio_hv_generic takes only devices with monitor bits
-DRIVER = "/sys/bus/vmbus/drivers/uio_hv_generic"
+from tests.support.uio_guest import uio_initrd
 
 
-@pytest.mark.parametrize("engine", ["user", "kernel"])
-def test_linux_binds_talks_to_and_loses_a_device_of_ones_own(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, kind in echo_example.ROW.items():
-        monkeypatch.setitem(DEVICES, name, kind)
-    Echo = echo_example.load().Echo
+@pytest.mark.parametrize(
+    ("image", "engine", "cpus", "device"),
+    [("debian-6.12", "user", 2, "echo"), ("debian-6.1", "kernel", 1, "echo-monitored")],
+)
+def test_a_program_drives_the_echo_device(image: str, engine: str, cpus: int, device: str) -> None:
     try:
-        initrd = echo_example.echo_initrd(find_image(IMAGE, build=False))
+        initrd = uio_initrd(find_image(image, build=False))
     except PyvmmError as error:
         pytest.skip(str(error))
-    devices = ("hv-balloon", "shutdown", "echo", "echo")
-    with Booted(IMAGE, initrd=initrd, engine=engine, devices=devices) as guest:
-        guest.sh("insmod /lib/modules/uio.ko; insmod /lib/modules/uio_hv_generic.ko")
-        guest.sh(f"echo {Echo.OFFER.type} >{DRIVER}/new_id")
-        rows = [row for row in guest.machine.monitor.info_vmbus() if row["name"] == "echo"]
-        assert {row["id"] for row in rows} == {"echo", "echo1"}
-        for row in rows:
-            assert row["guid"] in guest.sh(f"ls {DRIVER}")
-        assert guest.sh("echo_guest hello over 'the VMBus'").splitlines() == ["hello", "over", "the VMBus"]
-        first = guest.machine.services.devices.find(Echo)
-        assert first is not None
-        guest.until(lambda: guest.vmbus.device("echo")["state"] != "open", 20, "closed channel")
-        guest.machine.monitor.remove_device("echo1")
+    devices = (*DEFAULT_DEVICES, device)
+    with Booted(image, initrd=initrd, engine=engine, cpus=cpus, devices=devices) as guest:
+        uio = "uio_echo" if device == "echo" else "MONITORED=1 uio_echo"
+        assert guest.sh(f"{uio} echo hello over 'the VMBus'").splitlines() == ["hello", "over", "the VMBus"]
+        for command in ("sink 2000 100", "source 2000 100", "pingpong 100 1000", "sink 300 20000"):
+            assert " packets of " in guest.sh(f"{uio} {command}")
+        assert guest.sh(f"{uio} invert 40") == "invert: 163840 bytes\n"
+        assert guest.sh(f"{uio} pages 100000").startswith("pages: 100000 bytes")
+        assert guest.sh(f"{uio} channels 2 && dmesg | grep -c 'subchannel failed'", check=False) == "channels: 2\n0\n"
+        guest.until(lambda: guest.vmbus.device(device)["state"] == "offered", 20, "closed channel")
+        # Removed under load, and back.
+        guest.send(f"while {uio} pingpong 100 64 >/tmp/log 2>&1; do :; done")
+        before = guest.vmbus.device(device).get("packets-in", 0)
+        guest.until(lambda: guest.vmbus.device(device).get("packets-in", 0) > before, 20, "traffic")
+        guest.machine.monitor.remove_device(device)
         guest.until(lambda: "DEVICE_DELETED" in [name for name, _ in guest.events], 20, "the device's end")
-        guest.machine.monitor.add_device("echo", "third")
-        guest.until(lambda: guest.sh(f"ls {DRIVER}").count(rows[1]["guid"]) == 1, 20, "the device again")
+        guest.machine.monitor.add_device(device, "again")
+        guest.until(lambda: guest.vmbus.device(device)["state"] == "offered", 20, "the device again")
+        number = guest.sh("sleep 1; ls /sys/class/uio").split()[-1].removeprefix("uio")
+        assert guest.sh(f"{uio} -u {number} echo again") == "again\n"

@@ -70,8 +70,8 @@ def what_is_missing(*, emulated: bool) -> str:
         return f"{PROGRAM} is not installed, and the local KVM does not run Linux (`pyvmm doctor`)"
     from pyvmm.images.catalog import find_image
     from tests.support.booted import NEEDED_IMAGES
-    from tests.support.echo_example import echo_initrd
     from tests.support.kexec import kexec_initrd
+    from tests.support.uio_guest import uio_initrd
 
     for name in NEEDED_IMAGES:
         try:
@@ -83,7 +83,7 @@ def what_is_missing(*, emulated: bool) -> str:
         except PyvmmError as error:
             return f"kexec for {name}: {error}"
         with contextlib.suppress(PyvmmError):  # its test says what is missing
-            echo_initrd(image)
+            uio_initrd(image)
     return ""
 
 

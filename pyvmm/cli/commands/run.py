@@ -67,6 +67,11 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
 
         click.echo(describe())
         return
+    if HELP in options.device:
+        from pyvmm.machine.devices import describe as describe_devices
+
+        click.echo(describe_devices())
+        return
     if HELP in options.fault:
         from pyvmm.faults.describe import describe as describe_faults
 

@@ -7,32 +7,32 @@ import re
 import pytest
 
 from pyvmm.machine import devices
-from tests.support import echo_example
+from tests.support import mirror_example
 from tests.support.fake_guest import FakeGuest
 
 
 def test_each_packet_comes_back(guest: FakeGuest) -> None:
-    echo = echo_example.load().Echo()
-    guest.open(echo)
+    mirror = mirror_example.load().Mirror()
+    guest.open(mirror)
     for text in (b"hello, w", b"orld....", bytes(64)):
         guest.send(text)
         assert guest.take_bytes() == text
-    assert echo.packets == 3
+    assert mirror.packets == 3
     guest.reopen()
-    assert echo.packets == 0
+    assert mirror.packets == 0
 
 
 def test_a_guest_that_does_not_read_is_read_no_further(guest: FakeGuest) -> None:
-    echo = echo_example.load().Echo()
-    driver = guest.open(echo)
+    mirror = mirror_example.load().Mirror()
+    driver = guest.open(mirror)
     with pytest.raises(AssertionError, match="the guest's ring is full"):
         for _ in range(10_000):
             driver.send(bytes(64))
-    assert 0 < echo.packets < 1000
+    assert 0 < mirror.packets < 1000
 
 
 def test_several_are_distinguished(guest: FakeGuest) -> None:
-    first, second = echo_example.load().Echo(), echo_example.load().Echo()
+    first, second = mirror_example.load().Mirror(), mirror_example.load().Mirror()
     second.number = 1
     guest.open(first)
     guest.open(second).send(b"to the 2")
@@ -41,11 +41,11 @@ def test_several_are_distinguished(guest: FakeGuest) -> None:
 
 
 def test_the_document_shows_the_file_as_it_is_and_the_file_is_short() -> None:
-    text, source = echo_example.DOCUMENT.read_text(), echo_example.SOURCE.read_text()
+    text, source = mirror_example.DOCUMENT.read_text(), mirror_example.SOURCE.read_text()
     assert source in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(source.splitlines()) <= 60
 
 
 def test_the_document_names_every_device_that_there_is() -> None:
-    text = echo_example.DOCUMENT.read_text()
+    text = mirror_example.DOCUMENT.read_text()
     assert [name for name in devices.DEVICES if f"`{name}`" not in text] == []
