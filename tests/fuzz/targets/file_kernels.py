@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyvmm.cli.kut.plan import CannotRun, plan
 from pyvmm.cli.kut.suite import Suite, parse
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, HostError
 from pyvmm.firmware import bzimage, elf, multiboot
 from pyvmm.firmware.decompress import PackedError, decompress
 from pyvmm.firmware.linux import check_linux
@@ -18,6 +18,7 @@ from pyvmm.firmware.sniff import describe
 from pyvmm.images.busybox import is_static
 from pyvmm.images.cpio import read_cpio
 from pyvmm.images.modules import depends
+from pyvmm.images.programs import linking
 from pyvmm.images.strip import strip_debug
 
 LIMIT = 1 << 20
@@ -103,7 +104,15 @@ def cpio(data: bytes) -> None:
                 pass
 
 
+def program(data: bytes) -> None:
+    """A program whose libraries are looked for."""
+    for start in (b"", b"\x7fELF\x02"):
+        with suppress(HostError):
+            linking(start + data)
+
+
 TARGETS = {
+    "file_program": program,
     "file_multiboot": multiboot_image,
     "file_kut_suite": suite,
     "file_packed": packed,
