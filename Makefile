@@ -18,7 +18,7 @@ ENGINES ?= auto
 CPUS ?= 1
 WORKERS ?= 3
 IMAGES := debian-6.1 debian-6.12
-MORE_IMAGES := debian-5.10 debian-7.2
+MORE_IMAGES := debian-5.10 debian-7.2 debian-7.3
 
 comma := ,
 empty :=
@@ -46,7 +46,7 @@ test: setup ## Set up, then all tests, Linux boots included; TESTS="tests/unit -
 
 test-hv: setup ## Tests of Linux's drivers (docs/testbed.md); KERNELS="6.1 6.12" or all, ENGINES="kernel user", CPUS="1 2", WORKERS=3
 	$(VENV)/bin/python -m pytest tests/hv -n $(WORKERS) --pyvmm-matrix \
-		'kernel=$(call commas,$(KERNELS:all=5.10 6.1 6.12 7.2)) engine=$(call commas,$(ENGINES)) cpus=$(call commas,$(CPUS))' $(TESTS)
+		'kernel=$(call commas,$(KERNELS:all=5.10 6.1 6.12 7.2 7.3)) engine=$(call commas,$(ENGINES)) cpus=$(call commas,$(CPUS))' $(TESTS)
 
 test-kdir: setup $(STAMPS)/kernel-packages ## Build Debian's kernel sources, VERSIONS="6.1 newest" BASES="tinyconfig", and boot them
 	$(VENV)/bin/python -m tests.kernels --versions $(VERSIONS) --bases $(BASES)

@@ -69,6 +69,7 @@ RECIPES = {
     "debian-6.1": Recipe("6.1", ("bookworm",)),
     "debian-6.12": Recipe("6.12", ("bookworm", "trixie")),
     "debian-7.2": Recipe("7.2", ("trixie-backports", "sid", "forky")),
+    "debian-7.3": Recipe("7.3", ("trixie-backports", "sid", "forky")),
 }
 
 

@@ -31,6 +31,7 @@ LAYERS = {
     "messages": "Messages of the bus",
     "channels": "Opening and closing channels",
     "rings": "Rings",
+    "negotiation": "Negotiation of dynamic memory",
     "balloon": "Dynamic memory",
     "hot_add": "Hot add",
     "services": "Integration services",
@@ -83,7 +84,7 @@ def page(rows: list[Row]) -> str:
     """Return the whole page."""
     kernels = [each for each in KERNELS if any(row.kernel == each for row in rows)]
     versions = {row.kernel: row.version for row in rows}
-    text = [HEAD, *_summary(rows, kernels, versions)]
+    text = [HEAD, *_summary(rows, kernels, versions), *_unseen(rows)]
     cases: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cases[_layer(row.case)][row.case].append(row)
@@ -112,14 +113,28 @@ def _summary(rows: list[Row], kernels: list[str], versions: dict[str, str]) -> l
     return text
 
 
+def _unseen(rows: list[Row]) -> list[str]:
+    """Return the predictions that no kernel has fulfilled."""
+    by_case: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.id != "new":
+            by_case[row.case].append(row)
+    lines = [
+        f"* {of_case[-1].id}, {_plain(of_case[-1].fault)}: {_plain(of_case[-1].happened)}\n"
+        for of_case in by_case.values()
+        if all(row.kind == "right" for row in of_case)
+    ]
+    return ["\nPredicted, and seen on no kernel:\n\n", *lines] if lines else []
+
+
 def _kind(row: Row) -> str:
     if row.kind in ("right", "survives"):
         return "fine"
-    return row.kind
+    return "wrong" if row.kind == "ends" else row.kind
 
 
 def _cell(row: Row) -> str:
-    happened = row.happened if row.kind in ("survives", "wrong", "right") else f"{row.kind}: {row.happened}"
+    happened = row.happened if row.kind in ("survives", "wrong", "right", "ends") else f"{row.kind}: {row.happened}"
     return _plain(happened if row.as_expected else f"{happened} **(expected: {row.expected})**")
 
 

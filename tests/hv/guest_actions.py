@@ -12,6 +12,8 @@ NO_DRIVER = UUID("f8e65716-3cb3-4a06-9a60-1889c5cccab5")
 BALLOON = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
 HEARTBEAT = "fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"
 DRIVERS = "/sys/bus/vmbus/drivers"
+KERNEL_HALF = 1 << 63
+"""Addresses from here on are the kernel's."""
 STUCK = 4.0
 """Seconds after which a guest's command that should take milliseconds counts as stuck."""
 
@@ -60,9 +62,30 @@ def finished(vm, seconds=STUCK):
     return vm.run(wait).status == 0
 
 
+def hog_cpu(vm, seconds=2):
+    """Have a real-time task take the only CPU: for a second interrupts and softirqs run, and no worker of the kernel.
+
+    Returns once it has the CPU, of which Linux leaves a twentieth of each second to others.
+    """
+    start(vm, f"exec /etc/pyvmm/realtime /bin/timeout {seconds} /bin/sh -c 'while :; do :; done'")
+    seen = 0
+    for _ in range(200):
+        (vcpu,) = vm.machine.slot.vcpu_snapshots()
+        seen = seen + 1 if not vcpu.halted and vcpu.rip < KERNEL_HALF else 0
+        if seen == 3:
+            return
+        vm.run_for(0.01)
+    raise AssertionError("the real-time task does not run")
+
+
 def move_balloon():
     """The command that moves the balloon's channel to the other of two CPUs."""
     return f"for c in /sys/bus/vmbus/devices/{BALLOON}/channels/*/cpu; do echo $((1 - $(cat $c))) >$c; done"
+
+
+def answered_requests(host):
+    """The number of balloon requests that the driver has answered to the end."""
+    return sum(not each.data[12] & 1 for each in host.balloon.answers(MessageType.BALLOON_RESPONSE))
 
 
 def devices(vm):

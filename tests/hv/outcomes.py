@@ -23,7 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from pyvmm.testbed.vm import VM
 
-Kind = Literal["survives", "panic", "oops", "warning", "hang", "broken", "wrong", "right"]
+Kind = Literal["survives", "panic", "oops", "warning", "hang", "ends", "broken", "wrong", "right"]
 
 PROPERTY = "hv-finding"
 """Name of the property of a test's report that holds its row."""
@@ -70,6 +70,11 @@ def hangs(pattern: str = "") -> Expected:
     return Expected("hang", pattern)
 
 
+def ends(pattern: str = "") -> Expected:
+    """The guest resets its machine or switches it off, without a panic."""
+    return Expected("ends", pattern)
+
+
 def breaks(pattern: str = "") -> Expected:
     """The guest does not survive; its memory decides how: panic, oops, hang, or a report of corruption."""
     return Expected("broken", pattern)
@@ -111,6 +116,8 @@ def observe(vm: VM, seconds: float) -> Observed:
         return Observed("survives", "survives", "")
     if panics := verdict.of("panic"):
         text += vm.console.text  # the crash registers' text is only the log's end
+        if panics[0].line.startswith("the machine") and not _place(vm.console.text):
+            return Observed("ends", panics[0].line, text)
         return Observed("panic", _place(vm.console.text) or _place(text) or panics[0].line, text)
     damage, hung = verdict.of("log"), verdict.of("hang")
     place = _place("\n".join(each.text for each in damage))
@@ -157,7 +164,7 @@ class Outcome:
         """Observe the guest and assert what was expected: `expected`, or for one kernel `k5_10`, `k6_1` and so on."""
         wanted = self._wanted(expected, by_kernel)
         observed = observe(self.vm, settle)
-        kinds = ("panic", "oops", "hang", "warning") if wanted.kind == "broken" else (wanted.kind,)
+        kinds = ("panic", "oops", "hang", "warning", "ends") if wanted.kind == "broken" else (wanted.kind,)
         fits = observed.kind in kinds and bool(re.search(wanted.pattern, observed.text))
         self._row(wanted.kind, observed.kind, observed.line, fits)
         assert fits, f"expected {wanted}, but: {observed.kind}, {observed.line}\n{observed.text[:3000]}"

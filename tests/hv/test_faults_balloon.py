@@ -6,16 +6,15 @@ import pytest
 
 from pyvmm.devices.balloon.protocol import MessageType
 from tests.hv.guest_actions import (
-    BALLOON,
-    begin_negotiation,
-    bind,
+    answered_requests,
     committed,
-    finished,
-    in_background,
-    unbind,
+    hog_cpu,
     use_memory,
 )
-from tests.hv.outcomes import breaks, fault, panics, survives
+from tests.hv.outcomes import KERNELS, breaks, fault, panics, survives
+
+LATER = KERNELS[1:]
+"""All but 5.10, which does not report free pages, nor lowers MemTotal by those that it gives."""
 
 KERNEL_TEXT = 0x1000
 """Frame at 16 MiB, where our images' kernels lie (nokaslr)."""
@@ -42,6 +41,8 @@ def test_pages_of_the_kernel(host, outcome):
 
 @fault("B1", "UNBALLOON of page 0")
 def test_page_0(vm, host, outcome):
+    if outcome.kernel == "5.10":
+        pytest.skip("5.10 does not tell the driver's counters")
     host.balloon.send_unballoon([(0, 1)])
     vm.run_for(0.5)
     found = [each.line for each in vm.oracles.check(vm.oracles.accounting) if "the driver counts" in each.line]
@@ -90,7 +91,7 @@ def test_range_count_2000(host, outcome):
 @fault("B2", "UNBALLOON that says 600 ranges in a message of 16 bytes: 720 bytes behind the buffer")
 def test_range_count_600(host, outcome):
     host.balloon.send_unballoon([], count=600)
-    outcome(survives())
+    outcome(survives(), k6_12=panics("free_balloon_pages"))  # by what the module has there
 
 
 @fault("B2", "UNBALLOON that says -1 ranges")
@@ -135,31 +136,99 @@ def test_request_for_all_pages(host, outcome):
     outcome(survives())
 
 
-@pytest.mark.long  # a race: Linux 6.1 answered once in some runs and twice in others
-@fault("new", "two balloon requests at once")
+@fault("B17", "two balloon requests before the driver's worker runs")
+@pytest.mark.pyvmm(cpus=1)
 def test_two_requests_at_once(vm, host, outcome):
-    vm.machine.pause()  # both are there before the driver looks
+    hog_cpu(vm)
     host.balloon.send_balloon(2048)
     host.balloon.send_balloon(4096)
-    vm.machine.resume()
-    vm.run_for(3)
-    finals = [each for each in host.balloon.answers(MessageType.BALLOON_RESPONSE) if not each.data[12] & 1]
-    outcome.shows("one answer is missing", len(finals) == 1, figure=f"{len(finals)} for 2")
+    vm.run_for(4)
+    answers = answered_requests(host)
+    outcome.shows("one answer is missing", answers == 1, figure=f"{answers} for 2")
+
+
+@fault("B17", "a balloon request while the driver's worker is busy with another")
+def test_request_while_another_is_answered(vm, host, outcome):
+    host.balloon.send_balloon(50000)
+    vm.run_for(0.05)
+    host.balloon.send_balloon(16)
+    vm.until(lambda: answered_requests(host), 20, "an answer")
+    vm.run_for(1)
+    answers = answered_requests(host)
+    outcome.shows("one answer is missing", answers == 1, only=(), figure=f"{answers} for 2")
+
+
+@fault("B14", "a BALLOON_RESPONSE that cannot be sent (EIO, as after V3b), then another request")
+def test_response_that_cannot_be_sent(vm, host, outcome):
+    forced = vm.fail("vmbus_sendpacket", in_="balloon_up", returns=-5)
+    host.balloon.send_balloon(16)
+    vm.until(lambda: forced.done, 5, "the response")
+    vm.run_for(1)
+    host.balloon.send_balloon(16)
+    vm.run_for(2)
+    answers = answered_requests(host)
+    still = "still" if vm.guest.dmesg("Currently ballooning") else "not"  # the state is set before the sending
+    outcome.shows("it is never answered", answers == 1, figure=f"{answers} for 2, the driver {still} ballooning")
+
+
+@fault("B19", "nothing but honest: 200 MiB and more are given back in one message")
+@pytest.mark.pyvmm(cpus=1)
+def test_all_pages_back_in_one_message(vm, host, outcome):
+    pages = host.balloon.take(60000)
+    assert len(pages) < 500
+    ticks = []
+    tick = "while usleep 2000; do echo; done"
+    vm.machine.agent.execute(
+        tick, lambda stream, data: ticks.append(vm.loop.clock()), lambda status: None, seconds=20
+    )
+    vm.until(lambda: len(ticks) > 10, 10, "ticks of a process")
+    begin, before = vm.loop.clock(), len(ticks)
+    host.balloon.send_unballoon(pages)
+    host.balloon.wait_for(MessageType.UNBALLOON_RESPONSE, 60)
+    seconds, during = vm.loop.clock() - begin, len(ticks) - before
+    ordinary = sum(begin - seconds < tick < begin for tick in ticks)
+    figure = f"{seconds:.2f} s for {sum(count for _, count in pages) >> 8} MiB; {during} ticks of a process, else {ordinary}"
+    outcome.shows("no process runs until all are free", during <= 1 < ordinary, figure=figure)
+
+
+@fault("B21", "an empty UNBALLOON each 5 ms, for six seconds")
+def test_reports_under_traffic(vm, host, outcome):
+    committed(vm, host)
+    before = len(host.balloon.answers(MessageType.STATUS_REPORT))
+    limit = vm.loop.clock() + 6
+    while vm.loop.clock() < limit:
+        host.balloon.send_unballoon([])
+        vm.run_for(0.005)
+    reports = len(host.balloon.answers(MessageType.STATUS_REPORT)) - before
+    outcome.shows("status reports do not come any more", reports < 2, only=(), figure=f"{reports} in 6 s")
+
+
+@fault("B22", "access denied for each report of free pages")
+def test_reporting_is_denied(vm, outcome):
+    counts = []
+    with vm.faults.add("reporting-refused"):
+        for _ in range(3):
+            use_memory(vm, 100)
+            vm.run_for(3)
+            counts.append(int(vm.guest.sh("dmesg | grep -c 'memory discard hypercall failed' || true")))
+    figure = f"{', '.join(map(str, counts))} lines in the log"
+    on = 0 < counts[0] < counts[1] < counts[2]
+    outcome.shows("each try is an error in the log, and reporting goes on", on, only=LATER, figure=figure)
 
 
 @pytest.mark.long
 @fault("B20", "many small balloon requests, down as far as the guest goes")
 def test_many_small_requests(vm, host, outcome):
-    whole = vm.guest.memory_total
     host.balloon.silence()
-    host.balloon.take(0xFFFFFFFF, 60)
-    once = vm.guest.memory_total
+    once = taken = sum(pages for _, pages in host.balloon.take(0xFFFFFFFF, 60))
     for _ in range(60):
-        if not host.balloon.take(0xFFFFFFFF, 60):
+        more = sum(pages for _, pages in host.balloon.take(0xFFFFFFFF, 60))
+        taken += more
+        if not more:
             break
-    often = vm.guest.memory_total
-    figure = f"{whole >> 20} MiB, {once >> 20} after one request, {often >> 20} after all"
-    outcome.shows("the floor sinks with each request", often < once - (8 << 20), figure=figure)
+    figure = f"{once >> 8} MiB after one request, {taken >> 8} after all"
+    # 5.10 leaves ballooned pages in MemTotal, from which the floor is computed.
+    outcome.shows("the floor sinks with each request", taken > once + (8 << 8), only=LATER, figure=figure)
 
 
 @fault("new", "a balloon request of 12 bytes")
@@ -210,100 +279,6 @@ def test_info_of_every_kind(vm, host, outcome):
 @fault("new", "INFO that says the guest may have 2^64 - 1 pages")
 def test_info_of_all_pages(host, outcome):
     host.balloon.send_info((1 << 64) - 1)
-    outcome(survives())
-
-
-@fault("new", "a second VERSION_RESPONSE that says no, long after the negotiation")
-def test_late_refusal_of_the_version(vm, host, outcome):
-    before = len(host.balloon.answers(MessageType.VERSION_REQUEST))
-    host.balloon.send_version_response(0)
-    vm.run_for(1)
-    again = len(host.balloon.answers(MessageType.VERSION_REQUEST)) > before
-    outcome.shows("the driver negotiates again", again)
-
-
-@fault("new", "a second CAPABILITIES_RESPONSE that says no, then unbind")
-def test_late_refusal_of_the_capabilities(vm, host, outcome):
-    host.balloon.send_caps_response(0)
-    vm.run_for(0.5)
-    vm.run(in_background(unbind("hv_balloon", BALLOON)))
-    vm.run_for(2)
-    left_open = host.parts.bus.channel(host.device("hv-balloon")) is not None
-    outcome.shows("the driver goes and leaves its channel open", left_open)
-
-
-@fault("new", "a second CAPABILITIES_RESPONSE that says no, then unbind, then a message")
-def test_message_to_a_channel_left_open(vm, host, outcome):
-    host.balloon.send_caps_response(0)
-    vm.run_for(0.5)
-    vm.run(in_background(unbind("hv_balloon", BALLOON)))
-    vm.run_for(1)
-    host.balloon.send_info(1)
-    outcome(panics("balloon_onchannelcallback"))
-
-
-@fault("new", "a second VERSION_RESPONSE that says no, then RESCIND")
-def test_rescind_after_a_late_refusal(vm, host, outcome):
-    host.balloon.send_version_response(0)
-    vm.run_for(0.5)
-    host.vmbus.remove("hv-balloon")
-    outcome(survives(), settle=3)
-
-
-@pytest.mark.long
-@fault("new", "no answer to VERSION_REQUEST")
-def test_no_answer_to_the_version(vm, host, outcome):
-    vm.guest.sh(unbind("hv_balloon", BALLOON))
-    host.balloon.silence()
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    assert finished(vm, 8)
-    host.balloon.resume()
-    vm.guest.sh(bind("hv_balloon", BALLOON))
-    outcome(survives())
-
-
-@fault("new", "no to every version")
-def test_no_version_is_served(vm, host, outcome):
-    vm.guest.sh(unbind("hv_balloon", BALLOON))
-    host.balloon.silence()
-    vm.run(in_background(bind("hv_balloon", BALLOON)))
-    for number in range(3):
-        host.balloon.wait_for(MessageType.VERSION_REQUEST, 5, since=number)
-        host.balloon.send_version_response(0)
-    assert finished(vm, 8)
-    outcome(survives())
-
-
-@fault("new", "yes to the version, no to the capabilities")
-def test_capabilities_are_refused(vm, host, outcome):
-    begin_negotiation(vm, host)
-    host.balloon.send_version_response(1)
-    host.balloon.wait_for(MessageType.CAPABILITIES, 5)
-    host.balloon.send_caps_response(0)
-    assert finished(vm, 8)
-    outcome(survives())
-
-
-@fault("new", "requests before the capabilities are answered")
-def test_requests_during_the_negotiation(vm, host, outcome):
-    begin_negotiation(vm, host)
-    host.balloon.send_balloon(256)
-    host.balloon.send_unballoon([])
-    host.balloon.send_version_response(1)
-    host.balloon.wait_for(MessageType.CAPABILITIES, 5)
-    host.balloon.send_caps_response(1)
-    assert finished(vm, 8)
-    outcome(survives())
-
-
-@fault("new", "the negotiation's answers before they are asked for")
-def test_answers_before_the_requests(vm, host, outcome):
-    begin_negotiation(vm, host)
-    host.balloon.send_caps_response(1)
-    host.balloon.send_caps_response(1)
-    host.balloon.send_version_response(1)
-    host.balloon.send_version_response(1)
-    assert finished(vm, 8)
     outcome(survives())
 
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from pyvmm.vmbus.protocol import MessageType, Rescind
-from tests.hv.guest_actions import NO_DRIVER, devices
+from tests.hv.guest_actions import NO_DRIVER, devices, in_background
 from tests.hv.outcomes import breaks, fault, oopses, panics, survives, warns
 
 
@@ -181,7 +181,7 @@ def test_rescind_of_a_relid_offered_twice(host, outcome):
     host.vmbus.offer(NO_DRIVER, relid=relid)
     host.vmbus.rescind(relid)
     host.vmbus.rescind(relid)
-    outcome(survives())
+    outcome(survives(), k5_10=oopses("vmbus_onoffer_rescind"))
 
 
 @fault("new", "OFFER with a sub-channel's index, of a device without a primary channel")
@@ -282,6 +282,17 @@ def test_monitored_offer_that_is_not_polled(vm, host, outcome):
     outcome.shows("the guest sets a bit and never signals", device.channel.signals_in == 0)
 
 
+@pytest.mark.long
+@fault("V24", "no buffer (status 0x13) for the UNLOAD of a guest that panics, each time")
+def test_unload_of_a_panic_is_refused(vm, host, outcome):
+    vm.faults.add("hypercall.out", "change", call="POST_MESSAGE", to={"status": 0x13})
+    vm.run(in_background("echo c >/proc/sysrq-trigger"))
+    host.vmbus.wait_for(MessageType.UNLOAD, 10)
+    vm.run_for(15)
+    tries = len(host.vmbus.requests(MessageType.UNLOAD))
+    outcome.shows("the panic goes on trying, for minutes", not vm.ended, figure=f"{tries} tries in 15 s")
+
+
 @fault("new", "answers without a request: version, GPADL, open, teardown, modify, all offers, TL connect")
 def test_answers_without_a_request(host, outcome):
     host.vmbus.version_response(1, 4)
@@ -291,7 +302,7 @@ def test_answers_without_a_request(host, outcome):
     host.vmbus.modify_channel_response(1, 3)
     host.vmbus.all_offers()
     host.vmbus.send_type(MessageType.TL_CONNECT_RESULT, bytes(36))
-    outcome(survives())
+    outcome(survives(), k5_10=warns("unknown msgtype=24"))  # MODIFYCHANNEL_RESPONSE came with VMBus 5.3
 
 
 @fault("new", "messages that only a guest sends: OPEN, CLOSE, GPADL_HEADER, UNLOAD, INITIATE_CONTACT")

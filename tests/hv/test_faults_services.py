@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from struct import pack
+from uuid import UUID
+
+import pytest
 
 from pyvmm.devices.ic.protocol import IcType
-from tests.hv.outcomes import fault, survives
+from pyvmm.testbed.host.ic import RawService
+from pyvmm.vmbus.protocol import MessageType
+from tests.hv.guest_actions import hog_cpu
+from tests.hv.outcomes import ends, fault, oopses, survives
 
 YEAR = 365.25 * 86400
+
+VSS = UUID("35fa2e29-ea23-4236-96ae-3a6ebacba440")
+VSS_TYPE = 5
+GET_DM_INFO, FREEZE, THAW = (pack("<B11x", operation) for operation in (3, 5, 6))
+"""struct hv_vss_msg: an operation, and the room for the answer."""
 
 
 def clock(vm):
@@ -148,7 +159,7 @@ def test_shutdown_with_unknown_flags(host, outcome):
 @fault("new", "a shutdown request without a body")
 def test_shutdown_without_a_body(vm, host, outcome):
     host.ic.shutdown.send(b"")
-    outcome(survives(), settle=3)
+    outcome(survives(), settle=3, k5_10=ends("reset"))  # 5.10 reads what the message before left in its buffer
 
 
 @fault("new", "a shutdown request for hibernation, which the guest's firmware does not offer")
@@ -169,3 +180,55 @@ def test_messages_in_one_event(vm, host, outcome):
         host.ic.beat(7)
         host.ic.heartbeat.negotiate([(3, 0)], [(3, 0)])
     outcome(survives())
+
+
+def backup_service(vm, host):
+    """Offer the service of backups (VSS), for which hv_utils has a driver; return it once it has negotiated."""
+    device = host.vmbus.add(VSS, name="raw-vss")
+    vm.until(lambda: device.channel, 5, "open channel of VSS")
+    service = RawService(host, device, VSS_TYPE, (5, 0))
+    service.negotiate([(3, 0)], [(5, 0)])
+    service.wait_for()
+    return service
+
+
+@fault("U3", "two requests to the backup service before its worker runs")
+@pytest.mark.pyvmm(cpus=1)
+def test_two_requests_to_the_backup_service(vm, host, outcome):
+    service = backup_service(vm, host)
+    hog_cpu(vm)
+    for transaction, body in ((1, GET_DM_INFO), (2, THAW)):
+        service.send(body, transaction=transaction)
+        vm.run_for(0.1)
+    vm.run_for(3)
+    answered = [each.header.transaction for each in service.answers if each.header.transaction in (1, 2)]
+    outcome.shows("the second overwrites the first", answered == [2], figure=f"answers to {answered}")
+
+
+@fault("U3", "a question to the backup service, then a request to freeze, though no daemon is there")
+def test_freeze_without_a_daemon(vm, host, outcome):
+    service = backup_service(vm, host)
+    vm.run_for(1)  # the driver prepares what it needs only once its channel is open
+    service.send(FREEZE, transaction=1)
+    first = service.wait_for(1).status
+    service.send(GET_DM_INFO, transaction=2)
+    service.wait_for(2)
+    service.send(FREEZE, transaction=3)
+    second = service.wait_for(3).status
+    sent = bool(vm.guest.dmesg("failed to communicate to the daemon"))
+    figure = f"answers {first:#x}, then {second:#x}"
+    outcome.shows("after the question the driver takes its daemon for there", sent, figure=figure)
+
+
+@fault("new", "a question to the backup service and a request to freeze, before OPEN is answered")
+def test_freeze_before_the_open_is_answered(vm, host, outcome):
+    withheld = host.vmbus.withhold(MessageType.OPEN_RESULT)
+    device = host.vmbus.add(VSS, name="raw-vss")
+    vm.until(lambda: device.channel, 5, "open channel of VSS")
+    service = RawService(host, device, VSS_TYPE, (5, 0))
+    service.send(GET_DM_INFO, transaction=1)
+    service.wait_for(1)
+    service.send(FREEZE, transaction=2)
+    vm.run_for(0.5)
+    withheld.release()
+    outcome(oopses("hvutil_transport_send"), settle=2)

@@ -32,6 +32,13 @@ def test_the_page_is_made_from_the_recorded_rows() -> None:
     assert PAGE.read_text() == page(load()), "run python -m tests.hv.findings"
 
 
+def test_a_prediction_that_no_kernel_fulfils_is_told() -> None:
+    unseen = row("test_faults_rings.py::test_y", id="V9", kind="right", happened="not so: it hangs", as_expected=True)
+    seen = row("test_faults_rings.py::test_z", id="V7", kind="right", happened="not so: it spins")
+    text = page([unseen, seen, row("test_faults_rings.py::test_z", kernel="6.12", id="V7", kind="wrong")])
+    assert "Predicted, and seen on no kernel:\n\n* V9, a \\| b: not so: it hangs\n\n##" in text
+
+
 def test_recorded_rows_are_of_cases_that_exist_and_kernels_that_are_known() -> None:
     rows = load()
     assert {each.case for each in rows} <= cases()

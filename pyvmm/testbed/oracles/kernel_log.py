@@ -30,6 +30,7 @@ class KernelLog(Oracle):
         super().__init__(vm)
         self._view = view
         self._reader: LogReader | None = None
+        self._resets = 0
         self._seen: set[Line] = set()
         self._allowed: list[re.Pattern[str]] = []
 
@@ -67,8 +68,9 @@ class KernelLog(Oracle):
         if view is None:
             return None
         try:
-            if self._reader is None or self._reader.view is not view:
-                self._reader = LogReader(view)
+            resets = self.vm.machine.resets
+            if self._reader is None or self._reader.view is not view or resets != self._resets:
+                self._reader, self._resets = LogReader(view), resets  # a kernel that starts has a new log
             return self._reader.read()
         except NoKernelError:
             return None

@@ -51,7 +51,7 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("pyvmm run --debug msr,m", ["msr,mmio"]),
         ("pyvmm status w", ["web"]),
         ("pyvmm stop --name ", ["web"]),
-        ("pyvmm image show debian-7", ["debian-7.2"]),
+        ("pyvmm image show debian-7", ["debian-7.2", "debian-7.3"]),
         ("pyvmm run --image debian-5", ["debian-5.10"]),
     ],
 )

@@ -116,6 +116,7 @@ def test_list_shows_which_are_built(debian: Debian) -> None:
         ("debian-6.1", True, True),
         ("debian-6.12", False, False),
         ("debian-7.2", False, False),
+        ("debian-7.3", False, False),
     ]
 
 

@@ -136,3 +136,14 @@ def test_the_log_oracle_reads_memory_and_asks_where_it_cannot() -> None:
     assert found.details.count("\n") == 1
     assert log.judge(None) == []
     assert "dmesg" in KernelLog(FakeBed()).command
+
+
+def test_the_log_oracle_reads_a_log_anew_after_a_reset() -> None:
+    kernel, bed = FakeKernel(), FakeBed()
+    view = kernel.view
+    log = KernelLog(bed, lambda: view)
+    kernel.log("pyvmm: init", level=6)
+    assert len(log.read() or []) == 1
+    assert log.read() == []
+    bed.machine.resets += 1
+    assert len(log.read() or []) == 1
