@@ -187,7 +187,8 @@ def test_all_pages_back_in_one_message(vm, host, outcome):
     host.balloon.wait_for(MessageType.UNBALLOON_RESPONSE, 60)
     seconds, during = vm.loop.clock() - begin, len(ticks) - before
     ordinary = sum(begin - seconds < tick < begin for tick in ticks)
-    figure = f"{seconds:.2f} s for {sum(count for _, count in pages) >> 8} MiB; {during} ticks of a process, else {ordinary}"
+    mib = sum(count for _, count in pages) >> 8
+    figure = f"{seconds:.2f} s for {mib} MiB; {during} ticks of a process, else {ordinary}"
     outcome.shows("no process runs until all are free", during <= 1 < ordinary, figure=figure)
 
 
