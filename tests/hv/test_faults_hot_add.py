@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.devices.balloon.protocol import MessageType
-from tests.hv.guest_actions import BALLOON, committed, finished, in_background, unbind, use_memory
+from tests.hv.guest_actions import BALLOON, committed, finished, hog_cpu, in_background, unbind, use_memory
 from tests.hv.outcomes import breaks, fault, survives
 
 pytestmark = [pytest.mark.long, pytest.mark.pyvmm(memory="512M,max=2G")]
@@ -157,9 +157,11 @@ def test_hot_add_without_memory(vm, host, outcome):
     outcome(breaks(), settle=2)
 
 
-@fault("B18", "HOT_ADD with a region, and at once one without")
+@fault("B18", "HOT_ADD with a region, and one without before the driver's worker runs")
+@pytest.mark.pyvmm(memory="512M,max=2G", cpus=1)
 def test_two_hot_adds_at_once(vm, host, outcome):
     start, _pages = host.memory.hot_add_range(2 * BLOCK)
+    hog_cpu(vm)
     host.balloon.send_hot_add((start, BLOCK_PAGES), (start, BLOCK_PAGES))
     host.balloon.send_hot_add((start + BLOCK_PAGES, BLOCK_PAGES))
     vm.run_for(4)

@@ -19,7 +19,7 @@ def softirq_share(vm):
     find = 'for p in /proc/[0-9]*; do read -r n <$p/comm; [ "$n" = ksoftirqd/0 ] && break; done'
     ticks = "$(cut -d' ' -f15 $p/stat) $(awk 'NR==1 {print $8}' /proc/stat)"
     try:
-        output = vm.run(f"{find}; echo {ticks}; sleep 1; echo {ticks}", timeout=15, check=True).stdout
+        output = vm.run(f"{find}; echo {ticks}; sleep 1; echo {ticks}", timeout=6, check=True).stdout
     except AssertionError:
         return 1.0
     first, second = ([int(word) for word in line.split()] for line in output.splitlines())
