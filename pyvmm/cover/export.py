@@ -46,7 +46,7 @@ def _count(
     program = figures.program
     for function in figures.functions:
         place = program.functions.get(function.name)
-        start = lines.at(place[0], place[1]) if place is not None else None
+        start = lines.of_function(place[0], place[1]) if place is not None else None
         if start is not None:
             functions[start.file].append((start.line, function.name, int(function.covered > 0)))
         for number in function.blocks:

@@ -30,10 +30,15 @@ class Line(NamedTuple):
 
 @dataclass(slots=True)
 class Lines:
-    """Lines by place. Falsy if the file has no debug information."""
+    """Lines by place. Falsy if the file has no debug information.
+
+    An address may have several lines: `lines` has the last, whose code it is, `first` the first of the source file
+    itself, not of a header: a function's own where its code begins with that of an inlined one.
+    """
 
     starts: list[int]
     lines: list[Line | None]
+    first: list[Line | None]
 
     def __bool__(self) -> bool:
         return bool(self.starts)
@@ -44,6 +49,12 @@ class Lines:
         index = bisect_right(self.starts, address) - 1
         return self.lines[index] if index >= 0 and self.starts[index] >> _SHIFT == section else None
 
+    def of_function(self, section: int, offset: int) -> Line | None:
+        """Return the line of the function that begins at an offset in a section."""
+        address = section << _SHIFT | offset
+        index = bisect_right(self.starts, address) - 1
+        return self.first[index] if index >= 0 and self.starts[index] == address else self.at(section, offset)
+
     def within(self, section: int, offset: int, size: int) -> set[Line]:
         """Return the lines of `size` bytes."""
         low, high = section << _SHIFT | offset, section << _SHIFT | offset + size
@@ -52,7 +63,7 @@ class Lines:
         return {each for each in found if each is not None}
 
 
-NO_LINES: Final = Lines([], [])
+NO_LINES: Final = Lines([], [], [])
 
 
 def read_lines(path: Path) -> Lines:
@@ -66,13 +77,18 @@ def read_lines(path: Path) -> Lines:
     relocated = _relocate(elf, bytearray(stream.read()))
     dwarf.debug_line_sec = dwarf.debug_line_sec._replace(stream=io.BytesIO(bytes(relocated)))
     rows: dict[int, Line | None] = {}
+    first: dict[int, Line | None] = {}
     for unit in dwarf.iter_CUs():
         program = dwarf.line_program_for_CU(unit)
-        folder = unit.get_top_DIE().attributes.get("DW_AT_comp_dir")
+        found = unit.get_top_DIE().attributes
+        folder, name = (
+            _text(found[each].value) if each in found else "" for each in ("DW_AT_comp_dir", "DW_AT_name")
+        )
         if program is not None:
-            _add_rows(program, folder.value.decode(errors="replace") if folder is not None else "", rows)
+            source = posixpath.normpath(posixpath.join(folder, name))
+            _add_rows(program, folder, source, rows, first)
     starts = sorted(rows)
-    return Lines(starts, [rows[each] for each in starts])
+    return Lines(starts, [rows[each] for each in starts], [first[each] for each in starts])
 
 
 def _relocate(elf: Any, data: bytearray) -> bytearray:
@@ -88,15 +104,21 @@ def _relocate(elf: Any, data: bytearray) -> bytearray:
     return data
 
 
-def _add_rows(program: Any, folder: str, rows: dict[int, Line | None]) -> None:
+def _add_rows(
+    program: Any, folder: str, source: str, rows: dict[int, Line | None], first: dict[int, Line | None]
+) -> None:
     for entry in program.get_entries():
         state = entry.state
         if state is None:
             continue
         if state.end_sequence:
             rows.setdefault(state.address, None)
-        else:
-            rows[state.address] = Line(_file(program, state.file, folder), state.line)
+            first.setdefault(state.address, None)
+            continue
+        line = rows[state.address] = Line(_file(program, state.file, folder), state.line)
+        known = first.get(state.address)  # None also at the end of what lies before
+        if known is None or (known.file != source and line.file == source):
+            first[state.address] = line
 
 
 def _file(program: Any, number: int, folder: str) -> str:

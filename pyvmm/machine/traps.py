@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb.breakpoints import OUT, Patches
-from pyvmm.gdb.page_tables import Paging
-from pyvmm.kvm import Exit, Interrupted, IoOut, Regs, Vcpu
+from pyvmm.kvm import Exit, IoOut, Regs, Vcpu
 from pyvmm.loop import Pending
 from pyvmm.machine import events as trace
 from pyvmm.machine.arrivals import KERNEL_MAP, Arrival
+from pyvmm.machine.guest_call import CALL, CALL_OPCODE, JUMP_OPCODE, complete, make_call
 from pyvmm.machine.guest_code import GuestCode
 from pyvmm.machine.watched import ForcedReturn, Site, Watched
 
@@ -45,9 +45,13 @@ SUSPENSION_LIMIT: Final = 16
 """Times that breakpoints are placed again for a kernel that left and came back. A guest may leave over and over, and
 each time takes the loop some milliseconds for a thousand breakpoints."""
 
-_CALL: Final = 5  # bytes of a direct call
-_CALL_OPCODE: Final = 0xE8
-_JUMP_OPCODE: Final = 0xE9
+LOAD_LIMIT: Final = 1024
+"""Modules that the guest may load while some are expected, then none is any more: each holds all vCPUs and costs the
+loop a millisecond. Distributions load some 200."""
+
+ARRIVAL_LIMIT: Final = 64
+"""Loads of expected modules for which breakpoints are placed: a thousand take the loop some milliseconds."""
+
 _ADDRESSES: Final = 1 << 64
 
 
@@ -74,6 +78,7 @@ class Traps:
         self.forced: list[ForcedReturn] = []
         self._arrivals: list[Arrival] = []
         self._calls: tuple[int, ...] = ()  # of do_init_module()
+        self._loads = self._arrived = 0
         self._held: list[tuple[int, int]] = []  # (vCPU, address) of hits that the loop settles
         self._settling = Pending(machine.loop, self._settle)
         self._suspensions = 0
@@ -147,7 +152,7 @@ class Traps:
         memory = self._machine.memory
         for address in self._calls:
             gpa = address - KERNEL_MAP
-            if memory.contains(gpa, _CALL) and (code := memory.read(gpa, _CALL))[0] in (_CALL_OPCODE, _JUMP_OPCODE):
+            if memory.contains(gpa, CALL) and (code := memory.read(gpa, CALL))[0] in (CALL_OPCODE, JUMP_OPCODE):
                 self._patches.insert(address, range(gpa, gpa + len(OUT)))
                 trap = self._trap(address)
                 trap.code, trap.loads = code, True
@@ -155,10 +160,12 @@ class Traps:
 
     def _arrive(self, module: int) -> None:
         """Place the breakpoints of the module with its struct module at that address, if it is expected."""
+        self._loads += 1
         code = self._code()
-        for arrival in self._arrivals:
+        for arrival in self._arrivals if self._arrived < ARRIVAL_LIMIT else ():
             if not arrival.is_at(module, code) or (base := arrival.base(module, code)) is None:
                 continue
+            self._arrived += 1
             watched = Watched(arrival.name, arrival.build_id, arrival.sites_at(base))
             old = self.modules.get(arrival.name)
             if old is not None:
@@ -199,16 +206,16 @@ class Traps:
                     raise ConfigError(f"the call at {address:#x} fails already: end that first")
                 if not code.patch(address):
                     raise ConfigError(f"another breakpoint is in the way of the call at {address:#x}")
-                trap.code, trap.forced = code.read(address, _CALL), forced
+                trap.code, trap.forced = code.read(address, CALL), forced
         self.forced.append(forced)
         self._connect()
         return forced
 
     def _check_call(self, address: int, code: GuestCode) -> None:
-        found = code.read(address, _CALL)
-        if len(found) < _CALL:
+        found = code.read(address, CALL)
+        if len(found) < CALL:
             raise ConfigError(f"the call at {address:#x} is not mapped")
-        if found[0] != _CALL_OPCODE:
+        if found[0] != CALL_OPCODE:
             raise ConfigError(f"no call at {address:#x}: found {found.hex(' ')}")
 
     def allow(self, forced: ForcedReturn) -> None:
@@ -320,7 +327,7 @@ class Traps:
                             code.patch(site.address)
             forced = [address for forced in self.forced for address in forced.addresses]
             for address in (*forced, *self._calls):
-                if address in self._traps and code.read(address, _CALL) == self._traps[address].code:
+                if address in self._traps and code.read(address, CALL) == self._traps[address].code:
                     code.patch(address)
 
     def _same(self, watched: Watched, code: GuestCode) -> bool:
@@ -343,7 +350,7 @@ class Traps:
             trap = self._traps.get(regs.rip)
             if trap is None:
                 return False
-            regs = _complete(vcpu)
+            regs = complete(vcpu)
         for watched, number in trap.marks:
             watched.hits[number] = 1
         if trap.forced is not None:
@@ -368,29 +375,15 @@ class Traps:
         """Skip the call, or make it in the guest's place: the patch stays until the loop takes it out."""
         if forced.spent or forced.passed < forced.skip:
             forced.passed += not forced.spent
-            self._call(vcpu, regs, trap)
+            make_call(vcpu, self._machine.memory, trap.address, trap.code)
         else:
             forced.done += 1
-            regs.rax, regs.rip = forced.value, trap.address + _CALL
+            regs.rax, regs.rip = forced.value, trap.address + CALL
+            vcpu.regs = regs
             if trace.forced_return.on:
                 trace.forced_return(trap.address, forced.value)
-            vcpu.regs = regs
         if forced.spent:
             self._settling.ask()
-
-    def _call(self, vcpu: Vcpu, regs: Regs, trap: _Trap) -> None:
-        """Make the call, or the jump, under a breakpoint in the guest's place."""
-        behind = trap.address + _CALL
-        if trap.code[0] == _CALL_OPCODE:
-            sregs = vcpu.sregs
-            paging = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
-            gpa = paging.translate(self._machine.memory, regs.rsp - 8)
-            if gpa is None:
-                raise HostError(f"the guest's stack at {regs.rsp:#x} is not mapped")
-            self._machine.memory.write(gpa, behind.to_bytes(8, "little"))
-            regs.rsp -= 8
-        regs.rip = (behind + int.from_bytes(trap.code[1:], "little", signed=True)) % _ADDRESSES
-        vcpu.regs = regs
 
     def _settle(self) -> None:
         """Settle on the loop what vCPU threads must not do while others run."""
@@ -405,7 +398,9 @@ class Traps:
                     with suppress(IndexError, HostError):
                         vcpu = threads[index].vcpu
                         self._arrive(vcpu.regs.rdi)
-                        self._call(vcpu, vcpu.regs, trap)
+                        make_call(vcpu, self._machine.memory, trap.address, trap.code)
+                    if self._loads >= LOAD_LIMIT:
+                        self._retire(address)
                     continue
                 if trap is not None and trap.unloads is not None:
                     trap.unloads.state = "unloaded"
@@ -420,14 +415,6 @@ class Traps:
         spent = [forced for forced in self.forced if forced.spent]
         for forced in spent:
             self.allow(forced)
-
-
-def _complete(vcpu: Vcpu) -> Regs:
-    """Let a KVM that advances RIP at the next entry do so now, and return the registers then."""
-    vcpu.immediate_exit = True
-    while type(vcpu.run()) is not Interrupted:
-        pass
-    return vcpu.regs
 
 
 def traps_of(machine: Machine) -> Traps:

@@ -114,3 +114,18 @@ def test_the_next_kernel_is_watched_too(vm: VM) -> None:
     vm.until(lambda: result(vm) == 7, LIMIT, "the next life")
     vm.machine.memory.write(MODULE, struct_module(b"tiny", GPA))
     vm.until(lambda: found.modules["tiny"].state == "on", LIMIT, "the module in the next life")
+
+
+def test_a_guest_that_loads_modules_over_and_over_is_given_up(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traps, "ARRIVAL_LIMIT", 2)
+    monkeypatch.setattr(traps, "LOAD_LIMIT", 5)
+    found = traps_of(vm.machine)
+    found.expect([arrival()], [CALL])
+    load(vm)
+    vm.until(lambda: "tiny" in found.modules, LIMIT, "the module")
+    second = found.modules["tiny"]
+    vm.until(lambda: CALL not in found._patches, LIMIT, "the end of it")
+    assert found.modules["tiny"].hits is second.hits
+    assert (found._loads, found._arrived) == (5, 2)
+    vm.machine.memory.write(RESULT, bytes(8))
+    vm.until(lambda: result(vm) == 7, LIMIT, "the guest runs on")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,20 @@ def test_lcov_has_lines_where_the_file_has_debug_information(tmp_path: Path, mon
     assert f"DA:{line.line},1\n" in text
     assert f"DA:{cold_line.line},0\n" in text
     assert text.endswith("end_of_record\n")
+
+
+def test_a_function_has_the_line_of_its_own_source_though_its_code_begins_in_a_header(tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    inline = 'static inline void drop(int *p) { __asm__ volatile("lock decl %0" : "+m"(*p)); }'
+    (tmp_path / "drop.h").write_text(inline)
+    (tmp_path / "own.c").write_text('#include "drop.h"\nint count;\nvoid own(void)\n{ drop(&count); }\n')
+    subprocess.run(["gcc", "-g", "-O2", "-c", "own.c", "-o", "own.ko"], cwd=tmp_path, check=True)
+    lines = read_lines(tmp_path / "own.ko")
+    text = min(start for start, line in zip(lines.starts, lines.lines, strict=True) if line is not None) >> 48
+    here, function = lines.at(text, 0), lines.of_function(text, 0)
+    assert here is not None and here.file.endswith("drop.h")
+    assert function is not None and (function.file, function.line) == (str(tmp_path / "own.c"), 4)
 
 
 def test_lcov_without_debug_information_is_one_line(program: Program, tmp_path: Path) -> None:
