@@ -91,7 +91,7 @@ def test_range_count_2000(host, outcome):
 @fault("B2", "UNBALLOON that says 600 ranges in a message of 16 bytes: 720 bytes behind the buffer")
 def test_range_count_600(host, outcome):
     host.balloon.send_unballoon([], count=600)
-    outcome(survives(), k6_12=panics("free_balloon_pages"))  # by what the module has there
+    outcome(survives(), k6_12=panics("free_balloon_pages"), k7_2=panics("free_balloon_pages"))  # by what lies there
 
 
 @fault("B2", "UNBALLOON that says -1 ranges")
@@ -213,7 +213,7 @@ def test_reporting_is_denied(vm, outcome):
             vm.run_for(3)
             counts.append(int(vm.guest.sh("dmesg | grep -c 'memory discard hypercall failed' || true")))
     figure = f"{', '.join(map(str, counts))} lines in the log"
-    on = 0 < counts[0] < counts[1] < counts[2]
+    on = 0 < counts[1] < counts[2]
     outcome.shows("each try is an error in the log, and reporting goes on", on, only=LATER, figure=figure)
 
 
