@@ -9,6 +9,7 @@ import click
 
 from pyvmm.cli.output import echo, print_json, table
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
+from pyvmm.vmbus.names import kind_of
 
 
 @click.command()
@@ -19,8 +20,8 @@ def devices(given: str | None, name: str | None, socket: Path | None, as_json: b
     """List the devices on a machine's VMBus and the state of their channels.
 
     ID is what the monitor's `device_del` takes: a path where a device has no id. PACKETS and SIGNALS are from the
-    guest / to it; RINGS is how full its rings are, same order. A device that stays `offered` has no driver in the
-    guest.
+    guest / to it; RINGS is how full its rings are, same order; KIND is what `lsvmbus` calls it in a guest. A device
+    that stays `offered` has no driver in the guest.
 
     \b
     pyvmm devices
@@ -33,7 +34,8 @@ def devices(given: str | None, name: str | None, socket: Path | None, as_json: b
     elif not rows:
         echo("no VMBus devices")
     else:
-        table(("CHANNEL", "DEVICE", "ID", "STATE", "PACKETS", "SIGNALS", "RINGS", ""), [_row(row) for row in rows])
+        heads = ("CHANNEL", "DEVICE", "ID", "STATE", "PACKETS", "SIGNALS", "RINGS", "KIND", "")
+        table(heads, [_row(row) for row in rows])
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         _both(row, "packets"),
         _both(row, "signals"),
         rings,
+        kind_of(str(row.get("type", "")), str(row.get("name", ""))),
         ", ".join(trouble),
     )
 

@@ -210,9 +210,11 @@ def test_devices_shows_rings_and_trouble(machine: FakeMachine, pyvmm: Run, monke
     row: dict[str, Any] = {"relid": 1, "name": "hv-balloon", "id": "b1", "state": "open"}
     row |= {"packets-in": 5, "packets-out": 6, "signals-in": 1, "signals-out": 2}
     row |= {"ring-in": 4000, "ring-in-used": 1000, "ring-out": 4000, "refused": 3}
+    row["type"] = "525074dc-8985-46e2-8057-a307dc18a502"
     monkeypatch.setattr(machine, "info_vmbus", lambda: [row])
     line = pyvmm("devices").out.splitlines()[1]
-    assert re.split(r"\s{2,}", line) == ["#1", "hv-balloon", "b1", "open", "5 / 6", "1 / 2", "25% / 0%", "3 refused"]
+    shown = ["#1", "hv-balloon", "b1", "open", "5 / 6", "1 / 2", "25% / 0%", "Dynamic memory", "3 refused"]
+    assert re.split(r"\s{2,}", line) == shown
 
 
 @pytest.mark.parametrize(("id", "shown"), [("beat", "beat"), ("", "/machine/peripheral-anon/heartbeat")])
