@@ -5,5 +5,6 @@ from __future__ import annotations
 FEATURES: dict[str, tuple[str, ...]] = {
     "disk": ("hv_storvsc", "sd_mod"),
     "uio": ("uio_hv_generic",),
+    "keyboard": ("hyperv_keyboard",),
 }
 """Modules by feature, without their dependencies. Debian's cloud kernels have ext4 built in."""

@@ -144,6 +144,24 @@ class ExecuteReply(TypedDict):
     truncated: bool
 
 
+class GuestFacts(TypedDict):
+    """What a guest tells of itself through KVP."""
+
+    name: str
+    os: str
+    addresses: list[str]
+
+
+class KvpInfo(TypedDict):
+    """Values by key. `refused`: statuses of values that the guest did not take, by key."""
+
+    ready: bool
+    auto: dict[str, str]
+    guest: dict[str, str]
+    external: dict[str, str]
+    refused: dict[str, str]
+
+
 class TraceEventInfo(TypedDict):
     name: str
     fields: list[str]
@@ -346,6 +364,7 @@ MachineInfo = TypedDict(
         "agent": AgentInfo,
         "memory": MemoryFigures,
         "balloon": BalloonState | None,
+        "guest": GuestFacts | None,
         "page-reporting": PageReportingInfo | None,
         "autosize": AutosizeInfo | None,
         "vmbus": list[VmbusChannelInfo],

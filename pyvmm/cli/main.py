@@ -34,6 +34,8 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "ps": "List the running machines.",
         "stop": "Power a machine off, or end it.",
         "reload": "Exchange a kernel module in a running guest.",
+        "kvp": "Show what a guest tells of itself; set values in it.",
+        "snapshot-disk": "Copy a disk with the guest's file systems frozen.",
         "kill": "End a machine at once, even one that does not answer.",
         "wait": "Wait for a machine's end, an event, a driver.",
     },
@@ -56,7 +58,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
 }
 
 COMMANDS = [name for section in _SECTIONS.values() for name in section]
-"""The commands' names: NAME is the function NAME of the module `pyvmm.cli.commands.NAME`."""
+"""The commands' names: NAME is the function NAME of the module `pyvmm.cli.commands.NAME`, with `_` for `-`."""
 
 EPILOG = """\b
 Examples:
@@ -86,7 +88,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = getattr(import_module(f"pyvmm.cli.commands.{cmd_name}"), cmd_name)
+        module = cmd_name.replace("-", "_")
+        found: click.Command = getattr(import_module(f"pyvmm.cli.commands.{module}"), module)
         return found
 
     def resolve_command(

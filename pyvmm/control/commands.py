@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pyvmm.control import console, cover, debug, devices, faults, guest, hmp, observe, pressure, schema
+from pyvmm.control import console, cover, debug, devices, faults, guest, hmp, integration, observe, pressure, schema
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, MonitoredMachine, Reply, command, dispatch
@@ -39,6 +39,7 @@ __all__ = [
     "dispatch",
     "faults",
     "guest",
+    "integration",
     "observe",
     "pressure",
     "schema",

@@ -147,6 +147,23 @@ def _device_del(machine: MonitoredMachine, words: list[str]) -> str:
     return _qmp(machine, "device_del", {"id": words[0]})
 
 
+@_line(LINES, "sendkey", "press keys together, for so many milliseconds (default: 100)", "keys [hold_ms]", (1, 2))
+def _sendkey(machine: MonitoredMachine, words: list[str]) -> str:
+    keys = [_key(each) for each in words[0].split("-")]
+    hold = {"hold-time": int(words[1])} if words[1:] and words[1].isdecimal() else {}
+    if words[1:] and not hold:
+        raise ControlError("Parameter 'hold-time' expects a number")
+    return _qmp(machine, "send-key", {"keys": keys} | hold)
+
+
+def _key(word: str) -> dict[str, str | int]:
+    """Return a QAPI KeyValue of a key's name, or of a make code such as 0x1e."""
+    try:
+        return {"type": "number", "data": int(word, 16)} if word.startswith("0x") else {"type": "qcode", "data": word}
+    except ValueError:
+        raise ControlError(f"invalid parameter: {word}") from None
+
+
 def _qmp(machine: MonitoredMachine, name: str, arguments: dict[str, Any] | None = None) -> str:
     from pyvmm.control.commands import dispatch  # it imports this module, for human-monitor-command
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_origin
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.cover_sites import Place
@@ -23,7 +23,9 @@ from pyvmm.qapi import (
     BalloonReply,
     CoverInfo,
     FaultInfo,
+    GuestFacts,
     HvBalloonInfo,
+    KvpInfo,
     MachineInfo,
     MemoryDeviceInfo,
     PressureInfo,
@@ -45,6 +47,28 @@ class FaultRules(Protocol):
 
     def info(self) -> list[FaultInfo]:
         """Return the faults in force."""
+
+
+class Integration(Protocol):
+    """The guest's integration services as the monitor uses them. Each raises ConfigError without its device."""
+
+    def kvp_info(self) -> KvpInfo:
+        """Return all values that guest and host have exchanged."""
+
+    def kvp_set(self, key: str, value: str | None) -> None:
+        """Set a value in the guest, or delete it."""
+
+    def facts(self) -> GuestFacts | None:
+        """Return what the guest tells of itself."""
+
+    def freeze(self, seconds: float, done: Callable[[str], object]) -> None:
+        """Freeze the guest's file systems; `done` gets "" or why it failed."""
+
+    def thaw(self, done: Callable[[str], object]) -> None:
+        """Thaw the guest's file systems."""
+
+    def press(self, names: Sequence[str | int], hold: float) -> None:
+        """Press keys together for `hold` seconds."""
 
 
 class MonitoredMachine(Protocol):
@@ -135,19 +159,27 @@ class MonitoredMachine(Protocol):
     def cover_stop(self, module: str | None) -> list[CoverInfo]:
         """Take out the breakpoints of a module, or of all; return what was seen. Raises ConfigError."""
 
+    @property
+    def integration(self) -> Integration:
+        """The guest's integration services."""
+
     def on_event(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         """Call `listener(name, data)` for each QMP event, on the loop's thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One member of `arguments`. `type` is int, str or bool."""
+    """One member of `arguments`. `type` is int, str or bool, or a list of anything."""
 
-    type: type
+    type: Any
     optional: bool = False
 
     def check(self, name: str, value: object) -> Any:
         """Return `value`. Raises ControlError with QEMU's text if its type is wrong."""
+        if get_origin(self.type) is list:
+            if type(value) is not list:
+                raise ControlError(f"Invalid parameter type for '{name}', expected: array")
+            return value
         fits = type(value) is self.type and not (self.type is int and not -(1 << 63) <= value < 1 << 63)  # type: ignore[operator]
         if not fits:
             word = {int: "integer", str: "string", bool: "boolean"}[self.type]

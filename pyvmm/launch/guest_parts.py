@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.devices.echo.protocol import TYPE_GUID
 from pyvmm.images.parts import Part
+from pyvmm.images.programs import Programs
 
 if TYPE_CHECKING:
     from pyvmm.launch.options import GuestOptions
@@ -16,10 +17,35 @@ UIO = Part(
 )
 """Has uio_hv_generic give the echo device's channel to a program as /dev/uio0."""
 
-PARTS = {"echo": UIO, "echo-monitored": UIO}
+DAEMONS = Part(
+    "daemons",
+    programs=(Programs("hyperv-daemons", ("usr/sbin/hv_kvp_daemon", "usr/sbin/hv_vss_daemon"), ("bookworm",)),),
+    files=(("var/lib/hyperv/", ""), ("etc/os-release", 'NAME="pyvmm image"\nPRETTY_NAME="pyvmm image"\n')),
+    start="""\
+for service in kvp vss; do
+	( # the driver makes its file when it has found its device
+		tries=0
+		until [ -c /dev/vmbus/hv_$service ]; do
+			tries=$((tries + 1))
+			if [ $tries = 50 ]; then
+				exit
+			fi
+			sleep 0.1
+		done
+		while :; do
+			/usr/sbin/hv_${service}_daemon -n
+			sleep 1
+		done
+	) </dev/null >/dev/null 2>&1 &
+done
+""",
+)
+"""The guest's ends of KVP and VSS."""
+
+PARTS = {"echo": UIO, "echo-monitored": UIO, "kvp": DAEMONS, "vss": DAEMONS}
 """Parts by the device that needs them."""
 
-FEATURES = {"echo": "uio", "echo-monitored": "uio"}
+FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard"}
 """Names in `images.features`, the same."""
 
 

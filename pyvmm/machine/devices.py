@@ -109,6 +109,24 @@ def _storvsc(parts: Parts) -> VmbusDevice:
     return make_controller(parts)
 
 
+def _kvp(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.kvp import Kvp
+
+    return Kvp({"VirtualMachineName": parts.config.name})
+
+
+def _vss(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.vss import Vss
+
+    return Vss()
+
+
+def _keyboard(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.keyboard import Keyboard
+
+    return Keyboard()
+
+
 def _echo(parts: Parts) -> VmbusDevice:
     from pyvmm.devices.echo import Echo
 
@@ -127,6 +145,9 @@ DEVICES: dict[str, Kind] = {
     "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events", "asks the guest to power off"),
     "timesync": Kind(_timesync, "pyvmm.devices.ic.events", "the guest's clock"),
     "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk"),
+    "kvp": Kind(_kvp, "pyvmm.devices.kvp.events", "values to and from the guest; its name and addresses"),
+    "vss": Kind(_vss, "pyvmm.devices.vss.events", "freezes the guest's file systems for copies of its disks"),
+    "keyboard": Kind(_keyboard, "pyvmm.devices.keyboard.device", "keys, by send-key in the monitor"),
     "echo": Kind(_echo, "pyvmm.devices.echo.events", "sends packets back; for uio_hv_generic", several=True),
     "echo-monitored": Kind(
         _echo_monitored, "pyvmm.devices.echo.events", "the same for Linux before 6.10: by monitor page", several=True

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvmm.cover_sites import Place
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.machine.debugger import Debugger
+    from pyvmm.machine.integration import Integration
     from pyvmm.machine.machine import Machine
     from pyvmm.machine.notifier import Listener
     from pyvmm.machine.panic import Policy
@@ -241,6 +242,13 @@ class MonitorView:
 
     # The guest
 
+    @property
+    def integration(self) -> Integration:
+        """The guest's integration services."""
+        from pyvmm.machine.integration import Integration
+
+        return Integration(self._machine.services.devices)
+
     def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
         """Run a shell command in the guest and collect its output. Raises ConfigError."""
         from pyvmm.machine.execute import execute
@@ -268,6 +276,7 @@ class MonitorView:
             "agent": {"ready": machine.agent.ready, "release": machine.agent.release},
             "memory": memory_figures(machine.config, balloon),
             "balloon": balloon.info() if balloon is not None else None,
+            "guest": self.integration.facts(),
             "page-reporting": self.page_reporting(),
             "autosize": pressure.describe() if pressure is not None else None,
             "vmbus": self.info_vmbus(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,45 @@ from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.loop import Loop
 
 MIB = 1 << 20
+
+
+class FakeIntegration:
+    """The guest's integration services: what is asked goes to `calls`; `reason` is why freeze and thaw fail."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+        self.external: dict[str, str] = {}
+        self.ready = True
+        self.reason = ""
+
+    def kvp_info(self) -> dict[str, Any]:
+        auto = {"FullyQualifiedDomainName": "web.example"} if self.ready else {}
+        refused = {"bad": "0x80004005"} if "bad" in self.external else {}
+        return {"ready": self.ready, "auto": auto, "guest": {}, "external": self.external, "refused": refused}
+
+    def kvp_set(self, key: str, value: str | None) -> None:
+        if value is None:
+            if key not in self.external:
+                raise ConfigError(f"no value {key!r} was set")
+            del self.external[key]
+        else:
+            self.external[key] = value
+
+    def facts(self) -> dict[str, Any] | None:
+        return (
+            {"name": "web.example", "os": "Debian 12", "addresses": ["10.0.2.15", "fe80::1"]} if self.ready else None
+        )
+
+    def freeze(self, seconds: float, done: Callable[[str], object]) -> None:
+        self.calls.append(f"freeze {seconds}")
+        done(self.reason)
+
+    def thaw(self, done: Callable[[str], object]) -> None:
+        self.calls.append("thaw")
+        done(self.reason)
+
+    def press(self, names: Sequence[str | int], hold: float) -> None:
+        self.calls.append(f"press {names} {hold}")
 
 
 class FakeMachine:
@@ -37,6 +76,7 @@ class FakeMachine:
         self.kernel = "/nowhere/vmlinux"
         self.output: bytes | None = None  # of a command in the guest; else the command itself
         self.ready = True  # whether the guest takes commands
+        self.services_of_guest = FakeIntegration(self.calls)
         self.loop: Loop | None = None  # that serves its monitor on another thread
 
     def fault_rules(self) -> FakeMachine:
@@ -153,6 +193,7 @@ class FakeMachine:
             "memory": {"boot": 512 * MIB, "actual": self.actual, "target": self.actual, "resident": 200 * MIB},
             "uptime": 12.5,
             "balloon": {"state": "idle"},
+            "guest": self.integration.facts(),
             "agent": {"ready": self.ready, "release": ""},
             "vmbus": self.info_vmbus(),
         }
@@ -198,6 +239,10 @@ class FakeMachine:
             raise NotFoundError(f"Device '{id}' not found")
         self.devices.remove(id)
         self.emit("DEVICE_DELETED", device=id, path=f"/machine/peripheral/{id}")
+
+    @property
+    def integration(self) -> FakeIntegration:
+        return self.services_of_guest
 
     def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
         """`hang` never ends, `later` ends when the test calls `finish`, the rest at once."""

@@ -82,7 +82,19 @@ def _head(about: dict[str, Any]) -> str:
 
 
 def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
-    known = {"name", "status", "uptime", "memory", "balloon", "vmbus", "exits", "resets", "notices", "panics"}
+    known = {
+        "name",
+        "status",
+        "uptime",
+        "memory",
+        "balloon",
+        "vmbus",
+        "exits",
+        "resets",
+        "notices",
+        "panics",
+        "guest",
+    }
     pairs = [(key, str(each)) for key, each in about.items() if key not in known and isinstance(each, (str, int))]
     if about.get("sandbox"):
         pairs.append(("sandbox", _sandbox_text(about["sandbox"])))
@@ -96,6 +108,8 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
         return pairs
     pairs.append(("memory", memory_text(about.get("memory") or {}, about.get("balloon") or {})))
     pairs.append(("balloon", _balloon_text(about.get("balloon"))))
+    if about.get("guest"):
+        pairs.append(("guest", _guest_text(about["guest"])))
     for number, channel in enumerate(about.get("vmbus") or []):
         traffic = ""
         if "packets-in" in channel:
@@ -107,6 +121,13 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     pairs.append(("exits", ", ".join(f"{key} {count}" for key, count in exits.items())))
     pairs.append(("unhandled", _unhandled_text(about.get("unhandled") or {})))
     return pairs
+
+
+def _guest_text(guest: dict[str, Any]) -> str:
+    """`web.example, Debian GNU/Linux 12: 10.0.2.15, fec0::1`, as the guest tells it."""
+    text = ", ".join(str(guest[key]) for key in ("name", "os") if guest.get(key))
+    addresses = ", ".join(map(str, guest.get("addresses") or []))
+    return f"{text}: {addresses}" if addresses else text
 
 
 def _unhandled_text(unhandled: dict[str, Any]) -> str:

@@ -1,0 +1,75 @@
+"""QMP commands for the guest's integration services: values, freezing, keys.
+
+Source: QEMU qapi/ui.json for send-key. The others are pyvmm's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.protocol import DeferredReply
+from pyvmm.control.table import Argument, MonitoredMachine, command
+from pyvmm.qapi import Empty, KvpInfo
+
+FREEZE_SECONDS = 60
+HOLD_MILLISECONDS, LONGEST_HOLD = 100, 60_000
+NUMBER_LIMIT = 0xFF
+"""The largest make code: seven bits, and the eighth for the prefix E0, as in QEMU."""
+
+
+@command("x-query-kvp")
+def query_kvp(machine: MonitoredMachine) -> KvpInfo:
+    """Return the values that guest and host have exchanged."""
+    return machine.integration.kvp_info()
+
+
+@command("x-kvp-set", key=str, value=Argument(str, optional=True))
+def kvp_set(machine: MonitoredMachine, key: str, value: str | None = None) -> Empty:
+    """Set a value in the guest, now or when its daemon runs; without `value` delete it."""
+    machine.integration.kvp_set(key, value)
+    return {}
+
+
+@command("x-vss-freeze", seconds=Argument(int, optional=True))
+def vss_freeze(machine: MonitoredMachine, seconds: int = FREEZE_SECONDS) -> DeferredReply[Empty]:
+    """Freeze the guest's file systems for `seconds` at most. The reply comes when they are frozen."""
+    deferred, done = _deferred()
+    machine.integration.freeze(seconds, done)
+    return deferred
+
+
+@command("x-vss-thaw")
+def vss_thaw(machine: MonitoredMachine) -> DeferredReply[Empty]:
+    """Thaw the guest's file systems. The reply comes when they are."""
+    deferred, done = _deferred()
+    machine.integration.thaw(done)
+    return deferred
+
+
+def _deferred() -> tuple[DeferredReply[Empty], Any]:
+    deferred = DeferredReply[Empty]()
+
+    def done(reason: str) -> None:
+        if reason:
+            deferred.refuse(ControlError(reason))
+        else:
+            deferred.resolve({})
+
+    return deferred, done
+
+
+@command("send-key", keys=list[dict[str, Any]], hold_time=Argument(int, optional=True))
+def send_key(machine: MonitoredMachine, keys: list[Any], hold_time: int = HOLD_MILLISECONDS) -> Empty:
+    """Press keys together: `{"type": "qcode", "data": "ctrl"}`, or "number" with a make code."""
+    if not 0 < hold_time <= LONGEST_HOLD:
+        raise ControlError(f"Parameter 'hold-time' expects 1 to {LONGEST_HOLD} milliseconds")
+    names: list[str | int] = []
+    for each in keys:
+        kind, data = (each.get("type"), each.get("data")) if isinstance(each, dict) else (None, None)
+        is_number = kind == "number" and type(data) is int and 0 < data <= NUMBER_LIMIT
+        if not is_number and not (kind == "qcode" and isinstance(data, str)):
+            raise ControlError("Parameter 'keys' expects objects with 'type' qcode or number, and 'data'")
+        names.append(data)
+    machine.integration.press(names, hold_time / 1000)
+    return {}

@@ -1,0 +1,94 @@
+"""What clients ask of the guest's integration services: values (KVP), freezing (VSS), keys. On the loop's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from pyvmm.errors import ConfigError
+from pyvmm.qapi import GuestFacts, KvpInfo
+from pyvmm.vmbus.device import VmbusDevice
+
+if TYPE_CHECKING:
+    from pyvmm.devices.kvp import Kvp
+    from pyvmm.machine.device_set import DeviceSet
+
+D = TypeVar("D", bound=VmbusDevice)
+
+
+class Integration:
+    """The integration services of one machine's devices; each may be absent."""
+
+    def __init__(self, devices: DeviceSet) -> None:
+        self._devices = devices
+
+    def _need(self, kind: type[D], name: str) -> D:
+        found = self._devices.find(kind)
+        if found is None:
+            raise ConfigError(f"the machine has no device {name}: `pyvmm run --device {name}`, or device_add {name}")
+        return found
+
+    # KVP
+
+    def _kvp(self) -> Kvp:
+        from pyvmm.devices.kvp import Kvp
+
+        return self._need(Kvp, "kvp")
+
+    def kvp_info(self) -> KvpInfo:
+        """Return all values. Raises ConfigError without the device."""
+        kvp = self._kvp()
+        return {
+            "ready": kvp.ready,
+            "auto": dict(kvp.auto),
+            "guest": dict(kvp.guest),
+            "external": dict(kvp.external),
+            "refused": {key: f"{status:#x}" for key, status in kvp.refused.items()},
+        }
+
+    def kvp_set(self, key: str, value: str | None) -> None:
+        """Set a value in the guest; None deletes it. Raises ConfigError."""
+        if value is None:
+            self._kvp().delete(key)
+        else:
+            self._kvp().set(key, value)
+
+    def facts(self) -> GuestFacts | None:
+        """Return what the guest tells of itself; None if it does not."""
+        if self._devices.device("kvp") is None:  # the usual case imports nothing
+            return None
+        from pyvmm.devices.kvp import Kvp
+
+        kvp = self._devices.find(Kvp)
+        if kvp is None or not kvp.auto:
+            return None
+        addresses = ";".join(kvp.auto.get(f"NetworkAddressIPv{version}", "") for version in (4, 6))
+        return {
+            "name": kvp.auto.get("FullyQualifiedDomainName", ""),
+            "os": " ".join(filter(None, (kvp.auto.get(key, "") for key in ("OSName", "OSVersion")))),
+            "addresses": [each for each in addresses.split(";") if each],
+        }
+
+    # VSS
+
+    def freeze(self, seconds: float, done: Callable[[str], object]) -> None:
+        """Freeze the guest's file systems for `seconds` at most; `done` gets "" or why not. Raises ConfigError."""
+        from pyvmm.devices.vss import Vss
+
+        self._need(Vss, "vss").freeze(seconds, done)
+
+    def thaw(self, done: Callable[[str], object]) -> None:
+        """Thaw them. Raises ConfigError if they are not frozen."""
+        from pyvmm.devices.vss import Vss
+
+        self._need(Vss, "vss").thaw(done)
+
+    # Keyboard
+
+    def press(self, names: Sequence[str | int], hold: float) -> None:
+        """Press keys together for `hold` seconds: names of QEMU's QKeyCode, or make codes. Raises ConfigError."""
+        from pyvmm.devices.keyboard import Keyboard
+        from pyvmm.devices.keyboard.keys import Key, key_named
+
+        keys = [key_named(each) if isinstance(each, str) else Key(each & 0x7F, each >= 0x80) for each in names]
+        self._need(Keyboard, "keyboard").press(keys, hold)
