@@ -7,7 +7,7 @@
 //	uio_echo [-u N] pingpong COUNT SIZE one packet there and back at a time
 //	uio_echo [-u N] invert PAGES        memory of this program, shared by a GPA_DIRECT packet, is inverted by the host
 //	uio_echo [-u N] pages SIZE          the receive buffer, which uio_hv_generic shares by a GPADL, is written by the host
-//	uio_echo [-u N] channels COUNT      the host offers sub-channels
+//	uio_echo [-u N] channels COUNT SEC  the host offers sub-channels, which uio_hv_generic opens; kept for SEC seconds
 //	uio_echo [-u N] hold                keeps the channel open
 //
 // Opening /dev/uioN opens the channel. Map 0 holds both rings, the guest's outgoing one first; a ring is a page of
@@ -282,7 +282,7 @@ static void pages(uint32_t size)
 	printf("pages: %u bytes of %zu\n", size, whole);
 }
 
-static void channels(uint32_t count)
+static void channels(uint32_t count, uint32_t seconds)
 {
 	// hv_uio_irqcontrol writes to the ring of each sub-channel that was offered, also of one that is not open yet:
 	// no signal of ours may come between (seen in Linux 6.12).
@@ -290,7 +290,7 @@ static void channels(uint32_t count)
 	memcpy(request.magic, "pvm_echo", 8);
 	put(IN_BAND, 0, 0, 0, 0, &request, sizeof request);
 	report(IN_BAND);
-	sleep(1);
+	sleep(seconds);
 	printf("channels: %u\n", count);
 }
 
@@ -329,7 +329,7 @@ int main(int count, char **words)
 	else if (!strcmp(what, "pages"))
 		pages(first);
 	else if (!strcmp(what, "channels"))
-		channels(first);
+		channels(first, second);
 	else if (!strcmp(what, "hold"))
 		for (printf("open\n"), fflush(stdout);;)
 			wait_for_host();

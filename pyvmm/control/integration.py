@@ -67,8 +67,10 @@ def send_key(machine: MonitoredMachine, keys: list[Any], hold_time: int = HOLD_M
     names: list[str | int] = []
     for each in keys:
         kind, data = (each.get("type"), each.get("data")) if isinstance(each, dict) else (None, None)
-        is_number = kind == "number" and type(data) is int and 0 < data <= NUMBER_LIMIT
-        if not is_number and not (kind == "qcode" and isinstance(data, str)):
+        if kind == "qcode" and isinstance(data, str):
+            names.append(data)
+            continue
+        if kind != "number" or type(data) is not int or not 0 < data <= NUMBER_LIMIT:
             raise ControlError("Parameter 'keys' expects objects with 'type' qcode or number, and 'data'")
         names.append(data)
     machine.integration.press(names, hold_time / 1000)
