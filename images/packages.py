@@ -221,6 +221,11 @@ def _package(name: str, source: Source) -> Package:
     return Package(name, fields["Version"], depends, source)
 
 
+def package_of(name: str, suite: str) -> Package:
+    """Return a package of one Debian suite. Raises HostError if it has none."""
+    return _package(name, private_source(suite))
+
+
 def dependency(package: Package, pattern: str) -> Package | None:
     """Return the dependency of `package` whose name matches `pattern`, from the same lists; None if it has none."""
     for name in package.depends:

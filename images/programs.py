@@ -17,7 +17,7 @@ from struct import unpack_from
 
 from pyvmm.errors import HostError
 from pyvmm.files import read_file
-from pyvmm.images.packages import Package, dependency, find_package, unpack_package
+from pyvmm.images.packages import Package, dependency, find_package, package_of, unpack_package
 from pyvmm.paths import cache_folder, scratch_folder
 
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
@@ -31,11 +31,14 @@ LIBRARIES = "lib/x86_64-linux-gnu"
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Programs of one Debian package: their paths in it, and the suites to look for it besides the host's lists."""
+    """Programs of one Debian package: their paths in it, and the suites to look for it besides the host's lists.
+    `only`: the one suite that it may come from.
+    """
 
     package: str
     paths: tuple[str, ...]
     suites: tuple[str, ...] = ()
+    only: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def collect(programs: Sequence[Programs]) -> dict[str, bytes]:
     """
     files: dict[str, bytes] = {}
     for each in programs:
-        package = find_package(each.package, each.suites)
+        package = package_of(each.package, each.only) if each.only else find_package(each.package, each.suites)
         with scratch_folder(cache_folder("packages")) as scratch:
             shelf = _Shelf(package, scratch)
             for path in each.paths:

@@ -35,6 +35,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "stop": "Power a machine off, or end it.",
         "reload": "Exchange a kernel module in a running guest.",
         "kvp": "Show what a guest tells of itself; set values in it.",
+        "fcopy": "Copy a file into a guest by Hyper-V's file copy.",
         "snapshot-disk": "Copy a disk with the guest's file systems frozen.",
         "kill": "End a machine at once, even one that does not answer.",
         "wait": "Wait for a machine's end, an event, a driver.",

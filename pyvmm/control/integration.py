@@ -5,6 +5,7 @@ Source: QEMU qapi/ui.json for send-key. The others are pyvmm's own.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any
 
 from pyvmm.control.errors import ControlError
@@ -44,6 +45,45 @@ def vss_thaw(machine: MonitoredMachine) -> DeferredReply[Empty]:
     """Thaw the guest's file systems. The reply comes when they are."""
     deferred, done = _deferred()
     machine.integration.thaw(done)
+    return deferred
+
+
+@command(
+    "x-file-start",
+    folder=str,
+    file=str,
+    size=int,
+    overwrite=Argument(bool, optional=True),
+    create_path=Argument(bool, optional=True),
+)
+def file_start(
+    machine: MonitoredMachine, folder: str, file: str, size: int, overwrite: bool = False, create_path: bool = False
+) -> DeferredReply[Empty]:
+    """Begin a file of `size` bytes in the guest, one at a time. The reply comes with the guest's answer."""
+    if size < 0:
+        raise ControlError("Parameter 'size' expects a size")
+    deferred, done = _deferred()
+    machine.integration.file_start(folder, file, size, overwrite=overwrite, create=create_path, done=done)
+    return deferred
+
+
+@command("x-file-write", data=str)
+def file_write(machine: MonitoredMachine, data: str) -> DeferredReply[Empty]:
+    """Write the file's next bytes, in base64, 32 KiB at most."""
+    try:
+        decoded = b64decode(data, validate=True)
+    except ValueError:
+        raise ControlError("Parameter 'data' expects base64") from None
+    deferred, done = _deferred()
+    machine.integration.file_write(decoded, done)
+    return deferred
+
+
+@command("x-file-end", complete=Argument(bool, optional=True))
+def file_end(machine: MonitoredMachine, complete: bool = True) -> DeferredReply[Empty]:
+    """End the file, or with `complete` false give it up."""
+    deferred, done = _deferred()
+    machine.integration.file_end(complete, done)
     return deferred
 
 

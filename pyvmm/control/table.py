@@ -67,6 +67,17 @@ class Integration(Protocol):
     def thaw(self, done: Callable[[str], object]) -> None:
         """Thaw the guest's file systems."""
 
+    def file_start(
+        self, folder: str, name: str, size: int, *, overwrite: bool, create: bool, done: Callable[[str], object]
+    ) -> None:
+        """Begin a file in the guest."""
+
+    def file_write(self, data: bytes, done: Callable[[str], object]) -> None:
+        """Write its next bytes."""
+
+    def file_end(self, complete: bool, done: Callable[[str], object]) -> None:
+        """End it, or give it up."""
+
     def press(self, names: Sequence[str | int], hold: float) -> None:
         """Press keys together for `hold` seconds."""
 

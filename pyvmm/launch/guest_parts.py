@@ -42,10 +42,39 @@ done
 )
 """The guest's ends of KVP and VSS."""
 
-PARTS = {"echo": UIO, "echo-monitored": UIO, "kvp": DAEMONS, "vss": DAEMONS}
+FILE_COPY = Part(
+    "fcopy",
+    programs=(
+        Programs("hyperv-daemons", ("usr/sbin/hv_fcopy_daemon",), only="bookworm"),  # for Linux up to 6.9
+        Programs("hyperv-daemons", ("usr/sbin/hv_fcopy_uio_daemon",), only="bookworm-backports"),
+    ),
+    start="""\
+( # one of the two is there a moment after the driver has found its device
+	tries=0
+	until [ -c /dev/vmbus/hv_fcopy ] || [ -d /sys/bus/vmbus/devices/eb765408-105f-49b6-b4aa-c123b64d17d4/uio ]; do
+		tries=$((tries + 1))
+		if [ $tries = 50 ]; then
+			exit
+		fi
+		sleep 0.1
+	done
+	daemon=/usr/sbin/hv_fcopy_uio_daemon
+	if [ -c /dev/vmbus/hv_fcopy ]; then
+		daemon=/usr/sbin/hv_fcopy_daemon
+	fi
+	while :; do
+		$daemon -n
+		sleep 1
+	done
+) </dev/null >/dev/null 2>&1 &
+""",
+)
+"""The guest's end of file copy: a driver in hv_utils up to Linux 6.9, then uio_hv_generic."""
+
+PARTS = {"echo": UIO, "echo-monitored": UIO, "kvp": DAEMONS, "vss": DAEMONS, "fcopy": FILE_COPY}
 """Parts by the device that needs them."""
 
-FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard"}
+FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard", "fcopy": "uio"}
 """Names in `images.features`, the same."""
 
 

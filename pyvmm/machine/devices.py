@@ -121,6 +121,12 @@ def _vss(parts: Parts) -> VmbusDevice:
     return Vss()
 
 
+def _fcopy(parts: Parts) -> VmbusDevice:
+    from pyvmm.devices.fcopy import FileCopy
+
+    return FileCopy()
+
+
 def _keyboard(parts: Parts) -> VmbusDevice:
     from pyvmm.devices.keyboard import Keyboard
 
@@ -147,6 +153,7 @@ DEVICES: dict[str, Kind] = {
     "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk"),
     "kvp": Kind(_kvp, "pyvmm.devices.kvp.events", "values to and from the guest; its name and addresses"),
     "vss": Kind(_vss, "pyvmm.devices.vss.events", "freezes the guest's file systems for copies of its disks"),
+    "fcopy": Kind(_fcopy, "pyvmm.devices.fcopy.device", "writes files into the guest, as its root"),
     "keyboard": Kind(_keyboard, "pyvmm.devices.keyboard.device", "keys, by send-key in the monitor"),
     "echo": Kind(_echo, "pyvmm.devices.echo.events", "sends packets back; for uio_hv_generic", several=True),
     "echo-monitored": Kind(

@@ -10,6 +10,7 @@ from pyvmm.qapi import GuestFacts, KvpInfo
 from pyvmm.vmbus.device import VmbusDevice
 
 if TYPE_CHECKING:
+    from pyvmm.devices.fcopy import FileCopy
     from pyvmm.devices.kvp import Kvp
     from pyvmm.machine.device_set import DeviceSet
 
@@ -82,6 +83,33 @@ class Integration:
         from pyvmm.devices.vss import Vss
 
         self._need(Vss, "vss").thaw(done)
+
+    # File copy
+
+    def _fcopy(self) -> FileCopy:
+        from pyvmm.devices.fcopy import FileCopy
+
+        return self._need(FileCopy, "fcopy")
+
+    def file_start(
+        self, folder: str, name: str, size: int, *, overwrite: bool, create: bool, done: Callable[[str], object]
+    ) -> None:
+        """Begin a file in the guest; `done` gets "" or why it failed. Raises ConfigError."""
+        from pyvmm.devices.fcopy.protocol import Flag
+
+        flags = (Flag.OVERWRITE if overwrite else Flag(0)) | (Flag.CREATE_PATH if create else Flag(0))
+        self._fcopy().start(folder, name, size, flags, done)
+
+    def file_write(self, data: bytes, done: Callable[[str], object]) -> None:
+        """Write its next bytes. Raises ConfigError."""
+        self._fcopy().write(data, done)
+
+    def file_end(self, complete: bool, done: Callable[[str], object]) -> None:
+        """End it, or give it up. Raises ConfigError."""
+        if complete:
+            self._fcopy().finish(done)
+        else:
+            self._fcopy().cancel(done)
 
     # Keyboard
 

@@ -52,6 +52,20 @@ class FakeIntegration:
         self.calls.append("thaw")
         done(self.reason)
 
+    def file_start(
+        self, folder: str, name: str, size: int, *, overwrite: bool, create: bool, done: Callable[[str], object]
+    ) -> None:
+        self.calls.append(f"file {folder} {name} {size} {overwrite} {create}")
+        done(self.reason)
+
+    def file_write(self, data: bytes, done: Callable[[str], object]) -> None:
+        self.calls.append(f"write {len(data)}")
+        done("the guest's disk is full" if data.startswith(b"full") else "")
+
+    def file_end(self, complete: bool, done: Callable[[str], object]) -> None:
+        self.calls.append("end" if complete else "cancel")
+        done("")
+
     def press(self, names: Sequence[str | int], hold: float) -> None:
         self.calls.append(f"press {names} {hold}")
 

@@ -115,3 +115,45 @@ def test_impossible_copies_are_refused(
 ) -> None:
     found = pyvmm("snapshot-disk", *words)
     assert found.status in (1, 2) and text in found.err
+
+
+# fcopy
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["/root/"], "file /root notes.txt 40000 False False"),
+        (["/x", "--overwrite"], "file / x 40000 True False"),
+        (["/a/b/c", "--parents"], "file /a/b c 40000 False True"),
+    ],
+)
+def test_fcopy_sends_a_file_in_pieces(
+    machine: FakeMachine, pyvmm: Run, tmp_path: Path, words: list[str], called: str
+) -> None:
+    (tmp_path / "notes.txt").write_bytes(bytes(40000))
+    found = pyvmm("fcopy", "web", str(tmp_path / "notes.txt"), *words)
+    assert found.status == 0 and "40000 bytes" in found.out
+    assert machine.calls == [called, "write 32768", "write 7232", "end"]
+
+
+def test_fcopy_gives_a_file_up_that_the_guest_cannot_take(machine: FakeMachine, pyvmm: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(b"full" + bytes(40000))
+    found = pyvmm("fcopy", str(tmp_path / "notes.txt"), "/root/")
+    assert found.status == 1 and "the guest's disk is full" in found.err
+    assert machine.calls[-1] == "cancel"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["x"], "give [NAME] FILE PATH"),
+        (["/dev/null", "tmp/x"], "not an absolute path"),
+        (["/nowhere", "/tmp/x"], "/nowhere"),
+        (["/dev/null", "/tmp/x"], "/dev/null"),
+    ],
+)
+def test_fcopy_refuses_what_cannot_be_copied(machine: FakeMachine, pyvmm: Run, words: list[str], text: str) -> None:
+    found = pyvmm("fcopy", *words)
+    assert found.status in (1, 2) and text in found.err
+    assert machine.calls == []

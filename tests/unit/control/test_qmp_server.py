@@ -42,6 +42,8 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "x-execute": {"command": "true"},
         "x-cover-start": {"module": "m", "build-id": "00", "base": 0, "sites": pack_sites([], [])[1]},
         "x-autosize": {"enable": False},
+        "x-file-start": {"folder": "/", "file": "x", "size": 2},
+        "x-file-write": {"data": "eHg="},
         "x-kvp-set": {"key": "color", "value": "blue"},
         "send-key": {"keys": [{"type": "qcode", "data": "a"}]},
         "x-fault-add": {"rule": "eom-lost"},
@@ -87,7 +89,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
     assert replies["balloon"] == {}
     assert events["X_BALLOON_TARGET"]["data"] == {"target": 256 * MIB, "will-reach": 256 * MIB, "reason": ""}
     assert events["BALLOON_CHANGE"]["data"] == {"actual": 256 * MIB}
-    services = ["press ['a'] 0.1", "freeze 60", "thaw"]
+    services = ["press ['a'] 0.1", "freeze 60", "thaw", "file / x 2 False False", "write 2", "end"]
     assert [each for each in machine.calls if each not in services] == [
         "execute true",
         "pause",
