@@ -171,5 +171,7 @@ def load_devices() -> None:
     """Import the modules that declare trace events of VMBus and PC devices, for readers of traces."""
     for module in sorted({kind.events for kind in DEVICES.values()}):
         import_module(module)
+    import_module("pyvmm.devices.hvsock.events")
+    import_module("pyvmm.devices.netvsc.events")
     import_module("pyvmm.machine.board")
     import_module("pyvmm.machine.test_devices")

@@ -83,7 +83,8 @@ def test_trace_complains_in_one_line(machine: FakeMachine, pyvmm: Run, words: li
 def test_trace_lists_every_event_there_is(pyvmm: Run, words: list[str]) -> None:
     root = Path(__file__).parents[3]
     found = pyvmm("trace", *words).out
-    for file in [*root.glob("pyvmm/**/*.py"), *root.glob("devices/**/*.py")]:
+    files = [each for each in root.glob("pyvmm/**/*.py") if "testbed" not in each.parts]  # its events are its tests'
+    for file in [*files, *root.glob("devices/**/*.py")]:
         for line in file.read_text().splitlines():
             if ' = event("' in line and not line.startswith((" ", "#")):
                 assert line.split('"')[1] in found, f"{file} is not imported for --list"
