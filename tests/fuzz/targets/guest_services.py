@@ -1,9 +1,11 @@
-"""Answers of the guest to KVP, VSS and the keyboard, right and wrong, in any order."""
+"""Answers of the guest to KVP, VSS, file copy and the keyboard, right and wrong, in any order."""
 
 from __future__ import annotations
 
 from struct import pack
 
+from pyvmm.devices.fcopy import FileCopy
+from pyvmm.devices.fcopy.protocol import Flag
 from pyvmm.devices.keyboard import Keyboard
 from pyvmm.devices.keyboard.keys import KEYS
 from pyvmm.devices.kvp import Kvp
@@ -118,4 +120,35 @@ def keyboard(data: bytes) -> None:
                 )
 
 
-TARGETS = {"guest_kvp": kvp, "guest_vss": vss, "guest_keyboard": keyboard}
+def fcopy(data: bytes) -> None:
+    """File copy: what the host writes, answered in any way; each is told its end once."""
+    feed = Feed(data)
+    guest, device = FakeGuest(memory_mib=4), FileCopy()
+    driver = guest.open(device).accept_versions()
+    told: list[str] = []
+    begun = 0
+    while feed and not driver.channel.broken:
+        try:
+            match feed.below(7):
+                case 0:
+                    device.start("/", "x", feed.below(70_000), Flag.OVERWRITE, told.append)
+                    begun += 1
+                case 1:
+                    device.write(bytes(feed.below(40_000)), told.append)
+                    begun += 1
+                case 2:
+                    (device.finish if feed.flag() else device.cancel)(told.append)
+                    begun += 1
+                case 3 if len(guest._frames) > 20 and feed.below(4) == 0:
+                    guest.close()
+                    driver = guest.open(device).accept_versions()
+                case _:
+                    _reply(feed, driver)
+        except ConfigError:
+            pass
+    if not driver.channel.broken:
+        guest.close()
+        assert len(told) == begun
+
+
+TARGETS = {"guest_fcopy": fcopy, "guest_kvp": kvp, "guest_vss": vss, "guest_keyboard": keyboard}
