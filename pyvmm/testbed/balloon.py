@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyvmm.devices.balloon.device import BalloonDevice
 from pyvmm.sizes import parse_size
 from pyvmm.testbed.guest import BALLOON_DRIVER
 from pyvmm.testbed.waits import GuestEnded
 
 if TYPE_CHECKING:
-    from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.devices.balloon.plan import ResizeOutcome
     from pyvmm.testbed.vm import VM
+
+BALLOON_ID = str(BalloonDevice.OFFER.instance)
+"""What the guest calls its balloon device in /sys/bus/vmbus/devices, and to bind and unbind it."""
 
 
 class Balloon:
@@ -59,13 +62,10 @@ class Balloon:
 
     def unbind(self) -> None:
         """Have the guest unbind hv_balloon from its device, and wait until the channel is closed."""
-        self._vm.guest.sh(f"cd {BALLOON_DRIVER} && echo *-*-* >unbind")
+        self._vm.guest.sh(f"echo {BALLOON_ID} >{BALLOON_DRIVER}/unbind")
         self._vm.until(lambda: not self.ready, 20, "closed channel")
 
     def bind(self) -> None:
         """Have the guest bind hv_balloon to its device again, and wait until it has negotiated."""
-        self._vm.guest.sh(
-            f"cd /sys/bus/vmbus/devices && for d in *; do [ -e $d/driver ] || echo $d >{BALLOON_DRIVER}/bind; done"
-            " 2>/dev/null; true"
-        )
+        self._vm.guest.sh(f"(echo {BALLOON_ID} >{BALLOON_DRIVER}/bind) 2>/dev/null; true")
         self._vm.until(lambda: self.ready, 20, "hv_balloon's negotiation")

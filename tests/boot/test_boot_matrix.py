@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.booted import BALLOON_ID, MIB, Booted
+from pyvmm.testbed.balloon import BALLOON_ID
+from tests.support.booted import MIB, Booted
 
 WHOLE = [
     (image, engine, cpus)

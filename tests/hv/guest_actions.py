@@ -5,12 +5,14 @@ from __future__ import annotations
 from uuid import UUID
 
 from pyvmm.devices.balloon.protocol import MessageType, StatusReport
+from pyvmm.devices.ic.heartbeat import Heartbeat
+from pyvmm.testbed.balloon import BALLOON_ID
 
 NO_DRIVER = UUID("f8e65716-3cb3-4a06-9a60-1889c5cccab5")
 """A device type that Linux knows and has no driver for."""
 
-BALLOON = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"
-HEARTBEAT = "fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"
+BALLOON = BALLOON_ID
+HEARTBEAT = str(Heartbeat.OFFER.instance)
 DRIVERS = "/sys/bus/vmbus/drivers"
 KERNEL_HALF = 1 << 63
 """Addresses from here on are the kernel's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.errors import ConfigError
+from pyvmm.testbed.balloon import BALLOON_ID
 
 RESIZED = {"balloon_up", "free_balloon_pages", "dm_thread_func", "balloon_onchannelcallback", "post_status"}
 TRACE = "/sys/kernel/tracing/events/hyperv/balloon_status/enable"
@@ -49,7 +50,7 @@ def test_a_call_of_the_driver_fails_and_it_tries_again(vm):
 def test_the_driver_without_its_thread_is_not_bound(vm, guest):
     vm.balloon.unbind()
     forced = vm.fail("kthread_create_on_node", returns=-12)
-    guest.sh("echo c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2 >/sys/bus/vmbus/drivers/hv_balloon/bind || true")
+    guest.sh(f"echo {BALLOON_ID} >/sys/bus/vmbus/drivers/hv_balloon/bind || true")
     assert forced.done == 1
     assert not vm.balloon.ready
     vm.balloon.bind()

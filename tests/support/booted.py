@@ -24,7 +24,6 @@ from pyvmm.testbed.vm import VM
 from pyvmm.testbed.waits import GuestEnded, TimedOut
 
 MIB = 1 << 20
-BALLOON_ID = "c4c1b6cd-4ae1-4b1c-8a4f-0c5a61e0e8b2"  # what Linux calls the one device of its hv_balloon
 NEEDED_IMAGES = ("debian-6.1", "debian-6.12")  # of others Debian may have dropped the kernel: their tests skip
 BOOT_LIMIT = 100.0  # seconds to the agent's first word, under emulation with other work on the machine
 COMMAND_LIMIT = 60.0
