@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ import pytest
 from pyvmm.ram_backend import Backend
 from tests.support.booted import MIB, Booted
 
-BOOT, MAX = 512 * MIB, 768 * MIB
+BOOT = 512 * MIB
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 HUGE = 2 * MIB
 PIECE = 4 * MIB
-DIRTY = 360  # MiB written and freed again before memory goes out, which leaves little that was never touched
+SURPLUS = 8.0  # seconds of too much after which a guest shrinks; half a minute for users
 NEEDED = 240  # MiB that the guest cannot spare before its file is gone
 KEPT = 16  # MiB that must stay as they are
+LITTLE, LITTLE_MAX = 320 * MIB, 448 * MIB  # of the guests that go through all backends
+DIRTY = 200  # MiB written and freed again before memory goes out, which leaves little that was never touched
 
 
 def free_huge_pages() -> int:
@@ -32,19 +35,24 @@ def huge_pages() -> Iterator[None]:
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
         Path("/proc/sys/vm/compact_memory").write_text("1")
-        HUGE_PAGES.write_text(str(MAX // HUGE))
+        HUGE_PAGES.write_text(str(LITTLE_MAX // HUGE))
     except OSError as error:
         pytest.skip(f"{HUGE_PAGES}: {error.strerror}")
-    if free_huge_pages() < MAX:
+    if free_huge_pages() < LITTLE_MAX:
         HUGE_PAGES.write_text(before)
-        pytest.skip(f"no {MAX // HUGE} huge pages to be had")
+        pytest.skip(f"no {LITTLE_MAX // HUGE} huge pages to be had")
     yield
     HUGE_PAGES.write_text(before)
 
 
 def out_back_and_added(backend: str, engine: str, used: Callable[[Booted], int]) -> None:
     """`used`: bytes the host has in use for the guest."""
-    options = {"mem_backend": Backend.parse(backend), "memory": BOOT, "max_memory": MAX, "page_reporting": False}
+    options = {
+        "mem_backend": Backend.parse(backend),
+        "memory": LITTLE,
+        "max_memory": LITTLE_MAX,
+        "page_reporting": False,
+    }
     with Booted("debian-6.1", engine=engine, **options) as guest:
         guest.wait_balloon_ready()
         total = guest.guest.memory_total
@@ -55,12 +63,12 @@ def out_back_and_added(backend: str, engine: str, used: Callable[[Booted], int])
             limit=120,
         )
         before = used(guest)
-        assert guest.balloon.resize(BOOT - 192 * MIB).reached
-        assert before - used(guest) >= 96 * MIB
-        assert guest.balloon.resize(BOOT).reached
-        assert guest.balloon.resize(BOOT + 128 * MIB).reached
+        assert guest.balloon.resize(LITTLE - 112 * MIB).reached
+        assert before - used(guest) >= 56 * MIB
+        assert guest.balloon.resize(LITTLE).reached
+        assert guest.balloon.resize(LITTLE_MAX).reached
         assert guest.guest.memory_total == total + 128 * MIB
-        guest.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=120 2>/dev/null; rm /tmp/fill; md5sum -c /tmp/sum")
+        guest.sh("dd if=/dev/zero of=/tmp/fill bs=1M count=100 2>/dev/null; rm /tmp/fill; md5sum -c /tmp/sum")
         assert not any(guest.machine.balloon.info()["refused-pages"].values())
 
 
@@ -78,7 +86,7 @@ def test_every_backend_gives_memory_back_and_takes_more(backend: str, engine: st
 @pytest.mark.usefixtures("huge_pages")
 @pytest.mark.parametrize("engine", ["kernel", "user"])
 def test_huge_pages_go_back_to_the_hosts_pool(engine: str) -> None:
-    out_back_and_added("hugetlb=2M", engine, lambda guest: MAX - free_huge_pages())
+    out_back_and_added("hugetlb=2M", engine, lambda guest: LITTLE_MAX - free_huge_pages())
 
 
 @pytest.mark.parametrize(("engine", "cpus"), [("kernel", 2), ("user", 1)])
@@ -95,10 +103,12 @@ def test_a_guest_is_sized_by_its_demand(engine: str, cpus: int) -> None:
         guest.wait_balloon_ready()
         balloon = guest.machine.balloon
         assert balloon is not None
+        sizer = guest.machine.services.pressure.sizer
+        sizer.parameters = replace(sizer.parameters, shrink_after=SURPLUS)
         guest.sh("mkdir -p /mnt; mount -t tmpfs -o size=90% need /mnt; dd if=/dev/zero of=/mnt/f bs=1M count=240")
         guest.until(lambda: balloon.actual > 400 * MIB, 30, "growth")
         guest.sh("rm /mnt/f")
-        guest.until(lambda: balloon.actual < 384 * MIB, 100, "shrinking, after half a minute of too much")
+        guest.until(lambda: balloon.actual < 384 * MIB, 60, "shrinking, after some seconds of too much")
         reasons = [data["reason"] for name, data in guest.events if name == "X_AUTOSIZE"]
         assert "grow" in reasons and "shrink" in reasons
 
