@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pyvmm.host.qemu import PROGRAM
-from tests.support.inner_pytest import lacks_qemu, runs_here
+from tests.support.boot_hosts import lacks_qemu, runs_here
 
 pytestmark = [
     pytest.mark.boot,

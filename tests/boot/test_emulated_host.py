@@ -18,7 +18,7 @@ import pytest
 
 from pyvmm.host.emulated import EmulatedHost
 from pyvmm.host.qemu import PROGRAM
-from tests.support.inner_pytest import lacks_qemu
+from tests.support.boot_hosts import lacks_qemu
 
 pytestmark = [
     pytest.mark.boot,

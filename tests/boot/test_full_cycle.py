@@ -43,7 +43,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
 
 
 def write_pattern(guest: Booted, pieces: int) -> None:
-    """Half a MiB in every 40, over a GiB and more, half of that again later: no two pages are the same, so that none can stand for another."""
+    """Half a MiB in every 40: no two pages are the same, so that none can stand for another."""
     guest.sh(
         "mkdir -p /mnt; mount -t tmpfs -o size=95% pattern /mnt; cd /mnt; n=0; first=10000000; "
         f"while [ $n -lt {pieces} ]; do next=$((first + {LINES})); seq $first $((next - 1)) >p$n; first=$next; "

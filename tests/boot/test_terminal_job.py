@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.host.qemu import PROGRAM
-from tests.support.inner_pytest import lacks_qemu
+from tests.support.boot_hosts import lacks_qemu
 
 pytestmark = [pytest.mark.boot, pytest.mark.skipif(lacks_qemu(), reason=f"needs {PROGRAM}")]
 PYVMM = f"{sys.executable} -m pyvmm"

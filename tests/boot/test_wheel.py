@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.inner_pytest import lacks_qemu, runs_here
+from tests.support.boot_hosts import lacks_qemu, runs_here
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 300  # seconds; the emulated host is saved anew, with the installed package in it

@@ -1,7 +1,8 @@
 """The inner pytest, `python -m pyvmm.testbed.plugin.inner`: collects as the outer one, and runs the tests sent to it.
 
 It runs no test and no guest itself: a template process for each configuration does, and children of that
-(`templates`). So a guest that takes its process with it takes nothing else.
+(`templates`). So a guest that takes its process with it takes nothing else. Tests without a guest of ours, such as
+this project's boot tests, run in one process more, without a fork for each.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
 from pyvmm.testbed.plugin.inner_process import BEAT, Job
 from pyvmm.testbed.plugin.session_fixtures import make_session_fixtures
-from pyvmm.testbed.plugin.templates import Runner, TemplateProcess
+from pyvmm.testbed.plugin.templates import Runner, RunningProcess, plain_process, template_process
 
 TEMPLATES = 4
 """Most templates kept; the longest unused goes first."""
@@ -71,7 +72,7 @@ class InnerPlugin:
         self._job = job
         self._pipe = pipe
         self._collect_errors: list[str] = []
-        self._templates: dict[Configuration, TemplateProcess] = {}  # the longest unused first
+        self._templates: dict[Configuration | None, RunningProcess] = {}  # the longest unused first
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
@@ -101,7 +102,8 @@ class InnerPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         tests = {item.nodeid: item for item in session.items}
-        make_session_fixtures(session, [tests[each] for each in self._job.nodeids if each in tests])
+        chosen = [tests[each] for each in self._job.nodeids if each in tests]
+        make_session_fixtures(session, [item for item in chosen if hooks.needs_guest(item)])
         self._pipe.send("ready")
         try:
             while True:
@@ -146,24 +148,32 @@ class InnerPlugin:
                 self._pipe.send_line(lines)
                 if ended:
                     if not template.alive:
-                        del self._templates[item.stash[hooks.RESOLVED][0]]
+                        del self._templates[_configuration(item)]
                     return
             elif ready:
-                raise EOFError  # the outer pytest says nothing while a test runs
+                self._pipe.fill()  # requests for later
             else:
                 self._pipe.send("beat")
 
-    def _template(self, item: pytest.Item) -> TemplateProcess:
-        configuration, _ = item.stash[hooks.RESOLVED]
+    def _template(self, item: pytest.Item) -> RunningProcess:
+        configuration = _configuration(item)
         template = self._templates.pop(configuration, None)
         if template is None:
             spare = [each for each, old in self._templates.items() if not old.keeps]
             if spare and len(self._templates) >= TEMPLATES:
                 self._templates.pop(spare[0]).close()
-            self._pipe.send("booting", configuration=str(configuration))
-            template = TemplateProcess(configuration, Runner(item.session))
+            if configuration is None:
+                template = plain_process(item.session)
+            else:
+                self._pipe.send("booting", configuration=str(configuration))
+                template = template_process(configuration, Runner(item.session))
         self._templates[configuration] = template
         return template
+
+
+def _configuration(item: pytest.Item) -> Configuration | None:
+    """Return the configuration of a test's guest, None if it needs none of ours."""
+    return item.stash[hooks.RESOLVED][0] if hooks.needs_guest(item) else None
 
 
 _OUTER_OPTIONS: dict[str, Any] = {

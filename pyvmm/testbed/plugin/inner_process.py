@@ -1,6 +1,6 @@
 """The inner pytest as the outer one sees it: a child process, JSON lines to and from it.
 
-    to it, on stdin:        a Job; then {"run": NODEID, "keep": ...} for one test after the other; its end ends it
+    to it, on stdin:        a Job; then {"run": NODEID, "next": ..., "keep": ...} for each test; its end ends it
     from it, on stdout:     {"kind": "ready"}, {"kind": "beat"} now and then; {"kind": "gone"}: a kept guest has ended
                             for a test: {"kind": "report"}, "warning" and "kept" ("exit" for pytest.exit), and last
                             {"kind": "finished"}, or "died" where its process ended without a report
@@ -123,7 +123,17 @@ class InnerProcess:
 
         `keep`: what its guest is kept by if the test fails. Raises Died.
         """
-        self._send(json.dumps({"run": nodeid, "keep": keep}).encode() + b"\n")
+        self.ask(nodeid, keep=keep)
+        return self.answers(seconds)
+
+    def ask(self, nodeid: str, *, following: str | None = None, keep: Offer | None = None) -> None:
+        """Ask for a test, which runs after those that were asked for before. `following` comes next, and may share
+        fixtures with it if it needs no guest of ours.
+        """
+        self._send(json.dumps({"run": nodeid, "next": following, "keep": keep}).encode() + b"\n")
+
+    def answers(self, seconds: float) -> Iterator[dict[str, Any]]:
+        """Yield the messages of the first test whose end was not told yet, as they come. Raises Died."""
         for message in self._messages(time.monotonic() + seconds, f"no end of the test within {seconds:.0f} s"):
             if message["kind"] == "beat":
                 continue

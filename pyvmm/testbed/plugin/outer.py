@@ -6,9 +6,7 @@ The reports are pytest's own, so that -k, -x, --lf, durations and JUnit files ar
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +16,11 @@ from pyvmm.errors import PyvmmError
 from pyvmm.testbed.plugin import hooks
 from pyvmm.testbed.plugin.configuration import Configuration
 from pyvmm.testbed.plugin.cover import collector
-from pyvmm.testbed.plugin.inner_process import Died, InnerProcess, Job, Stalled
+from pyvmm.testbed.plugin.inner_process import Died, InnerProcess, Stalled
 from pyvmm.testbed.plugin.keep import KeptGuests, free_names
+from pyvmm.testbed.plugin.passed_on import cannot_run, job_for, made_report, passed_on
 from pyvmm.testbed.plugin.selection import configuration_of, repeat_command
-from pyvmm.testbed.plugin.where import find_where, required
+from pyvmm.testbed.plugin.where import find_where
 
 STALLS = 3
 """Emulated hosts that may stand still in one session."""
@@ -90,12 +89,12 @@ class Outer:
 
     def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         if self._where.missing:
-            yield from _cannot(item, self._where.missing)
+            yield from cannot_run(item, self._where.missing)
             return
         configuration, timeout = item.stash[hooks.RESOLVED]
         if trouble := self._image_trouble(configuration):
-            yield _report(item, "setup", "failed", f"pyvmm: {trouble}")
-            yield _report(item, "teardown", "passed", None)
+            yield made_report(item, "setup", "failed", f"pyvmm: {trouble}")
+            yield made_report(item, "teardown", "passed", None)
             return
         while True:
             try:
@@ -111,20 +110,16 @@ class Outer:
                 self._end_inner()
                 self._stalls += 1
                 if self._stalls > STALLS:
-                    yield _report(item, "call", "failed", str(error))
+                    yield made_report(item, "call", "failed", str(error))
                     return
                 self._say(f"pyvmm: {str(error).splitlines()[0]}: another one is started, and the test repeated")
             except Died as error:
                 self._end_inner()
-                yield _report(item, "call", "failed", str(error))
+                yield made_report(item, "call", "failed", str(error))
                 return
 
     def _report(self, item: pytest.Item, message: dict[str, Any]) -> Iterator[pytest.TestReport]:
         match message["kind"]:
-            case "report":
-                yield _unpacked(self._config, message["report"])
-            case "died":
-                yield _report(item, message["when"], "failed", message["text"])
             case "cover" if self._coverage is not None:
                 self._coverage.add(message["record"])
             case "booting":
@@ -132,10 +127,8 @@ class Outer:
             case "kept" | "gone":
                 if line := self._kept.take(message, item.nodeid):
                     self._say(line)
-            case "warning":
-                _pass_on_warning(self._config, message)
-            case "exit":
-                pytest.exit(message["text"], message["status"])
+            case _:
+                yield from passed_on(item, message)
 
     def _image_trouble(self, configuration: Configuration) -> str:
         """Make what the configuration boots, image or initramfs, in the cache; return why that cannot be."""
@@ -156,7 +149,10 @@ class Outer:
             show = self._config.getoption("capture") == "no"
             where = "the emulated host, and pytest in it" if self._where.emulated else "the inner pytest"
             self._say(f"pyvmm: starting {where}", quietly=True)
-            self._inner = InnerProcess(self._job(), self._launcher(), show=show, progress=self._say)
+            factory: Any = getattr(self._config, "_tmp_path_factory", None)
+            basetemp = None if factory is None else str(factory.mktemp("pyvmm"))
+            job = job_for(self._config, self._tests, worker=self._worker, basetemp=basetemp)
+            self._inner = InnerProcess(job, self._launcher(), show=show, progress=self._say)
             self._inner.wait_ready()
         return self._inner
 
@@ -168,56 +164,9 @@ class Outer:
         forwards = [word for socket in self._kept.sockets for word in ("--forward", socket)]
         return [sys.executable, "-m", "pyvmm.host", "exec", "--memory", str(memory), *forwards, "--"]
 
-    def _job(self) -> Job:
-        config = self._config
-        factory: Any = getattr(config, "_tmp_path_factory", None)
-        return Job(
-            arguments=[str(word) for word in config.invocation_params.args],
-            folder=str(config.invocation_params.dir),
-            files=list(dict.fromkeys(str(item.path) for item in self._tests)),
-            nodeids=[item.nodeid for item in self._tests],
-            path=[os.path.abspath(place) for place in sys.path],
-            worker=self._worker,
-            basetemp=None if factory is None else str(factory.mktemp("pyvmm")),
-        )
-
     def _say(self, line: str, *, quietly: bool = False) -> None:
         """Show a line of progress; `quietly`: on a terminal only."""
         reporter: Any = self._config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None and (reporter.isatty or not quietly):
             reporter.ensure_newline()
             reporter.write_line(line)
-
-
-def _cannot(item: pytest.Item, missing: str) -> Iterator[pytest.TestReport]:
-    if required():
-        yield _report(item, "setup", "failed", f"Linux must boot here (CI), but: {missing}")
-    else:
-        path, line, _ = item.location
-        yield _report(item, "setup", "skipped", (path, line or 0, f"Skipped: {missing}"))
-    yield _report(item, "teardown", "passed", None)
-
-
-def _unpacked(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
-    report: Any = config.hook.pytest_report_from_serializable(config=config, data=data)
-    if isinstance(report.longrepr, list):  # a skip's place and reason: JSON has no tuples, pytest insists
-        report.longrepr = tuple(report.longrepr)
-    return report  # type: ignore[no-any-return]
-
-
-def _pass_on_warning(config: pytest.Config, message: dict[str, Any]) -> None:
-    module, name = message["category"]
-    category: Any = getattr(sys.modules.get(module), name, UserWarning)
-    try:
-        shown = category(message["text"])
-    except Exception:  # one that wants other arguments
-        category, shown = UserWarning, UserWarning(message["text"])
-    made = warnings.WarningMessage(shown, category, message["file"], message["line"])
-    location = message["location"] and tuple(message["location"])
-    values = {"warning_message": made, "when": message["when"], "nodeid": message["nodeid"], "location": location}
-    config.hook.pytest_warning_recorded.call_historic(kwargs=values)
-
-
-def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any) -> pytest.TestReport:
-    keywords: Any = dict.fromkeys(item.keywords, 1)
-    return pytest.TestReport(item.nodeid, item.location, keywords, outcome, longrepr, when)

@@ -1,6 +1,7 @@
 """The processes that guests and tests run in, forked from the inner pytest.
 
     inner pytest --fork--> template, one for a configuration --fork--> a test's process
+                           (or plain process: it runs the tests itself)
          |  {"run": NODEID} ------> |                                       |
          |  <---------------------------------------- report lines ------- |  ends
          |  <-- "finished"/"died" -|  <--------------- its status ---------|
@@ -18,7 +19,6 @@ import signal
 import socket
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, BinaryIO, NoReturn
@@ -33,6 +33,7 @@ from pyvmm.testbed.plugin.cover import TemplateCoverage, wanted
 from pyvmm.testbed.plugin.keep import Offer, serve
 from pyvmm.testbed.plugin.own_frames import leave_out
 from pyvmm.testbed.plugin.sections import add_sections, boot_failure
+from pyvmm.testbed.plugin.sender import Sender
 from pyvmm.testbed.plugin.session_fixtures import forget_finalizers
 from pyvmm.testbed.plugin.source_files import name_source_files
 from pyvmm.testbed.plugin.time_limit import TimeLimit, wait_for_end
@@ -55,23 +56,18 @@ class Runner:
         """Run a test with its guest in this process. Return whether it failed."""
         forget_finalizers(self.session)
         self.config.stash[hooks.GUEST] = guest
-        sender = _Sender(self.config, guest, send, limit)
+        sender = _GuestSender(self.config, guest, send, limit)
         begun(item.name)
-        self.config.pluginmanager.register(sender)
-        try:
-            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-        except pytest.exit.Exception as request:
-            send("exit", text=str(request), status=request.returncode)
+        sender.run(item, None)
         return sender.failed
 
 
-class _Sender:
-    """Sends reports as they come; a failed one has sections about the guest."""
+class _GuestSender(Sender):
+    """A failed test's report has sections about the guest."""
 
     def __init__(self, config: pytest.Config, guest: VM, send: Callable[..., None], limit: TimeLimit) -> None:
-        self._config = config
+        super().__init__(config, send)
         self._guest = guest
-        self._send = send
         self._limit = limit
         self.failed = False
 
@@ -90,30 +86,12 @@ class _Sender:
                 add_sections(report, self._guest)
         return report
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        self._send("report", report=data)
 
-    def pytest_warning_recorded(
-        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
-    ) -> None:
-        category = warning_message.category
-        self._send(
-            "warning",
-            text=str(warning_message.message),
-            category=[category.__module__, category.__qualname__],
-            file=warning_message.filename,
-            line=warning_message.lineno,
-            when=when,
-            nodeid=nodeid,
-            location=location,
-        )
+class RunningProcess:
+    """The inner pytest's end of a process that runs tests: `serve(its end, the inner pytest's)` there."""
 
-
-class TemplateProcess:
-    """The inner pytest's end of a template."""
-
-    def __init__(self, configuration: Configuration, runner: Runner) -> None:
+    def __init__(self, serve: Callable[[socket.socket, socket.socket], None], what: str) -> None:
+        self._what = what
         self._socket, theirs = socket.socketpair()
         die_with_parent = kill_with_parent()
         self._partial = b""
@@ -123,7 +101,7 @@ class TemplateProcess:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            _run_child(die_with_parent, partial(_Template(configuration, runner, theirs).serve, self._socket))
+            _run_child(die_with_parent, partial(serve, theirs, self._socket))
         theirs.close()
 
     def fileno(self) -> int:
@@ -142,7 +120,7 @@ class TemplateProcess:
             data = self._socket.recv(1 << 20)
         if not data:
             status = self._reap()
-            text = f"the guest's template process ended: {_describe(status)}"
+            text = f"{self._what} ended: {_describe(status)}"
             return _line("died", when="call", text=text), True
         whole, newline, self._partial = (self._partial + data).rpartition(b"\n")
         self.keeps = self.keeps or b'{"kind": "kept"' in whole
@@ -150,7 +128,7 @@ class TemplateProcess:
         return whole + newline, last.startswith((b'{"kind": "finished"', b'{"kind": "died"'))
 
     def close(self) -> None:
-        """End the template, and the test's process with it."""
+        """End it, and a test's process with it."""
         if self.alive:
             self._reap()
 
@@ -160,6 +138,36 @@ class TemplateProcess:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+def template_process(configuration: Configuration, runner: Runner) -> RunningProcess:
+    """Start the template of a configuration."""
+
+    def serve(ours: socket.socket, other_end: socket.socket) -> None:
+        _Template(configuration, runner, ours).serve(other_end)
+
+    return RunningProcess(serve, "the guest's template process")
+
+
+def plain_process(session: pytest.Session) -> RunningProcess:
+    """Start a process that runs tests without a guest of ours, one after another, with their fixtures as ever."""
+
+    def serve(ours: socket.socket, other_end: socket.socket) -> None:
+        other_end.close()
+        name_source_files()
+
+        def send(kind: str, **more: Any) -> None:
+            ours.sendall(_line(kind, **more))
+
+        tests = {item.nodeid: item for item in session.items}
+        sender = Sender(session.config, send)
+        with ours.makefile("rb") as requests:
+            for line in requests:
+                request = json.loads(line)
+                sender.run(tests[request["run"]], tests.get(request["next"]))
+                send("finished")
+
+    return RunningProcess(serve, "the process that ran the test")
 
 
 class _Template:
