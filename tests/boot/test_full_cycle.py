@@ -83,7 +83,8 @@ def test_out_back_added_and_out_again(guest: Booted, life: str) -> None:
     write_pattern(guest, PIECES[life])
     full = guest.machine.monitor.resident()
     check(guest, BOOT - MOVED, total, added=0)
-    assert full - guest.machine.monitor.resident() > (PIECES[life] * FILLER - 300) * MIB
+    if life == "first":  # of less, the guest may have reported the most as free before it is looked at
+        assert full - guest.machine.monitor.resident() > MOVED - 200 * MIB
     check(guest, BOOT, total, added=0)
     check(guest, MAX, total, added=MOVED)
     check(guest, BOOT - MOVED // 2, total, added=MOVED)

@@ -73,19 +73,23 @@ def what_is_missing(*, emulated: bool) -> str:
 
 
 def chunks(nodeids: Sequence[str]) -> list[list[str]]:
-    """Tests in their order, cut after CHUNK of one file, or MIXED of several, where the parameters change.
+    """Tests in their order. A file is cut after CHUNK tests, where the parameters change; whole files share one
+    of MIXED tests at most.
 
     Tests of one file with the same parameters share a guest, which a cut would boot twice.
     """
     result: list[list[str]] = []
-    for _, run in groupby(nodeids, key=_shares_guest):
-        tests = list(run)
-        last = result[-1] if result else []
-        together = [*last, *tests]
-        if last and len(together) <= (CHUNK if len({_file(each) for each in together}) == 1 else MIXED):
-            last += tests
-        else:
-            result.append(tests)
+    for _, of_file in groupby(nodeids, key=_file):
+        tests = list(of_file)
+        if result and len(result[-1]) + len(tests) <= MIXED:
+            result[-1] += tests
+            continue
+        result.append([])
+        for _, sharing in groupby(tests, key=_parameters):
+            run = list(sharing)
+            if result[-1] and len(result[-1]) + len(run) > CHUNK:
+                result.append([])
+            result[-1] += run
     return result
 
 
@@ -93,8 +97,8 @@ def _file(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
-def _shares_guest(nodeid: str) -> tuple[str, str]:
-    return _file(nodeid), nodeid.partition("[")[2]
+def _parameters(nodeid: str) -> str:
+    return nodeid.partition("[")[2]
 
 
 class BootHosts:

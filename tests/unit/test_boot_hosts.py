@@ -91,7 +91,7 @@ def test_a_missing_qemu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert boot_hosts.what_is_missing(emulated=True).startswith("qemu-system-x86_64 is not installed")
 
 
-def test_tests_are_cut_into_chunks_by_number_and_where_parameters_change() -> None:
+def test_tests_are_cut_into_chunks_by_number_where_files_end_or_parameters_change() -> None:
     def tests(file: str, parameter: str, count: int) -> list[str]:
         return [f"{file}::test_{n}{parameter}" for n in range(count)]
 
@@ -100,4 +100,5 @@ def test_tests_are_cut_into_chunks_by_number_and_where_parameters_change() -> No
     large = tests("c.py", "", boot_hosts.CHUNK + 5)
     cut = [small + more, first + second, third, large]
     assert boot_hosts.chunks([*small, *more, *first, *second, *third, *large]) == cut
+    assert boot_hosts.chunks([*large, *small, *more]) == [large, small + more]
     assert boot_hosts.chunks([]) == []
