@@ -1,4 +1,6 @@
-"""Least percentages of a module's reachable blocks, or of those of a part: "hv_balloon=90,hv_vmbus:protocol=60"."""
+"""Least percentages of a module's reachable blocks: "hv_balloon=90,hv_vmbus:protocol=60,hv_utils@6.12=50", which
+has a part's and those of one kernel's module.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,22 @@ from pyvmm.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The least percentage of one module, or of its part."""
+    """The least percentage of one module, or of its part; of all kernels, or of one: "6.12"."""
 
     module: str
     part: str
+    kernel: str
     percent: float
 
     @property
     def name(self) -> str:
-        return f"{self.module}:{self.part}" if self.part else self.module
+        part = f":{self.part}" if self.part else ""
+        return f"{self.module}{part}" + (f"@{self.kernel}" if self.kernel else "")
+
+    def is_of(self, figures: Figures) -> bool:
+        """Return whether it is about this module."""
+        kernel = figures.seen.kernel
+        return self.module == figures.program.name and (not self.kernel or kernel.startswith(f"{self.kernel}."))
 
 
 def parse_goals(text: str) -> list[Goal]:
@@ -27,14 +36,17 @@ def parse_goals(text: str) -> list[Goal]:
     goals = []
     for word in filter(None, (each.strip() for each in text.split(","))):
         name, _, number = word.partition("=")
+        name, _, kernel = name.partition("@")
         module, _, part = name.partition(":")
         try:
             percent = float(number)
         except ValueError:
             percent = -1.0
         if not module or not 0 <= percent <= 100:
-            raise ConfigError(f"{word!r} is no goal: write MODULE=PERCENT or MODULE:PART=PERCENT")
-        goals.append(Goal(module.replace("-", "_"), part, percent))
+            raise ConfigError(
+                f"{word!r} is no goal: write MODULE=PERCENT, MODULE:PART=PERCENT or MODULE@6.12=PERCENT"
+            )
+        goals.append(Goal(module.replace("-", "_"), part, kernel, percent))
     return goals
 
 
@@ -43,7 +55,7 @@ def missed_goals(goals: Iterable[Goal], figures: Iterable[Figures]) -> list[str]
     wrong = []
     modules = list(figures)
     for goal in goals:
-        of_module = [each for each in modules if each.program.name == goal.module]
+        of_module = [each for each in modules if goal.is_of(each)]
         if not of_module:
             wrong.append(f"{goal.name}: no such module was covered")
         for each in of_module:

@@ -97,9 +97,19 @@ def devices(vm):
 
 def committed(vm, host):
     """Pages that the guest's next status report calls committed."""
-    vm.guest.write("/sys/module/hv_balloon/parameters/pressure_report_delay", "0")
+    report_at_once(vm)
     since = len(host.balloon.answers(MessageType.STATUS_REPORT))
     return StatusReport.parse(host.balloon.wait_for(MessageType.STATUS_REPORT, 10, since=since).data).committed_pages
+
+
+def report_at_once(vm):
+    """Let hv_balloon send status reports now: at first it waits 45 s."""
+    vm.guest.write("/sys/module/hv_balloon/parameters/pressure_report_delay", "0")
+
+
+def free_memory(vm, mib):
+    """Let the guest use memory and free it, so that free page reporting has something to report."""
+    vm.guest.sh(f"dd if=/dev/zero of=/tmp/fill bs=1M count={mib} 2>/dev/null; rm /tmp/fill")
 
 
 def use_memory(vm, mib=250):

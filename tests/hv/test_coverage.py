@@ -8,7 +8,13 @@ from pyvmm.errors import ConfigError
 from pyvmm.testbed.balloon import BALLOON_ID
 
 RESIZED = {"balloon_up", "free_balloon_pages", "dm_thread_func", "balloon_onchannelcallback", "post_status"}
+"""Functions of a resize, and of the thread that wakes up each second."""
 TRACE = "/sys/kernel/tracing/events/hyperv/balloon_status/enable"
+
+
+def given(figures):
+    """Blocks that ran to give and take pages: the status reports of a guest that is up for 45 s are no part of it."""
+    return sum(each.covered for each in figures.functions if each.name in ("balloon_up", "free_balloon_pages"))
 
 
 def test_what_runs_is_seen_and_its_breakpoints_are_gone(vm, guest):
@@ -20,7 +26,7 @@ def test_what_runs_is_seen_and_its_breakpoints_are_gone(vm, guest):
     assert {each.name for each in figures.functions if each.covered} >= RESIZED
     vm.balloon.resize("400M")
     vm.balloon.resize("512M")
-    assert vm.cover.figures("hv_balloon").covered <= figures.covered + 5, "the first time has seen it all"
+    assert given(vm.cover.figures("hv_balloon")) <= given(figures) + 5, "the first time has seen it all"
     guest.sh(f"echo 1 >{TRACE}; cat /sys/kernel/debug/hv-balloon >/dev/null; echo 0 >{TRACE}")
     assert vm.cover.figures("hv_balloon").covered > figures.covered
     record = vm.cover.stop()

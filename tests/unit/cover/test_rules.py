@@ -112,7 +112,8 @@ def test_the_drivers_rules_can_be_read() -> None:
 
 def test_goals_are_compared_by_module_and_part(program: Program) -> None:
     found = [figures(program, 0, kernel="6.12.1")]
-    assert missed_goals(parse_goals("sample=10, sample:work=10"), found) == []
+    assert missed_goals(parse_goals("sample=10, sample:work=10, sample@6.12=10"), found) == []
+    assert missed_goals(parse_goals("sample@6.1=0"), found) == ["sample@6.1: no such module was covered"]
     wrong = missed_goals(parse_goals("sample=90,sample:end=1,sample:x=1,other=1"), found)
     percent = found[0].reached().percent
     assert wrong == [
@@ -125,5 +126,5 @@ def test_goals_are_compared_by_module_and_part(program: Program) -> None:
 
 @pytest.mark.parametrize("text", ["sample", "sample=", "sample=much", "=5", "sample=101", "sample=-1", "a:b"])
 def test_a_wrong_goal_is_one_line(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no goal: write MODULE=PERCENT or MODULE:PART=PERCENT"):
+    with pytest.raises(ConfigError, match="is no goal: write MODULE=PERCENT, MODULE:PART=PERCENT or"):
         parse_goals(text)
