@@ -6,5 +6,6 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "disk": ("hv_storvsc", "sd_mod"),
     "uio": ("uio_hv_generic",),
     "keyboard": ("hyperv_keyboard",),
+    "net": ("hv_netvsc",),
 }
 """Modules by feature, without their dependencies. Debian's cloud kernels have ext4 built in."""

@@ -29,9 +29,9 @@ trace /sys/kernel/tracing tracefs defaults 0 0
 
 
 def guest_files() -> dict[str, bytes]:
-    """Return the files of images/guest: init, agent, profile."""
+    """Return the files of images/guest: init, agent, profile, and for networks net and dhcp."""
     folder = Path(__file__).parent / "guest"
-    return {name: (folder / name).read_bytes() for name in ("init", "agent", "profile")}
+    return {name: (folder / name).read_bytes() for name in ("init", "agent", "profile", "net", "dhcp")}
 
 
 def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str, bytes]]) -> bytes:
@@ -48,7 +48,8 @@ def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str,
     for program in SBIN:
         archive.symlink(f"sbin/{program}", "../bin/busybox")
     archive.file("init", guest["init"], 0o755)
-    archive.file("etc/pyvmm/agent", guest["agent"], 0o755)
+    for name in ("agent", "net", "dhcp"):
+        archive.file(f"etc/pyvmm/{name}", guest[name], 0o755)
     for name, contents in PROGRAMS.items():
         archive.file(f"etc/pyvmm/{name}", contents, 0o755)
     archive.file("etc/profile", guest["profile"])

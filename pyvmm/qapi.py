@@ -43,6 +43,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "BlockErrorAction": get_args(BlockErrorAction),
     "IoOperationType": get_args(IoOperationType),
     "CoverState": get_args(CoverState),
+    "RxState": ("normal", "none", "all"),
     "QMPCapability": (),
 }
 """Enumerations by their QAPI names, which a Literal does not carry."""
@@ -255,6 +256,45 @@ VmbusChannelInfo = TypedDict(
 )
 
 
+NetInfo = TypedDict(
+    "NetInfo",
+    {
+        "id": str,
+        "mac": str,
+        "kind": str,
+        "place": str,  # a tap's interface, forwarded ports
+        "link": str,  # up or down
+        "up": bool,  # whether the guest's interface is
+        "mtu": int,
+        "channels": int,
+        "received": int,  # frames, to the guest
+        "received-bytes": int,
+        "sent": int,
+        "sent-bytes": int,
+        "dropped": int,
+        "errors": int,
+    },
+)
+RxState = Literal["normal", "none", "all"]
+RxFilterInfo = TypedDict(
+    "RxFilterInfo",
+    {
+        "name": str,
+        "promiscuous": bool,
+        "multicast": RxState,
+        "unicast": RxState,
+        "vlan": RxState,
+        "broadcast-allowed": bool,
+        "multicast-overflow": bool,
+        "unicast-overflow": bool,
+        "main-mac": str,
+        "vlan-table": list[int],
+        "unicast-table": list[str],
+        "multicast-table": list[str],
+    },
+)
+
+
 class AgentInfo(TypedDict):
     ready: bool
     release: str
@@ -368,6 +408,7 @@ MachineInfo = TypedDict(
         "page-reporting": PageReportingInfo | None,
         "autosize": AutosizeInfo | None,
         "vmbus": list[VmbusChannelInfo],
+        "nets": list[NetInfo],
         "on-panic": str,
         "panics": int,
         "notices": list[str],

@@ -7,18 +7,19 @@ any --CLOSE of the primary--> Closed
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.devices.netvsc import events as trace
 from pyvmm.devices.netvsc import nvsp, rndis
 from pyvmm.devices.netvsc.buffers import SEND_SECTION_SIZE, ReceiveBuffer, SendBuffer
-from pyvmm.devices.netvsc.card import Card
+from pyvmm.devices.netvsc.card import PROMISCUOUS, Card
 from pyvmm.devices.netvsc.offload import ETHERNET_SIZE
 from pyvmm.devices.netvsc.receiver import Receiver
 from pyvmm.devices.netvsc.sender import QUEUE_LIMIT, Sender
 from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.net.link import Link
+from pyvmm.qapi import NetInfo, RxFilterInfo
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
@@ -312,10 +313,11 @@ class Netvsc(VmbusDevice):
 
     # For people
 
-    def info(self) -> dict[str, Any]:
+    def info(self, name: str) -> NetInfo:
         """Return the card's state for the monitor."""
         counters = self.card.counters
         return {
+            "id": name,
             "mac": self.card.address.hex(":"),
             "kind": self.link.kind,
             "place": self.link.place,
@@ -329,6 +331,24 @@ class Netvsc(VmbusDevice):
             "sent-bytes": counters.sent_bytes,
             "dropped": counters.dropped + counters.send_dropped,
             "errors": counters.send_errors + self.refused,
+        }
+
+    def rx_filter(self, name: str) -> RxFilterInfo:
+        """Return which frames pass to the guest, as QEMU's query-rx-filter."""
+        promiscuous, up = bool(self.card.filter & PROMISCUOUS), bool(self.card.filter)
+        return {
+            "name": name,
+            "promiscuous": promiscuous,
+            "multicast": "all" if up else "none",
+            "unicast": "all" if promiscuous else "normal" if up else "none",
+            "vlan": "all",
+            "broadcast-allowed": up,
+            "multicast-overflow": False,
+            "unicast-overflow": False,
+            "main-mac": self.card.address.hex(":"),
+            "vlan-table": [],
+            "unicast-table": [],
+            "multicast-table": [],
         }
 
 

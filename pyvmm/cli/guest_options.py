@@ -32,6 +32,7 @@ from pyvmm.launch.options import (
     read_seconds,
     text_of,
 )
+from pyvmm.net.spec import NetSpec, parse_net
 from pyvmm.sizes import MemorySpec, parse_memory, parse_size
 
 COVERED = ("hv_balloon", "hv_vmbus", "hv_utils")
@@ -178,12 +179,33 @@ class DeviceType(click.ParamType[str]):
             self.fail(str(error), param, ctx)
 
 
+class NetType(click.ParamType[NetSpec]):
+    """A network card: user,hostfwd=tcp::2222-:22."""
+
+    name = "net"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> NetSpec:
+        if isinstance(value, NetSpec):
+            return value
+        try:
+            return parse_net(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
 def complete_device(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the names of the devices that a machine does not have anyway."""
     from pyvmm.machine.config import DEFAULT_DEVICES
     from pyvmm.machine.devices import DEVICES
 
     return [each for each in (HELP, *DEVICES) if each.startswith(incomplete) and each not in DEFAULT_DEVICES]
+
+
+def complete_net(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the kind of a network, the host's tap devices, or the next property."""
+    from pyvmm.net.spec import complete
+
+    return complete(incomplete)
 
 
 class FaultType(click.ParamType[str]):
@@ -222,6 +244,7 @@ _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "device": complete_device,
     "fault": complete_fault,
     "cover": complete_covered,
+    "net": complete_net,
     "trace": complete_event,
     "debug": complete_debug,
 }
@@ -237,6 +260,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     read_device: DeviceType(),
     read_fault: FaultType(),
     parse_disk: DiskType(),
+    parse_net: NetType(),
     read_place: PlaceType(),
 }
 

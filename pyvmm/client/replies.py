@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyvmm.sizes import format_size
@@ -36,3 +37,12 @@ def access_text(kind: str, number: int, name: str) -> str:
     if kind == "exit":
         return f"exit {name}"
     return f"{kind} {number:#x}" + (f" ({name})" if name else "")
+
+
+def net_text(net: Mapping[str, Any]) -> str:
+    """`netvsc: user tcp::2222-:22, 52:54:00:12:34:56, link up, 12 frames in, 10 out, 1 dropped`."""
+    place = f" {net['place']}" if net.get("place") else ""
+    state = f"link {net.get('link', '?')}" + ("" if net.get("up") else ", interface down")
+    text = f"{net.get('id', '?')}: {net.get('kind', '?')}{place}, {net.get('mac', '?')}, {state}"
+    text += f", {net.get('received', 0)} frames in, {net.get('sent', 0)} out"
+    return text + (f", {net['dropped']} dropped" if net.get("dropped") else "")

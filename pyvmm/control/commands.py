@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pyvmm.control import console, cover, debug, devices, faults, guest, hmp, integration, observe, pressure, schema
+from pyvmm.control import (
+    console,
+    cover,
+    debug,
+    devices,
+    faults,
+    guest,
+    hmp,
+    integration,
+    nets,
+    observe,
+    pressure,
+    schema,
+)
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
 from pyvmm.control.table import COMMANDS, Argument, Command, MonitoredMachine, Reply, command, dispatch
@@ -40,6 +53,7 @@ __all__ = [
     "faults",
     "guest",
     "integration",
+    "nets",
     "observe",
     "pressure",
     "schema",

@@ -164,6 +164,13 @@ def _key(word: str) -> dict[str, str | int]:
         raise ControlError(f"invalid parameter: {word}") from None
 
 
+@_line(LINES, "set_link", "plug in the cable of a network card, or pull it out", "name on|off", (2, 2))
+def _set_link(machine: MonitoredMachine, words: list[str]) -> str:
+    if words[1] not in ("on", "off"):
+        raise ControlError("Parameter 'up' expects 'on' or 'off'")
+    return _qmp(machine, "set_link", {"name": words[0], "up": words[1] == "on"})
+
+
 def _qmp(machine: MonitoredMachine, name: str, arguments: dict[str, Any] | None = None) -> str:
     from pyvmm.control.commands import dispatch  # it imports this module, for human-monitor-command
 
@@ -197,6 +204,11 @@ def _info_status(machine: MonitoredMachine, words: list[str]) -> str:
 def _info_version(machine: MonitoredMachine, words: list[str]) -> str:
     numbers = VERSION["qemu"]
     return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{VERSION['package']}\n"
+
+
+@_line(INFO, "network", "the network cards: links, addresses, counters")
+def _info_network(machine: MonitoredMachine, words: list[str]) -> str:
+    return "".join(f"{each['id']}:\n{_tree(each, '  ')}" for each in machine.info_nets()) or "no network cards\n"
 
 
 @_line(INFO, "name", "the machine's name")

@@ -28,8 +28,10 @@ from pyvmm.qapi import (
     KvpInfo,
     MachineInfo,
     MemoryDeviceInfo,
+    NetInfo,
     PressureInfo,
     RunState,
+    RxFilterInfo,
     VmbusChannelInfo,
 )
 
@@ -141,6 +143,15 @@ class MonitoredMachine(Protocol):
     def info_consoles(self) -> list[tuple[str, str]]:
         """Return label and file name of each serial port's backend."""
 
+    def info_nets(self) -> list[NetInfo]:
+        """Return the network cards."""
+
+    def rx_filters(self) -> list[RxFilterInfo]:
+        """Return which frames each network card lets pass to the guest."""
+
+    def set_link(self, name: str, up: bool) -> None:
+        """Plug in a network card's cable, or pull it out. Raises NotFoundError."""
+
     def add_device(self, driver: str, id: str) -> None:
         """Offer a VMBus device again. Raises ConfigError."""
 
@@ -235,7 +246,7 @@ COMMANDS: dict[str, Command] = {}
 
 
 def command(
-    name: str, *, open: bool = False, of_client: bool = False, **arguments: type | Argument
+    name: str, /, *, open: bool = False, of_client: bool = False, **arguments: type | Argument
 ) -> Callable[[Callable[..., Reply]], Callable[..., Reply]]:
     """Declare a command. `_` in argument names stands for QMP's `-`. `of_client`: it is passed the client too."""
 

@@ -132,12 +132,13 @@ def machine_config(options: GuestOptions) -> MachineConfig:
         status_report=options.status_report,
         page_reporting=options.page_reporting,
         disks=options.disk,
+        nets=options.net,
         cpus=options.cpus,
         engine=options.hyperv,
         enlightenments=enlightenment_words(options.enlightenments),
         entry=options.entry,
         max_vmbus=int(major) << 16 | int(minor),
-        devices=(*DEFAULT_DEVICES, *(["storvsc"] if options.disk else []), *options.device),
+        devices=_devices(options),
         test_devices=options.test_devices,
         reboot=not options.no_reboot,
         paused=options.paused,
@@ -198,9 +199,15 @@ def _own_kernel(
     return known or plan_boot(options, progress, cpus=config.cpus, grows=config.maximum_memory > config.memory)
 
 
+def _devices(options: GuestOptions) -> tuple[str, ...]:
+    """Return the names of the machine's devices."""
+    return (*DEFAULT_DEVICES, *["storvsc"] * bool(options.disk), *["netvsc"] * len(options.net), *options.device)
+
+
 def features(options: GuestOptions) -> tuple[str, ...]:
     """Return the names in `images.features` of what the guest needs besides the default."""
-    names = ("disk",) if options.disk else ()
+    wanted = {"disk": options.disk, "net": options.net}
+    names = tuple(name for name, given in wanted.items() if given)
     if not options.device:
         return names
     from pyvmm.launch.guest_parts import features_of

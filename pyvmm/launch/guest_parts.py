@@ -74,7 +74,7 @@ FILE_COPY = Part(
 PARTS = {"echo": UIO, "echo-monitored": UIO, "kvp": DAEMONS, "vss": DAEMONS, "fcopy": FILE_COPY}
 """Parts by the device that needs them."""
 
-FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard", "fcopy": "uio"}
+FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard", "fcopy": "uio", "netvsc": "net"}
 """Names in `images.features`, the same."""
 
 

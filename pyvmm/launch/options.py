@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pyvmm.disks.spec import DiskSpec, parse_disk
 from pyvmm.errors import ConfigError
 from pyvmm.gdb_place import AUTO, read_place
+from pyvmm.net.spec import NetSpec, parse_net
 from pyvmm.seconds import LONGEST
 from pyvmm.sizes import MemorySpec, exact_size, parse_memory, parse_size
 
@@ -178,6 +179,13 @@ class GuestOptions:
         "error of writing is the guest's, or pauses the machine; by default if there is no space. Repeatable.",
         parse_disk,
         metavar="FILE[,ro][,id=ID][,serial=S][,werror=W]",
+    )
+    net: tuple[NetSpec, ...] = option(
+        (),
+        "A network card: user (through passt; hostfwd=tcp::2222-:22 brings the host's port 2222 to the guest's 22), "
+        "tap=NAME, or none. Repeatable.",
+        parse_net,
+        metavar="user|tap=NAME|none[,mac=MAC][,mtu=N][,hostfwd=...]",
     )
     cpus: int = option(1, "Virtual CPUs.", read_number, shown_default=True)
     hyperv: EngineChoice = option(

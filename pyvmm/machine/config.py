@@ -21,6 +21,7 @@ from pyvmm.ram_backend import ANONYMOUS, Backend
 
 if TYPE_CHECKING:
     from pyvmm.disks.spec import DiskSpec
+    from pyvmm.net.spec import NetSpec
 
 EngineChoice = Literal["auto", "kernel", "user"]
 EntryProtocol = Literal["auto", "64", "pvh"]
@@ -71,6 +72,8 @@ class MachineConfig:
     faults: tuple[str, ...] = ()  # fault rules, as pyvmm.faults.parse reads them
     disks: tuple[DiskSpec, ...] = ()
     cover: tuple[str, ...] = ()  # modules that are covered as the guest loads them: names, or paths of their files
+    nets: tuple[NetSpec, ...] = ()
+    """Links of the devices `netvsc`, in their order; one without is connected to nothing."""
     devices: tuple[str, ...] = DEFAULT_DEVICES
     """Names from machine.devices.DEVICES, one per device; names may repeat."""
 
@@ -112,6 +115,8 @@ class MachineConfig:
                 raise ConfigError(f"{self.devices.count(name)} devices {name!r}: a guest can have one")
         if self.disks and "storvsc" not in self.devices:
             raise ConfigError("disks need the device storvsc")
+        if len(self.nets) > self.devices.count("netvsc"):
+            raise ConfigError(f"{len(self.nets)} networks need as many devices netvsc")
 
     def _check_sizing(self) -> None:
         limits = self.limits

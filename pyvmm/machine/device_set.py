@@ -81,6 +81,16 @@ class DeviceSet:
             if each.state != "unplugged"
         ]
 
+    @property
+    def kinds(self) -> set[str]:
+        """Return the names of the kinds of which there is a device, on the bus or removed."""
+        return {each.driver for each in self._plugs}
+
+    def of_kind(self, kind: type[D]) -> list[tuple[str, D]]:
+        """Return the devices of that class that are on the bus or being removed, each with its id or path."""
+        on_bus = [each for each in self._plugs if each.state != "unplugged"]
+        return [(each.id or each.path, each.device) for each in on_bus if isinstance(each.device, kind)]
+
     def device(self, driver: str) -> VmbusDevice | None:
         """Return the first device of that kind, on the bus or removed; None if the machine has none."""
         return next((each.device for each in self._plugs if each.driver == driver), None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyvmm.hyperv.engine import Engine
     from pyvmm.machine.config import MachineConfig
     from pyvmm.machine.disks import OpenDisk
+    from pyvmm.machine.links import Links
     from pyvmm.memory import GuestMemory
     from pyvmm.qapi import Emit
     from pyvmm.vmbus.device import VmbusDevice
@@ -35,6 +36,7 @@ class Parts:
     engine: Engine
     window: Window | None = None  # for hot-added memory
     disks: tuple[OpenDisk, ...] = ()
+    links: Links | None = None
     emit: Emit = lambda occurrence: None
     stop_for_error: Callable[[], object] = lambda: None
     """Pauses the machine after an error of a disk's image, until the user lets it go on."""
@@ -145,6 +147,12 @@ def _echo_monitored(parts: Parts) -> VmbusDevice:
     return Echo(monitored=True)
 
 
+def _netvsc(parts: Parts) -> VmbusDevice:
+    from pyvmm.machine.links import make_card
+
+    return make_card(parts)
+
+
 DEVICES: dict[str, Kind] = {
     "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events", "the guest's memory, down and up"),
     "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events", "whether the guest is alive"),
@@ -155,6 +163,7 @@ DEVICES: dict[str, Kind] = {
     "vss": Kind(_vss, "pyvmm.devices.vss.events", "freezes the guest's file systems for copies of its disks"),
     "fcopy": Kind(_fcopy, "pyvmm.devices.fcopy.device", "writes files into the guest, as its root"),
     "keyboard": Kind(_keyboard, "pyvmm.devices.keyboard.device", "keys, by send-key in the monitor"),
+    "netvsc": Kind(_netvsc, "pyvmm.devices.netvsc.events", "a network card; --net connects it", several=True),
     "echo": Kind(_echo, "pyvmm.devices.echo.events", "sends packets back; for uio_hv_generic", several=True),
     "echo-monitored": Kind(
         _echo_monitored, "pyvmm.devices.echo.events", "the same for Linux before 6.10: by monitor page", several=True

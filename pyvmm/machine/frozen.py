@@ -45,6 +45,10 @@ class FrozenMachine:
             raise ConfigError("a debugger is connected: disconnect it before the machine is frozen")
         clock = machine.loop.clock
         assert isinstance(clock, StoppableClock), "the loop of a machine that is frozen has a clock that stops"
+        if machine.links is not None and machine.links.shared:
+            raise ConfigError(
+                "a network's link would be shared by all forks: give the machine --net none, or no --net"
+            )
         machine.services.devices.quiesce()
         _check_threads()
         native = _native_threads(but="kvm") - len(threading.enumerate())  # those of others, such as faulthandler's

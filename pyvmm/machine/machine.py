@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pyvmm.firmware.entry import RealMode
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.disks import OpenDisk
+    from pyvmm.machine.links import Links
     from pyvmm.machine.services import Services
     from pyvmm.machine.test_devices import TestDevices
     from pyvmm.machine.traps import Traps
@@ -106,6 +107,7 @@ class Machine:
         self._powering_off = Pending(loop, self._power_off)
         self.debugger: Debugger | None = None  # once one has connected
         self.traps: Traps | None = None  # once coverage, or a forced return, was asked for
+        self.links: Links | None = None
         self.disks: tuple[OpenDisk, ...] = ()
         if config.disks:
             from pyvmm.machine.disks import open_disks
@@ -192,6 +194,10 @@ class Machine:
         self._tick_timer = loop.every(_TICK_PERIOD, self._tick)
         self._memory_timer: Timer | None = None
         self.monitor = MonitorView(self)
+        if config.nets:
+            from pyvmm.machine.links import Links
+
+            self.links = Links(config, loop)
 
     # Building
 
@@ -219,6 +225,7 @@ class Machine:
                 self.engine,
                 self.window,
                 disks=self.disks,
+                links=self.links,
                 emit=self.notifier.emit,
                 stop_for_error=partial(self.pause, "io-error"),
             )
@@ -278,6 +285,8 @@ class Machine:
     def start(self) -> None:
         """Power on: load the kernel and let the vCPUs run."""
         self._power_on()
+        if self.links is not None:
+            self.links.wait()
         assert self.slot.hardware is not None
         self.slot.hardware.start(paused=self.config.paused)
         if not self.config.paused:
@@ -323,6 +332,8 @@ class Machine:
             for disk in self.disks:
                 disk.image.close()
             self.disks = ()
+        if self.links is not None:
+            self.links.close()
         self.engine.close()
         self.board.close()
         self.ram.close()

@@ -105,7 +105,7 @@ class Passt:
         finally:
             self.socket.settimeout(None)
         self.socket.close()
-        raise ConfigError(f"--net {self._spec.text}: passt: {self._complaint()}")
+        raise ConfigError(f"--net {self._spec}: passt: {self._complaint()}")
 
     def _complaint(self) -> str:
         """Return the last line of a passt that has ended, or is ended now."""

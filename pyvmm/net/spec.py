@@ -5,15 +5,14 @@
     tap=tap0,mac=52:54:00:12:34:56          a tap device of the host
     none                                    a card whose cable leads nowhere
 
-The words are QEMU's (`-nic user,hostfwd=...`). `NetSpec.text` gives the words back.
+The words are QEMU's (`-nic user,hostfwd=...`). `str(spec)` gives the words back.
 """
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pyvmm.errors import ConfigError
@@ -57,8 +56,7 @@ class NetSpec:
     mtu: int | None = None
     forwards: tuple[Forward, ...] = ()
 
-    @property
-    def text(self) -> str:
+    def __str__(self) -> str:
         """Return the words that `parse_net` reads."""
         words = [f"tap={self.ifname}" if self.kind == "tap" else self.kind]
         if self.mac is not None:
@@ -133,6 +131,8 @@ def _forward(text: str) -> Forward:
             raise ConfigError(f"hostfwd={text[:60]!r}: {port} is no port, 1 to 65535")
     address = match["host"].removeprefix("[").removesuffix("]")
     if address:
+        import ipaddress
+
         try:
             address = str(ipaddress.ip_address("127.0.0.1" if address == "localhost" else address))
         except ValueError:
@@ -140,13 +140,21 @@ def _forward(text: str) -> Forward:
     return Forward("udp" if match["protocol"] == "udp" else "tcp", address, *ports)
 
 
-def read_net(text: str) -> str:
-    """Check a value of `--net` and return it. Raises ConfigError."""
-    parse_net(text)
-    return text
-
-
 def default_mac(machine: str, number: int, spec: NetSpec) -> bytes:
     """Return the address of a card without one: locally administered, the same whenever the machine is started."""
+    import hashlib
+
     digest = hashlib.sha256(f"{machine}\0{number}\0{spec.kind}\0{spec.ifname}".encode()).digest()
     return b"\x52\x54" + digest[:4]
+
+
+def complete(text: str) -> list[str]:
+    """Return the values of `--net` that begin with `text`: kinds, tap devices of the host, properties."""
+    before, comma, last = text.rpartition(",")
+    if comma:
+        kind = before.split(",")[0].partition("=")[0]
+        words = ["mac=", "mtu=", *(["hostfwd=tcp::", "hostfwd=udp::"] if kind == "user" else [])]
+        return [f"{before},{word}" for word in words if word.startswith(last)]
+    folder = Path("/sys/class/net")
+    taps = sorted(each.name for each in folder.iterdir() if (each / "tun_flags").exists()) if folder.is_dir() else []
+    return [word for word in ("user", "none", *(f"tap={name}" for name in taps or [""])) if word.startswith(text)]

@@ -206,7 +206,7 @@ def test_link_changes_are_indicated_and_nothing_passes_unplugged(card: NetGuest)
 def test_the_end_of_the_link_is_a_disconnected_cable(card: NetGuest) -> None:
     card.link.die()
     assert unpack_from("<3I", card.indication()) == (7, 20, 0x4001000C)
-    assert card.device.info()["link"] == "down"
+    assert card.device.info("net0")["link"] == "down"
 
 
 def test_an_mtu_change_negotiates_anew(card: NetGuest) -> None:

@@ -11,7 +11,7 @@ import click
 
 from pyvmm.cli import output
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
-from pyvmm.client.replies import access_text, memory_text
+from pyvmm.client.replies import access_text, memory_text, net_text
 from pyvmm.sizes import format_size
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def _head(about: dict[str, Any]) -> str:
 def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
     known = {
         "name",
+        "nets",
         "status",
         "uptime",
         "memory",
@@ -116,6 +117,8 @@ def _fields(about: dict[str, Any]) -> list[tuple[str, str]]:
             traffic = f", {channel['packets-in']} packets in, {channel.get('packets-out', 0)} out"
         text = f"#{channel.get('relid', '?')} {channel.get('name', '?')}: {channel.get('state', '?')}{traffic}"
         pairs.append(("vmbus" if number == 0 else "", text))
+    for number, net in enumerate(about.get("nets") or []):
+        pairs.append(("net" if number == 0 else "", net_text(net)))
     exits = {key: sum(counts.values()) for key, counts in (about.get("exits") or {}).items()}
     pairs.append(("event loop", _loop_text(about.get("loop") or {})))
     pairs.append(("exits", ", ".join(f"{key} {count}" for key, count in exits.items())))

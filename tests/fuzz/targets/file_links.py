@@ -62,7 +62,7 @@ def spec(data: bytes) -> None:
     except ConfigError as error:
         assert "\n" not in str(error)
         return
-    assert parse_net(parsed.text) == parsed
+    assert parse_net(str(parsed)) == parsed
 
 
 TARGETS = {"file_net_stream": stream, "file_net_spec": spec}

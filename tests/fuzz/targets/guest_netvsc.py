@@ -129,7 +129,7 @@ def card(data: bytes) -> None:
         link.sent.clear()
         if any(each.broken for each in device.channels.values()):
             return
-    device.info()
+    device.info("net0")
 
 
 def _put(driver: FakeDriver, payload: bytes, **how: int | bytes) -> None:

@@ -28,7 +28,7 @@ from pyvmm.net.spec import Forward, NetSpec, default_mac, parse_net
 )
 def test_what_is_accepted_and_written_back(text: str, spec: NetSpec) -> None:
     assert parse_net(text) == spec
-    assert parse_net(spec.text) == spec
+    assert parse_net(str(spec)) == spec
 
 
 @pytest.mark.parametrize(
