@@ -15,6 +15,7 @@ from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.loop import Loop
 
 MIB = 1 << 20
+MAC = "52:54:00:12:34:56"
 
 
 class FakeIntegration:
@@ -88,6 +89,7 @@ class FakeMachine:
         self.debugged: list[socket.socket] = []
         self.covered: dict[str, dict[str, Any]] = {}
         self.kernel = "/nowhere/vmlinux"
+        self.plugged = True  # the network card's cable
         self.output: bytes | None = None  # of a command in the guest; else the command itself
         self.ready = True  # whether the guest takes commands
         self.services_of_guest = FakeIntegration(self.calls)
@@ -211,6 +213,17 @@ class FakeMachine:
             "agent": {"ready": self.ready, "release": ""},
             "vmbus": self.info_vmbus(),
         }
+
+    def info_nets(self) -> list[dict[str, Any]]:
+        return [{"id": "netvsc", "kind": "user", "place": "", "mac": MAC, "link": "up" if self.plugged else "down"}]
+
+    def rx_filters(self) -> list[dict[str, Any]]:
+        return [{"name": "netvsc", "promiscuous": False, "main-mac": MAC}]
+
+    def set_link(self, name: str, up: bool) -> None:
+        if name != "netvsc":
+            raise NotFoundError(f"Device '{name}' not found")
+        self.plugged = up
 
     def info_vmbus(self) -> list[dict[str, Any]]:
         return [

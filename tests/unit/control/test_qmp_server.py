@@ -50,6 +50,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "x-fault-remove": {"id": 7},
         "device_add": {"driver": "heartbeat", "id": "again"},
         "device_del": {"id": "heartbeat"},
+        "set_link": {"name": "netvsc", "up": False},
     }
     last: list[str] = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
     expected = {
