@@ -132,8 +132,10 @@ def _how_to_set(tree: Path) -> str:
 
 
 def _record(options: GuestOptions) -> Path:
+    from pyvmm.launch.build import features
+
     paths = (options.kernel, options.kdir, options.modules, options.initrd, Path.cwd())
-    words = [*options.module, *options.device, "--disk" if options.disk else ""]
+    words = [*options.module, *options.device, *features(options)]
     text = "\0".join([*(str(path and os.path.abspath(path)) for path in paths), *words])
     text += f"\0{bool(options.command)}"
     return cache_folder("own", f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.json")

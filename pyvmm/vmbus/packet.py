@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from struct import pack, unpack_from
+from struct import Struct, pack, unpack_from
 
 from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vmbus.gpadl import WORD_SIZE, GpaRange
 
+PAGE_SHIFT = 12
+_RANGE = Struct("<IIQ")
+_ONE = pack("<I", 1)
 DIRECT_PAGES_LIMIT = 2048
 """Pages that one GPA_DIRECT packet may name, 8 MiB: Linux sends what a disk allows (512 KiB to Hyper-V's) or less."""
 
@@ -89,13 +92,59 @@ def direct_views(packet: Packet, memory: GuestMemory, limit: int) -> list[memory
     page is not RAM. Use them until the packet is completed or the channel closes, and no longer. preadv takes 1024
     at most (IOV_MAX); there may be as many as DIRECT_PAGES_LIMIT.
     """
-    ranges = parse_direct(packet.descriptor)
+    descriptor = packet.descriptor
+    if len(descriptor) >= 8 and descriptor[4:8] != _ONE:
+        return _views_of_many(descriptor, memory, limit)
+    ranges = parse_direct(descriptor)
     size = sum(each.length for each in ranges)
     if size > limit:
-        raise GuestProtocolError(f"GPA_DIRECT: {size} bytes, at most {limit}")
-    if len(ranges) == 1:
-        return ranges[0].views(memory)
+        raise _too_long(size, limit)
     return [view for each in ranges for view in each.views(memory)]
+
+
+def _views_of_many(descriptor: bytes, memory: GuestMemory, limit: int) -> list[memoryview]:
+    """Do the work of `direct_views` for several ranges, which a network card's frame has: each mostly within a page,
+    and all in one region, so that neither a list of pages nor a look-up is made for each.
+    """
+    (count,) = unpack_from("<I", descriptor, 4)
+    views: list[memoryview] = []
+    position, end, pages_left = 8, len(descriptor), DIRECT_PAGES_LIMIT
+    size = low = high = 0
+    view = memoryview(b"")
+    for _ in range(min(count, DIRECT_PAGES_LIMIT + 1)):  # each takes a page at least
+        if end - position < 2 * WORD_SIZE:
+            raise WireError(f"GPA_DIRECT: {count} ranges in {end} bytes")
+        length, offset, frame = _RANGE.unpack_from(descriptor, position)
+        pages = offset + length + PAGE_SIZE - 1 >> PAGE_SHIFT
+        if not length or offset >= PAGE_SIZE or pages > pages_left:
+            raise GuestProtocolError(f"GPA_DIRECT: {length} bytes from {offset}, {pages_left} more pages may come")
+        pages_left -= pages
+        size += length
+        if size > limit:
+            raise _too_long(size, limit)
+        scattered = False
+        if pages > 1:
+            if pages > (end - position) // WORD_SIZE - 1:
+                raise WireError(f"GPA_DIRECT: a range of {pages} pages in {end - position} bytes")
+            frames = unpack_from(f"<{pages}Q", descriptor, position + WORD_SIZE)
+            scattered = frames != tuple(range(frame, frame + pages))
+        position += (1 + pages) * WORD_SIZE
+        gpa = frame * PAGE_SIZE + offset
+        if scattered:
+            views += GpaRange(length, offset, [each * PAGE_SIZE for each in frames]).views(memory)
+        elif low <= gpa <= high - length:
+            views.append(view[gpa - low : gpa - low + length])
+        elif memory.contains(gpa, length):
+            region = memory.find(gpa, length)
+            low, high, view = region.gpa, region.end, region.view
+            views.append(view[gpa - low : gpa - low + length])
+        else:  # in two regions, or no RAM
+            views += GpaRange(length, offset, [(frame + each) * PAGE_SIZE for each in range(pages)]).views(memory)
+    return views
+
+
+def _too_long(size: int, limit: int) -> GuestProtocolError:
+    return GuestProtocolError(f"GPA_DIRECT: {size} bytes, at most {limit}")
 
 
 def transfer_pages(set_number: int, ranges: Sequence[tuple[int, int]]) -> bytes:

@@ -17,6 +17,18 @@ from pyvmm.vmbus.ring import Ring, RingReader, RingWriter
 MIB = 1 << 20
 
 
+def two_regions() -> GuestMemory:
+    """RAM in two regions side by side, each page with its number in all words."""
+    half = MIB // 2
+    memory = GuestMemory([Region(gpa, half, HostMemory(half)) for gpa in (0, half)])
+    for page in range(MIB // 4096):
+        memory.write(page * 4096, pack("<Q", page) * 512)
+    return memory
+
+
+TWO_REGIONS = two_regions()
+
+
 def direct(*ranges: tuple[int, int, list[int]], count: int | None = None) -> bytes:
     data = pack("<II", 0, len(ranges) if count is None else count)
     return data + b"".join(pack(f"<II{len(frames)}Q", length, offset, *frames) for length, offset, frames in ranges)
@@ -147,3 +159,31 @@ def test_a_packet_with_a_descriptor_comes_out_of_a_ring_as_it_went_in(payload: b
 def test_transfer_pages_lie_as_in_c() -> None:
     descriptor = transfer_pages(0xCAFE, [(100, 0), (200, 4096)])
     assert descriptor == bytes.fromhex("feca 00 00 02000000 64000000 00000000 c8000000 00100000")
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9000), st.integers(0, 4095), st.integers(0, 300), st.integers(-1, 2)), max_size=6
+    ),
+    st.integers(0, 40),
+)
+def test_views_of_many_ranges_are_those_of_each(shapes: list[tuple[int, int, int, int]], cut: int) -> None:
+    memory = GuestMemory(
+        [Region(0, MIB // 2, HostMemory(MIB // 2)), Region(MIB // 2, MIB // 2, HostMemory(MIB // 2))]
+    )
+    for page in range(256):
+        memory.write(page * 4096, pack("<Q", page) * 512)
+    ranges = []
+    for length, offset, first, step in shapes:
+        pages = -(-(offset + length) // 4096)
+        ranges.append((length, offset, [abs(first + step * n) for n in range(pages)]))
+    data = direct(*ranges)
+    data = data[: len(data) - 8 * (cut // 30)]
+    packet = Packet(PacketType.GPA_DIRECT, 0, 0, b"", data)
+    try:
+        wanted = b"".join(each.read(TWO_REGIONS) for each in parse_direct(data))
+    except GuestError:
+        with pytest.raises(GuestError):
+            direct_views(packet, TWO_REGIONS, MIB)
+    else:
+        assert b"".join(direct_views(packet, TWO_REGIONS, MIB)) == wanted
