@@ -92,6 +92,7 @@ class Passt:
         """Wait until it works, which the answer to an ARP request shows. Raises ConfigError with its last line if it
         does not.
         """
+        usual = self.socket.gettimeout()
         self.socket.settimeout(START_SECONDS)
         try:
             head = self.socket.recv(4, socket.MSG_WAITALL)
@@ -99,11 +100,12 @@ class Passt:
                 self.socket.recv(struct.unpack(">I", head)[0], socket.MSG_WAITALL)
                 return
         except TimeoutError:
-            self._process.kill()
+            with contextlib.suppress(OSError):  # a confined process sends no signals
+                self._process.kill()
         except OSError:
             pass
         finally:
-            self.socket.settimeout(None)
+            self.socket.settimeout(usual)
         self.socket.close()
         raise ConfigError(f"--net {self._spec}: passt: {self._complaint()}")
 

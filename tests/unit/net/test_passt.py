@@ -44,7 +44,9 @@ def test_without_the_program_the_package_is_named(monkeypatch: pytest.MonkeyPatc
 @has_passt
 def test_it_starts_answers_and_ends_with_its_socket() -> None:
     passt = Passt(parse_net("user"), MAC)
+    passt.socket.setblocking(False)
     passt.wait()
+    assert not passt.socket.getblocking(), "as its link left it"
     passt.close()
     assert passt.status == 0
 
