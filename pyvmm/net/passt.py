@@ -95,9 +95,8 @@ class Passt:
         usual = self.socket.gettimeout()
         self.socket.settimeout(START_SECONDS)
         try:
-            head = self.socket.recv(4, socket.MSG_WAITALL)
-            if len(head) == 4:
-                self.socket.recv(struct.unpack(">I", head)[0], socket.MSG_WAITALL)
+            if len(head := self._receive(4)) == 4:
+                self._receive(struct.unpack(">I", head)[0])
                 return
         except TimeoutError:
             with contextlib.suppress(OSError):  # a confined process sends no signals
@@ -108,6 +107,13 @@ class Passt:
             self.socket.settimeout(usual)
         self.socket.close()
         raise ConfigError(f"--net {self._spec}: passt: {self._complaint()}")
+
+    def _receive(self, size: int) -> bytes:
+        """Return so many bytes, or less at the end."""
+        data = b""
+        while len(data) < size and (part := self.socket.recv(size - len(data))):
+            data += part
+        return data
 
     def _complaint(self) -> str:
         """Return the last line of a passt that has ended, or is ended now."""
