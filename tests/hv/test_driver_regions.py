@@ -64,17 +64,6 @@ def test_a_driver_with_a_gap_is_unbound(vm, host, start):
     assert finished(vm)
 
 
-def test_a_block_with_a_gap_goes_offline(vm, host, guest, start):
-    """The driver counts what it had given to the guest; pages of the gap may hold the block where it is."""
-    guest.sh("echo online_movable >/sys/devices/system/memory/auto_online_blocks")
-    host.balloon.hot_add(start, PAGES // 2, (start, 2 * PAGES))
-    host.balloon.hot_add(start + PAGES + PAGES // 4, PAGES // 4)
-    before = guest.memory_total
-    vm.run(f"echo offline >{STATES}/memory{start // PAGES + 1}/state")
-    assert grown(guest, before) in (0, -(PAGES // 4))
-    assert vm.survives(without=HOST_SIDE)
-
-
 def test_a_request_past_the_end_of_its_region(host, guest, start):
     before = guest.memory_total
     host.balloon.hot_add(start, PAGES // 2)
