@@ -62,3 +62,27 @@ def test_the_command_is_in_a_session_and_group_of_its_own_with_three_descriptors
     descriptors, process, group, session, told = out.decode().split()
     assert (descriptors, err, status) == ("4", b"", 0)  # three, and a line of `ls`
     assert process == group == session == told
+
+
+def test_the_command_is_an_ordinary_task_unlike_the_agents(tmp_path: Path) -> None:
+    """Fields 40 and 41 are priority and class."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        pytest.skip("no right to real-time scheduling (CAP_SYS_NICE)")
+    try:
+        command = "for p in $$ $PPID; do cut -d' ' -f40,41 /proc/$p/stat; done"
+        assert serve(tmp_path, "/bin/sh", "-c", command) == (b"0 0\n1 2\n", b"", 0)
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def test_the_command_may_be_chosen_by_the_oom_killer_unlike_the_program(tmp_path: Path) -> None:
+    score = Path("/proc/self/oom_score_adj")
+    before = score.read_text()
+    score.write_text("500")
+    try:
+        command = "cat /proc/$$/oom_score_adj /proc/$PPID/oom_score_adj"
+        assert serve(tmp_path, "/bin/sh", "-c", command) == (b"0\n500\n", b"", 0)
+    finally:
+        score.write_text(before)
