@@ -97,7 +97,7 @@ def collect(programs: Sequence[Programs]) -> dict[str, bytes]:
     for each in programs:
         package = package_of(each.package, each.only) if each.only else find_package(each.package, each.suites)
         with scratch_folder(cache_folder("packages")) as scratch:
-            shelf = _Shelf(package, scratch)
+            shelf = _Shelf(package, scratch, each.only.removesuffix("-backports"))
             for path in each.paths:
                 files[path] = data = shelf.file(path)
                 shelf.link(data, files)
@@ -107,7 +107,9 @@ def collect(programs: Sequence[Programs]) -> dict[str, bytes]:
 class _Shelf:
     """Unpacked packages: one, and those that it depends on, as they are needed."""
 
-    def __init__(self, package: Package, folder: Path) -> None:
+    def __init__(self, package: Package, folder: Path, suite: str = "") -> None:
+        """`suite`: where packages are that the lists of `package` lack: the release that backports are for."""
+        self._suite = suite
         self._name = f"{package.name} {package.version}"
         self._folder = folder
         self._waiting = [package]
@@ -125,8 +127,9 @@ class _Shelf:
     def link(self, data: bytes, files: dict[str, bytes]) -> None:
         """Add what a program needs to `files`."""
         needs = linking(data)
-        if needs.loader:
-            files[needs.loader.lstrip("/")] = self._library(Path(needs.loader).name)
+        if needs.loader:  # the first one's, as its libraries: they belong together
+            path = needs.loader.lstrip("/")
+            files[path] = files.get(path) or self._library(Path(path).name)
         for name in needs.needed:
             path = f"{LIBRARIES}/{name}"
             if path not in files:
@@ -140,14 +143,21 @@ class _Shelf:
             self._next()
         return read_file(self._found[name].resolve(), PROGRAM_LIMIT)
 
+    def _find(self, package: Package, name: str) -> Package:
+        try:
+            found = dependency(package, re.escape(name))
+        except HostError:
+            found = None
+        if found is None:
+            found = package_of(name, self._suite) if self._suite else find_package(re.escape(name), ())
+        return found
+
     def _next(self) -> None:
         package = self._waiting.pop(0)
         unpack_package(package, self._folder)
         for name in package.depends:
             if name.startswith("lib") and name not in self._seen:
                 self._seen.add(name)
-                found = dependency(package, re.escape(name))
-                if found is not None:
-                    self._waiting.append(found)
+                self._waiting.append(self._find(package, name))
         libraries = (*self._folder.glob("lib/**/*.so*"), *self._folder.glob("usr/lib/**/*.so*"))
         self._found = {path.name: path for path in libraries if path.exists()}

@@ -20,8 +20,13 @@ UIO = Part(
 DAEMONS = Part(
     "daemons",
     programs=(Programs("hyperv-daemons", ("usr/sbin/hv_kvp_daemon", "usr/sbin/hv_vss_daemon"), ("bookworm",)),),
-    files=(("var/lib/hyperv/", ""), ("etc/os-release", 'NAME="pyvmm image"\nPRETTY_NAME="pyvmm image"\n')),
+    files=(
+        ("var/lib/hyperv/", ""),
+        ("etc/os-release", 'NAME="pyvmm image"\nPRETTY_NAME="pyvmm image"\n'),
+        ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 guest\n"),  # hv_kvp_daemon looks the host name up
+    ),
     start="""\
+hostname guest
 for service in kvp vss; do
 	( # the driver makes its file when it has found its device
 		tries=0
@@ -45,8 +50,8 @@ done
 FILE_COPY = Part(
     "fcopy",
     programs=(
+        Programs("hyperv-daemons", ("usr/sbin/hv_fcopy_uio_daemon",), only="trixie-backports"),
         Programs("hyperv-daemons", ("usr/sbin/hv_fcopy_daemon",), only="bookworm"),  # for Linux up to 6.9
-        Programs("hyperv-daemons", ("usr/sbin/hv_fcopy_uio_daemon",), only="bookworm-backports"),
     ),
     start="""\
 ( # one of the two is there a moment after the driver has found its device
@@ -72,7 +77,7 @@ FILE_COPY = Part(
 """The guest's end of file copy: a driver in hv_utils up to Linux 6.9, then uio_hv_generic."""
 
 PARTS = {"echo": UIO, "echo-monitored": UIO, "kvp": DAEMONS, "vss": DAEMONS, "fcopy": FILE_COPY}
-"""Parts by the device that needs them."""
+"""Parts by the device that needs them, in the order in which they are appended: the last has the newest libraries."""
 
 FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard", "fcopy": "uio", "netvsc": "net"}
 """Names in `images.features`, the same."""
@@ -80,7 +85,7 @@ FEATURES = {"echo": "uio", "echo-monitored": "uio", "keyboard": "keyboard", "fco
 
 def parts_of(options: GuestOptions) -> tuple[Part, ...]:
     """Return the parts that the machine's devices need in the guest."""
-    return tuple(dict.fromkeys(PARTS[name] for name in options.device if name in PARTS))
+    return tuple(dict.fromkeys(part for name, part in PARTS.items() if name in options.device))
 
 
 def features_of(options: GuestOptions) -> tuple[str, ...]:

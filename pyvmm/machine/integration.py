@@ -63,9 +63,10 @@ class Integration:
         kvp = self._devices.find(Kvp)
         if kvp is None or not kvp.auto:
             return None
+        name = kvp.auto.get("FullyQualifiedDomainName", "")
         addresses = ";".join(kvp.auto.get(f"NetworkAddressIPv{version}", "") for version in (4, 6))
         return {
-            "name": kvp.auto.get("FullyQualifiedDomainName", ""),
+            "name": "" if " " in name else name,  # Linux's daemon tells the resolver's error in its place
             "os": " ".join(filter(None, (kvp.auto.get(key, "") for key in ("OSName", "OSVersion")))),
             "addresses": [each for each in addresses.split(";") if each],
         }

@@ -84,6 +84,12 @@ def test_facts_are_the_guests_name_system_and_addresses() -> None:
     }
 
 
+def test_an_error_in_place_of_the_name_is_not_shown() -> None:
+    kvp = Kvp()
+    kvp.auto = {"FullyQualifiedDomainName": "getaddrinfo failed: 0xfffffffd Temporary failure in name resolution"}
+    assert integration(kvp=kvp).facts() == {"name": "", "os": "", "addresses": []}
+
+
 def test_values_are_shown_with_those_that_the_guest_refused() -> None:
     kvp = Kvp()
     services = integration(kvp=kvp)
