@@ -36,6 +36,7 @@ OPTION_NAMES = {
     "protocol": "balloon_version",
     "memory": "memory",
     "append": "append",
+    "devices": "device",
 }
 """Keywords of the marker, and the options of `pyvmm run` that they are."""
 
@@ -59,13 +60,20 @@ class Configuration:
     protocol: str = "3.0"
     memory: str = "512M"
     append: str = ""
+    devices: str = ""  # besides the usual ones, joined by +
 
     def __str__(self) -> str:
         """The id in a test's name: `6.12-user-2cpu`, and what else is not the default."""
         kernel = Path(self.kdir or self.kernel).name
         words = [kernel, self.engine, f"{self.cpus}cpu"]
         default = Configuration()
-        for name, prefix in (("memory", ""), ("vmbus", "vmbus"), ("protocol", "balloon"), ("append", "")):
+        for name, prefix in (
+            ("memory", ""),
+            ("vmbus", "vmbus"),
+            ("protocol", "balloon"),
+            ("append", ""),
+            ("devices", ""),
+        ):
             value = getattr(self, name)
             if value != getattr(default, name):
                 words.append(prefix + "_".join(str(value).split()))
@@ -76,6 +84,7 @@ class Configuration:
         keywords: dict[str, object] = {
             OPTION_NAMES[name]: getattr(self, name) for name in OPTION_NAMES if name not in ("kernel", "kdir")
         }
+        keywords["device"] = tuple(filter(None, self.devices.split("+")))
         if self.kdir:
             keywords["kdir"] = self.kdir
         elif image := image_name(self.kernel):
@@ -131,8 +140,11 @@ def read_setting(name: str, value: object) -> str | int:
 
     if name == "memory" and isinstance(value, int):  # in MiB, as `-m 512`
         text = f"{value}M"
+    about = details(OPTIONS[OPTION_NAMES[name]])
     try:
-        read = details(OPTIONS[OPTION_NAMES[name]]).value(text)
+        for each in text.split("+") if name == "devices" else ():
+            about.value(each)
+        read = 0 if name == "devices" else about.value(text)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     if name != "cpus":

@@ -47,6 +47,8 @@ def test_a_configuration_becomes_options_of_a_run(tmp_path: Path) -> None:
     assert (options.kernel, options.cpus, options.memory.boot) == (tmp_path / "bzImage", 2, 256 << 20)
     assert (options.balloon_version, options.max_vmbus, options.append) == ("2.0", "4.1", "a b")
     assert Configuration(kernel="6.12").options().image == "debian-6.12"
+    assert Configuration(devices="kvp+vss").options().device == ("kvp", "vss")
+    assert str(Configuration(devices="kvp+vss")) == "6.1-auto-1cpu-kvp+vss"
 
 
 @pytest.mark.parametrize(
