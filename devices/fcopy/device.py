@@ -77,9 +77,9 @@ class FileCopy(VmbusDevice):
 
     def start(self, folder: str, name: str, size: int, flags: Flag, done: Done) -> None:
         """Begin a file of `size` bytes. Raises ConfigError if the guest cannot be asked."""
-        request = Start(
-            Operation.START, bytes(32), encode_name("name", name), encode_name("folder", folder), int(flags), size
-        )
+        # Linux's daemons make the folders before a slash only.
+        place = encode_name("folder", folder and folder.rstrip("/") + "/")
+        request = Start(Operation.START, bytes(32), encode_name("name", name), place, int(flags), size)
         if not self.ready:
             raise ConfigError("the guest has no driver for file copy")
         if self.state is not State.IDLE:

@@ -27,7 +27,7 @@ def start(fcopy: FileCopy, driver: FakeDriver, size: int, *, status: int = 0) ->
     request = Start.parse(driver.take_bytes())
     assert (request.operation, request.flags, request.size) == (Operation.START, 1, size)
     assert request.name.decode("utf-16-le").rstrip("\0") == "größe"
-    assert request.folder.decode("utf-16-le").rstrip("\0") == "/root"
+    assert request.folder.decode("utf-16-le").rstrip("\0") == "/root/"
     driver.answer(b"", status=status)
     return told
 
