@@ -86,7 +86,6 @@ class Image:
     release: str = ""  # uname -r
     package: str = ""
     modules: tuple[str, ...] = ()
-    features: dict[str, tuple[str, ...]] = field(default_factory=dict)  # more modules, in load order, by feature
     sizes: dict[str, int] = field(default_factory=dict)  # bytes, by kernel, vmlinux, initrd
 
 
@@ -126,9 +125,9 @@ def find_image(
 
 def _with_features(image: Image | None, name: str, features: Sequence[str], progress: Progress) -> Image:
     """Return the image with an initramfs that has the modules of `features`, made if it is missing."""
-    if image is None or not image.features.keys() >= set(features):
+    if image is None or not _features(image).keys() >= set(features):
         image = build_image(name, progress)  # it was built by a pyvmm that did not know them
-    if not image.features.keys() >= set(features):
+    if not _features(image).keys() >= set(features):
         raise ConfigError(f"image {name}: its kernel has no modules for {', '.join(features)}; take another image")
     initrd = cache_folder("initrd", _initrd_name(image, features))
     if not initrd.exists():
@@ -141,7 +140,8 @@ def _with_features(image: Image | None, name: str, features: Sequence[str], prog
 
 def _modules(image: Image, features: Sequence[str]) -> list[str]:
     """Return the names of the modules for an initramfs, in load order."""
-    return [*image.modules, *dict.fromkeys(name for each in features for name in image.features[each])]
+    found = _features(image) if features else {}
+    return [*image.modules, *dict.fromkeys(name for each in features for name in found[each])]
 
 
 def _read_modules(image: Image, names: Sequence[str]) -> list[tuple[str, bytes]]:
@@ -155,7 +155,7 @@ def known_image(name: str = DEFAULT, features: Sequence[str] = ()) -> Image:
     """
     _recipe(name)
     image = _read(name)
-    if image is not None and features and image.features.keys() >= set(features):
+    if image is not None and features and _features(image).keys() >= set(features):
         initrd = cache_folder("initrd", _initrd_name(image, features))
         return replace(image, initrd=initrd) if initrd.exists() else find_image(name, features=features)
     if image is None or features or image.initrd.name != _initrd_name(image):  # changed by another checkout since
@@ -182,7 +182,6 @@ def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = 
             release=facts["release"],
             package=facts["package"],
             modules=tuple(facts["modules"]),
-            features=_features(facts),
         )
         return _finish(image, progress, force)
 
@@ -214,7 +213,6 @@ def _read(name: str) -> Image | None:
             release=facts["release"],
             package=facts["package"],
             modules=tuple(facts["modules"]),
-            features=_features(facts),
             sizes=facts["sizes"],
         )
     except FileError:
@@ -236,12 +234,15 @@ def _is_whole(image: Image, part: str) -> bool:
         return False
 
 
-def _features(facts: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return a record's modules by feature, without features that the kernel lacks (null)."""
-    given = facts.get("features")
-    if not isinstance(given, dict):
-        return {}  # written by a pyvmm that had no features
-    return {name: tuple(map(str, modules)) for name, modules in given.items() if isinstance(modules, list)}
+def _features(image: Image) -> dict[str, list[str]]:
+    """Return more modules, in load order, by feature; those that the kernel lacks (null) are left out."""
+    try:
+        given: dict[str, Any] = load_object(image.kernel.parent / "kernel.json", {"features": {str: object}})[
+            "features"
+        ]
+    except FileError:  # written by a pyvmm that had no features
+        return {}
+    return {name: [*map(str, modules)] for name, modules in given.items() if isinstance(modules, list)}
 
 
 def _initrd_name(image: Image, features: Sequence[str] = ()) -> str:
@@ -266,7 +267,6 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
         "release": image.release,
         "package": image.package,
         "modules": list(image.modules),
-        "features": {name: list(modules) for name, modules in image.features.items()},
         "sizes": {
             "kernel": image.kernel.stat().st_size,
             "vmlinux": image.vmlinux.stat().st_size,
@@ -358,9 +358,10 @@ def _whole(folder: Path) -> bool:
         facts = load_object(folder / "kernel.json", KERNEL_FACTS)
     except FileError:
         return False
-    if not isinstance(facts.get("features"), dict) or facts["features"].keys() != FEATURES.keys():
+    features = facts.get("features")
+    if not isinstance(features, dict) or features.keys() != FEATURES.keys():
         return False  # unpacked by a pyvmm that had other features
-    names = [*facts["modules"], *(name for modules in _features(facts).values() for name in modules)]
+    names = [*facts["modules"], *(name for modules in features.values() for name in modules or ())]
     files = [folder / "vmlinuz", folder / "vmlinux", *(folder / "modules" / f"{name}.ko" for name in names)]
     return all(file.is_file() and file.stat().st_size for file in files)
 

@@ -42,6 +42,16 @@ DRIVERS = (
 )
 """In the order in which the guest loads them."""
 
+FEATURE_DRIVERS: dict[str, tuple[Driver, ...]] = {
+    "disk": (
+        Driver("hv_storvsc", ("CONFIG_HYPERV_STORAGE",), "no disks", "drivers/scsi"),
+        Driver("sd_mod", ("CONFIG_BLK_DEV_SD",), "no disks", "drivers/scsi"),
+        Driver("crc32c_generic", ("CONFIG_CRYPTO_CRC32C",), place="crypto"),  # ext4's, until Linux 6.12
+        Driver("ext4", ("CONFIG_EXT4_FS",), place="fs/ext4"),
+    ),
+}
+"""Drivers that only guests with a feature load (`features`), with the file system that disks are used with."""
+
 
 @dataclass(slots=True)
 class Selection:
@@ -65,6 +75,12 @@ class OwnKernel:
     modules: ModuleTree | None = None
     remedy: str = "give --modules DIR"
     notes: list[str] = field(default_factory=list)  # about the state of the tree, for the user
+    features: tuple[str, ...] = ()
+
+    @property
+    def drivers(self) -> list[Driver]:
+        """Return the drivers that guests load, in this order."""
+        return [*DRIVERS, *(driver for each in self.features for driver in FEATURE_DRIVERS[each])]
 
     def select(self, extra: tuple[str, ...] = ()) -> Selection:
         """Choose the drivers that there are, and `extra` modules (names, or paths of files), which must be there.
@@ -74,7 +90,7 @@ class OwnKernel:
         chosen = Selection()
         given = {module_name(Path(each)) for each in extra}
         wanted = []
-        for driver in DRIVERS:
+        for driver in self.drivers:
             if driver.module in given or self._is_builtin(driver):
                 continue
             reason = chosen.absent.get("hv_vmbus") or self._lack(driver)
@@ -94,7 +110,7 @@ class OwnKernel:
         """Return what a guest will lack, a line each, by option and effect; then modules that were not found."""
         lines = [] if self.config is None else lacking(self.config, cpus=cpus, grows=grows)
         reported = " ".join(lines)
-        for driver in DRIVERS:
+        for driver in self.drivers:
             reason = chosen.absent.get(driver.module)
             if reason is None or not driver.effect:
                 continue

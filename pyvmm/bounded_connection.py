@@ -11,8 +11,10 @@ So neither a client that floods nor one that does not read stops the loop, and e
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -36,7 +38,8 @@ class BoundedConnection:
 
     `feed(data)` takes input, `step()` handles one piece of it and returns False if no complete one is left, and
     `closed(reason)` is called once, at the end. `waiting()` says that a step will go on later: until `proceed` no
-    input is read. `step` and `feed` may call all methods but `start`.
+    input is read. `step` and `feed` may call all methods but `start`. `files` is how many descriptors the client may
+    have sent that were not taken; more are closed.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class BoundedConnection:
         step: Callable[[], bool],
         closed: Callable[[str], None],
         waiting: Callable[[], bool] = lambda: False,
+        files: int = 0,
     ) -> None:
         self._loop = loop
         self._socket = connection
@@ -62,6 +66,8 @@ class BoundedConnection:
         self._finishing = False  # `close` is posted
         self._reading = False
         self._posted = False  # `_work` is
+        self._files_limit = files
+        self._files: deque[int] = deque()
         connection.setblocking(False)
 
     def start(self) -> None:
@@ -92,6 +98,10 @@ class BoundedConnection:
         if len(self._output) > self._limits.output:
             self._fail("does not read")
 
+    def take_file(self) -> int | None:
+        """Return the oldest descriptor that the client has sent (SCM_RIGHTS); the caller closes it."""
+        return self._files.popleft() if self._files else None
+
     def proceed(self) -> None:
         """Handle the input that came while `waiting()` was true."""
         if self.is_ready:
@@ -113,13 +123,15 @@ class BoundedConnection:
     def release(self) -> socket.socket:
         """Leave the socket, without closing it, to the caller. `closed` is not called."""
         self._open = False
+        while self._files:
+            os.close(self._files.popleft())
         self._listen(False)
         self._loop.remove_writer(self._socket.fileno())
         return self._socket
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(self._limits.chunk)
+            data = self._receive()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -130,6 +142,18 @@ class BoundedConnection:
             return
         self._feed(data)
         self._work()
+
+    def _receive(self) -> bytes:
+        if not self._files_limit:
+            return self._socket.recv(self._limits.chunk)
+        data, files, _, _ = socket.recv_fds(self._socket, self._limits.chunk, self._files_limit)
+        for each in files:
+            os.set_inheritable(each, False)
+            if len(self._files) < self._files_limit:
+                self._files.append(each)
+            else:
+                os.close(each)
+        return data
 
     def _work(self) -> None:
         """Make some steps, and see to it that the rest is made."""

@@ -16,6 +16,8 @@ RunState = Literal[
 ]
 BlockErrorAction = Literal["report", "stop"]
 IoOperationType = Literal["read", "write"]
+BlockDeviceIoStatus = Literal["ok", "failed", "nospace"]
+BlockdevDetectZeroesOptions = Literal["off"]
 ShutdownCause = Literal[
     "host-error",
     "host-qmp-quit",
@@ -42,6 +44,8 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "SysEmuTarget": get_args(SysEmuTarget),
     "BlockErrorAction": get_args(BlockErrorAction),
     "IoOperationType": get_args(IoOperationType),
+    "BlockDeviceIoStatus": get_args(BlockDeviceIoStatus),
+    "BlockdevDetectZeroesOptions": get_args(BlockdevDetectZeroesOptions),
     "CoverState": get_args(CoverState),
     "RxState": ("normal", "none", "all"),
     "QMPCapability": (),
@@ -418,6 +422,60 @@ MachineInfo = TypedDict(
     },
 )
 """The reply to x-status. Sizes in bytes, times in seconds."""
+
+
+BlockCacheInfo = TypedDict("BlockCacheInfo", {"writeback": bool, "direct": bool, "no-flush": bool})
+ImageInfo = TypedDict("ImageInfo", {"filename": str, "format": str, "virtual-size": int})
+BlockDeviceInfo = TypedDict(
+    "BlockDeviceInfo",
+    {
+        "file": str,
+        "node-name": str,
+        "ro": bool,
+        "drv": str,
+        "encrypted": bool,
+        "backing_file_depth": int,
+        "detect_zeroes": BlockdevDetectZeroesOptions,
+        "image": ImageInfo,
+        "cache": BlockCacheInfo,
+        "bps": int,
+        "bps_rd": int,
+        "bps_wr": int,
+        "iops": int,
+        "iops_rd": int,
+        "iops_wr": int,
+        "write_threshold": int,
+    },
+)
+BlockInfo = TypedDict(
+    "BlockInfo",
+    {
+        "device": str,
+        "qdev": str,
+        "type": str,
+        "removable": bool,
+        "locked": bool,
+        "io-status": BlockDeviceIoStatus,
+        "inserted": BlockDeviceInfo,
+        "x-lun": int,
+        "x-serial": str,
+        "x-werror": str,
+        "x-state": str,
+    },
+)
+BlockDeviceStats = TypedDict(
+    "BlockDeviceStats",
+    {
+        "rd_bytes": int,
+        "wr_bytes": int,
+        "rd_operations": int,
+        "wr_operations": int,
+        "flush_operations": int,
+        "unmap_operations": int,
+        "x-failed": int,
+    },
+)
+BlockStats = TypedDict("BlockStats", {"device": str, "node-name": str, "stats": BlockDeviceStats})
 
 
 # Events

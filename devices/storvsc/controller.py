@@ -115,6 +115,7 @@ class Controller(VmbusDevice):
         """Try what failed again, as the machine goes on."""
         stopped, self._stopped = self._stopped, []
         for job in stopped:
+            job.disk.failed = False
             job.error = None
             self.workers.submit(job)
 

@@ -66,6 +66,8 @@ class Disk:
     presence: Presence = Presence.PRESENT
     outstanding: int = 0  # commands in the hands of threads, or waiting for the machine to go on
     asked: bool = False  # since it is leaving: the guest has found it missing
+    failed: bool = False  # the machine stopped for it, and has not gone on
+    no_space: bool = False
     attention: Sense | None = None  # to be told with the next command
     stats: Statistics = field(default_factory=Statistics)
     sector_size: int = SECTOR_SIZE

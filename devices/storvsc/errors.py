@@ -42,5 +42,6 @@ class ErrorReports:
             )
         )
         if stops:
+            disk.failed, disk.no_space = True, no_space
             self._stop()
         return stops

@@ -32,6 +32,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "balance": "Share a budget of memory between machines.",
         "status": "Show a running machine's memory, devices and counters.",
         "ps": "List the running machines.",
+        "disk": "List, add, remove and resize a machine's disks.",
         "stop": "Power a machine off, or end it.",
         "reload": "Exchange a kernel module in a running guest.",
         "kvp": "Show what a guest tells of itself; set values in it.",

@@ -83,15 +83,20 @@ class Client:
             raise HostError(f"{self.path}: {error.strerror or error}") from error
         return made
 
-    def execute(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Run a command and return its reply. Raises Refused, Disconnected or TimedOut."""
+    def execute(self, name: str, arguments: Mapping[str, Any] | None = None, *, file: int | None = None) -> Any:
+        """Run a command and return its reply; `file` is a descriptor sent with it. Raises Refused, Disconnected or
+        TimedOut.
+        """
         request: dict[str, Any] = {"execute": name}
         if arguments:
             request["arguments"] = arguments
         deadline = time.monotonic() + self.timeout
         try:
             self._socket.settimeout(self.timeout)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            line = json.dumps(request).encode() + b"\n"
+            if file is not None:
+                line = line[socket.send_fds(self._socket, [line], [file]) :]
+            self._socket.sendall(line)
         except TimeoutError as error:
             raise TimedOut(f"the VM did not take {name} in {self.timeout:g} s") from error
         except OSError as error:

@@ -11,6 +11,9 @@ from pyvmm.control.errors import ControlError
 from pyvmm.control.table import Argument, MonitoredMachine, command
 from pyvmm.qapi import ChardevInfo, CpuInfoFast, Empty, KvmInfo, MemoryDeviceInfo, MemoryInfo, TargetInfo
 
+DISK_DRIVER = "scsi-hd"
+"""QEMU's name of a SCSI disk."""
+
 _NO_DEVICES = frozenset(
     {"", "/", "/machine", "/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"}
 )
@@ -58,11 +61,28 @@ def query_target(machine: MonitoredMachine) -> TargetInfo:
     return {"arch": "x86_64"}
 
 
-@command("device_add", open=True, driver=str, bus=Argument(str, optional=True), id=Argument(str, optional=True))
+@command(
+    "device_add",
+    open=True,
+    of_client=True,
+    driver=str,
+    bus=Argument(str, optional=True),
+    id=Argument(str, optional=True),
+)
 def device_add(
-    machine: MonitoredMachine, driver: str, more: dict[str, Any], bus: str = "vmbus", id: str = ""
+    machine: MonitoredMachine,
+    client: object,
+    driver: str,
+    more: dict[str, Any],
+    bus: str = "vmbus",
+    id: str = "",
 ) -> Empty:
-    """Offer a device on the VMBus (again)."""
+    """Offer a device on the VMBus (again), or add a disk: driver scsi-hd."""
+    if driver == DISK_DRIVER:
+        from pyvmm.control.disks import add_disk
+
+        add_disk(machine, client, more, id)
+        return {}
     if bus != "vmbus":
         raise ControlError(f"Bus '{bus}' not found")
     for name in more:

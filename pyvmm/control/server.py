@@ -34,6 +34,9 @@ OUTPUT_LIMIT = 1 << 20
 LIMITS = Limits(chunk=16 << 10, steps=8, pause=64 << 10, seconds=0.01, output=OUTPUT_LIMIT)
 """A step is one command. A turn's seconds end it once the running command is done: a reset alone takes 40 ms."""
 
+FILES_LIMIT = 4
+"""Most descriptors that a client may have sent without `getfd`."""
+
 CLIENT_LIMIT = 16
 """Most clients at once. Each is a descriptor and some buffers; more than a few means a leak in a script."""
 
@@ -132,7 +135,9 @@ class _Client:
             step=self._answer,
             closed=self._closed,
             waiting=lambda: self.session.waiting,
+            files=FILES_LIMIT,
         )
+        self.take_file = self._connection.take_file
 
     def start(self) -> None:
         self._connection.start()

@@ -18,9 +18,12 @@ from typing import Any, Literal, Protocol, get_origin
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.cover_sites import Place
+from pyvmm.disks.spec import DiskSpec
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.qapi import (
     BalloonReply,
+    BlockInfo,
+    BlockStats,
     CoverInfo,
     FaultInfo,
     GuestFacts,
@@ -82,6 +85,20 @@ class Integration(Protocol):
 
     def press(self, names: Sequence[str | int], hold: float) -> None:
         """Press keys together for `hold` seconds."""
+
+
+class HotDisks(Protocol):
+    """The disks of a machine (pyvmm.machine.disks) as the monitor uses them."""
+
+    def add(self, spec: DiskSpec, fd: int | None) -> None:
+        """Add a disk; `fd` is its open file, or None to open it. Raises ConfigError."""
+
+    def resize(self, id: str, size: int) -> None:
+        """Change a disk's size. Raises ConfigError."""
+
+    def info(self) -> list[BlockInfo]: ...
+
+    def statistics(self) -> list[BlockStats]: ...
 
 
 class MonitoredMachine(Protocol):
@@ -154,6 +171,9 @@ class MonitoredMachine(Protocol):
 
     def add_device(self, driver: str, id: str) -> None:
         """Offer a VMBus device again. Raises ConfigError."""
+
+    def disks(self) -> HotDisks:
+        """Return what adds, resizes and describes disks."""
 
     def remove_device(self, id: str) -> None:
         """Rescind a VMBus device by id or path; DEVICE_DELETED follows when the guest has released it."""

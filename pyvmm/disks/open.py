@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -18,7 +19,24 @@ MAGICS = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix"
 
 def open_image(spec: DiskSpec) -> Image:
     """Open and lock an image. Raises ConfigError, HostError."""
-    return RawImage(open_locked(spec), spec.path, read_only=spec.read_only)
+    if spec.format in (None, "raw"):
+        return RawImage(open_locked(spec), spec.path, read_only=spec.read_only)
+    from pyvmm.disks.storage_daemon import open_with_daemon
+
+    return open_with_daemon(spec)
+
+
+def adopt_image(fd: int, spec: DiskSpec) -> Image:
+    """Return the image of an open file, which its opener has locked. Raises ConfigError; `fd` is open then."""
+    if spec.format not in (None, "raw"):
+        raise ConfigError(
+            f"{spec.path}: format={spec.format} cannot be added to a running machine; start it with --disk"
+        )
+    check_file(fd, spec)
+    writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    if not writable and not spec.read_only:
+        raise ConfigError(f"{spec.path}: it was opened for reading only; add `,ro`")
+    return RawImage(fd, spec.path, read_only=spec.read_only)
 
 
 def open_locked(spec: DiskSpec) -> int:
@@ -49,7 +67,7 @@ def check_file(fd: int, spec: DiskSpec) -> None:
         start = os.pread(fd, 16, 0)
         for magic, name in MAGICS.items():
             if start.startswith(magic):
-                raise ConfigError(f"{spec.path}: looks like {name}; convert it, or add `,format=raw` if it is not")
+                raise ConfigError(f"{spec.path}: looks like {name}; add `,format={name}`, or `,format=raw` if not")
 
 
 def _next_step(spec: DiskSpec, error: OSError) -> str:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 
 from pyvmm.errors import ConfigError
+from pyvmm.views import after, total
 
 SECTOR = 512
 IOV_MAX = 1024
@@ -39,10 +40,10 @@ class RawImage:
         """Fill `views` from `offset` on."""
         for at in range(0, len(views), IOV_MAX):
             some = views[at : at + IOV_MAX] if len(views) > IOV_MAX else views
-            wanted = _size(some)
+            wanted = total(some)
             done = os.preadv(self.fd, some, offset)
             while done < wanted:  # a signal, or the end of the file
-                rest = _after(some, done)
+                rest = after(some, done)
                 more = os.preadv(self.fd, rest, offset + done)
                 if not more:
                     for view in rest:
@@ -55,10 +56,10 @@ class RawImage:
         """Write `views` at `offset`."""
         for at in range(0, len(views), IOV_MAX):
             some = views[at : at + IOV_MAX] if len(views) > IOV_MAX else views
-            wanted = _size(some)
+            wanted = total(some)
             done = os.pwritev(self.fd, some, offset)
             while done < wanted:
-                more = os.pwritev(self.fd, _after(some, done), offset + done)
+                more = os.pwritev(self.fd, after(some, done), offset + done)
                 if not more:
                     raise OSError(errno.EIO, "nothing was written")
                 done += more
@@ -105,20 +106,6 @@ class RawImage:
     def close(self) -> None:
         """Close the file, and with it its lock."""
         os.close(self.fd)
-
-
-def _size(views: Sequence[memoryview]) -> int:
-    return sum(map(len, views))
-
-
-def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:
-    """Return the rest of `views` after `done` bytes."""
-    rest = []
-    for view in views:
-        if done < len(view):
-            rest.append(view[done:])
-        done = max(0, done - len(view))
-    return rest
 
 
 def check_size(size: int) -> None:

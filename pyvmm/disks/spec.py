@@ -1,6 +1,6 @@
 """The value of `--disk`: a file and its options, in the manner of QEMU's -drive.
 
-FILE[,ro][,format=raw][,id=NAME][,serial=TEXT][,werror=report|stop|enospc]        `,,` is a comma in FILE
+FILE[,ro][,format=raw|qcow2|...][,id=NAME][,serial=TEXT][,werror=report|stop|enospc]        `,,` is a comma in FILE
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, cast, get_args
 
 from pyvmm.errors import ConfigError
 
-Format = Literal["raw"]
+Format = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
 ErrorPolicy = Literal["report", "stop", "enospc"]
 """What an error of writing does: the guest sees it; the machine pauses; it pauses for want of space, else report."""
 

@@ -134,6 +134,9 @@ class CommandRun:
         self.signals = Signals()
         self.forwards: list[Forward] = []
         self.connections: dict[int, socket.socket] = {}
+        self._files: list[
+            int
+        ] = []  # descriptors that clients sent, e.g. disks: open, and locked, as long as this runs
         self._next = stream + 1
         self._ended = False
         self._give_up_at: float | None = None  # set by a terminating signal
@@ -165,6 +168,8 @@ class CommandRun:
                 forward.close()
             for stream in list(self.connections):
                 self._drop(stream)
+            while self._files:
+                os.close(self._files.pop())
             self.endpoint.forget(self.stream)
             self.endpoint.close_waker()
             if not self._ended:
@@ -347,7 +352,7 @@ class CommandRun:
             case Kind.STARTED:
                 stream = frame.stream
                 # A client may close only its sending side; one that has disconnected is noticed on writing.
-                self.endpoint.source(stream, 0, connection.fileno(), lambda: None)
+                self.endpoint.source(stream, 0, connection.fileno(), lambda: None, files=self._files)
             case Kind.REFUSED | Kind.CLOSE:
                 self._drop(frame.stream)
 

@@ -7,14 +7,17 @@ written. Runs in one thread, by poll(2) (epoll refuses regular files, which a co
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import select
+import socket
 import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pyvmm.host.protocol import CHUNK, Decoder, Frame, Kind, ReceiveWindow, SendWindow
+from pyvmm.host.protocol import CHUNK, Decoder, Frame, Kind, ProtocolError, ReceiveWindow, SendWindow
 from pyvmm.output import Output
 
 Key = tuple[int, int]  # stream, channel
@@ -34,6 +37,7 @@ class _Source:
     window: SendWindow = field(default_factory=SendWindow)
     ready: Callable[[], bool] = lambda: True  # whether it may be read now; evaluated at each step
     draining: bool = False  # its command has ended: no more data will follow
+    files: list[int] | None = None  # of a socket whose client may send descriptors: keeps them open
 
 
 @dataclass(slots=True)
@@ -46,6 +50,9 @@ class _Sink:
     output: Output | None = None  # writes by a thread of its own: a user's descriptor may block
     handed: int = 0  # bytes of the window that `output` holds unwritten
     done: int = 0  # bytes of `output.written` that are credited
+    files: list[tuple[int, int]] = field(default_factory=list)  # descriptors to send, with the byte that they precede
+    received: int = 0  # bytes of DATA so far
+    written: int = 0
 
 
 class Endpoint:
@@ -70,9 +77,13 @@ class Endpoint:
         descriptor: int,
         ended: Callable[[], None],
         ready: Callable[[], bool] = lambda: True,
+        files: list[int] | None = None,
     ) -> None:
-        """Send data from `descriptor` while it is `ready`; at its end send END and call `ended`."""
-        self._sources[stream, channel] = _Source(descriptor, ended, ready=ready)
+        """Send data from `descriptor` while it is `ready`; at its end send END and call `ended`.
+
+        `files`: it is a socket; descriptors that come over it are added to this list, and FILE is sent for each.
+        """
+        self._sources[stream, channel] = _Source(descriptor, ended, ready=ready, files=files)
 
     def drop_source(self, stream: int, channel: int) -> int | None:
         """Remove a source without calling `ended`; returns its descriptor, if there was one."""
@@ -115,9 +126,11 @@ class Endpoint:
 
     def forget(self, stream: int) -> None:
         """Remove all channels of `stream` without calling their `ended`."""
-        for table in (self._sources, self._sinks):
-            for key in [key for key in table if key[0] == stream]:
-                del table[key]
+        for key in [key for key in self._sources if key[0] == stream]:
+            del self._sources[key]
+        for key in [key for key in self._sinks if key[0] == stream]:
+            for _, descriptor in self._sinks.pop(key).files:
+                os.close(descriptor)
 
     def drain(self, stream: int) -> None:
         """Send what the descriptors of `stream` still hold, after its command has ended, and end them."""
@@ -224,13 +237,17 @@ class Endpoint:
         match frame.kind:
             case Kind.DATA if sink := self._sinks.get(key):
                 sink.window.received(frame.payload)
+                sink.received += len(frame.payload)
+            case Kind.FILE if sink := self._sinks.get(key):
+                if (opened := open_sent(frame.payload)) is not None:
+                    sink.files.append((sink.received, opened))
             case Kind.END if sink := self._sinks.get(key):
                 sink.ending = True
                 if not sink.window.pending:
                     self._end_sink(key, sink)
             case Kind.CREDIT if source := self._sources.get(key):
                 source.window.credited(frame.number)
-            case Kind.DATA | Kind.END | Kind.CREDIT:
+            case Kind.DATA | Kind.END | Kind.CREDIT | Kind.FILE:
                 pass  # for a stream that has ended meanwhile
             case Kind.NUDGE:
                 pass
@@ -242,6 +259,8 @@ class Endpoint:
         try:
             if sink.broken:
                 count = len(sink.window.pending)
+            elif sink.files:
+                count = _write_with_files(sink)
             else:
                 count = os.write(sink.descriptor, memoryview(sink.window.pending)[:_SAFE_WRITE])
         except BlockingIOError:
@@ -250,6 +269,7 @@ class Endpoint:
             sink.broken = True  # a closed pipe, a full disk
             count = len(sink.window.pending)
             sink.ended()
+        sink.written += count
         if credit := sink.window.taken(count):
             self.send(Frame.of_number(Kind.CREDIT, key[0], credit, key[1]))
         if sink.ending and not sink.window.pending:
@@ -281,7 +301,10 @@ class Endpoint:
 
     def _read_source(self, key: Key, source: _Source) -> None:
         try:
-            data = os.read(source.descriptor, min(CHUNK, source.window.left))
+            if source.files is None:
+                data = os.read(source.descriptor, min(CHUNK, source.window.left))
+            else:
+                data = self._read_with_files(key, source, source.files)
         except BlockingIOError:
             if source.draining:
                 self._end_source(key, source)
@@ -294,10 +317,63 @@ class Endpoint:
         source.window.sent(len(data))
         self.send(Frame(Kind.DATA, key[0], key[1], data))
 
+    def _read_with_files(self, key: Key, source: _Source, files: list[int]) -> bytes:
+        connection = socket.socket(fileno=source.descriptor)
+        try:
+            data, found, _, _ = socket.recv_fds(connection, min(CHUNK, source.window.left), FILES_LIMIT)
+        finally:
+            connection.detach()
+        for each in found:
+            files.append(each)
+            self.send(Frame(Kind.FILE, key[0], key[1], describe_sent(each)))
+        return data
+
     def _end_source(self, key: Key, source: _Source) -> None:
         self._sources.pop(key, None)
         self.send(Frame(Kind.END, key[0], key[1]))
         source.ended()
+
+
+FILES_LIMIT = 4
+"""Descriptors taken with one piece of data; the monitor takes no more."""
+
+_REOPENED = os.O_ACCMODE | os.O_NONBLOCK
+"""Flags of a descriptor with which its file is opened inside."""
+
+
+def describe_sent(descriptor: int) -> bytes:
+    """Return the payload of FILE for a descriptor: the file's path, to be opened where it is the same file."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & _REOPENED
+    return json.dumps({"path": os.readlink(f"/proc/self/fd/{descriptor}"), "flags": flags}).encode()
+
+
+def open_sent(payload: bytes) -> int | None:
+    """Open the file of a FILE frame; None if it cannot be opened, or is none. Raises ProtocolError."""
+    try:
+        file = json.loads(payload)
+        path, flags = str(file["path"]), int(file["flags"]) & _REOPENED
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError("emulated host: a FILE that names no file") from error
+    try:
+        return os.open(path, flags | os.O_CLOEXEC) if path.startswith("/") else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write_with_files(sink: _Sink) -> int:
+    """Write to a socket: up to the byte with which a descriptor goes, or that byte and what follows, with it."""
+    (place, descriptor), *rest = sink.files
+    if place > sink.written:
+        return os.write(sink.descriptor, memoryview(sink.window.pending)[: min(place - sink.written, _SAFE_WRITE)])
+    end = rest[0][0] - place if rest and rest[0][0] > place else _SAFE_WRITE
+    connection = socket.socket(fileno=sink.descriptor)
+    try:
+        count = socket.send_fds(connection, [memoryview(sink.window.pending)[: min(end, _SAFE_WRITE)]], [descriptor])
+    finally:
+        connection.detach()
+    sink.files.pop(0)
+    os.close(descriptor)
+    return count
 
 
 class Waker:

@@ -58,6 +58,7 @@ class Kind(IntEnum):
     STOPPED = 15  # i: payload u32, the signal that stopped the command; SIGNAL with SIGCONT continues it
     BROKEN = 16  # o: the channel's reader has closed it: the command gets a broken pipe
     ENDED = 17  # i: as EXIT, which follows once all output of the command was consumed
+    FILE = 18  # o: a descriptor comes with the next DATA; payload: JSON {path, flags}, to be opened inside
     NUDGE = 14  # o: no operation, but it causes an interrupt inside; see client.NUDGE_EVERY
 
 

@@ -45,13 +45,15 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
 
     Raises ConfigError and HostError.
     """
-    from pyvmm.images.own_kernel import Selection
+    from pyvmm.images.own_kernel import FEATURE_DRIVERS, Selection
+    from pyvmm.launch.build import features, guest_parts
 
     if options.initrd is not None and options.command:
         raise ConfigError("COMMAND needs pyvmm's own initramfs: leave --initrd out, or boot to your own init")
     if options.initrd is not None and options.module:
         raise ConfigError("--module adds to pyvmm's own initramfs: leave --initrd out, or put the module into yours")
     own = _open(options, progress)
+    own.features = tuple(name for name in features(options) if name in FEATURE_DRIVERS)
     for note in own.notes:
         progress(f"{own.place}: {note}")
     if options.initrd is not None or not own.release:
@@ -66,9 +68,8 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
     from pyvmm.images.catalog import initrd_for
     from pyvmm.images.features import FEATURES
     from pyvmm.images.parts import append_parts
-    from pyvmm.launch.build import features, guest_parts
 
-    wanted = [module for name in features(options) for module in FEATURES[name]]
+    wanted = [module for name in features(options) if name not in FEATURE_DRIVERS for module in FEATURES[name]]
     chosen = own.select((*options.module, *wanted))
     _tell_lacks(options, own, own.lacks(chosen, cpus=cpus, grows=grows), progress)
     initrd = append_parts(initrd_for(own.release, chosen.modules, progress), guest_parts(options), progress)

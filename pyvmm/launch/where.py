@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +62,19 @@ def dispatch_run(
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
         place = gdb_place(gdb, registration.socket)
         places: list[Place] = [*sockets, *([] if place is None else [place])]
-        return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, places, input=input)
+        with _locked_here(config):
+            return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, places, input=input)
+
+
+@contextmanager
+def _locked_here(config: MachineConfig) -> Iterator[None]:
+    """Lock the disks' files while an emulated host uses them: locks inside do not reach the server of the files."""
+    with ExitStack() as stack:
+        for spec in config.disks:
+            from pyvmm.disks.open import open_locked
+
+            stack.callback(os.close, open_locked(spec))
+        yield
 
 
 def runs_here(host: str) -> bool:

@@ -102,6 +102,10 @@ class DeviceSet:
                 plug.device.reset()
                 plug.contacts = self._bus.contacts
 
+    def has(self, id: str) -> bool:
+        """Whether a device on the bus has this id."""
+        return any(each.id == id and each.state != "unplugged" for each in self._plugs)
+
     def resumed(self) -> None:
         """Notify all devices that the machine goes on after a pause."""
         for plug in self._plugs:
@@ -141,7 +145,7 @@ class DeviceSet:
         """
         if driver not in DEVICES:
             raise ConfigError(f"'{driver}' is not a valid device model name")
-        if id and any(each.id == id and each.state != "unplugged" for each in self._plugs):
+        if id and self.has(id):
             raise ConfigError(f"Duplicate device ID '{id}'")
         plug = self._free(driver)
         if self._bus.contacts != plug.contacts:
@@ -155,7 +159,8 @@ class DeviceSet:
         for plug in plugs:
             if plug.state == "unplugged":
                 return plug
-        if DEVICES[driver].several and len(plugs) < MAX_OF_A_KIND:
+        kind = DEVICES[driver]
+        if (kind.several and len(plugs) < MAX_OF_A_KIND) or (kind.hot and not plugs):
             return self._make(driver)
         if not plugs:
             raise ConfigError(f"Device '{driver}' can not be hotplugged on this machine")

@@ -61,6 +61,7 @@ class Kind:
     events: str
     about: str = ""  # for `--device help`
     several: bool = False
+    hot: bool = False  # may come to a machine that began without
 
 
 def _balloon(parts: Parts) -> VmbusDevice:
@@ -158,7 +159,7 @@ DEVICES: dict[str, Kind] = {
     "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events", "whether the guest is alive"),
     "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events", "asks the guest to power off"),
     "timesync": Kind(_timesync, "pyvmm.devices.ic.events", "the guest's clock"),
-    "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk"),
+    "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk", hot=True),
     "kvp": Kind(_kvp, "pyvmm.devices.kvp.events", "values to and from the guest; its name and addresses"),
     "vss": Kind(_vss, "pyvmm.devices.vss.events", "freezes the guest's file systems for copies of its disks"),
     "fcopy": Kind(_fcopy, "pyvmm.devices.fcopy.device", "writes files into the guest, as its root"),

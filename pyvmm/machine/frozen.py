@@ -43,6 +43,8 @@ class FrozenMachine:
             raise ConfigError(f"the machine is {machine.state}: only a running one can be frozen")
         if machine.debugger is not None and machine.debugger.attached:
             raise ConfigError("a debugger is connected: disconnect it before the machine is frozen")
+        if any(not disk.image.read_only for disk in machine.disks):
+            raise ConfigError("the machine has a disk that it can write: forks would all write to it; add `,ro`")
         clock = machine.loop.clock
         assert isinstance(clock, StoppableClock), "the loop of a machine that is frozen has a clock that stops"
         if machine.links is not None and machine.links.shared:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyvmm.devices.balloon.device import BalloonDevice
     from pyvmm.devices.netvsc import Netvsc
     from pyvmm.machine.debugger import Debugger
+    from pyvmm.machine.disks import HotDisks
     from pyvmm.machine.integration import Integration
     from pyvmm.machine.machine import Machine
     from pyvmm.machine.notifier import Listener
@@ -261,8 +262,18 @@ class MonitorView:
         self._machine.services.devices.add(driver, id)
 
     def remove_device(self, id: str) -> None:
-        """Remove a VMBus device from the bus, by id or path. Raises ConfigError."""
-        self._machine.services.devices.remove(id)
+        """Remove a VMBus device from the bus, or a disk, by id or path. Raises ConfigError."""
+        disk = self.disks().find(id)
+        if disk is not None:
+            self.disks().remove(disk)
+        else:
+            self._machine.services.devices.remove(id)
+
+    def disks(self) -> HotDisks:
+        """Return what adds, resizes and describes disks."""
+        from pyvmm.machine.disks import HotDisks
+
+        return HotDisks(self._machine.services.devices, self._machine.notifier.emit)
 
     # The guest
 

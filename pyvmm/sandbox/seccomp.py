@@ -57,7 +57,7 @@ ALLOWED = {
     # memory
     "munmap": 11, "brk": 12, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28, "membarrier": 324,
     # clients of the monitor that is open already
-    "accept": 43, "accept4": 288, "recvfrom": 45, "shutdown": 48, "getsockname": 51, "getpeername": 52,
+    "accept": 43, "accept4": 288, "recvfrom": 45, "recvmsg": 47, "shutdown": 48, "getsockname": 51, "getpeername": 52,
     "getsockopt": 55,
     # threads, time, signals of its own
     "futex": 202, "futex_waitv": 449, "set_robust_list": 273, "get_robust_list": 274, "set_tid_address": 218,

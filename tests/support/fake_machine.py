@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from pyvmm.control.server import ControlServer
 from pyvmm.cover_sites import pack_hits
+from pyvmm.disks.spec import DiskSpec
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
 from pyvmm.loop import Loop
 
@@ -71,6 +73,35 @@ class FakeIntegration:
         self.calls.append(f"press {names} {hold}")
 
 
+class FakeDisks:
+    """`HotDisks`: disks are rows of query-block, whose files are closed at once."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+
+    def add(self, spec: DiskSpec, fd: int | None) -> None:
+        rows = self.machine.block
+        size = 0 if fd is None else os.lseek(fd, 0, os.SEEK_END)
+        if fd is not None:
+            os.close(fd)
+        if spec.id in [row["device"] for row in rows]:
+            raise ConfigError(f"Duplicate device ID '{spec.id}'")
+        self.machine.calls.append(f"add_disk {spec} {'sent' if fd is not None else 'by path'}")
+        inserted = {"image": {"virtual-size": size}, "drv": "raw", "ro": spec.read_only, "file": spec.path}
+        id = spec.id or f"disk{len(rows)}"
+        rows.append({"device": id, "inserted": inserted, "io-status": "ok", "x-lun": len(rows), "x-state": "present"})
+
+    def resize(self, id: str, size: int) -> None:
+        self.machine.calls.append(f"resize_disk {id} {size}")
+
+    def info(self) -> list[dict[str, Any]]:
+        return self.machine.block
+
+    def statistics(self) -> list[dict[str, Any]]:
+        stats = {"rd_bytes": 5 << 20, "wr_bytes": 0, "x-failed": 0}
+        return [{"device": row["device"], "stats": stats} for row in self.machine.block]
+
+
 class FakeMachine:
     """`MonitoredMachine`, with 512 MiB and a guest that gives back memory at once, down to 64 MiB."""
 
@@ -94,6 +125,11 @@ class FakeMachine:
         self.ready = True  # whether the guest takes commands
         self.services_of_guest = FakeIntegration(self.calls)
         self.loop: Loop | None = None  # that serves its monitor on another thread
+        self.block: list[dict[str, Any]] = []  # for query-block
+        self.storvsc = "open"  # state of the channel that disks bring
+
+    def disks(self) -> FakeDisks:
+        return FakeDisks(self)
 
     def fault_rules(self) -> FakeMachine:
         return self
@@ -233,7 +269,8 @@ class FakeMachine:
                 "state": "open",
                 "path": "/machine/peripheral/heartbeat",
                 "rings": [4096, 4096],
-            }
+            },
+            *([{"relid": 2, "name": "storvsc", "state": self.storvsc, "path": "/x"}] if self.block else []),
         ]
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
@@ -262,9 +299,13 @@ class FakeMachine:
         self.devices.append(id or driver)
 
     def remove_device(self, id: str) -> None:
-        if id not in self.devices:
+        disk = next((row for row in self.block if row["device"] == id), None)
+        if disk is None and id not in self.devices:
             raise NotFoundError(f"Device '{id}' not found")
-        self.devices.remove(id)
+        if disk is not None:
+            self.block.remove(disk)
+        else:
+            self.devices.remove(id)
         self.emit("DEVICE_DELETED", device=id, path=f"/machine/peripheral/{id}")
 
     @property

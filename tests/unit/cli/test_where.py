@@ -32,6 +32,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 class _Config:
     maximum_memory = 1 << 30
+    disks = ()
     name = ""
 
     def __init__(self, **fields: Any) -> None:

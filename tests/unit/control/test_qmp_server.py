@@ -51,8 +51,11 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "device_add": {"driver": "heartbeat", "id": "again"},
         "device_del": {"id": "heartbeat"},
         "set_link": {"name": "netvsc", "up": False},
+        "getfd": {"fdname": "disk"},
+        "closefd": {"fdname": "disk"},
+        "block_resize": {"device": "disk0", "size": MIB},
     }
-    last: list[str] = ["stop", "cont", "system_reset", "system_powerdown", "quit"]
+    last: list[str] = ["closefd", "stop", "cont", "system_reset", "system_powerdown", "quit"]
     expected = {
         "DEVICE_DELETED",
         "STOP",
@@ -70,6 +73,8 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
             await client.connect(str(path))
             names = [each["name"] for each in cast(list[dict[str, Any]], await client.execute("query-commands"))]
             for name in [each for each in names if each not in last] + last:
+                if name == "getfd":
+                    client.send_fd_scm(2)
                 if name not in ("qmp_capabilities", "x-gdb"):  # the latter ends QMP on the connection
                     replies[name] = await client.execute(name, arguments.get(name))
             while expected - set(events):
@@ -92,6 +97,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
     assert events["BALLOON_CHANGE"]["data"] == {"actual": 256 * MIB}
     services = ["press ['a'] 0.1", "freeze 60", "thaw", "file / x 2 False False", "write 2", "end"]
     assert [each for each in machine.calls if each not in services] == [
+        "resize_disk disk0 1048576",
         "execute true",
         "pause",
         "resume",

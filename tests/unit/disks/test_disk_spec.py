@@ -35,7 +35,7 @@ def test_two_commas_are_one_in_the_name() -> None:
         ("a,", "'' is no option"),
         ("a,id=0", "id='0': it may be a letter"),
         ("a,id=" + "x" * 65, "id='xxx"),
-        ("a,format=cow", "format='cow': it may be raw"),
+        ("a,format=cow", "format='cow': it may be raw, qcow2"),
         ("a,werror=ignore", "werror='ignore': it may be report, stop, enospc"),
         ("a,serial=ä", "serial='ä': it may be 1 to 36"),
         ("a,serial=", "serial=''"),

@@ -1,0 +1,121 @@
+"""QMP commands for disks, and descriptors of files that clients send.
+
+Source: QEMU qapi/block-core.json, qapi/misc.json; monitor/fds.c for the messages about descriptors.
+
+A confined machine cannot open files, so a client opens a new disk's file, locks it, and sends the descriptor:
+
+    client                                                           server
+      getfd {"fdname": "d"}, with the descriptor (SCM_RIGHTS)   ->
+      device_add {"driver": "scsi-hd", "file": PATH, "fd": "d", "id": "data"}   ->
+                                                                <-  the guest finds it
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from pyvmm.control.errors import ControlError
+from pyvmm.control.table import Argument, MonitoredMachine, command
+from pyvmm.disks.spec import DiskSpec, check_id, parse_disk
+from pyvmm.errors import ConfigError
+from pyvmm.qapi import BlockInfo, BlockStats, Empty
+
+NAMED_LIMIT = 16
+"""Most descriptors that a client may have named and not used."""
+
+
+class Sender(Protocol):
+    """A client that may have sent a descriptor."""
+
+    def take_file(self) -> int | None: ...
+
+
+class _Named(dict[str, int]):
+    """Descriptors that a client named; closed with it."""
+
+    def __del__(self) -> None:
+        for each in self.values():
+            os.close(each)
+
+
+_named: WeakKeyDictionary[Any, _Named] = WeakKeyDictionary()
+
+
+@command("getfd", of_client=True, fdname=str)
+def getfd(machine: MonitoredMachine, client: Sender | None, fdname: str) -> Empty:
+    """Name the descriptor that came with this command."""
+    fd = client.take_file() if client is not None else None
+    if fd is None:
+        raise ControlError("No file descriptor supplied via SCM_RIGHTS")
+    named = _named.setdefault(client, _Named())
+    if not fdname or fdname[0].isdigit() or (fdname not in named and len(named) >= NAMED_LIMIT):
+        os.close(fd)
+        raise ControlError("Parameter 'fdname' expects a name not starting with a digit")
+    if fdname in named:
+        os.close(named[fdname])
+    named[fdname] = fd
+    return {}
+
+
+@command("closefd", of_client=True, fdname=str)
+def closefd(machine: MonitoredMachine, client: object, fdname: str) -> Empty:
+    """Close a named descriptor."""
+    os.close(_take(client, fdname))
+    return {}
+
+
+def _take(client: object, name: str) -> int:
+    named = _named.get(client)
+    if named is None or name not in named:
+        raise ControlError(f"File descriptor named '{name}' not found")
+    return named.pop(name)
+
+
+def add_disk(machine: MonitoredMachine, client: object, more: dict[str, Any], id: str) -> None:
+    """Run device_add for a disk: `file`, and `fd` if it was sent; `read-only`, `format`, `serial`, `werror`."""
+    spec, fd_name = _disk_of(more, id)
+    fd = None if fd_name is None else _take(client, fd_name)
+    machine.disks().add(spec, fd)
+
+
+def _disk_of(more: dict[str, Any], id: str) -> tuple[DiskSpec, str | None]:
+    """Return the disk and the name of its descriptor. Raises ControlError, ConfigError."""
+    kinds = {"file": str, "fd": str, "read-only": bool, "format": str, "serial": str, "werror": str}
+    for name, value in more.items():
+        if name not in kinds:
+            raise ControlError(f"Property 'scsi-hd.{name}' not found")
+        Argument(kinds[name]).check(name, value)
+    if "file" not in more:
+        raise ControlError("scsi-hd: Parameter 'file' is missing")
+    if id:
+        check_id(id)
+    words = [str(more["file"]).replace(",", ",,")]
+    words += ["ro"] if more.get("read-only") else []
+    words += [f"{name}={more[name]}" for name in ("format", "serial", "werror") if name in more]
+    words += [f"id={id}"] if id else []
+    if any("," in word for word in words[1:]):
+        raise ConfigError("scsi-hd: a comma in a property")
+    return parse_disk(",".join(words)), more.get("fd")
+
+
+@command("query-block")
+def query_block(machine: MonitoredMachine) -> list[BlockInfo]:
+    return machine.disks().info()
+
+
+@command("query-blockstats")
+def query_blockstats(machine: MonitoredMachine) -> list[BlockStats]:
+    return machine.disks().statistics()
+
+
+@command("block_resize", device=Argument(str, optional=True), node_name=Argument(str, optional=True), size=int)
+def block_resize(
+    machine: MonitoredMachine, size: int, device: str | None = None, node_name: str | None = None
+) -> Empty:
+    """Change the size of a disk, and tell the guest."""
+    if (device is None) == (node_name is None):
+        raise ControlError("Need exactly one of 'device' and 'node-name'")
+    machine.disks().resize(device or node_name or "", size)
+    return {}
