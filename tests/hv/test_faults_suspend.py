@@ -86,7 +86,7 @@ def test_offer_before_unload(vm, host, outcome):
     before = devices(vm)
     host.vmbus.rescind(host.vmbus.relid("timesync"))
     vm.run_for(3)
-    outcome.shows("no RESCIND is done any more", devices(vm) == before, only=())
+    outcome.shows("no RESCIND is done any more", devices(vm) == before, only=("5.10",))  # later ones drop such offers
 
 
 @fault("V13", "no answer to UNLOAD as the guest suspends")
