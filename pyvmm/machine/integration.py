@@ -26,7 +26,7 @@ class Integration:
     def _need(self, kind: type[D], name: str) -> D:
         found = self._devices.find(kind)
         if found is None:
-            raise ConfigError(f"the machine has no device {name}: `pyvmm run --device {name}`, or device_add {name}")
+            raise ConfigError(f"the machine has no device {name}: `pyvmm run --device {name}` gives it one")
         return found
 
     # KVP
