@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.cache import disk_errors, locked, mark_used, prune
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import FileError, Shape, load_object
+from pyvmm.images.debian_root import KERNEL, NAME, build_root, root_disk
 from pyvmm.images.features import FEATURES
 from pyvmm.paths import cache_folder, make_folder, new_folder, scratch_folder, write_private
 
@@ -86,6 +87,7 @@ class Image:
     release: str = ""  # uname -r
     package: str = ""
     modules: tuple[str, ...] = ()
+    root: Path | None = None  # the disk of a whole Debian that it boots
     sizes: dict[str, int] = field(default_factory=dict)  # bytes, by kernel, vmlinux, initrd
 
 
@@ -98,6 +100,19 @@ def _quiet(_text: str) -> None:
 
 def list_images() -> list[Image]:
     """Return all images that have a recipe, built or not."""
+    disk, kernel = root_disk(), _load(KERNEL)
+    root = _with_root(kernel, disk) if kernel is not None and disk.exists() else Image(NAME, False)
+    return [*_kernel_images(), root]
+
+
+def _with_root(kernel: Image, disk: Path) -> Image:
+    """Return the image that boots a disk with the kernel of another image."""
+    return replace(
+        kernel, name=NAME, default=False, root=disk, sizes=kernel.sizes | {"root": disk.stat().st_blocks * 512}
+    )
+
+
+def _kernel_images() -> list[Image]:
     return [_load(name) or Image(name, False, name == DEFAULT) for name in RECIPES]
 
 
@@ -108,6 +123,11 @@ def find_image(
 
     Raises ConfigError for an unknown name; HostError.
     """
+    if name == NAME:
+        if not build and not root_disk().exists():
+            raise ConfigError(f"image {name} is not built; `pyvmm image build {name}` does it")
+        disk = build_root(progress)
+        return _with_root(find_image(KERNEL, build, progress, _with_disk(features)), disk)
     _recipe(name)
     image = _load(name, ("kernel", "vmlinux"))
     if features:
@@ -153,6 +173,8 @@ def known_image(name: str = DEFAULT, features: Sequence[str] = ()) -> Image:
     """Return the image as `find_image` does, without checking its files: for an emulated host, whose outer side has
     just checked them, and where each access to a file is several 9p requests.
     """
+    if name == NAME:
+        return _with_root(known_image(KERNEL, _with_disk(features)), root_disk())
     _recipe(name)
     image = _read(name)
     if image is not None and features and _features(image).keys() >= set(features):
@@ -169,6 +191,9 @@ def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = 
     `progress` is called at each step with a short text. Raises ConfigError for an unknown name or an unavailable
     kernel, HostError if a program or the disk fails; no partial output is left.
     """
+    if name == NAME:
+        disk = build_root(progress, force=force)
+        return _with_root(find_image(KERNEL, progress=progress, features=("disk",)), disk)
     recipe = _recipe(name)
     with disk_errors(f"cannot build image {name}"), locked("images"):
         folder = _kernel(name, recipe, progress, force)
@@ -186,11 +211,15 @@ def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = 
         return _finish(image, progress, force)
 
 
+def _with_disk(features: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(("disk", *features)))
+
+
 def _recipe(name: str) -> Recipe:
     try:
         return RECIPES[name]
     except KeyError:
-        raise ConfigError(f"no image is named {name!r}; there are {', '.join(RECIPES)}") from None
+        raise ConfigError(f"no image is named {name!r}; there are {', '.join([*RECIPES, NAME])}") from None
 
 
 def _manifest(name: str) -> Path:

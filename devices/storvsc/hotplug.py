@@ -3,8 +3,8 @@
     present --remove--> leaving --the guest finds it missing, and flushes--> gone: image closed, `gone()` called
 
 A disk is added by ENUMERATE_BUS: the guest scans and finds it. It is removed by the same packet, and by answering
-TEST UNIT READY as for no disk; Linux then sends a last SYNCHRONIZE CACHE, which is served. A guest without a driver,
-or one that does nothing for GRACE seconds, loses the disk at once.
+TEST UNIT READY as for no disk; Linux then sends a last SYNCHRONIZE CACHE, which is served. A guest without a driver
+loses the disk at once, one that does nothing after GRACE seconds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 LUNS = 64
 """Most disks of a controller. Linux would take 255."""
 
-GRACE = 4.0
-"""Seconds of guest time for which a removed disk still serves commands; less than bus.LEAVING_SECONDS."""
+GRACE = 25.0
+"""Seconds of guest time for which a removed disk still serves commands. Linux scans all targets first, which takes
+2 s in a slow guest, and a controller that is rescinded while a disk is in use hangs it."""
 
-AFTER_LAST = 0.3
-"""Seconds for which it serves commands after the guest has found it missing."""
+AFTER_LAST = 0.2
+"""Seconds for which it serves commands after the guest has found it missing and flushed it: Linux's last command."""
 
 
 class Disks:
@@ -94,10 +95,13 @@ class Disks:
         self._controller.enumerate()
 
     def found_missing(self, disk: Disk) -> None:
-        """The guest has found a leaving disk missing: it may flush once more."""
+        """The guest has found a leaving disk missing: it will flush once more, when it has let go of it."""
+        disk.asked = True
+
+    def flushed_last(self, disk: Disk) -> None:
+        """The guest has flushed a disk after it found it missing."""
         primary = self._controller.primary
-        if primary is not None and not disk.asked:
-            disk.asked = True
+        if primary is not None:
             primary.after(AFTER_LAST, lambda: self._end(disk))
 
     def driver_left(self) -> None:

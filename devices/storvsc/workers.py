@@ -33,6 +33,25 @@ class Job(Protocol):
         """Handle the outcome, on the loop's thread."""
 
 
+class Budget:
+    """An amount that may be used up in each turn of the loop."""
+
+    def __init__(self, loop: Poster, amount: int) -> None:
+        self._amount = self._left = amount
+        self._renewing = Pending(loop, self._renew)
+
+    def take(self, amount: int) -> bool:
+        """Take so much, and return True; or False if it is not left."""
+        if amount > self._left:
+            return False
+        self._left -= amount
+        self._renewing.ask()
+        return True
+
+    def _renew(self) -> None:
+        self._left = self._amount
+
+
 class Workers:
     """A pool of threads. All methods are called on the loop's thread."""
 

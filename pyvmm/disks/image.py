@@ -15,6 +15,12 @@ class Image(Protocol):
     format: str
     path: str
 
+    def try_read(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Read like `read` if that takes no waiting for a device; return False, with `views` in any state, if not."""
+
+    def try_write(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Write like `write` if that takes no waiting for a device; return False if not."""
+
     def read(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill `views` from `offset` on; zeroes past the end of the file."""
 

@@ -152,6 +152,12 @@ class NbdImage:
         finally:
             self._free.put(connection)
 
+    def try_read(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Return False: each request waits for the daemon."""
+        return False
+
+    try_write = try_read
+
     def read(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill `views` from `offset` on."""
         self._request(READ, offset, total(views), views)

@@ -1,7 +1,8 @@
 """Raw images: a file or block device whose bytes are the disk's.
 
 Reads and writes go straight between guest memory and the file (preadv, pwritev); the host's page cache is the disk's
-write cache, and `flush` is fdatasync. O_DIRECT is not used: measured, it is slower for all sizes (docs/devices.md).
+write cache, and `flush` is fdatasync. What the page cache holds is read at once (RWF_NOWAIT), on the loop: a thread
+costs more than the read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ZEROES = memoryview(bytes(1 << 20))
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
+TMPFS_MAGIC = 0x01021994
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -34,7 +37,39 @@ class RawImage:
         self.fd = fd
         self.path = path
         self.read_only = read_only
+        self._in_memory = _is_in_memory(fd)
+        self._reads_at_once = self._writes_at_once = True  # as far as is known
         self.size = -(-os.lseek(fd, 0, os.SEEK_END) // SECTOR) * SECTOR
+
+    def try_read(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Read what the page cache holds."""
+        if self._in_memory:
+            self.read(views, offset)
+            return True
+        if not self._reads_at_once or len(views) > IOV_MAX:
+            return False
+        try:
+            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without such reads; or an error that `read` will tell
+            self._reads_at_once = False
+            return False
+
+    def try_write(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Write to the page cache, if that needs nothing else."""
+        if self._in_memory:
+            self.write(views, offset)
+            return True
+        if not self._writes_at_once or len(views) > IOV_MAX:
+            return False
+        try:
+            return os.pwritev(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._writes_at_once = False
+            return False
 
     def read(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill `views` from `offset` on."""
@@ -106,6 +141,12 @@ class RawImage:
     def close(self) -> None:
         """Close the file, and with it its lock."""
         os.close(self.fd)
+
+
+def _is_in_memory(fd: int) -> bool:
+    """Return whether the file lies in a tmpfs, which never waits for a device but to swap."""
+    found = (ctypes.c_long * 16)()
+    return not _libc.fstatfs(fd, ctypes.byref(found)) and found[0] == TMPFS_MAGIC
 
 
 def check_size(size: int) -> None:

@@ -24,6 +24,7 @@ from pyvmm.client.qmp import Client
 from pyvmm.disks.nbd import Connection, NbdImage
 from pyvmm.disks.spec import DiskSpec
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.paths import runtime_folder
 from pyvmm.process import kill_with_parent
 
 PROGRAM = "qemu-storage-daemon"
@@ -44,7 +45,7 @@ def open_with_daemon(spec: DiskSpec) -> NbdImage:
         why = os.strerror(2 if not os.path.exists(spec.path) else 13)
         raise ConfigError(f"{spec.path}: {why}")
     monitor, theirs = socket.socketpair()
-    with tempfile.TemporaryDirectory(prefix="pyvmm-disk-") as folder:
+    with tempfile.TemporaryDirectory(prefix="disk-", dir=runtime_folder()) as folder:
         place = os.path.join(folder, "nbd")
         with open(os.path.join(folder, "errors"), "w+b") as errors, theirs:
             process = subprocess.Popen(

@@ -76,11 +76,14 @@ def build_config(
     emulated host has done. Raises ConfigError.
     """
     config = machine_config(options)
+    append = options.append
     config.check()  # before an image is built for an invalid machine
     if options.kernel is None and options.kdir is None:
         _refuse_without_kernel(options)
         found = guest_image(options.image, progress, validate=validate, features=features(options))
         config.kernel, config.initrd, our_init = found.vmlinux, found.initrd, True
+        if found.root is not None:
+            append = _boot_from(found.root, options, config)
         if parts := guest_parts(options):
             from pyvmm.images.parts import append_parts
 
@@ -95,7 +98,7 @@ def build_config(
             config.initrd, config.modules = None, read_modules(options.initrd)
     else:
         size = window if our_init else None
-        config.cmdline = command_line(options.append, agent_only=bool(options.command), window=size)
+        config.cmdline = command_line(append, agent_only=bool(options.command), window=size)
     if config.cover and validate:
         from pyvmm.cover.boot import prepare
 
@@ -110,6 +113,19 @@ def build_config(
             protocol=config.entry,
         )
     return config
+
+
+def _boot_from(root: Path, options: GuestOptions, config: MachineConfig) -> str:
+    """Give the machine an image's disk as the first; return the kernel parameters. Raises ConfigError."""
+    from pyvmm.disks.spec import DiskSpec
+    from pyvmm.images.debian_root import WORDS
+
+    if options.command:
+        raise ConfigError(f"COMMAND needs our init: --image {options.image} boots its own; log in on its console")
+    config.disks = (DiskSpec(str(root), format="raw", id="root"), *config.disks)
+    if "storvsc" not in config.devices:
+        config.devices = (*config.devices, "storvsc")
+    return f"{WORDS} {options.append}"
 
 
 def machine_config(options: GuestOptions) -> MachineConfig:

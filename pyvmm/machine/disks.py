@@ -133,6 +133,9 @@ class HotDisks:
         except OSError as error:
             raise ConfigError(f"{disk.image.path}: {error.strerror}") from error
         disk.resized()
+        controller = self._controller()
+        if controller is not None:
+            controller.enumerate()  # a guest that does nothing with the disk is told too
 
     def info(self) -> list[qapi.BlockInfo]:
         """Return QEMU's BlockInfo of each disk."""

@@ -48,9 +48,6 @@ from pyvmm.vmbus.states import (
 )
 from pyvmm.vmbus.timers import Scheduler
 
-LEAVING_SECONDS = 5.0
-"""Seconds of guest time for which a device that is being removed may answer pending requests."""
-
 
 class Vmbus:
     """The bus. All methods belong to the loop's thread."""
@@ -101,7 +98,7 @@ class Vmbus:
             self._rescind(device, gone)
             return
         leave = partial(self._leave, device)
-        self._leaving[device] = gone, self.loop.after(LEAVING_SECONDS, leave)
+        self._leaving[device] = gone, self.loop.after(device.LEAVING_SECONDS, leave)
         channel.leave(leave)
 
     def _leave(self, device: VmbusDevice) -> None:

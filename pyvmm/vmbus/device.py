@@ -32,6 +32,8 @@ class VmbusDevice:
     OWN_COMPLETIONS: ClassVar[int] = 0
     """Limit of packets per channel that await the device's `Channel.complete`; at the limit reading stops.
     0: the channel completes each packet that requests it when `packet` returns, with no payload."""
+    LEAVING_SECONDS: ClassVar[float] = 5.0
+    """Seconds of guest time that `leaving` may take before the bus rescinds the device all the same."""
     number: int = 0
     """Number of this device among those of its kind in a machine. Set before the device is added to the bus."""
 

@@ -8,11 +8,13 @@ from struct import pack, unpack_from
 import pytest
 
 from pyvmm.vmbus import protocol as p
-from pyvmm.vmbus.bus import LEAVING_SECONDS
 from pyvmm.vmbus.channel import SUB_CHANNEL_LIMIT
+from pyvmm.vmbus.device import VmbusDevice
 from tests.support.fake_guest import FakeDriver, FakeGuest
 from tests.support.fake_ring import COMPLETION
 from tests.support.queues_device import Command, Queues
+
+LEAVING_SECONDS = VmbusDevice.LEAVING_SECONDS
 
 DIRECT, PAGES = 9, 7
 

@@ -164,10 +164,10 @@ def _wait_for_driver(client: Client) -> bool:
 @click.argument("words", nargs=-1, metavar="[NAME] ID", shell_complete=_complete_id)
 @machine_options
 @click.option(
-    "--timeout", type=Seconds(min=0), default=10.0, show_default=True, help="Seconds to wait for the guest."
+    "--timeout", type=Seconds(min=0), default=30.0, show_default=True, help="Seconds to wait for the guest."
 )
 def remove(words: tuple[str, ...], name: str | None, socket: Path | None, timeout: float) -> None:
-    """Remove a disk from a machine: the guest is told, may flush once more, and loses it within 4 seconds.
+    """Remove a disk from a machine: the guest is told, may flush once more, and loses it then.
 
     Unmount it in the guest first: what is mounted then is lost, as with a disk that is pulled out.
     """

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete image names."""
-    from pyvmm.images.catalog import RECIPES
+    from pyvmm.images.catalog import list_images
 
-    return [name for name in RECIPES if name.startswith(incomplete)]
+    return [each.name for each in list_images() if each.name.startswith(incomplete)]
 
 
 @click.group()
 def image() -> None:
-    """Guest images: Debian kernels with a small initramfs, made on this computer and kept in the cache.
+    """Guest images: Debian kernels with a small initramfs, made on this computer and kept in the cache; and
+    debian-12-root, the disk of a whole Debian.
 
     \b
     pyvmm image list
@@ -57,7 +58,10 @@ def list_(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Build every image.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def build(name: str | None, force: bool, everything: bool, as_json: bool) -> None:
-    """Build an image (the default one without NAME) from Debian's newest kernel package of its version."""
+    """Build an image (the default one without NAME) from Debian's newest kernel package of its version.
+
+    debian-12-root is a disk besides: a whole Debian, installed with mmdebstrap, that keeps what its guests write.
+    """
     from pyvmm.images import catalog
     from pyvmm.process import signals_as_exceptions
 
@@ -98,6 +102,7 @@ def show(name: str | None, as_json: bool) -> None:
             ("vmlinux", file("vmlinux")),
             ("initrd", file("initrd")),
             ("modules", " ".join(found.modules)),
+            *([("disk", file("root"))] if found.root is not None else []),
         ]
     )
 

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 from pyvmm import paths
 from pyvmm.errors import ConfigError, HostError
-from pyvmm.images import busybox, catalog, initramfs, packages
+from pyvmm.images import busybox, catalog, debian_root, initramfs, packages
 from pyvmm.images.catalog import build_image, find_image, known_image, list_images
 from pyvmm.images.cpio import read_cpio
 from tests.support import sample_kernels as kernels
@@ -117,6 +119,7 @@ def test_list_shows_which_are_built(debian: Debian) -> None:
         ("debian-6.12", False, False),
         ("debian-7.2", False, False),
         ("debian-7.3", False, False),
+        ("debian-12-root", False, False),
     ]
 
 
@@ -332,3 +335,32 @@ def test_kernel_without_the_drivers_of_a_feature_says_so(debian: Debian) -> None
     with pytest.raises(ConfigError, match=r"its kernel has no modules for disk; take another image"):
         find_image(features=("disk",))
     assert find_image().built
+
+
+def test_whole_debian_is_a_disk_beside_a_kernel_with_its_drivers(
+    debian: Debian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_disk_drivers(debian, monkeypatch)
+    made: list[list[str]] = []
+
+    def run(*command: str, cwd: Path | None = None) -> str:
+        made.append(list(command))
+        with tarfile.open(command[-2], "w") as tar:
+            tar.add(Path(__file__), "sbin/init")
+        return ""
+
+    monkeypatch.setattr(debian_root, "run", run)
+    monkeypatch.setattr(debian_root, "_mmdebstrap", lambda progress: ["mmdebstrap"])
+    monkeypatch.setattr(debian_root, "SIZE", 8 << 20)
+    with pytest.raises(ConfigError, match="is not built; `pyvmm image build debian-12-root`"):
+        find_image("debian-12-root", build=False)
+    image = build_image("debian-12-root")
+    assert image.root is not None and image.root.stat().st_size == 8 << 20
+    assert "--include=" in made[0][2] and made[0][-3] == "bookworm"
+    assert {entry.name for entry in read_cpio(image.initrd.read_bytes())} >= {"lib/modules/hv_storvsc.ko"}
+    assert find_image("debian-12-root") == known_image("debian-12-root") == image
+    assert list_images()[-1].built and len(made) == 1
+    listed = subprocess.run(["debugfs", "-R", "ls sbin", str(image.root)], capture_output=True, text=True)
+    assert "init" in listed.stdout
+    build_image("debian-12-root", force=True)
+    assert len(made) == 2
