@@ -24,7 +24,7 @@ from pyvmm.cache import disk_errors, locked, mark_used, prune
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.files import FileError, Shape, load_object
 from pyvmm.images.debian_root import KERNEL, NAME, build_root, root_disk
-from pyvmm.images.features import FEATURES
+from pyvmm.images.features import FEATURES, ON_DEMAND
 from pyvmm.paths import cache_folder, make_folder, new_folder, scratch_folder, write_private
 
 if TYPE_CHECKING:
@@ -137,10 +137,23 @@ def find_image(
             raise ConfigError(f"image {name} is not built; `pyvmm image build {name}` does it")
         return build_image(name, progress)
     if image.initrd.name != _initrd_name(image) or not _is_whole(image, "initrd"):
+        if not _knows_features(image):
+            return build_image(name, progress)
         with disk_errors(f"cannot build image {name}"), locked("images"):
             return _finish(image, progress)
     mark_used(image.initrd)
     return image
+
+
+def _knows_features(image: Image) -> bool:
+    """Return whether the kernel's folder has the modules of all features; one that an older pyvmm unpacked has
+    not.
+    """
+    try:
+        known: dict[str, Any] = load_object(image.kernel.parent / "kernel.json", {"features": dict})["features"]
+    except FileError:
+        return False
+    return known.keys() >= FEATURES.keys()
 
 
 def _with_features(image: Image | None, name: str, features: Sequence[str], progress: Progress) -> Image:
@@ -153,7 +166,7 @@ def _with_features(image: Image | None, name: str, features: Sequence[str], prog
     if not initrd.exists():
         with disk_errors(f"cannot build image {name}"), locked("images"):
             progress(f"making the initramfs for {', '.join(features)}")
-            _make_initrd(initrd, _read_modules(image, _modules(image, features)), progress)
+            _make_initrd(initrd, _read_modules(image, _modules(image, features)), progress, _on_demand(image))
     mark_used(initrd)
     return replace(image, initrd=initrd)
 
@@ -167,6 +180,12 @@ def _modules(image: Image, features: Sequence[str]) -> list[str]:
 def _read_modules(image: Image, names: Sequence[str]) -> list[tuple[str, bytes]]:
     folder = image.kernel.parent / "modules"
     return [(name, (folder / f"{name}.ko").read_bytes()) for name in names]
+
+
+def _on_demand(image: Image) -> list[tuple[str, bytes]]:
+    """Return the modules that a guest loads when they are first wanted."""
+    found = _features(image)
+    return _read_modules(image, [name for each in ON_DEMAND for name in found.get(each, ())])
 
 
 def known_image(name: str = DEFAULT, features: Sequence[str] = ()) -> Image:
@@ -286,7 +305,7 @@ def _finish(image: Image, progress: Progress, force: bool = False) -> Image:
     sizes = _initrd_sizes(image.name)
     if force or not initrd.exists() or sizes.pop(initrd.name, None) != initrd.stat().st_size:
         progress("making the initramfs")
-        _make_initrd(initrd, _read_modules(image, image.modules), progress)
+        _make_initrd(initrd, _read_modules(image, image.modules), progress, _on_demand(image))
     sizes = dict([*sizes.items(), (initrd.name, initrd.stat().st_size)][-INITRDS:])
     facts = {
         "kernel": str(image.kernel),
@@ -333,12 +352,17 @@ def tidy(*, everything: bool = False) -> list[Path]:
     return removed
 
 
-def _make_initrd(target: Path, modules: list[tuple[str, bytes]], progress: Progress) -> None:
+def _make_initrd(
+    target: Path,
+    modules: list[tuple[str, bytes]],
+    progress: Progress,
+    on_demand: Sequence[tuple[str, bytes]] = (),
+) -> None:
     from pyvmm.images.busybox import applets, busybox
     from pyvmm.images.initramfs import build_initramfs
 
     program = busybox(progress)
-    write_private(target, build_initramfs(program.read_bytes(), applets(program), modules))
+    write_private(target, build_initramfs(program.read_bytes(), applets(program), modules, on_demand))
 
 
 def initrd_for(label: str, modules: list[tuple[str, bytes]], progress: Progress = _quiet) -> Path:
@@ -388,8 +412,8 @@ def _whole(folder: Path) -> bool:
     except FileError:
         return False
     features = facts.get("features")
-    if not isinstance(features, dict) or features.keys() != FEATURES.keys():
-        return False  # unpacked by a pyvmm that had other features
+    if not isinstance(features, dict) or not features.keys() >= FEATURES.keys():
+        return False  # unpacked by a pyvmm that had fewer features
     names = [*facts["modules"], *(name for modules in features.values() for name in modules or ())]
     files = [folder / "vmlinuz", folder / "vmlinux", *(folder / "modules" / f"{name}.ko" for name in names)]
     return all(file.is_file() and file.stat().st_size for file in files)

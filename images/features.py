@@ -7,5 +7,10 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "uio": ("uio_hv_generic",),
     "keyboard": ("hyperv_keyboard",),
     "net": ("hv_netvsc",),
+    "sessions": ("hv_sock",),
+    "share": ("fuse",),
 }
 """Modules by feature, without their dependencies. Debian's cloud kernels have ext4 built in."""
+
+ON_DEMAND = ("sessions", "share")
+"""Features whose modules every initramfs has; the guest loads them when they are first wanted."""

@@ -6,18 +6,20 @@ Uncompressed, because unpacking on an emulated processor takes longer than copyi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyvmm.images import scheduled, serve
 from pyvmm.images.cpio import CpioWriter
+from pyvmm.images.session_program import session_program
 
-RECIPE = 2  # increment when the output for the same inputs changes
+RECIPE = 3  # increment when the output for the same inputs changes
 
 FOLDERS = ("bin", "sbin", "dev", "etc/pyvmm", "proc", "root", "run", "sys", "tmp", "lib/modules")
 # Programs that the kernel calls by these names. Not modprobe: /init loads all modules, and while the kernel
 # boots it calls modprobe six to thirteen times for crypto modules that it has built in, at a fork and an exec each.
 SBIN = ("poweroff", "reboot", "halt")
-PROGRAMS = {"realtime": scheduled.PROGRAM, "serve": serve.PROGRAM}  # in etc/pyvmm
+PROGRAMS = {"realtime": scheduled.PROGRAM, "serve": serve.PROGRAM, "session": session_program()}  # in etc/pyvmm
 FSTAB = """\
 proc /proc proc defaults 0 0
 sys /sys sysfs defaults 0 0
@@ -29,13 +31,21 @@ trace /sys/kernel/tracing tracefs defaults 0 0
 
 
 def guest_files() -> dict[str, bytes]:
-    """Return the files of images/guest: init, agent, profile, and for networks net and dhcp."""
+    """Return the files of images/guest: init, agent, profile, vsock, share, and for networks net and dhcp."""
     folder = Path(__file__).parent / "guest"
-    return {name: (folder / name).read_bytes() for name in ("init", "agent", "profile", "net", "dhcp")}
+    names = ("init", "agent", "profile", "vsock", "share", "net", "dhcp")
+    return {name: (folder / name).read_bytes() for name in names}
 
 
-def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str, bytes]]) -> bytes:
-    """Build the archive. `modules`: (name, contents) in load order for /init; `applets` become links to busybox."""
+def build_initramfs(
+    busybox: bytes,
+    applets: list[str],
+    modules: list[tuple[str, bytes]],
+    on_demand: Iterable[tuple[str, bytes]] = (),
+) -> bytes:
+    """Build the archive. `modules`: (name, contents) in load order for /init; `on_demand`: those that it does not
+    load; `applets` become links to busybox.
+    """
     guest = guest_files()
     archive = CpioWriter()
     for folder in FOLDERS:
@@ -56,7 +66,9 @@ def build_initramfs(busybox: bytes, applets: list[str], modules: list[tuple[str,
     archive.file("etc/fstab", FSTAB.encode())
     archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
     archive.file("etc/group", b"root:x:0:\n")
-    for name, contents in modules:
+    for name in ("vsock", "share"):
+        archive.file(f"etc/pyvmm/{name}", guest[name], 0o755)
+    for name, contents in (dict(on_demand) | dict(modules)).items():
         archive.file(f"lib/modules/{name}.ko", contents)
     archive.file("etc/pyvmm/modules", "".join(f"{name}\n" for name, _ in modules).encode())
     return archive.build()

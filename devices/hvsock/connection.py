@@ -65,19 +65,18 @@ class Connection(VmbusDevice):
     def __init__(
         self,
         offer: Offer,
-        end: HostEnd,
         *,
         guest_port: int,
         host_port: int,
-        opened: Callable[[], None],
+        attach: Callable[[], HostEnd | None],
         ended: Callable[[Connection], None],
     ) -> None:
         self.guest_port, self.host_port = guest_port, host_port
         self.received_bytes = self.sent_bytes = 0
         self.was_opened = False
         self._offer = offer
-        self._end = end
-        self._opened, self._ended = opened, ended
+        self._end: HostEnd | None = None
+        self._attach, self._ended = attach, ended
         self._over = False
         self._guest_done = self._host_done = False
         self._channel: Channel | None = None
@@ -94,13 +93,16 @@ class Connection(VmbusDevice):
         self.was_opened = True
         if trace.opened.on:
             trace.opened(self.guest_port, self.host_port)
-        self._opened()
-        self._end.start(self)
+        self._end = self._attach()
+        if self._end is None:
+            self.break_off("the host's program is gone")
+        else:
+            self._end.start(self)
 
     def received(self, payload: bytes) -> None:
         if self._over:
             return
-        assert self._channel is not None
+        assert self._channel is not None and self._end is not None
         try:
             data = parse_packet(payload)
             if self._guest_done:
@@ -144,8 +146,8 @@ class Connection(VmbusDevice):
 
     def host_readable(self) -> None:
         """Send what the host's end has, as far as there is room in the guest's ring."""
-        channel = self._channel
-        if channel is None or self._over or self._host_done or self._waits_for_room:
+        channel, end = self._channel, self._end
+        if channel is None or end is None or self._over or self._host_done or self._waits_for_room:
             return
         if channel.broken:
             self.break_off(channel.broken)
@@ -153,29 +155,29 @@ class Connection(VmbusDevice):
         for _ in range(PACKETS_PER_TURN):
             limit = min(channel.room() - Header.SIZE, DATA_LIMIT)
             if limit < LEAST_ROOM:
-                self._wait_for_room(channel)
+                self._wait_for_room(channel, end)
                 return
-            data = self._end.read(limit)
+            data = end.read(limit)
             if data is None:
                 return
             if not data:
+                end.want(False)
                 self._host_ends(channel)
                 return
             self.sent_bytes += len(data)
             channel.send(build_packet(data))
 
-    def _wait_for_room(self, channel: Channel) -> None:
+    def _wait_for_room(self, channel: Channel, end: HostEnd) -> None:
         def room() -> None:
             self._waits_for_room = False
-            self._end.want(True)
+            end.want(True)
 
         self._waits_for_room = True
-        self._end.want(False)
+        end.want(False)
         channel.when_room(min(2 * LEAST_ROOM, channel.max_payload), room)
 
     def _host_ends(self, channel: Channel) -> None:
         """Send a FIN once there is room for it."""
-        self._end.want(False)
         self._trace_finished("the host")
         self._waits_for_room = True
         # Not from within `when_room`: what is sent there is only queued, and would be dropped with the channel.
@@ -194,7 +196,7 @@ class Connection(VmbusDevice):
             channel.every(HANGUP_POLL, self._look_for_hangup)
 
     def _look_for_hangup(self) -> None:
-        if not self._over and self._end.gone:
+        if not self._over and self._end is not None and self._end.gone:
             self._finish("the host's end was closed")
 
     def host_drained(self) -> None:
@@ -218,7 +220,7 @@ class Connection(VmbusDevice):
         self._over = True
         if trace.ended.on:
             trace.ended(self.guest_port, self.host_port, reason, self.received_bytes, self.sent_bytes)
-        if self.was_opened:
+        if self._end is not None:
             self._end.close(flush=flush)
         self._ended(self)
 

@@ -35,8 +35,8 @@ far above the ports that Linux gives to its own ends."""
 Dial = Callable[[int, Callable[[HostEnd | None], None]], None]
 """dial(port, done) connects to the host's program at a port: calls `done` once, with None if there is none."""
 
-Connected = Callable[[int | str], None]
-"""Called once with the host's port when the guest has opened the connection, or with the reason why not."""
+Attach = Callable[[int], HostEnd | None]
+"""attach(host_port) returns the host's end when the guest has opened the connection; None if it is gone."""
 
 
 class Sockets:
@@ -100,10 +100,9 @@ class Sockets:
 
         made = Connection(
             offer(service, endpoint, host_connects=False),
-            end,
             guest_port=guest_port,
             host_port=host_port,
-            opened=lambda: self._cancel_limit(made),
+            attach=lambda: self._opened(made, end),
             ended=ended,
         )
         try:
@@ -115,29 +114,25 @@ class Sockets:
 
     # The host connects
 
-    def connect(self, port: int, end: HostEnd, done: Connected) -> None:
-        """Connect to a port on which the guest listens. On failure `end` is left to the caller."""
+    def connect(self, port: int, attach: Attach, failed: Callable[[str], None]) -> None:
+        """Connect to a port on which the guest listens: one of `attach` and `failed` is called once."""
         version = self._bus.version
         if not 0 <= port <= PORT_MAX:
-            done(f"{port} is no port")
+            failed(f"{port} is no port")
             return
         if version is None or version < Version.WIN10:
-            done("the guest's kernel has no Hyper-V sockets yet: it has not connected to the VMBus")
+            failed("the guest's kernel has no Hyper-V sockets yet: it has not connected to the VMBus")
             return
         if self._why_full:
-            done(self._why_full)
+            failed(self._why_full)
             return
         host_port = FIRST_HOST_PORT + next(self._host_ports) % FIRST_HOST_PORT
         late = False
 
-        def opened() -> None:
-            self._cancel_limit(made)
-            done(host_port)
-
         def ended(connection: Connection) -> None:
             self._end(connection)
             if not connection.was_opened:
-                done("no program in the guest listens" if late else "the guest's kernel left the VMBus")
+                failed("no program in the guest listens" if late else "the guest's kernel left the VMBus")
 
         def expired() -> None:
             nonlocal late
@@ -146,16 +141,15 @@ class Sockets:
 
         made = Connection(
             offer(port_guid(port), port_guid(host_port), host_connects=True),
-            end,
             guest_port=port,
             host_port=host_port,
-            opened=opened,
+            attach=lambda: self._opened(made, attach(host_port)),
             ended=ended,
         )
         try:
             self._offer(made, HOST_OPEN_SECONDS, expired)
         except ConfigError as error:
-            done(str(error))
+            failed(str(error))
 
     # Both
 
@@ -165,8 +159,9 @@ class Sockets:
         if trace.offered.on:
             trace.offered(connection.guest_port, connection.host_port)
 
-    def _cancel_limit(self, connection: Connection) -> None:
+    def _opened(self, connection: Connection, end: HostEnd | None) -> HostEnd | None:
         self._connections[connection].cancel()
+        return end
 
     def _end(self, connection: Connection) -> None:
         self._connections.pop(connection).cancel()

@@ -98,7 +98,9 @@ class ThreadBackend:
             sockets = [path for path in (registration.socket, options.qmp) if path is not None]
             place = gdb_place(options.gdb, registration.socket)
             console = CallbackConsole(self.console, place="api")
-            session = Session(config, sockets=sockets, console=lambda: console, trace=trace, gdb=place)
+            session = Session(
+                config, sockets=sockets, console=lambda: console, trace=trace, gdb=place, vsock=options.vsock
+            )
             stack.enter_context(session)
             self.machine: Machine = session.machine
             session.start()

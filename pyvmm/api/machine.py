@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pyvmm.api.backend import Backend, ProcessBackend, ThreadBackend
 from pyvmm.api.results import CommandFailed, Completed, End, Event, Memory
-from pyvmm.client.qmp import Client, Disconnected, TimedOut
+from pyvmm.client.qmp import Client, Disconnected, Refused, TimedOut
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.launch import where
 from pyvmm.launch.config_file import load
@@ -40,6 +40,9 @@ CONNECT_LIMIT = 120.0
 
 EVENTS_KEPT = 10_000
 """Maximum number of unread events; the oldest are dropped."""
+
+OUTPUT_LIMIT = 16 << 20
+"""Bytes kept of each stream of a command."""
 
 READY_POLL = 0.2
 """Poll interval, in seconds, while the guest boots: each poll slows it a little."""
@@ -117,6 +120,7 @@ class Machine:
         self._client: Client | None = None
         self._ending = _Ending()
         self._end: End | None = None
+        self._has_sessions = True  # as far as is known
 
     # Life
 
@@ -135,7 +139,8 @@ class Machine:
 
     def _make_backend(self) -> Backend:
         options = self._options
-        confined = options.sandbox == "require"  # confinement is for a whole process, and this one is the caller's
+        # Confinement is for a whole process, and so are forks, which serve shared folders: this one is the caller's.
+        confined = options.sandbox == "require" or bool(options.share)
         if not self._own_process and not confined and runs_here(options.host):
             return ThreadBackend(lambda: _config(options), options)
         _config(options)  # raises for wrong options before a process is started
@@ -197,18 +202,47 @@ class Machine:
     def run(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> Completed:
         """Run a command in the guest and wait for its end; waits first for a guest that still boots.
 
-        A string is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`,
-        which the guest measures, in whole seconds; raises HostError if it has not answered 5 s later.
-        With `check` a status other than 0 raises CommandFailed.
+        A string is for the guest's shell, a list is a program and its arguments. The status is 124 after `timeout`
+        seconds; raises HostError if it has not answered 5 s later. With `check` a status other than 0 raises
+        CommandFailed. It runs over Hyper-V sockets in a guest with the option `vsock` or `share`, or of which a
+        session was wanted before (`pyvmm exec`); else over its serial port, which is slow, counts whole seconds, and
+        keeps 256 KiB of output.
         """
         text = command if isinstance(command, str) else shlex.join(command)
-        seconds = max(1, ceil(check_seconds(timeout)))
-        reply = self.qmp("x-execute", {"command": text, "timeout": seconds}, timeout=seconds + 15)
-        out, err = (b64decode(reply[key]).decode("utf-8", "replace") for key in ("stdout", "stderr"))
-        completed = Completed(reply["status"], out, err, reply["truncated"])
+        check_seconds(timeout)
+        completed = self._run_in_session(text, timeout) or self._run_over_serial(text, timeout)
         if check and completed.status:
             raise CommandFailed(text, completed)
         return completed
+
+    def _run_in_session(self, text: str, timeout: float) -> Completed | None:
+        """Run a command over Hyper-V sockets; None if the guest has none, or they would have to be started first:
+        that loads hv_sock, and hv_vmbus could not be unloaded any more.
+        """
+        from pyvmm.client.session import collect, open_session_at, shell_words
+
+        backend, _ = self._started()
+        if not self._has_sessions:
+            return None
+        try:
+            start = self._options.vsock is not None or bool(self._options.share)
+            session = open_session_at(backend.socket, start=start)
+        except Refused as error:
+            if error.qmp_class != "GenericError":
+                raise
+            self._has_sessions = not start
+            return None
+        except Disconnected:
+            backend.join(5)
+            raise Disconnected(backend.trouble() or f"machine {backend.name} has ended") from None
+        status, out, err, truncated = collect(session, shell_words(text), seconds=timeout, limit=OUTPUT_LIMIT)
+        return Completed(status, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), truncated)
+
+    def _run_over_serial(self, text: str, timeout: float) -> Completed:
+        seconds = max(1, ceil(timeout))
+        reply = self.qmp("x-execute", {"command": text, "timeout": seconds}, timeout=seconds + 15)
+        out, err = (b64decode(reply[key]).decode("utf-8", "replace") for key in ("stdout", "stderr"))
+        return Completed(reply["status"], out, err, reply["truncated"])
 
     def balloon(self, size: str | int, *, timeout: float = 60.0) -> Memory:
         """Resize the guest and wait for the end of the resize. The result has the size reached."""

@@ -33,6 +33,7 @@ from pyvmm.launch.options import (
     text_of,
 )
 from pyvmm.net.spec import NetSpec, parse_net
+from pyvmm.share.spec import Share, parse_share
 from pyvmm.sizes import MemorySpec, parse_memory, parse_size
 
 COVERED = ("hv_balloon", "hv_vmbus", "hv_utils")
@@ -167,6 +168,27 @@ class DiskType(click.ParamType[DiskSpec]):
             self.fail(str(error), param, ctx)
 
 
+class ShareType(click.ParamType[Share]):
+    """A shared folder: DIR:PATH,ro."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Share:
+        if isinstance(value, Share):
+            return value
+        try:
+            return parse_share(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def complete_folder(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Complete a folder."""
+    return [click.shell_completion.CompletionItem(incomplete, type="dir")]
+
+
 class DeviceType(click.ParamType[str]):
     """A device's name."""
 
@@ -243,6 +265,7 @@ _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "enlightenments": complete_enlightenments,
     "device": complete_device,
     "fault": complete_fault,
+    "share": complete_folder,
     "cover": complete_covered,
     "net": complete_net,
     "trace": complete_event,
@@ -261,6 +284,7 @@ _TYPES: dict[Callable[[str], Any], Any] = {
     read_fault: FaultType(),
     parse_disk: DiskType(),
     parse_net: NetType(),
+    parse_share: ShareType(),
     read_place: PlaceType(),
 }
 

@@ -30,6 +30,9 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Running machines": {
         "balloon": "Show or set how much memory a guest has.",
         "balance": "Share a budget of memory between machines.",
+        "exec": "Run a command in a running guest.",
+        "shell": "Open a shell in a running guest.",
+        "cp": "Copy files between this computer and a running guest.",
         "status": "Show a running machine's memory, devices and counters.",
         "ps": "List the running machines.",
         "disk": "List, add, remove and resize a machine's disks.",

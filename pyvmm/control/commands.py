@@ -22,6 +22,7 @@ from pyvmm.control import (
     observe,
     pressure,
     schema,
+    vsock,
 )
 from pyvmm.control.errors import CommandNotFound, ControlError
 from pyvmm.control.protocol import VERSION
@@ -59,6 +60,7 @@ __all__ = [
     "observe",
     "pressure",
     "schema",
+    "vsock",
 ]
 
 

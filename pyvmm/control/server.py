@@ -212,7 +212,10 @@ class _Client:
     def _send_deferred(self, reply: bytes) -> None:
         """Send the reply of a slow command, then process the requests that came meanwhile."""
         self.send(reply)
-        self._connection.proceed()
+        if self._take is not None:
+            self._give(self._take)
+        else:
+            self._connection.proceed()
 
     def send(self, message: bytes) -> None:
         self._trace(message)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, get_origin
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.cover_sites import Place
 from pyvmm.disks.spec import DiskSpec
-from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
+from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError, PyvmmError
 from pyvmm.qapi import (
     BalloonReply,
     BlockInfo,
@@ -180,6 +180,14 @@ class MonitoredMachine(Protocol):
 
     def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
         """Run a shell command in the guest: `status`, `stdout`, `stderr` (bytes), `truncated`."""
+
+    def vsock_connect(
+        self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]
+    ) -> None:
+        """Connect what `attach` returns to a port of the guest when that has accepted; or call `failed`."""
+
+    def start_sessions(self, done: Callable[[int | PyvmmError], None], *, only_if_started: bool = False) -> None:
+        """Start the guest's program for sessions; `done` gets its port, or the error that tells why there is none."""
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
         """Return console output from byte `offset` on, as far as it is kept, and the number of its first byte."""

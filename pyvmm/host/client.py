@@ -31,6 +31,7 @@ from pyvmm.output import Output
 from pyvmm.unix_socket import ListeningSocket
 
 if TYPE_CHECKING:
+    from pyvmm.host.dial_forward import DialForward
     from pyvmm.tcp_socket import TcpListener
 
 NUDGE_EVERY = 1.0
@@ -62,6 +63,7 @@ class Request:
     env: Mapping[str, str] | None = None  # None: this process's environment
     cwd: str | None = None
     forward_sockets: Sequence[Place] = field(default_factory=list)  # where to listen, see inside.py
+    vsock: Path | None = None  # a guest's sockets: it listens there, and reaches programs at PATH_PORT
     input: bool = True  # whether the command reads standard input; else the terminal is left alone
     live: bool = False  # without `input`: outputs that are a terminal here are one inside, for colours and progress
     outputs: list[Output] = field(default_factory=list)  # set by running it: the state of the outputs
@@ -106,8 +108,9 @@ class Signals:
 class Forward:
     """A forwarded socket: listens on the outer side, and connects each client to the Unix socket inside."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, half_close: bool = False) -> None:
         self.inner = inner_socket(place)
+        self.half_close = half_close  # whether a client may go on after one direction has ended
         self.listener: ListeningSocket | TcpListener
         try:
             if isinstance(place, Path):
@@ -137,6 +140,9 @@ class CommandRun:
         self._files: list[
             int
         ] = []  # descriptors that clients sent, e.g. disks: open, and locked, as long as this runs
+        self._vsock: set[int] = set()  # connections of `request.vsock`
+        self._half_closed: set[int] = set()  # connections of which one direction has ended
+        self._dialled: DialForward | None = None
         self._next = stream + 1
         self._ended = False
         self._give_up_at: float | None = None  # set by a terminating signal
@@ -158,6 +164,8 @@ class CommandRun:
                 forward = Forward(place)
                 self.forwards.append(forward)
                 self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
+            if self.request.vsock is not None:
+                self._forward_vsock(self.request.vsock)
             with self.signals.kept(self.endpoint):
                 self._start()
                 with contextlib.nullcontext() if self.keyboard is None else acquired(self.keyboard, watch=False):
@@ -166,6 +174,8 @@ class CommandRun:
             for forward in self.forwards:
                 self.endpoint.unwatch(forward.listener.fileno())
                 forward.close()
+            if self._dialled is not None:
+                self._dialled.close()
             for stream in list(self.connections):
                 self._drop(stream)
             while self._files:
@@ -333,16 +343,55 @@ class CommandRun:
 
     # Forwarded sockets
 
+    def _forward_vsock(self, path: Path) -> None:
+        from pyvmm.host.dial_forward import DialForward
+
+        forward = Forward(path, half_close=True)
+        self.forwards.append(forward)
+        self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
+        self._dialled = DialForward(self.endpoint, path, self._add_vsock, self._replace, self._drop)
+        self._dialled.offer()
+
+    def _add_vsock(self, connection: socket.socket) -> int:
+        return self._add(connection, half_close=True)
+
+    def _replace(self, stream: int, connection: socket.socket) -> None:
+        self.connections[stream].close()
+        self.connections[stream] = connection
+        self.endpoint.redirect(stream, 0, connection.fileno())
+
     def _accept(self, forward: Forward) -> None:
         try:
             connection, _ = forward.listener.socket.accept()
         except OSError:
             return
         connection.setblocking(False)
+        stream = self._add(connection, half_close=forward.half_close)
+        self.endpoint.send(Frame(Kind.CONNECT, stream, payload=os.fsencode(forward.inner)))
+
+    def _add(self, connection: socket.socket, *, half_close: bool) -> int:
+        """Give a connection a stream. `half_close`: the end of one direction leaves the other."""
         stream, self._next = self._next, self._next + 1
         self.connections[stream] = connection
-        self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._drop(stream))
-        self.endpoint.send(Frame(Kind.CONNECT, stream, payload=os.fsencode(forward.inner)))
+        if half_close:
+            self._vsock.add(stream)
+            self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._end_direction(stream, shut=True))
+        else:
+            self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._drop(stream))
+        return stream
+
+    def _end_direction(self, stream: int, *, shut: bool) -> None:
+        """Note that the stream's command (`shut`), or its client, sends no more."""
+        connection = self.connections.get(stream)
+        if connection is None:
+            return
+        if stream in self._half_closed:
+            self._drop(stream)
+            return
+        self._half_closed.add(stream)
+        if shut:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
 
     def _handle_connection(self, frame: Frame) -> None:
         connection = self.connections.get(frame.stream)
@@ -352,12 +401,23 @@ class CommandRun:
             case Kind.STARTED:
                 stream = frame.stream
                 # A client may close only its sending side; one that has disconnected is noticed on writing.
-                self.endpoint.source(stream, 0, connection.fileno(), lambda: None, files=self._files)
+                files = (
+                    None if stream in self._vsock else self._files
+                )  # a program's descriptors are not for the machine
+                self.endpoint.source(
+                    stream,
+                    0,
+                    connection.fileno(),
+                    lambda: self._end_direction(stream, shut=False),
+                    files=files,
+                )
             case Kind.REFUSED | Kind.CLOSE:
                 self._drop(frame.stream)
 
     def _drop(self, stream: int) -> None:
         if connection := self.connections.pop(stream, None):
+            self._half_closed.discard(stream)
+            self._vsock.discard(stream)
             self.endpoint.forget(stream)
             connection.close()
             self.endpoint.send(Frame(Kind.CLOSE, stream))

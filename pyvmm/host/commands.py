@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pyvmm.gdb_place import Place
 from pyvmm.host import cache_limits, daemon
@@ -31,6 +32,7 @@ def run_in_host(
     *,
     memory_mib: int = 512,
     forward_sockets: Sequence[Place] = (),
+    vsock: Path | None = None,
     progress: Progress = _silent,
     input: bool = True,
     live: bool = False,
@@ -38,7 +40,7 @@ def run_in_host(
 ) -> int:
     """Run `pyvmm ARGUMENTS` in an emulated host, for a guest of `memory_mib`. Returns the exit status.
 
-    See `Request` for `input` and `live`; `final_status(outputs, status)` returns the final status.
+    See `Request` for `vsock`, `input` and `live`; `final_status(outputs, status)` returns the final status.
     """
     argv = [sys.executable, "-m", "pyvmm.cli.main", *arguments]
     needed = memory_for(memory_mib)
@@ -46,6 +48,7 @@ def run_in_host(
         argv,
         memory_mib=needed,
         forward_sockets=forward_sockets,
+        vsock=vsock,
         progress=progress,
         input=input,
         live=live,
@@ -58,13 +61,14 @@ def execute(
     *,
     memory_mib: int | None = None,
     forward_sockets: Sequence[Place] = (),
+    vsock: Path | None = None,
     progress: Progress = _silent,
     input: bool = True,
     live: bool = False,
     final_status: FinalStatus = _unchanged_status,
 ) -> int:
     """Run a command in the daemon's host, if one runs and has the memory, else in a new host for this command."""
-    request = Request(argv, forward_sockets=list(forward_sockets), input=input, live=live)
+    request = Request(argv, forward_sockets=list(forward_sockets), vsock=vsock, input=input, live=live)
     with signals_as_exceptions():
         connection = daemon.connect(memory_mib or 0)
         if connection is not None:

@@ -90,6 +90,16 @@ class Endpoint:
         source = self._sources.pop((stream, channel), None)
         return None if source is None else source.descriptor
 
+    def inject(self, stream: int, channel: int, data: bytes) -> None:
+        """Send `data` as if it had been read from a source, whose window has room for it."""
+        self._sources[stream, channel].window.sent(len(data))
+        self.send(Frame(Kind.DATA, stream, channel, data))
+
+    def redirect(self, stream: int, channel: int, descriptor: int) -> None:
+        """Exchange the descriptor of a source and its sink."""
+        self._sources[stream, channel].descriptor = descriptor
+        self._sinks[stream, channel].descriptor = descriptor
+
     def sink(self, stream: int, channel: int, descriptor: int, ended: Callable[[], None]) -> None:
         """Write DATA to `descriptor`; after END and the last byte, or when its reader is gone, call `ended`."""
         self._sinks[stream, channel] = _Sink(descriptor, ended)

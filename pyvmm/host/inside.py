@@ -45,6 +45,11 @@ def socket_place(place: Place) -> Place:
     return Path(inner_socket(place))
 
 
+def dialler_socket(path: Path) -> str:
+    """Return the path of the inner socket by which programs at the outer `path`_PORT are reached."""
+    return inner_socket(f"{path}#")
+
+
 def socket_path(path: str | Path) -> str:
     """Return the path that a server for `path` must bind: `path`, or the inner socket in an emulated host."""
     return str(socket_place(Path(path)))

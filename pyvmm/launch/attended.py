@@ -36,6 +36,7 @@ from pyvmm.output import Output
 from pyvmm.paths import runtime_folder
 from pyvmm.qapi import ShutdownCause
 from pyvmm.sandbox.confine import Mode
+from pyvmm.share.spec import Share
 
 
 @dataclass(slots=True)
@@ -49,6 +50,8 @@ class RunOptions:
     tied: bool = False  # the machine ends at the end of standard input
     sandbox: Mode = "off"
     gdb: str | None = None  # as the user gave it
+    vsock: Path | None = None
+    shares: Sequence[Share] = ()
 
 
 def run_session(config: MachineConfig, options: RunOptions, sockets: Sequence[Path]) -> int:
@@ -57,7 +60,14 @@ def run_session(config: MachineConfig, options: RunOptions, sockets: Sequence[Pa
         console = partial(open_console, options.console, outputs.out)
         place = gdb_place(options.gdb, sockets[0] if sockets else runtime_folder() / config.name)
         with Session(
-            config, sockets=sockets, console=console, trace=options.trace, sandbox=options.sandbox, gdb=place
+            config,
+            sockets=sockets,
+            console=console,
+            trace=options.trace,
+            sandbox=options.sandbox,
+            gdb=place,
+            vsock=options.vsock,
+            shares=options.shares,
         ) as session:
             session.console.tied = options.tied
             run = _Run(options, session, outputs)

@@ -5,7 +5,8 @@ The command line, the Python API and `pyvmm tour` all use it, so that they start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from pyvmm.host.inside import inside
 from pyvmm.launch.boot_modules import read_modules
 from pyvmm.machine.config import DEFAULT_DEVICES, MachineConfig
 from pyvmm.ram_backend import Backend
+from pyvmm.share.spec import Share, check_shares, command_line_word
 
 if TYPE_CHECKING:
     from pyvmm.images.catalog import Image
@@ -37,6 +39,9 @@ NO_SHELL = "pyvmm.agent"
 """A word on the kernel's command line that makes our images' init start no shell on the console."""
 
 
+SOCKETS = "pyvmm.vsock"
+"""A word that makes our images' init load Hyper-V sockets."""
+
 SIZE = "pyvmm.size={}x{}"
 """A word for our images' init: rows and columns of the console. Linux takes it for an absent module's parameter."""
 
@@ -45,14 +50,23 @@ SILENCE, SILENCE_EMULATED = 10.0, 30.0
 """Seconds without console output or VMBus activity until a notice, on the local KVM and in the emulated host."""
 
 
-def command_line(append: str = "", *, agent_only: bool = False, window: tuple[int, int] | None = None) -> str:
+def command_line(
+    append: str = "",
+    *,
+    agent_only: bool = False,
+    window: tuple[int, int] | None = None,
+    sockets: bool = False,
+    shares: Sequence[Share] = (),
+) -> str:
     """Return a guest's kernel command line. Our console comes last, because Linux prints the log so far there when it
     parses that word, and must have parsed the log level by then (`quiet`, the user's `loglevel=`). But a console that
     the user names comes after ours: the last is /dev/console. Words after a `--` of the user's are init's, so all
-    words of ours come before it. `window`: rows and columns of the terminal that is the console, for init.
+    words of ours come before it. `window`: rows and columns of the terminal that is the console, for init. `sockets`:
+    init loads Hyper-V sockets. `shares`: it mounts these folders.
     """
     for_kernel, for_init = cmdline.split(append)
     words = [BASE_CMDLINE, NO_SHELL if agent_only else "", SIZE.format(*window) if window else "", for_kernel]
+    words.insert(2, " ".join([SOCKETS if sockets else "", *starmap(command_line_word, enumerate(shares))]).strip())
     words.insert(0 if "console" in cmdline.names(for_kernel) else len(words), CONSOLE)
     return " ".join(word for word in [*words, for_init] if word)
 
@@ -77,6 +91,7 @@ def build_config(
     """
     config = machine_config(options)
     append = options.append
+    check_shares(options.share)
     config.check()  # before an image is built for an invalid machine
     if options.kernel is None and options.kdir is None:
         _refuse_without_kernel(options)
@@ -97,8 +112,16 @@ def build_config(
         if options.initrd is not None and config.initrd is not None:
             config.initrd, config.modules = None, read_modules(options.initrd)
     else:
+        if options.share and not our_init:
+            raise ConfigError("--share needs pyvmm's own initramfs: leave --initrd out")
         size = window if our_init else None
-        config.cmdline = command_line(append, agent_only=bool(options.command), window=size)
+        config.cmdline = command_line(
+            append,
+            agent_only=bool(options.command),
+            window=size,
+            sockets=our_init and options.vsock is not None,
+            shares=options.share,
+        )
     if config.cover and validate:
         from pyvmm.cover.boot import prepare
 

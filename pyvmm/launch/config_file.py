@@ -102,6 +102,8 @@ def _value(file: Path, key: str, value: Any, field: Field) -> Any:
         return value
     if option.read is Path or (key == "console" and value not in FIXED_CONSOLES):
         items = [_initrd(file, item) if key == "initrd" else str(_from_folder(file, str(item))) for item in items]
+    if key == "share":
+        items = [str(_from_folder(file, item)) if not item.startswith(("/", "~")) else item for item in items]
     try:
         read = [option.value(item) for item in items]
     except ConfigError as error:

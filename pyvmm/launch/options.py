@@ -22,6 +22,7 @@ from pyvmm.errors import ConfigError
 from pyvmm.gdb_place import AUTO, read_place
 from pyvmm.net.spec import NetSpec, parse_net
 from pyvmm.seconds import LONGEST
+from pyvmm.share.spec import Share, parse_share
 from pyvmm.sizes import MemorySpec, exact_size, parse_memory, parse_size
 
 if TYPE_CHECKING:
@@ -233,6 +234,19 @@ class GuestOptions:
         read_place,
         metavar="[HOST:PORT|PATH]",
         bare=AUTO,
+    )
+    vsock: Path | None = option(
+        None,
+        "Connect programs at Unix sockets to AF_VSOCK in the guest: on PATH, 'CONNECT port' reaches a port of the "
+        "guest; at PATH_port a program serves the guest's connections to the host.",
+        Path,
+    )
+    share: tuple[Share, ...] = option(
+        (),
+        "A folder of this computer in the guest, by default at its own path; ro: the guest only reads. COMMAND "
+        "starts in it if pyvmm does. Repeatable.",
+        parse_share,
+        metavar="DIR[:PATH][,ro]",
     )
     paused: bool = option(
         False, "Wait before the first instruction, for GDB or the monitor's `cont`.", short="-S", in_api=False

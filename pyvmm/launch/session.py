@@ -37,9 +37,13 @@ from pyvmm.launch.trace_sinks import TraceSettings, traces
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, MachineConfig
 from pyvmm.sandbox.confine import Mode
+from pyvmm.share.spec import FIRST_PORT
 
 if TYPE_CHECKING:
     from pyvmm.faults import FaultSet
+    from pyvmm.launch.vsock import VsockPrograms
+    from pyvmm.share.server import ShareServer
+    from pyvmm.share.spec import Share
 
 SWITCH_INTERVAL = 0.001
 """GIL switch interval, in seconds: how long a busy Python thread may delay a vCPU's thread."""
@@ -48,7 +52,8 @@ SWITCH_INTERVAL = 0.001
 class Session:
     """One machine with its traces, loop, monitor and console. Close it on any thread, once the machine has ended.
 
-    `sockets` are the paths, as the user gave them, where the monitor listens, `gdb` is where debuggers connect.
+    `sockets` are the paths, as the user gave them, where the monitor listens, `gdb` is where debuggers connect,
+    `vsock` where programs do for the guest's sockets; `shares` are served by processes of their own.
     `console` makes the guest's console.
     """
 
@@ -61,6 +66,8 @@ class Session:
         trace: TraceSettings | None = None,
         sandbox: Mode = "off",
         gdb: Place | None = None,
+        vsock: Path | None = None,
+        shares: Sequence[Share] = (),
     ) -> None:
         self._config = config
         self._sockets = sockets
@@ -68,6 +75,10 @@ class Session:
         self._trace = trace or TraceSettings()
         self._sandbox: Mode = sandbox
         self._gdb = gdb
+        self._vsock_place = vsock
+        self._vsock: VsockPrograms | None = None
+        self._shares = shares
+        self._servers: list[ShareServer] = []
         self._debug: DebugLines | None = None
 
     def __enter__(self) -> Self:
@@ -82,7 +93,18 @@ class Session:
             stack.callback(self.loop.close)
             places = [socket_place(each) for each in (*self._sockets, *([] if self._gdb is None else [self._gdb]))]
             opened = open_listeners(places, self.loop, stack, confined=self._sandbox != "off")
+            if self._vsock_place is not None:
+                from pyvmm.launch.vsock import VsockPrograms
+
+                confined = self._sandbox != "off"
+                self._vsock = stack.enter_context(VsockPrograms(self._vsock_place, self.loop, confined=confined))
             self._listeners, self._debuggers = opened[: len(self._sockets)], opened[len(self._sockets) :]
+            if self._shares:
+                from pyvmm.share.server import ShareServer
+
+                for each in self._shares:
+                    self._servers.append(ShareServer(each, self.loop))
+                    stack.callback(self._servers[-1].close)
             stack.callback(self._end_debug)
             self.console = stack.enter_context(self._make_console())
             self.machine = stack.enter_context(Machine(self._config, self.loop, console=self.console.write))
@@ -127,7 +149,8 @@ class Session:
 
             machine.start_services()
             Coverage(machine).expect(*self._config.cover)
-        confine_session(self._sandbox, machine, [*self._listeners, *self._debuggers])
+        vsock = [] if self._vsock is None else [self._vsock.listener]
+        confine_session(self._sandbox, machine, [*self._listeners, *self._debuggers, *vsock])
         # All files are open; threads are started only now, so they inherit the confinement.
         held_threads.release()
         machine.start()
@@ -139,6 +162,10 @@ class Session:
             self._stack.enter_context(ControlServer(self.loop, machine.monitor, *self._listeners))
         for listener in self._debuggers:
             listener.open(self._on_debugger)
+        if self._vsock is not None:
+            self._vsock.serve(machine)
+        for number, server in enumerate(self._servers):
+            machine.services.vsock(self.loop).services[FIRST_PORT + number] = server.dial
         if process.is_own():
             # Start-up objects live as long as the machine; a collection that scans them would delay the guest.
             gc.collect()

@@ -31,6 +31,7 @@ def dispatch_run(
     name: str | None,
     qmp: Path | None = None,
     gdb: str | None = None,
+    vsock: Path | None = None,
     control_socket: Path | None = None,
     input: bool = True,
 ) -> int:
@@ -39,8 +40,8 @@ def dispatch_run(
 
     The name comes first: `make_config` may build an image for minutes, and the registry shows meanwhile that the
     machine is starting. `sockets` are the paths where monitors listen. `control_socket` is set by the outer
-    side for the inner one, where the name is claimed already. `gdb` is the option's value. `input`: whether the
-    command reads standard input.
+    side for the inner one, where the name is claimed already. `gdb` and `vsock` are the options' values. `input`:
+    whether the command reads standard input.
     Returns the exit status; raises ConfigError and HostError.
     """
     if inside():
@@ -63,7 +64,9 @@ def dispatch_run(
         place = gdb_place(gdb, registration.socket)
         places: list[Place] = [*sockets, *([] if place is None else [place])]
         with _locked_here(config):
-            return run_emulated([words[0], *extra, *words[1:]], config.maximum_memory, places, input=input)
+            return run_emulated(
+                [words[0], *extra, *words[1:]], config.maximum_memory, places, vsock=vsock, input=input
+            )
 
 
 @contextmanager
@@ -102,7 +105,13 @@ def wants_emulated(host: str) -> bool:
 
 
 def run_emulated(
-    arguments: Sequence[str], memory: int, sockets: Sequence[Place], *, input: bool = True, live: bool = False
+    arguments: Sequence[str],
+    memory: int,
+    sockets: Sequence[Place],
+    *,
+    vsock: Path | None = None,
+    input: bool = True,
+    live: bool = False,
 ) -> int:
     """Run `pyvmm ARGUMENTS` in the emulated host and return its exit status.
 
@@ -114,6 +123,7 @@ def run_emulated(
         arguments,
         memory_mib=memory >> 20,
         forward_sockets=sockets,
+        vsock=vsock,
         progress=print_message,
         input=input,
         live=live,

@@ -54,6 +54,7 @@ class GuestAgent:
 
     def __init__(self, send: Callable[[bytes], int], timers: Timers) -> None:
         self.release = ""
+        self.starts = 0  # how often it has reported ready
         self._send = send
         self._timers = timers
         self._client = AgentClient()
@@ -122,6 +123,7 @@ class GuestAgent:
             match message:
                 case Ready(release):
                     self.release = release
+                    self.starts += 1
                     if ready.on:
                         ready(release)
                     self._send_size()

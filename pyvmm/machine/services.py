@@ -8,6 +8,7 @@ all this meanwhile shortens the way to the guest's first line. A message that co
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pyvmm import qapi
 from pyvmm.devices.balloon.device import BalloonDevice
@@ -22,6 +23,10 @@ from pyvmm.machine.resize_events import ResizeEvents
 from pyvmm.qapi import Emit
 from pyvmm.vmbus.bus import Vmbus
 
+if TYPE_CHECKING:
+    from pyvmm.loop import Loop
+    from pyvmm.machine.vsock import Vsock
+
 
 class Services:
     """The bus and its devices, on guest time. `has_hardware()` is False while a reset or the end is in progress."""
@@ -33,6 +38,7 @@ class Services:
         self.bus = Vmbus(parts.timers, parts.memory, parts.engine, max_version=parts.config.max_vmbus)
         self.devices = DeviceSet(self.bus, parts, emit)
         self.pressure: Pressure | None = None  # with a balloon whose status reports are wanted
+        self._vsock: Vsock | None = None
         self._size_events = SizeChangeEvents(self.devices, emit)
         balloon = self.balloon
         if balloon is not None:
@@ -46,6 +52,14 @@ class Services:
     def balloon(self) -> BalloonDevice | None:
         """The hv-balloon device while it is on the bus, else None."""
         return self.devices.find(BalloonDevice)
+
+    def vsock(self, loop: Loop) -> Vsock:
+        """Return the host's side of Hyper-V sockets, made at the first call."""
+        if self._vsock is None:
+            from pyvmm.machine.vsock import Vsock
+
+            self._vsock = Vsock(self.bus, loop)
+        return self._vsock
 
     def reset(self) -> None:
         """Handle a machine reset. The vCPUs must not run."""

@@ -22,6 +22,7 @@ _MOST = 64  # capabilities that the sets have room for
 SETPCAP = 8
 DAC_OVERRIDE = 1
 DAC_READ_SEARCH = 2
+FOWNER = 3
 NAMES = {DAC_OVERRIDE: "dac_override", DAC_READ_SEARCH: "dac_read_search"}
 
 

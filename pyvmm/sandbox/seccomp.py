@@ -56,7 +56,7 @@ ALLOWED = {
     "readlinkat": 267, "faccessat": 269, "statx": 332, "faccessat2": 439, "unlink": 87, "unlinkat": 263,
     # memory
     "munmap": 11, "brk": 12, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28, "membarrier": 324,
-    # clients of the monitor that is open already
+    # clients of the monitor that is open already. recvmsg: descriptors, which clients and helpers send
     "accept": 43, "accept4": 288, "recvfrom": 45, "recvmsg": 47, "shutdown": 48, "getsockname": 51, "getpeername": 52,
     "getsockopt": 55,
     # threads, time, signals of its own

@@ -82,6 +82,13 @@ class Host:
         self.sockets = Sockets(guest.bus, self.dial)
         self.answers: list[int | str] = []
 
+    def connect(self, port: int, end: FakeEnd | None) -> None:
+        def attach(host_port: int) -> FakeEnd | None:
+            self.answers.append(host_port)
+            return end
+
+        self.sockets.connect(port, attach, self.answers.append)
+
     def dial(self, port: int, done: Callable[[HostEnd | None], None]) -> None:
         if port == 99:
             self.slow.append(done)
@@ -136,7 +143,7 @@ def test_guest_connects_and_data_passes_both_ways(guest: FakeGuest, host: Host) 
 
 def test_host_connects_to_a_listening_guest(guest: FakeGuest, host: Host) -> None:
     end = FakeEnd(b"question")
-    host.sockets.connect(5000, end, host.answers.append)
+    host.connect(5000, end)
     guest.loop.run()
     driver = guest.open(newest(guest), ring_pages=7)
     assert driver.offer.device_type == port_guid(5000) and driver.offer.user_defined[4] == 1
@@ -145,9 +152,17 @@ def test_host_connects_to_a_listening_guest(guest: FakeGuest, host: Host) -> Non
     assert data(driver) == b"question"
 
 
+def test_program_that_is_gone_before_the_guest_has_accepted(guest: FakeGuest, host: Host) -> None:
+    host.connect(5000, None)
+    guest.loop.run()
+    driver = guest.open(newest(guest), ring_pages=7)
+    assert not len(host.sockets)
+    guest.accept_rescind(driver)
+
+
 def test_guest_without_a_listener_is_given_up(guest: FakeGuest, host: Host) -> None:
     end = FakeEnd()
-    host.sockets.connect(5000, end, host.answers.append)
+    host.connect(5000, end)
     guest.loop.run()
     guest.skim().advance(HOST_OPEN_SECONDS + 0.1)
     assert host.answers == ["no program in the guest listens"] and not end.closed and not len(host.sockets)
@@ -156,12 +171,12 @@ def test_guest_without_a_listener_is_given_up(guest: FakeGuest, host: Host) -> N
 
 def test_host_connects_to_a_guest_that_is_not_there(guest: FakeGuest) -> None:
     host = Host(guest)
-    host.sockets.connect(1, FakeEnd(), host.answers.append)
+    host.connect(1, FakeEnd())
     assert "VMBus" in str(host.answers[0])
     old = FakeGuest(version=0x30000).connect()
     host = Host(old)
-    host.sockets.connect(1, FakeEnd(), host.answers.append)
-    host.sockets.connect(-1, FakeEnd(), host.answers.append)
+    host.connect(1, FakeEnd())
+    host.connect(-1, FakeEnd())
     assert "VMBus" in str(host.answers[0]) and host.answers[1] == "-1 is no port"
 
 
@@ -303,7 +318,7 @@ def test_packet_after_the_fin_breaks_the_connection(guest: FakeGuest, host: Host
 def test_nothing_outlives_the_guests_kernel(guest: FakeGuest, host: Host, how: str) -> None:
     end, pending = FakeEnd(), FakeEnd()
     driver = connected(guest, host, end)
-    host.sockets.connect(5000, pending, host.answers.append)
+    host.connect(5000, pending)
     guest.loop.run()
     guest.skim()
     if how == "close":
@@ -333,7 +348,7 @@ def test_connections_being_made_are_limited(guest: FakeGuest, host: Host) -> Non
         request(guest, 1024 + number, 99)
     assert len(host.slow) == PENDING_LIMIT
     assert sum(message[0] == p.MessageType.TL_CONNECT_RESULT for _, message in guest.inbox) == 5
-    host.sockets.connect(1, FakeEnd(), host.answers.append)
+    host.connect(1, FakeEnd())
     assert "being made" in str(host.answers[0])
 
 
@@ -346,8 +361,8 @@ def test_connections_are_limited_with_those_that_the_guest_keeps(guest: FakeGues
     request(guest, 9, 7)
     guest.skim()
     assert not len(host.sockets)
-    host.sockets.connect(1, FakeEnd(), host.answers.append)
+    host.connect(1, FakeEnd())
     assert str(CONNECTIONS_LIMIT) in str(host.answers[0])
     guest.connect()
-    host.sockets.connect(1, FakeEnd(), host.answers.append)
+    host.connect(1, FakeEnd())
     assert len(host.sockets) == 1

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pyvmm.control.server import ControlServer
 from pyvmm.cover_sites import pack_hits
 from pyvmm.disks.spec import DiskSpec
-from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError
+from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError, PyvmmError
+from pyvmm.images.session_program import session_program
 from pyvmm.loop import Loop
+from pyvmm.session_protocol import PORT
 
 MIB = 1 << 20
 MAC = "52:54:00:12:34:56"
@@ -124,6 +129,8 @@ class FakeMachine:
         self.output: bytes | None = None  # of a command in the guest; else the command itself
         self.ready = True  # whether the guest takes commands
         self.services_of_guest = FakeIntegration(self.calls)
+        self.no_sessions = ""  # why the guest can have none
+        self.sessions: list[subprocess.Popen[bytes]] = []
         self.loop: Loop | None = None  # that serves its monitor on another thread
         self.block: list[dict[str, Any]] = []  # for query-block
         self.storvsc = "open"  # state of the channel that disks bring
@@ -324,6 +331,27 @@ class FakeMachine:
         elif command != "hang":
             done(result)
 
+    def start_sessions(self, done: Callable[[int | PyvmmError], None], *, only_if_started: bool = False) -> None:
+        if only_if_started and not self.sessions:
+            done(ConfigError("no session was wanted of this guest yet"))
+            return
+        done(ConfigError(self.no_sessions) if self.no_sessions else PORT)
+
+    def vsock_connect(
+        self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]
+    ) -> None:
+        """Connect to the guest's program for sessions, which runs on this machine."""
+
+        def connect() -> None:
+            connection = attach()
+            if connection is not None:
+                with connection:
+                    connection.setblocking(True)
+                    self.sessions.append(subprocess.Popen([str(_program()), "serve"], stdin=connection.fileno()))
+
+        assert self.loop is not None
+        self.loop.post(connect if port == PORT else lambda: failed("no program in the guest listens"))
+
     def check_debugger(self) -> None:
         if self.debugged:
             raise ConfigError("a debugger is connected already: detach it first")
@@ -354,6 +382,16 @@ class FakeMachine:
         self.listeners.append(listener)
 
 
+@cache
+def _program() -> Path:
+    """The guest's program for sessions, in a file."""
+    descriptor, name = tempfile.mkstemp(prefix="session-")
+    os.write(descriptor, session_program())
+    os.fchmod(descriptor, 0o755)
+    os.close(descriptor)
+    return Path(name)
+
+
 @contextmanager
 def serving(machine: FakeMachine, *paths: Path) -> Iterator[Loop]:
     """The machine's monitor at `paths`, served by a loop in a thread of its own. `quit` ends it."""
@@ -376,4 +414,6 @@ def serving(machine: FakeMachine, *paths: Path) -> Iterator[Loop]:
     finally:
         loop.stop()
         thread.join(10)
+        for session in machine.sessions:
+            session.wait(10)
         assert not thread.is_alive()

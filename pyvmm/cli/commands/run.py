@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +98,14 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
             config,
             RunOptions(
                 console=options.console or ("none" if options.command else "stdio"),
-                command=command_line(options.command),
+                command=_command(options),
                 timeout=options.timeout,
                 trace=TraceSettings(options.trace, options.trace_file, options.trace_format),
                 tied=tied,
                 sandbox=options.sandbox,
                 gdb=options.gdb,
+                vsock=options.vsock,
+                shares=options.share,
             ),
             sockets,
         )
@@ -116,10 +119,22 @@ def run(ctx: click.Context, /, print_config: bool, control_socket: Path | None, 
             name=options.name,
             qmp=options.qmp,
             gdb=options.gdb,
+            vsock=options.vsock,
             control_socket=control_socket,
             input=options.on_terminal,
         )
     )
+
+
+def _command(options: GuestOptions) -> str | None:
+    """Return the shell command for the guest; it starts in the working folder, if that is shared."""
+    text = command_line(options.command)
+    if text is None or not options.share:
+        return text
+    from pyvmm.share.spec import inner_folder
+
+    folder = inner_folder(options.share)
+    return text if folder is None else f"cd {shlex.quote(folder)} || exit 126\n{text}"
 
 
 def _config(options: GuestOptions, *, forwarded: bool) -> MachineConfig:

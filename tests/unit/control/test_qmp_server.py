@@ -17,12 +17,17 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient
 
 from pyvmm import trace
 from pyvmm.client.qmp import Client, Disconnected, Refused, TimedOut
+from pyvmm.client.session import Session, collect
 from pyvmm.control.commands import COMMANDS
 from pyvmm.control.server import CLIENT_LIMIT, OUTPUT_LIMIT, ControlServer
 from pyvmm.cover_sites import pack_sites
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Loop
+from pyvmm.session_protocol import PORT
 from tests.support.fake_machine import MIB, FakeMachine, serving
+
+LAST_ON_A_CONNECTION = {"qmp_capabilities", "x-gdb", "x-vsock", "x-session"}
+"""Commands after which the connection speaks no QMP, and one that it takes only first."""
 
 
 def connect(path: Path) -> socket.socket:
@@ -75,7 +80,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
             for name in [each for each in names if each not in last] + last:
                 if name == "getfd":
                     client.send_fd_scm(2)
-                if name not in ("qmp_capabilities", "x-gdb"):  # the latter ends QMP on the connection
+                if name not in LAST_ON_A_CONNECTION:
                     replies[name] = await client.execute(name, arguments.get(name))
             while expected - set(events):
                 event = await asyncio.wait_for(listener.get(), 10)
@@ -87,7 +92,7 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         return replies, events
 
     replies, events = asyncio.run(talk())
-    assert set(replies) | {"qmp_capabilities", "x-gdb"} == set(COMMANDS)
+    assert set(replies) | LAST_ON_A_CONNECTION == set(COMMANDS)
     assert replies["query-status"] == {"running": True, "status": "running"}
     assert replies["human-monitor-command"] == "balloon: actual=256\r\n"
     assert replies["query-hv-balloon-status-report"] == {"committed": 100 * MIB, "available": 300 * MIB}
@@ -152,6 +157,25 @@ def test_x_gdb_gives_the_connection_to_the_debugger_after_the_reply(
         assert connection.recv(100) == b"$T02"
         assert second.execute("query-name") == {"name": "web"}
     machine.debugged[0].close()
+
+
+def test_x_vsock_makes_the_connection_the_guest_s_after_the_reply(
+    machine: FakeMachine, loop: Loop, path: Path
+) -> None:
+    with Client(path) as client:
+        with pytest.raises(Refused, match="no program in the guest listens"):
+            client.execute("x-vsock", {"port": 5})
+        assert client.execute("query-name") == {"name": "vm"}
+        client.execute("x-vsock", {"port": PORT})
+        session = Session(*client.detach())
+        assert collect(session, [b"/bin/echo", b"hello"], seconds=10, limit=99)[1] == b"hello\n"
+
+
+def test_x_session_tells_why_there_is_none(machine: FakeMachine, loop: Loop, path: Path) -> None:
+    machine.no_sessions = "the guest's kernel has no Hyper-V sockets"
+    with Client(path) as client, pytest.raises(Refused, match="no Hyper-V sockets") as caught:
+        client.execute("x-session")
+    assert caught.value.qmp_class == "GenericError"
 
 
 def test_cont_is_refused_while_a_debugger_holds_the_machine(machine: FakeMachine, loop: Loop, path: Path) -> None:

@@ -27,7 +27,7 @@ io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_load keyc
 link linkat listen lookup_dcookie mbind memfd_create memfd_secret migrate_pages mkdir mkdirat mknod mount
 mount_setattr move_mount move_pages msgget name_to_handle_at open_by_handle_at open_tree perf_event_open
 personality pidfd_getfd pidfd_open pidfd_send_signal pivot_root process_madvise process_vm_readv
-process_vm_writev ptrace quotactl reboot recvmmsg recvmsg rename renameat renameat2 request_key rmdir
+process_vm_writev ptrace quotactl reboot recvmmsg rename renameat renameat2 request_key rmdir
 rt_sigqueueinfo rt_tgsigqueueinfo sched_setaffinity sched_setscheduler seccomp semget sendfile sendmmsg
 sendmsg setdomainname setgid setgroups sethostname setns setpgid setpriority setresuid setrlimit setsid
 setsockopt settimeofday setuid setxattr shmat shmget signalfd4 socket socketpair splice swapon symlink
