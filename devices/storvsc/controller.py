@@ -8,6 +8,7 @@ Sub-channels carry commands as the primary channel does; the rest travels on the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from typing import ClassVar
 from uuid import UUID
@@ -138,7 +139,8 @@ class Controller(VmbusDevice):
     def enumerate(self) -> None:
         """Have the guest scan for disks again."""
         if self.primary is not None and self.phase is Phase.READY:
-            self.primary.send(unsolicited(Operation.ENUMERATE_BUS))
+            with suppress(GuestError):  # it reads nothing, and will not scan either
+                self.primary.send(unsolicited(Operation.ENUMERATE_BUS))
 
     # Packets
 
@@ -291,22 +293,28 @@ class Controller(VmbusDevice):
 
     def _finished(self, job: DiskJob) -> None:
         """Answer a command whose thread is done; or keep it, if the machine stops for the error."""
-        if not job.channel.is_open:
-            self._release(job)
+        if job.channel.is_open and job.error is not None and self._reports.stops(job.disk, job.work, job.error):
+            self._stopped.append(job)
             return
+        try:
+            if job.channel.is_open:
+                self._answer(job)
+        except GuestError as error:  # it reads no answers, and has as many commands outstanding as there may be
+            if trace.unanswered.on:
+                trace.unanswered(job.transaction_id, str(error))
+        finally:
+            self._release(job)
+
+    def _answer(self, job: DiskJob) -> None:
         if job.error is None:
             job.disk.stats.count(job.work, job.moved)
             self._complete(job.channel, job.transaction_id, job.request, job.moved)
             if job.disk.asked and isinstance(job.work, Flush):
                 self.disks.flushed_last(job.disk)
-        elif self._reports.stops(job.disk, job.work, job.error):
-            self._stopped.append(job)
-            return
         else:
             job.disk.stats.failed += 1
             sense = sense_of(job.error, writing=job.work.writes)
             self._fail(job.channel, job.transaction_id, job.request, sense)
-        self._release(job)
 
     def _release(self, job: DiskJob) -> None:
         job.disk.outstanding -= 1

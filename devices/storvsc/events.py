@@ -10,6 +10,7 @@ ready = event("storvsc.ready", "version {version:#x}, {sub_channels} sub-channel
 command = event("storvsc.command", "request {request:#x} lun {lun} opcode {opcode:#x}: {length} bytes")
 done = event("storvsc.done", "request {request:#x} lun {lun} opcode {opcode:#x}: moved {moved}")
 failed = event("storvsc.failed", "request {request:#x} lun {lun} opcode {opcode:#x}: sense {sense}")
+unanswered = event("storvsc.unanswered", "request {request:#x}: {reason}")
 no_lun = event("storvsc.no_lun", "request {request:#x} path {path} target {target} lun {lun} opcode {opcode:#x}")
 io_error = event("storvsc.io_error", "disk {id}: {text}, {action}")
 plugged = event("storvsc.plugged", "disk {id} lun {lun}")

@@ -11,7 +11,7 @@ import click
 from pyvmm.cli.commands.completion import complete_event, files_by_ending, kinds_or_file
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.words import RepeatableCommand, keep_words
-from pyvmm.disks.spec import DiskSpec, parse_disk
+from pyvmm.disks.spec import FORMATS, POLICIES, DiskSpec, parse_disk
 from pyvmm.errors import ConfigError
 from pyvmm.gdb_place import read_place
 from pyvmm.launch.config_file import FIXED_CONSOLES, load
@@ -230,6 +230,25 @@ def complete_net(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     return complete(incomplete)
 
 
+def complete_disk(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Complete a disk's file, then its options."""
+    given, comma, last = incomplete.rpartition(",")
+    if not comma:
+        return files_by_ending(".img", incomplete)
+    words = (
+        "ro",
+        *(f"format={each}" for each in FORMATS),
+        "id=",
+        "serial=",
+        *(f"werror={each}" for each in POLICIES),
+    )
+    taken = {word.partition("=")[0] for word in given.split(",")[1:]}
+    left = [word for word in words if word.partition("=")[0] not in taken]
+    return [click.shell_completion.CompletionItem(f"{given},{word}") for word in left if word.startswith(last)]
+
+
 class FaultType(click.ParamType[str]):
     """A fault rule, or the name of a fault."""
 
@@ -270,6 +289,7 @@ _COMPLETIONS: dict[str, Callable[..., Any]] = {
     "net": complete_net,
     "trace": complete_event,
     "debug": complete_debug,
+    "disk": complete_disk,
 }
 _TYPES: dict[Callable[[str], Any], Any] = {
     str: str,

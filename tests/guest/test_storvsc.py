@@ -275,6 +275,26 @@ def test_requests_of_a_hostile_guest_stay_in_its_ring_past_the_limit(bench: Benc
     assert len(bench.controller.workers._threads) <= workers.THREADS
 
 
+def test_guest_that_reads_no_answers_harms_nobody_else(bench: Bench) -> None:
+    disk = bench.disk()
+    disk.image = stuck = Stuck(disk.image)
+    scsi = ScsiGuest(bench.guest, bench.controller)
+    _, descriptor = scsi.share(None, 512)
+    for _ in range(40):  # the ring of 7 pages holds some 325 answers
+        for number in range(64):
+            packet = srb(read10(0, 1), length=512, direction=1) if number % 2 else srb(TEST_UNIT_READY)
+            how = {"type": GPA_DIRECT, "descriptor": descriptor} if number % 2 else {}
+            scsi.driver.outgoing.put(packet, flags=1, transaction_id=number, **how)
+        scsi.driver.signal()
+        bench.guest.loop.run()
+    stuck.let_go.set()
+    bench.controller.workers.drain()
+    bench.guest.loop.run()
+    bench.disk()  # announced to nobody
+    assert bench.controller.workers.outstanding == disk.outstanding == 0
+    bench.guest.unload()
+
+
 def failing(code: int) -> Callable[..., None]:
     def fail(*args: Any, **more: Any) -> None:
         raise OSError(code, os.strerror(code))

@@ -53,6 +53,10 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("pyvmm stop --name ", ["web"]),
         ("pyvmm image show debian-7", ["debian-7.2", "debian-7.3"]),
         ("pyvmm run --image debian-5", ["debian-5.10"]),
+        ("pyvmm run --image debian-12", ["debian-12-root"]),
+        ("pyvmm run --disk a.img,ro,format=q", ["a.img,ro,format=qcow2"]),
+        ("pyvmm run --disk a.img,werror=s", ["a.img,werror=stop"]),
+        ("pyvmm disk remove w", ["web"]),
     ],
 )
 def test_words_are_completed(
