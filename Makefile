@@ -32,7 +32,7 @@ GOALS ?= $(call commas,$(foreach kernel,$(filter 6.1 6.12,$(KERNELS:all=6.1 6.12
 
 # Each is asked for by what it brings: a file or program that is there is not installed again.
 RUN_PACKAGES := qemu-system-x86_64:qemu-system-x86 /bin/busybox:busybox-static
-TEST_PACKAGES := gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-tools tmux:tmux cpio:cpio fish:fish gdb:gdb
+TEST_PACKAGES := passt:passt gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev iasl:acpica-tools tmux:tmux cpio:cpio fish:fish gdb:gdb
 # To build kernels.
 KERNEL_PACKAGES := gcc:gcc flex:flex bison:bison bc:bc xz:xz-utils /usr/include/gelf.h:libelf-dev \
 	/usr/include/openssl/opensslv.h:libssl-dev

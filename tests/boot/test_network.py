@@ -1,0 +1,102 @@
+"""Linux's hv_netvsc on our network card, through passt to a server beside the VMM."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pyvmm.images.catalog import find_image
+from pyvmm.machine.config import DEFAULT_DEVICES
+from pyvmm.net.spec import parse_net
+from tests.support.booted import Booted
+
+pytestmark = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+BLOB = os.urandom(3_000_000)
+DIGEST = hashlib.sha256(BLOB).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Gives BLOB; answers a POST with the digest of what came."""
+
+    def do_GET(self) -> None:
+        self.answer(BLOB)
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(hashlib.sha256(data).hexdigest().encode())
+
+    def answer(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Its address for a guest."""
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.daemon_threads = True
+    thread = threading.Thread(target=partial(made.serve_forever, 0.1), daemon=True)
+    thread.start()
+    yield f"http://10.0.2.2:{made.server_port}/"
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def fetch(guest: Booted, server: str) -> None:
+    """A file to the guest and one back arrive whole."""
+    assert guest.sh(f"wget -q -O /tmp/blob {server} && sha256sum </tmp/blob").split()[0] == DIGEST
+    assert guest.sh(f"wget -q -O - --post-file /tmp/blob {server}") == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("image", "engine", "cpus"), [("debian-6.1", "kernel", 2), ("debian-6.12", "user", 1), ("debian-7.2", "user", 2)]
+)
+def test_linux_gets_an_address_and_carries_files(server: str, image: str, engine: str, cpus: int) -> None:
+    initrd = find_image(image, features=("net",)).initrd
+    devices, nets = (*DEFAULT_DEVICES, "netvsc"), (parse_net("user"),)
+    with Booted(
+        image, initrd=initrd, engine=engine, cpus=cpus, devices=devices, nets=nets, memory=256 << 20
+    ) as guest:
+        assert "inet 10.0.2.15/24" in guest.sh("ip addr show eth0")
+        assert " 0% packet loss" in guest.sh("ping -c 2 -W 5 10.0.2.2")
+        fetch(guest, server)
+        (card,) = guest.machine.monitor.info_nets()
+        assert (card["channels"], card["errors"], card["up"]) == (cpus, 0, True)
+        # The cable is pulled and plugged in again.
+        guest.machine.monitor.set_link("netvsc", False)
+        guest.sh("while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done")
+        guest.machine.monitor.set_link("netvsc", True)
+        guest.sh("while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
+        # The driver lets go and comes back under load; so does the whole card.
+        up = "/etc/pyvmm/net; ip route | grep -q default"
+        driver, device = "/sys/bus/vmbus/drivers/hv_netvsc", "$(basename $(readlink /sys/class/net/eth0/device))"
+        guest.send(f"while :; do wget -q -O /dev/null {server}; done")
+        before = guest.machine.monitor.info_nets()[0]["received"]
+        guest.until(lambda: guest.machine.monitor.info_nets()[0]["received"] > before, 20, "traffic")
+        guest.sh(f"d={device}; echo $d >{driver}/unbind; echo $d >{driver}/bind; {up}")
+        guest.machine.monitor.remove_device("netvsc")
+        guest.until(lambda: "DEVICE_DELETED" in [name for name, _ in guest.events], 30, "the card's end")
+        guest.machine.monitor.add_device("netvsc", "again")
+        guest.sh(f"while [ ! -d /sys/class/net/eth0 ]; do sleep 0.1; done; {up}")
+        fetch(guest, server)
+        guest.sh("ip link set eth0 mtu 9000; while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
+        fetch(guest, server)
+        assert guest.machine.monitor.info_nets()[0]["mtu"] == 9000
+        assert not guest.log("hv_netvsc.*(fail|error|unable|invalid)|WARNING|BUG|Oops")
+        if cpus == 1:
+            with guest.expect_reset():
+                guest.send("reboot -f")
+            fetch(guest, server)
