@@ -37,7 +37,10 @@ _REQUESTED = int(PacketFlag.COMPLETION_REQUESTED)
 
 
 class Netvsc(VmbusDevice):
-    """A network card, connected to `link`. `refused` counts what the guest sent against the rules in its packets."""
+    """A network card, connected to `link`; `lost(reason)` is called if that ends by itself.
+
+    `refused` counts what the guest sent against the rules in its packets.
+    """
 
     OFFER: ClassVar[Offer] = Offer(
         "netvsc",
@@ -46,8 +49,9 @@ class Netvsc(VmbusDevice):
     )
     OWN_COMPLETIONS: ClassVar[int] = QUEUE_LIMIT
 
-    def __init__(self, link: Link, card: Card) -> None:
+    def __init__(self, link: Link, card: Card, *, lost: Callable[[str], object] = lambda reason: None) -> None:
         self.link = link
+        self._lost = lost
         self.card = card
         self.channels: dict[int, Channel] = {}
         self.version = 0  # NVSP's; 0 before a driver has negotiated one
@@ -55,7 +59,6 @@ class Netvsc(VmbusDevice):
         self.refused = 0
         self.plugged = True  # the cable, as the user wants it
         self.promised = 0  # sub-channels offered at the guest's request
-        self.on_change: list[Callable[[], object]] = []
         self.receiver = Receiver(link, card, self.channels, lambda: self.number)
         self.sender = Sender(link, card.counters, lambda: self.number)
         self._send_buffer: SendBuffer | None = None
@@ -124,6 +127,7 @@ class Netvsc(VmbusDevice):
     def _link_ended(self, reason: str) -> None:
         if trace.link_ended.on:
             trace.link_ended(self.number, reason)
+        self._lost(reason)
         self._update_link()
 
     def _update_link(self) -> None:
@@ -140,8 +144,6 @@ class Netvsc(VmbusDevice):
         if self.card.initialised and self.receiver.buffer is not None:
             status = rndis.Status.CONNECT if connected else rndis.Status.DISCONNECT
             self._answer(rndis.indicate(status))
-        for each in self.on_change:
-            each()
 
     # Packets
 

@@ -38,6 +38,7 @@ class Parts:
     disks: tuple[OpenDisk, ...] = ()
     links: Links | None = None
     emit: Emit = lambda occurrence: None
+    notice: Callable[[str], object] = lambda text: None
     stop_for_error: Callable[[], object] = lambda: None
     """Pauses the machine after an error of a disk's image, until the user lets it go on."""
 

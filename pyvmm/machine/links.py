@@ -88,4 +88,9 @@ def make_card(parts: Parts) -> Netvsc:
     card = Card(mac, name, queues=queues)
     if spec.mtu is not None:
         card.mtu_limit = spec.mtu
-    return Netvsc(link, card)
+
+    def lost(reason: str) -> None:
+        unplugged = "the guest sees an unplugged cable until the machine is run again"
+        parts.notice(f"the peer of --net {spec} is gone, {reason}: {unplugged}")
+
+    return Netvsc(link, card, lost=lost)

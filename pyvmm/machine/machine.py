@@ -227,6 +227,7 @@ class Machine:
                 disks=self.disks,
                 links=self.links,
                 emit=self.notifier.emit,
+                notice=self.notifier.notice,
                 stop_for_error=partial(self.pause, "io-error"),
             )
             self._services = Services(parts, self.notifier.emit, has_hardware=lambda: self.slot.hardware is not None)

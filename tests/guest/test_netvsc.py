@@ -203,8 +203,12 @@ def test_link_changes_are_indicated_and_nothing_passes_unplugged(card: NetGuest)
     assert card.link.sent == [frame()]
 
 
-def test_the_end_of_the_link_is_a_disconnected_cable(card: NetGuest) -> None:
+def test_the_end_of_the_link_is_a_disconnected_cable(guest: FakeGuest) -> None:
+    lost: list[str] = []
+    link = FakeLink()
+    card = NetGuest(guest, link, device=Netvsc(link, Card(MAC, "card"), lost=lost.append))
     card.link.die()
+    assert lost == ["gone"]
     assert unpack_from("<3I", card.indication()) == (7, 20, 0x4001000C)
     assert card.device.info("net0")["link"] == "down"
 
@@ -329,6 +333,17 @@ def test_a_completion_of_nothing_is_refused(card: NetGuest) -> None:
     for number in (0, 1, 77, 1 << 63):
         card.driver.send(pack("<II", 108, 1), type=11, transaction_id=number)
     assert card.guest.bus.refused["netvsc"] == 4
+
+
+def test_another_kernel_begins_while_the_guest_has_batches(card: NetGuest) -> None:
+    card.link.feed(*[frame(bytes(1400), to=MAC)] * 3000)
+    card.send(frame())
+    card.guest.unload()
+    card.link.coming.clear()
+    again = NetGuest(card.guest, card.link, device=card.device)
+    again.frames()
+    again.link.feed(frame(to=MAC))
+    assert again.frames() == [frame(to=MAC)]
 
 
 def test_a_reset_forgets_the_driver(card: NetGuest) -> None:
