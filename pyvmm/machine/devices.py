@@ -6,9 +6,10 @@ The module of a device is imported when a machine gets one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import count
 from typing import TYPE_CHECKING
 
 from pyvmm.machine import events as trace
@@ -37,6 +38,7 @@ class Parts:
     window: Window | None = None  # for hot-added memory
     disks: tuple[OpenDisk, ...] = ()
     links: Links | None = None
+    cards: Iterator[int] = field(default_factory=count)  # numbers of network cards
     emit: Emit = lambda occurrence: None
     notice: Callable[[str], object] = lambda text: None
     stop_for_error: Callable[[], object] = lambda: None

@@ -28,7 +28,6 @@ class Links:
         self._loop = loop
         self._machine = config.name
         self._passts: list[Passt] = []
-        self.cards = 0  # made, connected to a link or not
         self.open: list[tuple[NetSpec, Link, bytes]] = []
         try:
             for number, spec in enumerate(config.nets):
@@ -74,10 +73,7 @@ class Links:
 
 def make_card(parts: Parts) -> Netvsc:
     """Return the machine's next card, connected to the next link; one past the last link is connected to nothing."""
-    links = parts.links
-    number = 0 if links is None else links.cards
-    if links is not None:
-        links.cards += 1
+    links, number = parts.links, next(parts.cards)
     if links is None or number >= len(links.open):
         spec, link = NOTHING, Link()
         mac = default_mac(parts.config.name, number, spec)
