@@ -119,6 +119,13 @@ def test_a_guest_that_wants_no_events_gets_none(guest: FakeGuest, device: Record
     assert driver.signals == 1
 
 
+def test_a_guest_of_version_6_0_opens_and_talks() -> None:
+    guest, device = FakeGuest(version=0x60000, max_version=p.Version.COPPER), Recorder()
+    guest.open(device).send(b"12345678")
+    assert (device.payloads, device.channel.version, guest.bus.version) == ([b"12345678"], 0x60000, 0x60000)
+    assert FakeGuest(version=0x60000).contact().supported == 0, "only if the user asks for it"
+
+
 def test_messages_go_to_the_vp_of_the_contact() -> None:
     guest = FakeGuest(vp_count=3)
     guest.contact(vp=2)
