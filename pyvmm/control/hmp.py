@@ -208,7 +208,7 @@ def _info_version(machine: MonitoredMachine, words: list[str]) -> str:
 
 @_line(INFO, "network", "the network cards: links, addresses, counters")
 def _info_network(machine: MonitoredMachine, words: list[str]) -> str:
-    return "".join(f"{each['id']}:\n{_tree(each, '  ')}" for each in machine.info_nets()) or "no network cards\n"
+    return "".join(f"{each['id']}:\n{_tree(each, '  ')}" for each in machine.nets().info()) or "no network cards\n"
 
 
 @_line(INFO, "name", "the machine's name")

@@ -13,14 +13,14 @@ from pyvmm.qapi import Empty, NetInfo, RxFilterInfo
 @command("set_link", name=str, up=bool)
 def set_link(machine: MonitoredMachine, name: str, up: bool) -> Empty:
     """Plug in the cable of a network card, or pull it out."""
-    machine.set_link(name, up)
+    machine.nets().set_link(name, up)
     return {}
 
 
 @command("query-rx-filter", name=Argument(str, optional=True))
 def query_rx_filter(machine: MonitoredMachine, name: str = "") -> list[RxFilterInfo]:
     """Return which frames each card lets pass to the guest."""
-    found = [each for each in machine.rx_filters() if name in ("", each["name"])]
+    found = [each for each in machine.nets().rx_filters() if name in ("", each["name"])]
     if name and not found:
         raise NotFoundError(f"invalid net client name: {name}")
     return found
@@ -29,4 +29,4 @@ def query_rx_filter(machine: MonitoredMachine, name: str = "") -> list[RxFilterI
 @command("x-query-nets")
 def query_nets(machine: MonitoredMachine) -> list[NetInfo]:
     """Return the network cards, their links and counters."""
-    return machine.info_nets()
+    return machine.nets().info()

@@ -101,6 +101,18 @@ class HotDisks(Protocol):
     def statistics(self) -> list[BlockStats]: ...
 
 
+class NetworkCards(Protocol):
+    """The machine's interface to its network cards."""
+
+    def info(self) -> list[NetInfo]: ...
+
+    def rx_filters(self) -> list[RxFilterInfo]:
+        """Return which frames each network card lets pass to the guest."""
+
+    def set_link(self, name: str, up: bool) -> None:
+        """Plug in a network card's cable, or pull it out. Raises NotFoundError."""
+
+
 class MonitoredMachine(Protocol):
     """The machine's interface to the monitor. Every call comes from the loop's thread."""
 
@@ -160,14 +172,8 @@ class MonitoredMachine(Protocol):
     def info_consoles(self) -> list[tuple[str, str]]:
         """Return label and file name of each serial port's backend."""
 
-    def info_nets(self) -> list[NetInfo]:
-        """Return the network cards."""
-
-    def rx_filters(self) -> list[RxFilterInfo]:
-        """Return which frames each network card lets pass to the guest."""
-
-    def set_link(self, name: str, up: bool) -> None:
-        """Plug in a network card's cable, or pull it out. Raises NotFoundError."""
+    def nets(self) -> NetworkCards:
+        """Return what describes network cards and moves their cables."""
 
     def add_device(self, driver: str, id: str) -> None:
         """Offer a VMBus device again. Raises ConfigError."""

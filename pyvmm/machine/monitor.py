@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvmm import qapi
-from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError, PyvmmError
+from pyvmm.errors import ConfigError, HostError, NotActiveError, PyvmmError
 from pyvmm.machine.inventory import (
     memory_devices,
     memory_figures,
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from pyvmm.cover_sites import Place
     from pyvmm.devices.balloon.device import BalloonDevice
-    from pyvmm.devices.netvsc import Netvsc
     from pyvmm.machine.debugger import Debugger
     from pyvmm.machine.disks import HotDisks
     from pyvmm.machine.integration import Integration
     from pyvmm.machine.machine import Machine
+    from pyvmm.machine.network_cards import NetworkCards
     from pyvmm.machine.notifier import Listener
     from pyvmm.machine.panic import Policy
     from pyvmm.machine.pressure import Pressure
@@ -236,28 +236,11 @@ class MonitorView:
         """Return label and backend of each serial port."""
         return [("serial0", self.console_place), ("serial1", "agent")]
 
-    def info_nets(self) -> list[qapi.NetInfo]:
-        """Return one entry per network card."""
-        return [each.info(name) for name, each in self._nets()]
+    def nets(self) -> NetworkCards:
+        """Return what describes network cards and moves their cables."""
+        from pyvmm.machine.network_cards import NetworkCards
 
-    def rx_filters(self) -> list[qapi.RxFilterInfo]:
-        """Return QEMU's RxFilterInfo of each network card."""
-        return [each.rx_filter(name) for name, each in self._nets()]
-
-    def set_link(self, name: str, up: bool) -> None:
-        """Plug in a network card's cable, or pull it out. Raises NotFoundError."""
-        for each, card in self._nets():
-            if each == name:
-                card.set_plugged(up)
-                return
-        raise NotFoundError(f"Device '{name}' not found")
-
-    def _nets(self) -> list[tuple[str, Netvsc]]:
-        if "netvsc" not in self._machine.services.devices.kinds:
-            return []
-        from pyvmm.devices.netvsc import Netvsc
-
-        return self._machine.services.devices.of_kind(Netvsc)
+        return NetworkCards(self._machine.services.devices)
 
     def add_device(self, driver: str, id: str = "") -> None:
         """Add a VMBus device to the bus. Raises ConfigError."""
@@ -336,7 +319,7 @@ class MonitorView:
             "page-reporting": self.page_reporting(),
             "autosize": pressure.describe() if pressure is not None else None,
             "vmbus": self.info_vmbus(),
-            "nets": self.info_nets(),
+            "nets": self.nets().info(),
             "on-panic": machine.panic.policy,
             "panics": machine.panic.count,
             "notices": list(machine.notifier.notices),

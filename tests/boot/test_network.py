@@ -73,19 +73,19 @@ def test_linux_gets_an_address_and_carries_files(server: str, image: str, engine
         assert "inet 10.0.2.15/24" in guest.sh("ip addr show eth0")
         assert " 0% packet loss" in guest.sh("ping -c 2 -W 5 10.0.2.2")
         fetch(guest, server)
-        (card,) = guest.machine.monitor.info_nets()
+        (card,) = guest.machine.monitor.nets().info()
         assert (card["channels"], card["errors"], card["up"]) == (cpus, 0, True)
         # The cable is pulled and plugged in again.
-        guest.machine.monitor.set_link("netvsc", False)
+        guest.machine.monitor.nets().set_link("netvsc", False)
         guest.sh("while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done")
-        guest.machine.monitor.set_link("netvsc", True)
+        guest.machine.monitor.nets().set_link("netvsc", True)
         guest.sh("while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
         # The driver lets go and comes back under load; so does the whole card.
         up = "/etc/pyvmm/net; ip route | grep -q default"
         driver, device = "/sys/bus/vmbus/drivers/hv_netvsc", "$(basename $(readlink /sys/class/net/eth0/device))"
         guest.send(f"while :; do wget -q -O /dev/null {server}; done")
-        before = guest.machine.monitor.info_nets()[0]["received"]
-        guest.until(lambda: guest.machine.monitor.info_nets()[0]["received"] > before, 20, "traffic")
+        before = guest.machine.monitor.nets().info()[0]["received"]
+        guest.until(lambda: guest.machine.monitor.nets().info()[0]["received"] > before, 20, "traffic")
         guest.sh(f"d={device}; echo $d >{driver}/unbind; echo $d >{driver}/bind; {up}")
         guest.machine.monitor.remove_device("netvsc")
         guest.until(lambda: "DEVICE_DELETED" in [name for name, _ in guest.events], 30, "the card's end")
@@ -94,7 +94,7 @@ def test_linux_gets_an_address_and_carries_files(server: str, image: str, engine
         fetch(guest, server)
         guest.sh("ip link set eth0 mtu 9000; while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
         fetch(guest, server)
-        assert guest.machine.monitor.info_nets()[0]["mtu"] == 9000
+        assert guest.machine.monitor.nets().info()[0]["mtu"] == 9000
         assert not guest.log("hv_netvsc.*(fail|error|unable|invalid)|WARNING|BUG|Oops")
         if cpus == 1:
             with guest.expect_reset():

@@ -107,6 +107,25 @@ class FakeDisks:
         return [{"device": row["device"], "stats": stats} for row in self.machine.block]
 
 
+class FakeNetworkCards:
+    """One card, whose cable is the machine's `plugged`."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    def info(self) -> list[dict[str, Any]]:
+        link = "up" if self._machine.plugged else "down"
+        return [{"id": "netvsc", "kind": "user", "place": "", "mac": MAC, "link": link}]
+
+    def rx_filters(self) -> list[dict[str, Any]]:
+        return [{"name": "netvsc", "promiscuous": False, "main-mac": MAC}]
+
+    def set_link(self, name: str, up: bool) -> None:
+        if name != "netvsc":
+            raise NotFoundError(f"Device '{name}' not found")
+        self._machine.plugged = up
+
+
 class FakeMachine:
     """`MonitoredMachine`, with 512 MiB and a guest that gives back memory at once, down to 64 MiB."""
 
@@ -257,16 +276,8 @@ class FakeMachine:
             "vmbus": self.info_vmbus(),
         }
 
-    def info_nets(self) -> list[dict[str, Any]]:
-        return [{"id": "netvsc", "kind": "user", "place": "", "mac": MAC, "link": "up" if self.plugged else "down"}]
-
-    def rx_filters(self) -> list[dict[str, Any]]:
-        return [{"name": "netvsc", "promiscuous": False, "main-mac": MAC}]
-
-    def set_link(self, name: str, up: bool) -> None:
-        if name != "netvsc":
-            raise NotFoundError(f"Device '{name}' not found")
-        self.plugged = up
+    def nets(self) -> FakeNetworkCards:
+        return FakeNetworkCards(self)
 
     def info_vmbus(self) -> list[dict[str, Any]]:
         return [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyvmm.cli.output import echo, print_json
+from pyvmm.cli.output import echo, print_json, progress
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.client.replies import memory_text
@@ -154,16 +153,12 @@ class _Bar:
 
     def __init__(self, begin: int, goal: int) -> None:
         self._begin, self._goal = begin, goal
-        self._on = sys.stderr.isatty()
 
     def show(self, actual: int) -> None:
-        if not self._on:
-            return
         way = abs(self._goal - self._begin) or 1
         part = min(1.0, abs(actual - self._begin) / way)
         bar = "#" * int(part * self.WIDTH)
-        click.echo(f"\r[{bar:<{self.WIDTH}}] {format_size(actual):>10}", nl=False, err=True)
+        progress(f"[{bar:<{self.WIDTH}}] {format_size(actual):>10}")
 
     def end(self) -> None:
-        if self._on:
-            click.echo("\r\x1b[K", nl=False, err=True)
+        progress("")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from pyvmm.cli.output import echo
+from pyvmm.cli.output import echo, progress
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.errors import HostError
 from pyvmm.launch.where import print_message
@@ -82,7 +82,7 @@ def _shown(counts: Counts) -> Iterator[None]:
 
     def show() -> None:
         while not done.wait(1.0):
-            print(f"\r{counts.files} files, {format_size(counts.bytes)} ", end="", file=sys.stderr, flush=True)
+            progress(f"{counts.files} files, {format_size(counts.bytes)}")
 
     thread = threading.Thread(target=show, daemon=True)
     if sys.stderr.isatty():
@@ -93,7 +93,7 @@ def _shown(counts: Counts) -> Iterator[None]:
         done.set()
         if thread.ident is not None:
             thread.join()
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            progress("")
 
 
 def _split(place: str) -> tuple[str | None, str]:
