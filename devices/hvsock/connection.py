@@ -113,7 +113,7 @@ class Connection(VmbusDevice):
         self.received_bytes += len(data)
         if data:
             if not self._end.write(data):
-                self._channel.hold()
+                self._channel.hold(True)
             return
         self._guest_done = True
         self._trace_finished("the guest")
@@ -202,7 +202,7 @@ class Connection(VmbusDevice):
     def host_drained(self) -> None:
         """Go on reading the guest's packets."""
         if self._channel is not None:
-            self._channel.release()
+            self._channel.hold(False)
 
     def host_lost(self, reason: str) -> None:
         """End the connection: the host's end failed."""

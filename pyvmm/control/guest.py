@@ -40,5 +40,5 @@ def execute(machine: MonitoredMachine, command: str, timeout: int = DEFAULT_SECO
                 {"status": result["status"], "stdout": out, "stderr": err, "truncated": result["truncated"]}
             )
 
-    machine.execute(command, timeout, done)
+    machine.guest.execute(command, timeout, done)
     return deferred

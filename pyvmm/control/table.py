@@ -113,10 +113,27 @@ class NetworkCards(Protocol):
         """Plug in a network card's cable, or pull it out. Raises NotFoundError."""
 
 
+class GuestAccess(Protocol):
+    """The monitor's ways into the guest."""
+
+    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
+        """Run a shell command in the guest: `status`, `stdout`, `stderr` (bytes), `truncated`."""
+
+    def connect(self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]) -> None:
+        """Connect what `attach` returns to a port of the guest when that has accepted; or call `failed`."""
+
+    def start_sessions(self, done: Callable[[int | PyvmmError], None], *, only_if_started: bool = False) -> None:
+        """Start the guest's program for sessions; `done` gets its port, or the error that tells why there is none."""
+
+
 class MonitoredMachine(Protocol):
     """The machine's interface to the monitor. Every call comes from the loop's thread."""
 
     name: str
+
+    @property
+    def guest(self) -> GuestAccess:
+        """Return the ways into the guest."""
 
     def status(self) -> RunState: ...
 
@@ -183,17 +200,6 @@ class MonitoredMachine(Protocol):
 
     def remove_device(self, id: str) -> None:
         """Rescind a VMBus device by id or path; DEVICE_DELETED follows when the guest has released it."""
-
-    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
-        """Run a shell command in the guest: `status`, `stdout`, `stderr` (bytes), `truncated`."""
-
-    def vsock_connect(
-        self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]
-    ) -> None:
-        """Connect what `attach` returns to a port of the guest when that has accepted; or call `failed`."""
-
-    def start_sessions(self, done: Callable[[int | PyvmmError], None], *, only_if_started: bool = False) -> None:
-        """Start the guest's program for sessions; `done` gets its port, or the error that tells why there is none."""
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
         """Return console output from byte `offset` on, as far as it is kept, and the number of its first byte."""

@@ -50,7 +50,7 @@ def session(machine: MonitoredMachine, client: Giving | None, start: bool = True
         else:
             _connect(machine, client, result, deferred)
 
-    machine.start_sessions(started, only_if_started=not start)
+    machine.guest.start_sessions(started, only_if_started=not start)
     return deferred
 
 
@@ -65,4 +65,4 @@ def _connect(machine: MonitoredMachine, client: Giving | None, port: int, deferr
         deferred.resolve({})  # the reply; the connection is given away right after it
         return given[0] if given else None
 
-    machine.vsock_connect(port, attach, lambda reason: deferred.refuse(ControlError(reason)))
+    machine.guest.connect(port, attach, lambda reason: deferred.refuse(ControlError(reason)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyvmm import qapi
-from pyvmm.errors import ConfigError, HostError, NotActiveError, PyvmmError
+from pyvmm.errors import ConfigError, NotActiveError
+from pyvmm.machine.guest_access import GuestAccess
 from pyvmm.machine.inventory import (
     memory_devices,
     memory_figures,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pyvmm.machine.notifier import Listener
     from pyvmm.machine.panic import Policy
     from pyvmm.machine.pressure import Pressure
-    from pyvmm.machine.sessions import Sessions
 
 NO_STATUS_REPORTS = "guest memory status reporting not enabled"
 
@@ -61,7 +61,7 @@ class MonitorView:
         self.console_place = "null"  # the console's backend, for query-chardev
         self.fault_rules: Callable[[], FaultRules] = _no_rules  # made at the first call
         self.sandbox: qapi.SandboxInfo = {"mode": "off"}  # the sandbox of the process
-        self._sessions: Sessions | None = None  # from the first one on
+        self.guest = GuestAccess(machine)
 
     # The machine's life
 
@@ -268,31 +268,6 @@ class MonitorView:
         from pyvmm.machine.integration import Integration
 
         return Integration(self._machine.services.devices)
-
-    def execute(self, command: str, seconds: int, done: Callable[[dict[str, Any] | HostError], None]) -> None:
-        """Run a shell command in the guest and collect its output. Raises ConfigError."""
-        from pyvmm.machine.execute import execute
-
-        execute(self._machine.agent, self._machine.guest_time, command, seconds, done)
-
-    def vsock_connect(
-        self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]
-    ) -> None:
-        """Connect to a port of the guest. `attach` returns the connection when the guest has accepted, None if it is
-        gone; else `failed(reason)` is called.
-        """
-        self._machine.services.vsock(self._machine.loop).connect(port, attach, failed)
-
-    def start_sessions(self, done: Callable[[int | PyvmmError], None], *, only_if_started: bool = False) -> None:
-        """Start the guest's program for sessions, unless it runs; `done` gets its port, or why there is none.
-
-        `only_if_started`: leave it at that if none was started before.
-        """
-        if self._sessions is None:
-            from pyvmm.machine.sessions import Sessions
-
-            self._sessions = Sessions(self._machine.agent, self._machine.guest_time)
-        self._sessions.start(done, only_if_started=only_if_started)
 
     def console_since(self, offset: int) -> tuple[int, bytes]:
         """Return the kept console output from byte `offset` on, after the offset of its first byte."""

@@ -116,8 +116,7 @@ class Operations:
     def _destroy(self, request: Request) -> bytes:
         return b""
 
-    def _interrupt(self, request: Request) -> bytes:
-        return b""
+    _interrupt = _fsyncdir = _destroy  # nothing to do either
 
     # Names
 
@@ -348,9 +347,6 @@ class Operations:
     def _fsync(self, request: Request) -> bytes:
         handle, flags, _ = p.fields(_FSYNC, request.body)
         (os.fdatasync if flags & 1 else os.fsync)(self._file(handle))
-        return b""
-
-    def _fsyncdir(self, request: Request) -> bytes:
         return b""
 
     def _fallocate(self, request: Request) -> bytes:

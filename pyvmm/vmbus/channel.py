@@ -239,14 +239,10 @@ class Channel:
         if number:
             self._bus.rescind_sub_channel(self._served, number)
 
-    def hold(self) -> None:
-        """Suspend reading: the device gets what was read already, and nothing more until `release`."""
-        self._held = True
-
-    def release(self) -> None:
-        """Resume reading after `hold`."""
-        if self._held:
-            self._held = False
+    def hold(self, on: bool) -> None:
+        """Suspend reading, or resume it: the device gets what was read already, and nothing more meanwhile."""
+        was_held, self._held = self._held, on
+        if was_held and not on:
             self._read_later()
 
     # For the bus
@@ -273,11 +269,8 @@ class Channel:
         self.signals_in += 1
         if trace.channel_signalled.on:
             trace.channel_signalled(self.relid)
-        self._guarded(self._serve)
-
-    def _serve(self) -> None:
-        self._flush()
-        self._read()
+        self._guarded(self._flush)
+        self._guarded(self._read)
 
     def close(self) -> None:
         """Drop timers, queue and waiters; then call the device's `closed`, if `opened` was called."""

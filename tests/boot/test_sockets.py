@@ -23,12 +23,12 @@ def in_session(guest: Booted, command: str) -> tuple[int, bytes, bytes]:
     ports: list[object] = []
     failed: list[str] = []
     done: list[tuple[int, bytes, bytes, bool]] = []
-    monitor = guest.machine.monitor
-    monitor.start_sessions(ports.append)
+    access = guest.machine.monitor.guest
+    access.start_sessions(ports.append)
     guest.until(lambda: ports, 60, "the program for sessions")
     assert ports == [PORT]
     ours, theirs = socket.socketpair()
-    monitor.vsock_connect(PORT, lambda: theirs, failed.append)
+    access.connect(PORT, lambda: theirs, failed.append)
     words = shell_words(command)
     thread = threading.Thread(
         target=lambda: done.append(collect(Session(ours), words, seconds=40, limit=1 << 20)), daemon=True
@@ -70,7 +70,10 @@ def test_sessions_programs_and_a_shared_folder(tmp_path: Path, image: str, engin
         assert in_session(guest, "/etc/pyvmm/session connect 9 /bin/true")[0] == 110, "ETIMEDOUT: refused"
         mount = f"insmod /lib/modules/fuse.ko 2>/dev/null; mkdir /mnt; /etc/pyvmm/session fuse {SHARED} /mnt"
         assert in_session(guest, f"{mount} </dev/null >/dev/null 2>&1")[0] == 0
-        assert in_session(guest, "cd /mnt; cat file; echo new >made; cat out ../secret")[1] == b"from the host\n"
+        found = in_session(
+            guest, "cd /mnt && cat file && echo new >made; cat out ../secret; grep fuse /proc/mounts >&2"
+        )
+        assert found[1] == b"from the host\n", found
         assert (folder / "made").read_text() == "new\n"
         guest.machine.reset()
         guest.until(lambda: not guest.machine.agent.ready, 10, "the reset")

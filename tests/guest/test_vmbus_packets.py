@@ -164,10 +164,10 @@ def test_guest_that_had_the_room_before_is_not_signalled(guest: FakeGuest, devic
 
 def test_device_may_suspend_reading(guest: FakeGuest, device: Recorder) -> None:
     driver = guest.open(device)
-    device.channel.hold()
+    device.channel.hold(True)
     driver.send(b"first...").send(b"second..")
     assert device.payloads == [] and not device.channel.awaits_signal
-    device.channel.release()
+    device.channel.hold(False)
     guest.loop.run()
     driver.send(b"third...")
     assert device.payloads == [b"first...", b"second..", b"third..."]

@@ -157,6 +157,10 @@ class FakeMachine:
     def disks(self) -> FakeDisks:
         return FakeDisks(self)
 
+    @property
+    def guest(self) -> FakeMachine:
+        return self
+
     def fault_rules(self) -> FakeMachine:
         return self
 
@@ -348,9 +352,7 @@ class FakeMachine:
             return
         done(ConfigError(self.no_sessions) if self.no_sessions else PORT)
 
-    def vsock_connect(
-        self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]
-    ) -> None:
+    def connect(self, port: int, attach: Callable[[], socket.socket | None], failed: Callable[[str], None]) -> None:
         """Connect to the guest's program for sessions, which runs on this machine."""
 
         def connect() -> None:
