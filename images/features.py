@@ -12,5 +12,5 @@ FEATURES: dict[str, tuple[str, ...]] = {
 }
 """Modules by feature, without their dependencies. Debian's cloud kernels have ext4 built in."""
 
-ON_DEMAND = ("sessions", "share")
+ON_DEMAND = ("sessions",)
 """Features whose modules every initramfs has; the guest loads them when they are first wanted."""

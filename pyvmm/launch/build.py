@@ -245,7 +245,7 @@ def _devices(options: GuestOptions) -> tuple[str, ...]:
 
 def features(options: GuestOptions) -> tuple[str, ...]:
     """Return the names in `images.features` of what the guest needs besides the default."""
-    wanted = {"disk": options.disk, "net": options.net}
+    wanted = {"disk": options.disk, "net": options.net, "share": options.share}
     names = tuple(name for name, given in wanted.items() if given)
     if not options.device:
         return names

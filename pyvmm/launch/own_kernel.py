@@ -69,8 +69,7 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
     from pyvmm.images.features import FEATURES
     from pyvmm.images.parts import append_parts
 
-    names = (*features(options), *(["share"] if options.share else []))
-    wanted = [module for name in names if name not in FEATURE_DRIVERS for module in FEATURES[name]]
+    wanted = [module for name in features(options) if name not in FEATURE_DRIVERS for module in FEATURES[name]]
     chosen = own.select((*options.module, *wanted))
     _tell_lacks(options, own, own.lacks(chosen, cpus=cpus, grows=grows), progress)
     initrd = append_parts(initrd_for(own.release, chosen.modules, progress), guest_parts(options), progress)
@@ -137,7 +136,7 @@ def _record(options: GuestOptions) -> Path:
     from pyvmm.launch.build import features
 
     paths = (options.kernel, options.kdir, options.modules, options.initrd, Path.cwd())
-    words = [*options.module, *options.device, *features(options), "--share" if options.share else ""]
+    words = [*options.module, *options.device, *features(options)]
     text = "\0".join([*(str(path and os.path.abspath(path)) for path in paths), *words])
     text += f"\0{bool(options.command)}"
     return cache_folder("own", f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.client.session import Session, collect, shell_words
+from pyvmm.images.catalog import find_image
 from pyvmm.session_protocol import PORT
 from pyvmm.share.server import Server
 from tests.support.booted import Booted
@@ -59,7 +60,8 @@ def test_sessions_programs_and_a_shared_folder(tmp_path: Path, image: str, engin
         threading.Thread(target=lambda: program.sendall(program.recv(100).upper()), daemon=True).start()
         return ours
 
-    with Booted(image, engine=engine, cpus=cpus) as guest:
+    initrd = find_image(image, build=False, features=("share",)).initrd
+    with Booted(image, engine=engine, cpus=cpus, initrd=initrd) as guest:
         vsock = guest.machine.services.vsock(guest.machine.loop)
         vsock.services = {ECHO: lambda port, done: done(echo()), SHARED: lambda port, done: done(shared())}
         assert in_session(guest, "echo out; echo err >&2; exit 7") == (7, b"out\n", b"err\n")
@@ -68,7 +70,7 @@ def test_sessions_programs_and_a_shared_folder(tmp_path: Path, image: str, engin
         found = in_session(guest, f"/etc/pyvmm/session connect {ECHO} /bin/sh -c '{guest_end}'")
         assert found == (0, b"", b"HELLO\n")
         assert in_session(guest, "/etc/pyvmm/session connect 9 /bin/true")[0] == 110, "ETIMEDOUT: refused"
-        mount = f"insmod /lib/modules/fuse.ko 2>/dev/null; mkdir /mnt; /etc/pyvmm/session fuse {SHARED} /mnt"
+        mount = f"mkdir /mnt; /etc/pyvmm/session fuse {SHARED} /mnt"
         assert in_session(guest, f"{mount} </dev/null >/dev/null 2>&1")[0] == 0
         found = in_session(
             guest, "cd /mnt && cat file && echo new >made; cat out ../secret; grep fuse /proc/mounts >&2"
