@@ -12,6 +12,7 @@ import click
 
 from pyvmm.cli.target import complete_machine, connect, find, machine_options
 from pyvmm.cli.words import RepeatableCommand, command_words
+from pyvmm.errors import ConfigError
 from pyvmm.launch import exit_status
 from pyvmm.launch.where import print_message
 
@@ -64,7 +65,12 @@ def exec(
     text = command_line(command)
     if text is None:
         raise click.UsageError("name the command to run")
-    entry = find(given, name, socket)
+    try:
+        entry = find(given, name, socket)
+    except ConfigError as error:
+        if given is None:
+            raise
+        raise ConfigError(f"{error}; `pyvmm exec -- COMMAND` runs it in the only one there is") from error
     client = connect(entry)
     try:
         session = open_session(client, say=print_message)
