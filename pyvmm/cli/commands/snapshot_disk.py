@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,9 @@ def snapshot_disk(words: tuple[str, ...], name: str | None, socket: Path | None,
     target = Path(file)
     if target.exists():
         raise ConfigError(f"{target}: exists already; remove it, or name another file")
-    with connect(find(given[0] if given else None, name, socket), limit + 60) as client:
-        source = _image(client, disk)
+    entry = find(given[0] if given else None, name, socket)
+    with connect(entry, limit + 60) as client:
+        source = _folder(entry.pid) / _image(client, disk)
         if no_freeze:
             shared = _copy(source, target)
         else:
@@ -69,6 +71,14 @@ def _image(client: Client, disk: str) -> Path:
     if inserted.get("drv") != "raw":
         raise ConfigError(f"{disk} is {inserted.get('drv')}: only raw images can be copied so")
     return Path(str(inserted["file"]))
+
+
+def _folder(pid: int) -> Path:
+    """Return the machine's working folder, from which a relative path of an image counts."""
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return Path()
 
 
 def _copy_frozen(client: Client, source: Path, target: Path) -> bool:

@@ -99,6 +99,16 @@ def test_without_a_freeze_nothing_is_asked_of_the_guest(
     assert machine.calls == []
 
 
+def test_an_images_relative_path_counts_from_the_machines_folder(
+    machine: FakeMachine, pyvmm: Run, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"device": "disk0", "inserted": {"drv": "raw", "file": disk.name}}]
+    monkeypatch.setattr(snapshot_disk, "_query", lambda client: rows)
+    assert snapshot_disk._folder(-1) == Path()
+    monkeypatch.setattr(snapshot_disk, "_folder", lambda pid: disk.parent)
+    assert pyvmm("snapshot-disk", "disk0", str(tmp_path / "copy.img")).status == 0
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
