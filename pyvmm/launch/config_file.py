@@ -19,6 +19,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pyvmm.disks.spec import DiskSpec, parse_disk
 from pyvmm.errors import ConfigError
 from pyvmm.files import FileError, read_file
 from pyvmm.launch.options import (
@@ -105,6 +106,8 @@ def _value(file: Path, key: str, value: Any, field: Field) -> Any:
     if key == "share":
         items = [str(_from_folder(file, item)) if not item.startswith(("/", "~")) else item for item in items]
     try:
+        if option.read is parse_disk:
+            items = [_disk(file, item) for item in items]
         read = [option.value(item) for item in items]
     except ConfigError as error:
         raise ConfigError(f"{file}: {key}: {error}") from error
@@ -152,6 +155,12 @@ def _initrd(file: Path, text: str) -> str:
     return ",".join(os.path.join(folder, os.path.expanduser(part)) for part in parts)
 
 
+def _disk(file: Path, text: str) -> str:
+    """Return the value of `disk` with its file from the configuration's folder. Raises ConfigError."""
+    spec = parse_disk(text)
+    return str(spec.at(str(_from_folder(file, spec.path))))
+
+
 def _from_folder(file: Path, text: str) -> Path:
     return Path(os.path.abspath(file)).parent / os.path.expanduser(text)  # an unknown ~name is left unchanged
 
@@ -181,10 +190,14 @@ def _toml(value: Any, option: Option | None = None) -> str:
         case int() | float() if option is None or option.read is not parse_size:
             return repr(value)
         case tuple():
-            return "[" + ", ".join(_quoted(str(each)) for each in value) + "]"
+            return "[" + ", ".join(_quoted(_item(each)) for each in value) + "]"
         case Path():
             return _quoted(os.path.abspath(value))
     return _quoted(str(value) if option is None else text_of(value, option))
+
+
+def _item(value: object) -> str:
+    return str(value.at(os.path.abspath(value.path)) if isinstance(value, DiskSpec) else value)
 
 
 def _quoted(text: str) -> str:

@@ -7,8 +7,9 @@ import click
 import pytest
 
 from pyvmm.cli.commands.run import run as run_command
-from pyvmm.launch.config_file import keys
-from pyvmm.launch.options import OPTIONS
+from pyvmm.errors import ConfigError
+from pyvmm.launch.config_file import keys, load, render
+from pyvmm.launch.options import OPTIONS, GuestOptions
 from tests.support.command_line import Run
 
 
@@ -110,3 +111,14 @@ def test_no_file_is_reported_in_one_line(pyvmm: Run, tmp_path: Path) -> None:
 def test_a_wrong_option_beside_a_file_is_a_usage_error(pyvmm: Run, file: Path) -> None:
     file.write_text("cpus = 2\n")
     assert pyvmm("run", str(file), "--cpuz", "1").status == 2
+
+
+def test_disks_are_files_of_the_configurations_folder(tmp_path: Path) -> None:
+    file = tmp_path / "vm.toml"
+    file.write_text('disk = ["a,,b.img,ro", "/dev/x,id=d"]')
+    disks = load(file)["disk"]
+    assert [str(each) for each in disks] == [f"{tmp_path}/a,,b.img,ro", "/dev/x,id=d"]
+    assert f'disk = ["{tmp_path}/a,,b.img,ro", "/dev/x,id=d"]' in render(GuestOptions(disk=disks))
+    file.write_text('disk = "a.img,rw"')
+    with pytest.raises(ConfigError, match=r"vm[.]toml: disk: 'rw' is no option of a disk"):
+        load(file)
