@@ -136,9 +136,14 @@ class Controller(VmbusDevice):
     def _outstanding(self) -> int:
         return self.workers.outstanding + len(self._stopped)
 
+    @property
+    def serving(self) -> bool:
+        """Whether a driver uses the disks."""
+        return self.phase is Phase.READY
+
     def enumerate(self) -> None:
         """Have the guest scan for disks again."""
-        if self.primary is not None and self.phase is Phase.READY:
+        if self.primary is not None and self.serving:
             with suppress(GuestError):  # it reads nothing, and will not scan either
                 self.primary.send(unsolicited(Operation.ENUMERATE_BUS))
 
@@ -243,7 +248,7 @@ class Controller(VmbusDevice):
             views = direct_views(packet, channel.memory, DATA_LIMIT) if packet.type == PacketType.GPA_DIRECT else []
             luns = self.disks.luns() if not (request.path or request.target) else []
             self._reply(channel, number, request, commands.report_luns(luns, request.cdb), views)
-        elif disk is not None and opcode != commands.TEST_UNIT_READY:
+        elif disk is not None and disk.presence is Presence.LEAVING and opcode != commands.TEST_UNIT_READY:
             return False  # Linux flushes a disk that it lets go of
         else:
             if trace.no_lun.on:

@@ -88,7 +88,7 @@ class Disks:
         if trace.leaving.on:
             trace.leaving(disk.id, disk.lun)
         primary = self._controller.primary
-        if primary is None:
+        if primary is None or not self._controller.serving:
             self._end(disk)
             return
         primary.after(GRACE, lambda: self._end(disk))
@@ -107,7 +107,7 @@ class Disks:
     def driver_left(self) -> None:
         """The driver has closed the controller: disks being removed are gone, the next driver finds the others."""
         for disk in list(self.all.values()):
-            disk.asked = False
+            disk.asked = disk.failed = False
             disk.presence = Presence.GONE if disk in self._gone else Presence.PRESENT
             self.check_gone(disk)
 

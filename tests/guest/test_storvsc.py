@@ -444,3 +444,29 @@ def test_threads_end_when_the_process_is_to_be_forked(bench: Bench) -> None:
     bench.controller.quiesce()
     assert not any(thread.name.startswith("disk") for thread in threading.enumerate())
     assert scsi.command(read10(0, 1), length=512).ok
+
+
+def test_disk_that_the_guest_has_let_go_of_serves_nothing_while_another_leaves(bench: Bench) -> None:
+    for _ in range(2):
+        bench.disk()
+    scsi = ScsiGuest(bench.guest, bench.controller)
+    bench.guest.bus.remove(bench.controller)
+    bench.guest.loop.run()
+    for _ in range(2):
+        assert scsi.next_packet().payload[:4] == pack("<I", 11)
+    for lun in (0, 1):
+        assert scsi.command(TEST_UNIT_READY, lun=lun).srb_status == 0x20
+        assert not bench.guest.inbox, "no RESCIND yet"
+        assert scsi.command(FLUSH, lun=lun).ok
+        bench.guest.advance(1)
+        if not lun:
+            assert scsi.command(FLUSH, lun=lun).srb_status == 0x20
+    bench.guest.accept_rescind()
+
+
+def test_driver_that_never_finished_its_handshake_is_not_waited_for(bench: Bench) -> None:
+    bench.disk()
+    ScsiGuest(bench.guest, bench.controller, begin=False)
+    bench.guest.bus.remove(bench.controller)
+    bench.guest.loop.run()
+    bench.guest.accept_rescind()
