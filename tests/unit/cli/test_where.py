@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 from pyvmm.cli import main as command_line
 from pyvmm.client import registry
+from pyvmm.disks.open import open_locked
+from pyvmm.disks.spec import DiskSpec
+from pyvmm.errors import ConfigError
 from pyvmm.launch import where
 
 
@@ -60,3 +64,21 @@ def test_a_file_of_options_is_passed_on_by_name(sent: list[list[str]], tmp_path:
     words = ["run", str(tmp_path / "vm.toml"), "--cpus", "2"]
     assert command_line.main(words) == 7
     assert sent[0][-3:] == words[1:]
+
+
+def test_disks_are_locked_here_while_the_emulated_host_uses_them(
+    sent: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock inside does not reach the machine whose files these are."""
+    spec = DiskSpec(str(tmp_path / "disk.img"))
+    Path(spec.path).write_bytes(bytes(512))
+    monkeypatch.setattr(_Config, "disks", (spec,))
+
+    def run_emulated(*arguments: object, **more: object) -> int:
+        with pytest.raises(ConfigError, match="another process uses it"):
+            open_locked(spec)
+        return 9
+
+    monkeypatch.setattr(where, "run_emulated", run_emulated)
+    assert command_line.main(["run", "--host", "emulated", "--disk", spec.path]) == 9
+    os.close(open_locked(spec))
