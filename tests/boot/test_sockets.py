@@ -79,8 +79,7 @@ def test_sessions_programs_and_a_shared_folder(tmp_path: Path, image: str, engin
         found = in_session(guest, f"/etc/pyvmm/session connect {ECHO} /bin/sh -c '{guest_end}'")
         assert found == (0, b"", b"HELLO\n")
         assert in_session(guest, "/etc/pyvmm/session connect 9 /bin/true")[0] == 110, "ETIMEDOUT: refused"
-        if image == "debian-6.1":
-            check_share(guest, folder)
+        check_share(guest, folder)
         guest.machine.reset()
         guest.until(lambda: not guest.machine.agent.ready, 10, "the reset")
         assert in_session(guest, "echo again")[1] == b"again\n"
