@@ -34,6 +34,8 @@ MTU = 65520
 START_SECONDS = 10.0
 """Seconds for passt to answer its first frame: it takes some 30 ms, ten times that in the emulated host."""
 
+PING_GROUPS = Path("/proc/sys/net/ipv4/ping_group_range")
+"""The groups that may ping, which passt does for the guest: as systemd sets it, all."""
 _SIOCADDRT, _RTF_UP = 0x890B, 1
 _PLACES = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -66,6 +68,8 @@ class Passt:
         alone = INSIDE in os.environ and not has_default_route()
         if alone:
             add_default_route()
+            with contextlib.suppress(OSError):  # else the guest's pings get no answer
+                PING_GROUPS.write_text("0 2147483647")
         self._spec, self._mac = spec, mac
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(self.socket)
