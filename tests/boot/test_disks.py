@@ -76,7 +76,7 @@ def test_disks_are_used_come_and_go_and_survive_a_rescind_and_a_reboot(tmp_path:
 
 
 SCRIPT = """mkdir -p /m; mount -t ext4 /dev/sda /m; n=0
-while :; do n=$((n+1)); echo line $n >>/m/log; fsync /m/log; echo FLUSHED $n; done"""
+while :; do n=$((n+1)); echo line $n >>/m/log; sync; echo FLUSHED $n; done"""
 
 
 @NEEDS
