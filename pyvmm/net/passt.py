@@ -165,9 +165,9 @@ def check_port(forward: Forward) -> None:
 
 
 def has_default_route() -> bool:
-    """Return whether this host has an IPv4 route to everywhere."""
-    lines = Path("/proc/net/route").read_text().splitlines()[1:]
-    return any(fields[1:2] == ["00000000"] and fields[7:8] == ["00000000"] for fields in map(str.split, lines))
+    """Return whether this host has an IPv4 route to everywhere, not counting one over its loopback interface."""
+    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    return any(row[0] != "lo" and row[1] == row[7] == "00000000" for row in rows if len(row) > 7)
 
 
 def add_default_route() -> None:
