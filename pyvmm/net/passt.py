@@ -4,7 +4,7 @@ Source: passt(1), Debian 12's 0.0~git20230309 and newer. It needs no privileges:
 confines itself by namespaces and seccomp, and it ends when its socket is closed, so it never outlives the machine.
 
     guest   10.0.2.15/24            by DHCP, as with QEMU's user network; IPv6 as the host's, by its announcements
-    10.0.2.2                        the gateway, and the host's own services (127.0.0.1)
+    10.0.2.2                        the gateway, and the host's own services (127.0.0.1); it answers no pings
     10.0.2.3                        name server: passt forwards to the host's first
 
 The emulated host has no network. There passt gets the loopback interface and a route: the guest reaches what listens
@@ -34,8 +34,6 @@ MTU = 65520
 START_SECONDS = 10.0
 """Seconds for passt to answer its first frame: it takes some 30 ms, ten times that in the emulated host."""
 
-PING_GROUPS = Path("/proc/sys/net/ipv4/ping_group_range")
-"""The groups that may ping, which passt does for the guest: as systemd sets it, all."""
 _SIOCADDRT, _RTF_UP = 0x890B, 1
 _PLACES = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -68,8 +66,6 @@ class Passt:
         alone = INSIDE in os.environ and not has_default_route()
         if alone:
             add_default_route()
-            with contextlib.suppress(OSError):  # else the guest's pings get no answer
-                PING_GROUPS.write_text("0 2147483647")
         self._spec, self._mac = spec, mac
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(self.socket)

@@ -13,16 +13,12 @@ from typing import Any
 
 import pytest
 
-from pyvmm.host.inside import inside
 from pyvmm.images.catalog import find_image
 from pyvmm.machine.config import DEFAULT_DEVICES
-from pyvmm.net.passt import PING_GROUPS
 from pyvmm.net.spec import parse_net
 from tests.support.booted import Booted
 
 pytestmark = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
-MAY_PING = inside() or int(PING_GROUPS.read_text().split()[1]) > 1
-"""Whether this host lets passt ping; in the emulated host it is seen to."""
 BLOB = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(BLOB).hexdigest()
 
@@ -75,8 +71,6 @@ def test_linux_gets_an_address_and_carries_files(server: str, image: str, engine
         image, initrd=initrd, engine=engine, cpus=cpus, devices=devices, nets=nets, memory=256 << 20
     ) as guest:
         assert "inet 10.0.2.15/24" in guest.sh("ip addr show eth0")
-        if MAY_PING:
-            assert " 0% packet loss" in guest.sh("ping -c 2 -W 5 10.0.2.2")
         fetch(guest, server)
         (card,) = guest.machine.monitor.nets().info()
         assert (card["channels"], card["errors"], card["up"]) == (cpus, 0, True)
