@@ -19,6 +19,7 @@ READ_SIZE = 256 << 10
 """Bytes read at once: what a batch for the guest holds, twice."""
 _PARTS_LIMIT = 1000
 """Parts given to writev(2) at once, which takes 1024 (IOV_MAX)."""
+_SO_SNDBUFFORCE = 32
 SOCKET_BUFFER = 4 << 20
 """Bytes wanted in the socket's queues: the kernel gives what net.core.wmem_max allows."""
 
@@ -137,7 +138,10 @@ class StreamLink(FdLink):
 
 
 def widen(connection: socket.socket) -> None:
-    """Ask for large queues: three frames of 64 KiB fill one of the usual size."""
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        with suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+    """Ask for a large queue of what this end sends: three frames of 64 KiB fill one of the usual size, and passt drops
+    what finds its own full, and sends it all again later.
+    """
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+    with suppress(OSError):  # beyond net.core.wmem_max: for root only
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SOCKET_BUFFER)
