@@ -138,8 +138,8 @@ class StreamLink(FdLink):
 
 
 def widen(connection: socket.socket) -> None:
-    """Ask for a large queue of what this end sends: three frames of 64 KiB fill a usual one, and passt drops
-    what finds its own full, and sends it all again later.
+    """Ask for a large queue of what this end sends: three frames of 64 KiB fill one of the usual size, and passt
+    drops what finds its own full, and sends it all again later.
     """
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
