@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import os
 import shutil
-import socketserver
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -24,57 +23,43 @@ BLOB = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(BLOB).hexdigest()
 
 
-class Giver(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
     """Gives BLOB."""
 
     def do_GET(self) -> None:
+        self.answer(BLOB)
+
+    def answer(self, data: bytes) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", str(len(BLOB)))
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(BLOB)
+        self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
 
-class Taker(socketserver.BaseRequestHandler):
-    """Answers with the digest of what came, up to the sender's end."""
-
-    def handle(self) -> None:
-        digest = hashlib.sha256()
-        while part := self.request.recv(1 << 16):
-            digest.update(part)
-        self.request.sendall(digest.hexdigest().encode())
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[int, int]]:
-    """Ports of a server that gives BLOB, and of one that takes it."""
-    servers = [
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Giver),
-        socketserver.ThreadingTCPServer(("127.0.0.1", 0), Taker),
-    ]
-    threads = [threading.Thread(target=partial(each.serve_forever, 0.1), daemon=True) for each in servers]
-    for each, thread in zip(servers, threads, strict=True):
-        each.daemon_threads = True
-        thread.start()
-    give, take = (each.server_address[1] for each in servers)
-    yield give, take
-    for each in servers:
-        each.shutdown()
-        each.server_close()
+def server() -> Iterator[str]:
+    """Its address for a guest."""
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.daemon_threads = True
+    thread = threading.Thread(target=partial(made.serve_forever, 0.1), daemon=True)
+    thread.start()
+    yield f"http://10.0.2.2:{made.server_port}/"
+    made.shutdown()
+    thread.join()
+    made.server_close()
 
 
-def fetch(guest: Booted, server: tuple[int, int]) -> None:
-    """A file to the guest and one back arrive whole."""
-    give, take = server
-    assert guest.sh(f"wget -q -O /tmp/blob http://10.0.2.2:{give}/ && sha256sum </tmp/blob").split()[0] == DIGEST
-    assert guest.sh(f"nc 10.0.2.2 {take} </tmp/blob") == DIGEST
+def fetch(guest: Booted, server: str) -> None:
+    """A file arrives in the guest whole."""
+    assert guest.sh(f"wget -q -O /tmp/blob {server} && sha256sum </tmp/blob").split()[0] == DIGEST
 
 
 @pytest.mark.parametrize(
     ("image", "engine", "cpus"), [("debian-6.1", "kernel", 2), ("debian-6.12", "user", 1), ("debian-7.2", "user", 2)]
 )
-def test_linux_gets_an_address_and_carries_files(server: tuple[int, int], image: str, engine: str, cpus: int) -> None:
+def test_linux_gets_an_address_and_carries_files(server: str, image: str, engine: str, cpus: int) -> None:
     initrd = find_image(image, features=("net",)).initrd
     devices, nets = (*DEFAULT_DEVICES, "netvsc"), (parse_net("user"),)
     with Booted(
@@ -92,7 +77,7 @@ def test_linux_gets_an_address_and_carries_files(server: tuple[int, int], image:
         # The driver lets go and comes back under load; so does the whole card.
         up = "/etc/pyvmm/net; ip route | grep -q default"
         driver, device = "/sys/bus/vmbus/drivers/hv_netvsc", "$(basename $(readlink /sys/class/net/eth0/device))"
-        guest.send(f"while :; do wget -q -O /dev/null http://10.0.2.2:{server[0]}/; done")
+        guest.send(f"while :; do wget -q -O /dev/null {server}; done")
         before = guest.machine.monitor.nets().info()[0]["received"]
         guest.until(lambda: guest.machine.monitor.nets().info()[0]["received"] > before, 20, "traffic")
         guest.sh(f"d={device}; echo $d >{driver}/unbind; echo $d >{driver}/bind; {up}")
