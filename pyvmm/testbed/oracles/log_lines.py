@@ -53,7 +53,13 @@ KNOWN_WARNINGS: Final = (
     "PCI: System does not support PCI",
     "amd_pstate: the _CPC object is not present",  # the emulated host has an AMD CPU, and no ACPI table of its clocks
     "hrtimer: interrupt took ",  # an emulated host that is busy
-    "platform regulatory.0: Direct firmware load for regulatory.db failed",  # of `make defconfig`
+    # Of `make defconfig`: a file of the wireless stack, and a helper that Linux 7.3 will lose.
+    "platform regulatory.0: Direct firmware load for regulatory.db failed",
+    "faux_driver regulatory: Direct firmware load for regulatory.db failed",
+    "platform regulatory.0: firmware: failed to load regulatory.db",
+    "firmware_class: See https:",  # where Debian tells of missing firmware
+    "nf_conntrack_irc: The irc conntrack helper is scheduled for removal.",
+    "Please contact the netfilter-devel mailing list if you still need this.",
     "Hyper-V: stimer setup failed with error -22",  # Linux 7.3, without --enlightenments stimer-direct
 )
 """Beginnings of messages of level 4 (warning) and lower that are about the machine, not about damage."""
