@@ -21,13 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from pyvmm.images.busybox import applets, busybox
-from pyvmm.images.cpio import CpioWriter
-from pyvmm.images.initramfs import FOLDERS
-from pyvmm.images.kernel_package import open_package
-from pyvmm.images.packages import download, find_package
-from pyvmm.images.payload import unpack as unpack_kernel
-from pyvmm.paths import cache_folder, make_folder, write_private
+from tests.bench import driver_image
 from tests.bench.boot import QEMU_COMMON, QEMU_CONSOLE, run_where_linux_runs
 
 KERNEL = r"linux-image-6[.]1[.]0-[0-9]+-amd64"
@@ -75,49 +69,11 @@ CONTENDERS = (
 
 def prepare() -> dict[str, str]:
     """Make kernel and initramfs; return their paths and the modules to load by contender."""
-    from tests.bench.qemu10 import find_qemu
-
-    package = download(find_package(KERNEL, ("bookworm",)))
-    own = open_package(package, None, print)
-    assert own.modules is not None
-    folder = cache_folder("bench", f"disk-{own.release}")
-    make_folder(folder)
-    archive = CpioWriter()
-    for each in FOLDERS:
-        archive.folder(each)
-    archive.character_device("dev/console", 5, 1)
-    program = busybox(print)
-    archive.file("bin/busybox", program.read_bytes(), 0o755)
-    for applet in sorted(set(applets(program)) - {"busybox"}):
-        archive.symlink(f"bin/{applet}", "busybox")
-    archive.file("init", INIT.encode(), 0o755)
-    facts: dict[str, str] = {}
-    known: set[str] = set()
-    for contender in CONTENDERS:
-        order = own.modules.load_order(list(contender.modules))
-        facts[contender.name] = ",".join(name for name, _ in order)
-        for name, data in order:
-            if name not in known:
-                archive.file(f"lib/modules/{name}.ko", data)
-                known.add(name)
+    modules = {each.name: each.modules for each in CONTENDERS}
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch, "disk_bench")
         subprocess.run(["gcc", "-O1", "-static", "-o", built, SOURCE], check=True)
-        archive.file("bin/disk_bench", built.read_bytes(), 0o755)
-    write_private(folder / "initrd", archive.build())
-    vmlinux = folder / "vmlinux"
-    if not vmlinux.exists():
-        write_private(vmlinux, unpack_kernel(own.kernel.read_bytes(), "kernel"))
-    qemu = find_qemu(print)
-    return facts | {
-        "kernel": str(own.kernel),
-        "vmlinux": str(vmlinux),
-        "initrd": str(folder / "initrd"),
-        "program": qemu.program,
-        "options": json.dumps(qemu.options),
-        "environment": json.dumps(qemu.environment),
-        "label": qemu.label,
-    }
+        return driver_image.prepare("disk", KERNEL, INIT, modules, {"disk_bench": built.read_bytes()})
 
 
 def command(contender: Contender, facts: dict[str, str], file: str, seconds: float) -> list[str]:
