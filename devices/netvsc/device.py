@@ -27,7 +27,7 @@ from pyvmm.vmbus.packet import Packet, PacketFlag, PacketType, direct_views
 
 DEFAULT_MTU = 1500
 PACKETS_LIMIT = 64
-"""Frames in one packet of the guest; it is told `card.PACKETS_PER_MESSAGE`."""
+"""Limit of frames in one packet of the guest. `card.PACKETS_PER_MESSAGE` is the limit that RNDIS announces."""
 DIRECT_LIMIT = 1 << 17
 """Bytes that one packet may name: a large send has half as many."""
 LEAVING_QUIET = 0.1
@@ -37,7 +37,7 @@ _REQUESTED = int(PacketFlag.COMPLETION_REQUESTED)
 
 
 class Netvsc(VmbusDevice):
-    """A network card, connected to `link`; `lost(reason)` is called if that ends by itself.
+    """A network card, connected to `link`; `lost(reason)` is called if the link ends unasked.
 
     `refused` counts what the guest sent against the rules in its packets.
     """
@@ -120,7 +120,7 @@ class Netvsc(VmbusDevice):
     # The cable
 
     def set_plugged(self, plugged: bool) -> None:
-        """Plug the cable in, or out; the driver is told."""
+        """Plug the cable in, or out, and indicate that to the driver."""
         self.plugged = plugged
         self._update_link()
 

@@ -89,7 +89,7 @@ class Controller(VmbusDevice):
             self.phase = Phase.STARTING
 
     def closed(self, channel: Channel) -> None:
-        """Wait for the threads: what they do to guest memory must be over before the guest is told."""
+        """Wait for the threads: none may use guest memory any more when the answer is sent to the guest."""
         self.workers.drain()
         for job in [each for each in self._stopped if each.channel is channel]:
             self._stopped.remove(job)

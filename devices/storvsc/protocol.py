@@ -174,5 +174,5 @@ CHECK_CONDITION = 2
 
 
 def unsolicited(operation: Operation) -> bytes:
-    """Return a packet that the host sends by itself."""
+    """Return a packet that answers no request of the guest."""
     return _ANSWER.pack(operation, 0, 0).ljust(PACKET_SIZE, b"\0")

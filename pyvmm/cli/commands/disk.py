@@ -167,7 +167,7 @@ def _wait_for_driver(client: Client) -> bool:
     "--timeout", type=Seconds(min=0), default=30.0, show_default=True, help="Seconds to wait for the guest."
 )
 def remove(words: tuple[str, ...], name: str | None, socket: Path | None, timeout: float) -> None:
-    """Remove a disk from a machine: the guest is told, may flush once more, and loses it then.
+    """Remove a disk from a machine, after the guest has flushed it and let go of it.
 
     Unmount it in the guest first: what is mounted then is lost, as with a disk that is pulled out.
     """
