@@ -182,14 +182,7 @@ def _fuse(a: Assembler) -> None:
     a.jump("unmounted", "le")
     a.move("rdx", "rax")
     a.move("rsi", Local(IN))
-    a.label("pass more")
-    a.syscall(Call.WRITE, "r13", "rsi", "rdx")
-    a.compare("rax", 0)
-    a.jump("unmounted", "le")
-    a.add("rsi", "rax")
-    a.subtract("rdx", "rax")
-    a.compare("rdx", 0)
-    a.jump("pass more", "ne")
+    _write_all(a, "pass more", "unmounted")
     a.jump("pass requests")
     a.label("unmounted")
     a.syscall(Call.SHUTDOWN, "r13", 1)
@@ -212,20 +205,25 @@ def _fuse(a: Assembler) -> None:
     a.jump("pass replies")
 
 
+def _write_all(a: Assembler, again: str, lost: str) -> None:
+    """Write rdx bytes at rsi to the connection, r13, in a loop from `again` on; jump to `lost` at its end."""
+    a.label(again)
+    a.syscall(Call.WRITE, "r13", "rsi", "rdx")
+    a.compare("rax", 0)
+    a.jump(lost, "le")
+    a.add("rsi", "rax")
+    a.subtract("rdx", "rax")
+    a.compare("rdx", 0)
+    a.jump(again, "ne")
+
+
 def _routines(a: Assembler) -> None:
     a.label("send")  # a frame of kind r9 whose rdx bytes lie behind OUT's header
     a.store(OUT, "r9", 4)
     a.store(OUT + 4, "rdx", 4)
     a.add("rdx", 8)
     a.move("rsi", Local(OUT))
-    a.label("send more")
-    a.syscall(Call.WRITE, "r13", "rsi", "rdx")
-    a.compare("rax", 0)
-    a.jump("hang up", "le")
-    a.add("rsi", "rax")
-    a.subtract("rdx", "rax")
-    a.compare("rdx", 0)
-    a.jump("send more", "ne")
+    _write_all(a, "send more", "hang up")
     a.back()
 
     a.label("read header")  # rbx: kind, rdx: length
