@@ -15,13 +15,13 @@ from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.devices.fcopy.protocol import MESSAGE_VERSIONS, Flag, Header, Operation, Start, Write, encode_name
-from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.device import IcDevice
+from pyvmm.devices.ic.link import IcLink
 from pyvmm.devices.ic.protocol import IcHeader, IcType
-from pyvmm.errors import ConfigError, GuestProtocolError
+from pyvmm.errors import ConfigError
 from pyvmm.trace import event
 from pyvmm.trace.views import DeviceView, device_view
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 started = event("fcopy.started", "{size} bytes, flags {flags}")
@@ -51,7 +51,7 @@ class State(Enum):
     ENDING = "ending"
 
 
-class FileCopy(VmbusDevice):
+class FileCopy(IcDevice):
     """The device. `written`: bytes of the file under way that the guest has taken."""
 
     OFFER: ClassVar[Offer] = Offer(
@@ -60,6 +60,8 @@ class FileCopy(VmbusDevice):
         instance=UUID("eb765408-105f-49b6-b4aa-c123b64d17d4"),
         signal_each=True,
     )
+    KIND = IcType.FILE_COPY
+    VERSIONS = MESSAGE_VERSIONS
 
     def __init__(self) -> None:
         self.state = State.IDLE
@@ -67,13 +69,7 @@ class FileCopy(VmbusDevice):
         self._size = 0
         self._rest = b""  # of what is being written
         self._piece = 0  # bytes of the request that is out
-        self._link: IcLink | None = None
         self._done: Done | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the guest's driver has agreed on versions."""
-        return self._link is not None and self._link.ready
 
     def start(self, folder: str, name: str, size: int, flags: Flag, done: Done) -> None:
         """Begin a file of `size` bytes. Raises ConfigError if the guest cannot be asked."""
@@ -131,27 +127,13 @@ class FileCopy(VmbusDevice):
 
     # The guest's side
 
-    def opened(self, channel: Channel) -> None:
-        self._link = IcLink(channel, versions=MESSAGE_VERSIONS)
-        self._link.negotiate()
-
     def closed(self, channel: Channel) -> None:
-        self._link = None
+        super().closed(channel)
         self._end("the guest's driver is gone")
 
-    def received(self, payload: bytes) -> None:
-        assert self._link is not None
-        match self._link.read(payload):
-            case Negotiated():
-                pass
-            case IcReply(IcType.FILE_COPY, _, status):
-                if answered.on:
-                    answered(self.state.value, status, self.written, self._size)
-                self._answered(status)
-            case other:
-                raise GuestProtocolError(f"fcopy: unexpected {other}")
-
-    def _answered(self, status: int) -> None:
+    def answered(self, link: IcLink, body: bytes, status: int) -> None:
+        if answered.on:
+            answered(self.state.value, status, self.written, self._size)
         done = self._done
         if status or self.state is State.ENDING or done is None:
             self._end(_REASONS.get(status, f"the guest refused with status {status:#x}") if status else "")

@@ -7,6 +7,7 @@ Each has a channel of its own, and all use the same frame for the host's request
 
 * `protocol`  the bytes
 * `link`      frame, versions and answers, the same for all of them
+* `device`    base class: opens and closes the link, hands out what comes
 * `heartbeat` a number every two seconds, to detect a dead guest
 * `shutdown`  requests an orderly power-off or restart
 * `timesync`  sends the guest the host's time

@@ -10,11 +10,10 @@ from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.devices.ic import events as trace
-from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.device import IcDevice
+from pyvmm.devices.ic.link import IcLink
 from pyvmm.devices.ic.protocol import HeartbeatBody, IcType
-from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 
@@ -26,7 +25,7 @@ class Health(Enum):
     LOST = "lost"  # it answered once, and stopped
 
 
-class Heartbeat(VmbusDevice):
+class Heartbeat(IcDevice):
     """The heartbeat device. `health`, `beats` (answers) and `sequence` (the last answer) are for the monitor."""
 
     OFFER: ClassVar[Offer] = Offer(
@@ -34,6 +33,8 @@ class Heartbeat(VmbusDevice):
         type=UUID("57164f39-9115-4e78-ab55-382f3bd5422d"),
         instance=UUID("fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"),
     )
+    KIND = IcType.HEARTBEAT
+    VERSIONS = ((3, 0), (1, 0))
     PERIOD: ClassVar[float] = 2.0  # seconds, as in Hyper-V
     LOST_AFTER: ClassVar[float] = 10.0
     """Seconds without an answer. A vCPU that the host does not schedule for so long is unusable, too."""
@@ -43,31 +44,21 @@ class Heartbeat(VmbusDevice):
     def __init__(self) -> None:
         self.sequence = self.beats = 0
         self.health = Health.NO_CONTACT
-        self._link: IcLink | None = None
         self._last_answer = 0.0
 
     def opened(self, channel: Channel) -> None:
         self.sequence = self.beats = 0
         self.health = Health.NO_CONTACT
-        self._link = IcLink(channel, versions=[(3, 0), (1, 0)])
-        self._link.negotiate()
+        super().opened(channel)
 
-    def received(self, payload: bytes) -> None:
-        assert self._link is not None
-        match self._link.read(payload):
-            case Negotiated():
-                self._last_answer = self._link.channel.clock()
-                self._link.channel.every(self.PERIOD, self._beat)
-            case IcReply(IcType.HEARTBEAT, body):
-                self._answered(HeartbeatBody.parse(body).sequence)
-            case other:
-                raise GuestProtocolError(f"heartbeat: unexpected {other}")
+    def agreed(self, link: IcLink) -> None:
+        self._last_answer = link.channel.clock()
+        link.channel.every(self.PERIOD, self._beat)
 
-    def _answered(self, sequence: int) -> None:
-        assert self._link is not None
-        self.sequence = sequence
+    def answered(self, link: IcLink, body: bytes, status: int) -> None:
+        self.sequence = sequence = HeartbeatBody.parse(body).sequence
         self.beats += 1
-        self._last_answer = self._link.channel.clock()
+        self._last_answer = link.channel.clock()
         if self.health is Health.LOST and trace.heartbeat_back.on:
             trace.heartbeat_back(sequence)
         self.health = Health.OK
@@ -90,5 +81,5 @@ class Heartbeat(VmbusDevice):
             self._link.request(IcType.HEARTBEAT, HeartbeatBody(self.sequence).build())
 
     def closed(self, channel: Channel) -> None:
-        self._link = None
+        super().closed(channel)
         self.health = Health.NO_CONTACT

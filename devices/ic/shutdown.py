@@ -12,11 +12,10 @@ from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.devices.ic import events as trace
-from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.device import IcDevice
+from pyvmm.devices.ic.link import IcLink
 from pyvmm.devices.ic.protocol import IcType, ShutdownBody, ShutdownFlag
-from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 Answered = Callable[[int], object]
@@ -35,7 +34,7 @@ _FLAGS = {
 }
 
 
-class Shutdown(VmbusDevice):
+class Shutdown(IcDevice):
     """The shutdown device. system_powerdown calls `request()` while the guest's driver is bound (`ready`)."""
 
     OFFER: ClassVar[Offer] = Offer(
@@ -44,18 +43,14 @@ class Shutdown(VmbusDevice):
         instance=UUID("b6650ff7-33bc-4840-8048-e0676786f393"),
         signal_each=True,
     )
+    KIND = IcType.SHUTDOWN
+    VERSIONS = ((3, 2), (3, 1), (3, 0), (1, 0))
     REASON: ClassVar[int] = 0x80040000  # SHTDN_REASON_FLAG_PLANNED and "other"; Linux only prints it
     TIMEOUT: ClassVar[int] = 300  # seconds the guest may take; informative only
 
     def __init__(self) -> None:
         self.status: int | None = None  # of the last answer
-        self._link: IcLink | None = None
         self._asked: list[tuple[ShutdownKind, Answered]] = []
-
-    @property
-    def ready(self) -> bool:
-        """Return whether the guest's driver is bound and has agreed on versions."""
-        return self._link is not None and self._link.ready
 
     def request(self, kind: ShutdownKind | str, answered: Answered = lambda status: None) -> bool:
         """Send a shutdown request; `answered(status)` is called with the guest's answer, 0 for success.
@@ -73,23 +68,15 @@ class Shutdown(VmbusDevice):
 
     def opened(self, channel: Channel) -> None:
         self.status = None
-        self._link = IcLink(channel, versions=[(3, 2), (3, 1), (3, 0), (1, 0)])
-        self._link.negotiate()
+        super().opened(channel)
 
-    def received(self, payload: bytes) -> None:
-        assert self._link is not None
-        match self._link.read(payload):
-            case Negotiated():
-                pass
-            case IcReply(IcType.SHUTDOWN, _, status):
-                kind, answered = self._asked.pop()
-                self.status = status
-                if trace.shutdown_answered.on:
-                    trace.shutdown_answered(kind.value, status)
-                answered(status)
-            case other:
-                raise GuestProtocolError(f"shutdown: unexpected {other}")
+    def answered(self, link: IcLink, body: bytes, status: int) -> None:
+        kind, answered = self._asked.pop()
+        self.status = status
+        if trace.shutdown_answered.on:
+            trace.shutdown_answered(kind.value, status)
+        answered(status)
 
     def closed(self, channel: Channel) -> None:
-        self._link = None
+        super().closed(channel)
         self._asked.clear()

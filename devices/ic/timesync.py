@@ -8,23 +8,22 @@ the age of the sample.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 from uuid import UUID
 
 from pyvmm.devices.ic import events as trace
-from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.device import IcDevice
+from pyvmm.devices.ic.link import IcLink
 from pyvmm.devices.ic.protocol import IcType, TimeBody, TimeFlag, TimeReferenceBody, Version
-from pyvmm.errors import GuestProtocolError
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 UNIX_EPOCH_100NS = 116_444_736_000_000_000
 """1970 in units of 100 ns since 1601."""
 
 
-class TimeSync(VmbusDevice):
+class TimeSync(IcDevice):
     """The time synchronisation device. `clock_ns()` is the host's time since 1970, `reference_time()` the partition's
     counter in units of 100 ns.
 
@@ -36,6 +35,8 @@ class TimeSync(VmbusDevice):
         type=UUID("9527e630-d0ae-497b-adce-e80ab0175caf"),
         instance=UUID("2dd1ce17-079e-403c-b352-a1921ee207ee"),
     )
+    KIND = IcType.TIME_SYNC
+    VERSIONS: Sequence[Version] = ((3, 0), (1, 0))
     PERIOD: ClassVar[float] = 5.0  # seconds between samples, as in Hyper-V
     OUTSTANDING_LIMIT: ClassVar[int] = 4
     """Limit of samples not answered yet: no more are sent to a guest that has stopped."""
@@ -46,29 +47,19 @@ class TimeSync(VmbusDevice):
         self.samples = self.answers = 0
         self._clock_ns = clock_ns
         self._reference_time = reference_time
-        self._link: IcLink | None = None
+        if reference_time is not None:
+            self.VERSIONS = ((4, 0), *self.VERSIONS)
 
     def opened(self, channel: Channel) -> None:
         self.samples = self.answers = 0
-        versions: list[Version] = [(3, 0), (1, 0)]
-        if self._reference_time is not None:
-            versions.insert(0, (4, 0))
-        self._link = IcLink(channel, versions)
-        self._link.negotiate()
+        super().opened(channel)
 
-    def received(self, payload: bytes) -> None:
-        assert self._link is not None
-        match self._link.read(payload):
-            case Negotiated():
-                self.sync()
-                self._link.channel.every(self.PERIOD, self._sample)
-            case IcReply(IcType.TIME_SYNC):
-                self.answers += 1
-            case other:
-                raise GuestProtocolError(f"timesync: unexpected {other}")
+    def agreed(self, link: IcLink) -> None:
+        self.sync()
+        link.channel.every(self.PERIOD, self._sample)
 
-    def closed(self, channel: Channel) -> None:
-        self._link = None
+    def answered(self, link: IcLink, body: bytes, status: int) -> None:
+        self.answers += 1
 
     def sync(self) -> bool:
         """Make the guest set its clock now. Return False if the message cannot be sent to its driver."""

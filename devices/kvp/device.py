@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 from uuid import UUID
 
-from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.device import IcDevice
+from pyvmm.devices.ic.link import IcLink
 from pyvmm.devices.ic.protocol import IcType
 from pyvmm.devices.kvp import events as trace
 from pyvmm.devices.kvp.protocol import (
@@ -26,10 +27,9 @@ from pyvmm.devices.kvp.protocol import (
     check_pair,
     parse_pair,
 )
-from pyvmm.errors import ConfigError, GuestProtocolError
+from pyvmm.errors import ConfigError
 from pyvmm.loop import Timer
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 ENTRIES_LIMIT = 128
@@ -59,7 +59,7 @@ class Job:
                 return build_enumerate(self.pool, self.index)
 
 
-class Kvp(VmbusDevice):
+class Kvp(IcDevice):
     """The device. `facts` are told to each guest that has the daemon, in the pool of facts about the host."""
 
     OFFER: ClassVar[Offer] = Offer(
@@ -68,6 +68,8 @@ class Kvp(VmbusDevice):
         instance=UUID("242ff919-07db-4180-9c2e-b86cb68c8c55"),
         signal_each=True,
     )
+    KIND = IcType.KVP_EXCHANGE
+    VERSIONS = ((4, 0), (3, 0), (1, 0))
     REFRESH: ClassVar[float] = 10.0
     """Seconds between two readings of the guest's values."""
 
@@ -77,15 +79,9 @@ class Kvp(VmbusDevice):
         self.refused: dict[str, int] = {}  # statuses of values that the guest did not take, by key
         self.auto: dict[str, str] = {}
         self.guest: dict[str, str] = {}
-        self._link: IcLink | None = None
         self._jobs: deque[Job] = deque()
         self._current: Job | None = None
         self._timer: Timer | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the guest's daemon has answered."""
-        return self._link is not None and self._link.ready
 
     # The host's side
 
@@ -114,31 +110,24 @@ class Kvp(VmbusDevice):
 
     # The guest's side
 
-    def opened(self, channel: Channel) -> None:
-        self._link = IcLink(channel, versions=[(4, 0), (3, 0), (1, 0)])
-        self._link.negotiate()
-
     def closed(self, channel: Channel) -> None:
-        self._link = self._current = self._timer = None
+        super().closed(channel)
+        self._current = self._timer = None
         self._jobs.clear()
         self.auto, self.guest, self.refused = {}, {}, {}
 
-    def received(self, payload: bytes) -> None:
-        assert self._link is not None
-        match self._link.read(payload):
-            case Negotiated():
-                self._jobs.extend(Job(Operation.SET, Pool.AUTO_EXTERNAL, *pair) for pair in self.facts.items())
-                self._jobs.extend(Job(Operation.SET, Pool.EXTERNAL, *pair) for pair in self.external.items())
-                self._refresh()
-            case IcReply(IcType.KVP_EXCHANGE, body, status):
-                job, self._current = self._current, None
-                assert job is not None
-                try:
-                    self._answered(job, body, status)
-                finally:
-                    self._ask()
-            case other:
-                raise GuestProtocolError(f"kvp: unexpected {other}")
+    def agreed(self, link: IcLink) -> None:
+        self._jobs.extend(Job(Operation.SET, Pool.AUTO_EXTERNAL, *pair) for pair in self.facts.items())
+        self._jobs.extend(Job(Operation.SET, Pool.EXTERNAL, *pair) for pair in self.external.items())
+        self._refresh()
+
+    def answered(self, link: IcLink, body: bytes, status: int) -> None:
+        job, self._current = self._current, None
+        assert job is not None
+        try:
+            self._take(job, body, status)
+        finally:
+            self._ask()
 
     def _refresh(self) -> None:
         self._timer = None
@@ -164,7 +153,7 @@ class Kvp(VmbusDevice):
         if trace.asked.on:
             trace.asked(job.operation.name, int(job.pool), job.key or job.index)
 
-    def _answered(self, job: Job, body: bytes, status: int) -> None:
+    def _take(self, job: Job, body: bytes, status: int) -> None:
         if trace.answered.on:
             trace.answered(job.operation.name, int(job.pool), job.key or job.index, status)
         if job.operation is not Operation.ENUMERATE:

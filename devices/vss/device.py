@@ -16,14 +16,14 @@ from enum import Enum
 from typing import ClassVar
 from uuid import UUID
 
-from pyvmm.devices.ic.link import IcLink, IcReply, Negotiated
+from pyvmm.devices.ic.device import IcDevice
+from pyvmm.devices.ic.link import IcLink
 from pyvmm.devices.ic.protocol import IcType
 from pyvmm.devices.vss import events as trace
 from pyvmm.devices.vss.protocol import VERSIONS, Operation, VssBody
-from pyvmm.errors import ConfigError, GuestProtocolError
+from pyvmm.errors import ConfigError
 from pyvmm.loop import Timer
 from pyvmm.vmbus.channel import Channel
-from pyvmm.vmbus.device import VmbusDevice
 from pyvmm.vmbus.offer import Offer
 
 Done = Callable[[str], object]
@@ -40,7 +40,7 @@ class State(Enum):
     THAWING = "thawing"
 
 
-class Vss(VmbusDevice):
+class Vss(IcDevice):
     """The device. `thawed_by_limit`: whether the last freeze ended by its limit."""
 
     OFFER: ClassVar[Offer] = Offer(
@@ -49,20 +49,16 @@ class Vss(VmbusDevice):
         instance=UUID("2450ee40-33bf-4fbd-892e-9fb06e9214cf"),
         signal_each=True,
     )
+    KIND = IcType.VSS
+    VERSIONS = VERSIONS
     LONGEST: ClassVar[int] = 600
     """Seconds for which a guest may be frozen: one whose log is on a frozen disk does not do much."""
 
     def __init__(self) -> None:
         self.state = State.IDLE
         self.thawed_by_limit = False
-        self._link: IcLink | None = None
         self._done: Done | None = None  # of the freeze or thaw that is awaited
         self._limit: Timer | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the guest's driver has agreed on versions; its daemon may be absent all the same."""
-        return self._link is not None and self._link.ready
 
     def freeze(self, seconds: float, done: Done) -> None:
         """Freeze the guest's file systems for `seconds` at most, from now on. Raises ConfigError if it cannot be."""
@@ -105,28 +101,15 @@ class Vss(VmbusDevice):
 
     # The guest's side
 
-    def opened(self, channel: Channel) -> None:
-        self._link = IcLink(channel, versions=VERSIONS)
-        self._link.negotiate()
-
     def closed(self, channel: Channel) -> None:
-        self._link = self._limit = None
+        super().closed(channel)
+        self._limit = None
         self._enter(State.IDLE)
         self._finish("the guest's driver is gone")
 
-    def received(self, payload: bytes) -> None:
-        assert self._link is not None
-        match self._link.read(payload):
-            case Negotiated():
-                pass
-            case IcReply(IcType.VSS, _, status):
-                if trace.answered.on:
-                    trace.answered(self.state.value, status)
-                self._answered(status)
-            case other:
-                raise GuestProtocolError(f"vss: unexpected {other}")
-
-    def _answered(self, status: int) -> None:
+    def answered(self, link: IcLink, body: bytes, status: int) -> None:
+        if trace.answered.on:
+            trace.answered(self.state.value, status)
         match self.state:
             case State.FREEZING if status == 0:
                 self._enter(State.FROZEN)
