@@ -28,7 +28,9 @@ STUCK_SECONDS = 10.0
 program has closed 8 s later, and tells the host nothing of it."""
 
 HANGUP_POLL = 1.0
-"""Seconds between two looks whether a host's end that sends no more is gone."""
+"""Guest time between the host's FIN and the first look whether the host's end is gone altogether, and between two
+looks. A RESCIND directly after the FIN makes a write fail that the host has received: Linux's hv_ringbuffer_write
+returns ENODEV if the channel is rescinded before it returns."""
 
 
 class HostEnd(Protocol):
@@ -192,7 +194,6 @@ class Connection(VmbusDevice):
         if self._guest_done:
             self._finish("closed")
         else:
-            self._look_for_hangup()
             channel.every(HANGUP_POLL, self._look_for_hangup)
 
     def _look_for_hangup(self) -> None:
