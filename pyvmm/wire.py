@@ -13,12 +13,18 @@ the fields say. Numbers stay plain ints (a guest may send any value; compare the
     Header.SIZE                      # 8
     Header.parse(data, offset=0)     # WireError "Header at 0: needs 8 of 7 bytes"
     Header(1, 16, 7).build()         # bytes
+    layout(Header)                   # each field's name, offset, size and form
+
+An annotation may say what a field's numbers mean, for those who show them (`pyvmm.decode`): an IntEnum, an IntFlag or
+a class of Bits. Parsing ignores it.
+
+    type: Annotated[u16, MessageType]
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from struct import Struct
+from struct import Struct, calcsize
 from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
 from uuid import UUID
 
@@ -80,3 +86,30 @@ def wire(cls: type[T]) -> type[T]:
     made._guids = tuple(i for i, name in enumerate(names) if hints[name].__origin__ is UUID)
     made.SIZE = made._struct.size
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a structure: `form` is its letters in a format of `struct`."""
+
+    name: str
+    offset: int
+    size: int
+    form: str
+    guid: bool
+    meaning: type[int] | None
+    """The enumeration or class of bits that the annotation names."""
+
+
+def layout(cls: type[Wire]) -> tuple[Field, ...]:
+    """Return the fields of a structure in order, with their offsets from its beginning."""
+    hints = get_type_hints(cls, include_extras=True)
+    forms = [hints[name].__metadata__[0] for name in cls._names]
+    at = cls.SIZE - sum(calcsize(f"<{form}") for form in forms)  # a message's fields follow its header
+    made: list[Field] = []
+    for name, form in zip(cls._names, forms, strict=True):
+        size = calcsize(f"<{form}")
+        more = hints[name].__metadata__[1:]
+        made.append(Field(name, at, size, form, hints[name].__origin__ is UUID, more[0] if more else None))
+        at += size
+    return tuple(made)

@@ -16,8 +16,9 @@ Transaction ids are not used: Linux counts its own and never repeats the host's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from struct import pack, unpack_from
+from typing import Annotated
 
 from pyvmm.bits import Bits, bit, bits
 from pyvmm.errors import GuestProtocolError, WireError
@@ -30,7 +31,7 @@ header included, have the same limit (pyvmm.vmbus.ring.PACKET_LIMIT)."""
 PAGE_COUNT_SHIFT = 40
 _START_MASK = (1 << PAGE_COUNT_SHIFT) - 1
 RANGE_PAGES_LIMIT = (1 << 24) - 1
-RANGES_AT = 16  # offset of the ranges in both messages that have them
+RANGES_AT = 16  # offset of the ranges in both messages that have them, the size of their heads
 RANGES_LIMIT = (MESSAGE_LIMIT - RANGES_AT) // 8
 ALL_PAGES = (1 << 64) - 1
 
@@ -82,7 +83,7 @@ class Capabilities(Bits):
 class Header(Wire):
     """struct dm_header. `size` counts the header too."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
 
@@ -91,10 +92,10 @@ class Header(Wire):
 class VersionRequest(Wire):
     """struct dm_version_request."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
-    version: u32
+    version: Annotated[u32, Version]
     is_last: u32  # bit 0: the guest has no other version to offer
 
 
@@ -102,7 +103,7 @@ class VersionRequest(Wire):
 class VersionResponse(Wire):
     """struct dm_version_response."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
     is_accepted: u64  # bit 0
@@ -116,29 +117,34 @@ class VersionResponse(Wire):
 class CapabilitiesReport(Wire):
     """struct dm_capabilities. Linux reports 0 minimum pages and all ones for the highest page."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
-    caps: u64
+    caps: Annotated[u64, Capabilities]
     min_page_count: u64
     max_page_number: u64
 
 
-ACCEPTED, HOT_REMOVE, SUPPRESS_PRESSURE_REPORTS = 1, 2, 4
+class ResponseFlag(IntFlag):
+    """Bits of the answer to the guest's capabilities."""
+
+    ACCEPTED = 1
+    HOT_REMOVE = 2
+    SUPPRESS_PRESSURE_REPORTS = 4
 
 
 @wire
 class CapabilitiesResponse(Wire):
     """struct dm_capabilities_resp_msg. Linux ignores the request to suppress pressure reports."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
-    flags: u64
+    flags: Annotated[u64, ResponseFlag]
 
     @classmethod
     def of(cls, trans_id: int, *, suppress_reports: bool) -> CapabilitiesResponse:
-        flags = ACCEPTED | (SUPPRESS_PRESSURE_REPORTS if suppress_reports else 0)
+        flags = ResponseFlag.ACCEPTED | (ResponseFlag.SUPPRESS_PRESSURE_REPORTS if suppress_reports else 0)
         return cls(MessageType.CAPABILITIES_RESPONSE, cls.SIZE, trans_id, flags)
 
 
@@ -146,7 +152,7 @@ class CapabilitiesResponse(Wire):
 class StatusReport(Wire):
     """struct dm_status. Linux fills the first two."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
     available_pages: u64
@@ -161,7 +167,7 @@ class StatusReport(Wire):
 class BalloonRequest(Wire):
     """struct dm_balloon."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
     pages: u32
@@ -170,6 +176,33 @@ class BalloonRequest(Wire):
     @classmethod
     def of(cls, trans_id: int, pages: int) -> BalloonRequest:
         return cls(MessageType.BALLOON_REQUEST, cls.SIZE, trans_id, pages, 0)
+
+
+class PageRange(Bits):
+    """union dm_mem_page_range: pages of 4 KiB from frame `start` on."""
+
+    __slots__ = ()
+    start = bits(0, PAGE_COUNT_SHIFT)
+    pages = bits(PAGE_COUNT_SHIFT, 24)
+
+
+class MoreAndCount(Bits):
+    """The word before the ranges of a BALLOON_RESPONSE."""
+
+    __slots__ = ()
+    more = bit(0)
+    count = bits(1, 31)
+
+
+@wire
+class BalloonResponseHead(Wire):
+    """struct dm_balloon_response, without its ranges."""
+
+    type: Annotated[u16, MessageType]
+    size: u16
+    trans_id: u32
+    reserved: u32
+    count_word: Annotated[u32, MoreAndCount]
 
 
 @dataclass(slots=True)
@@ -183,13 +216,23 @@ class BalloonResponse:
     @classmethod
     def parse(cls, data: Buffer) -> BalloonResponse:
         """Read a whole message. Raises WireError if the announced ranges do not fit in it."""
-        if len(data) < RANGES_AT:
-            raise WireError(f"BalloonResponse: {len(data)} bytes, needs {RANGES_AT}")
-        trans_id, _, word = unpack_from("<III", data, 4)
-        return cls(trans_id, bool(word & 1), _parse_ranges(data, word >> 1, "BalloonResponse"))
+        head = BalloonResponseHead.parse(data)
+        word = MoreAndCount(head.count_word)
+        return cls(head.trans_id, bool(word.more), _parse_ranges(data, word.count, "BalloonResponse"))
 
     def build(self) -> bytes:
         return _build(MessageType.BALLOON_RESPONSE, self.trans_id, 0, self.more | len(self.ranges) << 1, self.ranges)
+
+
+@wire
+class UnballoonRequestHead(Wire):
+    """struct dm_unballoon_request, without its ranges."""
+
+    type: Annotated[u16, MessageType]
+    size: u16
+    trans_id: u32
+    more: u32  # bit 0: another request follows
+    range_count: u32
 
 
 @dataclass(slots=True)
@@ -203,10 +246,8 @@ class UnballoonRequest:
     @classmethod
     def parse(cls, data: Buffer) -> UnballoonRequest:
         """Read a whole message, as a guest does."""
-        if len(data) < RANGES_AT:
-            raise WireError(f"UnballoonRequest: {len(data)} bytes, needs {RANGES_AT}")
-        trans_id, more, count = unpack_from("<III", data, 4)
-        return cls(trans_id, bool(more & 1), _parse_ranges(data, count, "UnballoonRequest"))
+        head = UnballoonRequestHead.parse(data)
+        return cls(head.trans_id, bool(head.more & 1), _parse_ranges(data, head.range_count, "UnballoonRequest"))
 
     def build(self) -> bytes:
         return _build(MessageType.UNBALLOON_REQUEST, self.trans_id, int(self.more), len(self.ranges), self.ranges)
@@ -216,7 +257,7 @@ class UnballoonRequest:
 class UnballoonResponse(Wire):
     """struct dm_unballoon_response."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
 
@@ -250,7 +291,7 @@ class HotAddRequest:
 class HotAddResponse(Wire):
     """struct dm_hot_add_response. result 1 with 0 pages: refused for good; 0 with 0: try again later."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
     pages: u32
@@ -264,7 +305,7 @@ INFO_MAX_PAGES = 0
 class Info(Wire):
     """struct dm_info_msg with struct dm_info_header: the guest's maximum size. Linux logs it."""
 
-    type: u16
+    type: Annotated[u16, MessageType]
     size: u16
     trans_id: u32
     reserved: u32

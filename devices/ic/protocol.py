@@ -44,13 +44,13 @@ class IcHeader(Wire):
     pipe_size: u32  # bytes after these two words
     framework_major: u16
     framework_minor: u16
-    type: u16
+    type: Annotated[u16, IcType]
     version_major: u16
     version_minor: u16
     size: u16  # bytes of the body
     status: u32
     transaction: u8
-    flags: u8
+    flags: Annotated[u8, IcFlag]
     reserved: u16
 
 
@@ -82,16 +82,6 @@ class HeartbeatBody(Wire):
     reserved: Annotated[bytes, "32s"] = bytes(32)
 
 
-@wire
-class ShutdownBody(Wire):
-    """struct shutdown_msg_data. `flags` is a ShutdownFlag; Linux does not show the `message`."""
-
-    reason: u32
-    timeout_seconds: u32
-    flags: u32
-    message: Annotated[bytes, "2048s"] = bytes(2048)
-
-
 class ShutdownFlag(IntFlag):
     """Requested action of the guest; FORCE does not wait for programs."""
 
@@ -99,6 +89,16 @@ class ShutdownFlag(IntFlag):
     FORCE = 1
     RESTART = 2
     HIBERNATE = 4
+
+
+@wire
+class ShutdownBody(Wire):
+    """struct shutdown_msg_data. `flags` is a ShutdownFlag; Linux does not show the `message`."""
+
+    reason: u32
+    timeout_seconds: u32
+    flags: Annotated[u32, ShutdownFlag]
+    message: Annotated[bytes, "2048s"] = bytes(2048)
 
 
 class TimeFlag(IntFlag):
@@ -115,7 +115,7 @@ class TimeBody(Wire):
     host_time: u64
     guest_time: u64
     round_trip: u64
-    flags: u8
+    flags: Annotated[u8, TimeFlag]
 
 
 @wire
@@ -124,7 +124,7 @@ class TimeReferenceBody(Wire):
 
     host_time: u64
     reference_time: u64
-    flags: u8
+    flags: Annotated[u8, TimeFlag]
     leap_flags: u8
     stratum: u8
     reserved: Annotated[bytes, "3s"] = bytes(3)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import cache
-from struct import calcsize
-from typing import get_args, get_type_hints
+from typing import get_args
 
+from pyvmm import wire
+from pyvmm.decode.payloads import balloon_structures, service_bodies
 from pyvmm.devices.balloon import protocol as dm
 from pyvmm.devices.ic import protocol as ic
 from pyvmm.hyperv.tlfs import HypercallCode, ReferenceTscPage
 from pyvmm.tap import Item
 from pyvmm.vmbus import protocol as vmbus
+from pyvmm.vmbus.packet import PacketHeader
 from pyvmm.wire import Wire
 
 Layout = Mapping[str, tuple[int, int]]
@@ -24,69 +26,40 @@ Layout = Mapping[str, tuple[int, int]]
 
 BALLOON = "hv-balloon"
 IC_CHANNELS = ("heartbeat", "shutdown", "timesync")
-PACKET: Layout = {
-    "packet_type": (0, 2),
-    "offset8": (2, 2),
-    "length8": (4, 2),
-    "packet_flags": (6, 2),
-    "transaction": (8, 8),
-}
-"""struct vmpacket_descriptor; offset and length count units of 8 bytes."""
-PAYLOAD = 16  # offset of the payload in a packet without descriptor
+PAYLOAD = PacketHeader.SIZE  # offset of the payload in a packet without descriptor
 _INTEGERS = frozenset("BHIQ")
 
 
 def _of(cls: type[Wire], at: int) -> dict[str, tuple[int, int]]:
-    """Return the layout of a structure at offset `at`."""
-    hints = get_type_hints(cls, include_extras=True)
-    made: dict[str, tuple[int, int]] = {}
-    for name in cls._names:
-        form = hints[name].__metadata__[0]
-        size = calcsize(f"<{form}")
-        if form in _INTEGERS:
-            made[name] = at, size
-        at += size
-    return made
+    """Return the layout of the numbers of a structure at offset `at`."""
+    return {each.name: (at + each.offset, each.size) for each in wire.layout(cls) if each.form in _INTEGERS}
+
+
+_OWN_NAMES = {"type": "packet_type", "flags": "packet_flags"}
+PACKET: Layout = {_OWN_NAMES.get(name, name): place for name, place in _of(PacketHeader, 0).items()}
+"""The packet's header. `type` and `flags` without an addition are those of the message in it."""
 
 
 @cache
 def _messages() -> dict[int, Layout]:
     classes: Iterable[type[vmbus.Message]] = reversed((*get_args(vmbus.GuestMessage), *get_args(vmbus.HostMessage)))
-    return {each.TYPE: {"type": (0, 4)} | _of(each, vmbus.MessageHeader.SIZE) for each in classes}
+    return {each.TYPE: _of(vmbus.MessageHeader, 0) | _of(each, 0) for each in classes}
 
 
 @cache
 def _balloon() -> dict[int, Layout]:
     kind = dm.MessageType
-    classes: dict[int, type[Wire]] = {
-        kind.VERSION_REQUEST: dm.VersionRequest,
-        kind.VERSION_RESPONSE: dm.VersionResponse,
-        kind.CAPABILITIES: dm.CapabilitiesReport,
-        kind.CAPABILITIES_RESPONSE: dm.CapabilitiesResponse,
-        kind.STATUS_REPORT: dm.StatusReport,
-        kind.BALLOON_REQUEST: dm.BalloonRequest,
-        kind.UNBALLOON_RESPONSE: dm.UnballoonResponse,
-        kind.HOT_ADD_RESPONSE: dm.HotAddResponse,
-        kind.INFO: dm.Info,
-    }
-    made: dict[int, Layout] = {number: _of(each, PAYLOAD) for number, each in classes.items()}
-    head = _of(dm.Header, PAYLOAD)
-    after = PAYLOAD + dm.Header.SIZE
-    made[kind.BALLOON_RESPONSE] = head | {"count_word": (after + 4, 4), "range": (after + 8, 8)}
-    made[kind.UNBALLOON_REQUEST] = head | {"more": (after, 4), "range_count": (after + 4, 4), "range": (after + 8, 8)}
-    made[kind.HOT_ADD_REQUEST] = head | {"range": (after, 8), "region": (after + 8, 8)}
-    return made
+    made = {number: _of(each, PAYLOAD) for number, each in balloon_structures().items()}
+    for number in (kind.BALLOON_RESPONSE, kind.UNBALLOON_REQUEST, kind.HOT_ADD_REQUEST):
+        made[number]["range"] = PAYLOAD + balloon_structures()[number].SIZE, 8
+    made[kind.HOT_ADD_REQUEST]["region"] = PAYLOAD + dm.Header.SIZE + 8, 8
+    return dict(made)
 
 
 @cache
 def _services() -> dict[int, Layout]:
     head, after = _of(ic.IcHeader, PAYLOAD), PAYLOAD + ic.IcHeader.SIZE
-    bodies: dict[int, Layout] = {
-        ic.IcType.NEGOTIATE: _of(ic.Negotiate, after),
-        ic.IcType.HEARTBEAT: _of(ic.HeartbeatBody, after),
-        ic.IcType.SHUTDOWN: _of(ic.ShutdownBody, after),
-        ic.IcType.TIME_SYNC: _of(ic.TimeReferenceBody, after),
-    }
+    bodies = {number: _of(cls, after) for number, cls in service_bodies().items()}
     return {
         number: head | {f"body_{name}" if name in head else name: place for name, place in body.items()}
         for number, body in bodies.items()

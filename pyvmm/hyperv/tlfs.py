@@ -7,6 +7,7 @@ include/asm-generic/hyperv-tlfs.h.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Annotated
 
 from pyvmm.bits import Bits, bit, bits
 from pyvmm.wire import Wire, u8, u16, u32, u64, wire
@@ -204,13 +205,19 @@ MESSAGE_PENDING = 1
 VMBUS_SINT = 2
 
 
+class MessageFlag(IntFlag):
+    """HV_MESSAGE_FLAG_*: PENDING asks the guest to write EOM, as another message waits."""
+
+    PENDING = MESSAGE_PENDING
+
+
 @wire
 class MessageHeader(Wire):
     """struct hv_message_header: the first 16 bytes of a slot in the SIMP page."""
 
-    type: u32
+    type: Annotated[u32, MessageType]
     payload_size: u8
-    flags: u8
+    flags: Annotated[u8, MessageFlag]
     reserved: u16
     sender: u64
 
@@ -221,7 +228,7 @@ class PostMessageInput(Wire):
 
     connection_id: u32
     reserved: u32
-    message_type: u32
+    message_type: Annotated[u32, MessageType]
     payload_size: u32
 
 

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from struct import Struct, pack, unpack_from
+from typing import Annotated
 
 from pyvmm.errors import GuestProtocolError, WireError
 from pyvmm.memory import PAGE_SIZE, GuestMemory
 from pyvmm.vmbus.gpadl import WORD_SIZE, GpaRange
+from pyvmm.wire import Wire, u16, u64, wire
 
 PAGE_SHIFT = 12
 _RANGE = Struct("<IIQ")
@@ -38,6 +40,17 @@ class PacketType(IntEnum):
 
 class PacketFlag(IntFlag):
     COMPLETION_REQUESTED = 1
+
+
+@wire
+class PacketHeader(Wire):
+    """struct vmpacket_descriptor. Offset of the payload and length of the packet count units of 8 bytes."""
+
+    type: Annotated[u16, PacketType]
+    offset8: u16
+    length8: u16
+    flags: Annotated[u16, PacketFlag]
+    transaction: u64
 
 
 @dataclass(slots=True)

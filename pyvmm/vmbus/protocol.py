@@ -100,7 +100,7 @@ class Status(IntEnum):
 class MessageHeader(Wire):
     """struct vmbus_channel_message_header."""
 
-    type: u32
+    type: Annotated[u32, MessageType]
     padding: u32 = 0
 
 
@@ -160,7 +160,7 @@ def message(kind: MessageType, *, since: Version = Version.WIN8) -> Callable[[ty
 class InitiateContact(Message):
     """struct vmbus_channel_initiate_contact. Before 5.0 `target` is the interrupt page's address."""
 
-    version: u32
+    version: Annotated[u32, Version]
     target_vp: u32
     target: u64
     monitor_page1: u64  # host to guest
@@ -335,7 +335,7 @@ class OpenResult(Message):
 
     relid: u32
     open_id: u32
-    status: u32
+    status: Annotated[u32, Status]
 
 
 @message(MessageType.GPADL_CREATED)
@@ -344,7 +344,7 @@ class GpadlCreated(Message):
 
     relid: u32
     gpadl: u32
-    status: u32
+    status: Annotated[u32, Status]
 
 
 @message(MessageType.GPADL_TORNDOWN)
@@ -386,7 +386,7 @@ class TlConnectResult(Message):
 
     endpoint: Guid
     service: Guid
-    status: u32
+    status: Annotated[u32, Status]
 
 
 @message(MessageType.MODIFY_CHANNEL_RESPONSE, since=Version.WIN10_5_3)
@@ -394,7 +394,7 @@ class ModifyChannelResponse(Message):
     """struct vmbus_channel_modifychannel_response; from 5.3 on."""
 
     relid: u32
-    status: u32
+    status: Annotated[u32, Status]
 
 
 HostMessage = (

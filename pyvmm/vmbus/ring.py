@@ -32,7 +32,7 @@ from struct import Struct
 from pyvmm.errors import GuestError
 from pyvmm.memory import PAGE_SIZE, GuestMemory, memory_barrier
 from pyvmm.tap import Fields, Item, Tap
-from pyvmm.vmbus.packet import Packet, PacketType
+from pyvmm.vmbus.packet import Packet, PacketHeader, PacketType
 
 WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_SIZE, FEATURE_BITS = 0, 1, 2, 3, 16  # u32 words of the header
 WORDS = {
@@ -53,8 +53,8 @@ reads longer ones; from 5.12 to then it took the first 4096 bytes for the whole 
 shutdown and timesync never read more. Hyper-V keeps to it too.
 """
 
-_HEADER = Struct("<HHHHQ")
-HEADER_SIZE = _HEADER.size
+_HEADER = PacketHeader._struct
+HEADER_SIZE = PacketHeader.SIZE
 _TRAILER = Struct("<II")
 
 

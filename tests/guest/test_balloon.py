@@ -237,7 +237,7 @@ def test_status_reports_are_suppressed_only_if_not_wanted(guest: FakeGuest, want
     driver.take_bytes()
     driver.send(linux.caps())
     (response,) = driver.take(p.CapabilitiesResponse)
-    assert bool(response.flags & p.SUPPRESS_PRESSURE_REPORTS) is not wants
+    assert bool(response.flags & p.ResponseFlag.SUPPRESS_PRESSURE_REPORTS) is not wants
 
 
 def test_info_shows_everything(guest: FakeGuest, device: BalloonDevice, linux: BalloonGuest) -> None:
