@@ -8,9 +8,10 @@
     structure(cls, data)               any `@wire` structure
 
 Each but `structure` returns a `Decoded`: a name (`OFFER`), and parts, each one structure with its rows. No bytes
-raise an exception: a structure that is cut off ends in a row that says so, and an unknown type gives its bytes. Names and
-offsets are those of the declarations (`pyvmm.wire.layout`), and a value's meaning is that of the class that a field's
-annotation names: an enumeration, flags, or named bits. `pyvmm.decode.text` makes lines of it for a terminal.
+raise an exception: a structure that is cut off ends in a row that says so, and an unknown type gives its bytes.
+Names and offsets are those of the declarations (`pyvmm.wire.layout`), and a value's meaning is that of the class
+that a field's annotation names: an enumeration, flags, or named bits. `pyvmm.decode.text` makes lines of it for a
+terminal.
 
 `pyvmm step` and `pyvmm explain` show them, fault rules address the same fields by name (`pyvmm.faults.layouts`).
 """

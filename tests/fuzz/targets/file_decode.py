@@ -19,7 +19,7 @@ def _shown(decoded: decode.Decoded, width: int) -> None:
 def decode_items(data: bytes) -> None:
     """Each kind of item, from the same bytes."""
     feed = Feed(data)
-    channel, width = CHANNELS[feed.byte() % len(CHANNELS)], 20 + feed.byte()
+    channel, width = feed.choice(CHANNELS), 20 + feed.u8()
     rest = feed.rest()
     for decoded in (
         decode.message(rest),
@@ -34,7 +34,7 @@ def decode_items(data: bytes) -> None:
 def decode_payloads(data: bytes) -> None:
     """A device's payload in a packet whose header is right."""
     feed = Feed(data)
-    channel, width = CHANNELS[feed.byte() % len(CHANNELS)], 20 + feed.byte()
+    channel, width = feed.choice(CHANNELS), 20 + feed.u8()
     rest = feed.rest()
     rest += bytes(-len(rest) % 8)
     head = bytes([6, 0, 2, 0]) + (2 + len(rest) // 8).to_bytes(2, "little") + bytes(10)
