@@ -37,7 +37,7 @@ TEST_PACKAGES := passt:passt gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev ias
 KERNEL_PACKAGES := gcc:gcc flex:flex bison:bison bc:bc xz:xz-utils /usr/include/gelf.h:libelf-dev \
 	/usr/include/openssl/opensslv.h:libssl-dev
 
-.PHONY: help run test test-hv cover-hv cover-goals test-kdir quick fuzz setup lint fmt build clean
+.PHONY: help run book test test-hv cover-hv cover-goals test-kdir quick fuzz setup lint fmt build clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -76,6 +76,11 @@ fuzz: $(VENV)/.ready ## Fuzz each boundary for MINUTES=2 in all; TARGET=prefix S
 
 setup: $(VENV)/.ready $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images ## Virtual environment, missing Debian packages, guest images
 
+book: $(VENV)/.book ## The book as a site in build/book, its excerpts, pictures and links checked
+	$(VENV)/bin/python -m tests.support.book --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "the book: build/book/index.html"
+
 lint: $(VENV)/.ready ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -97,6 +102,10 @@ $(STAMPS):
 
 $(VENV)/.ready: pyproject.toml .ci/make-venv
 	.ci/make-venv $(PYTHON) $(VENV)
+	touch $@
+
+$(VENV)/.book: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[book]'
 	touch $@
 
 $(STAMPS)/run-packages: .ci/install-missing | $(STAMPS)

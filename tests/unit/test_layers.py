@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 
+from tests.support.book.chapters import EXAMPLES, SOLUTIONS, Chapter, chapter_of, chapters
 from tests.support.layers import PICTURE, layers, picture
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,39 @@ def test_every_package_has_a_row_and_every_row_its_packages() -> None:
 
 def test_the_picture_shows_the_list() -> None:
     assert PICTURE.read_text() == picture(), "docs/layers.svg is stale: python -m tests.support.layers"
+
+
+CHAPTERS = chapters()
+STARTS = ("pyvmm", "pyvmm.kvm.__main__")  # the door, which imports nothing of ours, and demos
+
+
+def test_no_chapter_of_the_book_imports_what_a_later_one_explains() -> None:
+    """docs/book/chapters.toml: each package or module that a chapter explains, with all that it imports."""
+    for module, path in MODULES.items():
+        chapter = chapter_of(module, CHAPTERS)
+        if chapter is not None:
+            for imported in imports(path) - set(STARTS):
+                other = chapter_of(imported, CHAPTERS)
+                assert other is not None and other <= chapter, (
+                    f"{module} (chapter {chapter}): {imported} is of {other}"
+                )
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda each: each.page)
+def test_an_example_of_the_book_uses_only_what_was_explained(chapter: Chapter) -> None:
+    """Packages and modules of its own chapter and of earlier ones; and examples of earlier chapters."""
+    for path in (EXAMPLES / chapter.example, SOLUTIONS / f"ch{chapter.number:02}.py"):
+        for imported in imports(path) - set(STARTS):
+            other = chapter_of(imported, CHAPTERS)
+            assert other is not None and other <= chapter.number, f"{path.name}: {imported} is of chapter {other}"
+        for number in re.findall(r"^(?:import|from) ch(\d\d)_", path.read_text(), re.MULTILINE):
+            assert int(number) <= chapter.number
+
+
+def test_every_name_in_the_list_of_chapters_exists() -> None:
+    named = [name for chapter in CHAPTERS for name in chapter.code]
+    assert set(named) <= MODULES.keys()
+    assert len(set(named)) == len(named)
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
