@@ -9,7 +9,8 @@ It serves machines whose KVM is missing or cannot run Linux. The user sees no di
     cache_limits  how much of that is kept, for how long, and what is removed first
     agent     first process inside (`rootfs`: the machine's files; `zygote`: a fork that runs a command)
     protocol, endpoint   frames, windows and descriptors, on both sides
-    client    the outer side of one command: terminal, signals, forwarded sockets
+    client    the outer side of one command: output, terminal, signals
+    forwards, dial_forward   sockets of the machine that are reachable inside, and a guest's way to its programs
     emulated  a host that ends with this process;   daemon  one that keeps running;   commands  what the CLI calls
     inside    for code that runs in the host: where to bind a socket that must be reachable from outside
 
@@ -25,7 +26,7 @@ Decisions, and why:
 * **The root is the machine's, writable**, not cached (/usr alone is cached, and read-only): what a command writes is
   where the user looks, what an editor saves is what the next command reads. QEMU acts with the user's own rights.
 * **Sockets are forwarded, not shared:** a socket belongs to its kernel. The same path names both ends (`inside`).
-  Descriptors passed over them do not travel.
+  A descriptor that a client passes over one is opened again inside by its path, as a disk's is (FILE, `endpoint`).
 * **A larger host serves a smaller guest.** Untouched memory costs nothing, so the smallest saved host that has enough
   is used, and sizes come in classes.
 * **Nothing is left over:** socket pairs instead of socket files, memory instead of log files, PR_SET_PDEATHSIG on

@@ -1,4 +1,4 @@
-"""The outer side of commands in an emulated host: their input, output, terminal, signals and forwarded sockets.
+"""The outer side of commands in an emulated host: their input, output, terminal and signals.
 
 `run_command` works over any descriptor that leads to an agent: the port of this process's own QEMU, or the socket of
 the host daemon.
@@ -10,29 +10,22 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import HostError
 from pyvmm.foreground import FOREGROUND_POLL, Terminal, acquired, all_raw, stop_by
 from pyvmm.gdb_place import Place
 from pyvmm.host.endpoint import Disconnected, Endpoint, window_size
-from pyvmm.host.inside import VARIABLE, inner_socket
+from pyvmm.host.forwards import Forwards
+from pyvmm.host.inside import VARIABLE
 from pyvmm.host.preload import REPOSITORY, sources_digest
 from pyvmm.host.protocol import STDERR, STDIN, STDOUT, TERMINAL, Frame, Kind
 from pyvmm.output import Output
-from pyvmm.unix_socket import ListeningSocket
-
-if TYPE_CHECKING:
-    from pyvmm.host.dial_forward import DialForward
-    from pyvmm.tcp_socket import TcpListener
 
 NUDGE_EVERY = 1.0
 """Period, in seconds, of the interrupts that the outer side causes in the emulated host.
@@ -41,7 +34,6 @@ QEMU's TCG can lose an interrupt: VMRUN sets a bit of the CPU's requests without
 timers and devices sets another, and one of the two is lost. The interrupt controller keeps it pending and
 delivers it with the next one. Without these, no interrupt would follow a lost timer interrupt: the host would hang.
 """
-QUEUE = 8  # connections to a forwarded socket that are not accepted yet
 GRACE = 15.0  # seconds for a command to end after SIGTERM or SIGHUP (a guest's power-off takes some)
 READER_GRACE = 3.0
 """Seconds without progress of an output's reader, after a terminating signal or a forced end, before giving up."""
@@ -105,28 +97,6 @@ class Signals:
         self.caught.append(number)
 
 
-class Forward:
-    """A forwarded socket: listens on the outer side, and connects each client to the Unix socket inside."""
-
-    def __init__(self, place: Place, *, half_close: bool = False) -> None:
-        self.inner = inner_socket(place)
-        self.half_close = half_close  # whether a client may go on after one direction has ended
-        self.listener: ListeningSocket | TcpListener
-        try:
-            if isinstance(place, Path):
-                self.listener = ListeningSocket(place.absolute(), QUEUE)
-            else:
-                from pyvmm.tcp_socket import TcpListener
-
-                self.listener = TcpListener(place, QUEUE)
-        except ConfigError as error:
-            raise HostError(str(error)) from error
-
-    def close(self) -> None:
-        """Stop listening."""
-        self.listener.close()
-
-
 class CommandRun:
     """Runs one command, from START to EXIT."""
 
@@ -135,15 +105,7 @@ class CommandRun:
         self.request = request
         self.stream = stream
         self.signals = Signals()
-        self.forwards: list[Forward] = []
-        self.connections: dict[int, socket.socket] = {}
-        self._files: list[
-            int
-        ] = []  # descriptors that clients sent, e.g. disks: open, and locked, as long as this runs
-        self._vsock: set[int] = set()  # connections of `request.vsock`
-        self._half_closed: set[int] = set()  # connections of which one direction has ended
-        self._dialled: DialForward | None = None
-        self._next = stream + 1
+        self.forwards = Forwards(endpoint, stream + 1)
         self._ended = False
         self._give_up_at: float | None = None  # set by a terminating signal
         self._reader_due: float | None = None  # deadline for progress of the reader, after such a signal
@@ -161,25 +123,15 @@ class CommandRun:
         """Run the command and return its status: its exit code, or minus the signal that killed it."""
         try:
             for place in self.request.forward_sockets:
-                forward = Forward(place)
-                self.forwards.append(forward)
-                self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
+                self.forwards.listen(place)
             if self.request.vsock is not None:
-                self._forward_vsock(self.request.vsock)
+                self.forwards.connect_vsock(self.request.vsock)
             with self.signals.kept(self.endpoint):
                 self._start()
                 with contextlib.nullcontext() if self.keyboard is None else acquired(self.keyboard, watch=False):
                     return self._serve()
         finally:
-            for forward in self.forwards:
-                self.endpoint.unwatch(forward.listener.fileno())
-                forward.close()
-            if self._dialled is not None:
-                self._dialled.close()
-            for stream in list(self.connections):
-                self._drop(stream)
-            while self._files:
-                os.close(self._files.pop())
+            self.forwards.close()
             self.endpoint.forget(self.stream)
             self.endpoint.close_waker()
             if not self._ended:
@@ -217,7 +169,7 @@ class CommandRun:
         while True:
             for frame in self.endpoint.step(self._timeout(nudge_at)):
                 if frame.stream != self.stream:
-                    self._handle_connection(frame)
+                    self.forwards.handle(frame)
                     continue
                 match frame.kind:
                     case Kind.STARTED:
@@ -340,87 +292,6 @@ class CommandRun:
         if self.keyboard is not None:
             self.keyboard.acquire(resumed=True)
         self._resize()
-
-    # Forwarded sockets
-
-    def _forward_vsock(self, path: Path) -> None:
-        from pyvmm.host.dial_forward import DialForward
-
-        forward = Forward(path, half_close=True)
-        self.forwards.append(forward)
-        self.endpoint.watch(forward.listener.fileno(), partial(self._accept, forward))
-        self._dialled = DialForward(self.endpoint, path, self._add_vsock, self._replace, self._drop)
-        self._dialled.offer()
-
-    def _add_vsock(self, connection: socket.socket) -> int:
-        return self._add(connection, half_close=True)
-
-    def _replace(self, stream: int, connection: socket.socket) -> None:
-        self.connections[stream].close()
-        self.connections[stream] = connection
-        self.endpoint.redirect(stream, 0, connection.fileno())
-
-    def _accept(self, forward: Forward) -> None:
-        try:
-            connection, _ = forward.listener.socket.accept()
-        except OSError:
-            return
-        connection.setblocking(False)
-        stream = self._add(connection, half_close=forward.half_close)
-        self.endpoint.send(Frame(Kind.CONNECT, stream, payload=os.fsencode(forward.inner)))
-
-    def _add(self, connection: socket.socket, *, half_close: bool) -> int:
-        """Give a connection a stream. `half_close`: the end of one direction leaves the other."""
-        stream, self._next = self._next, self._next + 1
-        self.connections[stream] = connection
-        if half_close:
-            self._vsock.add(stream)
-            self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._end_direction(stream, shut=True))
-        else:
-            self.endpoint.sink(stream, 0, connection.fileno(), lambda: self._drop(stream))
-        return stream
-
-    def _end_direction(self, stream: int, *, shut: bool) -> None:
-        """Note that the stream's command (`shut`), or its client, sends no more."""
-        connection = self.connections.get(stream)
-        if connection is None:
-            return
-        if stream in self._half_closed:
-            self._drop(stream)
-            return
-        self._half_closed.add(stream)
-        if shut:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_WR)
-
-    def _handle_connection(self, frame: Frame) -> None:
-        connection = self.connections.get(frame.stream)
-        if connection is None:
-            return
-        match frame.kind:
-            case Kind.STARTED:
-                stream = frame.stream
-                # A client may close only its sending side; one that has disconnected is noticed on writing.
-                files = (
-                    None if stream in self._vsock else self._files
-                )  # a program's descriptors are not for the machine
-                self.endpoint.source(
-                    stream,
-                    0,
-                    connection.fileno(),
-                    lambda: self._end_direction(stream, shut=False),
-                    files=files,
-                )
-            case Kind.REFUSED | Kind.CLOSE:
-                self._drop(frame.stream)
-
-    def _drop(self, stream: int) -> None:
-        if connection := self.connections.pop(stream, None):
-            self._half_closed.discard(stream)
-            self._vsock.discard(stream)
-            self.endpoint.forget(stream)
-            connection.close()
-            self.endpoint.send(Frame(Kind.CLOSE, stream))
 
 
 def run_command(endpoint: Endpoint, request: Request, stream: int = 1) -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from pyvmm.errors import HostError
 from pyvmm.host import daemon
-from pyvmm.host.client import Forward, current_umask
+from pyvmm.host.client import current_umask
+from pyvmm.host.forwards import Forward
 from pyvmm.host.inside import inner_socket
 from pyvmm.paths import runtime_folder
 
