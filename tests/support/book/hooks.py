@@ -19,7 +19,7 @@ from mkdocs.exceptions import PluginError  # noqa: E402
 from tests.support.book.chapters import BOOK, chapters  # noqa: E402
 from tests.support.book.parts import PartError, rewritten  # noqa: E402
 
-_SHIM = "https://unpkg.com/iframe-worker/shim"
+_SHIM = re.compile(r"https://[\w.-]+/iframe-worker/shim")
 _PICTURE = re.compile(r'<img alt="([^"]*)" src="(?:\.\./)*([\w/.-]+\.svg)"\s*/?>')
 
 
@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_post_page(output: str, page: Any, config: Any, **_: Any) -> str:
     """Load the stand-in for workers from the site itself."""
-    return output.replace(_SHIM, page.url.count("/") * "../" + "worker-from-file.js")
+    return _SHIM.sub(page.url.count("/") * "../" + "worker-from-file.js", output)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
