@@ -93,6 +93,10 @@ class Assembler:
         assert name not in self._labels, f"label {name} twice"
         self._labels[name] = len(self._code)
 
+    def offset(self, name: str) -> int:
+        """Return the offset of a label in the machine code."""
+        return self._labels[name]
+
     def data(self, name: str, contents: bytes) -> None:
         """Place read-only data."""
         self.label(name)
