@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from pyvmm import address_map
 from pyvmm.contain import contain
@@ -70,6 +70,14 @@ def _routes() -> list[IrqRoute]:
 
 ROUTES: Final = tuple(_routes())
 """A PC's interrupt lines, with the PIT's on I/O APIC pin 2 as the MADT says."""
+
+
+class Mapper(Protocol):
+    """What maps memory that comes and goes while the guest runs, under the slots that it would have."""
+
+    def map(self, slot: int, region: Region) -> None: ...
+
+    def unmap(self, slot: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +140,8 @@ class Hardware:
             cpu.entries_for(host_cpuid, hypervisor, index, engine.vp_count) for index in range(engine.vp_count)
         ]
         self._added: dict[int, Region] = {}  # hot-added memory, by KVM's slot
+        self.mapper: Mapper | None = None
+        """What sets the slots of hot-added memory in place of this class."""
         self._zeroes_ignored: set[int] = set()
         self._sink_eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         self.threads: list[VcpuThread] = []
@@ -175,14 +185,25 @@ class Hardware:
         else:
             self._coalesced = None
 
+    @property
+    def ram(self) -> dict[int, Region]:
+        """Return boot RAM and hot-added memory, by KVM's slot."""
+        return self.boot_ram | self._added
+
     def map_memory(self, slot: int, region: Region) -> None:
         """Map `region` into the running guest. Raises HostError."""
-        self.vm.set_memory(slot, region.gpa, region.size, region.address)
+        if self.mapper is None:
+            self.vm.set_memory(slot, region.gpa, region.size, region.address)
+        else:
+            self.mapper.map(slot, region)
         self._added[slot] = region
 
     def unmap_memory(self, slot: int) -> None:
-        """Remove a memory slot. The vCPUs must not run."""
-        self.vm.set_memory(slot, 0, 0, 0)
+        """Remove a memory slot that `map_memory` made. The vCPUs must not run."""
+        if self.mapper is None:
+            self.vm.set_memory(slot, 0, 0, 0)
+        else:
+            self.mapper.unmap(slot)
         self._added.pop(slot, None)
 
     def protect(self, pages: Mapping[int, bool]) -> None:
@@ -193,7 +214,7 @@ class Hardware:
         """
         for slot in (*_WATCH_SLOTS, *self.boot_ram):
             if slot in self.vm.slots:
-                self.unmap_memory(slot)
+                self.vm.set_memory(slot, 0, 0, 0)
         spare = iter(_WATCH_SLOTS)
         for slot, region in self.boot_ram.items():
             at, number = region.gpa, slot

@@ -1,13 +1,17 @@
-"""Pages of boot RAM that are left out of KVM's memory slots: the guest's access to one is an exit, read or write.
+"""Pages of RAM that are left out of KVM's memory slots: the guest's access to one is an exit, read or write.
 
-    boot RAM     |  guest's  |   withheld   | guest's |
-    KVM's slots  |   slot 0  |              | slot N  |      N: counted from KVM's last slot down
+    boot RAM, or a  |  guest's  |   withheld   | guest's |
+    piece of hot-   |   slot 0  |              | slot N  |      N: counted from KVM's last slot down
+    added memory
 
 For a test bed that watches pages which a guest has given away. This process still reads and writes them. KVM makes
 the exit by emulating the instruction: where it cannot (a fetch, a page table), the vCPU fails or the guest faults.
 
 A slot cannot be changed, only deleted and made, and a deletion empties KVM's page tables of the guest: it takes each
 page's fault anew. So pieces that stay as they are keep their slots.
+
+Hot-added memory comes, is merged and goes while pages are withheld: Hardware then leaves its slots to `map` and
+`unmap`.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Final
 from pyvmm.devices.balloon.ranges import PageRange, PageRanges
 from pyvmm.kvm import Cap, Kvm
 from pyvmm.machine.hardware import Hardware
-from pyvmm.memory import PAGE_SIZE
+from pyvmm.memory import PAGE_SIZE, Region
 
 RANGES_LIMIT: Final = 512
 """Most ranges that are withheld; each takes a slot more. The smallest of a guest's ranges stay mapped."""
@@ -31,51 +35,105 @@ Piece = tuple[int, int]
 
 
 class WithheldPages:
-    """The withheld pages of one life of a machine's hardware. The vCPUs must not run during `apply`."""
+    """The withheld pages of one life of a machine's hardware. The vCPUs must not run during `apply` and `end`."""
 
     def __init__(self, hardware: Hardware, kvm: Kvm) -> None:
         self.hardware = hardware
         self.pages = PageRanges()
         """What is withheld now."""
+        self._asked = PageRanges()  # in the last `apply`, as far as `limit` let it
         last = kvm.check(Cap.NR_MEMSLOTS) or 32
         self._numbers = range(last - 1, 0, -1)
         self.limit = max(0, min(RANGES_LIMIT, last - RESERVED_SLOTS))
-        self._slots: dict[Piece, int] = {}
-        for slot, region in hardware.boot_ram.items():
-            self._slots[region.gpa // PAGE_SIZE, region.end // PAGE_SIZE] = slot
+        self._pieces: dict[int, dict[Piece, int]] = {
+            slot: {_whole(region): slot} for slot, region in hardware.ram.items()
+        }  # by the slot that the memory has while nothing is withheld: KVM's slot of each piece
+        hardware.mapper = self
 
     def apply(self, pages: PageRanges) -> None:
-        """Withhold these pages of boot RAM, and no others; of more than `limit` ranges the largest.
+        """Withhold these pages, as far as they are RAM, and no others; of more than `limit` ranges the largest.
 
         Raises HostError.
         """
-        regions = list(self.hardware.boot_ram.values())
-        ram = [PageRange(region.gpa // PAGE_SIZE, region.size // PAGE_SIZE) for region in regions]
-        ranges = list(pages & PageRanges(ram))
-        withheld = PageRanges(sorted(ranges, key=lambda each: each.pages)[-self.limit :] if self.limit else ())
-        wanted = {
-            piece: region for region, whole in zip(regions, ram, strict=True) for piece in _rest(whole, withheld)
-        }
-        vm = self.hardware.vm
-        for piece in [each for each in self._slots if each not in wanted]:
-            vm.set_memory(self._slots.pop(piece), 0, 0, 0)
-        for start, end in sorted(wanted.keys() - self._slots.keys()):
-            region = wanted[start, end]
-            number = next(each for each in self._numbers if each not in vm.slots)
+        self._asked = pages.copy()
+        regions = self.hardware.ram
+        ram = PageRanges((start, end - start) for start, end in map(_whole, regions.values()))
+        self._withhold(_largest(pages & ram, self.limit))
+
+    def end(self) -> None:
+        """Give the guest back what is withheld, and memory its usual slots. Raises HostError."""
+        for slot, pieces in self._pieces.items():
+            for piece in [each for each, number in pieces.items() if number != slot]:
+                self.hardware.vm.set_memory(pieces.pop(piece), 0, 0, 0)
+        self.apply(PageRanges())
+        self.hardware.mapper = None
+
+    def _withhold(self, pages: PageRanges) -> None:
+        vm, regions = self.hardware.vm, self.hardware.ram
+        wanted = {slot: _rest(_whole(region), pages) for slot, region in regions.items()}
+        for slot, pieces in self._pieces.items():
+            for piece in pieces.keys() - set(wanted[slot]):
+                vm.set_memory(pieces.pop(piece), 0, 0, 0)
+        for slot, region in regions.items():
+            self._fill(slot, region, wanted[slot])
+        self.pages = pages
+
+    def _fill(self, slot: int, region: Region, wanted: list[Piece]) -> None:
+        vm, pieces = self.hardware.vm, self._pieces[slot]
+        for piece in sorted(set(wanted) - pieces.keys()):
+            start, end = piece
+            number = slot
+            if piece != _whole(region) or slot in vm.slots:
+                number = next(each for each in self._numbers if each not in vm.slots and each not in self._pieces)
             offset = start * PAGE_SIZE - region.gpa
             vm.set_memory(number, start * PAGE_SIZE, (end - start) * PAGE_SIZE, region.address + offset)
-            self._slots[start, end] = number
-        self.pages = withheld
+            pieces[piece] = number
+
+    # For Hardware
+
+    def map(self, slot: int, region: Region) -> None:
+        """Map hot-added memory but for what is to be withheld of it. The guest does not see other memory change.
+
+        Raises HostError.
+        """
+        start, end = _whole(region)
+        room = self.limit - len(list(self.pages))
+        withheld = _largest(self._asked & PageRanges([(start, end - start)]), room)
+        self._pieces[slot] = {}
+        try:
+            self._fill(slot, region, _rest((start, end), withheld))
+        except BaseException:
+            self.unmap(slot)
+            raise
+        self.pages.update(withheld)
+
+    def unmap(self, slot: int) -> None:
+        """Remove what is mapped of hot-added memory. Raises HostError."""
+        for number in self._pieces.pop(slot).values():
+            self.hardware.vm.set_memory(number, 0, 0, 0)
+        region = self.hardware.ram.get(slot)
+        if region is not None:
+            start, end = _whole(region)
+            self.pages.subtract(PageRanges([(start, end - start)]))
 
 
-def _rest(whole: PageRange, withheld: PageRanges) -> list[Piece]:
+def _whole(region: Region) -> Piece:
+    return region.gpa // PAGE_SIZE, region.end // PAGE_SIZE
+
+
+def _largest(pages: PageRanges, limit: int) -> PageRanges:
+    """Return the `limit` largest ranges."""
+    return PageRanges(sorted(pages, key=lambda each: each.pages)[-limit:] if limit > 0 else ())
+
+
+def _rest(whole: Piece, withheld: PageRanges) -> list[Piece]:
     """Return the parts of `whole` that stay mapped."""
-    at = whole.start
+    at, whole_end = whole
     found = []
-    for start, pages in withheld & PageRanges([whole]):
+    for start, pages in withheld & PageRanges([PageRange(at, whole_end - at)]):
         if at < start:
             found.append((at, start))
         at = start + pages
-    if at < whole.end:
-        found.append((at, whole.end))
+    if at < whole_end:
+        found.append((at, whole_end))
     return found

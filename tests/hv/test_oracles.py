@@ -156,6 +156,30 @@ def test_poison_stops_the_guest_at_the_touch(vm, host):
     assert vm.run("echo alive").stdout == "alive\n"
 
 
+@pytest.mark.parametrize(
+    "engine", [pytest.param(each, marks=pytest.mark.pyvmm(engine=each)) for each in ("kernel", "user")]
+)
+@pytest.mark.pyvmm(memory=GROWING)
+def test_poison_stops_the_guest_at_a_touch_of_hot_added_memory(vm, host, engine):
+    vm.balloon.resize("768M")
+    added = vm.machine.balloon.machine.ledger.added
+    vm.oracles.poison.on()
+    vm.balloon.resize("256M")
+    vm.run_for(0.3)
+    taken = max(vm.oracles.poison.pages & added.ram, key=lambda each: each.pages)
+    vm.machine.taps.packet.detach(vm.oracles.poison._packet)
+    host.balloon.send_unballoon([(taken.start, 64)])  # the guest frees them, and the host keeps them
+    with pytest.raises(AssertionError, match=r"poison stopped the guest"):
+        vm.run("dd if=/dev/zero of=/tmp/all bs=1M count=180")
+    (finding,) = vm.survives(0.1).of("poison")
+    assert taken.start * 4096 <= vm.oracles.poison.touches[0].gpa < (taken.start + 64) * 4096
+    assert "clear_page" in finding.details
+    vm.oracles.poison.resume()
+    vm.balloon.set("700M")
+    vm.until(lambda: vm.balloon.actual >= 600 << 20, 30, "memory back, in slots as before")
+    assert vm.run("echo alive").stdout == "alive\n"
+
+
 def test_poison_knows_what_a_raw_host_gives_back(vm, host):
     vm.oracles.poison.on()
     vm.balloon.resize("256M")

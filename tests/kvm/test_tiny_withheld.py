@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from pyvmm.address_map import HOT_ADD_SLOTS, READONLY_SLOTS
 from pyvmm.devices.balloon.ranges import PageRanges
 from pyvmm.kvm import Kvm
 from pyvmm.launch.session import Session
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.withheld_pages import RANGES_LIMIT, WithheldPages
+from pyvmm.memory import HostMemory, Region
 from pyvmm.testbed.kernel.backtrace import Names
 from pyvmm.testbed.oracles.poison import Poison
 from tests.support.flooded import ENTRY, kernel
@@ -110,3 +112,77 @@ def test_pages_come_and_go_and_the_slots_cover_the_rest(kvm: Kvm, tmp_path: Path
             assert len(list(withheld.pages)) <= RANGES_LIMIT
         withheld.apply(PageRanges([(1 << 20, 5)]))  # not RAM
         assert sum(hardware.vm.slots.values()) == whole
+
+
+# Hot-added memory
+
+ADDED = 64 * MIB
+SLOT = HOT_ADD_SLOTS.start
+READ_ADDED = bytes.fromhex("A1") + (ADDED + 0x5000).to_bytes(4, "little")
+
+
+def hot_add(bed: Bed, slot: int, start: int, pages: int, backing: HostMemory) -> Region:
+    region = Region(start, pages * 4096, backing, start - ADDED)
+    bed.machine.slot.map_memory(slot, region)
+    return region
+
+
+@pytest.mark.parametrize("first", ["withheld", "added"])
+def test_a_touch_of_hot_added_memory_stops_the_guest(kvm: Kvm, tmp_path: Path, first: str) -> None:
+    with Bed(tmp_path, READ_ADDED + END) as bed:
+        assert bed.machine.balloon is not None
+        record = bed.machine.balloon.machine.ledger.added
+        backing = HostMemory(MIB)
+        if first == "added":
+            hot_add(bed, SLOT, ADDED, 16, backing)
+        record.ram.insert([(ADDED // 4096, 16)])
+        record.removed_both.insert([(ADDED // 4096 + 5, 3)])
+        bed.poison.sync()
+        if first == "withheld":
+            hot_add(bed, SLOT, ADDED, 16, backing)
+        bed.run()
+        (touch,) = bed.poison.touches
+        assert (touch.access, touch.gpa) == ("read", ADDED + 0x5000)
+        bed.poison.off()
+        hardware = bed.machine.slot.hardware
+        assert hardware is not None
+        assert hardware.vm.slots[SLOT] == 16 * 4096
+        readonly = range(READONLY_SLOTS.start, READONLY_SLOTS.end)
+        assert set(hardware.vm.slots) <= {*hardware.boot_ram, SLOT, *readonly}, "all is in its own slot again"
+
+
+def test_hot_added_memory_is_merged_and_cut_while_pages_are_withheld(kvm: Kvm, tmp_path: Path) -> None:
+    with Bed(tmp_path, END) as bed:
+        hardware = bed.machine.slot.hardware
+        assert hardware is not None
+        boot = sum(hardware.vm.slots.values()) // 4096
+        at = ADDED // 4096
+
+        def mapped() -> int:
+            return sum(hardware.vm.slots.values()) // 4096 - boot
+
+        backing = HostMemory(MIB)
+        hot_add(bed, SLOT, ADDED, 16, backing)
+        hot_add(bed, SLOT + 1, ADDED + 16 * 4096, 16, backing)
+        withheld = WithheldPages(hardware, kvm)
+        withheld.apply(PageRanges([(at + 14, 4), (at + 30, 2)]))
+        assert mapped() == 26
+        for slot in (SLOT, SLOT + 1):
+            bed.machine.slot.unmap_memory(slot)
+        assert mapped() == 0
+        assert withheld.pages.pages == 0
+        hot_add(bed, SLOT, ADDED, 32, backing)
+        assert mapped() == 26
+        assert list(withheld.pages) == [(at + 14, 4), (at + 30, 2)]
+        bed.machine.slot.unmap_memory(SLOT)
+        hot_add(bed, SLOT, ADDED, 31, backing)
+        assert mapped() == 26
+        withheld.limit = 1
+        withheld.apply(withheld.pages)
+        hot_add(bed, SLOT + 1, ADDED + 64 * 4096, 4, backing)
+        assert mapped() == 31
+        withheld.end()
+        assert mapped() == 35
+        assert {SLOT, SLOT + 1} <= set(hardware.vm.slots)
+        hot_add(bed, SLOT + 2, ADDED + 100 * 4096, 1, backing)
+        assert SLOT + 2 in hardware.vm.slots

@@ -1,13 +1,13 @@
 """The poison oracle: a page that the guest has given to the host is touched all the same.
 
-While it is on, ballooned pages of boot RAM are no memory of the guest (`machine.withheld_pages`): the vCPU that reads
-or writes one leaves the guest at that instruction, and the machine is paused there.
+While it is on, ballooned pages are no memory of the guest (`machine.withheld_pages`): the vCPU that reads or writes
+one leaves the guest at that instruction, and the machine is paused there.
 
     guest: BALLOON_RESPONSE --> ledger: out --> withheld, once the loop has turned
     host: UNBALLOON_REQUEST, honest or not --> the ranges in it are the guest's, before it gets the message
 
-Pages that free page reporting has discarded are not withheld: the guest may use them again without a word. Hot-added
-memory is not either, nor more ranges than KVM has memory slots for. What the host touches itself is not seen.
+Pages that free page reporting has discarded are not withheld: the guest may use them again without a word. Nor are
+more ranges than KVM has memory slots for. What the host touches itself is not seen.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ class Poison(Oracle):
         machine.taps.packet.detach(self._packet)
         if machine.balloon is not None and self._changed in machine.balloon.on_change:
             machine.balloon.on_change.remove(self._changed)
-        self._apply(PageRanges())
+        withheld, self._withheld = self._withheld, None
+        if withheld is not None and withheld.hardware is machine.slot.hardware:
+            with machine.slot.stopped_vcpus():
+                withheld.end()
 
     def resume(self) -> None:
         """Let a guest that was stopped at a touch go on, with poison off."""
@@ -119,8 +122,8 @@ class Poison(Oracle):
         balloon = self.vm.machine.balloon
         if not isinstance(balloon, BalloonDevice):
             return PageRanges()
-        record = balloon.machine.ledger.boot
-        return record.removed_both | record.removed_guest
+        ledger = balloon.machine.ledger
+        return ledger.removed_both | ledger.removed_guest
 
     def _ram(self) -> list[tuple[int, int]]:
         return [(each.gpa // PAGE_SIZE, each.size // PAGE_SIZE) for each in self.vm.machine.memory]
