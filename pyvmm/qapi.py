@@ -581,23 +581,40 @@ EVENTS: dict[str, Event[Any]] = {}
 """All events, by name."""
 
 SHUTDOWN = Event("SHUTDOWN", ShutdownData)
+"""The machine has ended; `reason` says why."""
 RESET = Event("RESET", ShutdownData)
+"""The machine was reset, by the guest or the monitor."""
 POWERDOWN = Event("POWERDOWN", Empty)
+"""The monitor asked the guest to power off (`system_powerdown`)."""
 STOP = Event("STOP", Empty)
+"""The vCPUs are paused."""
 RESUME = Event("RESUME", Empty)
+"""The vCPUs run again."""
 GUEST_PANICKED = Event("GUEST_PANICKED", PanicData)
+"""The guest's kernel reported a panic, with its registers or text in the crash MSRs."""
 GUEST_CRASHLOADED = Event("GUEST_CRASHLOADED", CrashLoaded)
+"""The guest panicked and starts a crash kernel (kdump) that it had loaded."""
 X_NOTICE = Event("X_NOTICE", Notice)
-BALLOON_CHANGE = Event(
-    "BALLOON_CHANGE", BalloonInfo, at_most_every=0.1
-)  # QEMU: 1 s, too coarse to draw progress with
+"""A line that `pyvmm run` shows to its user, such as why something does not work."""
+BALLOON_CHANGE = Event("BALLOON_CHANGE", BalloonInfo, at_most_every=0.1)
+"""The guest has another size now. QEMU sends it once a second at most, too coarse to draw progress with."""
 HV_BALLOON_STATUS_REPORT = Event("HV_BALLOON_STATUS_REPORT", HvBalloonInfo, at_most_every=1.0)
+"""The guest's driver reported committed and available memory."""
 X_BALLOON_FINISHED = Event("X_BALLOON_FINISHED", BalloonFinished, at_most_every=0.1)
+"""A change of size has ended, at the target or short of it; `reason` says why."""
 X_BALLOON_TARGET = Event("X_BALLOON_TARGET", BalloonReply, supersedes="X_BALLOON_FINISHED")
+"""The balloon has a new target; `will-reach` is what the guest can be expected to give."""
 X_AUTOSIZE = Event("X_AUTOSIZE", Autosize)
+"""Automatic sizing decided on a target, or did not change it."""
 X_AUTOSIZE_CHANGE = Event("X_AUTOSIZE_CHANGE", AutosizeChange)
+"""Automatic sizing was suspended or resumed."""
 MEMORY_DEVICE_SIZE_CHANGE = Event("MEMORY_DEVICE_SIZE_CHANGE", MemorySize, at_most_every=1.0)
+"""The amount of hot-added memory has changed."""
 DEVICE_DELETED = Event("DEVICE_DELETED", DeviceDeletedData)
+"""The guest has released a device after `device_del`."""
 BLOCK_IO_ERROR = Event("BLOCK_IO_ERROR", BlockErrorData, at_most_every=1.0)
+"""A disk's image could not be read or written; `action` is what the machine did."""
 X_TRACE = Event("X_TRACE", TraceData)
+"""Trace events, to the client that asked by `x-trace-subscribe`."""
 X_CONSOLE = Event("X_CONSOLE", Console)
+"""Console output, to the client that asked by `x-console-subscribe`."""

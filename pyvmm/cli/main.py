@@ -52,6 +52,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "gdb": "Debug a guest's kernel with GDB.",
         "cover": "Show which code of a guest's modules runs, block by block.",
         "report": "Draw a recorded trace: one HTML page, CSV.",
+        "explain": "Tell what a number, name or packet is, and which code handles it.",
     },
     "This computer": {
         "doctor": "Check this computer: what works, and how to fix what does not.",

@@ -72,21 +72,25 @@ def qmp_capabilities(machine: MonitoredMachine) -> Empty:
 
 @command("query-version")
 def query_version(machine: MonitoredMachine) -> VersionInfo:
+    """Return pyvmm's version, in QEMU's form."""
     return VERSION
 
 
 @command("query-commands")
 def query_commands(machine: MonitoredMachine) -> list[CommandInfo]:
+    """Return the names of all commands."""
     return [{"name": name} for name in sorted(COMMANDS)]
 
 
 @command("query-name")
 def query_name(machine: MonitoredMachine) -> NameInfo:
+    """Return the machine's name, `pyvmm run --name`."""
     return {"name": machine.name} if machine.name else {}
 
 
 @command("query-status")
 def query_status(machine: MonitoredMachine) -> StatusInfo:
+    """Return the machine's state, and whether its vCPUs run."""
     status = machine.status()
     return {"running": status == "running", "status": status}
 
@@ -113,6 +117,7 @@ def stop(machine: MonitoredMachine) -> Empty:
 
 @command("cont")
 def cont(machine: MonitoredMachine) -> Empty:
+    """Let a paused machine run on; without effect on one that runs."""
     match machine.status():
         case "running":
             pass
@@ -127,6 +132,7 @@ def cont(machine: MonitoredMachine) -> Empty:
 
 @command("system_reset")
 def system_reset(machine: MonitoredMachine) -> Empty:
+    """Reset the machine: the guest boots again from its kernel."""
     machine.reset()
     return {}
 
@@ -140,6 +146,7 @@ def system_powerdown(machine: MonitoredMachine) -> Empty:
 
 @command("quit")
 def quit(machine: MonitoredMachine) -> Empty:
+    """End the machine at once, as the power switch would."""
     machine.quit()
     return {}
 
@@ -178,11 +185,13 @@ def x_balloon(machine: MonitoredMachine, value: int) -> BalloonReply:
 
 @command("query-balloon")
 def query_balloon(machine: MonitoredMachine) -> BalloonInfo:
+    """Return the guest's current size in bytes, without what the balloon holds."""
     return {"actual": machine.balloon_actual()}
 
 
 @command("query-hv-balloon-status-report")
 def query_hv_balloon_status_report(machine: MonitoredMachine) -> HvBalloonInfo:
+    """Return the memory that the guest last reported as committed and available, in bytes."""
     report = machine.hv_balloon_report()
     if report is None:
         raise ControlError("no guest memory status report received yet")

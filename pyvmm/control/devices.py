@@ -22,6 +22,7 @@ _NO_DEVICES = frozenset(
 
 @command("query-cpus-fast")
 def query_cpus_fast(machine: MonitoredMachine) -> list[CpuInfoFast]:
+    """Return the vCPUs with the threads that run them."""
     return [
         {
             "cpu-index": index,
@@ -36,12 +37,14 @@ def query_cpus_fast(machine: MonitoredMachine) -> list[CpuInfoFast]:
 
 @command("query-memory-size-summary")
 def query_memory_size_summary(machine: MonitoredMachine) -> MemoryInfo:
+    """Return the bytes of boot RAM and of hot-added memory."""
     base, plugged = machine.info_memory_size()
     return {"base-memory": base, "plugged-memory": plugged}
 
 
 @command("query-memory-devices")
 def query_memory_devices(machine: MonitoredMachine) -> list[MemoryDeviceInfo]:
+    """Return the hot-added memory, and the device that adds it."""
     return machine.info_memory_devices()
 
 
@@ -53,11 +56,13 @@ def query_chardev(machine: MonitoredMachine) -> list[ChardevInfo]:
 
 @command("query-kvm")
 def query_kvm(machine: MonitoredMachine) -> KvmInfo:
+    """Return that KVM runs the guest."""
     return {"enabled": True, "present": True}
 
 
 @command("query-target")
 def query_target(machine: MonitoredMachine) -> TargetInfo:
+    """Return the guest's architecture."""
     return {"arch": "x86_64"}
 
 

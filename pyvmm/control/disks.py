@@ -102,11 +102,13 @@ def _disk_of(more: dict[str, Any], id: str) -> tuple[DiskSpec, str | None]:
 
 @command("query-block")
 def query_block(machine: MonitoredMachine) -> list[BlockInfo]:
+    """Return the machine's disks: image, format, size, id, state."""
     return machine.disks().info()
 
 
 @command("query-blockstats")
 def query_blockstats(machine: MonitoredMachine) -> list[BlockStats]:
+    """Return the disks' counters: bytes and requests read, written, flushed, discarded."""
     return machine.disks().statistics()
 
 

@@ -18,7 +18,7 @@ from pyvmm import trace
 from pyvmm.control.errors import ControlError
 from pyvmm.control.stream import Ready, Send, Subscriber, Timing
 from pyvmm.control.table import Argument, MonitoredMachine, command
-from pyvmm.qapi import Empty, TraceEventInfo, TraceSubscription
+from pyvmm.qapi import X_TRACE, Empty, TraceEventInfo, TraceSubscription
 from pyvmm.trace import Record
 from pyvmm.trace.formats import JsonEncoder, encode_in_turns
 
@@ -75,9 +75,10 @@ class TraceStream:
             dropped, self._dropped = self._dropped, 0
         microseconds = int(time.time() * 1_000_000)
         self._send(
-            b'{"event": "X_TRACE", "data": {"dropped": %d, "events": [%b]}, '
+            b'{"event": "%b", "data": {"dropped": %d, "events": [%b]}, '
             b'"timestamp": {"seconds": %d, "microseconds": %d}}\r\n'
             % (
+                X_TRACE.name.encode(),
                 dropped,
                 ", ".join(objects).encode("ascii", "backslashreplace"),
                 microseconds // 1_000_000,

@@ -127,4 +127,5 @@ def _object(name: str, members: Mapping[str, str]) -> dict[str, Any]:
 
 @command("query-qmp-schema")
 def query_qmp_schema(machine: MonitoredMachine) -> Reply:
+    """Return all commands, events and types, in QEMU's form (`qmp-shell` reads it)."""
     return schema()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyvmm.hyperv.enlightenments import NO_FEATURE, TABLE
-from pyvmm.hyperv.tlfs import Access, Feature, Hint, Privilege
+from pyvmm.hyperv.tlfs import Access, Feature, Hint, Leaf, Privilege
 from pyvmm.kvm import CpuidEntry
 
 VENDOR = b"Microsoft Hv"
@@ -53,10 +53,10 @@ def leaves(offer: Offer, vp_count: int) -> list[CpuidEntry]:
 
     table: dict[int, tuple[int, int, int, int]] = dict.fromkeys(ZERO_LEAVES, (0, 0, 0, 0))
     vendor = words(VENDOR)
-    table[0x40000000] = (MAX_LEAF, vendor[0], vendor[1], vendor[2])
-    table[0x40000001] = (words(INTERFACE)[0], 0, 0, 0)
-    table[0x40000002] = (BUILD, VERSION, 0, 0)
-    table[0x40000003] = (int(offer.access), int(offer.privileges), 0, int(offer.features))
-    table[0x40000004] = (int(offer.hints), NEVER_NOTIFY, 0, 0)
-    table[0x40000005] = (vp_count, vp_count, 0, 0)
+    table[Leaf.VENDOR] = (MAX_LEAF, vendor[0], vendor[1], vendor[2])
+    table[Leaf.INTERFACE] = (words(INTERFACE)[0], 0, 0, 0)
+    table[Leaf.VERSION] = (BUILD, VERSION, 0, 0)
+    table[Leaf.FEATURES] = (int(offer.access), int(offer.privileges), 0, int(offer.features))
+    table[Leaf.RECOMMENDATIONS] = (int(offer.hints), NEVER_NOTIFY, 0, 0)
+    table[Leaf.LIMITS] = (vp_count, vp_count, 0, 0)
     return [CpuidEntry(function, 0, 0, *table[function]) for function in sorted(table)]

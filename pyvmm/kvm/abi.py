@@ -131,53 +131,59 @@ class Op(IntEnum):
 
 
 class ExitReason(IntEnum):
-    """KVM_EXIT_*: why KVM_RUN came back, in kvm_run.exit_reason."""
+    """KVM_EXIT_*: why KVM_RUN came back, in kvm_run.exit_reason.
 
-    UNKNOWN = 0
-    EXCEPTION = 1
-    IO = 2
-    HYPERCALL = 3
-    DEBUG = 4
-    HLT = 5
-    MMIO = 6
-    IRQ_WINDOW_OPEN = 7
-    SHUTDOWN = 8
-    FAIL_ENTRY = 9
-    INTR = 10
-    SET_TPR = 11
-    TPR_ACCESS = 12
-    NMI = 16
-    INTERNAL_ERROR = 17
-    WATCHDOG = 21
-    SYSTEM_EVENT = 24
-    IOAPIC_EOI = 26
-    HYPERV = 27
-    X86_RDMSR = 29
-    X86_WRMSR = 30
-    DIRTY_RING_FULL = 31
-    AP_RESET_HOLD = 32
-    X86_BUS_LOCK = 33
-    XEN = 34
-    NOTIFY = 37
+    Source: KVM API 5 (The kvm_run structure); Linux include/uapi/linux/kvm.h.
+    """
+
+    UNKNOWN = 0  # The CPU left the guest for a reason that KVM does not know.
+    EXCEPTION = 1  # Not used any more.
+    IO = 2  # The guest accesses an I/O port (IN, OUT) that no eventfd takes.
+    HYPERCALL = 3  # A KVM hypercall for user space (VMCALL), if enabled by KVM_CAP_EXIT_HYPERCALL.
+    DEBUG = 4  # A breakpoint or single step of KVM_SET_GUEST_DEBUG.
+    HLT = 5  # The guest halted, in a VM without in-kernel APIC.
+    MMIO = 6  # The guest accesses an address where no memory is.
+    IRQ_WINDOW_OPEN = 7  # The guest can take an interrupt, as requested.
+    SHUTDOWN = 8  # Triple fault: a PC resets.
+    FAIL_ENTRY = 9  # The CPU refused to enter the guest: its state is invalid.
+    INTR = 10  # A signal for the vCPU's thread.
+    SET_TPR = 11  # The guest lowered its task priority, without in-kernel APIC.
+    TPR_ACCESS = 12  # The guest accesses its task priority, where reporting is on.
+    NMI = 16  # Not used on x86.
+    INTERNAL_ERROR = 17  # KVM cannot go on: mostly an instruction that it cannot emulate.
+    WATCHDOG = 21  # A watchdog of the CPU (PowerPC).
+    SYSTEM_EVENT = 24  # The guest asks for shutdown, reset or crash handling; on x86 by the Hyper-V MSRs.
+    IOAPIC_EOI = 26  # The EOI of a level interrupt of a user-space I/O APIC (split irqchip).
+    HYPERV = 27  # The guest wrote a SynIC register, or made a hypercall for user space.
+    X86_RDMSR = 29  # The guest reads an MSR that KVM leaves to user space.
+    X86_WRMSR = 30  # The guest writes an MSR that KVM leaves to user space.
+    DIRTY_RING_FULL = 31  # The ring of dirty pages must be emptied.
+    AP_RESET_HOLD = 32  # An SEV-ES guest's second CPU waits for its start.
+    X86_BUS_LOCK = 33  # The guest locked the bus, where that is reported.
+    XEN = 34  # A hypercall of a Xen guest.
+    NOTIFY = 37  # The guest let no interrupt window open for too long.
 
 
 class HypervExit(IntEnum):
-    """KVM_EXIT_HYPERV_*: the kinds of a Hyper-V exit."""
+    """KVM_EXIT_HYPERV_*: the kinds of a Hyper-V exit.
 
-    SYNIC = 1
-    HCALL = 2
-    SYNDBG = 3
+    Source: KVM API 5 (KVM_EXIT_HYPERV); Linux include/uapi/linux/kvm.h.
+    """
+
+    SYNIC = 1  # The guest wrote SCONTROL, SIEFP or SIMP.
+    HCALL = 2  # HvCallPostMessage, HvCallSignalEvent, or a call that KVM leaves to user space.
+    SYNDBG = 3  # The synthetic debugger's registers.
 
 
 class SystemEventType(IntEnum):
     """KVM_SYSTEM_EVENT_*."""
 
-    SHUTDOWN = 1
-    RESET = 2
-    CRASH = 3
-    WAKEUP = 4
-    SUSPEND = 5
-    SEV_TERM = 6
+    SHUTDOWN = 1  # Power off.
+    RESET = 2  # Reset.
+    CRASH = 3  # The guest panicked; KVM_CAP_HYPERV: by CRASH_CTL.
+    WAKEUP = 4  # An interrupt wakes the vCPU.
+    SUSPEND = 5  # Suspend to RAM.
+    SEV_TERM = 6  # An SEV guest ends itself.
 
 
 class MsrExitReason(IntFlag):

@@ -43,17 +43,21 @@ FIRST_SIGNAL_CONNECTION = 16
 
 
 class Version(IntEnum):
-    """VERSION_*: major << 16 | minor, with the host that brought it."""
+    """VERSION_*: major << 16 | minor, with the host that brought it.
 
-    WIN8 = 0x00020004
-    WIN8_1 = 0x00030000
-    WIN10 = 0x00040000
-    WIN10_4_1 = 0x00040001
+    Source: Linux include/linux/hyperv.h.
+    """
+
+    WIN8 = 0x00020004  # 2.4, the oldest served: channels have event flags and connections of their own.
+    WIN8_1 = 0x00030000  # 3.0.
+    WIN10 = 0x00040000  # 4.0: Hyper-V sockets by request of the guest.
+    WIN10_4_1 = 0x00040001  # VERSION_WIN10_V4_1: 4.1: a channel's interrupts can move to another VP.
     WIN10_5_0 = 0x00050000
-    WIN10_5_1 = 0x00050001
-    WIN10_5_2 = 0x00050002
-    WIN10_5_3 = 0x00050003
-    COPPER = 0x00060000
+    """VERSION_WIN10_V5: 5.0: messages have a connection of their own, which VERSION_RESPONSE names."""
+    WIN10_5_1 = 0x00050001  # VERSION_WIN10_V5_1: 5.1.
+    WIN10_5_2 = 0x00050002  # VERSION_WIN10_V5_2: 5.2.
+    WIN10_5_3 = 0x00050003  # VERSION_WIN10_V5_3: 5.3: MODIFY_CHANNEL is answered.
+    COPPER = 0x00060000  # VERSION_WIN10_V6_0: 6.0: feature flags. Linux has it since 7.2.
 
 
 LATEST_VERSION = Version.WIN10_5_3
@@ -61,39 +65,45 @@ LATEST_VERSION = Version.WIN10_5_3
 
 
 class MessageType(IntEnum):
-    """CHANNELMSG_*."""
+    """CHANNELMSG_*: what a VMBus message is. G: the guest sends it, H: the host.
 
-    OFFER = 1
-    RESCIND = 2
-    REQUEST_OFFERS = 3
-    ALL_OFFERS_DELIVERED = 4
-    OPEN = 5
-    OPEN_RESULT = 6
-    CLOSE = 7
-    GPADL_HEADER = 8
-    GPADL_BODY = 9
-    GPADL_CREATED = 10
-    GPADL_TEARDOWN = 11
-    GPADL_TORNDOWN = 12
-    RELID_RELEASED = 13
-    INITIATE_CONTACT = 14
-    VERSION_RESPONSE = 15
-    UNLOAD = 16
-    UNLOAD_RESPONSE = 17
-    TL_CONNECT_REQUEST = 21
-    MODIFY_CHANNEL = 22
-    TL_CONNECT_RESULT = 23
-    MODIFY_CHANNEL_RESPONSE = 24
+    Source: Linux include/linux/hyperv.h. The TLFS does not have the VMBus.
+    """
+
+    OFFER = 1  # CHANNELMSG_OFFERCHANNEL: H describes a device and its channel, by GUIDs and relid.
+    RESCIND = 2  # CHANNELMSG_RESCIND_CHANNELOFFER: H takes an offer back; the guest answers with RELID_RELEASED.
+    REQUEST_OFFERS = 3  # CHANNELMSG_REQUESTOFFERS: G asks for all offers, once after contact.
+    ALL_OFFERS_DELIVERED = 4  # CHANNELMSG_ALLOFFERS_DELIVERED: H has sent all offers there are for now.
+    OPEN = 5  # CHANNELMSG_OPENCHANNEL: G opens a channel, with rings in a GPADL made before.
+    OPEN_RESULT = 6  # CHANNELMSG_OPENCHANNEL_RESULT: H says whether the channel is open.
+    CLOSE = 7  # CHANNELMSG_CLOSECHANNEL: G closes a channel; it has no answer.
+    GPADL_HEADER = 8  # G shares memory: the first list of frames of a GPADL (guest physical address descriptor list).
+    GPADL_BODY = 9  # G sends more frames of a GPADL that does not fit in one message.
+    GPADL_CREATED = 10  # H has the whole GPADL, or refuses it.
+    GPADL_TEARDOWN = 11  # G wants a GPADL's memory back.
+    GPADL_TORNDOWN = 12  # H uses a GPADL no longer.
+    RELID_RELEASED = 13  # G has forgotten a channel that was rescinded; the number may be given to another.
+    INITIATE_CONTACT = 14  # G's first message: proposes a version.
+    VERSION_RESPONSE = 15  # H serves the proposed version, or not: then the guest proposes an older one.
+    UNLOAD = 16  # G leaves the bus: a crash kernel, kexec or the module's end.
+    UNLOAD_RESPONSE = 17  # H has closed and forgotten everything.
+    TL_CONNECT_REQUEST = 21  # G connects a Hyper-V socket to a service of the host.
+    MODIFY_CHANNEL = 22  # CHANNELMSG_MODIFYCHANNEL: G wants a channel's interrupts on another VP.
+    TL_CONNECT_RESULT = 23  # H refuses a socket's connection.
+    MODIFY_CHANNEL_RESPONSE = 24  # CHANNELMSG_MODIFYCHANNEL_RESPONSE: H has moved the interrupts.
 
 
 class Status(IntEnum):
-    """NTSTATUS values in results. Linux only asks whether it is 0."""
+    """STATUS_*: the NTSTATUS in VMBus results. Linux only asks whether it is 0.
 
-    SUCCESS = 0
-    UNSUCCESSFUL = 0xC0000001
-    INVALID_PARAMETER = 0xC000000D
-    QUOTA_EXCEEDED = 0xC0000044
-    CONNECTION_REFUSED = 0xC0000236
+    Source: Microsoft [MS-ERREF], "NTSTATUS Values"; Linux fs/smb/client/nterr.h (NT_STATUS_*).
+    """
+
+    SUCCESS = 0  # Done.
+    UNSUCCESSFUL = 0xC0000001  # Refused, without a particular reason.
+    INVALID_PARAMETER = 0xC000000D  # A number in the request names nothing, or has a value that it must not have.
+    QUOTA_EXCEEDED = 0xC0000044  # The guest has as many as it may have.
+    CONNECTION_REFUSED = 0xC0000236  # Nobody listens at the service.
 
 
 @wire
