@@ -41,11 +41,11 @@ class Links:
         match spec.kind:
             case "user":
                 from pyvmm.net.passt import Passt
-                from pyvmm.net.stream import StreamLink
+                from pyvmm.net.passt_link import PasstLink
 
                 passt = Passt(spec, mac)
                 self._passts.append(passt)
-                return StreamLink(self._loop, passt.socket, "user", ", ".join(map(str, spec.forwards)))
+                return PasstLink(self._loop, passt.socket, ", ".join(map(str, spec.forwards)))
             case "tap":
                 from pyvmm.net.tap import TapLink, open_tap
 

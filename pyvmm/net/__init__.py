@@ -4,6 +4,7 @@
 * `link`      the interface of a link, and the link that is connected to nothing
 * `stream`    frames over a Unix stream socket, as QEMU's `-netdev stream` and passt send them
 * `passt`     `user`: passt, which turns the guest's connections into sockets of its own, without privileges
+* `passt_link`   the link to it, which keeps the end of a connection until passt has its data
 * `tap`       `tap=NAME`: a tap device of the host, for a bridge or routing
 * `checksum`  the Internet checksum
 

@@ -7,6 +7,7 @@ import socket
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Loop
 from pyvmm.net.link import FRAME_LIMIT
+from pyvmm.net.passt_link import PasstLink
 from pyvmm.net.spec import parse_net
 from pyvmm.net.stream import StreamLink
 from tests.fuzz.feed import Feed
@@ -17,7 +18,7 @@ def stream(data: bytes) -> None:
     feed = Feed(data)
     ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     loop = Loop()
-    link = StreamLink(loop, ours, "test")
+    link = PasstLink(loop, ours) if feed.flag() else StreamLink(loop, ours, "test")
     ended: list[str] = []
 
     def frames() -> None:
@@ -30,6 +31,8 @@ def stream(data: bytes) -> None:
         piece = size.to_bytes(4, "big") + feed.take(feed.below(300))
         peer.send(piece[: 1 + feed.below(len(piece))] if feed.flag() else piece)
         loop.step(0)
+        if feed.flag():
+            link.write([[feed.take(feed.below(150))]])
     assert link.alive != bool(ended)
     link.close()
     peer.close()
