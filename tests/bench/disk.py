@@ -73,7 +73,7 @@ def prepare() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch, "disk_bench")
         subprocess.run(["gcc", "-O1", "-static", "-o", built, SOURCE], check=True)
-        return driver_image.prepare("disk", KERNEL, INIT, modules, {"disk_bench": built.read_bytes()})
+        return driver_image.prepare("disk", KERNEL, INIT, modules, {"bin/disk_bench": built.read_bytes()})
 
 
 def command(contender: Contender, facts: dict[str, str], file: str, seconds: float) -> list[str]:

@@ -15,11 +15,11 @@ from pyvmm.paths import cache_folder, make_folder, write_private
 
 
 def prepare(
-    name: str, package: str, init: str, modules: Mapping[str, Sequence[str]], programs: Mapping[str, bytes]
+    name: str, package: str, init: str, modules: Mapping[str, Sequence[str]], files: Mapping[str, bytes]
 ) -> dict[str, str]:
     """Make kernel and initramfs in the cache's folder `name`; return what a run needs to know.
 
-    `package` is a pattern of a Debian kernel's package, `modules` are each contender's, `programs` files for /bin.
+    `package` is a pattern of a Debian kernel's package, `modules` are each contender's, `files` other files by path.
     The result has the paths of kernel, vmlinux and initrd, QEMU's program, options, environment and label, and for
     each contender the names of its modules in the order of loading.
     """
@@ -47,8 +47,9 @@ def prepare(
             if module not in known:
                 archive.file(f"lib/modules/{module}.ko", data)
                 known.add(module)
-    for program_name, content in programs.items():
-        archive.file(f"bin/{program_name}", content, 0o755)
+    for path, content in files.items():
+        archive.folder(path.rpartition("/")[0])
+        archive.file(path, content, 0o755)
     write_private(folder / "initrd", archive.build())
     vmlinux = folder / "vmlinux"
     if not vmlinux.exists():

@@ -1,10 +1,11 @@
 """Network throughput of a guest: pyvmm's netvsc beside QEMU's virtio-net, through the same passt.
 
-    python -m tests.bench.net [--mib N] [--mtu N ...] [--rounds N] [--only NAME ...]
+    python -m tests.bench.net [--mib N] [--seconds N] [--mtu N ...] [--rounds N] [--only NAME ...]
 
-One TCP stream from the guest to the host, and one from the host to the guest, by busybox's nc and dd. All
-contenders get Debian's 6.1 cloud kernel, the same initramfs but for their modules, one vCPU and 256 MiB. Only ratios
-of one sitting mean anything. Where the local KVM does not run Linux all of it happens in the emulated host.
+One TCP stream from the guest to the host, and one from the host to the guest, by busybox's nc and dd, whose bytes are
+counted; then both ways for some seconds by iperf3, where this host has it. All contenders get Debian's 6.1 cloud
+kernel, the same initramfs but for their modules, one vCPU and 256 MiB. Only ratios of one sitting mean anything.
+Where the local KVM does not run Linux all of it happens in the emulated host.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from pyvmm.net.passt import Passt
@@ -28,6 +31,8 @@ from tests.bench.boot import QEMU_COMMON, QEMU_CONSOLE, run_where_linux_runs
 KERNEL = r"linux-image-6[.]1[.]0-[0-9]+-cloud-amd64"
 LIMIT = 300.0
 TO_HOST, TO_GUEST = 5001, 5002
+IPERF = {"iperf3 to host": 5003, "iperf3 to guest": 5004}
+"""Port of the server by figure."""
 MAC = bytes.fromhex("525400123456")
 
 INIT = """#!/bin/sh
@@ -38,11 +43,13 @@ for word in $(cat /proc/cmdline); do
 	bench.modules=*) for module in $(echo ${word#*=} | tr , ' '); do insmod /lib/modules/$module.ko; done ;;
 	bench.mib=*) mib=${word#*=} ;;
 	bench.mtu=*) mtu=${word#*=} ;;
+	bench.seconds=*) seconds=${word#*=} ;;
 	esac
 done
 n=0
 while [ ! -d /sys/class/net/eth0 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
 [ $mtu = 1500 ] || ip link set eth0 mtu $mtu
+ip link set lo up
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 ip route add default via 10.0.2.2
@@ -50,6 +57,10 @@ for turn in 1 2; do
 	dd if=/dev/zero bs=64k count=$((mib * 16)) 2>/dev/null | nc 10.0.2.2 5001
 	nc 10.0.2.2 5002 </dev/null >/dev/null
 done
+if [ -x /bin/iperf3 ]; then
+	iperf3 -c 10.0.2.2 -p 5003 -t $seconds >/tmp/log 2>&1 || cat /tmp/log
+	iperf3 -c 10.0.2.2 -p 5004 -t $seconds -R >/tmp/log 2>&1 || cat /tmp/log
+fi
 poweroff -f
 """
 
@@ -77,6 +88,7 @@ class Server(threading.Thread):
         super().__init__(daemon=True)
         self.size = size
         self.seconds: dict[int, list[float]] = {TO_HOST: [], TO_GUEST: []}
+        self.wrong: list[int] = []  # bytes of uploads that ended early
         self._sockets = {port: socket.create_server(("127.0.0.1", port)) for port in self.seconds}
 
     def run(self) -> None:
@@ -92,6 +104,8 @@ class Server(threading.Thread):
                         got += len(part)
                     if got + first == self.size:
                         self.seconds[TO_HOST].append((time.monotonic() - begin) * self.size / got)
+                    else:
+                        self.wrong.append(got + first)
                 caller, _ = self._sockets[TO_GUEST].accept()
                 with caller:
                     begin = time.monotonic()
@@ -109,9 +123,50 @@ class Server(threading.Thread):
             each.close()
 
 
+class Iperf:
+    """iperf3's servers, one for each direction, each for one client."""
+
+    def __init__(self) -> None:
+        program = shutil.which("iperf3")
+        self._servers = {} if program is None else {name: self._serve(program, port) for name, port in IPERF.items()}
+
+    def _serve(self, program: str, port: int) -> subprocess.Popen[str]:
+        command = [program, "-s", "-1", "-J", "-p", str(port)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+
+    def results(self) -> dict[str, float]:
+        """Return MB/s by direction; the clients have ended."""
+        found = {}
+        for name, server in self._servers.items():
+            end = json.loads(server.communicate(timeout=10)[0])["end"]
+            found[name] = max(end[side]["bits_per_second"] for side in ("sum_sent", "sum_received")) / 8e6
+        return found
+
+    def close(self) -> None:
+        """End those whose client has not come."""
+        for server in self._servers.values():
+            if server.poll() is None:
+                server.kill()
+            server.wait()
+            assert server.stdout is not None
+            server.stdout.close()
+
+
+def iperf() -> dict[str, bytes]:
+    """Return this host's iperf3 and its libraries, by path in the guest; nothing if it has none."""
+    program = shutil.which("iperf3")
+    if program is None:
+        print("no iperf3 here: `apt-get install iperf3` adds its figures", flush=True)
+        return {}
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    found = {word for line in listed.splitlines() for word in line.split() if word.startswith("/")}
+    files = {path.removeprefix("/usr").lstrip("/"): Path(path).read_bytes() for path in sorted(found)}
+    return files | {"bin/iperf3": Path(program).read_bytes()}
+
+
 def prepare() -> dict[str, str]:
     """Make kernel and initramfs; return their paths and the modules to load by contender."""
-    return driver_image.prepare("net", KERNEL, INIT, {each.name: each.modules for each in CONTENDERS}, {})
+    return driver_image.prepare("net", KERNEL, INIT, {each.name: each.modules for each in CONTENDERS}, iperf())
 
 
 def command(contender: Contender, facts: dict[str, str], words: str, link: int) -> list[str]:
@@ -131,11 +186,12 @@ def command(contender: Contender, facts: dict[str, str], words: str, link: int) 
     ]
 
 
-def run(contender: Contender, facts: dict[str, str], mib: int, mtu: int) -> dict[str, float]:
+def run(contender: Contender, facts: dict[str, str], mib: int, mtu: int, seconds: int) -> dict[str, float]:
     """Boot a guest that measures; return MB/s to the host and to the guest."""
-    words = f"bench.modules={facts[contender.name]} bench.mib={mib} bench.mtu={mtu}"
+    words = f"bench.modules={facts[contender.name]} bench.mib={mib} bench.mtu={mtu} bench.seconds={seconds}"
     server = Server(mib << 20)
     server.start()
+    iperf_servers = Iperf()
     passt = None if contender.engine else Passt(parse_net("user"), MAC)
     try:
         link = -1
@@ -152,23 +208,27 @@ def run(contender: Contender, facts: dict[str, str], mib: int, mtu: int) -> dict
             pass_fds=() if link < 0 else (link,),
             env=os.environ | (json.loads(facts["environment"]) if passt is not None else {}),
         )
+        if not all(server.seconds.values()):
+            said = f"{done.stdout[-500:]} {done.stderr[-1500:]}"
+            raise RuntimeError(f"{contender.name}: {server.seconds}, wrong counts {server.wrong}; {said}")
+        streams = iperf_servers.results()
     finally:
         server.close()
+        iperf_servers.close()
         if passt is not None:
             passt.close()
-    if not all(server.seconds.values()):
-        raise RuntimeError(f"{contender.name}: {server.seconds}; {done.stdout[-500:]} {done.stderr[-1500:]}")
     size = server.size / 1e6
     return {
         "to host": size / min(server.seconds[TO_HOST]),
         "to guest": size / min(server.seconds[TO_GUEST]),
-    }
+    } | streams
 
 
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=32, help="MiB of a stream")
+    parser.add_argument("--seconds", type=int, default=5, help="seconds of iperf3's streams")
     parser.add_argument("--mtu", type=int, action="append", default=[])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument(
@@ -184,12 +244,13 @@ def main() -> int:
         found: dict[str, list[dict[str, float]]] = {each.name: [] for each in chosen}
         for turn in range(options.rounds):
             for contender in chosen:
-                found[contender.name].append(run(contender, facts, options.mib, mtu))
-                print(f"{turn + 1}: {contender.name}, MTU {mtu}: {found[contender.name][-1]}", flush=True)
+                found[contender.name].append(run(contender, facts, options.mib, mtu, options.seconds))
+                figures = {key: round(value, 2) for key, value in found[contender.name][-1].items()}
+                print(f"{turn + 1}: {contender.name}, MTU {mtu}: {figures}", flush=True)
         print(f"\nMTU {mtu}, MB/s, medians; {facts['label']}; ratio to virtio-net")
         medians = {name: {key: median(each[key] for each in rows) for key in rows[0]} for name, rows in found.items()}
         for name, figures in medians.items():
-            text = "".join(f"{key:>10}{value:9.2f}" for key, value in figures.items())
+            text = "".join(f"{key:>17}{value:8.2f}" for key, value in figures.items())
             if "virtio-net" in medians:
                 text += "   " + ", ".join(f"{figures[key] / medians['virtio-net'][key]:.2f}" for key in figures)
             print(f"{name:16}{text}")
