@@ -14,7 +14,7 @@ from pyvmm.images.kernel_config import KernelConfig
 from pyvmm.images.kernel_file import kernel_release
 from pyvmm.images.modules import ModuleTree, is_file_name, module_name
 from pyvmm.images.outdated import outdated_notes
-from pyvmm.images.own_kernel import DRIVERS, OwnKernel
+from pyvmm.images.own_kernel import Driver, OwnKernel
 
 BZIMAGE = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 
@@ -30,9 +30,12 @@ def tree_of(kernel: Path) -> Path | None:
     return None
 
 
-def open_kdir(folder: Path, kernel: Path | None = None, extra: tuple[str, ...] = ()) -> OwnKernel:
+def open_kdir(
+    folder: Path, kernel: Path | None = None, extra: tuple[str, ...] = (), features: tuple[str, ...] = ()
+) -> OwnKernel:
     """Inspect a build tree. `kernel` is the one to boot, without it the tree's. `extra` are further modules that the
-    guest will load. Raises ConfigError if the tree has no kernel.
+    guest will load, `features` what it will need (own_kernel.FEATURE_DRIVERS). Raises ConfigError if the tree has no
+    kernel.
     """
     if not folder.is_dir():
         hint = f"; a kernel's file is --kernel {folder}" if folder.is_file() else ""
@@ -48,7 +51,8 @@ def open_kdir(folder: Path, kernel: Path | None = None, extra: tuple[str, ...] =
         modules=modules,
         remedy=f"`make -C {folder} modules` builds it",
     )
-    tree.notes = [*_changed_options(folder), *_changed_sources(folder, modules, extra)]
+    tree.features = features
+    tree.notes = [*_changed_options(folder, tree.drivers), *_changed_sources(folder, modules, tree.drivers, extra)]
     return tree
 
 
@@ -88,13 +92,13 @@ def _config(folder: Path) -> KernelConfig | None:
     return KernelConfig("\n".join(texts), str(folder / _OPTION_FILES[1])) if texts else None
 
 
-def _changed_options(folder: Path) -> list[str]:
+def _changed_options(folder: Path, drivers: list[Driver]) -> list[str]:
     """Return a note if a driver's option was changed since the last build."""
     try:
         built, wanted = (KernelConfig(read_text(folder / name), name) for name in _OPTION_FILES)
     except FileError:
         return []
-    names = {option for driver in DRIVERS for option in driver.options}
+    names = {option for driver in drivers for option in driver.options}
     changed = sorted(name for name in names if built[name] != wanted[name])
     if not changed:
         return []
@@ -102,11 +106,11 @@ def _changed_options(folder: Path) -> list[str]:
     return [f"the last build was before {words} in its .config: run `make -C {folder}`"]
 
 
-def _changed_sources(folder: Path, modules: ModuleTree, extra: tuple[str, ...]) -> list[str]:
+def _changed_sources(folder: Path, modules: ModuleTree, drivers: list[Driver], extra: tuple[str, ...]) -> list[str]:
     """Return a note for each folder of a driver, or of an `extra` module, with sources newer than what was built."""
     names = {module_name(Path(each)) for each in extra if not is_file_name(each)}
-    places = dict.fromkeys(driver.place for driver in DRIVERS)
+    places = dict.fromkeys(driver.place for driver in drivers)
     for path in filter(None, map(modules.find, sorted(names))):
         places[str(path.parent.relative_to(folder))] = None
-    names |= {driver.module for driver in DRIVERS} & set(modules.names())
+    names |= {driver.module for driver in drivers} & set(modules.names())
     return outdated_notes(folder, list(places), sorted(names))

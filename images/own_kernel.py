@@ -14,6 +14,8 @@ from pyvmm.images.kernel_config import KernelConfig, lacking
 from pyvmm.images.modules import ModuleTree, load_order, modinfo_value, module_name
 from pyvmm.images.strip import strip_debug
 
+_NOT_SET = " is not set"
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
@@ -47,8 +49,23 @@ FEATURE_DRIVERS: dict[str, tuple[Driver, ...]] = {
         Driver("hv_storvsc", ("CONFIG_HYPERV_STORAGE",), "no disks", "drivers/scsi"),
         Driver("sd_mod", ("CONFIG_BLK_DEV_SD",), "no disks", "drivers/scsi"),
         Driver("crc32c_generic", ("CONFIG_CRYPTO_CRC32C",), place="crypto"),  # ext4's, until Linux 6.12
-        Driver("ext4", ("CONFIG_EXT4_FS",), place="fs/ext4"),
+        Driver("ext4", ("CONFIG_EXT4_FS",), "no ext4 on disks", "fs/ext4"),
     ),
+    "net": (
+        Driver("hv_netvsc", ("CONFIG_HYPERV_NET",), "no network", "drivers/net/hyperv"),
+        Driver("ipv4", ("CONFIG_INET",), "no network", "net/ipv4"),
+        Driver("af_packet", ("CONFIG_PACKET",), "no address by DHCP", "net/packet"),
+    ),
+    "share": (
+        Driver("hv_sock", ("CONFIG_HYPERV_VSOCKETS",), "no shared folders", "net/vmw_vsock"),
+        Driver("fuse", ("CONFIG_FUSE_FS",), "no shared folders", "fs/fuse"),
+    ),
+    "sockets": (Driver("hv_sock", ("CONFIG_HYPERV_VSOCKETS",), "no sockets (--vsock)", "net/vmw_vsock"),),
+    "keyboard": (
+        Driver("hyperv_keyboard", ("CONFIG_HYPERV_KEYBOARD",), "no keyboard", "drivers/input/serio"),
+        Driver("atkbd", ("CONFIG_KEYBOARD_ATKBD",), "no keyboard", "drivers/input/keyboard"),
+    ),
+    "uio": (Driver("uio_hv_generic", ("CONFIG_UIO_HV_GENERIC",), "no /dev/uio0", "drivers/uio"),),
 }
 """Drivers that only guests with a feature load (`features`), with the file system that disks are used with."""
 
@@ -79,8 +96,12 @@ class OwnKernel:
 
     @property
     def drivers(self) -> list[Driver]:
-        """Return the drivers that guests load, in this order."""
-        return [*DRIVERS, *(driver for each in self.features for driver in FEATURE_DRIVERS[each])]
+        """Return the drivers that guests load, in this order; one of a feature goes before the same without."""
+        chosen = {driver.module: driver for driver in DRIVERS}
+        for each in self.features:
+            for driver in FEATURE_DRIVERS[each]:
+                chosen[driver.module] = driver
+        return list(chosen.values())
 
     def select(self, extra: tuple[str, ...] = ()) -> Selection:
         """Choose the drivers that there are, and `extra` modules (names, or paths of files), which must be there.
@@ -110,6 +131,7 @@ class OwnKernel:
         """Return what a guest will lack, a line each, by option and effect; then modules that were not found."""
         lines = [] if self.config is None else lacking(self.config, cpus=cpus, grows=grows)
         reported = " ".join(lines)
+        unset: dict[str, list[str]] = {}
         for driver in self.drivers:
             reason = chosen.absent.get(driver.module)
             if reason is None or not driver.effect:
@@ -118,7 +140,12 @@ class OwnKernel:
                 continue
             if driver.module != "hv_vmbus" and "hv_vmbus" in chosen.absent:
                 continue  # no driver is of use without the bus
-            lines.append(f"{reason}: {driver.effect}")
+            if reason.endswith(_NOT_SET):
+                unset.setdefault(driver.effect, []).append(reason.removesuffix(_NOT_SET))
+            else:
+                lines.append(f"{reason}: {driver.effect}")
+        for effect, names in unset.items():
+            lines.append(f"{' and '.join(names)}{_NOT_SET if len(names) == 1 else ' are not set'}: {effect}")
         return lines
 
     def _is_builtin(self, driver: Driver) -> bool:
@@ -131,7 +158,7 @@ class OwnKernel:
         if self.config is not None:
             option = driver.option(self.config)
             if self.config[option] == "n":
-                return f"{option} is not set"
+                return f"{option}{_NOT_SET}"
         if self.modules is None:
             if self.config is None:
                 return f"{driver.module} may be a module, and there are none; {self.remedy}"

@@ -45,15 +45,14 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
 
     Raises ConfigError and HostError.
     """
-    from pyvmm.images.own_kernel import FEATURE_DRIVERS, Selection
-    from pyvmm.launch.build import features, guest_parts
+    from pyvmm.images.own_kernel import Selection
+    from pyvmm.launch.build import guest_parts
 
     if options.initrd is not None and options.command:
         raise ConfigError("COMMAND needs pyvmm's own initramfs: leave --initrd out, or boot to your own init")
     if options.initrd is not None and options.module:
         raise ConfigError("--module adds to pyvmm's own initramfs: leave --initrd out, or put the module into yours")
     own = _open(options, progress)
-    own.features = tuple(name for name in features(options) if name in FEATURE_DRIVERS)
     for note in own.notes:
         progress(f"{own.place}: {note}")
     if options.initrd is not None or not own.release:
@@ -66,11 +65,9 @@ def plan_boot(options: GuestOptions, progress: Callable[[str], None], *, cpus: i
         progress(f"{own.place}: boots its built-in initramfs (CONFIG_INITRAMFS_SOURCE)")
         return _keep(options, BootPlan(own.kernel, None))
     from pyvmm.images.catalog import initrd_for
-    from pyvmm.images.features import FEATURES
     from pyvmm.images.parts import append_parts
 
-    wanted = [module for name in features(options) if name not in FEATURE_DRIVERS for module in FEATURES[name]]
-    chosen = own.select((*options.module, *wanted))
+    chosen = own.select(tuple(options.module))
     _tell_lacks(options, own, own.lacks(chosen, cpus=cpus, grows=grows), progress)
     initrd = append_parts(initrd_for(own.release, chosen.modules, progress), guest_parts(options), progress)
     return _keep(options, BootPlan(own.kernel, initrd, chosen.absent))
@@ -95,16 +92,28 @@ def _open(options: GuestOptions, progress: Callable[[str], None]) -> OwnKernel:
     if kernel is not None and kernel.is_dir():
         raise ConfigError(f"--kernel {kernel}: a folder; a build tree is --kdir {kernel}")
     if kernel is not None and kernel_package.is_package(kernel):
-        return kernel_package.open_package(kernel, modules, progress)
+        own = kernel_package.open_package(kernel, modules, progress)
+        own.features = _features(options)
+        return own
     if tree is None and kernel is not None and modules is None:
         tree = kdir.tree_of(kernel)
+    features = _features(options)
     if tree is None:
         assert kernel is not None
-        return kernel_file.open_kernel(kernel, modules)
-    own = kdir.open_kdir(tree, kernel, tuple(options.module))
+        own = kernel_file.open_kernel(kernel, modules)
+        own.features = features
+        return own
+    own = kdir.open_kdir(tree, kernel, tuple(options.module), features)
     if modules is not None:
         own.modules = ModuleTree(kernel_file.modules_folder(modules, own.release))
     return own
+
+
+def _features(options: GuestOptions) -> tuple[str, ...]:
+    """Return the names in `own_kernel.FEATURE_DRIVERS` of what the guest needs besides the default."""
+    from pyvmm.launch.build import features
+
+    return (*(["sockets"] if options.vsock is not None else []), *features(options))
 
 
 def _tell_lacks(options: GuestOptions, own: OwnKernel, lines: list[str], progress: Callable[[str], None]) -> None:
@@ -133,10 +142,8 @@ def _how_to_set(tree: Path) -> str:
 
 
 def _record(options: GuestOptions) -> Path:
-    from pyvmm.launch.build import features
-
     paths = (options.kernel, options.kdir, options.modules, options.initrd, Path.cwd())
-    words = [*options.module, *options.device, *features(options)]
+    words = [*options.module, *options.device, *_features(options)]
     text = "\0".join([*(str(path and os.path.abspath(path)) for path in paths), *words])
     text += f"\0{bool(options.command)}"
     return cache_folder("own", f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.json")

@@ -129,3 +129,41 @@ def test_contradictions_are_reported_with_the_next_step(tree: Path, tmp_path: Pa
         plan(kernel=tree)
     with pytest.raises(ConfigError, match="no module nothing"):
         plan(kdir=tree, module="nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"share": "."}, "CONFIG_HYPERV_VSOCKETS and CONFIG_FUSE_FS are not set: no shared folders"),
+        ({"vsock": "v.sock"}, "CONFIG_HYPERV_VSOCKETS is not set: no sockets (--vsock)"),
+        ({"net": "none"}, "CONFIG_HYPERV_NET and CONFIG_INET are not set: no network"),
+        ({"net": "none"}, "CONFIG_PACKET is not set: no address by DHCP"),
+        ({"disk": "disk.img"}, "CONFIG_HYPERV_STORAGE and CONFIG_BLK_DEV_SD are not set: no disks"),
+        ({"device": "keyboard"}, "CONFIG_HYPERV_KEYBOARD and CONFIG_KEYBOARD_ATKBD are not set: no keyboard"),
+        ({"device": "echo"}, "CONFIG_UIO_HV_GENERIC is not set: no /dev/uio0"),
+    ],
+)
+def test_what_a_device_needs_is_reported_by_option_and_effect_before_the_boot(
+    tree: Path, options: dict[str, str], line: str
+) -> None:
+    said: list[str] = []
+    made = plan(said, kdir=tree, **options)
+    assert f"{tree}: {line}" in said
+    assert made.initrd is not None, "it boots all the same"
+
+
+def test_a_shared_folder_s_modules_are_in_the_initramfs_of_guests_with_one(tree: Path) -> None:
+    with (tree / ".config").open("a") as config:
+        config.write("CONFIG_VSOCKETS=m\nCONFIG_HYPERV_VSOCKETS=m\nCONFIG_FUSE_FS=m\n")
+    for place, name, *depends in (
+        ("net/vmw_vsock", "vsock"),
+        ("net/vmw_vsock", "hv_sock", "vsock", "hv_vmbus"),
+        ("fs/fuse", "fuse"),
+    ):
+        (tree / place).mkdir(parents=True, exist_ok=True)
+        (tree / place / f"{name}.ko").write_bytes(module(name, *depends, vermagic=RELEASE))
+    made = plan(kdir=tree, share=".")
+    assert {f"lib/modules/{name}.ko" for name in ("vsock", "hv_sock", "fuse")} <= members(made.initrd)
+    assert made.absent is not None
+    assert not {"hv_sock", "fuse"} & made.absent.keys()
+    assert "lib/modules/fuse.ko" not in members(plan(kdir=tree).initrd)
