@@ -204,15 +204,20 @@ def known_image(name: str = DEFAULT, features: Sequence[str] = ()) -> Image:
     return image
 
 
-def build_image(name: str = DEFAULT, progress: Progress = _quiet, force: bool = False) -> Image:
-    """Build an image from the newest package. Parts in the cache are reused, unless `force`.
+def build_image(
+    name: str = DEFAULT, progress: Progress = _quiet, force: bool = False, included: Sequence[str] = ()
+) -> Image:
+    """Build an image from the newest package. Parts in the cache are reused, unless `force`. `included` are further
+    packages on the disk of debian-12-root.
 
     `progress` is called at each step with a short text. Raises ConfigError for an unknown name or an unavailable
     kernel, HostError if a program or the disk fails; no partial output is left.
     """
     if name == NAME:
-        disk = build_root(progress, force=force)
+        disk = build_root(progress, force=force, included=included)
         return _with_root(find_image(KERNEL, progress=progress, features=("disk",)), disk)
+    if included:
+        raise ConfigError(f"image {name} has no packages; --include is for {NAME}")
     recipe = _recipe(name)
     with disk_errors(f"cannot build image {name}"), locked("images"):
         folder = _kernel(name, recipe, progress, force)

@@ -10,13 +10,14 @@ and keeps what it writes; `--force` makes it anew.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyvmm.cache import disk_errors, locked
-from pyvmm.errors import HostError
+from pyvmm.errors import ConfigError, HostError
 from pyvmm.images.packages import find_package, run, unpack_package
 from pyvmm.paths import cache_folder, make_folder, scratch_folder
 
@@ -24,15 +25,20 @@ NAME = "debian-12-root"
 KERNEL = "debian-6.1"
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
-INCLUDED = "systemd-sysv,udev,kmod,iproute2,login,passwd,e2fsprogs,procps"
+INCLUDED = "systemd-sysv,udev,kmod,iproute2,login,passwd,e2fsprogs,procps,ifupdown,isc-dhcp-client,hyperv-daemons"
 SIZE = 2 << 30
 WORDS = "root=/dev/sda rw"
 """Kernel parameters with which our init goes on to the disk's."""
+
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 PREPARED = (
     'passwd --root "$1" -d root',
     f'echo {NAME} >"$1"/etc/hostname',
     'echo "/dev/sda / ext4 defaults 0 1" >"$1"/etc/fstab',
+    'printf "auto lo\\niface lo inet loopback\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n" '
+    '>"$1"/etc/network/interfaces',
+    'rm -f "$1"/etc/resolv.conf',  # the host's; DHCP makes one
 )
 """What is done in the new root, which is `$1`."""
 
@@ -42,17 +48,24 @@ def root_disk() -> Path:
     return cache_folder("roots", f"{NAME}.img")
 
 
-def build_root(progress: Callable[[str], None], *, force: bool = False) -> Path:
-    """Make the disk, unless it exists (and not `force`). Raises HostError."""
+def build_root(progress: Callable[[str], None], *, force: bool = False, included: Sequence[str] = ()) -> Path:
+    """Make the disk, unless it exists (and not `force`), with the packages `included` besides. Raises ConfigError,
+    HostError.
+    """
+    for each in included:
+        if not _PACKAGE.fullmatch(each):
+            raise ConfigError(f"--include {each}: not a package's name")
     target = root_disk()
     with disk_errors(f"cannot build {NAME}"), locked("roots"):
         if target.exists() and not force:
+            if included:
+                raise ConfigError(f"{NAME} is there already: `--force --include ...` makes it anew")
             return target
         make_folder(target.parent)
         with scratch_folder(target.parent) as scratch:
             tar = scratch / "root.tar"
             progress("installing Debian's packages with mmdebstrap; this takes a minute or more")
-            run(*_mmdebstrap(progress), *_options(), SUITE, str(tar), os.environ.get("PYVMM_MIRROR", MIRROR))
+            run(*_mmdebstrap(progress), *_options(included), SUITE, str(tar), os.environ.get("PYVMM_MIRROR", MIRROR))
             progress("making the file system")
             made = scratch / "disk.img"
             with open(made, "wb") as file:
@@ -62,9 +75,9 @@ def build_root(progress: Callable[[str], None], *, force: bool = False) -> Path:
     return target
 
 
-def _options() -> list[str]:
+def _options(included: Sequence[str]) -> list[str]:
     hooks = [word for each in PREPARED for word in ("--customize-hook", each)]
-    return ["--variant=apt", f"--include={INCLUDED}", *hooks]
+    return ["--variant=apt", f"--include={','.join([INCLUDED, *included])}", *hooks]
 
 
 def _mmdebstrap(progress: Callable[[str], None]) -> list[str]:

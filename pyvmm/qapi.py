@@ -299,9 +299,7 @@ RxFilterInfo = TypedDict(
 )
 
 
-class AgentInfo(TypedDict):
-    ready: bool
-    release: str
+AgentInfo = TypedDict("AgentInfo", {"ready": bool, "release": str, "sessions-only": bool})
 
 
 class MemoryFigures(TypedDict):

@@ -192,9 +192,12 @@ class Machine:
     # Doing
 
     def wait_ready(self, timeout: float = 120.0) -> None:
-        """Wait until the guest's agent accepts commands. Only pyvmm's own images have one. Raises TimedOut."""
+        """Wait until the guest accepts commands, by pyvmm's init; a system of a disk's own begins to boot then.
+
+        Raises TimedOut.
+        """
         deadline = time.monotonic() + check_seconds(timeout)
-        while not self.describe()["agent"]["ready"]:
+        while not (agent := self.describe()["agent"])["ready"] and not agent["sessions-only"]:
             if time.monotonic() > deadline:
                 raise TimedOut(f"the guest takes no commands after {timeout:g} s")
             time.sleep(READY_POLL)
@@ -206,7 +209,7 @@ class Machine:
         seconds; raises HostError if it has not answered 5 s later. With `check` a status other than 0 raises
         CommandFailed. It runs over Hyper-V sockets in a guest with the option `vsock` or `share`, or of which a
         session was wanted before (`pyvmm exec`); else over its serial port, which is slow, counts whole seconds, and
-        keeps 256 KiB of output.
+        keeps 256 KiB of output. A guest that runs the system of its disk has sockets only.
         """
         text = command if isinstance(command, str) else shlex.join(command)
         check_seconds(timeout)
@@ -225,7 +228,7 @@ class Machine:
         if not self._has_sessions:
             return None
         try:
-            start = self._options.vsock is not None or bool(self._options.share)
+            start = self._options.vsock is not None or bool(self._options.share) or self._options.boots_a_disk
             session = open_session_at(backend.socket, start=start)
         except Refused as error:
             if error.qmp_class != "GenericError":

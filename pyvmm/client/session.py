@@ -62,8 +62,8 @@ def shell_words(command: str, *, folder: str = "", terminal: bool = False) -> li
 
 
 def login_words() -> list[bytes]:
-    """Return the words of a login shell."""
-    script = AS_ANY_OTHER + '; export TERM="$1"; cd; exec /bin/sh -l'
+    """Return the words of a login shell: bash where there is one, as on a whole system's disk."""
+    script = AS_ANY_OTHER + '; export TERM="$1"; cd; [ ! -x /bin/bash ] || exec /bin/bash -l; exec /bin/sh -l'
     return [os.fsencode(word) for word in ("/bin/sh", "-c", script, "sh", os.environ.get("TERM", "linux"))]
 
 

@@ -26,8 +26,9 @@ DAEMONS = Part(
         ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 guest\n"),  # hv_kvp_daemon looks the host name up
     ),
     start="""\
-hostname guest
+[ -n "$system" ] || hostname guest
 for service in kvp vss; do
+	[ -z "$system" ] || break # it has its own, if any
 	( # the driver makes its file when it has found its device
 		tries=0
 		until [ -c /dev/vmbus/hv_$service ]; do
@@ -54,7 +55,7 @@ FILE_COPY = Part(
         Programs("hyperv-daemons", ("usr/sbin/hv_fcopy_daemon",), only="bookworm"),  # for Linux up to 6.9
     ),
     start="""\
-( # one of the two is there a moment after the driver has found its device
+[ -n "$system" ] || ( # one of the two is there a moment after the driver has found its device
 	tries=0
 	until [ -c /dev/vmbus/hv_fcopy ] || [ -d /sys/bus/vmbus/devices/eb765408-105f-49b6-b4aa-c123b64d17d4/uio ]; do
 		tries=$((tries + 1))

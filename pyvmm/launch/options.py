@@ -91,6 +91,10 @@ def read_fault(text: str) -> str:
     return check_text(text)
 
 
+WHOLE_SYSTEM = "debian-12-root"
+"""The image that is a disk (pyvmm.images.debian_root.NAME, which is slow to import)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """Metadata of a field of GuestOptions besides type and default: help, parser, choices and names."""
@@ -305,6 +309,11 @@ class GuestOptions:
     def on_terminal(self) -> bool:
         """Return whether the guest's console is standard input and output."""
         return self.console in (None, "stdio") and not self.command
+
+    @property
+    def boots_a_disk(self) -> bool:
+        """Return whether our init goes on to the system of a disk."""
+        return self.image == WHOLE_SYSTEM or any(word.startswith("root=/dev/") for word in self.append.split())
 
     def words(self) -> list[str]:
         """Return the equivalent arguments of `pyvmm run`, without the name."""

@@ -16,7 +16,17 @@ from functools import partial
 from pyvmm.contain import contained
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Timer, Timers
-from pyvmm.machine.agent_protocol import AgentClient, Exited, Garbled, Lost, Output, Ready, Refused, quoted
+from pyvmm.machine.agent_protocol import (
+    AgentClient,
+    Exited,
+    Garbled,
+    Lost,
+    Output,
+    Ready,
+    Refused,
+    SessionsOnly,
+    quoted,
+)
 from pyvmm.trace import event
 
 ready = event("agent.ready", "kernel {release}")
@@ -55,6 +65,8 @@ class GuestAgent:
     def __init__(self, send: Callable[[bytes], int], timers: Timers) -> None:
         self.release = ""
         self.starts = 0  # how often it has reported ready
+        self.sessions_only = False  # the guest runs a system of its own, and the program for sessions in it
+        self.on_sessions_only: Callable[[], None] = lambda: None
         self._send = send
         self._timers = timers
         self._client = AgentClient()
@@ -88,6 +100,8 @@ class GuestAgent:
         Returns a function that cancels: a queued command is not sent, a running one is killed, and there are no
         further calls.
         """
+        if self.sessions_only and not self.ready:
+            raise ConfigError("the guest runs the system of its disk, without pyvmm's agent: use `pyvmm exec`")
         quoted(command)  # raises now what would be raised when a queued command is sent
         if len(self._waiting) + len(self._running) >= COMMANDS_LIMIT:
             raise ConfigError(f"{COMMANDS_LIMIT} commands wait for the guest already: `pyvmm kill` or reset it")
@@ -128,6 +142,9 @@ class GuestAgent:
                         ready(release)
                     self._send_size()
                     self._submit()
+                case SessionsOnly():
+                    self.sessions_only = True
+                    self.on_sessions_only()
                 case Output(number, stream, piece):
                     self._running[number].output(stream, piece)
                 case Exited(number, status):
@@ -151,6 +168,7 @@ class GuestAgent:
         """Handle a machine reset: running commands are lost; queued ones stay queued for the new guest."""
         running, self._running = self._running, {}
         self._client = AgentClient()
+        self.sessions_only = False
         for command in running.values():
             command.cancel_limit()
             command.done(None)

@@ -12,6 +12,8 @@ ids, counting from 1; several commands may run at once.
     kill ID SIGNAL                      ->                               the command and all it started
     size ROWS COLUMNS                   ->                               of the console's terminal, from now on
                                         <-  error TEXT                   a request it did not understand
+                                        <-  sessions                     no agent: a disk's system boots, with only
+                                                                         the program for sessions
 
 Text from the guest is untrusted: lines and ids are checked, and a bad line becomes a `Garbled` event only.
 """
@@ -78,7 +80,12 @@ class Garbled:
     error: GuestProtocolError
 
 
-Event = Ready | Output | Exited | Lost | Refused | Garbled
+@dataclass(frozen=True, slots=True)
+class SessionsOnly:
+    """The guest has no agent, but its program for sessions listens (session_protocol.PORT)."""
+
+
+Event = SessionsOnly | Ready | Output | Exited | Lost | Refused | Garbled
 
 
 def quoted(command: str) -> bytes:
@@ -186,6 +193,8 @@ class AgentClient:
                     raise GuestProtocolError(f"agent: command {number} ended with status {status}")
                 self.running.discard(number)
                 return [Exited(number, status)]
+            case b"sessions" if not rest:
+                return [SessionsOnly()]
             case b"error":
                 return [Refused(_show(rest))]
         raise GuestProtocolError(f"agent: {_show(line)}")

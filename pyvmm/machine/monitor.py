@@ -287,7 +287,11 @@ class MonitorView:
             "uptime": round(self.loop.clock() - self._started, 1),
             "resets": machine.resets,
             "sandbox": self.sandbox,
-            "agent": {"ready": machine.agent.ready, "release": machine.agent.release},
+            "agent": {
+                "ready": machine.agent.ready,
+                "release": machine.agent.release,
+                "sessions-only": machine.agent.sessions_only,
+            },
             "memory": memory_figures(machine.config, balloon),
             "balloon": balloon.info() if balloon is not None else None,
             "guest": self.integration.facts(),

@@ -1,6 +1,7 @@
 """Starts the guest's program for sessions when the host first wants one, by the agent on the serial port.
 
 Once it listens there is no more to do than to connect to its port; after a reset of the guest it is started anew.
+A guest that boots the system of its disk has no agent: its init has started the program, and says so on that port.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class Sessions:
         self._started = -1  # the agent's count of starts when the program was started
         self._wanted = False  # since the machine was made
         self._waiting: list[Done] = []
+        agent.on_sessions_only = lambda: self._tell(PORT)
 
     def start(self, done: Done, *, only_if_started: bool = False) -> None:
         """Start the program unless it runs, and call `done` with its port, or the reason why it does not."""
-        if self._agent.ready and self._started == self._agent.starts:
+        if self._agent.sessions_only or (self._agent.ready and self._started == self._agent.starts):
             done(PORT)
             return
         if only_if_started and not self._wanted:

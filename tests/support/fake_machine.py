@@ -276,7 +276,7 @@ class FakeMachine:
             "uptime": 12.5,
             "balloon": {"state": "idle"},
             "guest": self.integration.facts(),
-            "agent": {"ready": self.ready, "release": ""},
+            "agent": {"ready": self.ready, "release": "", "sessions-only": False},
             "vmbus": self.info_vmbus(),
         }
 

@@ -56,20 +56,27 @@ def list_(as_json: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete_image)
 @click.option("--force", is_flag=True, help="Build it again even if it is there.")
 @click.option("--all", "everything", is_flag=True, help="Build every image.")
+@click.option(
+    "--include", multiple=True, metavar="PACKAGE[,...]", help="Install these on debian-12-root's disk, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def build(name: str | None, force: bool, everything: bool, as_json: bool) -> None:
+def build(name: str | None, force: bool, everything: bool, include: tuple[str, ...], as_json: bool) -> None:
     """Build an image (the default one without NAME) from Debian's newest kernel package of its version.
 
     debian-12-root is a disk besides: a whole Debian, installed with mmdebstrap, that keeps what its guests write.
+
+    \b
+    pyvmm image build debian-12-root --include fio,iperf3
     """
     from pyvmm.images import catalog
     from pyvmm.process import signals_as_exceptions
 
     if everything and name is not None:
         raise click.UsageError("either NAME or --all")
+    included = [package for each in include for package in each.split(",") if package]
     names = list(catalog.RECIPES) if everything else [name or catalog.DEFAULT]
     with signals_as_exceptions():
-        built = [catalog.build_image(each, partial(_say, each), force) for each in names]
+        built = [catalog.build_image(each, partial(_say, each), force, included) for each in names]
     if as_json:
         output.print_json([_facts(each) for each in built])
         return

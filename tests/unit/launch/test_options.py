@@ -10,6 +10,7 @@ import pytest
 from pyvmm.cli.commands.run import run
 from pyvmm.cli.guest_options import options_of
 from pyvmm.errors import ConfigError
+from pyvmm.images import debian_root
 from pyvmm.launch.build import machine_config
 from pyvmm.launch.options import GuestOptions, read_keywords
 
@@ -92,3 +93,9 @@ def test_a_keyword_goes_before_the_file_and_another_kernel_sets_its_image_aside(
 def test_a_value_of_the_wrong_kind_names_its_keyword(keywords: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(keywords))}: "):
         read_keywords(keywords, {})
+
+
+def test_a_guest_that_boots_the_system_of_a_disk() -> None:
+    assert GuestOptions(image=debian_root.NAME).boots_a_disk
+    assert GuestOptions(append="debug root=/dev/sda rw").boots_a_disk
+    assert not GuestOptions(append="nfsroot=/dev/x").boots_a_disk

@@ -13,6 +13,7 @@ from pyvmm.errors import ConfigError, HostError, PyvmmError
 from pyvmm.loop import Loop
 from pyvmm.machine import sessions as sessions_module
 from pyvmm.machine import vsock as module
+from pyvmm.machine.agent import GuestAgent
 from pyvmm.machine.sessions import Sessions
 from pyvmm.machine.vsock import GREETINGS_LIMIT, LINE_LIMIT, Vsock
 from pyvmm.session_protocol import PORT
@@ -108,7 +109,7 @@ class Agent:
     """The agent, as far as sessions know it."""
 
     def __init__(self) -> None:
-        self.ready, self.starts = True, 1
+        self.ready, self.starts, self.sessions_only = True, 1, False
 
 
 @pytest.fixture
@@ -156,3 +157,20 @@ def test_reason_is_told_in_one_line(results: list[Any], result: Any, kind: type[
         and "\n" not in str(told[0])
         and "\x1b" not in str(told[0])
     )
+
+
+def test_guest_with_a_system_of_its_own_says_that_it_has_sessions_only() -> None:
+    loop = Loop()
+    agent = GuestAgent(lambda data: 0, loop)
+    made, told = Sessions(agent, loop), []
+    made.start(told.append)
+    assert not told, "it boots"
+    agent.received(b"sessions\r\n")
+    made.start(told.append, only_if_started=True)
+    assert told == [PORT, PORT]
+    with pytest.raises(ConfigError, match="`pyvmm exec`"):
+        agent.execute("true", lambda stream, data: None, lambda status: None)
+    agent.reset()
+    made.start(told.append)
+    assert len(told) == 2
+    loop.close()
