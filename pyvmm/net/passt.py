@@ -4,8 +4,9 @@ Source: passt(1), Debian 12's 0.0~git20230309 and newer. It needs no privileges:
 confines itself by namespaces and seccomp, and it ends when its socket is closed, so it never outlives the machine.
 
     guest   10.0.2.15/24            by DHCP, as with QEMU's user network; IPv6 as the host's, by its announcements
-    10.0.2.2                        the gateway, and the host's own services (127.0.0.1); it answers no pings
-    10.0.2.3                        name server: passt forwards to the host's first
+    10.0.2.2                        the gateway, and the host's own services (127.0.0.1); it answers no pings; what asks
+                                    it for names is forwarded to the host's first name server
+    name servers                    by DHCP: the host's own, or 10.0.2.2 for one on the host (127.0.0.53)
 
 The emulated host has no network. There passt gets the loopback interface and a route: the guest reaches what listens
 in the emulated host.
@@ -28,7 +29,7 @@ from pyvmm.net.stream import widen
 from pyvmm.paths import INSIDE
 
 PROGRAM = "passt"
-GUEST, GATEWAY, NAME_SERVER, MASK_BITS = "10.0.2.15", "10.0.2.2", "10.0.2.3", 24
+GUEST, GATEWAY, MASK_BITS = "10.0.2.15", "10.0.2.2", 24
 GATEWAY_MAC = "52:55:0a:00:02:02"
 MTU = 65520
 START_SECONDS = 10.0
@@ -42,7 +43,7 @@ def arguments(spec: NetSpec, fd: int, *, alone: bool = False) -> list[str]:
     """Return passt's arguments for a network card. `alone`: the host has no network, only its loopback interface."""
     words = ["--foreground", "--quiet", "--stderr", "--fd", str(fd), "--mtu", str(spec.mtu or MTU)]
     words += ["-a", GUEST, "-n", str(MASK_BITS), "-g", GATEWAY, "-M", GATEWAY_MAC]
-    words += ["-D", NAME_SERVER, "--dns-forward", NAME_SERVER]
+    words += ["--dns-forward", GATEWAY]  # with -D too, it would not read /etc/resolv.conf, and forward to 0.0.0.0
     if alone:
         words += ["-i", "lo", "-4"]
     for protocol, option in (("tcp", "-t"), ("udp", "-u")):

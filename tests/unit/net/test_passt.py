@@ -24,6 +24,12 @@ def test_forwards_become_its_options() -> None:
     assert words[words.index("-u") + 1] == "127.0.0.1/53:5353"
 
 
+def test_names_are_forwarded_to_the_hosts_server_which_passt_reads_only_without_one_of_ours() -> None:
+    words = arguments(parse_net("user"), 3)
+    assert words[words.index("--dns-forward") + 1] == "10.0.2.2"
+    assert "-D" not in words
+
+
 def test_no_forwards_are_said_to_be_none_and_alone_it_uses_loopback() -> None:
     words = arguments(parse_net("user"), 3, alone=True)
     assert (words[words.index("-t") + 1], words[words.index("-u") + 1]) == ("none", "none")
