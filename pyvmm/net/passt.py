@@ -4,8 +4,8 @@ Source: passt(1), Debian 12's 0.0~git20230309 and newer. It needs no privileges:
 confines itself by namespaces and seccomp, and it ends when its socket is closed, so it never outlives the machine.
 
     guest   10.0.2.15/24            by DHCP, as with QEMU's user network; IPv6 as the host's, by its announcements
-    10.0.2.2                        the gateway, and the host's own services (127.0.0.1); it answers no pings; what asks
-                                    it for names is forwarded to the host's first name server
+    10.0.2.2                        the gateway, and the host's own services (127.0.0.1); it answers no pings, and
+                                    passes questions for names on to the host's first name server
     name servers                    by DHCP: the host's own, or 10.0.2.2 for one on the host (127.0.0.53)
 
 The emulated host has no network. There passt gets the loopback interface and a route: the guest reaches what listens
