@@ -18,7 +18,10 @@ from pyvmm.address_map import ACPI_TABLES, EBDA, EXTENDED_RAM, HIGH_RAM, HOLE, L
 
 
 class E820Type(IntEnum):
-    """The type of a range of physical memory."""
+    """E820_TYPE_*: the type of a range of physical memory.
+
+    Source: ACPI 6.5, chapter 15; Linux arch/x86/include/asm/e820/types.h.
+    """
 
     RAM = 1
     RESERVED = 2

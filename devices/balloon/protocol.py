@@ -37,21 +37,24 @@ ALL_PAGES = (1 << 64) - 1
 
 
 class MessageType(IntEnum):
-    """enum dm_message_type."""
+    """DM_*: what a message of the Dynamic Memory protocol is. G: the guest sends it, H: the host.
 
-    ERROR = 0
-    VERSION_REQUEST = 1
-    VERSION_RESPONSE = 2
-    CAPABILITIES = 3
-    CAPABILITIES_RESPONSE = 4
-    STATUS_REPORT = 5
-    BALLOON_REQUEST = 6
-    BALLOON_RESPONSE = 7
-    UNBALLOON_REQUEST = 8
-    UNBALLOON_RESPONSE = 9
-    HOT_ADD_REQUEST = 10
-    HOT_ADD_RESPONSE = 11
-    INFO = 12
+    Source: Linux drivers/hv/hv_balloon.c, enum dm_message_type.
+    """
+
+    ERROR = 0  # DM_ERROR: never sent.
+    VERSION_REQUEST = 1  # G proposes a version of the protocol, the newest first.
+    VERSION_RESPONSE = 2  # H takes the version, or not.
+    CAPABILITIES = 3  # DM_CAPABILITIES_REPORT: G tells what it can: balloon, hot-add, alignment.
+    CAPABILITIES_RESPONSE = 4  # H accepts: the protocol is running.
+    STATUS_REPORT = 5  # G reports its memory pressure, once a second.
+    BALLOON_REQUEST = 6  # H wants pages.
+    BALLOON_RESPONSE = 7  # G gives ranges of pages, which the host may discard.
+    UNBALLOON_REQUEST = 8  # H gives ranges back.
+    UNBALLOON_RESPONSE = 9  # G has taken them all.
+    HOT_ADD_REQUEST = 10  # DM_MEM_HOT_ADD_REQUEST: H offers memory beyond the boot size.
+    HOT_ADD_RESPONSE = 11  # DM_MEM_HOT_ADD_RESPONSE: G has added so many pages of it.
+    INFO = 12  # DM_INFO_MESSAGE: H tells the maximum size; Linux logs it.
 
 
 class Version(Bits):

@@ -26,12 +26,12 @@ TYPE_GUID = "6a3a6f0e-3c58-4b0f-9c4e-70796d6d6563"
 class Command(IntEnum):
     """The commands' numbers."""
 
-    ECHO = 0
-    SINK = 1
-    SOURCE = 2
-    LATER = 3
-    CHANNELS = 4
-    PAGES = 5
+    ECHO = 0  # Send the packet back.
+    SINK = 1  # Count it.
+    SOURCE = 2  # Send so many packets.
+    LATER = 3  # Answer after a while.
+    CHANNELS = 4  # Offer so many sub-channels.
+    PAGES = 5  # Send bytes of a GPADL, as TRANSFER_PAGES.
 
 
 @wire

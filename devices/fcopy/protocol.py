@@ -17,12 +17,15 @@ MESSAGE_VERSIONS = ((1, 1),)
 
 
 class Operation(IntEnum):
-    """enum hv_fcopy_op."""
+    """What a file copy message is.
 
-    START = 0
-    WRITE = 1
-    COMPLETE = 2
-    CANCEL = 3
+    Source: Linux include/uapi/linux/hyperv.h, enum hv_fcopy_op.
+    """
+
+    START = 0  # START_FILE_COPY: a name, a folder and a size.
+    WRITE = 1  # WRITE_TO_FILE: the next bytes.
+    COMPLETE = 2  # COMPLETE_FCOPY: that was all.
+    CANCEL = 3  # CANCEL_FCOPY: give it up.
 
 
 class Flag(IntFlag):

@@ -17,23 +17,26 @@ FAILED = 0x80004005  # HV_E_FAIL
 
 
 class IcType(IntEnum):
-    """ICMSGTYPE_*."""
+    """ICMSGTYPE_*: what a message of the integration services is. The host asks, the guest answers with the same.
 
-    NEGOTIATE = 0
-    HEARTBEAT = 1
-    KVP_EXCHANGE = 2
-    SHUTDOWN = 3
-    TIME_SYNC = 4
-    VSS = 5
-    FILE_COPY = 7
+    Source: Linux include/linux/hyperv.h.
+    """
+
+    NEGOTIATE = 0  # The host lists versions of frame and service; the guest picks one of each.
+    HEARTBEAT = 1  # A sequence number, which the guest returns plus one.
+    KVP_EXCHANGE = 2  # ICMSGTYPE_KVPEXCHANGE: a value of the registry that host and guest share.
+    SHUTDOWN = 3  # Power off, restart or hibernate.
+    TIME_SYNC = 4  # ICMSGTYPE_TIMESYNC: the time of day.
+    VSS = 5  # Freeze or thaw the file systems.
+    FILE_COPY = 7  # ICMSGTYPE_FCOPY: a piece of a file.
 
 
 class IcFlag(IntFlag):
     """ICMSGHDRFLAG_*."""
 
-    TRANSACTION = 1
-    REQUEST = 2
-    RESPONSE = 4
+    TRANSACTION = 1  # It has a transaction number.
+    REQUEST = 2  # The host asks.
+    RESPONSE = 4  # The guest answers.
 
 
 @wire

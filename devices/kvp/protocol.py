@@ -25,16 +25,22 @@ NO_MORE = 0x80070103
 
 
 class Operation(IntEnum):
-    """enum hv_kvp_exchg_op. GET_IP_INFO and SET_IP_INFO are not used."""
+    """KVP_OP_*: what a KVP message is; GET_IP_INFO and SET_IP_INFO are not used.
 
-    GET = 0
-    SET = 1
-    DELETE = 2
-    ENUMERATE = 3
+    Source: Linux include/uapi/linux/hyperv.h, enum hv_kvp_exchg_op.
+    """
+
+    GET = 0  # H asks for a value.
+    SET = 1  # H sets a value.
+    DELETE = 2  # H deletes a value.
+    ENUMERATE = 3  # H asks for the value with a number.
 
 
 class Pool(IntEnum):
-    """enum hv_kvp_exchg_pool."""
+    """KVP_POOL_*: whose value it is.
+
+    Source: Linux include/uapi/linux/hyperv.h, enum hv_kvp_exchg_pool.
+    """
 
     EXTERNAL = 0  # the host's settings for the guest
     GUEST = 1  # what programs of the guest tell
@@ -45,10 +51,10 @@ class Pool(IntEnum):
 class ValueType(IntEnum):
     """REG_*. A u64 is 8 in Linux, and 11 in Windows."""
 
-    STRING = 1
+    STRING = 1  # REG_SZ: UTF-16 with a zero at the end.
     U32 = 4
     U64 = 8
-    U64_WINDOWS = 11
+    U64_WINDOWS = 11  # REG_QWORD in Windows; Linux has no name for it.
 
 
 def check_pair(key: str, value: str) -> None:

@@ -40,31 +40,36 @@ SEND_TABLE_SIZE = 16
 
 
 class Type(IntEnum):
-    INIT = 1
-    INIT_COMPLETE = 2
-    NDIS_VERSION = 100
-    RECEIVE_BUFFER = 101
-    RECEIVE_BUFFER_COMPLETE = 102
-    REVOKE_RECEIVE_BUFFER = 103
-    SEND_BUFFER = 104
-    SEND_BUFFER_COMPLETE = 105
-    REVOKE_SEND_BUFFER = 106
-    RNDIS_PACKET = 107
-    RNDIS_PACKET_COMPLETE = 108
-    NDIS_CONFIG = 125
-    SUBCHANNEL = 133
-    SEND_TABLE = 134
+    """NVSP_MSG*: what a message of the network card is. G: the guest sends it, H: the host.
+
+    Source: Linux drivers/net/hyperv/hyperv_net.h.
+    """
+
+    INIT = 1  # NVSP_MSG_TYPE_INIT: G proposes a version.
+    INIT_COMPLETE = 2  # NVSP_MSG_TYPE_INIT_COMPLETE: H takes it, or not.
+    NDIS_VERSION = 100  # NVSP_MSG1_TYPE_SEND_NDIS_VER: G tells its version of NDIS.
+    RECEIVE_BUFFER = 101  # NVSP_MSG1_TYPE_SEND_RECV_BUF: G lends a buffer for frames to it.
+    RECEIVE_BUFFER_COMPLETE = 102  # NVSP_MSG1_TYPE_SEND_RECV_BUF_COMPLETE: H has it, in sections.
+    REVOKE_RECEIVE_BUFFER = 103  # NVSP_MSG1_TYPE_REVOKE_RECV_BUF: G takes it back.
+    SEND_BUFFER = 104  # NVSP_MSG1_TYPE_SEND_SEND_BUF: G lends a buffer for its small frames.
+    SEND_BUFFER_COMPLETE = 105  # NVSP_MSG1_TYPE_SEND_SEND_BUF_COMPLETE: H has it, in sections.
+    REVOKE_SEND_BUFFER = 106  # NVSP_MSG1_TYPE_REVOKE_SEND_BUF: G takes it back.
+    RNDIS_PACKET = 107  # NVSP_MSG1_TYPE_SEND_RNDIS_PKT: an RNDIS message: a frame or a request, either way.
+    RNDIS_PACKET_COMPLETE = 108  # NVSP_MSG1_TYPE_SEND_RNDIS_PKT_COMPLETE: its place is free again.
+    NDIS_CONFIG = 125  # NVSP_MSG2_TYPE_SEND_NDIS_CONFIG: G tells its MTU and what it supports.
+    SUBCHANNEL = 133  # NVSP_MSG5_TYPE_SUBCHANNEL: G wants more channels.
+    SEND_TABLE = 134  # NVSP_MSG5_TYPE_SEND_INDIRECTION_TABLE: H tells which channel a flow goes by.
 
 
 class Status(IntEnum):
     """NVSP_STAT_*. Zero is none of them."""
 
-    SUCCESS = 1
-    FAIL = 2
-    TOO_NEW = 3
-    TOO_OLD = 4
-    INVALID_RNDIS = 5
-    BUSY = 6
+    SUCCESS = 1  # Done.
+    FAIL = 2  # Refused.
+    TOO_NEW = 3  # NVSP_STAT_PROTOCOL_TOO_NEW: the version is not known yet.
+    TOO_OLD = 4  # NVSP_STAT_PROTOCOL_TOO_OLD: the version is served no more.
+    INVALID_RNDIS = 5  # NVSP_STAT_INVALID_RNDIS_PKT: the RNDIS message is wrong.
+    BUSY = 6  # Later.
 
 
 DATA, CONTROL = 0, 1

@@ -34,14 +34,19 @@ CONTROL_LIMIT = 4096
 
 
 class Type(IntEnum):
-    PACKET = 1
-    INITIALIZE = 2
-    HALT = 3
-    QUERY = 4
-    SET = 5
-    RESET = 6
-    INDICATE = 7
-    KEEPALIVE = 8
+    """RNDIS_MSG_*: what an RNDIS message is; an answer has COMPLETE, too.
+
+    Source: [MS-RNDIS]; Linux include/linux/rndis.h.
+    """
+
+    PACKET = 1  # A frame.
+    INITIALIZE = 2  # RNDIS_MSG_INIT: G begins.
+    HALT = 3  # G ends.
+    QUERY = 4  # G asks for an object (OID).
+    SET = 5  # G sets an object (OID).
+    RESET = 6  # G resets the card.
+    INDICATE = 7  # H tells that the cable came or went.
+    KEEPALIVE = 8  # Are you there.
 
 
 COMPLETE = 0x80000000
@@ -58,12 +63,17 @@ class Info(IntEnum):
 
 
 class Status(IntEnum):
-    SUCCESS = 0
-    FAILURE = 0xC0000001
-    NOT_SUPPORTED = 0xC00000BB
-    INVALID_DATA = 0xC0010015
-    CONNECT = 0x4001000B
-    DISCONNECT = 0x4001000C
+    """RNDIS_STATUS_*: results, and what INDICATE tells.
+
+    Source: [MS-RNDIS]; Linux include/linux/rndis.h.
+    """
+
+    SUCCESS = 0  # Done.
+    FAILURE = 0xC0000001  # Refused.
+    NOT_SUPPORTED = 0xC00000BB  # The object (OID) is not there.
+    INVALID_DATA = 0xC0010015  # The value is not valid.
+    CONNECT = 0x4001000B  # RNDIS_STATUS_MEDIA_CONNECT: the cable is in.
+    DISCONNECT = 0x4001000C  # RNDIS_STATUS_MEDIA_DISCONNECT: the cable is out.
 
 
 @wire

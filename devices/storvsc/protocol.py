@@ -35,39 +35,47 @@ SENSE_ROOM = 20
 
 
 class Operation(IntEnum):
-    COMPLETE_IO = 1
-    REMOVE_DEVICE = 2
-    EXECUTE_SRB = 3
-    RESET_LUN = 4
-    RESET_ADAPTER = 5
-    RESET_BUS = 6
-    BEGIN_INITIALIZATION = 7
-    END_INITIALIZATION = 8
-    QUERY_PROTOCOL_VERSION = 9
-    QUERY_PROPERTIES = 10
-    ENUMERATE_BUS = 11
-    CREATE_SUB_CHANNELS = 13
+    """VSTOR_OPERATION_*: what a packet of the SCSI controller is. G: the guest sends it, H: the host.
+
+    Source: Linux drivers/scsi/storvsc_drv.c, enum vstor_packet_operation.
+    """
+
+    COMPLETE_IO = 1  # H answers.
+    REMOVE_DEVICE = 2  # H: a disk is gone.
+    EXECUTE_SRB = 3  # G: a SCSI command.
+    RESET_LUN = 4  # G resets a disk.
+    RESET_ADAPTER = 5  # G resets the controller.
+    RESET_BUS = 6  # G resets all disks.
+    BEGIN_INITIALIZATION = 7  # G begins.
+    END_INITIALIZATION = 8  # G ends the handshake.
+    QUERY_PROTOCOL_VERSION = 9  # G proposes a version.
+    QUERY_PROPERTIES = 10  # G asks how large a transfer may be, and for how many channels.
+    ENUMERATE_BUS = 11  # H: a disk has come, look.
+    CREATE_SUB_CHANNELS = 13  # G wants more channels.
 
 
 class Status(IntEnum):
-    """NTSTATUS of an answer. Linux only logs it for an SRB."""
+    """STATUS_*: the NTSTATUS of an answer. Linux only logs it for an SRB.
 
-    SUCCESS = 0
-    IO_DEVICE_ERROR = 0xC0000185
-    INVALID_DEVICE_STATE = 0xC0000184
-    NO_SUCH_DEVICE = 0xC00000C0
-    INVALID_PARAMETER = 0xC000000D
-    REVISION_MISMATCH = 0xC0000059
+    Source: [MS-ERREF], "NTSTATUS Values".
+    """
+
+    SUCCESS = 0  # Done.
+    IO_DEVICE_ERROR = 0xC0000185  # The command failed; sense data tells why.
+    INVALID_DEVICE_STATE = 0xC0000184  # Not now: the handshake is not done.
+    NO_SUCH_DEVICE = 0xC00000C0  # No disk has this LUN.
+    INVALID_PARAMETER = 0xC000000D  # The request is wrong.
+    REVISION_MISMATCH = 0xC0000059  # The version is not served.
 
 
 class SrbStatus(IntEnum):
     """SRB_STATUS_*. Linux takes only SUCCESS without any flag for success."""
 
-    SUCCESS = 0x01
-    ERROR = 0x04
-    INVALID_REQUEST = 0x06
-    INVALID_LUN = 0x20
-    AUTOSENSE_VALID = 0x80
+    SUCCESS = 0x01  # Done.
+    ERROR = 0x04  # It failed; the SCSI status tells how.
+    INVALID_REQUEST = 0x06  # The request is wrong.
+    INVALID_LUN = 0x20  # No disk has this LUN; Linux removes it.
+    AUTOSENSE_VALID = 0x80  # A flag: sense data is in the answer.
 
 
 class Direction(IntEnum):

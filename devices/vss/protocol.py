@@ -15,11 +15,14 @@ VERSIONS = ((7, 0), (6, 0), (5, 0), (4, 0))
 
 
 class Operation(IntEnum):
-    """enum hv_vss_op, those that are used. Linux answers HOT_BACKUP if the daemon could freeze."""
+    """VSS_OP_*: what a VSS message is, of those that are used.
 
-    HOT_BACKUP = 2
-    FREEZE = 5
-    THAW = 6
+    Source: Linux include/uapi/linux/hyperv.h, enum hv_vss_op.
+    """
+
+    HOT_BACKUP = 2  # Is a daemon there that can freeze: then Linux answers without an error.
+    FREEZE = 5  # Freeze the file systems.
+    THAW = 6  # Let them go on.
 
 
 @wire

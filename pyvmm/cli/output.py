@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from pyvmm.guest_text import clean, one_line
+
+if TYPE_CHECKING:
+    from pyvmm.decode import Decoded
 
 TITLE_WIDTH = 22
 
@@ -61,6 +64,24 @@ def fields(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, text in shown:
         click.echo(f"{indent}{click.style(name.ljust(width), dim=True)}  {text}")
+
+
+_PAINTS: dict[str, dict[str, Any]] = {
+    "title": {"fg": "cyan"},
+    "offset": {"dim": True},
+    "bytes": {"fg": "blue"},
+    "name": {"bold": True},
+    "value": {},
+    "meaning": {"fg": "green"},
+}
+
+
+def decoded(found: Decoded) -> None:
+    """Print decoded structures: for each field offset, bytes, name, value and meaning."""
+    from pyvmm.decode.text import lines
+
+    for line in lines(found, paint=lambda kind, text: click.style(one_line(text), **_PAINTS[kind])):
+        click.echo(line)
 
 
 def finding(mark: Mark, title: str, text: str, fix: str = "") -> None:

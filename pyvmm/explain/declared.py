@@ -32,10 +32,11 @@ import pyvmm
 ROOT = Path(pyvmm.__file__).resolve().parents[1]
 """The folder to which the paths shown are relative: a checkout, or site-packages."""
 
-_SYMBOL = re.compile(r"^([A-Z][A-Z0-9]*_[A-Z0-9_]+|struct [a-z0-9_]+|union [a-z0-9_]+|enum [a-z0-9_]+)(?=[:,.;]|$)")
+_SYMBOL = re.compile(r"^(?:([A-Z][A-Z0-9]*_[A-Z0-9_]+)(?=:)|((?:struct|union|enum) [a-z0-9_]+)(?=[:,.;]|$))")
 _SECTIONS = re.compile(
     r'\s*(?:TLFS|KVM API|MS-RNDIS|SPC-5|SBC-4)(?:,? (?:"[^"]+"|[0-9][0-9.]*[0-9]|[0-9]+)(?: and)?)+\.?'
 )
+_SOURCE = re.compile(r"Sources?: *")
 _PATH = re.compile(r"^(?:[\w{},.*+-]+/)+[\w{},.*+-]+")
 
 
@@ -186,10 +187,10 @@ def member_doc(module: str, cls: str, member: str) -> str:
 
 def split(doc: str) -> Text:
     """Take a docstring apart: symbol, sections, text. The paragraph `Source:` is left to `origin`."""
-    text = " ".join(paragraph for paragraph in _paragraphs(doc) if not paragraph.startswith("Source:"))
+    text = " ".join(paragraph for paragraph in _paragraphs(doc) if not _SOURCE.match(paragraph))
     symbol = ""
     if found := _SYMBOL.match(text):
-        symbol = found[1]
+        symbol = found[1] or found[2]
         text = text[found.end() :].lstrip(":,.; ")
     spec = tuple(each.strip(" .") for each in _SECTIONS.findall(text))
     text = _SECTIONS.sub("", text).strip()
@@ -206,8 +207,8 @@ def origin(module: str, cls: str = "") -> Origin:
     found = read_module.find(cls) if cls else None
     for doc in (found.doc if found else "", read_module.doc):
         for paragraph in _paragraphs(doc):
-            if paragraph.startswith("Source:"):
-                return _origin(paragraph.removeprefix("Source:").strip())
+            if _SOURCE.match(paragraph):
+                return _origin(_SOURCE.sub("", paragraph, count=1))
     return Origin()
 
 

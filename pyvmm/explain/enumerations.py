@@ -37,10 +37,42 @@ ENUMERATIONS = (
     Enumeration("status", "pyvmm.hyperv.tlfs", "HypercallStatus", "hypercall status"),
     Enumeration("status", "pyvmm.vmbus.protocol", "Status", "VMBus status (NTSTATUS)"),
     Enumeration("version", "pyvmm.vmbus.protocol", "Version", "VMBus version"),
+    Enumeration("status", "pyvmm.devices.storvsc.protocol", "Status", "SCSI controller's status (NTSTATUS)"),
+    Enumeration("status", "pyvmm.devices.storvsc.protocol", "SrbStatus", "status of a SCSI request block"),
+    Enumeration("status", "pyvmm.devices.netvsc.nvsp", "Status", "NVSP status", decimal=True),
+    Enumeration("status", "pyvmm.devices.netvsc.rndis", "Status", "RNDIS status"),
+    Enumeration("packet", "pyvmm.vmbus.packet", "PacketType", "type of packets in a ring", decimal=True),
+    Enumeration("balloon", "pyvmm.devices.balloon.protocol", "MessageType", "Dynamic Memory message", decimal=True),
+    Enumeration("service", "pyvmm.devices.ic.protocol", "IcType", "integration service's message", decimal=True),
+    Enumeration("service", "pyvmm.devices.kvp.protocol", "Operation", "KVP operation", decimal=True),
+    Enumeration("service", "pyvmm.devices.kvp.protocol", "Pool", "KVP pool", decimal=True),
+    Enumeration("service", "pyvmm.devices.kvp.protocol", "ValueType", "type of KVP values", decimal=True),
+    Enumeration("service", "pyvmm.devices.vss.protocol", "Operation", "VSS operation", decimal=True),
+    Enumeration("service", "pyvmm.devices.fcopy.protocol", "Operation", "file copy operation", decimal=True),
+    Enumeration("network", "pyvmm.devices.netvsc.nvsp", "Type", "NVSP message of the network card", decimal=True),
+    Enumeration("network", "pyvmm.devices.netvsc.rndis", "Type", "RNDIS message of the network card", decimal=True),
+    Enumeration("network", "pyvmm.devices.netvsc.rndis", "Info", "RNDIS per-packet information", decimal=True),
+    Enumeration("network", "pyvmm.devices.netvsc.card", "Oid", "object of the network card (OID)"),
+    Enumeration(
+        "scsi", "pyvmm.devices.storvsc.protocol", "Operation", "operation of the SCSI controller", decimal=True
+    ),
+    Enumeration("scsi", "pyvmm.devices.storvsc.protocol", "Direction", "direction of a SCSI transfer", decimal=True),
+    Enumeration("echo", "pyvmm.devices.echo.protocol", "Command", "command of the echo device", decimal=True),
+    Enumeration("ioctl", "pyvmm.kvm.abi", "Op", "KVM ioctl"),
+    Enumeration("capability", "pyvmm.kvm.caps", "Cap", "KVM capability", decimal=True),
+    Enumeration("kvm", "pyvmm.kvm.abi", "MpState", "what a vCPU waits for", decimal=True),
+    Enumeration("kvm", "pyvmm.kvm.abi", "RouteType", "type of KVM interrupt routes", decimal=True),
+    Enumeration("kvm", "pyvmm.kvm.abi", "IrqchipId", "KVM interrupt controller", decimal=True),
+    Enumeration("fuse", "pyvmm.share.protocol", "Op", "FUSE request of a shared folder", decimal=True),
+    Enumeration("e820", "pyvmm.firmware.e820", "E820Type", "type of e820 memory ranges", decimal=True),
     Enumeration("exit", "pyvmm.kvm.abi", "ExitReason", "KVM exit reason", decimal=True),
     Enumeration("exit", "pyvmm.kvm.abi", "HypervExit", "kind of KVM_EXIT_HYPERV", decimal=True),
     Enumeration("exit", "pyvmm.kvm.abi", "SystemEventType", "kind of KVM_EXIT_SYSTEM_EVENT", decimal=True),
 )
+
+
+NAMELESS = "Linux has no name"
+"""Words in the explanation of a member whose number Linux writes as such."""
 
 
 def entries(enumeration: Enumeration) -> list[Entry]:
@@ -54,7 +86,7 @@ def entries(enumeration: Enumeration) -> list[Entry]:
 
 def _entry(enumeration: Enumeration, member: Enum, prefix: str, origin: declared.Origin) -> Entry:
     text = declared.split(declared.member_doc(enumeration.module, enumeration.name, member.name))
-    symbol = text.symbol or (prefix + member.name if prefix else "")
+    symbol = text.symbol or (prefix + member.name if prefix and NAMELESS not in text.text else "")
     home = (enumeration.module, enumeration.name)
     return Entry(
         enumeration.kind,
@@ -62,7 +94,7 @@ def _entry(enumeration: Enumeration, member: Enum, prefix: str, origin: declared
         enumeration.what,
         member.value if isinstance(member.value, int) else None,
         symbol,
-        text.text,
+        text.text or f"{enumeration.what}: {member.name.lower().replace('_', ' ')}.",
         _spec(origin, text),
         (f"{symbol} in {origin.linux[0]}", *origin.linux[1:]) if symbol and origin.linux else origin.linux,
         declared.read(enumeration.module).place(enumeration.name, member.name),

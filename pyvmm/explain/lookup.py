@@ -10,8 +10,9 @@ from uuid import UUID
 
 from pyvmm.errors import ConfigError
 from pyvmm.explain import machine_parts
-from pyvmm.explain.catalogue import KINDS, every_entry
+from pyvmm.explain.catalogue import every_entry
 from pyvmm.explain.entry import Entry, FieldRow
+from pyvmm.explain.kinds import KINDS
 
 WORD_LIMIT = 200
 """Characters of a name; no thing has a longer one."""
@@ -71,9 +72,16 @@ def _by_guid(guid: UUID, kinds: tuple[str, ...]) -> list[Entry]:
 
 def _named(word: str, kinds: tuple[str, ...]) -> Iterator[Entry]:
     wanted = _plain(word)
+    ends: list[Entry] = []
+    found = False
     for each in every_entry(kinds):
         if wanted and wanted in map(_plain, (each.name, each.symbol, *each.aliases)):
+            found = True
             yield each
+        elif wanted and each.symbol.lower().endswith(f"_{word.lower()}"):
+            ends.append(each)
+    if not found:
+        yield from ends
 
 
 def _plain(name: str) -> str:

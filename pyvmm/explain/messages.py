@@ -36,6 +36,35 @@ def _since(cls: Any) -> str:
     return f"{cls.SINCE >> 16}.{cls.SINCE & 0xFFFF}"
 
 
+def complete_balloon(entry: Entry) -> None:
+    """Add the structure of a Dynamic Memory message, and the classes that stand for it."""
+    from pyvmm.decode.payloads import balloon_structures
+    from pyvmm.devices.balloon import protocol
+
+    cls = balloon_structures().get(entry.number or 0)
+    if cls is None:
+        return
+    entry.fields = fields_of(cls)
+    own = cls.__name__.removesuffix("Head") if cls is not protocol.Header else "HotAddRequest"
+    doc = declared.split((declared.read(protocol.__name__).find(own) or declared.Declaration("", 0)).doc)
+    entry.details["structure"] = f"{own}, {cls.SIZE} bytes" + (" before its ranges" if own != cls.__name__ else "")
+    entry.linux = (f"{doc.symbol}, {entry.linux[0]}", *entry.linux[1:])
+    entry.symbols += ((protocol.__name__, own),)
+    entry.aliases += (own, doc.symbol.removeprefix("struct "))
+
+
+def complete_service(entry: Entry) -> None:
+    """Add the body of an integration service's message."""
+    from pyvmm.decode.payloads import service_bodies
+
+    cls = service_bodies().get(entry.number or 0) if entry.what.startswith("integration") else None
+    if cls is not None:
+        entry.fields = fields_of(cls)
+        entry.details["structure"] = f"{cls.__name__}, {cls.SIZE} bytes after the frame (IcHeader)"
+        entry.symbols += ((cls.__module__, cls.__name__),)
+        entry.aliases += (cls.__name__,)
+
+
 def complete_exit(entry: Entry) -> None:
     """Add the classes that an exit reason is decoded to, and the code that handles them."""
     from pyvmm.kvm import exits

@@ -16,7 +16,7 @@ from pathlib import Path
 from pyvmm.explain.declared import ROOT, Place, shown_path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_LEFT_OUT = ("explain", "testbed", "cli")
+_LEFT_OUT = ("explain", "testbed", "cli", "analysis", "decode", "images", "step")
 """Packages that handle nothing of a guest's."""
 
 _RANKS = {"case": 0, "key": 1, "compare": 2, "use": 3}

@@ -205,7 +205,10 @@ class MpState(IntEnum):
 
 
 class IrqchipId(IntEnum):
-    """KVM_IRQCHIP_*: the interrupt controllers of the full in-kernel irqchip."""
+    """KVM_IRQCHIP_*: the interrupt controllers of the full in-kernel irqchip.
+
+    Source: KVM API 4.26 (KVM_GET_IRQCHIP); Linux arch/x86/include/uapi/asm/kvm.h.
+    """
 
     PIC_MASTER = 0
     PIC_SLAVE = 1

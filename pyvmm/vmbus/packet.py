@@ -30,12 +30,15 @@ DIRECT_PAGES_LIMIT = 2048
 
 
 class PacketType(IntEnum):
-    """VM_PKT_*: the types that occur on Linux's channels."""
+    """VM_PKT_*: the types of packets that occur on Linux's channels.
 
-    IN_BAND = 6
-    TRANSFER_PAGES = 7
-    GPA_DIRECT = 9
-    COMPLETION = 0xB
+    Source: Linux include/linux/hyperv.h, enum vmbus_packet_type.
+    """
+
+    IN_BAND = 6  # VM_PKT_DATA_INBAND: the data is in the packet.
+    TRANSFER_PAGES = 7  # VM_PKT_DATA_USING_XFER_PAGES: the data is in a GPADL that was made before.
+    GPA_DIRECT = 9  # VM_PKT_DATA_USING_GPA_DIRECT: the packet names the guest's pages with the data.
+    COMPLETION = 0xB  # VM_PKT_COMP: answers the packet with the same transaction id.
 
 
 class PacketFlag(IntFlag):

@@ -94,7 +94,7 @@ class MessageType(IntEnum):
 
 
 class Status(IntEnum):
-    """STATUS_*: the NTSTATUS in VMBus results. Linux only asks whether it is 0.
+    """NT_STATUS_*: the NTSTATUS in VMBus results. Linux only asks whether it is 0.
 
     Source: Microsoft [MS-ERREF], "NTSTATUS Values"; Linux fs/smb/client/nterr.h (NT_STATUS_*).
     """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pyvmm.errors import ConfigError
 from pyvmm.explain import lookup
+from pyvmm.explain.hexdump import looks_like_bytes, parse
+from pyvmm.explain.packets import forms, read_as, readings
 from tests.fuzz.feed import Feed
 
 PIECES = (
@@ -40,4 +44,22 @@ def word(data: bytes) -> None:
     _explain("".join(feed.choice(PIECES) for _ in range(feed.below(8))))
 
 
-TARGETS = {"file_explain": word}
+def text(data: bytes) -> None:
+    """Bytes as text: any, and digits with what stands between them in dumps."""
+    feed = Feed(data)
+    pieces = ("0f", "00", " ", "  ", ":", "|", "\n", "0x", ",", "\\x", "00000000: ", "g")
+    for each in (data.decode("utf-8", "replace"), "".join(feed.choice(pieces) for _ in range(feed.below(60)))):
+        looks_like_bytes(each)
+        with suppress(ConfigError):
+            read(parse(each))
+
+
+def read(data: bytes) -> None:
+    """Bytes: those that fit a form are decoded, and any are in each form that is asked for."""
+    with suppress(ConfigError):
+        assert readings(data)
+    for form in forms():
+        assert read_as(data, form).decoded.parts
+
+
+TARGETS = {"file_explain": word, "file_explain_text": text, "file_explain_bytes": read}

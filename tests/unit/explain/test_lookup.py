@@ -15,7 +15,7 @@ from pyvmm.explain.declared import ROOT
         ("0x40000000", {"msr", "cpuid"}),
         ("1073741824", {"msr", "cpuid"}),
         ("0x4000_0083", {"msr"}),
-        ("15", {"message"}),
+        ("15", {"message", "capability", "fuse"}),
         ("0xc000000d", {"status"}),
         ("-1073741811", {"status"}),
         ("HV_X64_MSR_SIMP", {"msr"}),
