@@ -48,6 +48,7 @@ class Entry:
     pid: int = 0
     argv: list[str] = field(default_factory=list)
     started: float = 0.0  # seconds of the wall clock
+    shared: bool = False  # the process is more than this machine, and must get no signals meant for it
 
 
 class Registration:
@@ -89,13 +90,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def claim(name: str | None = None, argv: Sequence[str] = (), socket: Path | None = None) -> Registration:
+def claim(
+    name: str | None = None, argv: Sequence[str] = (), socket: Path | None = None, *, shared: bool = False
+) -> Registration:
     """Register `name` (None: the first free of vm, vm2, ...). ConfigError if a running machine has it.
 
-    `socket` is where the monitor will listen; the default is the folder's NAME.sock.
+    `socket` is where the monitor will listen; the default is the folder's NAME.sock. `shared`: see Entry.
     """
     if name is not None:
-        made = _claim(check_name(name), argv, socket)
+        made = _claim(check_name(name), argv, socket, shared=shared)
         if made is None:
             taken = next((each for each in running() if each.name == name), None)
             who = f" (pid {taken.pid})" if taken else ""
@@ -109,11 +112,10 @@ def claim(name: str | None = None, argv: Sequence[str] = (), socket: Path | None
         number += 1
 
 
-def _claim(name: str, argv: Sequence[str], socket: Path | None) -> Registration | None:
+def _claim(name: str, argv: Sequence[str], socket: Path | None, *, shared: bool = False) -> Registration | None:
     file = runtime_folder() / f"{name}.json"
-    entry = Entry(
-        name, socket.absolute() if socket else file.with_suffix(".sock"), os.getpid(), list(argv), time.time()
-    )
+    place = socket.absolute() if socket else file.with_suffix(".sock")
+    entry = Entry(name, place, os.getpid(), list(argv), time.time(), shared)
     while True:
         try:
             lock = open_private(file)
@@ -205,7 +207,8 @@ def _parse(name: str, text: bytes) -> Entry | None:
         found = parse_object(text.decode("utf-8", "replace"), ENTRY)
         if not 0 <= found["pid"] < 1 << 31:
             return None
-        return Entry(name, Path(found["socket"]), found["pid"], found["argv"], float(found["started"]))
+        shared = found.get("shared") is True
+        return Entry(name, Path(found["socket"]), found["pid"], found["argv"], float(found["started"]), shared)
     except ValueError:
         return None
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT = 2.0
 """Timeout, in seconds, for an answer and for the end of the process, before `kill` escalates."""
+PATIENCE = 15.0
+"""The same where `kill` cannot escalate: an emulated host is slow."""
 
 
 @click.command()
@@ -32,7 +34,8 @@ def kill(given: str | None, name: str | None, socket: Path | None, as_json: bool
     """End a machine at once, even if it does not answer, without notifying the guest.
 
     First its monitor is asked, then its process gets SIGTERM, then SIGKILL; each has two seconds.
-    `pyvmm stop` lets the guest power itself off.
+    `pyvmm stop` lets the guest power itself off. A guest that pytest keeps in an emulated host gets no
+    signal, which would end all of pytest.
 
     \b
     pyvmm kill
@@ -55,6 +58,10 @@ def end(entry: Entry) -> str | None:
         return "quit"
     if not entry.pid:
         raise HostError(f"{entry.socket} does not answer, and its process is unknown: use `pyvmm kill NAME`")
+    if entry.shared:
+        raise HostError(
+            f"{entry.name} does not answer, and process {entry.pid} runs more than it: Ctrl-C there ends them all"
+        )
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.kill(entry.pid, number)
@@ -67,18 +74,19 @@ def _quit(entry: Entry) -> bool:
     """Send `quit` to the monitor, and return whether the machine ended."""
     from pyvmm.client.qmp import Disconnected, TimedOut
 
+    patience = PATIENCE if entry.shared else ANSWER_TIMEOUT
     try:
-        with connect(entry, ANSWER_TIMEOUT, start_timeout=0) as client:
+        with connect(entry, patience, start_timeout=0) as client:
             try:
                 client.execute("quit")
-                client.wait_event((), ANSWER_TIMEOUT)
+                client.wait_event((), patience)
             except Disconnected:
                 pass
     except TimedOut:
         return False
     except Disconnected:  # connection refused or lost: the machine is starting or ending
-        return not entry.pid or _gone(entry, time.monotonic() + ANSWER_TIMEOUT)
-    return not entry.pid or _gone(entry, time.monotonic() + ANSWER_TIMEOUT)
+        pass
+    return not entry.pid or _gone(entry, time.monotonic() + patience)
 
 
 def _gone(entry: Entry, deadline: float, clock: Callable[[], float] = time.monotonic) -> bool:

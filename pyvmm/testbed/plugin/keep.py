@@ -85,7 +85,7 @@ class KeptGuests:
             self._release(name)
             return ""
         self._free.remove(name)
-        self._kept[name] = registry.claim(name, ["pytest", nodeid]) if self._register else None
+        self._kept[name] = registry.claim(name, ["pytest", nodeid], shared=True) if self._register else None
         return f"pyvmm: kept {name}: pyvmm status {name}, pyvmm gdb {name}, pyvmm stop {name}"
 
     def __bool__(self) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -344,6 +345,21 @@ def test_kill_sends_a_signal_where_the_monitor_does_not_answer(
     assert child.wait(10) == -signal.SIGKILL
     child.stdout.close()
     assert json.loads(found.out)["ended-by"] == "SIGKILL"
+
+
+def test_kill_signals_no_process_that_runs_more_than_the_machine(
+    runtime: Path, pyvmm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kill, "PATIENCE", 0.3)
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
+    with registry.claim("failed", shared=True) as registration, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(registration.socket))
+        silent.listen(5)
+        found = pyvmm("kill", "failed")
+    assert (found.status, sent) == (1, [])
+    reason = f"failed does not answer, and process {os.getpid()} runs more than it: Ctrl-C there ends them all"
+    assert found.err == f"pyvmm: {reason}\n"
 
 
 @pytest.mark.parametrize("command", ["trace", "report", "log", "wait", "kill", "devices", "top"])

@@ -30,6 +30,11 @@ def test_names_are_handed_out_and_found_again(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_a_process_that_is_more_than_the_machine_is_known_as_such(folder: Path) -> None:
+    with registry.claim("failed", shared=True), registry.claim("web"):
+        assert [(each.name, each.shared) for each in registry.running()] == [("failed", True), ("web", False)]
+
+
 def test_the_folder_is_the_users_alone(folder: Path) -> None:
     runtime_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
