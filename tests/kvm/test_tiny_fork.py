@@ -26,6 +26,7 @@ from pyvmm.output import Output
 from pyvmm.testbed.template import CHILD_FAILED, Template
 from pyvmm.testbed.vm import VM
 from pyvmm.unix_socket import is_listening
+from tests.support.children import child_processes
 from tests.support.flooded import kernel
 
 pytestmark = pytest.mark.kvm
@@ -35,12 +36,6 @@ COUNTER = 0x200000
 FORKS, AT_ONCE = 40, 4
 STANDSTILL = 1.0  # seconds
 COUNT = bytes.fromhex("FF0500002000EBF8")  # again: inc dword [0x200000]; jmp again
-
-
-def child_processes() -> list[int]:
-    """Return the ids of this process's children, ended ones too that nothing has waited for."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return [int(each) for task in tasks for each in task.read_text().split()]
 
 
 @pytest.fixture(autouse=True)
