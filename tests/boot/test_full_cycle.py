@@ -18,6 +18,8 @@ PIECES = {"first": 28, "after-reboot": 14}  # of the pattern, each followed by F
 FILLER = 40  # MiB, freed once all is written
 LINES = 58254  # numbers of eight digits that make half a MiB
 WRITE_LIMIT = 150.0
+OVERHEAD = 128 * MIB
+"""Of the machine's process, besides the guest's memory."""
 ASKED_AGAIN = 40.0  # seconds: three pauses, under emulation
 
 GUESTS = [
@@ -69,6 +71,8 @@ def check(guest: Booted, size: int, total: int, *, added: int) -> None:
     assert info["hot-add"]["added"] == added
     assert not any(info["refused-pages"].values()), info["refused-pages"]
     assert guest.added_ranges() == ([(guest.machine.window.gpa, added)] if added else [])
+    resident = guest.machine.monitor.resident
+    guest.until(lambda: resident() <= size + OVERHEAD, 20, f"{resident() >> 20} MiB resident: the pages discarded")
     guest.sh("cd /mnt; md5sum -c sums")
 
 
