@@ -28,8 +28,9 @@ pytestmark = pytest.mark.pyvmm(memory=GROWS)
 def fill_with_pattern(guest, mib):
     """Write files of known contents into the guest's memory, which `pattern_holds` checks."""
     guest.sh(
-        "mkdir -p /mnt; mount -t tmpfs -o size=95% need /mnt; cd /mnt; (cat /lib/modules/*.ko /bin/busybox) >seed;"
-        f" head -c 1M seed >p; n=1; while [ $n -lt {mib} ]; do cp p p$n; n=$((n+1)); done",
+        "mkdir -p /mnt; mount -t tmpfs -o size=95% need /mnt; cd /mnt;"
+        " for n in 1 2 3 4 5 6 7 8; do cat /lib/modules/*.ko /bin/busybox; done | head -c 8M >p;"
+        f" n=1; while [ $n -lt {mib // 8} ]; do cp p p$n; n=$((n+1)); done",
         timeout=120,
     )
 

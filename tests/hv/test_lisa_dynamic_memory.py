@@ -28,8 +28,8 @@ def huge_pages_used(guest, mib):
     guest.sh("echo always >/sys/kernel/mm/transparent_hugepage/enabled")
     guest.sh(f"dd if=/dev/zero of=/dev/null bs={mib}M count=1000 >/dev/null 2>&1 & echo $! >/tmp/pid")
     used = guest.sh(
-        "most=0; for i in 1 2 3 4 5 6 7 8; do sleep 0.3; set -- $(grep AnonHugePages /proc/meminfo);"
-        " [ $2 -gt $most ] && most=$2; done; kill $(cat /tmp/pid); echo $most"
+        "most=0; still=0; while [ $still -lt 8 ]; do sleep 0.3; set -- $(grep AnonHugePages /proc/meminfo);"
+        " still=$((still + 1)); [ $2 -gt $most ] && most=$2 && still=0; done; kill $(cat /tmp/pid); echo $most"
     )
     return int(used) // 1024
 
