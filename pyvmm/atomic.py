@@ -16,6 +16,8 @@ from pyvmm.errors import HostError
 _BIT_TEST_AND_SET = bytes.fromhex("f0 0f ab 37 0f 92 c0 0f b6 c0 c3")
 # mov eax, esi; lock cmpxchg [rdi], edx; ret: eax is the old value
 _COMPARE_EXCHANGE = bytes.fromhex("89 f0 f0 0f b1 17 c3")
+# lock or dword [rsp], 0; ret
+_MEMORY_BARRIER = bytes.fromhex("f0 83 0c 24 00 c3")
 
 try:
     _code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -23,6 +25,7 @@ except OSError as error:
     raise HostError(f"no executable page for atomic instructions: {error.strerror} (SELinux or PaX?)") from error
 _code[0 : len(_BIT_TEST_AND_SET)] = _BIT_TEST_AND_SET
 _code[64 : 64 + len(_COMPARE_EXCHANGE)] = _COMPARE_EXCHANGE
+_code[128 : 128 + len(_MEMORY_BARRIER)] = _MEMORY_BARRIER
 _base = ctypes.addressof(ctypes.c_char.from_buffer(_code))
 
 bit_test_and_set = ctypes.PYFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)(_base)
@@ -30,10 +33,5 @@ bit_test_and_set = ctypes.PYFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_
 compare_exchange = ctypes.PYFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)(_base + 64)
 """compare_exchange(address, expected, new) -> the old u32; `new` was stored if it equals `expected`."""
 
-_own_word = ctypes.c_uint32(0)
-_own_address = ctypes.addressof(_own_word)
-
-
-def memory_barrier() -> None:
-    """Execute a full store-load barrier. Comment each call with its partner on the guest's side."""
-    compare_exchange(_own_address, 0, 0)
+memory_barrier = ctypes.PYFUNCTYPE(None)(_base + 128)
+"""memory_barrier(): a full store-load barrier. Comment each call with its partner on the guest's side."""

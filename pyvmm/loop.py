@@ -168,6 +168,7 @@ class Loop(Timers):
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._posted: deque[tuple[Callback, tuple[Any, ...]]] = deque()
+        self._turning: int | None = None  # the thread in whose turn callbacks run
         self._open()
         self._stopping = False
         self.thread: threading.Thread | None = None
@@ -176,6 +177,7 @@ class Loop(Timers):
         self.turn_began: float | None = None
 
     def _open(self) -> None:
+        self._woken = False  # the eventfd was written and not read yet
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
@@ -211,6 +213,12 @@ class Loop(Timers):
         self._notify()
 
     def _notify(self) -> None:
+        """End the wait for descriptors. Not needed within a turn, which looks at what is posted before it waits, and
+        once is enough.
+        """
+        if self._woken or self._turning == threading.get_ident():
+            return
+        self._woken = True
         try:
             os.eventfd_write(self._wake, 1)
         except OSError:
@@ -265,19 +273,21 @@ class Loop(Timers):
             timeout = 0.0
         ready = self._poll.poll(timeout)
         self.turn_began = began = time.monotonic()
+        self._turning = threading.get_ident()
         try:
             for fd, mask in ready:
                 self._serve(fd, mask)
             self.run_due()
             self._run_posted()
         finally:
-            self.turn_began = None
+            self.turn_began = self._turning = None
         self.turns += 1
         self.longest_turn = max(self.longest_turn, time.monotonic() - began)
 
     def _serve(self, fd: int, mask: int) -> None:
         """Call a ready descriptor's callbacks. If data is left, the next turn finds the descriptor ready again."""
         if fd == self._wake:
+            self._woken = False  # first: what is posted from now on needs a write of its own, or is seen in this turn
             os.eventfd_read(fd)
             return
         if mask & ~select.EPOLLOUT and (reader := self._readers.get(fd)):

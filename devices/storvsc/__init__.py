@@ -13,14 +13,15 @@ A SCSI controller on Hyper-V is a channel on which SCSI commands travel in packe
       (the host has a new disk)                         <--  ENUMERATE_BUS, and the guest scans again
 
 `protocol` has the packets, `scsi` the commands in them, `disk` a disk's state. `controller` is the VmbusDevice: it
-answers what needs no file at once, and gives the rest to `workers`, whose threads read and write the image
-(`pyvmm.disks`) straight from and to guest memory. `request` is one such piece of work; `hotplug` adds and removes
-disks.
+answers what needs no file at once. `quick` reads and writes the image (`pyvmm.disks`) straight from and to guest
+memory where the host's page cache holds the data; the rest goes to `workers`, threads that may wait for the host's
+disk. `request` is one such piece of work; `hotplug` adds and removes disks.
 
 What holds whatever the guest does:
 
 * A guest has at most `Controller.OWN_COMPLETIONS` commands outstanding on a channel; the ring is read no further
   then.
-* A channel's end waits for the threads that use guest memory, so no READ stores anything after UNLOAD_RESPONSE.
+* A channel's end does not wait for the host's disks, and yet no READ stores anything after UNLOAD_RESPONSE, and no
+  late WRITE overtakes one of the next driver: `request`, `Disk.stale`.
 * Each command is answered: Linux waits without end, and a controller that is rescinded with one outstanding hangs.
 """

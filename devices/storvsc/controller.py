@@ -25,11 +25,12 @@ from pyvmm.devices.storvsc.protocol import (
     Status,
     unsolicited,
 )
+from pyvmm.devices.storvsc.quick import QuickPath
 from pyvmm.devices.storvsc.request import DiskJob
 from pyvmm.devices.storvsc.scsi import commands, inquiry
 from pyvmm.devices.storvsc.scsi.sense import CheckCondition, Sense, sense_of
-from pyvmm.devices.storvsc.scsi.work import Flush, Read, Reply, Work, Write
-from pyvmm.devices.storvsc.workers import Budget, Workers
+from pyvmm.devices.storvsc.scsi.work import Flush, Reply, Work
+from pyvmm.devices.storvsc.workers import Workers
 from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.loop import Poster
 from pyvmm.vmbus.channel import Channel
@@ -41,9 +42,8 @@ DATA_LIMIT = 8 << 20
 """Most bytes that a command may move: what a GPA_DIRECT packet can name. Linux 5.10 exceeds what it was told."""
 
 
-AT_ONCE_PER_TURN = 2 << 20
-"""Bytes read and written on the loop's own thread in one turn, if they lie in the page cache: some 0.4 ms. What
-exceeds it goes to the threads."""
+CLOSE_SECONDS = 10.0
+"""Seconds that the machine's end waits for host disks."""
 
 
 class Phase(IntEnum):
@@ -73,11 +73,12 @@ class Controller(VmbusDevice):
         self.phase = Phase.CLOSED
         self.version = 0
         self.workers = Workers(loop)
-        self._at_once = Budget(loop, AT_ONCE_PER_TURN)
         self.disks = Disks(self)
+        self._quick = QuickPath(loop, self.disks)
         self.primary: Channel | None = None
         self._reports = reports
         self._sub_channels = sub_channels
+        self._jobs: set[DiskJob] = set()  # all that were not finished
         self._stopped: list[DiskJob] = []  # those that failed and are tried again when the machine goes on
         self._left: Callable[[], object] | None = None  # `done` of leaving
 
@@ -89,11 +90,15 @@ class Controller(VmbusDevice):
             self.phase = Phase.STARTING
 
     def closed(self, channel: Channel) -> None:
-        """Wait for the threads: none may use guest memory any more when the answer is sent to the guest."""
-        self.workers.drain()
-        for job in [each for each in self._stopped if each.channel is channel]:
-            self._stopped.remove(job)
-            self._release(job)
+        """Cancel the channel's commands: no thread may use guest memory when the answer is sent to the guest.
+        What the threads do with the disks still has to end before anything new is done with them.
+        """
+        for job in [each for each in self._jobs if each.channel is channel]:
+            job.cancel()
+            job.disk.stale += 1
+            if job in self._stopped or job in job.disk.waiting:
+                self._finished(job)
+        self._stopped = [each for each in self._stopped if not each.cancelled]
         if not channel.sub_channel:
             self.primary = None
             self.phase = Phase.CLOSED
@@ -109,7 +114,7 @@ class Controller(VmbusDevice):
 
     def check_left(self) -> None:
         """Let the bus rescind the controller once no disk and no command is left."""
-        if self._left is not None and self.disks.all_gone() and not self._outstanding():
+        if self._left is not None and self.disks.all_gone() and not self._jobs:
             done, self._left = self._left, None
             done()
 
@@ -126,15 +131,12 @@ class Controller(VmbusDevice):
         for job in stopped:
             job.disk.failed = False
             job.error = None
-            self.workers.submit(job)
+            self._submit(job)
 
     def close(self) -> None:
-        """Close the images. The bus was reset."""
-        self.workers.stop()
+        """Close the images. The bus was reset. Those of host disks that do not answer stay open."""
+        self.workers.stop(CLOSE_SECONDS)
         self.disks.close()
-
-    def _outstanding(self) -> int:
-        return self.workers.outstanding + len(self._stopped)
 
     @property
     def serving(self) -> bool:
@@ -151,6 +153,11 @@ class Controller(VmbusDevice):
 
     def packet(self, channel: Channel, packet: Packet) -> None:
         """Serve one packet."""
+        if packet.type == _GPA_DIRECT and packet.flags & 1 and self.phase is Phase.READY:
+            answer = self._quick.serve(packet, channel.memory)
+            if answer is not None:
+                channel.complete(packet.transaction_id, answer)
+                return
         if packet.type not in (PacketType.IN_BAND, PacketType.GPA_DIRECT):
             raise GuestProtocolError(f"storvsc: packet type {packet.type} is not served")
         if not packet.flags & 1:
@@ -283,21 +290,23 @@ class Controller(VmbusDevice):
         wanted = getattr(work, "length", 0) if request.direction != Direction.NONE else 0
         if request.cdb[0] in _MOVING:
             views = _first(views, wanted)
-        if isinstance(work, (Read, Write)) and self._at_once.take(work.length):
-            try:
-                at_once = work.at_once(disk.image, views)
-            except OSError:
-                at_once = False  # the thread will meet it again
-            if at_once:
-                disk.stats.count(work, work.length)
-                self._complete(channel, number, request, work.length)
-                return
         job = DiskJob(channel, number, request, disk, work, views, self._finished)
         disk.outstanding += 1
-        self.workers.submit(job)
+        self._jobs.add(job)
+        self._submit(job)
+
+    def _submit(self, job: DiskJob) -> None:
+        """Give a job to a thread, after the commands of a channel that was closed."""
+        if job.disk.stale:
+            job.disk.waiting.append(job)
+        else:
+            self.workers.submit(job)
 
     def _finished(self, job: DiskJob) -> None:
         """Answer a command whose thread is done; or keep it, if the machine stops for the error."""
+        if job.cancelled:
+            self._release(job)
+            return
         if job.channel.is_open and job.error is not None and self._reports.stops(job.disk, job.work, job.error):
             self._stopped.append(job)
             return
@@ -322,11 +331,20 @@ class Controller(VmbusDevice):
             self._fail(job.channel, job.transaction_id, job.request, sense)
 
     def _release(self, job: DiskJob) -> None:
-        job.disk.outstanding -= 1
-        self.disks.check_gone(job.disk)
+        disk = job.disk
+        self._jobs.remove(job)
+        disk.outstanding -= 1
+        disk.stale -= job.cancelled
+        if not disk.stale:
+            waiting, disk.waiting = disk.waiting, []
+            for each in waiting:
+                if not each.cancelled:
+                    self.workers.submit(each)
+        self.disks.check_gone(disk)
         self.check_left()
 
 
+_GPA_DIRECT = int(PacketType.GPA_DIRECT)
 _RESETS = (Operation.RESET_LUN, Operation.RESET_ADAPTER, Operation.RESET_BUS)
 _QUIET = (commands.INQUIRY, commands.REPORT_LUNS, 0x03)
 """Commands that a unit attention does not fail."""

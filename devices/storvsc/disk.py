@@ -11,6 +11,7 @@ from pyvmm.devices.storvsc.scsi.work import Discard, Flush, Read, Work, Write
 from pyvmm.disks.spec import ErrorPolicy
 
 if TYPE_CHECKING:
+    from pyvmm.devices.storvsc.request import DiskJob
     from pyvmm.disks.image import Image
 
 SECTOR_SIZE, PHYSICAL_SIZE = 512, 4096
@@ -65,6 +66,8 @@ class Disk:
     werror: ErrorPolicy = "enospc"
     presence: Presence = Presence.PRESENT
     outstanding: int = 0  # commands in the hands of threads, or waiting for the machine to go on
+    stale: int = 0  # those of them whose channel was closed: nothing new may overtake them
+    waiting: list[DiskJob] = field(default_factory=list)  # commands that wait for the stale ones
     asked: bool = False  # since it is leaving: the guest has found it missing
     failed: bool = False  # the machine stopped for it, and has not gone on
     no_space: bool = False

@@ -10,6 +10,8 @@ loses the disk at once, one that does nothing after GRACE seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyvmm.devices.storvsc import events as trace
@@ -18,6 +20,7 @@ from pyvmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from pyvmm.devices.storvsc.controller import Controller
+    from pyvmm.disks.image import Image
 
 LUNS = 64
 """Most disks of a controller. Linux would take 255."""
@@ -28,6 +31,23 @@ GRACE = 25.0
 
 AFTER_LAST = 0.2
 """Seconds for which it serves commands after the guest has found it missing and flushed it: Linux's last command."""
+
+
+@dataclass(slots=True)
+class Closing:
+    """The end of an image, on a thread: a storage daemon writes back what it holds. Then `gone()`."""
+
+    image: Image
+    gone: Callable[[], object]
+
+    def run(self) -> None:
+        """Close the image."""
+        with suppress(OSError):
+            self.image.close()
+
+    def finish(self) -> None:
+        """Tell it."""
+        self.gone()
 
 
 class Disks:
@@ -124,12 +144,12 @@ class Disks:
             del self.all[disk.lun]
             if trace.gone.on:
                 trace.gone(disk.id, disk.lun)
-            disk.image.close()
-            gone()
+            self._controller.workers.submit(Closing(disk.image, gone))
 
     def close(self) -> None:
-        """Close all images."""
+        """Close all images but those that a thread still uses."""
         for disk in self.all.values():
-            disk.image.close()
+            if not disk.outstanding:
+                disk.image.close()
         self.all.clear()
         self._gone.clear()

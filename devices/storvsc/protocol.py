@@ -177,6 +177,19 @@ class Request:
         return answer
 
 
+_DONE = Struct("<III2xBB")
+_SENSE_LENGTH_AT = 21
+
+
+def done_packet(request: bytes) -> bytes:
+    """Return the answer to an SRB that succeeded and moved as much as `request`, its packet, asked for."""
+    answer = bytearray(request)
+    _DONE.pack_into(answer, 0, Operation.COMPLETE_IO, 0, Status.SUCCESS, SrbStatus.SUCCESS, 0)
+    answer[12:14] = request[12:14]
+    answer[_SENSE_LENGTH_AT] = 0
+    return bytes(answer)
+
+
 CHECK_CONDITION = 2
 """SCSI status: sense data tells why."""
 

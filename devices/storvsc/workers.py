@@ -107,11 +107,15 @@ class Workers:
             self._take_finished()
         return ran
 
-    def stop(self) -> None:
-        """Finish all jobs and end the threads; a later job starts new ones."""
-        self.drain()
+    def stop(self, seconds: float | None = None) -> bool:
+        """Finish all jobs and end the threads; a later job starts new ones. Return False if `seconds` were not
+        enough: then the threads go on.
+        """
+        if not self.drain(seconds):
+            return False
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+        return True

@@ -6,7 +6,8 @@ Source: Linux arch/x86/kvm/hyperv.c, virt/kvm/eventfd.c; Documentation/virt/kvm/
     KVM_EXIT_HYPERV / HCALL    HvPostMessage, and HvSignalEvent for a connection without an eventfd
     KVM_HYPERV_EVENTFD         HvSignalEvent for a known connection becomes an eventfd that the loop waits for
     irqfd on a SINT route      raises the vector in the guest's SINT register, unless masked
-    resample irqfd, same line  KVM writes to it at each EOM; no exit signals EOM otherwise
+    resample irqfd, same line  KVM writes to it at each EOM, and at each EOI of the vector; no exit signals EOM
+                               otherwise. The loop waits for it only while a message waits for its slot
     MSR filter                 the crash registers: KVM implements them, but without the panic text
     hypercall page             replaced by ours where KVM does not pass on extended calls (Linux before 6.3)
 """
@@ -144,6 +145,7 @@ class KernelEngine(Engine):
         self._lines: dict[tuple[int, int], _Line] = {}  # by VP and SINT
         self._lines_lock = threading.Lock()
         self._eom_fds: list[int] = []  # by VP
+        self.synic.blocked = self._await_eom
         self._signal_fds: dict[int, int] = {}
         self._kept: tuple[list[tuple[int, int]], list[int]] = [], []  # SINTs and connections of a detached VM
 
@@ -171,8 +173,7 @@ class KernelEngine(Engine):
         vcpu.enable_cap(Cap.HYPERV_SYNIC2)
         eom = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._eom_fds.append(eom)
-        # Not posted: the next reset may close it before.
-        self.loop.add_reader(eom, lambda: self._eom(vp, eom))
+        self._await_eom(vp)  # a message may have been queued in the VM before
         self.open_sint(vp, VMBUS_SINT)
 
     def open_sint(self, vp: int, sint: int) -> None:
@@ -324,6 +325,12 @@ class KernelEngine(Engine):
             if line is not None:
                 os.eventfd_write(line.sint_fd, 1)
 
+    def _await_eom(self, vp: int) -> None:
+        """Have the loop wait for a VP's EOM. One that came before is taken for it, which does no harm."""
+        if vp < len(self._eom_fds):
+            eom = self._eom_fds[vp]
+            self.loop.add_reader(eom, lambda: self._eom(vp, eom))
+
     def _eom(self, vp: int, fd: int) -> None:
         try:
             os.eventfd_read(fd)
@@ -332,6 +339,8 @@ class KernelEngine(Engine):
         if trace.eom.on:
             trace.eom(vp)
         self._eom_seen(vp)
+        if not self.synic.awaits_eom(vp):
+            self.loop.remove_reader(fd)  # each interrupt would wake the loop
 
     def connect_signal(self, connection_id: int, callback: Notify) -> None:
         super().connect_signal(connection_id, callback)

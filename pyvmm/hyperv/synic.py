@@ -85,6 +85,8 @@ class Synic:
         self.vps = [VpSynic() for _ in range(vp_count)]
         self.exclusive: Callable[[], AbstractContextManager[object]] = nullcontext
         """Makes a context in which nothing but us writes message slots; entered for each delivery."""
+        self.blocked: Callable[[int], object] = _nothing
+        """Called with a VP's number when a message finds its slot busy: the guest's EOM is awaited from then on."""
         self._raise = interrupt
         self._tap = Tap("interrupt") if tap is None else tap
         self._masks_known = masks_known
@@ -144,6 +146,10 @@ class Synic:
         for vp in self.vps:
             vp.queues.pop(sint, None)
 
+    def awaits_eom(self, vp: int) -> bool:
+        """Whether messages are queued for a VP."""
+        return any(self.vps[vp].queues.values())
+
     @contained("SynIC")
     def retry(self, vp: int) -> None:
         """Deliver queued messages. Called when the guest wrote EOM on `vp`, or changed its SynIC."""
@@ -162,6 +168,7 @@ class Synic:
                 except GuestMemoryError:
                     placed = False  # the page went away with its memory; a new one may come
             if not placed:
+                self.blocked(vp)
                 if trace.message_busy.on:
                     trace.message_busy(vp, sint, len(queue))
                 message.done(-errno.EAGAIN)

@@ -9,7 +9,7 @@ All methods belong to the loop's thread.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -105,7 +105,10 @@ class Channel:
         self._taps = bus.taps
         self.is_open = True
         self._queue: deque[Packet] = deque()
-        self._requests: Counter[int] = Counter()  # by transaction id; for the device to complete
+        self._requests: dict[int, int] = {}  # how many by transaction id; for the device to complete
+        self.outstanding = 0
+        """Packets that await the device's `complete`."""
+        self._answers = 0  # packets that it completed
         self._waiters: deque[tuple[int, Callable[[], Any]]] = deque()
         self.timers = ChannelTimers(bus.loop, self._guarded)
         self._poll: Timer | None = None
@@ -142,7 +145,8 @@ class Channel:
         """
         if not self.is_open:
             return
-        assert self._requests[transaction_id] > 0, f"{self.name}: no request {transaction_id:#x}"
+        assert transaction_id in self._requests, f"{self.name}: no request {transaction_id:#x}"
+        self._answers += 1
         self._answered(transaction_id)
         self._send(Packet(PacketType.COMPLETION, 0, transaction_id, payload))
 
@@ -170,11 +174,6 @@ class Channel:
         if self._queue:
             return self._queue[0].size
         return self._waiters[0][0] if self._waiters else 0
-
-    @property
-    def outstanding(self) -> int:
-        """Return the number of packets that await the device's `complete`."""
-        return self._requests.total()
 
     def room(self) -> int:
         """Return the payload bytes that one `send` could take now without queueing; 0 if none."""
@@ -281,6 +280,7 @@ class Channel:
         self._queue.clear()
         self._waiters.clear()
         self._requests.clear()
+        self.outstanding = 0
         if self.was_opened:
             self._guarded(lambda: self.device.closed(self))
 
@@ -335,28 +335,29 @@ class Channel:
             trace.packet_received(self.relid, packet.type, packet.flags, packet.transaction_id, len(packet.payload))
         wants_completion, own = packet.flags & _COMPLETION_REQUESTED, self.device.OWN_COMPLETIONS
         if wants_completion and own:
-            self._requests[packet.transaction_id] += 1
-        served = self._guarded(lambda: self.device.packet(self, packet))
-        if wants_completion and own and not served:
+            self._requests[packet.transaction_id] = self._requests.get(packet.transaction_id, 0) + 1
+            self.outstanding += 1
+        answers = self._answers
+        served = self._guarded(self.device.packet, self, packet)
+        if wants_completion and own and not served and self._answers == answers and self.is_open:
             self._answered(packet.transaction_id)
         elif wants_completion and not own and self.is_open:
             self._guarded(lambda: self._send(Packet(PacketType.COMPLETION, 0, packet.transaction_id, b"")))
 
     def _answered(self, transaction_id: int) -> None:
         """Record that a packet was completed or refused; resume reading if it was suspended for that."""
-        was_suspended = self._reading_suspended()
-        if self._requests[transaction_id] > 1:
-            self._requests[transaction_id] -= 1
-        else:
-            del self._requests[transaction_id]
-        if was_suspended:
+        left = self._requests.pop(transaction_id) - 1
+        if left:
+            self._requests[transaction_id] = left
+        self.outstanding -= 1
+        if self.outstanding == self.device.OWN_COMPLETIONS - 1:
             self._read_later()
 
-    def _guarded(self, callback: Callable[[], Any]) -> bool:
+    def _guarded(self, callback: Callable[..., Any], *args: Any) -> bool:
         """Run a callback of the device or the channel; refuse on GuestError, contain other exceptions. Return whether
         it succeeded."""
         try:
-            callback()
+            callback(*args)
             return True
         except GuestError as error:
             self._bus.count_refusal(self._served, error)
@@ -368,15 +369,28 @@ class Channel:
     # Writing
 
     def _send(self, packet: Packet) -> None:
-        self._check_size(packet.size)
+        size = packet.size
+        self._check_size(size)
         if not self.is_open or self.broken:
             if trace.packet_dropped.on:
                 trace.packet_dropped(self.relid, packet.type, len(packet.payload), self.broken or "closed")
             return
         if len(self._queue) >= SEND_QUEUE_LIMIT:
             raise GuestProtocolError(f"{self.name}: guest does not read, {SEND_QUEUE_LIMIT} packets wait")
+        if not (self._queue or self._waiters or self._flushing) and self._sent_at_once(packet, size):
+            return
         self._queue.append(packet)
         self._flush()
+
+    def _sent_at_once(self, packet: Packet, size: int) -> bool:
+        """Write a packet before which none is queued, if there is room; return whether it was written or lost."""
+        try:
+            if not self.writer.has_room(size):
+                return False
+            self._write(packet)
+        except BrokenRing as error:
+            self._break(error)
+        return True
 
     def _check_size(self, payload_size: int) -> None:
         """Raise GuestProtocolError for a payload that never fits into the ring, whose size the guest chose."""

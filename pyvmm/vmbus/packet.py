@@ -111,11 +111,24 @@ def direct_views(packet: Packet, memory: GuestMemory, limit: int) -> list[memory
     descriptor = packet.descriptor
     if len(descriptor) >= 8 and descriptor[4:8] != _ONE:
         return _views_of_many(descriptor, memory, limit)
-    ranges = parse_direct(descriptor)
-    size = sum(each.length for each in ranges)
-    if size > limit:
-        raise _too_long(size, limit)
-    return [view for each in ranges for view in each.views(memory)]
+    if len(descriptor) < 3 * WORD_SIZE:
+        raise WireError(f"GPA_DIRECT: a descriptor of {len(descriptor)} bytes, needs {3 * WORD_SIZE}")
+    length, offset, frame = _RANGE.unpack_from(descriptor, 8)
+    pages = offset + length + PAGE_SIZE - 1 >> PAGE_SHIFT
+    if not length or offset >= PAGE_SIZE or pages > DIRECT_PAGES_LIMIT:
+        raise GuestProtocolError(f"GPA_DIRECT: {length} bytes from {offset}, {DIRECT_PAGES_LIMIT} pages may come")
+    if length > limit:
+        raise _too_long(length, limit)
+    if pages > len(descriptor) // WORD_SIZE - 2:
+        raise WireError(f"GPA_DIRECT: a range of {pages} pages in {len(descriptor)} bytes")
+    if pages == 1:
+        return [memory.view(frame * PAGE_SIZE + offset, length)]
+    frames = unpack_from(f"<{pages}Q", descriptor, 16)
+    if frames[-1] - frame == pages - 1 and frames == tuple(range(frame, frame + pages)):
+        gpa = frame * PAGE_SIZE + offset
+        if memory.contains(gpa, length):
+            return [memory.view(gpa, length)]
+    return GpaRange(length, offset, [each * PAGE_SIZE for each in frames]).views(memory)
 
 
 def _views_of_many(descriptor: bytes, memory: GuestMemory, limit: int) -> list[memoryview]:

@@ -45,6 +45,8 @@ WORDS = {
 """The header's words by their names in the tap `index`."""
 FEATURE_PENDING_SEND_SIZE = 1
 TRAILER_SIZE = 8
+READ_AT_ONCE = 4096
+"""Bytes copied out of a ring at once, for as many packets as they hold. A longer packet is copied whole."""
 PACKET_LIMIT = 4096
 """Bytes of the longest packet to a guest, header included and trailer not: what every supported Linux reads.
 
@@ -73,11 +75,11 @@ def packet_size(payload_size: int) -> int:
 
 def build_packet(packet: Packet) -> bytes:
     """Return a packet's header, descriptor and payload, padded to 8 bytes, without its trailer."""
-    body = packet.descriptor + packet.payload
+    body = packet.descriptor + packet.payload if packet.descriptor else packet.payload
     padded = len(body) + 7 & ~7
-    offset8, length8 = (HEADER_SIZE + len(packet.descriptor)) // 8, (HEADER_SIZE + padded) // 8
+    offset8, length8 = HEADER_SIZE + len(packet.descriptor) >> 3, HEADER_SIZE + padded >> 3
     header = _HEADER.pack(packet.type, offset8, length8, packet.flags, packet.transaction_id)
-    return header + body + bytes(padded - len(body))
+    return header + body if padded == len(body) else header + body + bytes(padded - len(body))
 
 
 def parse_packet(data: bytes) -> Packet:
@@ -166,8 +168,10 @@ class Ring:
     def copy_in(self, start: int, data: bytes) -> None:
         """Store `data` (at most `size` bytes) from `start`, wrapping at the end."""
         piece = bisect_right(self._starts, start) - 1
-        skip = start - self._starts[piece]
-        done = 0
+        view, skip, done = self._pieces[piece], start - self._starts[piece], 0
+        if skip + len(data) <= len(view):
+            view[skip : skip + len(data)] = data
+            return
         while done < len(data):
             view = self._pieces[piece]
             step = min(len(view) - skip, len(data) - done)
@@ -203,22 +207,26 @@ class RingReader:
         left = (ring.index(WRITE_INDEX) - position) % size
         packets: list[Packet] = []
         enough = 0 if max_bytes is None else left - max_bytes  # bytes left of which no more are read
+        data, at = b"", 0  # a copy of the ring; the next packet is at `at`
         while left and len(packets) < limit and (left > enough or not packets):
             if left < HEADER_SIZE + TRAILER_SIZE:
                 if packets:
                     break
                 raise BrokenRing(f"{left} bytes at {position:#x}: less than the smallest packet")
-            kind, offset8, length8, flags, transaction_id = _HEADER.unpack(ring.copy_out(position, HEADER_SIZE))
+            if len(data) - at < HEADER_SIZE:
+                data, at = ring.copy_out(position, min(left, READ_AT_ONCE)), 0
+            kind, offset8, length8, flags, transaction_id = _HEADER.unpack_from(data, at)
             offset, length = offset8 * 8, length8 * 8
             if offset < HEADER_SIZE or length < offset or length + TRAILER_SIZE > left:
                 if packets:
                     break
                 raise BrokenRing(f"packet at {position:#x}: data at {offset}, length {length}, {left} bytes there")
-            payload = ring.copy_out((position + offset) % size, length - offset) if length > offset else b""
-            descriptor = b""
-            if offset > HEADER_SIZE:
-                descriptor = ring.copy_out((position + HEADER_SIZE) % size, offset - HEADER_SIZE)
-            packets.append(Packet(kind, flags, transaction_id, payload, descriptor))
+            if at + length > len(data):  # the header that was checked, and what follows it
+                rest = ring.copy_out((position + HEADER_SIZE) % size, length - HEADER_SIZE)
+                data, at = data[at : at + HEADER_SIZE] + rest, 0
+            descriptor = data[at + HEADER_SIZE : at + offset]
+            packets.append(Packet(kind, flags, transaction_id, data[at + offset : at + length], descriptor))
+            at += length + TRAILER_SIZE
             position = (position + length + TRAILER_SIZE) % size
             left -= length + TRAILER_SIZE
         self._next = position
@@ -265,6 +273,8 @@ class RingWriter:
         self.size = ring.size
         self._next = ring.index(WRITE_INDEX)  # ours alone: the guest's changes to it are ignored
         self._requested = False
+        self.max_payload = min(MAX_PAYLOAD, (self.size - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7)
+        """The largest payload that fits into the ring: PACKET_LIMIT, or less with one data page (4064)."""
 
     def _free(self) -> int:
         """Return the free bytes, one of which must stay free."""
@@ -278,11 +288,6 @@ class RingWriter:
     def guest_signals_room(self) -> bool:
         """Whether the guest supports the pending size (its feature bit)."""
         return bool(self.ring.words[FEATURE_BITS] & FEATURE_PENDING_SEND_SIZE)
-
-    @property
-    def max_payload(self) -> int:
-        """Return the largest payload that fits into the ring: PACKET_LIMIT, or less with one data page (4064)."""
-        return min(MAX_PAYLOAD, (self.size - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7)
 
     def room(self) -> int:
         """Return the largest payload for which there is room now. Raises BrokenRing."""

@@ -1,11 +1,12 @@
 """Disk throughput of a guest: pyvmm's storvsc beside QEMU's virtio-blk and emulated SCSI, on the same file.
 
-    python -m tests.bench.disk [--seconds N] [--size MIB] [--file PATH] [--only NAME ...] [--rounds N]
+    python -m tests.bench.disk [--mib N] [--size MIB] [--file PATH] [--only NAME ...] [--rounds N] [--engine NAME]
 
 Sequential and random reads and writes with O_DIRECT of 4 KiB, 64 KiB and 1 MiB, 1 and 8 outstanding. All contenders
 get Debian's standard 6.1 kernel (the cloud kernel has no driver for QEMU's emulated controllers), one vCPU and
 256 MiB; the file is in the host's memory (/dev/shm) unless `--file` names another. Only ratios of one sitting mean
-anything.
+anything. In the emulated host, which has one CPU, the ratios are of its processor time for the same requests: unlike
+the time on the wall it hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from pyvmm.host.inside import inside
 from tests.bench import driver_image
-from tests.bench.boot import QEMU_COMMON, QEMU_CONSOLE, run_where_linux_runs
+from tests.bench.boot import QEMU_COMMON, QEMU_CONSOLE
 
 KERNEL = r"linux-image-6[.]1[.]0-[0-9]+-amd64"
 SOURCE = Path(__file__).with_name("disk_guest.c")
@@ -35,17 +39,17 @@ for word in $(cat /proc/cmdline); do
 	case $word in
 	bench.modules=*) for module in $(echo ${word#*=} | tr , ' '); do insmod /lib/modules/$module.ko; done ;;
 	bench.disk=*) disk=${word#*=} ;;
-	bench.seconds=*) seconds=${word#*=} ;;
+	bench.mib=*) mib=${word#*=} ;;
 	esac
 done
 n=0
 while [ ! -b $disk ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
-disk_bench $disk $seconds
+disk_bench $disk $mib
 poweroff -f
 """
 
 Point = tuple[str, str, str, str]  # size, order, direction, outstanding
-Results = dict[Point, float]  # MB/s
+Results = dict[Point, float]  # MB a second of the wall, or of processor time
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,6 @@ class Contender:
     modules: tuple[str, ...]
     disk: str
     device: str = ""  # QEMU's; empty for pyvmm
-    engine: str = "kernel"
 
 
 CONTENDERS = (
@@ -76,23 +79,14 @@ def prepare() -> dict[str, str]:
         return driver_image.prepare("disk", KERNEL, INIT, modules, {"bin/disk_bench": built.read_bytes()})
 
 
-def command(contender: Contender, facts: dict[str, str], file: str, seconds: float) -> list[str]:
+def command(contender: Contender, facts: dict[str, str], file: str, options: argparse.Namespace) -> list[str]:
     """Return the command line of one run."""
-    words = f"bench.modules={facts[contender.name]} bench.disk={contender.disk} bench.seconds={seconds}"
+    words = f"bench.modules={facts[contender.name]} bench.disk={contender.disk} bench.mib={options.mib}"
     if not contender.device:
         return [
-            *(sys.executable, "-m", "pyvmm.cli.main", "run", "--host", "auto", "--hyperv", contender.engine),
-            *(
-                "--kernel",
-                facts["vmlinux"],
-                "--initrd",
-                facts["initrd"],
-                "-m",
-                "256M",
-                "--disk",
-                f"{file},format=raw",
-            ),
-            *("--append", words, "--no-reboot"),
+            *(sys.executable, "-m", "pyvmm.cli.main", "run", "--host", "auto", "--hyperv", options.engine),
+            *("--kernel", facts["vmlinux"], "--initrd", facts["initrd"], "-m", "256M"),
+            *("--disk", f"{file},format=raw", "--append", words, "--no-reboot"),
         ]
     return [
         *(facts["program"], *json.loads(facts["options"]), *QEMU_COMMON, *QEMU_CONSOLE, "-M", "pc", "-cpu", "host"),
@@ -103,32 +97,63 @@ def command(contender: Contender, facts: dict[str, str], file: str, seconds: flo
     ]
 
 
-def run(contender: Contender, facts: dict[str, str], file: str, seconds: float) -> Results:
-    """Boot a guest that measures. Raises RuntimeError if it brings nothing."""
+def run(contender: Contender, facts: dict[str, str], file: str, options: argparse.Namespace) -> None:
+    """Boot a guest that measures, and print what it says. Raises RuntimeError if it brings too little."""
     environment = os.environ | json.loads(facts["environment"]) if contender.device else dict(os.environ)
-    done = subprocess.run(
-        command(contender, facts, file, seconds),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=LIMIT,
-        env=environment,
-    )
+    print(f"contender {contender.name}", flush=True)
+    with tempfile.TemporaryFile("w+") as errors:
+        guest = subprocess.Popen(
+            command(contender, facts, file, options),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            env=environment,
+        )
+        assert guest.stdout is not None
+        limit = threading.Timer(LIMIT, guest.kill)
+        limit.start()
+        found, others = 0, ""
+        for line in guest.stdout:
+            if line.startswith(("BEGIN", "RESULT ")):
+                print(line.strip(), flush=True)
+                found += line.startswith("RESULT")
+            else:
+                others += line
+        guest.wait()
+        limit.cancel()
+        errors.seek(0)
+        if found != 24:
+            raise RuntimeError(f"{contender.name}: {found} results; {others[-500:]} {errors.read()[-1500:]}")
+
+
+def collect(lines: Iterable[str], processor: Callable[[], float] | None) -> dict[str, list[Results]]:
+    """Read what `run` prints; `processor` is the host's processor time. Return each contender's rounds."""
+    all: dict[str, list[Results]] = {}
     found: Results = {}
-    for line in done.stdout.splitlines():
+    before = 0.0
+    for line in lines:
         words = line.split()
-        if words[:1] == ["RESULT"] and len(words) == 7:
-            found[(words[1], words[2], words[3], words[4])] = float(words[5])
-    if len(found) != 24:
-        raise RuntimeError(f"{contender.name}: {len(found)} results; {done.stdout[-500:]} {done.stderr[-1500:]}")
-    return found
+        if words[:1] == ["contender"]:
+            found = {}
+            all.setdefault(line.strip().partition(" ")[2], []).append(found)
+            print(line, end="", flush=True)
+        elif words[:1] == ["BEGIN"]:
+            before = processor() if processor is not None else 0.0
+        elif words[:1] == ["RESULT"] and len(words) == 7:
+            seconds = processor() - before if processor is not None else float(words[6])
+            size, order, direction, outstanding = words[1:5]
+            found[(size, order, direction, outstanding)] = int(words[5]) * int(size) / seconds / 1e6
+        else:
+            print(line, end="", flush=True)
+    return all
 
 
-def report(label: str, all: dict[str, list[Results]]) -> None:
+def report(label: str, all: dict[str, list[Results]], what: str) -> None:
     """Print medians, and the ratios of pyvmm to each of the others."""
     names = list(all)
-    print(f"\nMB/s, medians; {label}; ratios of {names[0]} to the others")
+    print(f"\nMB a second of {what}, medians; {label}; ratios of {names[0]} to the others")
     print(f"{'':34}" + "".join(f"{name:>15}" for name in names) + "".join(f"{'/ ' + name:>13}" for name in names[1:]))
     ratios: dict[str, list[float]] = {}
     for point in all[names[0]][0]:
@@ -150,32 +175,78 @@ def chosen(parts: Iterable[str]) -> list[Contender]:
     return [each for each in CONTENDERS if not each.device or not parts or any(part in each.name for part in parts)]
 
 
+def measure(options: argparse.Namespace) -> None:
+    """Run the contenders in turns. Where Linux runs."""
+    facts = json.loads(options.facts)
+    file = options.file or "/dev/shm/pyvmm-bench.img"
+    try:
+        for _ in range(options.rounds):
+            for contender in chosen(options.only):
+                with open(file, "wb") as disk:
+                    for _ in range(options.size):
+                        disk.write(os.urandom(1 << 20))
+                run(contender, facts, file, options)
+    finally:
+        if not options.file:
+            os.unlink(file)
+
+
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each of the 24 figures")
+    parser.add_argument("--mib", type=int, default=16, help="of data a figure, or 20 requests a MiB")
     parser.add_argument("--size", type=int, default=64, help="MiB of the file")
     parser.add_argument("--file", help="measure on this file, which is overwritten")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--engine", default="kernel", choices=("kernel", "user"), help="pyvmm's")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="QEMU's with PART in the name")
     parser.add_argument("--facts", help=argparse.SUPPRESS)  # what the outer side found
     options = parser.parse_args()
-    if options.facts is None:
-        return run_where_linux_runs([*sys.argv[1:], "--facts", json.dumps(prepare())], "tests.bench.disk", 1024)
-    facts = json.loads(options.facts)
-    file = options.file or "/dev/shm/pyvmm-bench.img"
-    all: dict[str, list[Results]] = {each.name: [] for each in chosen(options.only)}
-    for turn in range(options.rounds):
-        for contender in chosen(options.only):
-            with open(file, "wb") as disk:
-                for _ in range(options.size):
-                    disk.write(os.urandom(1 << 20))
-            print(f"round {turn + 1}: {contender.name}", flush=True)
-            all[contender.name].append(run(contender, facts, file, options.seconds))
-    if not options.file:
-        os.unlink(file)
-    report(facts["label"], all)
-    return 0
+    if options.facts is not None:
+        measure(options)
+        return 0
+    facts = prepare()
+    argv = [sys.executable, "-m", "tests.bench.disk", *sys.argv[1:], "--facts", json.dumps(facts)]
+    status, all, what = run_and_collect(argv)
+    if all and not status:
+        report(facts["label"], all, what)
+    return status
+
+
+def run_and_collect(argv: list[str]) -> tuple[int, dict[str, list[Results]], str]:
+    """Run the side that measures; return its status, what it found and what kind of time that is in."""
+    from pyvmm.launch.probe import probe
+
+    if inside() or probe().usable:
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            found = collect(child.stdout, None)
+        return child.returncode, found, "the wall"
+    from pyvmm.host.commands import shell_status
+    from pyvmm.host.emulated import EmulatedHost
+
+    all: dict[str, list[Results]] = {}
+    with EmulatedHost.start(memory_mib=1024, progress=print) as host:
+        clock = processor_clock(host._machine.process.pid)
+        ours, theirs = os.pipe()
+
+        def read() -> None:
+            with open(ours, encoding="utf-8", errors="replace") as lines:
+                all.update(collect(lines, lambda: time.clock_gettime(clock)))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            status = shell_status(host.run(argv, stdout=theirs, tty=False, cwd=str(Path(__file__).parents[2])))
+        finally:
+            os.close(theirs)
+            reader.join()
+    return status, all, "the emulated host's processor time"
+
+
+def processor_clock(pid: int) -> int:
+    """Return the clock of another process's processor time, as clock_getcpuclockid(3)."""
+    return ~pid << 3 | 2
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import pack, unpack_from
@@ -232,26 +233,89 @@ class Stuck:
     def try_read(self, views: Any, offset: int) -> bool:
         return False
 
+    try_write = try_read
+
+    def write(self, views: Any, offset: int) -> None:
+        self.begun.set()
+        assert self.let_go.wait(10)
+        self.image.write(views, offset)
+
     def read(self, views: Any, offset: int) -> None:
         self.begun.set()
         assert self.let_go.wait(10)
         self.image.read(views, offset)
 
 
-def test_close_waits_for_reads_so_that_none_stores_anything_later(bench: Bench) -> None:
+def settle(bench: Bench, done: Callable[[], bool]) -> None:
+    """Run the loop until the threads have brought `done`."""
+    until = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < until, "the threads do not end"
+        bench.guest.loop.run()
+        time.sleep(0.0005)
+
+
+def test_unload_waits_for_no_stuck_read_and_it_stores_nothing_later(bench: Bench) -> None:
     disk = bench.disk(content=b"x" * 4096)
     disk.image = stuck = Stuck(disk.image)
     scsi = ScsiGuest(bench.guest, bench.controller)
     pages, descriptor = scsi.share(bytes(4096), 4096)
     scsi.post(srb(read10(0, 8), length=4096, direction=1), type=GPA_DIRECT, descriptor=descriptor)
     assert stuck.begun.wait(10)
-    threading.Timer(0.05, stuck.let_go.set).start()
     bench.guest.unload()
-    assert stuck.let_go.is_set()
+    assert (disk.outstanding, disk.stale) == (1, 1)
     bench.guest.memory.write(pages[0], b"new kernel's")
-    bench.guest.loop.run()
+    stuck.let_go.set()
+    settle(bench, lambda: disk.outstanding == 0)
     assert bench.guest.memory.read(pages[0], 12) == b"new kernel's"
-    assert disk.outstanding == 0
+    assert disk.stale == 0
+
+
+def test_new_driver_s_commands_wait_for_the_old_one_s_stuck_write(bench: Bench) -> None:
+    disk = bench.disk()
+    disk.image = stuck = Stuck(disk.image)
+    scsi = ScsiGuest(bench.guest, bench.controller)
+    _, descriptor = scsi.share(b"o" * 4096, 4096)
+    scsi.post(srb(write10(0, 8), length=4096, direction=0), type=GPA_DIRECT, descriptor=descriptor)
+    assert stuck.begun.wait(10)
+    bench.guest.close()
+    again = ScsiGuest(bench.guest, bench.controller)
+    _, descriptor = again.share(b"n" * 4096, 4096)
+    new = again.post(srb(write10(0, 8), length=4096, direction=0), type=GPA_DIRECT, descriptor=descriptor)
+    assert again.command(TEST_UNIT_READY).ok, "what needs no file is served"
+    assert len(disk.waiting) == 1
+    stuck.let_go.set()
+    assert again.completion(new)[14] == 1
+    assert again.command(read10(0, 8), length=4096).data == b"n" * 4096
+    assert (disk.stale, disk.outstanding) == (0, 0)
+
+
+def test_closed_again_a_waiting_command_is_dropped(bench: Bench) -> None:
+    disk = bench.disk()
+    disk.image = stuck = Stuck(disk.image)
+    for _ in range(3):
+        scsi = ScsiGuest(bench.guest, bench.controller)
+        _, descriptor = scsi.share(b"x" * 4096, 4096)
+        scsi.post(srb(write10(0, 8), length=4096, direction=0), type=GPA_DIRECT, descriptor=descriptor)
+        assert stuck.begun.wait(10)
+        bench.guest.close()
+    assert (disk.outstanding, disk.stale) == (1, 1)
+    stuck.let_go.set()
+    settle(bench, lambda: disk.outstanding == 0)
+
+
+def test_the_same_number_twice_is_two_requests(bench: Bench) -> None:
+    disk = bench.disk()
+    disk.image = stuck = Stuck(disk.image)
+    scsi = ScsiGuest(bench.guest, bench.controller)
+    _, descriptor = scsi.share(None, 4096)
+    number = scsi.post(srb(read10(0, 8), length=4096, direction=1), type=GPA_DIRECT, descriptor=descriptor)
+    scsi.number -= 1
+    assert scsi.post(srb(read10(0, 16), length=4096, direction=1), type=GPA_DIRECT, descriptor=descriptor) == number
+    assert scsi.completion(number)[14] == 6, "refused: it has too little memory"
+    stuck.let_go.set()
+    assert scsi.completion(number)[14] == 1
+    assert scsi.driver.channel.outstanding == 0
 
 
 def test_requests_of_a_hostile_guest_stay_in_its_ring_past_the_limit(bench: Bench) -> None:
@@ -366,7 +430,7 @@ def test_added_disk_is_announced_and_removed_one_leaves_in_order(bench: Bench) -
     assert scsi.command(FLUSH, lun=1).ok, "a disk that leaves is flushed once more"
     assert not gone
     bench.guest.advance(1)
-    assert gone == ["disk1"]
+    settle(bench, lambda: gone == ["disk1"])
     assert scsi.command(FLUSH, lun=1).srb_status == 0x20
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(added.image.fd)  # type: ignore[attr-defined]
@@ -380,11 +444,11 @@ def test_disk_of_a_guest_that_does_not_look_is_gone_in_time(bench: Bench) -> Non
     bench.guest.advance(24)
     assert not gone
     bench.guest.advance(2)
-    assert gone
+    settle(bench, lambda: bool(gone))
     other = bench.disk()
     bench.guest.unload()
     bench.controller.disks.remove(other, lambda: gone.append(2))
-    assert gone == [1, 2], "without a driver it is gone at once"
+    settle(bench, lambda: gone == [1, 2])  # without a driver it is gone at once
 
 
 def test_controller_is_rescinded_after_its_disks_and_they_come_back_with_it(bench: Bench) -> None:

@@ -284,6 +284,34 @@ def test_requests_for_the_same_work_are_one_until_it_has_run(loop: Loop) -> None
     assert ran == [1, 1]
 
 
+def test_what_a_turn_posts_needs_no_wake_up_and_what_a_thread_posts_does(loop: Loop) -> None:
+    ran: list[str] = []
+    loop.post(lambda: loop.post(ran.append, "in a turn"))
+    loop.step(0)
+    assert not loop._poll.poll(0)
+    loop.step()
+    for name in ("a", "b"):
+        thread = threading.Thread(target=loop.post, args=(ran.append, name))
+        thread.start()
+        thread.join()
+    loop.step()
+    assert ran == ["in a turn", "a", "b"]
+    assert not loop._poll.poll(0)
+
+
+def test_posts_of_many_threads_all_run(loop: Loop) -> None:
+    ran: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: [loop.post(ran.append, 1) for _ in range(500)] and None) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    while len(ran) < 2000:
+        loop.step(5)
+    for thread in threads:
+        thread.join()
+
+
 def test_work_asked_for_while_it_runs_runs_again(loop: Loop) -> None:
     ran: list[int] = []
 

@@ -33,10 +33,6 @@ class Read:
     length: int
     writes: bool = False
 
-    def at_once(self, image: Image, views: list[memoryview]) -> bool:
-        """Do the work if it needs no waiting; return whether it was done. May raise OSError."""
-        return image.try_read(views, self.offset)
-
     def run(self, image: Image, views: list[memoryview]) -> int:
         image.read(views, self.offset)
         return self.length
@@ -50,10 +46,6 @@ class Write:
     length: int
     through: bool = False
     writes: bool = True
-
-    def at_once(self, image: Image, views: list[memoryview]) -> bool:
-        """Do the work if it needs no waiting; return whether it was done. May raise OSError."""
-        return not self.through and image.try_write(views, self.offset)
 
     def run(self, image: Image, views: list[memoryview]) -> int:
         image.write(views, self.offset)

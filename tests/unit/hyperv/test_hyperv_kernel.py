@@ -104,6 +104,9 @@ def test_eom_by_the_resample_eventfd_brings_the_next_message(guest: Guest) -> No
     os.eventfd_write(resample, 1)
     guest.loop.readers[resample]()
     assert guest.memory.read(0x3210, 1) == b"b"
+    assert resample not in guest.loop.readers, "no message waits: an EOI does not wake the loop"
+    guest.engine.post_message(0, 2, 1, b"c", lambda status: None)
+    assert resample in guest.loop.readers
 
 
 def test_a_synic_page_outside_ram_is_not_used(guest: Guest) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyvmm.errors import GuestMemoryError
 from pyvmm.memory import GuestMemory
 from pyvmm.vmbus.packet import Packet, PacketType
-from pyvmm.vmbus.ring import BrokenRing, Ring, RingReader, RingWriter, packet_size
+from pyvmm.vmbus.ring import READ_INDEX, WRITE_INDEX, BrokenRing, Ring, RingReader, RingWriter, packet_size
 from tests.support.fake_ring import MASK, PENDING, READ, WRITE, GuestRing
 
 PAGES = [0x3000, 0x9000, 0x5000, 0x6000]  # header; scattered, then two neighbours
@@ -104,6 +104,22 @@ def test_any_sequence_of_writes_and_reads_round_trips(start: int, steps: list[by
                 if taken:
                     assert taken[0].payload == waiting_out.pop(0)
     assert [p.payload for p in reader.read(99)] == waiting_in
+
+
+@pytest.mark.parametrize("back", [0, 8, 16, 24, 4080, 4096, 9000 & ~7])
+def test_packets_longer_and_shorter_than_what_is_copied_at_once(back: int) -> None:
+    memory = GuestMemory.flat(1 << 20)
+    pages = [0x8000 + 0x2000 * page for page in range(9)]
+    ring = Ring(memory, pages)
+    ring.words[WRITE_INDEX] = ring.words[READ_INDEX] = (ring.size - back) % ring.size
+    writer, reader = RingWriter(Ring(memory, pages)), RingReader(Ring(memory, pages))
+    payloads = [bytes([size % 251]) * size for size in (8, 1496, 5000, 2400, 16, 4096, 4080, 0, 6000)]
+    for number, payload in enumerate(payloads):
+        writer.write(in_band(payload, number))
+    read = [*reader.read(4), *reader.read(99)]
+    assert [packet.transaction_id for packet in read] == list(range(len(payloads)))
+    assert [packet.payload for packet in read] == payloads
+    assert not reader.available()
 
 
 def test_ring_is_never_filled_to_the_last_byte() -> None:
