@@ -8,17 +8,25 @@ A confined machine cannot open files, so a client opens a new disk's file, locks
       getfd {"fdname": "d"}, with the descriptor (SCM_RIGHTS)   ->
       device_add {"driver": "scsi-hd", "file": PATH, "fd": "d", "id": "data"}   ->
                                                                 <-  the guest finds it
+
+For other formats than raw the client starts QEMU's storage daemon and sends its connections instead, `x-nbd`
+{"connections": [names], "line": name, "size": bytes, "flags": of the export}: see `pyvmm.disks.storage_daemon`.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.table import Argument, MonitoredMachine, command
+from pyvmm.disks.nbd import Connection
+from pyvmm.disks.open import adopt_image, open_image
 from pyvmm.disks.spec import DiskSpec, check_id, parse_disk
+from pyvmm.disks.storage_daemon import Served
 from pyvmm.errors import ConfigError
 from pyvmm.qapi import BlockInfo, BlockStats, Empty
 
@@ -74,16 +82,68 @@ def _take(client: object, name: str) -> int:
 
 
 def add_disk(machine: MonitoredMachine, client: object, more: dict[str, Any], id: str) -> None:
-    """Run device_add for a disk: `file`, and `fd` if it was sent; `read-only`, `format`, `serial`, `werror`."""
-    spec, fd_name = _disk_of(more, id)
-    fd = None if fd_name is None else _take(client, fd_name)
-    machine.disks().add(spec, fd)
+    """Run device_add for a disk: `file`, `fd` or `x-nbd` if sent; `read-only`, `format`, `serial`, `werror`."""
+    spec = _disk_of(more, id)
+    if "x-nbd" in more:
+        served = _served(client, more["x-nbd"])
+        if spec.format in (None, "raw"):
+            served.drop()
+            raise ControlError("scsi-hd: x-nbd needs a format other than raw")
+        try:
+            machine.disks().add(spec, served.image)
+        except BaseException:
+            served.drop()
+            raise
+    elif "fd" in more:
+        fd = _take(client, more["fd"])
+        try:
+            machine.disks().add(spec, partial(adopt_image, fd))
+        except BaseException:
+            os.close(fd)
+            raise
+    else:
+        machine.disks().add(spec, open_image)
 
 
-def _disk_of(more: dict[str, Any], id: str) -> tuple[DiskSpec, str | None]:
-    """Return the disk and the name of its descriptor. Raises ControlError, ConfigError."""
+def _served(client: object, given: Any) -> Served:
+    """Return what a client has opened of a storage daemon. Raises ControlError."""
+    kinds: dict[str, Any] = {"connections": list[str], "line": str, "size": int, "flags": int}
+    if not isinstance(given, dict) or set(given) != set(kinds):
+        raise ControlError(f"scsi-hd: x-nbd has {', '.join(kinds)}")
+    for name, value in given.items():
+        Argument(kinds[name]).check(name, value)
+    names: list[Any] = [*given["connections"], given["line"]]
+    size, flags = given["size"], given["flags"]
+    if not 2 <= len(names) <= NAMED_LIMIT or not all(isinstance(each, str) for each in names) or size <= 0:
+        raise ControlError("scsi-hd: x-nbd has no connection, or no size")
+    sockets: list[socket.socket] = []
+    try:
+        for each in names:
+            sockets.append(_take_socket(client, each))
+    except BaseException:
+        for made in sockets:
+            made.close()
+        raise
+    return Served([Connection.shaken(each, size, flags) for each in sockets[:-1]], sockets[-1])
+
+
+def _take_socket(client: object, name: str) -> socket.socket:
+    fd = _take(client, name)
+    try:
+        made = socket.socket(fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise ControlError(f"File descriptor named '{name}' is no socket") from error
+    made.setblocking(True)
+    return made
+
+
+def _disk_of(more: dict[str, Any], id: str) -> DiskSpec:
+    """Return the disk. Raises ControlError, ConfigError."""
     kinds = {"file": str, "fd": str, "read-only": bool, "format": str, "serial": str, "werror": str}
     for name, value in more.items():
+        if name == "x-nbd":
+            continue  # _served checks it
         if name not in kinds:
             raise ControlError(f"Property 'scsi-hd.{name}' not found")
         Argument(kinds[name]).check(name, value)
@@ -97,7 +157,7 @@ def _disk_of(more: dict[str, Any], id: str) -> tuple[DiskSpec, str | None]:
     words += [f"id={id}"] if id else []
     if any("," in word for word in words[1:]):
         raise ConfigError("scsi-hd: a comma in a property")
-    return parse_disk(",".join(words)), more.get("fd")
+    return parse_disk(",".join(words))
 
 
 @command("query-block")

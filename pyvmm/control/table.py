@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, get_origin
 
 from pyvmm.control.errors import CommandNotFound, ControlError, DeviceNotActive, DeviceNotFound
 from pyvmm.cover_sites import Place
+from pyvmm.disks.image import Image
 from pyvmm.disks.spec import DiskSpec
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError, PyvmmError
 from pyvmm.qapi import (
@@ -90,7 +91,7 @@ class Integration(Protocol):
 class HotDisks(Protocol):
     """The disks of a machine (pyvmm.machine.disks) as the monitor uses them."""
 
-    def add(self, spec: DiskSpec, fd: int | None) -> None:
+    def add(self, spec: DiskSpec, open: Callable[[DiskSpec], Image]) -> None:
         """Add a disk; `fd` is its open file, or None to open it. Raises ConfigError."""
 
     def resize(self, id: str, size: int) -> None:

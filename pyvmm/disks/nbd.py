@@ -56,6 +56,13 @@ class Connection:
         except OSError as error:
             raise HostError(f"the storage daemon ended the connection: {error}") from error
 
+    @classmethod
+    def shaken(cls, connected: socket.socket, size: int, flags: int) -> Connection:
+        """Return a connection whose handshake another process has done, with what it was told."""
+        made = cls.__new__(cls)
+        made._socket, made._cookie, made.size, made.flags = connected, 0, size, flags
+        return made
+
     def _shake_hands(self, name: str) -> None:
         magic, option_magic, flags = unpack(">8s8sH", self._take(18))
         if (magic, option_magic) != (_MAGIC, _OPTION_MAGIC) or not flags & _FIXED_NEWSTYLE:
@@ -111,6 +118,14 @@ class Connection:
         if size:
             self._fill([memoryview(data)])
         return bytes(data)
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._socket.fileno()
+
+    def drop(self) -> None:
+        """Close the socket. Harmless twice."""
+        self._socket.close()
 
     def close(self) -> None:
         """End the connection."""

@@ -10,7 +10,7 @@ import stat
 from pyvmm.disks.image import Image
 from pyvmm.disks.lock import lock_image
 from pyvmm.disks.raw import RawImage
-from pyvmm.disks.spec import DiskSpec
+from pyvmm.disks.spec import PROGRAM, DiskSpec
 from pyvmm.errors import ConfigError
 
 MAGICS = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"<<< Oracle": "vdi"}
@@ -29,9 +29,7 @@ def open_image(spec: DiskSpec) -> Image:
 def adopt_image(fd: int, spec: DiskSpec) -> Image:
     """Return the image of an open file, which its opener has locked. Raises ConfigError; `fd` is open then."""
     if spec.format not in (None, "raw"):
-        raise ConfigError(
-            f"{spec.path}: format={spec.format} cannot be added to a running machine; start it with --disk"
-        )
+        raise ConfigError(f"{spec.path}: format={spec.format} is served by {PROGRAM}: send its connections (x-nbd)")
     check_file(fd, spec)
     writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
     if not writable and not spec.read_only:

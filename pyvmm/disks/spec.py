@@ -15,6 +15,9 @@ Format = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
 ErrorPolicy = Literal["report", "stop", "enospc"]
 """What an error of writing does: the guest sees it; the machine pauses; it pauses for want of space, else report."""
 
+PROGRAM = "qemu-storage-daemon"
+"""What serves images of other formats than raw."""
+
 FORMATS = get_args(Format)
 POLICIES = get_args(ErrorPolicy)
 

@@ -1,12 +1,13 @@
 """Images of other formats than raw, through QEMU's storage daemon: a process of its own that serves one over NBD.
 
     pyvmm --NBD, 8 connections--> qemu-storage-daemon --> image.qcow2
-          --QMP, a socket pair-->
+          --the line, a socket pair--> sh, which ends the daemon when the line ends
 
 NBD, and not the daemon's FUSE or vhost-user exports: it needs no root, no kernel modules and no shared guest memory,
-and a client is 150 lines. The daemon is started before pyvmm is confined, and its sockets are open then. It locks the
-image as QEMU does, and is told to end by QMP, as a confined process may not send signals; if pyvmm is killed the
-kernel sends it SIGTERM, at which it closes the image in order.
+and a client is 150 lines. A confined process can start none: the daemon is there before, or the client that adds a
+disk starts it and sends what it has opened (`Served`). It locks the image as QEMU does. A confined process may not
+send signals either: it writes to the line, or ends, and the shell at the other end sends SIGTERM, at which the daemon
+closes the image in order.
 """
 
 from __future__ import annotations
@@ -16,18 +17,15 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 
-from pyvmm.client.qmp import Client
 from pyvmm.disks.nbd import Connection, NbdImage
-from pyvmm.disks.spec import DiskSpec
+from pyvmm.disks.spec import PROGRAM, DiskSpec
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.paths import runtime_folder
-from pyvmm.process import kill_with_parent
 
-PROGRAM = "qemu-storage-daemon"
 CONNECTIONS = 8
 """As many as the device has threads."""
 START_LIMIT = 60.0
@@ -35,46 +33,91 @@ START_LIMIT = 60.0
 END_LIMIT = 20.0
 """Seconds in which it must have written back what it holds and ended."""
 
+KEEPER = (
+    'exec 3<&0 </dev/null; "$@" 3<&- & daemon=$!; { read line <&3; kill $daemon; } 2>/dev/null & reader=$!;'
+    " exec 3<&-; wait $daemon; status=$?; kill $reader 2>/dev/null; exit $status"
+)
+"""Runs the daemon until a line, or the end, comes on its standard input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An image that a daemon serves: connections after their handshake, and the line. `pid`: of the shell, if it is a
+    child of this process.
+    """
+
+    connections: list[Connection]
+    line: socket.socket
+    pid: int | None = None
+
+    def image(self, spec: DiskSpec) -> NbdImage:
+        """Return the image; closing it ends the daemon."""
+        return NbdImage(self.connections, spec.path, str(spec.format), self.end)
+
+    def end(self) -> None:
+        """Have the daemon close the image, and wait for its end."""
+        with contextlib.suppress(OSError):
+            self.line.settimeout(END_LIMIT)
+            self.line.sendall(b"\n")
+            self.line.recv(1)
+        self.drop()
+        if self.pid is not None:
+            _reap(self.pid)
+
+    def drop(self) -> None:
+        """Close all descriptors, and wait for nothing: the daemon ends if no one else has the line."""
+        for each in self.connections:
+            each.drop()
+        self.line.close()
+
 
 def open_with_daemon(spec: DiskSpec) -> NbdImage:
     """Start a storage daemon for an image. Raises ConfigError, HostError."""
+    return start_daemon(spec).image(spec)
+
+
+def start_daemon(spec: DiskSpec) -> Served:
+    """Start a storage daemon for an image and connect to it. Raises ConfigError, HostError."""
     program = shutil.which(PROGRAM)
     if program is None:
         raise ConfigError(f"{spec.path}: format={spec.format} needs {PROGRAM}: apt-get install qemu-system-common")
     if not os.access(spec.path, os.R_OK if spec.read_only else os.R_OK | os.W_OK):
         why = os.strerror(2 if not os.path.exists(spec.path) else 13)
         raise ConfigError(f"{spec.path}: {why}")
-    monitor, theirs = socket.socketpair()
+    line, theirs = socket.socketpair()
+    connections: list[Connection] = []
     with tempfile.TemporaryDirectory(prefix="disk-", dir=runtime_folder()) as folder:
         place = os.path.join(folder, "nbd")
         with open(os.path.join(folder, "errors"), "w+b") as errors, theirs:
-            process = subprocess.Popen(
-                [program, *_options(spec, place, theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                preexec_fn=kill_with_parent(signal.SIGTERM),
-                start_new_session=True,
+            pid = os.posix_spawn(
+                "/bin/sh",
+                ["sh", "-c", KEEPER, "sh", program, *_options(spec, place)],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                    (os.POSIX_SPAWN_DUP2, errors.fileno(), 1),
+                    (os.POSIX_SPAWN_DUP2, errors.fileno(), 2),
+                ],
+                setsid=True,
             )
-            daemon = Daemon(process, monitor)
             try:
-                connections = [Connection(_connect(place, process), "disk") for _ in range(CONNECTIONS)]
+                for _ in range(CONNECTIONS):
+                    connections.append(Connection(_connect(place, pid), "disk"))
             except BaseException as error:
-                daemon.kill()
+                Served(connections, line).drop()
                 errors.seek(0)
                 lines = errors.read().decode(errors="replace").strip().splitlines()
+                _reap(pid)
                 if isinstance(error, HostError) and lines:
                     raise ConfigError(f"{spec.path}: {lines[-1].partition(': ')[2] or lines[-1]}") from error
                 raise
-    return NbdImage(connections, spec.path, str(spec.format), daemon.end)
+    return Served(connections, line, pid)
 
 
-def _options(spec: DiskSpec, place: str, monitor: int) -> list[str]:
+def _options(spec: DiskSpec, place: str) -> list[str]:
     name = os.path.abspath(spec.path).replace(",", ",,")
     read_only, writable = ("on", "off") if spec.read_only else ("off", "on")
     return [
-        *("--chardev", f"socket,id=monitor,fd={monitor}", "--monitor", "chardev=monitor"),
         *("--blockdev", f"driver=file,node-name=file,filename={name},read-only={read_only},discard=unmap"),
         *("--blockdev", f"driver={spec.format},node-name=disk,file=file,read-only={read_only},discard=unmap"),
         *("--nbd-server", f"addr.type=unix,addr.path={place.replace(',', ',,')}"),
@@ -82,7 +125,7 @@ def _options(spec: DiskSpec, place: str, monitor: int) -> list[str]:
     ]
 
 
-def _connect(place: str, process: subprocess.Popen[bytes]) -> socket.socket:
+def _connect(place: str, pid: int) -> socket.socket:
     """Connect to the daemon once it listens. Raises HostError if it ends before."""
     deadline = time.monotonic() + START_LIMIT
     while True:
@@ -92,33 +135,25 @@ def _connect(place: str, process: subprocess.Popen[bytes]) -> socket.socket:
             return made
         except OSError as error:
             made.close()
-            if process.poll() is not None:
-                raise HostError(f"{PROGRAM} ended with status {process.returncode}") from error
+            if _has_ended(pid):
+                raise HostError(f"{PROGRAM} ended") from error
             if time.monotonic() > deadline:
                 raise HostError(f"{PROGRAM} does not serve after {START_LIMIT:.0f} s") from error
             time.sleep(0.02)
 
 
-class Daemon:
-    """A storage daemon that runs, and the socket of its monitor."""
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended; its status is kept for `_reap`."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def __init__(self, process: subprocess.Popen[bytes], monitor: socket.socket) -> None:
-        self._process = process
-        self._monitor = monitor
 
-    def end(self) -> None:
-        """Have the daemon close the image and end."""
-        with contextlib.suppress(HostError):
-            Client(PROGRAM, timeout=END_LIMIT, connection=self._monitor).execute("quit")
-        try:
-            self._process.wait(END_LIMIT)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self._monitor.close()
-
-    def kill(self) -> None:
-        """End the daemon at once, where that is allowed: not in a confined process, with whose end it ends."""
-        with contextlib.suppress(PermissionError):
-            self._process.kill()
-            self._process.wait()
-        self._monitor.close()
+def _reap(pid: int) -> None:
+    """Wait for a child whose line is closed; one that does not end is killed, where that is allowed."""
+    deadline = time.monotonic() + END_LIMIT
+    with contextlib.suppress(ChildProcessError):
+        while not _has_ended(pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if not _has_ended(pid):
+            with contextlib.suppress(PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, os.WNOHANG)

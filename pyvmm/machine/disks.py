@@ -5,7 +5,6 @@ config.disks --open_disks--> OpenDisk ... --make_controller--> Controller, a LUN
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,13 @@ from pyvmm import qapi
 from pyvmm.devices.storvsc.controller import Controller
 from pyvmm.devices.storvsc.disk import Disk
 from pyvmm.devices.storvsc.errors import ErrorReports
-from pyvmm.disks.open import adopt_image, open_image
+from pyvmm.disks.open import open_image
 from pyvmm.disks.raw import check_size
 from pyvmm.disks.spec import DiskSpec
 from pyvmm.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pyvmm.disks.image import Image
     from pyvmm.machine.device_set import DeviceSet
@@ -91,22 +90,17 @@ class HotDisks:
         disks = controller.disks.all.values() if controller is not None else ()
         return next((each for each in disks if id in (each.id, path_of(each))), None)
 
-    def add(self, spec: DiskSpec, fd: int | None) -> None:
-        """Add a disk; `fd` is its open, locked file, which is closed on failure. Raises ConfigError, HostError."""
-        try:
-            if spec.id and (self.find(spec.id) is not None or self._devices.has(spec.id)):
-                raise ConfigError(f"Duplicate device ID '{spec.id}'")
+    def add(self, spec: DiskSpec, open: Callable[[DiskSpec], Image]) -> None:
+        """Add a disk, whose image `open` returns. Raises ConfigError, HostError, and what `open` raises."""
+        if spec.id and (self.find(spec.id) is not None or self._devices.has(spec.id)):
+            raise ConfigError(f"Duplicate device ID '{spec.id}'")
+        controller = self._controller()
+        if controller is None:
+            self._devices.add("storvsc", "")
             controller = self._controller()
-            if controller is None:
-                self._devices.add("storvsc", "")
-                controller = self._controller()
-                assert controller is not None
-            lun = controller.disks.free_lun()
-            image = open_image(spec) if fd is None else adopt_image(fd, spec)
-        except BaseException:
-            if fd is not None:
-                os.close(fd)
-            raise
+            assert controller is not None
+        lun = controller.disks.free_lun()
+        image = open(spec)
         taken = [each.id for each in controller.disks.all.values()]
         id = spec.id or choose_ids([*taken, ""])[-1]
         controller.disks.add(Disk(id, image, lun, spec.serial or id, werror=spec.werror))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.disks.open import open_image
 from pyvmm.disks.spec import DiskSpec
 from pyvmm.images.catalog import find_image
 from pyvmm.machine.config import DEFAULT_DEVICES
@@ -50,7 +51,7 @@ def test_disks_are_used_come_and_go_and_survive_a_rescind_and_a_reboot(tmp_path:
         rows = [row for row in guest.machine.monitor.info_vmbus() if row["name"] == "storvsc"]
         assert [(row["state"], row.get("sub-channel")) for row in rows] == [("open", None), ("open", 1)]
         disks = guest.machine.monitor.disks()
-        disks.add(DiskSpec(str(second), id="data"), None)
+        disks.add(DiskSpec(str(second), id="data"), open_image)
         guest.sh("until [ -b /dev/sdb ]; do sleep 0.1; done; umount /m")
         disks.resize("data", 128 * MIB)
         guest.sh("dd if=/dev/sdb of=/dev/null count=1; until grep -q 262144 /sys/block/sdb/size; do sleep 0.1; done")

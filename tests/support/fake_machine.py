@@ -15,6 +15,8 @@ from typing import Any
 
 from pyvmm.control.server import ControlServer
 from pyvmm.cover_sites import pack_hits
+from pyvmm.disks.image import Image
+from pyvmm.disks.open import open_image
 from pyvmm.disks.spec import DiskSpec
 from pyvmm.errors import ConfigError, HostError, NotActiveError, NotFoundError, PyvmmError
 from pyvmm.images.session_program import session_program
@@ -84,15 +86,19 @@ class FakeDisks:
     def __init__(self, machine: FakeMachine) -> None:
         self.machine = machine
 
-    def add(self, spec: DiskSpec, fd: int | None) -> None:
+    def add(self, spec: DiskSpec, open: Callable[[DiskSpec], Image]) -> None:
         rows = self.machine.block
-        size = 0 if fd is None else os.lseek(fd, 0, os.SEEK_END)
-        if fd is not None:
-            os.close(fd)
         if spec.id in [row["device"] for row in rows]:
             raise ConfigError(f"Duplicate device ID '{spec.id}'")
-        self.machine.calls.append(f"add_disk {spec} {'sent' if fd is not None else 'by path'}")
-        inserted = {"image": {"virtual-size": size}, "drv": "raw", "ro": spec.read_only, "file": spec.path}
+        image = open(spec)
+        self.machine.calls.append(f"add_disk {spec} {'by path' if open is open_image else 'sent'}")
+        inserted = {
+            "image": {"virtual-size": image.size},
+            "drv": image.format,
+            "ro": spec.read_only,
+            "file": spec.path,
+        }
+        image.close()
         id = spec.id or f"disk{len(rows)}"
         rows.append({"device": id, "inserted": inserted, "io-status": "ok", "x-lun": len(rows), "x-state": "present"})
 

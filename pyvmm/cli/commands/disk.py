@@ -112,16 +112,10 @@ def add(words: tuple[str, ...], name: str | None, socket: Path | None) -> None:
     """
     given, (text,) = _split(words, "FILE[,ro][,id=ID]...", 1)
     spec: DiskSpec = DiskType().convert(text, None, None)
-    from pyvmm.disks.open import open_locked
-
     with connect(find(given, name, socket)) as client:
         before = {row["device"] for row in client.execute("query-block")}
-        fd = open_locked(spec)
-        try:
-            client.execute("getfd", {"fdname": "disk"}, file=fd)
-        finally:
-            os.close(fd)
-        client.execute("device_add", _arguments(spec))
+        sent = _send_file(client, spec) if spec.format in (None, "raw") else _send_served(client, spec)
+        client.execute("device_add", _arguments(spec) | sent)
         added = [row for row in client.execute("query-block") if row["device"] not in before]
         opened = _wait_for_driver(client)
     for row in added:
@@ -132,8 +126,41 @@ def add(words: tuple[str, ...], name: str | None, socket: Path | None) -> None:
         )
 
 
+def _send_file(client: Client, spec: DiskSpec) -> dict[str, Any]:
+    """Open and lock a raw image, and send it; return what device_add is told of it."""
+    from pyvmm.disks.open import open_locked
+
+    fd = open_locked(spec)
+    try:
+        client.execute("getfd", {"fdname": "disk"}, file=fd)
+    finally:
+        os.close(fd)
+    return {"fd": "disk"}
+
+
+def _send_served(client: Client, spec: DiskSpec) -> dict[str, Any]:
+    """Start a storage daemon for an image and send its connections; return what device_add is told of them."""
+    from pyvmm.client.qmp import Refused
+    from pyvmm.disks.storage_daemon import start_daemon
+
+    served = start_daemon(spec)
+    names = [f"disk{number}" for number in range(len(served.connections))]
+    size, flags = served.connections[0].size, served.connections[0].flags
+    try:
+        sent = [each.fileno() for each in served.connections]
+        for name, fd in zip([*names, "line"], [*sent, served.line.fileno()], strict=True):
+            client.execute("getfd", {"fdname": name}, file=fd)
+    except Refused as error:
+        raise ConfigError(
+            f"{spec.path}: a {spec.format} image cannot be added in the emulated host: start it with --disk"
+        ) from error
+    finally:
+        served.drop()
+    return {"x-nbd": {"connections": names, "line": "line", "size": size, "flags": flags}}
+
+
 def _arguments(spec: DiskSpec) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"driver": "scsi-hd", "file": os.path.abspath(spec.path), "fd": "disk"}
+    arguments: dict[str, Any] = {"driver": "scsi-hd", "file": os.path.abspath(spec.path)}
     arguments |= {"read-only": True} if spec.read_only else {}
     arguments |= {
         name: value

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ import pytest
 from pyvmm.cli.commands import disk as disk_module
 from pyvmm.client.qmp import Client, Refused
 from pyvmm.client.registry import find
+from pyvmm.disks.spec import PROGRAM
 from tests.support.command_line import Run
 from tests.support.fake_machine import FakeMachine
+from tests.support.qcow2 import make_qcow2
 
 
 @pytest.fixture
@@ -33,6 +38,48 @@ def test_disk_is_opened_here_and_sent_to_the_machine(machine: FakeMachine, pyvmm
     assert machine.calls[-1] == "resize_disk data 2097152"
     assert pyvmm("disk", "remove", "data").status == 0
     assert pyvmm("disk", "list").out == "no disks; `pyvmm disk add FILE` adds one\n"
+
+
+@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
+def test_qcow2_image_is_served_by_a_daemon_whose_connections_are_sent(
+    machine: FakeMachine, pyvmm: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.qcow2"
+    make_qcow2(path, 64 << 20)
+    done = pyvmm("disk", "add", "web", f"{path},format=qcow2,id=data")
+    assert (done.status, done.out) == (0, "data: 64 MiB, LUN 0\n"), done.err
+    assert machine.calls[-1] == f"add_disk {path},format=qcow2,id=data sent"
+    assert machine.block[0]["inserted"]["drv"] == "qcow2"
+    until = time.monotonic() + 10
+    while subprocess.run(["pgrep", "-f", str(path)], capture_output=True).returncode != 1:
+        assert time.monotonic() < until, "the machine closed the image: its daemon ends"
+        time.sleep(0.02)
+    again = pyvmm("disk", "add", "web", f"{path},format=qcow2,id=data")
+    assert (again.status, "Duplicate device ID 'data'" in again.err) == (1, True)
+    bad = pyvmm("disk", "add", "web", f"{tmp_path / 'no'},format=qcow2")
+    assert (bad.status, bad.err.count("\n")) == (1, 1)
+    assert "No such file" in bad.err
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        5,
+        {},
+        {"connections": ["a"], "line": "a", "size": 1},
+        {"connections": [], "line": "a", "size": 512, "flags": 0},
+        {"connections": [1], "line": "a", "size": 512, "flags": 0},
+        {"connections": ["a"], "line": "a", "size": -1, "flags": 0},
+        {"connections": "a", "line": "a", "size": 512, "flags": 0},
+        {"connections": ["none"], "line": "a", "size": 512, "flags": 0},
+        {"connections": ["a"], "line": "a", "size": 512, "flags": 0},
+    ],
+)
+def test_bad_connections_of_a_daemon_are_refused(machine: FakeMachine, image: Path, served: object) -> None:
+    with Client(find("web").socket) as client, open(image, "rb") as file:
+        client.execute("getfd", {"fdname": "a"}, file=file.fileno())  # no socket
+        with pytest.raises(Refused, match=r"x-nbd|Invalid parameter|not found|no socket"):
+            client.execute("device_add", {"driver": "scsi-hd", "file": "x", "format": "qcow2", "x-nbd": served})
 
 
 def test_guest_without_a_driver_is_told_of(
@@ -67,7 +114,7 @@ def test_bad_requests_are_one_line(
 
 def test_descriptors_are_named_used_and_closed(machine: FakeMachine, image: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with Client(find("web").socket) as client, open(image, "rb") as file:
+    with Client(find("web").socket) as client, open(image, "r+b") as file:
         with pytest.raises(Refused, match="No file descriptor supplied via SCM_RIGHTS"):
             client.execute("getfd", {"fdname": "a"})
         for name in ("a", "b", "a"):

@@ -17,9 +17,9 @@ import pytest
 from pyvmm.disks import nbd
 from pyvmm.disks.nbd import Connection, NbdImage
 from pyvmm.disks.open import open_image
-from pyvmm.disks.spec import DiskSpec
-from pyvmm.disks.storage_daemon import PROGRAM
+from pyvmm.disks.spec import PROGRAM, DiskSpec
 from pyvmm.errors import ConfigError, HostError
+from tests.support.qcow2 import make_qcow2
 
 MIB = 1 << 20
 
@@ -112,43 +112,10 @@ def test_ranges_longer_than_a_request_may_be_are_divided(monkeypatch: pytest.Mon
     assert asked == [(4, 512, nbd.LONGEST), (4, 512 + nbd.LONGEST, nbd.LONGEST), (4, 512 + 2 * nbd.LONGEST, 512)]
 
 
-def qcow2(path: Path, size: int) -> None:
-    """Make an image as `qemu-img create -f qcow2` does, with one cluster each of refcounts, their table and L1."""
-    cluster = 1 << 16
-    tables = size // (cluster * (cluster // 8)) + 1
-    head = pack(
-        ">4sIQIIQIIQQIIQQQQII",
-        b"QFI\xfb",
-        3,
-        0,
-        0,
-        16,
-        size,
-        0,
-        tables,
-        3 * cluster,
-        cluster,
-        1,
-        0,
-        0,
-        0,
-        0,
-        0,
-        4,
-        104,
-    )
-    refcounts = pack(">4H", 1, 1, 1, 1)
-    path.write_bytes(
-        head.ljust(cluster, b"\0")
-        + pack(">Q", 2 * cluster).ljust(cluster, b"\0")
-        + refcounts.ljust(2 * cluster, b"\0")
-    )
-
-
 @pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
 def test_qcow2_image_is_read_and_written_through_the_storage_daemon(tmp_path: Path) -> None:
     path = tmp_path / "a,b.qcow2"
-    qcow2(path, 64 * MIB)
+    make_qcow2(path, 64 * MIB)
     image = open_image(DiskSpec(str(path), format="qcow2"))
     assert (image.size, image.read_only, image.format) == (64 * MIB, False, "qcow2")
     data = os.urandom(3 * MIB)
