@@ -45,7 +45,7 @@ class Links:
 
                 passt = Passt(spec, mac)
                 self._passts.append(passt)
-                return PasstLink(self._loop, passt.socket, ", ".join(map(str, spec.forwards)))
+                return PasstLink(self._loop, passt.socket, ", ".join(each.text for each in spec.forwards))
             case "tap":
                 from pyvmm.net.tap import TapLink, open_tap
 

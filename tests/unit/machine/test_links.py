@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -46,15 +46,21 @@ def test_cards_without_links_have_addresses_of_their_own() -> None:
     assert make_card(given).card.mac != make_card(given).card.mac
 
 
+class FakePasst:
+    """A passt that notes what is closed."""
+
+    closed: ClassVar[list[str]] = []
+    socket = SimpleNamespace(
+        fileno=lambda: 0, setblocking=lambda on: None, close=lambda: FakePasst.closed.append("socket")
+    )
+
+    def __init__(self, spec: object, mac: bytes) -> None: ...
+    def close(self) -> None:
+        self.closed.append("passt")
+
+
 def test_a_link_that_cannot_be_opened_closes_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed: list[str] = []
-
-    class FakePasst:
-        socket = SimpleNamespace(fileno=lambda: 0, setblocking=lambda on: None, close=lambda: closed.append("socket"))
-
-        def __init__(self, spec: object, mac: bytes) -> None: ...
-        def close(self) -> None:
-            closed.append("passt")
+    monkeypatch.setattr(FakePasst, "closed", [])
 
     def refuse(name: str) -> int:
         raise ConfigError(f"no {name}")
@@ -64,7 +70,16 @@ def test_a_link_that_cannot_be_opened_closes_those_before(monkeypatch: pytest.Mo
     loop = Loop()
     with pytest.raises(ConfigError, match="no tap7"):
         Links(config("user", "tap=tap7"), loop)
-    assert closed == ["socket", "passt"]
+    assert FakePasst.closed == ["socket", "passt"]
+    loop.close()
+
+
+def test_a_link_shows_its_forwarded_ports_as_the_user_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvmm.net.passt.Passt", FakePasst)
+    loop = Loop()
+    links = Links(config("user,hostfwd=tcp::2222-:22,hostfwd=udp:127.0.0.1:53-:5353"), loop)
+    assert links.open[0][1].place == "tcp::2222-:22, udp:127.0.0.1:53-:5353"
+    links.close()
     loop.close()
 
 
