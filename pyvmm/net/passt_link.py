@@ -1,12 +1,16 @@
-"""The link to passt, which must not see the end of a connection before it has all of the connection's data.
+"""The link to passt, with remedies for two of its faults, at the end and at the beginning of connections.
 
-Source: passt's tcp.c, tcp_data_from_tap(), 2023_03_09 to 2025_01. A segment with FIN and no data is accepted whatever
-its sequence number is. If passt has dropped data before it, as it does while the host's socket is full, it
-acknowledges the end, shuts the socket, and ignores that data when the guest sends it again. The receiver gets the
-beginning of the data and no error. FIN in a segment with data is handled well.
+**A FIN** must not reach it before all of the connection's data. Source: passt's tcp.c, tcp_data_from_tap(),
+2023_03_09 to 2025_01. A segment with FIN and no data is accepted whatever its sequence number is. If passt has
+dropped data before it, as it does while the host's socket is full, it acknowledges the end, shuts the socket, and
+ignores that data when the guest sends it again. The receiver gets the beginning of the data and no error. FIN in a
+segment with data is handled well.
 
     guest --FIN; the data before it is not acknowledged--> kept here
     passt --ACK of all that data--> guest, and the FIN goes to passt
+
+**A RST** from it has the number of an acknowledgement but not the flag ACK (2023_03_09; tcp_send_flag()). Linux
+ignores such an answer to its SYN, so that a connection to a closed port ends after two minutes. The flag is added.
 """
 
 from __future__ import annotations
@@ -22,14 +26,14 @@ CONNECTIONS_LIMIT = 4096
 """Connections whose acknowledged position is known. With more, all are forgotten, and their FINs pass."""
 KEPT_LIMIT = 256
 """FINs kept. What comes beyond is dropped, and the guest repeats it."""
-_FIN, _SYN, _RST = 1, 2, 4
+_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 _TCP, _IPV4, _IPV6 = 6, b"\x08\x00", b"\x86\xdd"
 _LARGEST = 14 + 60 + 60
 """Bytes of a frame of TCP over IP without data."""
 
 
 class PasstLink(StreamLink):
-    """A stream link that keeps a FIN until passt has acknowledged what lies before it.
+    """A stream link that keeps a FIN until passt has acknowledged what lies before it, and completes its RSTs.
 
     A connection is named by the addresses and ports as they lie in passt's frames.
     """
@@ -55,8 +59,11 @@ class PasstLink(StreamLink):
             else:
                 continue
             known[name] = bytes(frame[tcp + 8 : tcp + 12])
+            flags = frame[tcp + 13]
+            if flags == _RST:
+                _acknowledge(frame, tcp)
             if self._kept and name in self._kept:
-                if frame[tcp + 13] & (_SYN | _RST):
+                if flags & (_SYN | _RST):
                     del self._kept[name]
                 else:
                     self._release(name)
@@ -103,6 +110,13 @@ class PasstLink(StreamLink):
     def _covers(self, name: bytes, sequence: int) -> bool:
         """Return whether passt has acknowledged all before `sequence`."""
         return (int.from_bytes(self._acknowledged[name], "big") - sequence) & 0xFFFFFFFF < 1 << 31
+
+
+def _acknowledge(frame: memoryview, tcp: int) -> None:
+    """Add the flag ACK to a segment without it, and to its checksum."""
+    frame[tcp + 13] |= _ACK
+    old = int.from_bytes(frame[tcp + 16 : tcp + 18], "big")
+    frame[tcp + 16 : tcp + 18] = (old - _ACK if old > _ACK else old - _ACK + 0xFFFF).to_bytes(2, "big")
 
 
 def _lone_fin(frame: bytes) -> tuple[bytes, int] | None:

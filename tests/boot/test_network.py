@@ -24,6 +24,8 @@ from tests.support.booted import Booted
 
 pytestmark = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 BLOB = os.urandom(1_000_000)
+UPLOAD = 300_000
+"""Bytes that the guest sends: busybox's nc writes a KiB at a time."""
 DIGEST = hashlib.sha256(BLOB).hexdigest()
 
 
@@ -58,10 +60,10 @@ def fetch(guest: Booted, server: str) -> None:
 
 
 def upload(guest: Booted) -> None:
-    """The file that was fetched arrives outside whole, though the guest closes its side at once and we read late."""
+    """A file arrives outside whole, though the guest closes its side at once and we read late."""
     before = guest.machine.monitor.nets().info()[0]["sent-bytes"]
     with socket.create_server(("127.0.0.1", 0)) as server:
-        guest.send(f"nc 10.0.2.2 {server.getsockname()[1]} </tmp/blob")
+        guest.send(f"head -c {UPLOAD} /tmp/blob | nc 10.0.2.2 {server.getsockname()[1]}")
         server.setblocking(False)
         taken: list[socket.socket] = []
 
@@ -75,7 +77,7 @@ def upload(guest: Booted) -> None:
         guest.until(accepted, 30, "the guest's connection")
     data = bytearray()
     with taken[0] as connection:
-        guest.until(lambda: guest.machine.monitor.nets().info()[0]["sent-bytes"] > before + 200_000, 30, "data")
+        guest.until(lambda: guest.machine.monitor.nets().info()[0]["sent-bytes"] > before + UPLOAD // 2, 30, "data")
         connection.setblocking(False)
 
         def ended() -> bool:
@@ -87,7 +89,7 @@ def upload(guest: Booted) -> None:
             return True
 
         guest.until(ended, 60, "the end of the upload")
-    assert hashlib.sha256(data).hexdigest() == DIGEST
+    assert bytes(data) == BLOB[:UPLOAD]
 
 
 CASES = [("debian-6.1", "kernel", 2), ("debian-6.12", "user", 1), ("debian-7.2", "user", 2)]

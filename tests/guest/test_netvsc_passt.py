@@ -37,6 +37,7 @@ class Connection:
         self.card, self.loop, self.port = card, loop, port
         self.next, self.seen = 1000, 0
         self.data = b""
+        self.refused = False
 
     def send(self, flags: int, data: bytes = b"", *, large: bool = False) -> None:
         """Send a segment; IP's length and the rest of TCP's checksum are the card's if it is `large`."""
@@ -58,7 +59,10 @@ class Connection:
             if frame[12:14] != b"\x08\x00" or frame[23] != 6 or unpack_from(">H", frame, 36) != (PORT,):
                 continue
             sequence, acknowledged, head, flags = unpack_from(">IIBB", frame, 38)
-            assert not flags & RST, "refused"
+            self.refused = bool(flags & RST)
+            if self.refused:
+                assert (flags, acknowledged) == (RST | ACK, self.next)
+                return
             data = frame[34 + (head >> 4) * 4 : 14 + unpack_from(">H", frame, 16)[0]]
             if flags & SYN:
                 self.seen = sequence + 1
@@ -79,28 +83,34 @@ class Connection:
 
 
 @pytest.fixture
-def tcp() -> Iterator[tuple[Connection, socket.socket]]:
-    """An open connection from a guest through passt, and the server's end of it."""
+def closed() -> Iterator[Connection]:
+    """A guest's side of a connection through passt to a port that nothing listens on."""
     loop, guest = Loop(), FakeGuest()
     passt = Passt(parse_net("user"), MAC)
     link = PasstLink(loop, passt.socket)
-    server = socket.create_server(("127.0.0.1", 0))
     try:
         passt.wait()
-        device = Netvsc(link, Card(MAC, "card"))
-        card = NetGuest(guest, cast(FakeLink, link), device=device)
-        made = Connection(card, loop, server.getsockname()[1])
-        made.send(SYN)
-        made.until(lambda: made.seen)
-        made.send(ACK)
-        caller, _ = server.accept()
-        yield made, caller
-        caller.close()
+        card = NetGuest(guest, cast(FakeLink, link), device=Netvsc(link, Card(MAC, "card")))
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            yield Connection(card, loop, unused.getsockname()[1])
     finally:
-        server.close()
         link.close()
         passt.close()
         loop.close()
+
+
+@pytest.fixture
+def tcp(closed: Connection) -> Iterator[tuple[Connection, socket.socket]]:
+    """An open connection, and the server's end of it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed.port = server.getsockname()[1]
+        closed.send(SYN)
+        closed.until(lambda: closed.seen)
+        closed.send(ACK)
+        caller, _ = server.accept()
+        with caller:
+            yield closed, caller
 
 
 def test_a_connection_through_passt_carries_data_both_ways(tcp: tuple[Connection, socket.socket]) -> None:
@@ -133,3 +143,8 @@ def test_data_lost_before_a_fin_still_arrives(tcp: tuple[Connection, socket.sock
     while part := caller.recv(1 << 16):
         got += part
     assert got == b"first second"
+
+
+def test_a_closed_port_refuses_so_that_linux_understands(closed: Connection) -> None:
+    closed.send(SYN)
+    closed.until(lambda: closed.refused)

@@ -1,4 +1,4 @@
-"""The link that keeps the end of a connection until passt has acknowledged its data."""
+"""The link that keeps the end of a connection until passt has acknowledged its data, and completes a reset."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from pyvmm.loop import Loop
 from pyvmm.net import passt_link
+from pyvmm.net.checksum import checksum
 from pyvmm.net.passt_link import PasstLink
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
@@ -107,6 +108,17 @@ def test_a_kept_fin_is_forgotten_with_its_connection(ends: Ends, flags: int) -> 
     ends.passt(900, flags)
     ends.passt(900)
     assert ends.came() == [] and ends.link.kept == 0
+
+
+@pytest.mark.parametrize("sequence", range(0, 1 << 32, 0x0FFFFFF3))
+def test_a_reset_acknowledges_by_its_flag_too(ends: Ends, sequence: int) -> None:
+    frame = bytearray(ends.frame(SERVER, GUEST, sequence, 1001, RST))
+    tcp = 54 if ends.ipv6 else 34
+    frame[tcp + 16 : tcp + 18] = pack(">H", checksum(frame[tcp : tcp + 20]))
+    ends.peer.sendall(pack(">I", len(frame)) + frame)
+    (came,) = ends.link.read()
+    assert came[tcp + 13] == RST | ACK
+    assert checksum(bytes(came[tcp : tcp + 20])) == 0
 
 
 def test_a_repeated_fin_is_kept_once_and_other_connections_do_not_release_it(ends: Ends) -> None:
