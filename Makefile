@@ -37,7 +37,7 @@ TEST_PACKAGES := passt:passt gcc:gcc /usr/include/linux/kvm.h:linux-libc-dev ias
 KERNEL_PACKAGES := gcc:gcc flex:flex bison:bison bc:bc xz:xz-utils /usr/include/gelf.h:libelf-dev \
 	/usr/include/openssl/opensslv.h:libssl-dev
 
-.PHONY: help run book test test-hv cover-hv cover-goals test-kdir quick fuzz setup lint fmt build clean
+.PHONY: help run book reference test test-hv cover-hv cover-goals test-kdir quick fuzz setup lint fmt build clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -75,6 +75,9 @@ fuzz: $(VENV)/.ready ## Fuzz each boundary for MINUTES=2 in all; TARGET=prefix S
 	$(VENV)/bin/python -m tests.fuzz.run --minutes $(MINUTES) --seed $(SEED) $(TARGET:%=--target %) $(KEEP:1=--keep)
 
 setup: $(VENV)/.ready $(STAMPS)/run-packages $(STAMPS)/test-packages $(STAMPS)/images ## Virtual environment, missing Debian packages, guest images
+
+reference: $(VENV)/.ready ## The reference pages of the book, from the declarations in the code
+	$(VENV)/bin/python -m tests.support.reference
 
 book: $(VENV)/.book ## The book as a site in build/book, its excerpts, pictures and links checked
 	$(VENV)/bin/python -m tests.support.book --check

@@ -57,6 +57,7 @@ from pyvmm.devices.balloon.protocol import (
 )
 from pyvmm.devices.balloon.retry import RetrySchedule
 from pyvmm.devices.balloon.states import (
+    TRANSITIONS,
     AwaitCaps,
     AwaitVersion,
     BalloonPausing,
@@ -73,6 +74,7 @@ from pyvmm.devices.balloon.states import (
 )
 from pyvmm.devices.balloon.tuning import Tuning
 from pyvmm.errors import ConfigError, GuestProtocolError, HostError
+from pyvmm.transitions import check
 from pyvmm.vmbus.ring import MAX_PAYLOAD
 
 
@@ -493,6 +495,7 @@ class BalloonMachine:
     def _enter(self, state: State) -> None:
         if trace.state_change.on and state.QEMU_NAME != self.state.QEMU_NAME:
             trace.state_change(state.QEMU_NAME)
+        check(TRANSITIONS, type(self.state), type(state))
         self.state = state
 
     def _trace_posting(self, name: str) -> None:

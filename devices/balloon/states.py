@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pyvmm.devices.balloon.hot_add import Grant
 from pyvmm.devices.balloon.ranges import PageRange
+from pyvmm.transitions import Transitions
 
 
 @dataclass(slots=True)
@@ -147,3 +148,31 @@ State = (
     | HotAddWaiting
     | HotAddPausing
 )
+
+_BOUND: dict[Any, str] = {Closed: "channel closed", AwaitVersion: "channel opened"}
+_PIECES: dict[Any, str] = {
+    BalloonPosting: "target below",
+    UnballoonPosting: "target above, pages out",
+    HotAddPosting: "target above, no pages out",
+}
+_NEW_TARGET = "new target"
+
+TRANSITIONS: Transitions = {
+    Closed: _BOUND,
+    AwaitVersion: {**_BOUND, AwaitCaps: "version taken"},
+    AwaitCaps: {**_BOUND, Idle: "CAPABILITIES"},
+    Idle: {**_BOUND, **_PIECES},
+    BalloonPosting: {**_BOUND, BalloonWaiting: "room in the ring", Idle: f"{_NEW_TARGET}, or no room for long"},
+    BalloonWaiting: {**_BOUND, Idle: "last response, or silence", BalloonPausing: "last response, pages missing"},
+    BalloonPausing: {**_BOUND, Idle: f"later, or {_NEW_TARGET}"},
+    UnballoonPosting: {
+        **_BOUND,
+        UnballoonWaiting: "last message sent",
+        Idle: f"{_NEW_TARGET} before the first message, or no room for long",
+    },
+    UnballoonWaiting: {**_BOUND, Idle: "response, or silence"},
+    HotAddPosting: {**_BOUND, HotAddWaiting: "room in the ring", Idle: f"{_NEW_TARGET}, or no room for long"},
+    HotAddWaiting: {**_BOUND, Idle: "taken, refused, or silence", HotAddPausing: "not now"},
+    HotAddPausing: {**_BOUND, Idle: f"later, or {_NEW_TARGET}"},
+}
+"""At Idle the next piece towards the target is requested at once."""

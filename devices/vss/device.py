@@ -23,6 +23,7 @@ from pyvmm.devices.vss import events as trace
 from pyvmm.devices.vss.protocol import VERSIONS, Operation, VssBody
 from pyvmm.errors import ConfigError
 from pyvmm.loop import Timer
+from pyvmm.transitions import Transitions, check
 from pyvmm.vmbus.channel import Channel
 from pyvmm.vmbus.offer import Offer
 
@@ -33,11 +34,25 @@ Done = Callable[[str], object]
 class State(Enum):
     """What is under way."""
 
-    IDLE = "idle"
-    FREEZING = "freezing"
-    FROZEN = "frozen"
-    ABANDONED = "abandoned"
-    THAWING = "thawing"
+    IDLE = "idle"  # Nothing is frozen.
+    FREEZING = "freezing"  # The guest was asked to freeze; the time limit runs.
+    FROZEN = "frozen"  # The file systems are frozen.
+    ABANDONED = "abandoned"  # Nobody waits for the freeze any more: thaw once it is there.
+    THAWING = "thawing"  # The guest was asked to thaw.
+
+
+_CLOSED = "driver gone"
+TRANSITIONS: Transitions = {
+    State.IDLE: {State.IDLE: _CLOSED, State.FREEZING: "freeze asked for"},
+    State.FREEZING: {
+        State.IDLE: "refused, or driver gone",
+        State.FROZEN: "answer: frozen",
+        State.ABANDONED: "limit reached, or thaw asked for",
+    },
+    State.FROZEN: {State.IDLE: _CLOSED, State.THAWING: "thaw asked for, or limit reached"},
+    State.ABANDONED: {State.IDLE: "answer: not frozen, or driver gone", State.THAWING: "answer: frozen after all"},
+    State.THAWING: {State.IDLE: "answer, or driver gone"},
+}
 
 
 class Vss(IcDevice):
@@ -154,4 +169,5 @@ class Vss(IcDevice):
     def _enter(self, state: State) -> None:
         if trace.state.on and state is not self.state:
             trace.state(self.state.value, state.value)
+        check(TRANSITIONS, self.state, state)
         self.state = state

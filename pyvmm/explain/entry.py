@@ -10,7 +10,7 @@ from pyvmm.bits import BitField, Bits
 from pyvmm.explain import declared
 from pyvmm.explain.declared import Place
 from pyvmm.explain.references import Use, uses
-from pyvmm.wire import Wire
+from pyvmm.wire import Field, Wire, layout
 
 HANDLERS_SHOWN = 6
 """Places listed for one entry; a status is used in many."""
@@ -94,8 +94,17 @@ def fields_of(cls: type[Any]) -> tuple[FieldRow, ...]:
     if issubclass(cls, IntFlag):
         return tuple(FieldRow(_bits_of(flag), flag.name or "", notes.get(flag.name or "", "")) for flag in cls)
     if issubclass(cls, Wire):
-        return tuple(FieldRow(f"+{at}, {size}", name, notes.get(name, "")) for name, at, size in wire_fields(cls))
+        return tuple(
+            FieldRow(f"+{each.offset}, {each.size}", each.name, _meaning(each, notes.get(each.name, "")))
+            for each in layout(cls)
+        )
     return ()
+
+
+def _meaning(each: Field, note: str) -> str:
+    """Return what a field holds: the class that its annotation names, and the comment in its line."""
+    kind = "GUID" if each.guid else each.meaning.__name__ if each.meaning is not None else ""
+    return "; ".join(filter(None, (kind, note)))
 
 
 def _bits(each: BitField) -> str:
@@ -109,18 +118,3 @@ def _bits_of(flag: IntFlag) -> str:
 
 def _range(low: int, width: int) -> str:
     return f"bit {low}" if width == 1 else f"bits {low}-{low + width - 1}"
-
-
-def wire_fields(cls: type[Wire]) -> list[tuple[str, int, int]]:
-    """Return (name, offset, size) of a structure's fields."""
-    from struct import calcsize
-    from typing import get_type_hints
-
-    hints = get_type_hints(cls, include_extras=True)
-    sizes = [calcsize("<" + hints[name].__metadata__[0]) for name in cls._names]
-    at = cls.SIZE - sum(sizes)
-    made = []
-    for name, size in zip(cls._names, sizes, strict=True):
-        made.append((name, at, size))
-        at += size
-    return made

@@ -24,6 +24,7 @@ from uuid import UUID
 from pyvmm.errors import GuestError, GuestProtocolError
 from pyvmm.memory import GuestMemory
 from pyvmm.trace import Event
+from pyvmm.transitions import check
 from pyvmm.vmbus import events as trace
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.channel_table import ChannelTable
@@ -31,6 +32,8 @@ from pyvmm.vmbus.gpadl import WORD_SIZE, Gpadl, GpadlRefused, GpadlTable
 from pyvmm.vmbus.offer import Offer
 from pyvmm.vmbus.protocol import MessageType, Status, Version
 from pyvmm.vmbus.states import (
+    CHANNEL,
+    CONNECTION,
     Action,
     BusConnected,
     ChannelState,
@@ -429,9 +432,11 @@ class Server:
     def _enter(self, state: ConnectionState) -> None:
         if trace.connection_state.on:
             trace.connection_state(self.state.NAME, state.NAME)
+        check(CONNECTION, type(self.state), type(state))
         self.state = state
 
     def _enter_channel(self, channel: ServedChannel, state: ChannelState) -> None:
         if trace.channel_state.on:
             trace.channel_state(channel.relid, channel.offer.name, channel.state.NAME, state.NAME)
+        check(CHANNEL, type(channel.state), type(state))
         channel.state = state

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pyvmm.trace import Event
+from pyvmm.transitions import Transitions
 from pyvmm.vmbus import protocol
 from pyvmm.vmbus.offer import Offer
 
@@ -42,6 +43,14 @@ class Serving:
 
 
 ConnectionState = Disconnected | Contacted | Serving
+
+_LEFT = "INITIATE_CONTACT, UNLOAD or reset"
+CONNECTION: Transitions = {
+    Disconnected: {Disconnected: _LEFT, Contacted: "INITIATE_CONTACT, version served"},
+    Contacted: {Disconnected: _LEFT, Serving: "REQUEST_OFFERS"},
+    Serving: {Disconnected: _LEFT},
+}
+"""A contact resets first, so a served version goes through Disconnected."""
 
 # Channel states
 
@@ -87,6 +96,15 @@ class Rescinded:
 
 
 ChannelState = Hidden | Offered | Opening | Open | Rescinded
+
+CHANNEL: Transitions = {
+    Hidden: {Hidden: _LEFT, Offered: "OFFER sent"},
+    Offered: {Hidden: _LEFT, Opening: "OPEN", Rescinded: "device removed"},
+    Opening: {Hidden: _LEFT, Open: "rings made", Offered: "no rings, or CLOSE", Rescinded: "device removed"},
+    Open: {Hidden: _LEFT, Offered: "CLOSE", Rescinded: "device removed"},
+    Rescinded: {},
+}
+"""A rescinded channel is forgotten at RELID_RELEASED, or when the guest leaves."""
 
 
 @dataclass(slots=True, eq=False)
