@@ -210,8 +210,10 @@ class Hardware:
         """Take these pages of boot RAM away from the guest where the value is true, else the right to write them, and
         give it all others: such accesses exit as MmioRead and MmioWrite.
 
-        The vCPUs must not run. Raises HostError.
+        The vCPUs must not run. Raises HostError, also while a `mapper` has the slots.
         """
+        if self.mapper is not None:
+            raise HostError("a watchpoint and poison both change memory slots: switch poison off")
         for slot in (*_WATCH_SLOTS, *self.boot_ram):
             if slot in self.vm.slots:
                 self.vm.set_memory(slot, 0, 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.vmbus.protocol import GpadlCreated, GpadlTeardown, MessageType, OpenResult
+from pyvmm.vmbus.protocol import GpadlCreated, GpadlHeader, GpadlTeardown, MessageType, OpenResult
 from tests.hv.guest_actions import (
     BALLOON,
     HEARTBEAT,
@@ -18,7 +18,7 @@ from tests.hv.guest_actions import (
     start,
     unbind,
 )
-from tests.hv.outcomes import fault, panics, survives, warns
+from tests.hv.outcomes import fault, oopses, panics, survives, warns
 
 
 def answer_late(vm, withheld):
@@ -94,6 +94,22 @@ def test_event_after_a_refused_gpadl(vm, host, outcome):
     vm.run_for(1)
     host.vmbus.signal(relid)
     outcome(panics("vmbus_isr|hv_begin_read|vmbus_chan_sched"))
+
+
+@fault("new", "GPADL_CREATED says no to a sub-channel of a device that a program drives over uio_hv_generic")
+@pytest.mark.pyvmm(devices="echo-monitored")
+def test_uio_sub_channel_that_does_not_open(vm, host, outcome):
+    vm.run("sleep 1000 <>/dev/uio0 >/dev/null 2>&1 &")  # a program that has the device open
+    vm.until(lambda: vm.vmbus.device("echo-monitored")["state"] == "open", 10, "the program's channel")
+    before = len(host.vmbus.requests(MessageType.GPADL_HEADER))
+    echo = host.device("echo-monitored").offer
+    host.vmbus.offer(echo.type, instance=echo.instance, relid=700, sub_channel=1)
+    request = GpadlHeader.parse(host.vmbus.wait_for(MessageType.GPADL_HEADER, since=before))
+    host.vmbus.gpadl_created(700, request.gpadl, status=0xC0000044)
+    vm.run_for(0.5)
+    start(vm, "printf '\\1\\0\\0\\0' >/dev/uio0")  # it wants interrupts
+    vm.run_for(0.5)
+    outcome(survives(), k6_12=oopses("hv_uio_irqcontrol"))
 
 
 @fault("V2", "OPEN_RESULT says no to the balloon, and no event follows")

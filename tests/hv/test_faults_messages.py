@@ -215,7 +215,10 @@ def test_offers_rescinded_at_once(vm, host, outcome):
     for relid in range(700, 730):
         host.vmbus.offer(NO_DRIVER, relid=relid)
         host.vmbus.rescind(relid)
-    vm.run_for(2)
+    for _ in range(10):  # on a loaded computer the last ones take their time
+        vm.run_for(2)
+        if devices(vm) == before:
+            break
     outcome.shows("devices are left over", devices(vm) != before, only=())
 
 

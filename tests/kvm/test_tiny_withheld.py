@@ -9,6 +9,7 @@ import pytest
 
 from pyvmm.address_map import HOT_ADD_SLOTS, READONLY_SLOTS
 from pyvmm.devices.balloon.ranges import PageRanges
+from pyvmm.errors import HostError
 from pyvmm.kvm import Kvm
 from pyvmm.launch.session import Session
 from pyvmm.machine.config import MachineConfig
@@ -181,6 +182,8 @@ def test_hot_added_memory_is_merged_and_cut_while_pages_are_withheld(kvm: Kvm, t
         withheld.apply(withheld.pages)
         hot_add(bed, SLOT + 1, ADDED + 64 * 4096, 4, backing)
         assert mapped() == 31
+        with pytest.raises(HostError, match="switch poison off"):
+            hardware.protect({AT: True})
         withheld.end()
         assert mapped() == 35
         assert {SLOT, SLOT + 1} <= set(hardware.vm.slots)
