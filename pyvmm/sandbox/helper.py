@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from struct import pack
@@ -20,6 +21,8 @@ from typing import NoReturn
 from pyvmm.loop import Loop
 
 CONNECTED, REFUSED = b"\1", b"\0"
+CLOSING = 1.0
+"""Seconds to wait for a child's end; one that takes longer stays until this process ends."""
 
 Done = Callable[[socket.socket | None], None]
 
@@ -65,11 +68,13 @@ class Helper:
         done(socket.socket(fileno=descriptors[0]) if descriptors else None)
 
     def close(self) -> None:
-        """End the child, soon."""
+        """End the child: at once, or soon if it is busy."""
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._child, os.WNOHANG)
+        limit = time.monotonic() + CLOSING
+        with contextlib.suppress(ChildProcessError):  # in a fork of the process that made it
+            while os.waitpid(self._child, os.WNOHANG) == (0, 0) and time.monotonic() < limit:
+                time.sleep(0.001)
 
 
 def enter_child(machine: socket.socket, descriptor: int | None = None) -> tuple[socket.socket, int]:
