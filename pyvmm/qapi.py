@@ -167,6 +167,16 @@ class KvpInfo(TypedDict):
     refused: dict[str, str]
 
 
+class CardAddresses(TypedDict):
+    """What the guest's daemon tells of a card. `addresses` have their prefix: 10.0.2.15/24."""
+
+    card: str
+    dhcp: bool
+    addresses: list[str]
+    gateways: list[str]
+    dns: list[str]
+
+
 class TraceEventInfo(TypedDict):
     name: str
     fields: list[str]

@@ -9,7 +9,7 @@ A request may stay unanswered for ever, if the daemon ends; then nothing is aske
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 from uuid import UUID
@@ -36,6 +36,11 @@ ENTRIES_LIMIT = 128
 """Entries that are read of each pool of the guest, 1.3 KB of text each."""
 EXTERNAL_LIMIT = 64
 """Values that the host sets in the guest."""
+REQUESTS_LIMIT = 16
+"""Requests about addresses that wait. Linux's daemon runs a script to set some, for 30 s at most."""
+
+Done = Callable[[bytes | None, int], object]
+"""Gets the answer's body and its status; None if the driver or its daemon is gone."""
 
 
 @dataclass(slots=True)
@@ -48,9 +53,13 @@ class Job:
     value: str = ""
     index: int = 0
     found: dict[str, str] = field(default_factory=dict)
+    request: bytes = b""  # GET_IP_INFO and SET_IP_INFO: the whole body
+    done: Done | None = None
 
     def body(self) -> bytes:
         match self.operation:
+            case Operation.GET_IP_INFO | Operation.SET_IP_INFO:
+                return self.request
             case Operation.SET:
                 return build_set(self.pool, self.key, self.value)
             case Operation.DELETE:
@@ -66,6 +75,7 @@ class Kvp(IcDevice):
         "kvp",
         type=UUID("a9a0f4e7-5a45-4d96-b827-8a841e8c03e6"),
         instance=UUID("242ff919-07db-4180-9c2e-b86cb68c8c55"),
+        packet_limit=16384,  # of Linux's buffer; addresses take 7,500
         signal_each=True,
     )
     KIND = IcType.KVP_EXCHANGE
@@ -102,9 +112,19 @@ class Kvp(IcDevice):
         self.refused.pop(key, None)
         self._ask_soon(Job(Operation.DELETE, Pool.EXTERNAL, key))
 
+    def request(self, operation: Operation, body: bytes, done: Done) -> None:
+        """Send a request about addresses, and call `done` once. Raises ConfigError if the daemon does not run."""
+        if not self.ready:
+            raise ConfigError("the guest's hv_kvp_daemon does not answer (yet)")
+        if sum(each.done is not None for each in self._jobs) >= REQUESTS_LIMIT:
+            raise ConfigError(f"{REQUESTS_LIMIT} requests about addresses wait already")
+        self._jobs.appendleft(Job(operation, Pool.EXTERNAL, request=body, done=done))
+        self._ask()
+
     def _ask_soon(self, job: Job) -> None:
         if self.ready:
-            self._jobs = deque(each for each in self._jobs if (each.pool, each.key) != (job.pool, job.key))
+            same = (job.pool, job.key)
+            self._jobs = deque(each for each in self._jobs if each.done is not None or (each.pool, each.key) != same)
             self._jobs.appendleft(job)
             self._ask()
 
@@ -112,9 +132,13 @@ class Kvp(IcDevice):
 
     def closed(self, channel: Channel) -> None:
         super().closed(channel)
+        lost = [job for job in (self._current, *self._jobs) if job is not None and job.done is not None]
         self._current = self._timer = None
         self._jobs.clear()
         self.auto, self.guest, self.refused = {}, {}, {}
+        for job in lost:
+            assert job.done is not None
+            job.done(None, 0)
 
     def agreed(self, link: IcLink) -> None:
         self._jobs.extend(Job(Operation.SET, Pool.AUTO_EXTERNAL, *pair) for pair in self.facts.items())
@@ -156,6 +180,9 @@ class Kvp(IcDevice):
     def _take(self, job: Job, body: bytes, status: int) -> None:
         if trace.answered.on:
             trace.answered(job.operation.name, int(job.pool), job.key or job.index, status)
+        if job.done is not None:
+            job.done(body, status)
+            return
         if job.operation is not Operation.ENUMERATE:
             if status and job.pool is Pool.EXTERNAL and job.key in self.external:
                 self.refused[job.key] = status

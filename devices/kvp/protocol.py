@@ -25,7 +25,7 @@ NO_MORE = 0x80070103
 
 
 class Operation(IntEnum):
-    """KVP_OP_*: what a KVP message is; GET_IP_INFO and SET_IP_INFO are not used.
+    """KVP_OP_*: what a KVP message is.
 
     Source: Linux include/uapi/linux/hyperv.h, enum hv_kvp_exchg_op.
     """
@@ -34,6 +34,8 @@ class Operation(IntEnum):
     SET = 1  # H sets a value.
     DELETE = 2  # H deletes a value.
     ENUMERATE = 3  # H asks for the value with a number.
+    GET_IP_INFO = 4  # H asks for a network card's addresses.
+    SET_IP_INFO = 5  # H sets a network card's addresses.
 
 
 class Pool(IntEnum):
@@ -60,7 +62,7 @@ class ValueType(IntEnum):
 def check_pair(key: str, value: str) -> None:
     """Raise ConfigError for a key or value that no message can hold."""
     for what, text, size in (("key", key, KEY_SIZE), ("value", value, VALUE_SIZE)):
-        if "\0" in text or len(_encode(text)) > size:
+        if "\0" in text or len(encode(text)) > size:
             raise ConfigError(f"a {what} of {len(text)} characters: at most {size // 2 - 1}, without zero bytes")
     if not key:
         raise ConfigError("an empty key: give KEY=VALUE")
@@ -73,7 +75,7 @@ def build_set(pool: Pool, key: str, value: str) -> bytes:
 
 def build_delete(pool: Pool, key: str) -> bytes:
     """Return the body of DELETE."""
-    data = _encode(key)
+    data = encode(key)
     return (pack("<BBHI", Operation.DELETE, pool, 0, len(data)) + data).ljust(BODY_SIZE, b"\0")
 
 
@@ -83,7 +85,7 @@ def build_enumerate(pool: Pool, index: int) -> bytes:
 
 
 def _record(key: str, value: str) -> bytes:
-    key_data, value_data = _encode(key), _encode(value)
+    key_data, value_data = encode(key), encode(value)
     sizes = pack("<III", ValueType.STRING, len(key_data), len(value_data))
     return sizes + key_data.ljust(KEY_SIZE, b"\0") + value_data
 
@@ -97,19 +99,20 @@ def parse_pair(body: bytes) -> tuple[str, str]:
     value = body[start + KEY_SIZE :]
     if key_size > KEY_SIZE or value_size > min(VALUE_SIZE, len(value)):
         raise WireError(f"KVP: a key of {key_size} bytes, a value of {value_size}")
-    key = _decode(body[start : start + key_size])
+    key = decode(body[start : start + key_size])
     match kind:
         case ValueType.STRING:
-            return key, _decode(value[:value_size])
+            return key, decode(value[:value_size])
         case ValueType.U32 | ValueType.U64 | ValueType.U64_WINDOWS if value_size in (4, 8):
             return key, str(int.from_bytes(value[:value_size], "little"))
     raise WireError(f"KVP: a value of type {kind} and {value_size} bytes")
 
 
-def _encode(text: str) -> bytes:
+def encode(text: str) -> bytes:
+    """Return text in UTF-16 with its zero."""
     return text.encode("utf-16-le", "replace") + b"\0\0"
 
 
-def _decode(data: bytes) -> str:
+def decode(data: bytes) -> str:
     """Decode UTF-16 up to its first zero; half characters become U+FFFD."""
     return data[: len(data) & ~1].decode("utf-16-le", "replace").partition("\0")[0]

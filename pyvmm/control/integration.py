@@ -6,12 +6,13 @@ Source: QEMU qapi/ui.json for send-key. The others are pyvmm's own.
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Sequence
 from typing import Any
 
 from pyvmm.control.errors import ControlError
 from pyvmm.control.protocol import DeferredReply
 from pyvmm.control.table import Argument, MonitoredMachine, command
-from pyvmm.qapi import Empty, KvpInfo
+from pyvmm.qapi import CardAddresses, Empty, KvpInfo
 
 FREEZE_SECONDS = 60
 HOLD_MILLISECONDS, LONGEST_HOLD = 100, 60_000
@@ -30,6 +31,50 @@ def kvp_set(machine: MonitoredMachine, key: str, value: str | None = None) -> Em
     """Set a value in the guest, now or when its daemon runs; without `value` delete it."""
     machine.integration.kvp_set(key, value)
     return {}
+
+
+@command("x-kvp-addresses", card=str)
+def kvp_addresses(machine: MonitoredMachine, card: str) -> DeferredReply[CardAddresses]:
+    """Return the addresses of a network card as the guest's daemon tells them."""
+    deferred = DeferredReply[CardAddresses]()
+
+    def done(found: CardAddresses | str) -> None:
+        if isinstance(found, str):
+            deferred.refuse(ControlError(found))
+        else:
+            deferred.resolve(found)
+
+    machine.integration.addresses(card, done)
+    return deferred
+
+
+@command(
+    "x-kvp-set-addresses",
+    card=str,
+    dhcp=Argument(bool, optional=True),
+    addresses=Argument(list[str], optional=True),
+    gateways=Argument(list[str], optional=True),
+    dns=Argument(list[str], optional=True),
+)
+def kvp_set_addresses(
+    machine: MonitoredMachine,
+    card: str,
+    dhcp: bool = False,
+    addresses: Sequence[str] = (),
+    gateways: Sequence[str] = (),
+    dns: Sequence[str] = (),
+) -> DeferredReply[Empty]:
+    """Have the guest's daemon set the addresses (`10.0.2.20/24`) of a network card; the reply is its answer."""
+    deferred, done = _deferred()
+    wanted: CardAddresses = {
+        "card": card,
+        "dhcp": dhcp,
+        "addresses": list(addresses),
+        "gateways": list(gateways),
+        "dns": list(dns),
+    }
+    machine.integration.set_addresses(card, wanted, done)
+    return deferred
 
 
 @command("x-vss-freeze", seconds=Argument(int, optional=True))

@@ -25,6 +25,7 @@ from pyvmm.qapi import (
     BalloonReply,
     BlockInfo,
     BlockStats,
+    CardAddresses,
     CoverInfo,
     FaultInfo,
     GuestFacts,
@@ -63,6 +64,12 @@ class Integration(Protocol):
 
     def kvp_set(self, key: str, value: str | None) -> None:
         """Set a value in the guest, or delete it."""
+
+    def addresses(self, card: str, done: Callable[[CardAddresses | str], object]) -> None:
+        """Ask for a network card's addresses; `done` gets them, or why not. Raises NotFoundError, too."""
+
+    def set_addresses(self, card: str, wanted: CardAddresses, done: Callable[[str], object]) -> None:
+        """Set a network card's addresses; `done` gets "" or why it failed. Raises NotFoundError, too."""
 
     def facts(self) -> GuestFacts | None:
         """Return what the guest tells of itself."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pyvmm.errors import ConfigError
-from pyvmm.qapi import GuestFacts, KvpInfo
+from pyvmm.errors import ConfigError, NotFoundError, WireError
+from pyvmm.qapi import CardAddresses, GuestFacts, KvpInfo
 from pyvmm.vmbus.device import VmbusDevice
 
 if TYPE_CHECKING:
     from pyvmm.devices.fcopy import FileCopy
     from pyvmm.devices.kvp import Kvp
+    from pyvmm.devices.netvsc import Netvsc
     from pyvmm.machine.device_set import DeviceSet
 
 D = TypeVar("D", bound=VmbusDevice)
+
+CARD_NOT_FOUND = 0x80041002
+"""Status of SET_IP_INFO (HV_GUID_NOTFOUND)."""
 
 
 class Integration:
@@ -53,6 +57,55 @@ class Integration:
             self._kvp().delete(key)
         else:
             self._kvp().set(key, value)
+
+    def addresses(self, card: str, done: Callable[[CardAddresses | str], object]) -> None:
+        """Ask for a network card's addresses; `done` gets them, or why not. Raises ConfigError, NotFoundError."""
+        from pyvmm.devices.kvp.addresses import Addresses, build_get
+        from pyvmm.devices.kvp.protocol import Operation
+
+        def answered(body: bytes | None, status: int) -> None:
+            if body is None or status:
+                done(_trouble(status))
+                return
+            try:
+                found = Addresses.parse(body)
+            except WireError as error:
+                done(str(error))
+                return
+            done(
+                {
+                    "card": card,
+                    "dhcp": found.dhcp,
+                    "addresses": found.addresses,
+                    "gateways": found.gateways,
+                    "dns": found.dns,
+                }
+            )
+
+        self._kvp().request(Operation.GET_IP_INFO, build_get(self._card(card).card.address), answered)
+
+    def set_addresses(self, card: str, wanted: CardAddresses, done: Callable[[str], object]) -> None:
+        """Set a network card's addresses; `done` gets "" or why not. Raises ConfigError, NotFoundError."""
+        from pyvmm.devices.kvp.addresses import Addresses
+        from pyvmm.devices.kvp.protocol import Operation
+
+        addresses = Addresses(wanted["dhcp"], wanted["addresses"], wanted["gateways"], wanted["dns"])
+        addresses.check()
+        body = addresses.build_set(self._card(card).offer.instance)
+
+        def answered(body: bytes | None, status: int) -> None:
+            done(_trouble(status) if body is None or status else "")
+
+        self._kvp().request(Operation.SET_IP_INFO, body, answered)
+
+    def _card(self, name: str) -> Netvsc:
+        if "netvsc" in self._devices.kinds:
+            from pyvmm.devices.netvsc import Netvsc
+
+            for each, card in self._devices.of_kind(Netvsc):
+                if each == name:
+                    return card
+        raise NotFoundError(f"Device '{name}' not found")
 
     def facts(self) -> GuestFacts | None:
         """Return what the guest tells of itself; None if it does not."""
@@ -121,3 +174,10 @@ class Integration:
 
         keys = [key_named(each) if isinstance(each, str) else Key(each & 0x7F, each >= 0x80) for each in names]
         self._need(Keyboard, "keyboard").press(keys, hold)
+
+
+def _trouble(status: int) -> str:
+    """Return why the guest's daemon did not do what was asked."""
+    if status == CARD_NOT_FOUND:
+        return "the guest's hv_kvp_daemon finds no such network card: is its driver loaded?"
+    return f"the guest's hv_kvp_daemon failed with {status:#x}" if status else "the guest's hv_kvp_daemon has ended"

@@ -269,7 +269,7 @@ class Vmbus:
         for name, pages in (("guest", action.send_pages), ("host", action.receive_pages)):
             fields: Fields = {"channel": action.channel.offer.name, "relid": action.channel.relid, "ring": name}
             pair[name] = Ring(self.memory, pages, tap=self.taps.index, fields=fields, pair=pair)
-        return RingReader(pair["guest"]), RingWriter(pair["host"])
+        return RingReader(pair["guest"]), RingWriter(pair["host"], action.channel.offer.packet_limit)
 
     def _channel_name(self, relid: int) -> str:
         served = self.server.channels.get(relid)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
+from pyvmm.vmbus.ring import PACKET_LIMIT
+
 
 class ChannelKey(NamedTuple):
     """Identifies a channel on the bus. The channels of one device differ in `sub_channel` alone."""
@@ -35,6 +37,8 @@ class Offer:
     user_defined: bytes = b""  # at most 120 bytes, e.g. a pipe's type
     monitored: bool = False
     """The guest signals the host by a bit in the monitor page, which is polled, in place of a hypercall."""
+    packet_limit: int = PACKET_LIMIT
+    """Bytes of the longest packet that the driver reads, with its header."""
     signal_each: bool = False
     """Signal the guest for every packet, not only for the first in an empty ring. For drivers that take a single
     packet per event (Linux: shutdown, KVP, VSS) where the host may send a second one before that."""

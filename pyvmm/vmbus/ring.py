@@ -268,13 +268,16 @@ class RingReader:
 class RingWriter:
     """The host's end of `ring`, which the guest reads."""
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, packet_limit: int = PACKET_LIMIT) -> None:
         self.ring = ring
         self.size = ring.size
+        self._longest = packet_limit - HEADER_SIZE  # payload
         self._next = ring.index(WRITE_INDEX)  # ours alone: the guest's changes to it are ignored
         self._requested = False
-        self.max_payload = min(MAX_PAYLOAD, (self.size - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7)
-        """The largest payload that fits into the ring: PACKET_LIMIT, or less with one data page (4064)."""
+        self.max_payload = min(self._longest, (self.size - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7)
+        """The largest payload that fits into the ring: that of PACKET_LIMIT, or less with one data page (4064); more
+        for a driver that reads longer packets.
+        """
 
     def _free(self) -> int:
         """Return the free bytes, one of which must stay free."""
@@ -291,7 +294,7 @@ class RingWriter:
 
     def room(self) -> int:
         """Return the largest payload for which there is room now. Raises BrokenRing."""
-        return max(0, min(MAX_PAYLOAD, (self._free() - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7))
+        return max(0, min(self._longest, (self._free() - 1 - HEADER_SIZE - TRAILER_SIZE) & ~7))
 
     def has_room(self, payload_size: int) -> bool:
         """Whether there is room for such a payload now. Raises BrokenRing."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from struct import pack, unpack_from
+from uuid import UUID
 
 import pytest
 
 from pyvmm.devices.kvp import Kvp
-from pyvmm.devices.kvp.device import ENTRIES_LIMIT, EXTERNAL_LIMIT
+from pyvmm.devices.kvp.addresses import BODY_SIZE as ADDRESSES_SIZE
+from pyvmm.devices.kvp.addresses import Addresses, build_get
+from pyvmm.devices.kvp.device import ENTRIES_LIMIT, EXTERNAL_LIMIT, REQUESTS_LIMIT
 from pyvmm.devices.kvp.protocol import BODY_SIZE, NO_MORE, Operation, Pool
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, WireError
 from tests.support.fake_guest import FakeDriver, FakeGuest
 
 
@@ -25,6 +28,7 @@ class Daemon:
         self.pools: dict[int, dict[str, str]] = {pool: {} for pool in Pool}
         self.status = 0
         self.seen: list[str] = []
+        self.addresses = b""  # the body of its answers about them
 
     def serve(self) -> None:
         """Answer all requests that are there, and those that follow."""
@@ -32,6 +36,10 @@ class Daemon:
             self.answer(self.driver.take_bytes())
 
     def answer(self, body: bytes) -> None:
+        if body[0] in (Operation.GET_IP_INFO, Operation.SET_IP_INFO):
+            self.seen.append(f"{Operation(body[0]).name} {body[2:258].decode('utf-16-le').rstrip(chr(0))}")
+            self.driver.answer(self.addresses or body, status=self.status)
+            return
         assert len(body) == BODY_SIZE
         operation, pool = body[0], self.pools[body[1]]
         reply, status = bytearray(body), self.status
@@ -59,7 +67,7 @@ class Daemon:
 
 
 def start(guest: FakeGuest, kvp: Kvp) -> Daemon:
-    daemon = Daemon(guest.open(kvp).accept_versions())
+    daemon = Daemon(guest.open(kvp, ring_pages=4).accept_versions())  # as Linux
     daemon.pools[Pool.AUTO] = {"FullyQualifiedDomainName": "web.example", "OSName": "Debian GNU/Linux"}
     return daemon
 
@@ -192,3 +200,73 @@ def test_numbers_and_odd_text_are_read_as_well_as_can_be(guest: FakeGuest) -> No
     daemon.pools[Pool.AUTO] = {}
     daemon.serve()
     assert kvp.auto == {"u32": "7", "u64": str(1 << 40), "windows": "9", "no nul": "�"}
+
+
+CARD = UUID("f8615163-df3e-46c5-913f-f2d2f965ed0e")
+
+
+def test_a_cards_addresses_are_set_by_its_instance_and_read_by_its_hardware_address(guest: FakeGuest) -> None:
+    kvp = Kvp()
+    daemon = start(guest, kvp)
+    daemon.serve()
+    told: list[tuple[bytes | None, int]] = []
+    wanted = Addresses(False, ["10.0.2.20/24", "fe80::2/64"], ["10.0.2.2"], ["10.0.2.3", "10.0.2.4"])
+    wanted.check()
+    body = wanted.build_set(CARD)
+    assert len(body) == ADDRESSES_SIZE == 7428
+    kvp.request(Operation.SET_IP_INFO, body, lambda *answer: told.append(answer))
+    kvp.request(Operation.GET_IP_INFO, build_get(bytes.fromhex("5254e5b4488b")), lambda *answer: told.append(answer))
+    daemon.addresses = body
+    daemon.serve()
+    assert daemon.seen[-2:] == [f"SET_IP_INFO {{{CARD}}}", "GET_IP_INFO 52:54:E5:B4:48:8B"]
+    assert [status for _, status in told] == [0, 0]
+    answer = told[1][0]
+    assert answer is not None and Addresses.parse(answer) == wanted
+    assert text("10.0.2.20;fe80::2") in body and text("255.255.255.0;ffff:ffff:ffff:ffff::") in body
+
+
+def test_a_daemon_that_ends_or_refuses_answers_each_request_once(guest: FakeGuest) -> None:
+    kvp = Kvp()
+    with pytest.raises(ConfigError, match="does not answer"):
+        kvp.request(Operation.GET_IP_INFO, build_get(bytes(6)), lambda *answer: None)
+    daemon = start(guest, kvp)
+    daemon.serve()
+    told: list[tuple[bytes | None, int]] = []
+    daemon.status = 0x80041002
+    body = Addresses(dhcp=True).build_set(CARD)
+    kvp.request(Operation.SET_IP_INFO, body, lambda *answer: told.append(answer))
+    daemon.serve()
+    assert told[0][1] == 0x80041002
+    for _ in range(REQUESTS_LIMIT + 1):
+        kvp.request(Operation.GET_IP_INFO, build_get(bytes(6)), lambda *answer: told.append(answer))
+    with pytest.raises(ConfigError, match="wait already"):
+        kvp.request(Operation.GET_IP_INFO, build_get(bytes(6)), lambda *answer: told.append(answer))
+    guest.close()
+    assert told[1:] == [(None, 0)] * (REQUESTS_LIMIT + 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Addresses(), "neither an address nor DHCP"),
+        (Addresses(addresses=["10.0.2.20"]), "with its prefix"),
+        (Addresses(addresses=["10.0.2/24"]), "no IP address"),
+        (Addresses(dhcp=True, gateways=["router"]), "no IP address"),
+        (Addresses(dhcp=True, dns=["10.0.0.1/8"]), "no IP address"),
+        (Addresses(addresses=["10.0.2.20/24"] * 200), "more addresses than fit"),
+    ],
+)
+def test_what_is_no_address_is_refused_before_it_is_sent(wanted: Addresses, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        wanted.check()
+
+
+def test_the_guests_nonsense_is_left_out_of_its_addresses() -> None:
+    body = bytearray(Addresses(True, ["10.0.2.15/24"], [], []).build_set(CARD))
+    listed = text("10.0.2.15;fe80::1;x\x1b[2J;10.1.1.1")
+    body[260 : 260 + len(listed)] = listed
+    masks = text("255.255.255.0;/64;1;lots")
+    body[2308 : 2308 + len(masks)] = masks
+    assert Addresses.parse(bytes(body)).addresses == ["10.0.2.15/24", "fe80::1/64", "10.1.1.1"]
+    with pytest.raises(WireError):
+        Addresses.parse(bytes(body[:-1]))

@@ -49,6 +49,14 @@ class FakeIntegration:
         else:
             self.external[key] = value
 
+    def addresses(self, card: str, done: Callable[[Any], object]) -> None:
+        found = {"card": card, "dhcp": True, "addresses": ["10.0.2.15/24"], "gateways": ["10.0.2.2"], "dns": []}
+        done(self.reason or found)
+
+    def set_addresses(self, card: str, wanted: Any, done: Callable[[str], object]) -> None:
+        self.calls.append(f"addresses {card} {wanted}")
+        done(self.reason)
+
     def facts(self) -> dict[str, Any] | None:
         return (
             {"name": "web.example", "os": "Debian 12", "addresses": ["10.0.2.15", "fe80::1"]} if self.ready else None

@@ -9,10 +9,12 @@ from pyvmm.devices.fcopy.protocol import Flag
 from pyvmm.devices.keyboard import Keyboard
 from pyvmm.devices.keyboard.keys import KEYS
 from pyvmm.devices.kvp import Kvp
-from pyvmm.devices.kvp.device import ENTRIES_LIMIT, EXTERNAL_LIMIT
+from pyvmm.devices.kvp.addresses import Addresses, build_get
+from pyvmm.devices.kvp.device import ENTRIES_LIMIT, EXTERNAL_LIMIT, REQUESTS_LIMIT
+from pyvmm.devices.kvp.protocol import Operation
 from pyvmm.devices.vss import Vss
 from pyvmm.devices.vss.device import State
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, WireError
 from tests.fuzz.feed import Feed
 from tests.support.fake_guest import FakeDriver, FakeGuest
 
@@ -35,6 +37,17 @@ def kvp(data: bytes) -> None:
     guest, device = FakeGuest(memory_mib=4), Kvp({"VirtualMachineName": "vm"})
     driver = guest.open(device)
     driver.is_ic = True
+    begun, told = 0, 0
+
+    def answered(body: bytes | None, status: int) -> None:
+        nonlocal told
+        told += 1
+        if body is not None:
+            try:
+                Addresses.parse(body)
+            except WireError:
+                pass
+
     if feed.below(4):
         driver.accept_versions()
     while feed and not driver.channel.broken:
@@ -47,6 +60,12 @@ def kvp(data: bytes) -> None:
                     device.delete(key) if feed.flag() else device.set(key, feed.take(2).decode("latin-1"))
                 except ConfigError:
                     pass
+            case 4:
+                try:
+                    device.request(Operation.GET_IP_INFO, build_get(feed.take(6)), answered)
+                    begun += 1
+                except ConfigError:
+                    pass
             case 2 if feed.below(4) == 0 and len(guest._frames) > 20:
                 guest.close()
                 driver = guest.open(device)
@@ -57,6 +76,7 @@ def kvp(data: bytes) -> None:
             case _:
                 _reply(feed, driver)
     assert len(device.auto) <= ENTRIES_LIMIT and len(device.external) <= EXTERNAL_LIMIT
+    assert told <= begun <= told + REQUESTS_LIMIT + 1, "each request is answered once"
 
 
 def vss(data: bytes) -> None:

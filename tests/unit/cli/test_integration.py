@@ -42,6 +42,25 @@ def test_kvp_refuses_what_is_no_pair(machine: FakeMachine, pyvmm: Run, word: str
     assert found.status in (1, 2) and "give KEY=VALUE" in found.err
 
 
+def test_kvp_shows_and_sets_a_cards_addresses(machine: FakeMachine, pyvmm: Run) -> None:
+    words = "netvsc=10.0.2.20/24,fe80::2/64,gateway=10.0.2.2,dns=10.0.2.3,dns=10.0.2.4"
+    assert pyvmm("kvp", "--set-card", words) == (0, "", "")
+    assert machine.integration.calls == [
+        "addresses netvsc {'card': 'netvsc', 'dhcp': False, 'addresses': ['10.0.2.20/24', 'fe80::2/64'], "
+        "'gateways': ['10.0.2.2'], 'dns': ['10.0.2.3', '10.0.2.4']}"
+    ]
+    shown = pyvmm("kvp", "web", "--set-card", "netvsc=dhcp", "--card", "netvsc").out
+    assert "netvsc by DHCP" in shown and "10.0.2.15/24" in shown and "dns" not in shown
+    machine.integration.reason = "the guest's hv_kvp_daemon has ended"
+    assert "has ended" in pyvmm("kvp", "--card", "netvsc").err
+
+
+@pytest.mark.parametrize("words", ["netvsc", "=dhcp", "netvsc=gateway=", "netvsc=10.0.0.1/8,mask=255.0.0.0"])
+def test_kvp_refuses_what_is_no_configuration(machine: FakeMachine, pyvmm: Run, words: str) -> None:
+    found = pyvmm("kvp", "--set-card", words)
+    assert found.status in (1, 2) and "give CARD=dhcp" in found.err and "\n" not in found.err.strip()
+
+
 # snapshot-disk
 
 

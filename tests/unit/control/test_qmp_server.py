@@ -50,6 +50,8 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
         "x-file-start": {"folder": "/", "file": "x", "size": 2},
         "x-file-write": {"data": "eHg="},
         "x-kvp-set": {"key": "color", "value": "blue"},
+        "x-kvp-addresses": {"card": "netvsc"},
+        "x-kvp-set-addresses": {"card": "netvsc", "dhcp": True},
         "send-key": {"keys": [{"type": "qcode", "data": "a"}]},
         "x-fault-add": {"rule": "eom-lost"},
         "x-fault-remove": {"id": 7},
@@ -100,7 +102,16 @@ def test_the_real_qmp_library_runs_every_command_and_hears_the_events(
     assert replies["balloon"] == {}
     assert events["X_BALLOON_TARGET"]["data"] == {"target": 256 * MIB, "will-reach": 256 * MIB, "reason": ""}
     assert events["BALLOON_CHANGE"]["data"] == {"actual": 256 * MIB}
-    services = ["press ['a'] 0.1", "freeze 60", "thaw", "file / x 2 False False", "write 2", "end"]
+    wanted = "{'card': 'netvsc', 'dhcp': True, 'addresses': [], 'gateways': [], 'dns': []}"
+    services = [
+        f"addresses netvsc {wanted}",
+        "press ['a'] 0.1",
+        "freeze 60",
+        "thaw",
+        "file / x 2 False False",
+        "write 2",
+        "end",
+    ]
     assert [each for each in machine.calls if each not in services] == [
         "resize_disk disk0 1048576",
         "execute true",
