@@ -233,7 +233,7 @@ def inner(arguments: argparse.Namespace) -> int:
             hyperv=arguments.engine,
         )
         began = time.monotonic()
-        with vm:
+        with vm.start():
             vm.wait_ready(BOOT_SECONDS)
             guest = Guest(vm)
             wait = "until ip -4 addr show eth0 | grep -q inet; do sleep 1; done; uname -r; cat /proc/uptime"
