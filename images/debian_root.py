@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ WORDS = "root=/dev/sda rw"
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
+SET_ADDRESSES = Path(__file__).parent / "guest/set-addresses"
+
 PREPARED = (
     'passwd --root "$1" -d root',
     f'echo {NAME} >"$1"/etc/hostname',
@@ -39,6 +42,8 @@ PREPARED = (
     'printf "auto lo\\niface lo inet loopback\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n" '
     '>"$1"/etc/network/interfaces',
     'rm -f "$1"/etc/resolv.conf',  # the host's; DHCP makes one
+    # hv_kvp_daemon sets addresses by it; Debian 12 has none.
+    f'install {shlex.quote(str(SET_ADDRESSES))} "$1"/usr/libexec/hypervkvpd/hv_set_ifconfig',
 )
 """What is done in the new root, which is `$1`."""
 

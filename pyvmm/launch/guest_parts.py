@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyvmm import images
 from pyvmm.devices.echo.protocol import TYPE_GUID
 from pyvmm.images.parts import Part
 from pyvmm.images.programs import Programs
@@ -17,6 +19,13 @@ UIO = Part(
 )
 """Has uio_hv_generic give the echo device's channel to a program as /dev/uio0."""
 
+_SCRIPTS = {
+    "hv_set_ifconfig": (Path(images.__file__).parent / "guest/set-addresses").read_text(),
+    "hv_get_dns_info": """#!/bin/sh\nsed -n 's/^nameserver //p' /etc/resolv.conf\n""",
+    "hv_get_dhcp_info": """#!/bin/sh\n[ -f /run/udhcpc.$1.pid ] && echo Enabled || echo Disabled\n""",
+}
+"""What hv_kvp_daemon calls for the addresses of a network card."""
+
 DAEMONS = Part(
     "daemons",
     programs=(Programs("hyperv-daemons", ("usr/sbin/hv_kvp_daemon", "usr/sbin/hv_vss_daemon"), ("bookworm",)),),
@@ -24,6 +33,7 @@ DAEMONS = Part(
         ("var/lib/hyperv/", ""),
         ("etc/os-release", 'NAME="pyvmm image"\nPRETTY_NAME="pyvmm image"\n'),
         ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 guest\n"),  # hv_kvp_daemon looks the host name up
+        *((f"usr/libexec/hypervkvpd/{name}", text) for name, text in _SCRIPTS.items()),
     ),
     start="""\
 [ -n "$system" ] || hostname guest
