@@ -387,7 +387,7 @@ def sub_channels(guest: Guest) -> str:
 
 def unbound(guest: Guest, name: str) -> str:
     """Unbind the device's driver and bind it again."""
-    instance = next(row["instance"] for row in guest.vm.describe()["vmbus"] if row["name"] == name)
+    instance = next(row["guid"] for row in guest.vm.describe()["vmbus"] if row["name"] == name)
     driver = Path(guest.must(f"readlink {BUS}/devices/{instance}/driver")).name
     guest.must(f"echo {instance} >{BUS}/drivers/{driver}/unbind")
     until("the channel's end", lambda: guest.states()[name] != "open")
