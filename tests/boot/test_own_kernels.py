@@ -18,6 +18,7 @@ from pyvmm.images.kernel_config import missing_options
 from pyvmm.testbed.oracles.log_lines import KNOWN_WARNINGS
 from tests.kernels.build import ROOT
 from tests.support.booted import MIB, Booted
+from tests.support.session_guest import check_share, in_session, serving
 
 TREES = [ROOT / name for name in os.environ["PYVMM_TEST_TREES"].split(os.pathsep)]
 GUESTS = [
@@ -38,7 +39,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Booted]:
 
 
 def boot(folder: Path, engine: str, cpus: int) -> Booted:
-    tree = open_kdir(folder)
+    tree = open_kdir(folder, features=("share",))
     initrd = initrd_for(tree.release, tree.select().modules)
     return Booted(kernel=tree.kernel, initrd=initrd, engine=engine, cpus=cpus, memory=BOOT, max_memory=MAX)
 
@@ -54,6 +55,15 @@ def test_the_engine_runs_with_all_cpus_and_the_bus_works(guest: Booted) -> None:
     assert int(guest.sh("nproc")) == guest.config.cpus
     for service in ("heartbeat", "shutdown", "timesync"):
         assert guest.vmbus.device(service)["state"] == "open"
+
+
+def test_sessions_run_and_a_folder_is_shared(guest: Booted, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert in_session(guest, "echo out; exit 7") == (7, b"out\n", b"")
+    with serving(guest, folder):
+        check_share(guest, folder)
+        in_session(guest, "umount /mnt")
 
 
 def test_memory_goes_out_comes_back_and_grows(guest: Booted) -> None:
