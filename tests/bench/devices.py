@@ -508,6 +508,7 @@ def inner(arguments: argparse.Namespace) -> int:
 
 def machine_options(arguments: argparse.Namespace, share: Path) -> dict[str, object]:
     return {
+        "name": f"devices-{os.getpid()}",
         "image": arguments.image,
         "disk": [f"{share.parent / 'disk.img'},format=raw"],
         "net": ["user"],

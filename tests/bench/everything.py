@@ -224,6 +224,7 @@ def inner(arguments: argparse.Namespace) -> int:
         kernel = {"kdir": arguments.kdir} if arguments.kdir else {"image": arguments.image}
         vm = Machine(
             **kernel,
+            name=f"everything-{os.getpid()}",
             disk=[f"{disk},format=raw,id=root"],
             append="root=/dev/sda rw",
             net="user",
