@@ -39,11 +39,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyvmm.api import Machine
 from pyvmm.client import registry
 from pyvmm.client.session import collect, open_session_at, shell_words
 from pyvmm.images.debian_root import NAME, root_disk
+from pyvmm.launch.build import build_config
+from pyvmm.launch.options import read_keywords
 from tests.bench.boot import run_where_linux_runs
 
 HOST_MIB = 2048
@@ -216,48 +219,48 @@ def check_disk(disk: Path, wanted: str) -> list[str]:
     return wrong
 
 
+def machine_options(arguments: argparse.Namespace, disk: Path) -> dict[str, Any]:
+    kernel = {"kdir": arguments.kdir} if arguments.kdir else {"image": arguments.image}
+    return {
+        **kernel,
+        "name": f"everything-{os.getpid()}",
+        "disk": [f"{disk},format=raw,id=root"],
+        "append": "root=/dev/sda rw",
+        "net": ["user"],
+        "device": ["kvp", "vss"],
+        "memory": "512M,max=1G",
+        "cpus": arguments.cpus,
+        "hyperv": arguments.engine,
+    }
+
+
 def inner(arguments: argparse.Namespace) -> int:
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory(dir=root_disk().parent) as scratch:
-        disk = Path(scratch) / "root.img"
-        subprocess.run(["cp", "--sparse=always", str(root_disk()), str(disk)], check=True)
-        kernel = {"kdir": arguments.kdir} if arguments.kdir else {"image": arguments.image}
-        vm = Machine(
-            **kernel,
-            name=f"everything-{os.getpid()}",
-            disk=[f"{disk},format=raw,id=root"],
-            append="root=/dev/sda rw",
-            net="user",
-            device=["kvp", "vss"],
-            memory="512M,max=1G",
-            cpus=arguments.cpus,
-            hyperv=arguments.engine,
-        )
-        began = time.monotonic()
-        with vm.start():
-            vm.wait_ready(BOOT_SECONDS)
-            guest = Guest(vm)
-            wait = "until ip -4 addr show eth0 | grep -q inet; do sleep 1; done; uname -r; cat /proc/uptime"
-            release, uptime = guest.run(wait, BOOT_SECONDS).splitlines()
-            print(f"Linux {release}, {arguments.engine} engine, {arguments.cpus} vCPUs", flush=True)
-            print(
-                f"networked after {time.monotonic() - began:.0f} s, {uptime.split()[0]} s of the guest's", flush=True
-            )
-            shell(vm.name or "")
-            print("a shell with 33 rows and 111 columns, Ctrl-C, status 3", flush=True)
-            tallies = drive(guest, arguments.seconds)
-            for tally in tallies:
-                print(f"{tally.name}: {tally.rounds} rounds; {', '.join(tally.notes)}", flush=True)
-                wrong += [f"{tally.name}: {each}" for each in tally.wrong]
-            messages = guest.run("dmesg")
-            wrong += [line for line in messages.splitlines() if TROUBLE.search(line)]
-            total = guest.run("sha256sum /var/tmp/file").split()[0]
-            facts = vm.describe()["guest"]
-            print(f"status: {facts}", flush=True)
-            end = vm.shutdown(COMMAND_SECONDS)
-            if end.kind != "poweroff":
-                wrong.append(f"ended by {end.kind}: {end.text}")
-        wrong += check_disk(disk, total)
+    disk = Path(arguments.inner)
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    began = time.monotonic()
+    with Machine(**machine_options(arguments, disk)).start() as vm:
+        vm.wait_ready(BOOT_SECONDS)
+        guest = Guest(vm)
+        wait = "until ip -4 addr show eth0 | grep -q inet; do sleep 1; done; uname -r; cat /proc/uptime"
+        release, uptime = guest.run(wait, BOOT_SECONDS).splitlines()
+        print(f"Linux {release}, {arguments.engine} engine, {arguments.cpus} vCPUs", flush=True)
+        took = time.monotonic() - began
+        print(f"networked after {took:.0f} s, {uptime.split()[0]} s of the guest's", flush=True)
+        shell(vm.name or "")
+        print("a shell with 33 rows and 111 columns, Ctrl-C, status 3", flush=True)
+        tallies = drive(guest, arguments.seconds)
+        for tally in tallies:
+            print(f"{tally.name}: {tally.rounds} rounds; {', '.join(tally.notes)}", flush=True)
+            wrong += [f"{tally.name}: {each}" for each in tally.wrong]
+        messages = guest.run("dmesg")
+        wrong += [line for line in messages.splitlines() if TROUBLE.search(line)]
+        total = guest.run("sha256sum /var/tmp/file").split()[0]
+        print(f"status: {vm.describe()['guest']}", flush=True)
+        end = vm.shutdown(COMMAND_SECONDS)
+        if end.kind != "poweroff":
+            wrong.append(f"ended by {end.kind}: {end.text}")
+    wrong += check_disk(disk, total)
     for line in wrong:
         print(f"WRONG {line}", flush=True)
     print("all as it was" if not wrong else f"{len(wrong)} wrong", flush=True)
@@ -271,14 +274,18 @@ def main() -> int:
     parser.add_argument("--engine", default="kernel", choices=("kernel", "user"))
     parser.add_argument("--cpus", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--inner", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
         return inner(arguments)
     if not root_disk().exists():
         print(f"no disk: pyvmm image build {NAME} --include fio,iperf3", file=sys.stderr)
         return 2
-    return run_where_linux_runs([*sys.argv[1:], "--inner"], "tests.bench.everything", HOST_MIB)
+    with tempfile.TemporaryDirectory(dir=root_disk().parent) as scratch:
+        disk = Path(scratch) / "root.img"
+        subprocess.run(["cp", "--sparse=always", str(root_disk()), str(disk)], check=True)
+        build_config(read_keywords(machine_options(arguments, disk), {}), progress=print)  # not in the emulated host
+        return run_where_linux_runs([*sys.argv[1:], "--inner", str(disk)], "tests.bench.everything", HOST_MIB)
 
 
 if __name__ == "__main__":
