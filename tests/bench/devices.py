@@ -325,6 +325,11 @@ def kvp(guest: Guest) -> str:
     card = guest.command("kvp", guest.vm.name or "", "--card", "netvsc")
     if "10.0.2.15/24" not in card or "10.0.2.2" not in card:
         raise RuntimeError(card)
+    words = "netvsc=10.0.2.15/24,10.9.9.9/24,gateway=10.0.2.2,dns=10.0.2.3"
+    guest.command("kvp", guest.vm.name or "", "--set-card", words)
+    guest.must("ip addr show eth0 | grep -q 10.9.9.9/24 && ip route | grep -q 'default via 10.0.2.2'")
+    guest.command("kvp", guest.vm.name or "", "--set-card", "netvsc=dhcp")
+    until("the lease", lambda: not guest.run("! ip addr | grep -q 10.9.9.9 && ip addr | grep -q 10.0.2.15")[0])
     return " ".join(card.split())
 
 
