@@ -27,7 +27,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from pyvmm.api import Machine
-from pyvmm.client import registry
 from pyvmm.client.session import Session, collect, login_words, open_session_at, shell_words
 from pyvmm.errors import PyvmmError
 from pyvmm.launch.build import build_config
@@ -111,8 +110,7 @@ class Guest:
         self.vm = vm
         self.share = share
         self.port = port
-        assert vm.name is not None
-        self.socket = registry.find(vm.name).socket
+        self.socket = vm._started()[0].socket
         self.stream: threading.Thread | None = None
         self.streamed = 0
 
@@ -319,16 +317,16 @@ def round_trips(guest: Guest) -> str:
 
 
 def kvp(guest: Guest) -> str:
-    guest.command("kvp", guest.vm.name or "", "--set", "color=blue")
+    guest.command("kvp", "--set", "color=blue")
     until("the value", lambda: "blue" in guest.run("tr '\\0' ' ' </var/lib/hyperv/.kvp_pool_0")[1])
-    until("the address", lambda: "10.0.2.15" in guest.command("status", guest.vm.name or ""))
-    card = guest.command("kvp", guest.vm.name or "", "--card", "netvsc")
+    until("the address", lambda: "10.0.2.15" in guest.command("status"))
+    card = guest.command("kvp", "--card", "netvsc")
     if "10.0.2.15/24" not in card or "10.0.2.2" not in card:
         raise RuntimeError(card)
     words = "netvsc=10.0.2.15/24,10.9.9.9/24,gateway=10.0.2.2,dns=10.0.2.3"
-    guest.command("kvp", guest.vm.name or "", "--set-card", words)
+    guest.command("kvp", "--set-card", words)
     guest.must("ip addr show eth0 | grep -q 10.9.9.9/24 && ip route | grep -q 'default via 10.0.2.2'")
-    guest.command("kvp", guest.vm.name or "", "--set-card", "netvsc=dhcp")
+    guest.command("kvp", "--set-card", "netvsc=dhcp")
     until("the lease", lambda: not guest.run("! ip addr | grep -q 10.9.9.9 && ip addr | grep -q 10.0.2.15")[0])
     return " ".join(card.split())
 
@@ -338,7 +336,7 @@ def fcopy(guest: Guest) -> str:
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        guest.command("fcopy", guest.vm.name or "", file.name, "/tmp/from-host/", "--parents")
+        guest.command("fcopy", file.name, "/tmp/from-host/", "--parents")
         guest.must(f"cp /tmp/from-host/{Path(file.name).name} /share/copied")
     if (guest.share / "copied").read_bytes() != data:
         raise RuntimeError("the file differs")
@@ -346,8 +344,8 @@ def fcopy(guest: Guest) -> str:
 
 
 def copied(guest: Guest) -> str:
-    guest.command("cp", f"{guest.vm.name}:/tmp/from-host", str(guest.share))
-    return guest.command("exec", guest.vm.name or "", "uname", "-r").strip()
+    guest.command("cp", ":/tmp/from-host", str(guest.share))
+    return guest.command("exec", "--", "uname", "-r").strip()
 
 
 def keyboard(guest: Guest) -> str:
@@ -502,7 +500,7 @@ def inner(arguments: argparse.Namespace) -> int:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     check = Check(arguments.only)
-    with Machine(**options).start() as vm:  # type: ignore[arg-type]
+    with Machine(**options, process=True).start() as vm:  # type: ignore[arg-type]
         vm.wait_ready(SECONDS)
         guest = Guest(vm, share, server.server_port)
         print(f"Linux {guest.must('uname -r')}, {arguments.engine} engine, {arguments.cpus} vCPUs", flush=True)
@@ -513,7 +511,6 @@ def inner(arguments: argparse.Namespace) -> int:
 
 def machine_options(arguments: argparse.Namespace, share: Path) -> dict[str, object]:
     return {
-        "name": f"devices-{os.getpid()}",
         "image": arguments.image,
         "disk": [f"{share.parent / 'disk.img'},format=raw"],
         "net": ["user"],

@@ -42,7 +42,6 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.api import Machine
-from pyvmm.client import registry
 from pyvmm.client.session import collect, open_session_at, shell_words
 from pyvmm.images.debian_root import NAME, root_disk
 from pyvmm.launch.build import build_config
@@ -80,8 +79,7 @@ class Guest:
 
     def __init__(self, vm: Machine) -> None:
         self.vm = vm
-        assert vm.name is not None
-        self.socket = registry.find(vm.name).socket
+        self.socket = vm._started()[0].socket
 
     def run(self, command: str, seconds: float = COMMAND_SECONDS) -> str:
         """Return the command's output. Raises RuntimeError if it fails."""
@@ -134,12 +132,12 @@ def server(data: bytes) -> Iterator[int]:
         listener.close()
 
 
-def shell(name: str) -> str:
+def shell(monitor: Path) -> str:
     """Run `pyvmm shell` on a terminal of 33 rows and 111 columns, type commands and return what it showed."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "dumb"
-        os.execv(sys.executable, [sys.executable, "-m", "pyvmm", "shell", name])
+        os.execv(sys.executable, [sys.executable, "-m", "pyvmm", "shell", "--socket", str(monitor)])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 33, 111, 0, 0))
     os.write(terminal, b"stty size; tty; sleep 1000\n")
     shown = b""
@@ -223,7 +221,6 @@ def machine_options(arguments: argparse.Namespace, disk: Path) -> dict[str, Any]
     kernel = {"kdir": arguments.kdir} if arguments.kdir else {"image": arguments.image}
     return {
         **kernel,
-        "name": f"everything-{os.getpid()}",
         "disk": [f"{disk},format=raw,id=root"],
         "append": "root=/dev/sda rw",
         "net": ["user"],
@@ -239,7 +236,7 @@ def inner(arguments: argparse.Namespace) -> int:
     disk = Path(arguments.inner)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     began = time.monotonic()
-    with Machine(**machine_options(arguments, disk)).start() as vm:
+    with Machine(**machine_options(arguments, disk), process=True).start() as vm:
         vm.wait_ready(BOOT_SECONDS)
         guest = Guest(vm)
         wait = "until ip -4 addr show eth0 | grep -q inet; do sleep 1; done; uname -r; cat /proc/uptime"
@@ -247,7 +244,7 @@ def inner(arguments: argparse.Namespace) -> int:
         print(f"Linux {release}, {arguments.engine} engine, {arguments.cpus} vCPUs", flush=True)
         took = time.monotonic() - began
         print(f"networked after {took:.0f} s, {uptime.split()[0]} s of the guest's", flush=True)
-        shell(vm.name or "")
+        shell(guest.socket)
         print("a shell with 33 rows and 111 columns, Ctrl-C, status 3", flush=True)
         tallies = drive(guest, arguments.seconds)
         for tally in tallies:
