@@ -53,13 +53,13 @@ BOOT_SECONDS = 240.0
 COMMAND_SECONDS = 240.0
 SIZES = ("256M", "512M", "1G", "384M", "768M")
 """Targets of the balloon in turn; the guest boots with 512 MiB and may grow to 1 GiB."""
-FETCH_MIB = 4
-FILE_MIB = 16
+FETCH_MIB = 2
+FILE_MIB = 8
 TROUBLE = re.compile(
     r"BUG:|WARNING:|Call Trace|Oops|I/O error|EXT4-fs error|blocked for more than|hv_\w+: .*(fail|err)"
 )
 FIO = (
-    "fio --name=mixed --filename=/var/tmp/fio --size=16m --bsrange=4k-64k --rw=randwrite --ioengine=libaio "
+    "fio --name=mixed --filename=/var/tmp/fio --size=8m --bsrange=4k-64k --rw=randwrite --ioengine=libaio "
     "--iodepth=8 --direct=1 --verify=sha256 --verify_fatal=1 --output-format=terse"
 )
 
