@@ -77,7 +77,7 @@ def upload(guest: Booted) -> None:
         guest.until(accepted, 30, "the guest's connection")
     data = bytearray()
     with taken[0] as connection:
-        guest.until(lambda: guest.machine.monitor.nets().info()[0]["sent-bytes"] > before + UPLOAD // 2, 30, "data")
+        guest.until(lambda: guest.machine.monitor.nets().info()[0]["sent-bytes"] > before + UPLOAD // 8, 30, "data")
         connection.setblocking(False)
 
         def ended() -> bool:
