@@ -125,14 +125,14 @@ def plugged_and_unplugged(guest: Booted, server: str) -> None:
     guest.sh("while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
     up = "/etc/pyvmm/net; while ! ip route | grep -q default; do sleep 0.1; done"
     driver, device = "/sys/bus/vmbus/drivers/hv_netvsc", "$(basename $(readlink /sys/class/net/eth0/device))"
-    guest.send(f"while :; do wget -q -O /dev/null {server}; done")
+    guest.send(f"echo $$ >/tmp/loop; while :; do wget -q -O /dev/null {server}; done")
     before = nets.info()[0]["received"]
     guest.until(lambda: guest.machine.monitor.nets().info()[0]["received"] > before, 20, "traffic")
     guest.sh(f"d={device}; echo $d >{driver}/unbind; echo $d >{driver}/bind; {up}")
     guest.machine.monitor.remove_device("netvsc")
     guest.until(lambda: "DEVICE_DELETED" in [name for name, _ in guest.events], 30, "the card's end")
     guest.machine.monitor.add_device("netvsc", "again")
-    guest.sh(f"while [ ! -d /sys/class/net/eth0 ]; do sleep 0.1; done; {up}; kill %1 2>/dev/null; killall wget; true")
+    guest.sh(f"while [ ! -d /sys/class/net/eth0 ]; do sleep 0.1; done; {up}; kill $(cat /tmp/loop); killall wget; true")
     guest.sh("ip link set eth0 mtu 9000; while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
     fetch(guest, server)
     assert guest.machine.monitor.nets().info()[0]["mtu"] == 9000
