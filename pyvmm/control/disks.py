@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -129,13 +130,10 @@ def _served(client: object, given: Any) -> Served:
 
 def _take_socket(client: object, name: str) -> socket.socket:
     fd = _take(client, name)
-    try:
-        made = socket.socket(fileno=fd)
-    except OSError as error:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ControlError(f"File descriptor named '{name}' is no socket") from error
-    made.setblocking(True)
-    return made
+        raise ControlError(f"File descriptor named '{name}' is no socket")
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
 
 
 def _disk_of(more: dict[str, Any], id: str) -> DiskSpec:

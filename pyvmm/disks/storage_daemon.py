@@ -148,12 +148,15 @@ def _has_ended(pid: int) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """Wait for a child whose line is closed; one that does not end is killed, where that is allowed."""
+    """Wait for a child whose line is closed. One that does not end is killed, but by a confined process, which
+    may not, nor call waitid(2).
+    """
     deadline = time.monotonic() + END_LIMIT
     with contextlib.suppress(ChildProcessError):
-        while not _has_ended(pid) and time.monotonic() < deadline:
+        while not os.waitpid(pid, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                with contextlib.suppress(PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                return
             time.sleep(0.005)
-        if not _has_ended(pid):
-            with contextlib.suppress(PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, os.WNOHANG)

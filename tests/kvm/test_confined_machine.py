@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 
 from pyvmm.client.qmp import Client, Disconnected
+from pyvmm.disks.spec import PROGRAM
 from pyvmm.errors import HostError
 from pyvmm.kvm import Kvm
 from pyvmm.sandbox import landlock, seccomp
+from tests.support.qcow2 import make_qcow2
 from tests.support.tiny_kernel import TEXT, vmlinux
 
 pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
@@ -90,6 +93,46 @@ def victim() -> Iterator[int]:
     yield process.pid
     process.kill()
     process.wait()
+
+
+@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
+def test_qcow2_image_is_added_to_a_confined_machine_and_its_daemon_ends_with_it(folder: Path) -> None:
+    for name in ("first", "second", "third"):
+        make_qcow2(folder / f"{name}.qcow2", 64 << 20)
+    first = f"{folder / 'first.qcow2'},format=qcow2"
+    with Running(folder, "--disk", first) as running:
+        client = running.client()
+        for name in ("second", "third"):
+            spec = f"{folder / name}.qcow2,format=qcow2,id={name}"
+            argv = [sys.executable, str(RUN_HERE), "disk", "add", "--socket", str(running.qmp), spec]
+            done = subprocess.run(argv, capture_output=True, text=True)
+            assert f"{name}: 64 MiB" in done.stdout, done.stderr  # then: the tiny guest has no driver
+        rows = client.execute("query-block")
+        assert [row["inserted"]["drv"] for row in rows] == ["qcow2"] * 3
+        client.execute("device_del", {"id": "second"})
+        client.wait_event({"DEVICE_DELETED"}, TIMEOUT)
+        wait(lambda: not daemons(folder / "second.qcow2"), "end of the second's daemon")
+        assert daemons(folder / "first.qcow2") and daemons(folder / "third.qcow2")
+        client.execute("quit")
+        assert running.end() == (0, "")
+        assert not daemons(folder / "first.qcow2"), "its end is waited for"
+        wait(lambda: not daemons(folder / "third.qcow2"), "end of the third's daemon")
+
+
+@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
+def test_daemon_ends_with_a_machine_that_is_killed(folder: Path) -> None:
+    make_qcow2(folder / "disk.qcow2", 64 << 20)
+    with Running(folder, "--disk", f"{folder / 'disk.qcow2'},format=qcow2") as running:
+        running.client()
+        assert daemons(folder / "disk.qcow2")
+        running.process.kill()
+        wait(lambda: not daemons(folder / "disk.qcow2"), "end of the daemon")
+
+
+def daemons(image: Path) -> list[str]:
+    """The processes that serve an image."""
+    found = subprocess.run(["pgrep", "-f", f"filename={image}"], capture_output=True, text=True)
+    return found.stdout.split()
 
 
 def test_no_thread_of_a_confined_machine_can_do_what_an_intruder_would(folder: Path, victim: int) -> None:
