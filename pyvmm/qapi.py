@@ -468,6 +468,7 @@ BlockInfo = TypedDict(
         "x-lun": int,
         "x-serial": str,
         "x-werror": str,
+        "x-rerror": str,
         "x-state": str,
     },
 )

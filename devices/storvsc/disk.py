@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.devices.storvsc.scsi.sense import CAPACITY_CHANGED, Sense
 from pyvmm.devices.storvsc.scsi.work import Discard, Flush, Read, Work, Write
-from pyvmm.disks.spec import ErrorPolicy
+from pyvmm.disks.spec import ErrorPolicy, ReadErrorPolicy
 
 if TYPE_CHECKING:
     from pyvmm.devices.storvsc.request import DiskJob
@@ -64,6 +64,7 @@ class Disk:
     lun: int
     serial: str
     werror: ErrorPolicy = "enospc"
+    rerror: ReadErrorPolicy = "report"
     presence: Presence = Presence.PRESENT
     outstanding: int = 0  # commands in the hands of threads, or waiting for the machine to go on
     stale: int = 0  # those of them whose channel was closed: nothing new may overtake them

@@ -25,7 +25,10 @@ class ErrorReports:
     def stops(self, disk: Disk, work: Work, error: OSError) -> bool:
         """Report an error; return whether the machine was paused for it, and the work is to be done again."""
         no_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        stops = work.writes and (disk.werror == "stop" or (disk.werror == "enospc" and no_space))
+        if work.writes:
+            stops = disk.werror == "stop" or (disk.werror == "enospc" and no_space)
+        else:
+            stops = disk.rerror == "stop"
         if trace.io_error.on:
             trace.io_error(disk.id, str(error), "stop" if stops else "report")
         self._emit(

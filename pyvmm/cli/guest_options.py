@@ -11,7 +11,7 @@ import click
 from pyvmm.cli.commands.completion import complete_event, files_by_ending, kinds_or_file
 from pyvmm.cli.seconds import Seconds
 from pyvmm.cli.words import RepeatableCommand, keep_words
-from pyvmm.disks.spec import FORMATS, POLICIES, DiskSpec, parse_disk
+from pyvmm.disks.spec import FORMATS, POLICIES, READ_POLICIES, DiskSpec, parse_disk
 from pyvmm.errors import ConfigError
 from pyvmm.gdb_place import read_place
 from pyvmm.launch.config_file import FIXED_CONSOLES, load
@@ -243,6 +243,7 @@ def complete_disk(
         "id=",
         "serial=",
         *(f"werror={each}" for each in POLICIES),
+        *(f"rerror={each}" for each in READ_POLICIES),
     )
     taken = {word.partition("=")[0] for word in given.split(",")[1:]}
     left = [word for word in words if word.partition("=")[0] not in taken]

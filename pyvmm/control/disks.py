@@ -83,7 +83,7 @@ def _take(client: object, name: str) -> int:
 
 
 def add_disk(machine: MonitoredMachine, client: object, more: dict[str, Any], id: str) -> None:
-    """Run device_add for a disk: `file`, `fd` or `x-nbd` if sent; `read-only`, `format`, `serial`, `werror`."""
+    """Run device_add for a disk: `file`, `fd` or `x-nbd` if sent; `read-only`, `format`, `serial`, `werror` ..."""
     spec = _disk_of(more, id)
     if "x-nbd" in more:
         served = _served(client, more["x-nbd"])
@@ -138,7 +138,7 @@ def _take_socket(client: object, name: str) -> socket.socket:
 
 def _disk_of(more: dict[str, Any], id: str) -> DiskSpec:
     """Return the disk. Raises ControlError, ConfigError."""
-    kinds = {"file": str, "fd": str, "read-only": bool, "format": str, "serial": str, "werror": str}
+    kinds = {"file": str, "fd": str, "read-only": bool, "format": str, "serial": str, "werror": str, "rerror": str}
     for name, value in more.items():
         if name == "x-nbd":
             continue  # _served checks it
@@ -151,7 +151,7 @@ def _disk_of(more: dict[str, Any], id: str) -> DiskSpec:
         check_id(id)
     words = [str(more["file"]).replace(",", ",,")]
     words += ["ro"] if more.get("read-only") else []
-    words += [f"{name}={more[name]}" for name in ("format", "serial", "werror") if name in more]
+    words += [f"{name}={more[name]}" for name in ("format", "serial", "werror", "rerror") if name in more]
     words += [f"id={id}"] if id else []
     if any("," in word for word in words[1:]):
         raise ConfigError("scsi-hd: a comma in a property")

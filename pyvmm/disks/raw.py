@@ -52,8 +52,8 @@ class RawImage:
             return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
         except BlockingIOError:
             return False
-        except OSError:  # a file system without such reads; or an error that `read` will tell
-            self._reads_at_once = False
+        except OSError as error:  # which `read` will meet again
+            self._reads_at_once = error.errno not in _UNSUPPORTED  # by the file system
             return False
 
     def try_write(self, views: Sequence[memoryview], offset: int) -> bool:
@@ -67,8 +67,8 @@ class RawImage:
             return os.pwritev(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
         except BlockingIOError:
             return False
-        except OSError:
-            self._writes_at_once = False
+        except OSError as error:
+            self._writes_at_once = error.errno not in _UNSUPPORTED
             return False
 
     def read(self, views: Sequence[memoryview], offset: int) -> None:

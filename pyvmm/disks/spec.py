@@ -1,6 +1,7 @@
 """The value of `--disk`: a file and its options, in the manner of QEMU's -drive.
 
-FILE[,ro][,format=raw|qcow2|...][,id=NAME][,serial=TEXT][,werror=report|stop|enospc]        `,,` is a comma in FILE
+FILE[,ro][,format=raw|qcow2|...][,id=NAME][,serial=TEXT][,werror=report|stop|enospc][,rerror=report|stop]
+`,,` is a comma in FILE
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ ErrorPolicy = Literal["report", "stop", "enospc"]
 PROGRAM = "qemu-storage-daemon"
 """What serves images of other formats than raw."""
 
+ReadErrorPolicy = Literal["report", "stop"]
+"""What an error of reading does."""
+
 FORMATS = get_args(Format)
 POLICIES = get_args(ErrorPolicy)
+READ_POLICIES = get_args(ReadErrorPolicy)
 
 _SEPARATOR = re.compile(r"(?<!,)((?:,,)*),(?!,)")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _SERIAL = re.compile(r"[!-+\--~]{1,36}")
-_KEYS = "ro, format=, id=, serial=, werror="
+_KEYS = "ro, format=, id=, serial=, werror=, rerror="
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class DiskSpec:
     id: str = ""
     serial: str = ""
     werror: ErrorPolicy = "enospc"
+    rerror: ReadErrorPolicy = "report"
 
     def __str__(self) -> str:
         """Return the value of `--disk`."""
@@ -46,6 +52,7 @@ class DiskSpec:
         words += [f"id={self.id}"] if self.id else []
         words += [f"serial={self.serial}"] if self.serial else []
         words += [f"werror={self.werror}"] if self.werror != "enospc" else []
+        words += [f"rerror={self.rerror}"] if self.rerror != "report" else []
         return ",".join(words)
 
     def at(self, path: str) -> DiskSpec:
@@ -71,6 +78,9 @@ def parse_disk(text: str) -> DiskSpec:
             case "werror", "=":
                 _check(key, value, value in POLICIES, ", ".join(POLICIES))
                 spec = replace(spec, werror=cast(ErrorPolicy, value))
+            case "rerror", "=":
+                _check(key, value, value in READ_POLICIES, ", ".join(READ_POLICIES))
+                spec = replace(spec, rerror=cast(ReadErrorPolicy, value))
             case "id", "=":
                 check_id(value)
                 spec = replace(spec, id=value)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -34,21 +34,19 @@ END_LIMIT = 20.0
 """Seconds in which it must have written back what it holds and ended."""
 
 KEEPER = (
-    'exec 3<&0 </dev/null; "$@" 3<&- & daemon=$!; { read line <&3; kill $daemon; } 2>/dev/null & reader=$!;'
-    " exec 3<&-; wait $daemon; status=$?; kill $reader 2>/dev/null; exit $status"
+    'exec 3<&0; { "$@" 3<&- & daemon=$!; { read line <&3; kill $daemon; } 2>/dev/null & reader=$!; exec 3<&-;'
+    " wait $daemon; kill $reader 2>/dev/null; } &"
 )
-"""Runs the daemon until a line, or the end, comes on its standard input."""
+"""Runs the daemon until a line, or the end, comes on standard input, as no child of this process, which may end first
+or be unable to wait for it. Its end is that of the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An image that a daemon serves: connections after their handshake, and the line. `pid`: of the shell, if it is a
-    child of this process.
-    """
+    """An image that a daemon serves: connections after their handshake, and the line."""
 
     connections: list[Connection]
     line: socket.socket
-    pid: int | None = None
 
     def image(self, spec: DiskSpec) -> NbdImage:
         """Return the image; closing it ends the daemon."""
@@ -61,8 +59,6 @@ class Served:
             self.line.sendall(b"\n")
             self.line.recv(1)
         self.drop()
-        if self.pid is not None:
-            _reap(self.pid)
 
     def drop(self) -> None:
         """Close all descriptors, and wait for nothing: the daemon ends if no one else has the line."""
@@ -100,18 +96,19 @@ def start_daemon(spec: DiskSpec) -> Served:
                 ],
                 setsid=True,
             )
+            os.waitpid(pid, 0)  # the shell leaves the keeper behind
+            theirs.close()
             try:
                 for _ in range(CONNECTIONS):
-                    connections.append(Connection(_connect(place, pid), "disk"))
+                    connections.append(Connection(_connect(place, line), "disk"))
             except BaseException as error:
                 Served(connections, line).drop()
                 errors.seek(0)
                 lines = errors.read().decode(errors="replace").strip().splitlines()
-                _reap(pid)
                 if isinstance(error, HostError) and lines:
                     raise ConfigError(f"{spec.path}: {lines[-1].partition(': ')[2] or lines[-1]}") from error
                 raise
-    return Served(connections, line, pid)
+    return Served(connections, line)
 
 
 def _options(spec: DiskSpec, place: str) -> list[str]:
@@ -125,7 +122,7 @@ def _options(spec: DiskSpec, place: str) -> list[str]:
     ]
 
 
-def _connect(place: str, pid: int) -> socket.socket:
+def _connect(place: str, line: socket.socket) -> socket.socket:
     """Connect to the daemon once it listens. Raises HostError if it ends before."""
     deadline = time.monotonic() + START_LIMIT
     while True:
@@ -135,28 +132,7 @@ def _connect(place: str, pid: int) -> socket.socket:
             return made
         except OSError as error:
             made.close()
-            if _has_ended(pid):
+            if select.select([line], [], [], 0.02)[0]:
                 raise HostError(f"{PROGRAM} ended") from error
             if time.monotonic() > deadline:
                 raise HostError(f"{PROGRAM} does not serve after {START_LIMIT:.0f} s") from error
-            time.sleep(0.02)
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended; its status is kept for `_reap`."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _reap(pid: int) -> None:
-    """Wait for a child whose line is closed. One that does not end is killed, but by a confined process, which
-    may not, nor call waitid(2).
-    """
-    deadline = time.monotonic() + END_LIMIT
-    with contextlib.suppress(ChildProcessError):
-        while not os.waitpid(pid, os.WNOHANG)[0]:
-            if time.monotonic() > deadline:
-                with contextlib.suppress(PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                return
-            time.sleep(0.005)

@@ -183,7 +183,7 @@ class GuestOptions:
         "A disk: a raw image, a block device, or with format= an image of QEMU's. werror=report|stop|enospc: an "
         "error of writing is the guest's, or pauses the machine; by default if there is no space. Repeatable.",
         parse_disk,
-        metavar="FILE[,ro][,format=F][,id=ID][,serial=S][,werror=W]",
+        metavar="FILE[,ro][,format=F][,id=ID][,serial=S][,werror=W][,rerror=R]",
     )
     net: tuple[NetSpec, ...] = option(
         (),

@@ -70,8 +70,12 @@ def make_controller(parts: Parts) -> Controller:
     reports = ErrorReports(parts.emit, parts.stop_for_error)
     controller = Controller(parts.timers, reports, sub_channels=channels)
     for lun, each in enumerate(parts.disks):
-        controller.disks.add(Disk(each.id, each.image, lun, each.spec.serial or each.id, werror=each.spec.werror))
+        controller.disks.add(_disk(each.id, each.image, lun, each.spec))
     return controller
+
+
+def _disk(id: str, image: Image, lun: int, spec: DiskSpec) -> Disk:
+    return Disk(id, image, lun, spec.serial or id, werror=spec.werror, rerror=spec.rerror)
 
 
 class HotDisks:
@@ -103,7 +107,7 @@ class HotDisks:
         image = open(spec)
         taken = [each.id for each in controller.disks.all.values()]
         id = spec.id or choose_ids([*taken, ""])[-1]
-        controller.disks.add(Disk(id, image, lun, spec.serial or id, werror=spec.werror))
+        controller.disks.add(_disk(id, image, lun, spec))
 
     def remove(self, disk: Disk) -> None:
         """Remove a disk; DEVICE_DELETED is emitted once the guest has let go of it. Raises ConfigError."""
@@ -183,6 +187,7 @@ def _block_info(disk: Disk) -> qapi.BlockInfo:
         "x-lun": disk.lun,
         "x-serial": disk.serial,
         "x-werror": disk.werror,
+        "x-rerror": disk.rerror,
         "x-state": disk.presence.value,
     }
 

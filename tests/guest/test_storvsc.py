@@ -400,6 +400,25 @@ def test_full_disk_stops_the_machine_and_the_write_is_done_when_it_goes_on(
     assert Path(disk.image.path).read_bytes()[:512] == b"y" * 512
 
 
+def test_failed_read_stops_the_machine_if_asked_to_and_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = bench.disk(content=b"r" * 512)
+    disk.rerror = "stop"
+    scsi = ScsiGuest(bench.guest, bench.controller)
+    pages, descriptor = scsi.share(None, 512)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing(errno.EIO))
+        number = scsi.post(srb(read10(0, 1), length=512, direction=1), type=GPA_DIRECT, descriptor=descriptor)
+        bench.controller.workers.drain()
+        assert bench.stops == 1
+        assert (bench.events[0].data["operation"], bench.events[0].data["action"]) == ("read", "stop")
+        scsi.driver.expect_nothing()
+    bench.controller.resumed()
+    assert scsi.completion(number)[14] == 1
+    assert scsi.collect(pages, 512) == b"r" * 512
+
+
 def test_write_that_waits_for_space_is_dropped_with_the_channel(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

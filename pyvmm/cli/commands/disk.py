@@ -168,6 +168,7 @@ def _arguments(spec: DiskSpec) -> dict[str, Any]:
             ("id", spec.id),
             ("serial", spec.serial),
             ("werror", spec.werror),
+            ("rerror", spec.rerror),
             ("format", spec.format),
         )
         if value

@@ -14,7 +14,7 @@ def test_options_follow_the_file_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a.img", "a.img,ro", "a,,b=c.img,id=x", "x,format=raw,werror=report,serial=s", ",,a"]
+    "text", ["a.img", "a.img,ro", "a,,b=c.img,id=x", "x,format=raw,werror=report,serial=s,rerror=stop", ",,a"]
 )
 def test_words_of_a_disk_are_parsed_to_the_same_disk(text: str) -> None:
     assert parse_disk(str(parse_disk(text))) == parse_disk(text)
@@ -37,6 +37,7 @@ def test_two_commas_are_one_in_the_name() -> None:
         ("a,id=" + "x" * 65, "id='xxx"),
         ("a,format=cow", "format='cow': it may be raw, qcow2"),
         ("a,werror=ignore", "werror='ignore': it may be report, stop, enospc"),
+        ("a,rerror=enospc", "rerror='enospc': it may be report, stop"),
         ("a,serial=ä", "serial='ä': it may be 1 to 36"),
         ("a,serial=", "serial=''"),
     ],
