@@ -79,6 +79,7 @@ class Controller(VmbusDevice):
         self._reports = reports
         self._sub_channels = sub_channels
         self._jobs: set[DiskJob] = set()  # all that were not finished
+        self._resumes = 0  # how often the machine went on
         self._stopped: list[DiskJob] = []  # those that failed and are tried again when the machine goes on
         self._left: Callable[[], object] | None = None  # `done` of leaving
 
@@ -127,10 +128,10 @@ class Controller(VmbusDevice):
 
     def resumed(self) -> None:
         """Try what failed again, as the machine goes on."""
+        self._resumes += 1
         stopped, self._stopped = self._stopped, []
         for job in stopped:
             job.disk.failed = False
-            job.error = None
             self._submit(job)
 
     def close(self) -> None:
@@ -297,6 +298,7 @@ class Controller(VmbusDevice):
 
     def _submit(self, job: DiskJob) -> None:
         """Give a job to a thread, after the commands of a channel that was closed."""
+        job.error, job.attempt = None, self._resumes
         if job.disk.stale:
             job.disk.waiting.append(job)
         else:
@@ -306,6 +308,9 @@ class Controller(VmbusDevice):
         """Answer a command whose thread is done; or keep it, if the machine stops for the error."""
         if job.cancelled:
             self._release(job)
+            return
+        if job.error is not None and job.attempt != self._resumes:  # whatever it was may have been put right
+            self._submit(job)
             return
         if job.channel.is_open and job.error is not None and self._reports.stops(job.disk, job.work, job.error):
             self._stopped.append(job)

@@ -400,6 +400,40 @@ def test_full_disk_stops_the_machine_and_the_write_is_done_when_it_goes_on(
     assert Path(disk.image.path).read_bytes()[:512] == b"y" * 512
 
 
+def test_what_failed_before_the_machine_went_on_does_not_stop_it_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several writes are under way as the disk fills up; the user makes room and goes on once."""
+    disk = bench.disk(werror="enospc")
+    disk.image._in_memory = False  # type: ignore[attr-defined]
+    scsi = ScsiGuest(bench.guest, bench.controller)
+    numbers, posted = [], threading.Event()
+
+    def full(fd: int, views: Any, offset: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError
+        assert posted.wait(10)
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", full)
+        for at in range(4):
+            _, descriptor = scsi.share(bytes([at + 1]) * 512, 512)
+            packet = srb(write10(at, 1), length=512, direction=0)
+            numbers.append(scsi.post(packet, type=GPA_DIRECT, descriptor=descriptor))
+        posted.set()
+        until = time.monotonic() + 10
+        while bench.controller.workers._done < 4 and time.monotonic() < until:
+            time.sleep(0.001)
+        monkeypatch.setattr(workers, "FINISHED_PER_TURN", 1)
+        while not bench.stops:
+            assert bench.guest.loop.step()
+    bench.controller.resumed()
+    assert sorted(scsi.next_packet().transaction_id for _ in numbers) == numbers
+    assert bench.stops == 1
+    assert Path(disk.image.path).read_bytes()[:2048:512] == bytes([1, 2, 3, 4])
+
+
 def test_failed_read_stops_the_machine_if_asked_to_and_is_tried_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
