@@ -132,7 +132,8 @@ def plugged_and_unplugged(guest: Booted, server: str) -> None:
     guest.machine.monitor.remove_device("netvsc")
     guest.until(lambda: "DEVICE_DELETED" in [name for name, _ in guest.events], 30, "the card's end")
     guest.machine.monitor.add_device("netvsc", "again")
-    guest.sh(f"while [ ! -d /sys/class/net/eth0 ]; do sleep 0.1; done; {up}; kill $(cat /tmp/loop); killall wget; true")
+    guest.sh(f"while [ ! -d /sys/class/net/eth0 ]; do sleep 0.1; done; {up}")
+    guest.sh("kill $(cat /tmp/loop); killall wget; true")
     guest.sh("ip link set eth0 mtu 9000; while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done")
     fetch(guest, server)
     assert guest.machine.monitor.nets().info()[0]["mtu"] == 9000
