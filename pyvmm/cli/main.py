@@ -45,6 +45,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "wait": "Wait for a machine's end, an event, a driver.",
     },
     "Looking closer": {
+        "step": "Step a guest from message to message; show what each means.",
         "top": "Watch the running machines live; resize them by a key.",
         "log": "Show the end of a guest's console.",
         "devices": "List a machine's VMBus devices and their channels.",

@@ -29,7 +29,7 @@ def lines(decoded: Decoded, width: int = 100, paint: Paint = plain) -> Iterator[
 
 def part_lines(part: Part, width: int = 100, paint: Paint = plain) -> Iterator[str]:
     """Return the lines of one part: its title, then one line for each row."""
-    yield paint("title", _cut(part.title, width))
+    yield paint("title", cut(part.title, width))
     if not part.rows:
         return
     names = max(len(row.name) for row in part.rows)
@@ -48,7 +48,7 @@ def _line(row: Row, names: int, values: int, width: int, paint: Paint) -> str:
     )
     made, left = "", width
     for kind, cell in cells:
-        shown = _cut(cell, left)
+        shown = cut(cell, left)
         left -= len(shown)
         made += paint(kind, shown) if shown.strip() else shown
     return made.rstrip()
@@ -58,5 +58,6 @@ def _bytes(data: bytes) -> str:
     return data[:BYTES_LIMIT].hex(" ") + (" .." if len(data) > BYTES_LIMIT else "")
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """Shorten a text to `width` columns."""
     return text if len(text) <= width else text[: max(0, width - 1)] + ("…" if width else "")

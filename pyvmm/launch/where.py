@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, HostError
 from pyvmm.gdb_place import Place, gdb_place
 from pyvmm.guest_text import one_line
 from pyvmm.host.inside import inside
@@ -34,6 +34,7 @@ def dispatch_run(
     vsock: Path | None = None,
     control_socket: Path | None = None,
     input: bool = True,
+    any_kvm: bool = False,
 ) -> int:
     """Claim a name, make the machine's config and run `run_local(config, sockets)`, or all of `pyvmm WORDS` in the
     emulated host.
@@ -41,7 +42,7 @@ def dispatch_run(
     The name comes first: `make_config` may build an image for minutes, and the registry shows meanwhile that the
     machine is starting. `sockets` are the paths where monitors listen. `control_socket` is set by the outer
     side for the inner one, where the name is claimed already. `gdb` and `vsock` are the options' values. `input`:
-    whether the command reads standard input.
+    whether the command reads standard input. `any_kvm`: the guest is so small that `auto` takes a slow KVM, too.
     Returns the exit status; raises ConfigError and HostError.
     """
     if inside():
@@ -51,14 +52,14 @@ def dispatch_run(
     from pyvmm.client import registry
     from pyvmm.process import signals_as_exceptions
 
-    if host == "local":
+    if host == "local" and not any_kvm:
         wants_emulated(host)  # fail now, not after minutes of building an image
     with registry.claim(name, ["pyvmm", *words]) as registration:
         with signals_as_exceptions():  # clean up a half-built image and its build processes
             config = make_config()
         config.name = registration.name
         sockets = _present(registration.socket, qmp)
-        if not wants_emulated(host):
+        if (any_kvm and host != "emulated" and has_kvm()) or not wants_emulated(host):
             return run_local(config, sockets)
         extra = ["--name", registration.name, "--control-socket", str(registration.socket)]
         place = gdb_place(gdb, registration.socket)
@@ -87,6 +88,17 @@ def runs_here(host: str) -> bool:
     from pyvmm.launch.probe import probe
 
     return host != "emulated" and probe().usable
+
+
+def has_kvm() -> bool:
+    """Return whether this computer's KVM can be used at all, however slow it is for Linux."""
+    from pyvmm.kvm import Kvm
+
+    try:
+        with Kvm():
+            return True
+    except HostError:
+        return False
 
 
 def wants_emulated(host: str) -> bool:

@@ -81,7 +81,7 @@ class Opening:
 
 @dataclass(slots=True)
 class Open:
-    """The channel is open; events go to `target_vp`, and nowhere if that is protocol.NO_VP."""
+    """The channel is open. Events go to `target_vp`, and nowhere if that is protocol.NO_VP."""
 
     NAME: ClassVar[str] = "open"
     gpadl: int
