@@ -32,6 +32,24 @@ GuestPanicInformationType = Literal["hyper-v"]
 MemoryDeviceInfoKind = Literal["hv-balloon"]
 SysEmuTarget = Literal["x86_64"]
 
+PageOwner = Literal[
+    "ram",
+    "out",
+    "undiscarded",
+    "added",
+    "unconfirmed",
+    "unmapped",
+    "ring",
+    "gpadl",
+    "synic-messages",
+    "synic-events",
+    "hypercall",
+    "reference-tsc",
+    "monitor-page",
+]  # fmt: skip
+"""Of RAM: the guest; the host, after the balloon; the same, but the host could not discard it. Of the hot-add window:
+the guest; granted without an answer; no RAM. Then the pages that the guest shares with Hyper-V and the VMBus."""
+
 CoverState = Literal["on", "suspended", "unloaded", "gone"]
 """on; the guest's kernel has left the VMBus and may come back; the guest unloads the module; the kernel is gone."""
 
@@ -47,6 +65,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "BlockDeviceIoStatus": get_args(BlockDeviceIoStatus),
     "BlockdevDetectZeroesOptions": get_args(BlockdevDetectZeroesOptions),
     "CoverState": get_args(CoverState),
+    "PageOwner": get_args(PageOwner),
     "RxState": ("normal", "none", "all"),
     "QMPCapability": (),
 }
@@ -97,6 +116,31 @@ class BalloonInfo(TypedDict):
 class HvBalloonInfo(TypedDict):
     committed: int
     available: int
+
+
+class PageSpan(TypedDict):
+    start: int
+    size: int
+    owner: PageOwner
+    detail: NotRequired[str]
+
+
+class PageTotal(TypedDict):
+    owner: PageOwner
+    size: int
+
+
+PageMap = TypedDict(
+    "PageMap",
+    {
+        "name": str,
+        "spans": list[PageSpan],
+        "special": list[PageSpan],
+        "totals": list[PageTotal],
+        "coarse": bool,
+        "left-out": int,
+    },
+)
 
 
 MemoryInfo = TypedDict("MemoryInfo", {"base-memory": int, "plugged-memory": NotRequired[int]})

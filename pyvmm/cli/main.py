@@ -49,6 +49,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "top": "Watch the running machines live; resize them by a key.",
         "log": "Show the end of a guest's console.",
         "devices": "List a machine's VMBus devices and their channels.",
+        "map": "Show who owns which page of a guest: RAM, balloon, rings.",
         "trace": "Follow a machine's trace events; list, compare, convert traces.",
         "gdb": "Debug a guest's kernel with GDB.",
         "cover": "Show which code of a guest's modules runs, block by block.",

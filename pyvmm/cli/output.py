@@ -52,6 +52,11 @@ def row(cells: Sequence[str], widths: Sequence[int], *, colour: str | None = Non
     click.echo(click.style(text, bold=True) if bold else text)
 
 
+def painted(line: str) -> None:
+    """Print a line with colours whose texts are filtered already; click removes the colours unless on a terminal."""
+    click.echo(line)
+
+
 def progress(text: str) -> None:
     """Show `text` in the terminal's current line, in place of what `progress` showed there; nothing without one."""
     if sys.stderr.isatty():

@@ -35,6 +35,7 @@ from pyvmm.qapi import (
     HvBalloonInfo,
     MachineInfo,
     NameInfo,
+    PageMap,
     StatusInfo,
     VersionInfo,
     VmbusChannelInfo,
@@ -105,6 +106,14 @@ def status(machine: MonitoredMachine) -> MachineInfo:
 def query_vmbus(machine: MonitoredMachine) -> list[VmbusChannelInfo]:
     """Return the VMBus channels with their counters. Not in QEMU."""
     return machine.info_vmbus()
+
+
+@command("x-query-map")
+def query_map(machine: MonitoredMachine) -> PageMap:
+    """Return who owns which page of the guest's address space: `spans` of RAM and of the hot-add window without gaps,
+    `special` pages within them. `coarse`: there are so many spans that each tells who owns most of it.
+    """
+    return machine.page_map()
 
 
 @command("stop")

@@ -34,6 +34,7 @@ from pyvmm.qapi import (
     MachineInfo,
     MemoryDeviceInfo,
     NetInfo,
+    PageMap,
     PressureInfo,
     RunState,
     RxFilterInfo,
@@ -181,6 +182,9 @@ class MonitoredMachine(Protocol):
 
     def info_vmbus(self) -> list[VmbusChannelInfo]:
         """Return the VMBus channels."""
+
+    def page_map(self) -> PageMap:
+        """Return who owns which page of the guest's address space."""
 
     def info_cpus(self) -> list[int]:
         """Return each vCPU's thread id on the host, 0 if it does not run."""

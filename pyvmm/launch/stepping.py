@@ -231,6 +231,8 @@ class Stepping:
                     self._print(cut(f"  · {one_line(record.text())}", self._width))
             case "s":
                 self._show_stop()
+            case "v":
+                self._map()
             case "r":
                 self._registers()
             case "d":
@@ -287,6 +289,15 @@ class Stepping:
             self._print(line)
         while self._console_tail:
             self._print(cut(f"  console: {self._console_tail.popleft()}", self._width))
+
+    def _map(self) -> None:
+        from pyvmm.analysis import page_map
+
+        def shade(owner: str, text: str) -> str:
+            return f"\x1b[{page_map.look(owner).colour}m{text}\x1b[0m" if self.in_colour else text
+
+        for line in page_map.lines(self._machine.monitor.page_map(), self._width, shade):
+            self._print(line)
 
     def _registers(self) -> None:
         for thread in self._machine.slot.threads:

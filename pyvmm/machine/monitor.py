@@ -195,6 +195,12 @@ class MonitorView:
         """Return the resident size of this process in bytes."""
         return resident_memory()
 
+    def page_map(self) -> qapi.PageMap:
+        """Return who owns which page of the guest's address space."""
+        from pyvmm.machine.page_map import page_map
+
+        return page_map(self._machine)
+
     def page_reporting(self) -> qapi.PageReportingInfo | None:
         """Return statistics of free page reporting, sizes in bytes; None if it is off."""
         extended = self._machine.engine.hypercalls.extended

@@ -26,6 +26,7 @@ STEPS: Final = {
 LOOKS: Final = {
     "w": "who waits for what",
     "l": "list all that happened since the last stop",
+    "v": "view who owns which page of memory, as `pyvmm map` does",
     "s": "show the stop again",
     "r": "registers of the vCPUs",
     "d": "dump guest memory: `d ADDRESS [BYTES]`",

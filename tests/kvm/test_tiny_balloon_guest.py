@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from pyvmm import trace
+from pyvmm.images.tiny import data
 from pyvmm.images.tiny.kernel import MEMORY, write_kernel
 from pyvmm.kvm import Kvm
 from pyvmm.loop import Loop
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.machine import Machine
+from pyvmm.qapi import PageMap
 
 pytestmark = pytest.mark.kvm
 
@@ -56,3 +58,33 @@ def test_it_gives_memory_away_takes_it_back_and_powers_off(machine: Machine) -> 
     assert outcome.kind == "poweroff"
     assert sizes == [SMALL, MEMORY]
     assert {"S_BALLOON_REPLY_WAIT", "S_UNBALLOON_REPLY_WAIT"} <= set(states)
+
+
+def test_the_map_shows_the_balloon_the_rings_and_the_pages_of_hyperv(machine: Machine) -> None:
+    found: list[PageMap] = []
+
+    def finished(_outcome: object) -> None:
+        found.append(machine.monitor.page_map())
+        machine.quit()
+
+    machine.start()
+    assert machine.balloon is not None
+    machine.balloon.on_finish.append(finished)
+    machine.monitor.balloon_set(SMALL)
+    machine.loop.after(LIMIT, machine.quit)
+    machine.run()
+    (shown,) = found
+    spans = shown["spans"]
+    assert sum(each["size"] for each in spans) == MEMORY
+    assert [(each["start"], each["size"]) for each in spans if each["owner"] == "out"] == [
+        (data.SPARE_FRAME * 4096, MEMORY - SMALL)
+    ]
+    assert {each["owner"]: each["start"] - data.DATA for each in shown["special"]} == {
+        "hypercall": data.HYPERCALL_PAGE,
+        "synic-messages": data.SIMP,
+        "synic-events": data.SIEFP,
+        "ring": data.IN_RING,
+    }
+    rings = [(each["start"] - data.DATA, each["size"]) for each in shown["special"] if each["owner"] == "ring"]
+    size = data.RING_PAGES * 4096
+    assert rings == [(data.OUT_RING, size), (data.IN_RING, size)]

@@ -297,6 +297,19 @@ class FakeMachine:
     def nets(self) -> FakeNetworkCards:
         return FakeNetworkCards(self)
 
+    def page_map(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "spans": [
+                {"start": 0, "size": 384 * MIB, "owner": "ram"},
+                {"start": 384 * MIB, "size": 128 * MIB, "owner": "out"},
+            ],
+            "special": [{"start": MIB, "size": 4096, "owner": "hypercall"}],
+            "totals": [{"owner": "ram", "size": 384 * MIB}, {"owner": "out", "size": 128 * MIB}],
+            "coarse": False,
+            "left-out": 0,
+        }
+
     def info_vmbus(self) -> list[dict[str, Any]]:
         return [
             {

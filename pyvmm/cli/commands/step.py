@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from pyvmm.cli.guest_options import ConfiguredCommand, guest_options, options_of
+from pyvmm.cli.output import echo
 from pyvmm.cli.words import command_words
 from pyvmm.errors import ConfigError
 from pyvmm.launch.config_file import command_line, render
@@ -89,7 +90,7 @@ def step(
         raise click.UsageError(f"--tiny does not go with {why}")
     is_tiny = not (linux or others or options.command)
     if print_config:
-        click.echo(render(options), nl=False)
+        echo(render(options), nl=False)
         return
     words = None if script is None else _parse(script)
 

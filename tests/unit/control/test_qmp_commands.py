@@ -127,6 +127,7 @@ def test_the_schema_is_derived_from_the_types_of_replies_and_events() -> None:
     assert by_name["stop"]["ret-type"] == "q_empty"
     assert by_name["x-status"]["ret-type"] == "MachineInfo"
     assert by_name["x-query-vmbus"]["ret-type"] == "[VmbusChannelInfo]"
+    assert by_name["x-query-map"]["ret-type"] == "PageMap"
     assert by_name["x-query-pressure"]["ret-type"] == "PressureInfo"
     demand = next(each for each in by_name["PressureInfo"]["members"] if each["name"] == "demand")
     assert by_name[demand["type"]]["members"] == [{"type": "int"}, {"type": "null"}]
