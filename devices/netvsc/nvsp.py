@@ -168,7 +168,16 @@ class Subchannels(Message):
     count: u32
 
 
-_RNDIS = Struct("<IIII")
+@wire
+class RndisPacket(Wire):
+    """RNDIS_PACKET, after its type. `section` is NO_SECTION for data in memory that the packet names."""
+
+    channel_type: u32  # 0: frames, 1: requests
+    section: u32
+    section_size: u32
+
+
+_RNDIS = Struct(f"<I{RndisPacket._struct.format.removeprefix('<')}")
 COMPLETE = {status: pack("<II", Type.RNDIS_PACKET_COMPLETE, status).ljust(SIZE, b"\0") for status in Status}
 """RNDIS_PACKET_COMPLETE, by status."""
 RNDIS = {kind: _RNDIS.pack(Type.RNDIS_PACKET, kind, NO_SECTION, 0).ljust(SIZE, b"\0") for kind in (DATA, CONTROL)}

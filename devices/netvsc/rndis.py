@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct, pack, unpack_from
+from typing import Annotated
 
 from pyvmm.errors import WireError
 from pyvmm.wire import Wire, u32, wire
@@ -77,8 +78,25 @@ class Status(IntEnum):
 
 
 @wire
+class Packet(Wire):
+    """struct rndis_packet with its header: a frame. Offsets count from byte 8."""
+
+    type: Annotated[u32, Type]
+    length: u32
+    data_offset: u32
+    data_length: u32
+    oob_offset: u32
+    oob_length: u32
+    oob_count: u32
+    info_offset: u32  # of per-packet information
+    info_length: u32
+    vc: u32
+    reserved: u32
+
+
+@wire
 class Initialize(Wire):
-    type: u32
+    type: Annotated[u32, Type]
     length: u32
     request: u32
     major: u32
@@ -88,10 +106,10 @@ class Initialize(Wire):
 
 @wire
 class InitializeComplete(Wire):
-    type: u32
+    type: Annotated[u32, Type]
     length: u32
     request: u32
-    status: u32
+    status: Annotated[u32, Status]
     major: u32
     minor: u32
     flags: u32
@@ -107,7 +125,7 @@ class InitializeComplete(Wire):
 class Request(Wire):
     """QUERY and SET, before the information."""
 
-    type: u32
+    type: Annotated[u32, Type]
     length: u32
     request: u32
     oid: u32
@@ -120,10 +138,10 @@ class Request(Wire):
 class Answer(Wire):
     """SET_COMPLETE, KEEPALIVE_COMPLETE and the beginning of QUERY_COMPLETE."""
 
-    type: u32
+    type: Annotated[u32, Type]
     length: u32
     request: u32
-    status: u32
+    status: Annotated[u32, Status]
 
 
 def query_complete(request: int, status: int, value: bytes) -> bytes:
@@ -149,7 +167,7 @@ def information(request: Request, message: bytes) -> bytes:
 
 # Frames to the guest
 
-_PACKET = Struct("<11I")
+_PACKET = Packet._struct
 _INFO = Struct("<IIII")
 CHECKED = 0x38
 """Value of the checksum information to the guest: TCP's, UDP's and IP's checksums are right."""

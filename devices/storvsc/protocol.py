@@ -19,8 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct, pack_into, unpack_from
+from typing import Annotated
 
 from pyvmm.errors import WireError
+from pyvmm.wire import Wire, u8, u16, u32, wire
 
 PACKET_SIZE = 64
 SHORT_SIZE = 48
@@ -86,7 +88,38 @@ class Direction(IntEnum):
     NONE = 2
 
 
-_SRB = Struct("<IIIHBBBBBBBBBxI16s")
+@wire
+class Header(Wire):
+    """struct vstor_packet, up to its union."""
+
+    operation: Annotated[u32, Operation]
+    flags: u32  # 1: the guest wants a completion
+    status: Annotated[u32, Status]
+
+
+@wire
+class Srb(Wire):
+    """struct vstor_packet with struct vmscsi_request: EXECUTE_SRB and its answer."""
+
+    operation: Annotated[u32, Operation]
+    flags: u32  # 1: the guest wants a completion
+    status: Annotated[u32, Status]
+    length: u16
+    srb_status: Annotated[u8, SrbStatus]
+    scsi_status: u8
+    port: u8
+    path: u8
+    target: u8
+    lun: u8
+    cdb_length: u8
+    sense_length: u8
+    direction: Annotated[u8, Direction]
+    reserved: u8
+    transfer_length: u32
+    cdb: Annotated[bytes, "16s"]  # in an answer the beginning of the sense data
+
+
+_SRB = Srb._struct
 _ANSWER = Struct("<III")
 _SRB_ANSWER = Struct("<BB")
 
@@ -110,7 +143,7 @@ class Request:
         """Read a packet. Raises WireError if it is too short, or its CDB or sense data too long."""
         if len(payload) < SHORT_SIZE:
             raise WireError(f"vstor packet: {len(payload)} bytes, needs {SHORT_SIZE}")
-        operation, _, _, _, _, _, _, path, target, lun, cdb_size, room, direction, length, cdb = _SRB.unpack_from(
+        operation, _, _, _, _, _, _, path, target, lun, cdb_size, room, direction, _, length, cdb = _SRB.unpack_from(
             payload
         )
         if operation == Operation.EXECUTE_SRB and (not cdb_size or cdb_size > 16):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 
+from pyvmm.decode.cards import network, rndis_message, scsi
 from pyvmm.decode.fields import (
     Decoded,
     Part,
@@ -45,7 +46,8 @@ def payload(data: Buffer, at: int, channel: str, to_guest: bool | None = None) -
 @cache
 def decoders() -> Mapping[str, Decoder]:
     """Return the decoders by the names of channels."""
-    return {"hv-balloon": _balloon, "hvsock": _hvsock, **dict.fromkeys(SERVICES, _service)}
+    cards: dict[str, Decoder] = {"netvsc": network, "rndis": rndis_message, "storvsc": scsi}
+    return {"hv-balloon": _balloon, "hvsock": _hvsock, **dict.fromkeys(SERVICES, _service), **cards}
 
 
 @cache

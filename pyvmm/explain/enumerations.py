@@ -31,6 +31,7 @@ class Enumeration:
 ENUMERATIONS = (
     Enumeration("msr", "pyvmm.hyperv.tlfs", "Msr", "Hyper-V MSR"),
     Enumeration("cpuid", "pyvmm.hyperv.tlfs", "Leaf", "Hyper-V CPUID leaf"),
+    Enumeration("cpuid", "pyvmm.machine.cpu", "Leaf", "CPUID leaf of the CPU"),
     Enumeration("hypercall", "pyvmm.hyperv.tlfs", "HypercallCode", "hypercall"),
     Enumeration("message", "pyvmm.vmbus.protocol", "MessageType", "VMBus message", decimal=True),
     Enumeration("synic", "pyvmm.hyperv.tlfs", "MessageType", "type of SynIC messages"),

@@ -17,7 +17,7 @@ KINDS = {
     name: Kind(name, about, examples)
     for name, about, examples in (
         ("msr", "Hyper-V's MSRs; NAME=VALUE decodes a value", ("0x40000083", "SINT2=0x100f3")),
-        ("cpuid", "CPUID leaves of the hypervisor", ("0x40000003",)),
+        ("cpuid", "CPUID leaves: the hypervisor's, and those of the CPU that are changed", ("0x40000003",)),
         ("hypercall", "hypercalls by code", ("0x5c", "HvCallSignalEvent")),
         ("message", "VMBus messages by type", ("15", "CHANNELMSG_GPADL_HEADER")),
         ("synic", "types of SynIC messages", ("0x80000010",)),

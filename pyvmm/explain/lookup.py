@@ -91,10 +91,20 @@ def _plain(name: str) -> str:
 
 def _unknown(word: str, kinds: tuple[str, ...], narrowed: bool) -> str:
     shown = word if len(word) <= 60 else word[:57] + "..."
+    if narrowed and (others := _kinds_of(word)):
+        return f"{shown} is no {' or '.join(kinds)}, but {', '.join(others)}: leave out --kind to see all"
     among = f" among {', '.join(kinds)}" if narrowed else ""
     near = nearest(word, kinds)
     hint = f"; near are {', '.join(near)}" if near else ""
     return f"nothing is called {shown!r}{among}{hint}: `pyvmm explain` lists the kinds with examples"
+
+
+def _kinds_of(word: str) -> list[str]:
+    """Return the kinds in which a word means something."""
+    try:
+        return list(dict.fromkeys(each.kind for each in find(word)))
+    except ConfigError:
+        return []
 
 
 def nearest(word: str, kinds: tuple[str, ...] = tuple(KINDS)) -> list[str]:

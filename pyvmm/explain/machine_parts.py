@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import signal
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -219,7 +220,22 @@ def exit_statuses() -> list[Entry]:
     from pyvmm.launch import exit_status
 
     source = declared.read(exit_status.__name__)
-    return [
+    named = {getattr(exit_status, name) for name in source.top if name.isupper()}
+    by_signal = [
+        Entry(
+            "exit-status",
+            f"128+{number:d}",
+            "exit status of pyvmm, as a shell shows a signal",
+            128 + number,
+            text=f"Ended by {number.name}, or the command in the guest was: 128 and the signal's number, {number:d}.",
+            place=Place(source.path, 1),
+            decimal=True,
+            aliases=(number.name,),
+        )
+        for number in signal.Signals
+        if number < 32 and 128 + number not in named
+    ]
+    made = [
         Entry(
             "exit-status",
             name,
@@ -233,6 +249,7 @@ def exit_statuses() -> list[Entry]:
         for name, each in source.top.items()
         if name.isupper()
     ]
+    return sorted(made + by_signal, key=lambda each: each.number or 0)
 
 
 def _sentence(text: str) -> str:

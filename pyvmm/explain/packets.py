@@ -15,6 +15,8 @@ from pyvmm.decode import Decoded, message, packet, post_message, synic_message
 from pyvmm.decode.payloads import decoders, payload
 from pyvmm.devices.balloon import protocol as dm
 from pyvmm.devices.ic import protocol as ic
+from pyvmm.devices.netvsc import nvsp, rndis
+from pyvmm.devices.storvsc import protocol as storvsc
 from pyvmm.errors import ConfigError
 from pyvmm.hyperv import tlfs
 from pyvmm.vmbus import protocol as vmbus
@@ -86,14 +88,17 @@ def _packet(data: bytes) -> Reading:
 
 
 def _kind_of(device: str) -> str:
-    return "balloon" if device == BALLOON else "service"
+    """Return the kind of the entries that a device's messages have."""
+    return {BALLOON: "balloon", "netvsc": "network", "rndis": "network", "storvsc": "scsi"}.get(device, "service")
 
 
 def _device_of(body: bytes) -> str:
     """Return the device whose messages a payload fits; empty for none."""
     if _is_balloon(body):
         return BALLOON
-    return _service_of(body) if _is_service(body) else ""
+    if _is_service(body):
+        return _service_of(body)
+    return "storvsc" if _is_scsi(body) else "netvsc" if _is_network(body) else ""
 
 
 def _service_of(body: bytes) -> str:
@@ -183,6 +188,26 @@ def _is_service(data: bytes) -> bool:
     )
 
 
+def _is_network(data: bytes) -> bool:
+    """Return whether bytes are an NVSP message: its length is always the same, but for SEND_TABLE's."""
+    return len(data) == nvsp.SIZE and int.from_bytes(data[:4], "little") in set(nvsp.Type)
+
+
+def _is_rndis(data: bytes) -> bool:
+    if len(data) < rndis.HEADER_SIZE:
+        return False
+    kind, length = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
+    return kind & ~rndis.COMPLETE in set(rndis.Type) and length == len(data) > rndis.HEADER_SIZE
+
+
+def _is_scsi(data: bytes) -> bool:
+    return (
+        len(data) in (storvsc.SHORT_SIZE, storvsc.PACKET_SIZE)
+        and int.from_bytes(data[:4], "little") in set(storvsc.Operation)
+        and int.from_bytes(data[4:8], "little") <= storvsc.COMPLETION_REQUESTED
+    )
+
+
 _FITS: dict[str, Callable[[bytes], bool]] = {
     "post-message": _is_post_message,
     "synic": _is_synic,
@@ -190,4 +215,7 @@ _FITS: dict[str, Callable[[bytes], bool]] = {
     "message": _is_message,
     BALLOON: _is_balloon,
     "heartbeat": _is_service,
+    "netvsc": _is_network,
+    "rndis": _is_rndis,
+    "storvsc": _is_scsi,
 }

@@ -8,8 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from enum import IntEnum
 
 from pyvmm.kvm import Cap, CpuidEntry, Kvm
+
+
+class Leaf(IntEnum):
+    """The CPU's own CPUID leaves that differ from what KVM supports; all others pass as they are.
+
+    Source: Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.
+    """
+
+    VERSION = 1  # Features; here the vCPU's APIC id, and the bit that says that a hypervisor is there.
+    CACHES = 4  # Caches, and how many CPUs share each.
+    TOPOLOGY = 0xB  # Which CPUs are threads and cores of one package: here each vCPU is a core.
+    TOPOLOGY_V2 = 0x1F  # The same with more levels.
+    POWER = 0x80000007  # Power management: whether the TSC is invariant.
+    SIZES = 0x80000008  # Widths of addresses; AMD: the number of cores.
+    AMD_TOPOLOGY = 0x8000001E  # AMD: APIC id, core and node.
+
 
 _HYPERVISOR_PRESENT = 1 << 31
 _TSC_DEADLINE = 1 << 24
@@ -51,7 +68,7 @@ def kvm_entries(kvm: Kvm) -> list[CpuidEntry]:
 
 def has_invariant_tsc(entries: Iterable[CpuidEntry]) -> bool:
     """Return whether the guest's TSC is invariant, i.e. runs at a constant rate."""
-    return any(e.function == 0x80000007 and e.edx & _INVARIANT_TSC for e in entries)
+    return any(e.function == Leaf.POWER and e.edx & _INVARIANT_TSC for e in entries)
 
 
 def entries_for(host: Iterable[CpuidEntry], hypervisor: list[CpuidEntry], index: int, count: int) -> list[CpuidEntry]:
@@ -60,24 +77,24 @@ def entries_for(host: Iterable[CpuidEntry], hypervisor: list[CpuidEntry], index:
     result = []
     for e in host:
         match e.function:
-            case 1:
+            case Leaf.VERSION:
                 ebx = e.ebx & 0xFFFF | (count & 0xFF) << 16 | index << 24
                 edx = e.edx | _MULTI_THREADED if count > 1 else e.edx & ~_MULTI_THREADED
                 e = replace(e, ebx=ebx, ecx=e.ecx | _HYPERVISOR_PRESENT, edx=edx)
-            case 4 if e.eax & 0x1F:
+            case Leaf.CACHES if e.eax & 0x1F:
                 # Caches: threads that share it 1, cores in the package count
                 e = replace(e, eax=e.eax & 0x3FFF | (1 << core_bits) - 1 << 26)
-            case 0xB | 0x1F:
+            case Leaf.TOPOLOGY | Leaf.TOPOLOGY_V2:
                 continue  # ours below
-            case 0x80000008:
+            case Leaf.SIZES:
                 e = replace(e, ecx=core_bits << 12 | count - 1)
-            case 0x8000001E:
+            case Leaf.AMD_TOPOLOGY:
                 e = replace(e, eax=index, ebx=index & 0xFF, ecx=0)
         result.append(e)
     if any(e.function == 0 and e.eax >= 0xB for e in result):
         result += [
-            CpuidEntry(0xB, 0, _SIGNIFICANT_INDEX, 0, 1, 1 << 8, index),  # SMT level: one thread
-            CpuidEntry(0xB, 1, _SIGNIFICANT_INDEX, core_bits, count, 2 << 8 | 1, index),
-            CpuidEntry(0xB, 2, _SIGNIFICANT_INDEX, 0, 0, 2, index),
+            CpuidEntry(Leaf.TOPOLOGY, 0, _SIGNIFICANT_INDEX, 0, 1, 1 << 8, index),  # SMT level: one thread
+            CpuidEntry(Leaf.TOPOLOGY, 1, _SIGNIFICANT_INDEX, core_bits, count, 2 << 8 | 1, index),
+            CpuidEntry(Leaf.TOPOLOGY, 2, _SIGNIFICANT_INDEX, 0, 0, 2, index),
         ]
     return result + hypervisor

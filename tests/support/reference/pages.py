@@ -68,7 +68,7 @@ def _index() -> Iterable[str]:
 def _numbers() -> Iterable[str]:
     yield "Numbers of Hyper-V and KVM. The name is Linux's where Linux has one."
     yield ""
-    for kind in ("cpuid", "msr", "hypercall", "synic", "version", "status", "exit", "packet"):
+    for kind in ("msr", "cpuid", "hypercall", "synic", "version", "status", "exit", "packet"):
         yield from _kind(kind)
 
 
@@ -87,8 +87,19 @@ def _kind(kind: str) -> Iterable[str]:
         sources = dict.fromkeys(text.partition(" in ")[2] or text for each in found for text in each.linux[:1])
         yield from (f"Linux: {text}." for text in list(sources)[:1])
         yield ""
-        rows = [(each.written, _code(each.title), each.text, "; ".join(each.spec)) for each in found]
-        yield from _table(("number", "name", "", "specification"), rows)
+        rows = [(each.written, _code(each.title), _text(each)) for each in found]
+        yield from _table(("number", "name", ""), rows)
+        for each in found if kind == "cpuid" else ():
+            if each.fields:
+                yield f"The bits of {each.title}:"
+                yield ""
+                yield from _fields(each)
+
+
+def _text(entry: Entry) -> str:
+    """Return an entry's text with the sections of the specification that it names itself."""
+    own = [each for each in entry.spec if each.startswith("TLFS") and each.count('"') == 2]
+    return f"{entry.text} *{own[0]}*" if own else entry.text
 
 
 def _messages() -> Iterable[str]:

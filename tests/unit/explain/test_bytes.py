@@ -10,6 +10,8 @@ import pytest
 from pyvmm.decode.payloads import decoders
 from pyvmm.devices.balloon import protocol as dm
 from pyvmm.devices.ic import protocol as ic
+from pyvmm.devices.netvsc import nvsp, rndis
+from pyvmm.devices.storvsc import protocol as storvsc
 from pyvmm.errors import ConfigError
 from pyvmm.explain import hexdump
 from pyvmm.explain.packets import forms, read_as, readings
@@ -117,3 +119,16 @@ def test_unknown_bytes_name_the_forms() -> None:
 
 def test_each_device_that_can_be_decoded_is_a_form() -> None:
     assert set(decoders()) <= set(forms())
+
+
+def test_packets_of_network_card_and_scsi_controller_are_recognized() -> None:
+    assert [(each.form, each.decoded.name) for each in readings(nvsp.Init(2, 0x60001).message())] == [
+        ("netvsc", "INIT")
+    ]
+    answer = rndis.query_complete(7, rndis.Status.SUCCESS, b"abcd")
+    assert ("rndis", "QUERY_COMPLETE") in [(each.form, each.decoded.name) for each in readings(answer)]
+    body = storvsc.unsolicited(storvsc.Operation.ENUMERATE_BUS)
+    assert [(each.form, each.decoded.name) for each in readings(body)] == [("storvsc", "ENUMERATE_BUS")]
+    data = PacketHeader(PacketType.IN_BAND, 2, 2 + len(body) // 8, 0, 1).build() + body
+    (found,) = readings(data)
+    assert (found.words, found.decoded.name) == ("packet of a ring, of storvsc", "ENUMERATE_BUS")

@@ -73,6 +73,16 @@ def test_an_unknown_word_names_what_is_near(word: str, said: str) -> None:
     assert len(str(failed.value)) < 400
 
 
+def test_a_word_of_another_kind_says_which() -> None:
+    with pytest.raises(ConfigError, match="0x40000083 is no cpuid, but msr: leave out --kind"):
+        lookup.find("0x40000083", ["cpuid"])
+
+
+def test_a_status_of_a_signal_is_explained() -> None:
+    (entry,) = lookup.find("137", ["exit-status"])
+    assert "SIGKILL" in entry.text
+
+
 @pytest.mark.parametrize(
     "word", ["SINT2=", "SINT2=x", "SINT2=-1", f"SINT2={1 << 64}", "OPEN_RESULT=5", "=5", "nothing=5"]
 )
