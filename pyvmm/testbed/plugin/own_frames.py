@@ -7,6 +7,7 @@ with pytest's --full-trace.
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -32,6 +33,15 @@ def leave_out(error: pytest.ExceptionInfo[BaseException]) -> None:
         isinstance(error.value, FOR_TESTS) or (type(error.value) is ValueError and last.startswith(HOST))
     ):
         return
-    kept = shown.traceback.filter(lambda entry: not str(entry.path).startswith(PACKAGE))
+    kept = [entry for entry in shown.traceback if not str(entry.path).startswith(PACKAGE)]
     if kept:
-        shown.traceback = kept
+        shown.traceback = type(shown.traceback)(_chain([entry._rawentry for entry in kept]))
+
+
+def _chain(entries: list[TracebackType]) -> TracebackType | None:
+    """Return a traceback of these entries alone. pytest begins its own choice of frames from the raw traceback, which
+    has all of them."""
+    chain: TracebackType | None = None
+    for each in reversed(entries):
+        chain = TracebackType(chain, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return chain

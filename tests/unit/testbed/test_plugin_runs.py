@@ -30,6 +30,10 @@ SAMPLE = """
         print("from a failing test")
         assert vm.balloon.actual == 3
 
+    def test_asks_for_a_wrong_size(vm):
+        from pyvmm.sizes import parse_size
+        parse_size("much")
+
     def test_skips(vm):
         pytest.skip("no reason")
 
@@ -159,6 +163,13 @@ def test_a_failed_test_shows_console_messages_and_how_to_repeat_it(sample: Run) 
         assert part in report, report
 
 
+def test_the_traceback_of_a_wrong_call_ends_at_the_tests_line(sample: Run) -> None:
+    report = sample.stdout.partition("_ test_asks_for_a_wrong_size _")[2].partition("_ test_exits _")[0]
+    assert '>       parse_size("much")' in report
+    assert "'much' is not a size" in report
+    assert "sizes.py" not in report
+
+
 def test_what_a_guest_writes_cannot_control_the_terminal(sample: Run) -> None:
     assert "\\x1b[31mguest console's last line" in sample.stdout
     assert "\x1b" not in sample.stdout
@@ -181,7 +192,7 @@ def test_folders_of_tests_stay(sample: Run) -> None:
 
 
 def test_the_collection_tells_what_runs_and_where(sample: Run) -> None:
-    assert "pyvmm: 16 with a guest (6.1-auto-1cpu, 6.1-auto-1cpu-never-boots), on the local KVM" in sample.stdout
+    assert "pyvmm: 17 with a guest (6.1-auto-1cpu, 6.1-auto-1cpu-never-boots), on the local KVM" in sample.stdout
 
 
 def two_tests(folder: Path) -> Path:
