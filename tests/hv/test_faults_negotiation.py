@@ -39,8 +39,10 @@ def test_requests_of_a_guest_that_may_hibernate(vm, host, outcome):
 def test_late_refusal_of_the_version(vm, host, outcome):
     before = len(host.balloon.answers(MessageType.VERSION_REQUEST))
     host.balloon.send_version_response(0)
-    vm.run_for(1)
-    again = len(host.balloon.answers(MessageType.VERSION_REQUEST)) > before
+    for _ in range(10):  # on a loaded computer it takes its time
+        vm.run_for(1)
+        if again := len(host.balloon.answers(MessageType.VERSION_REQUEST)) > before:
+            break
     outcome.shows("the driver negotiates again", again)
 
 
@@ -92,9 +94,9 @@ def test_no_version_is_served(vm, host, outcome):
     host.balloon.silence()
     vm.run(in_background(bind("hv_balloon", BALLOON)))
     for number in range(3):
-        host.balloon.wait_for(MessageType.VERSION_REQUEST, 5, since=number)
+        host.balloon.wait_for(MessageType.VERSION_REQUEST, 20, since=number)
         host.balloon.send_version_response(0)
-    assert finished(vm, 8)
+    assert finished(vm, 20)
     outcome(survives())
 
 
