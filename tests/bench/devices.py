@@ -57,7 +57,7 @@ count() { read -r n </tmp/$1.count; echo $((n + 1)) >/tmp/$1.count; }
 	fi
 done ) </dev/null >/dev/null 2>&1 &
 ( while :; do
-	if wget -q -T 5 -O /tmp/fetched http://10.0.2.2:PORT/block && cmp -s /tmp/fetched /share/block; then
+	if timeout 20 wget -q -O /tmp/fetched http://10.0.2.2:PORT/block && cmp -s /tmp/fetched /share/block; then
 		count net
 	else
 		for card in /sys/class/net/eth*; do
@@ -140,7 +140,7 @@ class Guest:
     # Traffic
 
     def begin_traffic(self) -> None:
-        self.must("head -c 1M /dev/urandom >/tmp/block; cp /tmp/block /share/block")
+        self.must("head -c 1048576 /dev/urandom >/tmp/block && cp /tmp/block /share/block")
         self.must(TRAFFIC.replace("PORT", str(self.port)))
         if self.stream is None:
             self.stream = threading.Thread(target=self._stream, daemon=True)
@@ -175,7 +175,8 @@ class Guest:
         try:
             until("traffic", moved)
         except TimeoutError as error:
-            raise TimeoutError(f"{', '.join(sorted(still))} stands still; {self.states()}") from error
+            about = self.run("ls /dev/sd?; ip addr show eth0; dmesg | tail -n 5")[1]
+            raise TimeoutError(f"{', '.join(sorted(still))}: no progress; {self.states()}; {about}") from error
         return ""
 
     def log_is_clean(self) -> None:
@@ -210,7 +211,7 @@ def shells(guest: Guest) -> str:
     for session, screen in zip(sessions, screens, strict=True):
         until_ready(session, screen)
         session.write(b"echo begun; sleep 1000\r")
-        read_until(session, b"\nbegun", screen)
+        read_until(session, b"begun\r\n", screen)
     time.sleep(1)
     until_ready(sessions[1], screens[1])
     sessions[1].write(b"\x03")
