@@ -240,12 +240,15 @@ def inner(arguments: argparse.Namespace) -> int:
         vm.wait_ready(BOOT_SECONDS)
         guest = Guest(vm)
         wait = "until ip -4 addr show eth0 | grep -q inet; do sleep 1; done; uname -r; cat /proc/uptime"
+        if arguments.early:
+            guest.run("ip link set lo up; dhclient -1 eth0", BOOT_SECONDS)
         release, uptime = guest.run(wait, BOOT_SECONDS).splitlines()
         print(f"Linux {release}, {arguments.engine} engine, {arguments.cpus} vCPUs", flush=True)
         took = time.monotonic() - began
         print(f"networked after {took:.0f} s, {uptime.split()[0]} s of the guest's", flush=True)
-        shell(guest.socket)
-        print("a shell with 33 rows and 111 columns, Ctrl-C, status 3", flush=True)
+        if not arguments.early:
+            shell(guest.socket)
+            print("a shell with 33 rows and 111 columns, Ctrl-C, status 3", flush=True)
         tallies = drive(guest, arguments.seconds)
         for tally in tallies:
             print(f"{tally.name}: {tally.rounds} rounds; {', '.join(tally.notes)}", flush=True)
@@ -271,6 +274,7 @@ def main() -> int:
     parser.add_argument("--engine", default="kernel", choices=("kernel", "user"))
     parser.add_argument("--cpus", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--early", action="store_true", help="Begin before systemd has booted, and open no shell.")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner:
