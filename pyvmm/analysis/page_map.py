@@ -210,12 +210,15 @@ def _specials(found: PageMap, paint: Paint, width: int) -> Iterator[str]:
 # SVG
 
 CELL: Final = 12
+LISTED: Final = 14
+"""Pages with a purpose that the picture lists."""
 _COLUMNS: Final = 64
 _LEFT, _TOP, _LINE = 110, 34, 18
 _STYLE: Final = (
-    "text{font:12px system-ui,sans-serif;fill:#222}.a{font-family:ui-monospace,monospace;font-size:11px;fill:#555}"
-    ".t{font-weight:600;font-size:14px}rect.b{fill:#fff}"
-    "@media(prefers-color-scheme:dark){text{fill:#ddd}.a{fill:#aaa}rect.b{fill:#16181d}}"
+    ".pm text{font:12px system-ui,sans-serif;fill:#222}"
+    ".pm text.a{font:11px ui-monospace,monospace;fill:#555}"
+    ".pm text.t{font:600 14px system-ui,sans-serif}.pm rect.b{fill:#fff}"
+    "@media(prefers-color-scheme:dark){.pm text{fill:#ddd}.pm text.a{fill:#aaa}.pm rect.b{fill:#16181d}}"
 )
 
 
@@ -240,6 +243,7 @@ def svg(found: PageMap) -> str:
         before = strip.end
         y += 6
     y += 12
+    legend = y
     totals = {each["owner"]: each["size"] for each in found["totals"]}
     for owner, size in sorted(
         totals.items(), key=lambda each: list(LOOKS).index(each[0]) if each[0] in LOOKS else 99
@@ -249,15 +253,33 @@ def svg(found: PageMap) -> str:
         text = escape(f"{format_size(size)}  {words}")
         parts.append(f'<text x="{_LEFT + CELL + 8}" y="{y + 10}">{text}</text>')
         y += _LINE
+    y = max(y, _shared(found["special"], parts, legend))
     width, height = _LEFT + _COLUMNS * CELL + 16, y + 10
     title = escape(f"{one_line(found['name'])}: a square is {format_size(cut.cell)}")
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="pm" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}">'
         f"<style>{_STYLE}</style>"
         f'<rect class="b" width="{width}" height="{height}" rx="6"/><text class="t" x="16" y="22">{title}</text>'
         + "".join(parts)
         + "</svg>\n"
     )
+
+
+def _shared(special: Sequence[PageSpan], parts: list[str], y: int) -> int:
+    """Add the list of pages with a purpose, right of the legend; return where it ends."""
+    x = _LEFT + 31 * CELL
+    for span in special[:LISTED]:
+        parts.append(f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="{look(span["owner"]).fill}"/>')
+        pages = span["size"] // PAGE
+        detail = one_line(span.get("detail") or look(span["owner"]).words)
+        text = escape(f"{span['start']:#x}  {pages} {'page' if pages == 1 else 'pages'}  {detail}"[:60])
+        parts.append(f'<text class="a" x="{x + CELL + 8}" y="{y + 10}">{text}</text>')
+        y += _LINE
+    if len(special) > LISTED:
+        parts.append(f'<text class="a" x="{x + CELL + 8}" y="{y + 10}">... {len(special) - LISTED} more</text>')
+        y += _LINE
+    return y
 
 
 def _row_of(row: Sequence[str], y: int) -> Iterator[str]:

@@ -515,6 +515,10 @@ class Machine:
             self.debugger.ended(int(outcome.kind in ("panic", "error")))
         self.slot.drain()
         self.slot.trace_exits()
+        if trace.page_map.on and self._services is not None:
+            from pyvmm.machine.page_map import trace_map
+
+            trace_map(self)
         self.loop.stop()
 
     def set_state(self, state: qapi.RunState) -> None:

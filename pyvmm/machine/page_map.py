@@ -14,8 +14,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pyvmm.contain import contained
 from pyvmm.errors import GuestError, HostError
 from pyvmm.hyperv.tlfs import Msr, PageMsr
+from pyvmm.machine import events as trace
 from pyvmm.memory import PAGE_SIZE
 from pyvmm.qapi import PageMap, PageOwner, PageSpan
 from pyvmm.vmbus.states import Open
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 SPANS_LIMIT: Final = 4096
 """Spans of a reply: a guest may have every second page out, and a terminal shows some thousand characters."""
+TRACED_LIMIT: Final = 256
+"""Spans, and single pages, of a map in a trace: it is one line there."""
 SPECIAL_LIMIT: Final = 2048
 """Single pages with a purpose in a reply; GPADLs of a network card have thousands, most of them neighbours."""
 
@@ -41,14 +45,14 @@ class Span:
     detail: str = ""
 
 
-def page_map(machine: Machine) -> PageMap:
-    """Return the map. On the loop's thread, once the services have started."""
+def page_map(machine: Machine, limit: int = SPANS_LIMIT) -> PageMap:
+    """Return the map, with some `limit` spans at most. On the loop's thread, once the services have started."""
     base = list(_base(machine))
-    coarse = len(base) > SPANS_LIMIT
+    coarse = len(base) > limit
     if coarse:
-        base = _coarse(base, SPANS_LIMIT)
+        base = _coarse(base, limit)
     special = sorted(_special(machine), key=lambda each: each.start)
-    shown = special[:SPECIAL_LIMIT]
+    shown = special[: min(limit, SPECIAL_LIMIT)]
     totals: dict[str, int] = {}
     for each in (*_base(machine), *special):
         totals[each.owner] = totals.get(each.owner, 0) + each.end - each.start
@@ -60,6 +64,12 @@ def page_map(machine: Machine) -> PageMap:
         "coarse": coarse,
         "left-out": len(special) - len(shown),
     }
+
+
+@contained("map of pages")
+def trace_map(machine: Machine) -> None:
+    """Trace the map, for the report of the run."""
+    trace.page_map(page_map(machine, TRACED_LIMIT))
 
 
 def _row(span: Span) -> PageSpan:

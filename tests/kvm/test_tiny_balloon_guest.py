@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from pyvmm import trace
+from pyvmm.analysis.read import read_trace
+from pyvmm.analysis.report.page import page
+from pyvmm.analysis.report.summary import summarise
 from pyvmm.images.tiny import data
 from pyvmm.images.tiny.kernel import MEMORY, write_kernel
 from pyvmm.kvm import Kvm
@@ -15,6 +18,7 @@ from pyvmm.loop import Loop
 from pyvmm.machine.config import MachineConfig
 from pyvmm.machine.machine import Machine
 from pyvmm.qapi import PageMap
+from pyvmm.trace.writer import FileSink
 
 pytestmark = pytest.mark.kvm
 
@@ -58,6 +62,25 @@ def test_it_gives_memory_away_takes_it_back_and_powers_off(machine: Machine) -> 
     assert outcome.kind == "poweroff"
     assert sizes == [SMALL, MEMORY]
     assert {"S_BALLOON_REPLY_WAIT", "S_UNBALLOON_REPLY_WAIT"} <= set(states)
+
+
+def test_a_trace_ends_with_the_map_which_the_report_draws(machine: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    sink = FileSink(file)
+    trace.subscribe("machine.*,trace.*", sink)
+    try:
+        machine.start()
+        machine.loop.after(0.3, machine.quit)
+        machine.run()
+    finally:
+        trace.unsubscribe(sink)
+        sink.close()
+    summary = summarise(read_trace(file))
+    assert summary.page_map is not None
+    assert sum(each["size"] for each in summary.page_map["spans"]) == MEMORY
+    text = page(summary, [], file)
+    assert "Memory map at the end" in text
+    assert '<svg xmlns="http://www.w3.org/2000/svg" class="pm"' in text
 
 
 def test_the_map_shows_the_balloon_the_rings_and_the_pages_of_hyperv(machine: Machine) -> None:

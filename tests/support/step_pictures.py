@@ -49,12 +49,12 @@ def step_picture() -> str:
 
 
 def map_picture() -> str:
-    """The map of the built-in guest with a quarter of its memory out, and room to grow."""
+    """The map of the built-in guest with a quarter of its memory out."""
     found: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop()
         kernel = write_kernel(Path(folder) / "tiny")
-        config = MachineConfig(kernel=kernel, memory=MEMORY, max_memory=MEMORY * 3, name="tiny")
+        config = MachineConfig(kernel=kernel, memory=MEMORY, name="tiny")
         with Machine(config, loop) as machine:
             machine.start()
             assert machine.balloon is not None

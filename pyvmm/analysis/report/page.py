@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from pyvmm import __version__
+from pyvmm.analysis import page_map
 from pyvmm.analysis.report import charts
 from pyvmm.analysis.report.latency import Latency
 from pyvmm.analysis.report.summary import TraceSummary
@@ -75,6 +76,7 @@ def page(summary: TraceSummary, latencies: List[Latency], source: Path) -> str:
         *_warnings(summary),
         _tiles(summary),
         *_memory(summary),
+        *_map(summary),
         *_sequences(summary),
         *_latencies(latencies),
         *_exits(summary),
@@ -115,6 +117,13 @@ def _memory(summary: TraceSummary) -> Iterable[str]:
         return
     yield "<p>What the guest has, what it was asked to have, and what of it the host keeps in memory.</p>"
     yield _picture(charts.memory_chart(summary))
+
+
+def _map(summary: TraceSummary) -> Iterable[str]:
+    if summary.page_map is not None:
+        yield '<h2 id="map">Memory map at the end</h2>'
+        yield "<p>Who owned which page when the machine ended; <code>pyvmm map</code> shows it while one runs.</p>"
+        yield _picture(page_map.svg(summary.page_map))
 
 
 def _sequences(summary: TraceSummary) -> Iterable[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pyvmm.analysis.entry import Entry
+from pyvmm.analysis.page_map import read_map
 from pyvmm.analysis.read import Trace
 from pyvmm.analysis.report.vmbus_messages import vmbus_sequences
+from pyvmm.errors import ConfigError
 from pyvmm.machine.devices import load_devices
+from pyvmm.qapi import PageMap
 from pyvmm.trace.sequences import Sequence
 from pyvmm.trace.views import VIEWS
 
@@ -46,6 +50,7 @@ class TraceSummary:
     transactions: list[Sequence]
     exits: dict[str, Counter[str]]  # by vCPU
     counts: Counter[str]
+    page_map: PageMap | None = None  # at the machine's end
     marks: list[tuple[float, str]] = field(default_factory=list)  # resets, panics and the like
 
     @property
@@ -73,8 +78,18 @@ def summarise(trace: Trace) -> TraceSummary:
         transactions=_device_sequences(trace),
         exits=_exits(trace.entries),
         counts=Counter(entry.name for entry in trace.entries),
+        page_map=_page_map(trace.entries),
         marks=[(entry.time - start, mark) for entry in trace.entries if (mark := _mark(entry))],
     )
+
+
+def _page_map(entries: list[Entry]) -> PageMap | None:
+    """Return the last map of pages that the trace has, if it is one."""
+    for entry in reversed(entries):
+        if entry.name == "machine.page_map":
+            with suppress(ConfigError):
+                return read_map(entry.fields.get("map"))
+    return None
 
 
 def _memory(entries: list[Entry], start: float) -> list[MemoryPoint]:
