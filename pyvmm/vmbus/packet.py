@@ -29,6 +29,10 @@ DIRECT_PAGES_LIMIT = 2048
 """Pages that one GPA_DIRECT packet may name, 8 MiB: Linux sends what a disk allows (512 KiB to Hyper-V's) or less."""
 
 
+PAGES_NOT_MERGED = 64
+"""Pages of a range up to which it costs more to find neighbours among scattered pages than to pass each on."""
+
+
 class PacketType(IntEnum):
     """VM_PKT_*: the types of packets that occur on Linux's channels.
 
@@ -128,6 +132,16 @@ def direct_views(packet: Packet, memory: GuestMemory, limit: int) -> list[memory
         gpa = frame * PAGE_SIZE + offset
         if memory.contains(gpa, length):
             return [memory.view(gpa, length)]
+    if pages <= PAGES_NOT_MERGED:
+        low = min(frames)
+        size = max(frames) + 1 - low << PAGE_SHIFT
+        if memory.contains(low << PAGE_SHIFT, size):
+            view = memory.view(low << PAGE_SHIFT, size)
+            starts = [each - low << PAGE_SHIFT for each in frames]
+            views = [view[start : start + PAGE_SIZE] for start in starts]
+            views[0] = views[0][offset:]
+            views[-1] = view[starts[-1] : starts[-1] + offset + length - (pages - 1 << PAGE_SHIFT)]
+            return views
     return GpaRange(length, offset, [each * PAGE_SIZE for each in frames]).views(memory)
 
 
