@@ -88,15 +88,13 @@ STARTS = ("pyvmm", "pyvmm.kvm.__main__")  # the door, which imports nothing of o
 
 
 def test_no_chapter_of_the_book_imports_what_a_later_one_explains() -> None:
-    """docs/book/chapters.toml: each package or module that a chapter explains, with all that it imports."""
+    """docs/book/chapters.toml names what each chapter explains; modules that none names are helpers."""
     for module, path in MODULES.items():
         chapter = chapter_of(module, CHAPTERS)
         if chapter is not None:
             for imported in imports(path) - set(STARTS):
                 other = chapter_of(imported, CHAPTERS)
-                assert other is not None and other <= chapter, (
-                    f"{module} (chapter {chapter}): {imported} is of {other}"
-                )
+                assert other is None or other <= chapter, f"{module} (chapter {chapter}): {imported} is of {other}"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda each: each.page)

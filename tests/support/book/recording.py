@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import runpy
 import sys
@@ -45,13 +46,16 @@ def _patched(recording: Recording) -> Iterator[None]:
         recording.records.append(record)
         recording.log.append(("trace", record))
 
+    own = list(trace._subscriptions)
     Vcpu.run, Vm._set_memory = recorded_run, recorded_memory  # type: ignore[method-assign]
     trace.subscribe("*", sink)
     try:
         yield
     finally:
         Vcpu.run, Vm._set_memory = run, set_memory  # type: ignore[method-assign]
-        trace.unsubscribe(sink)
+        for _, each in list(trace._subscriptions):  # the example's, too
+            if not any(each is other for _, other in own):
+                trace.unsubscribe(each)
 
 
 def record(example: str) -> Recording:
@@ -65,3 +69,12 @@ def record(example: str) -> Recording:
         sys.path.remove(str(EXAMPLES))
     recording.output = output.getvalue()
     return recording
+
+
+def imported(example: str) -> Any:
+    """Return an example as a module, without running it."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(example)
+    finally:
+        sys.path.remove(str(EXAMPLES))
