@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.support.book import pictures
+from tests.support.book import notebook, pictures
 from tests.support.book.chapters import ROOT
 from tests.support.book.parts import PartError, pages, rewritten
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
             if not check:
                 page.write_text(made)
     if not wanted:
-        stale |= pictures.update(check=check)
+        stale |= notebook.update(check=check) | pictures.update(check=check)
     return stale
 
 
