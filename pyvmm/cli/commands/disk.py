@@ -109,6 +109,7 @@ def add(words: tuple[str, ...], name: str | None, socket: Path | None) -> None:
     \b
     pyvmm disk add data.img
     pyvmm disk add web data.img,ro,id=data
+    pyvmm disk add data.qcow2,format=qcow2
     """
     given, (text,) = _split(words, "FILE[,ro][,id=ID]...", 1)
     spec: DiskSpec = DiskType().convert(text, None, None)
