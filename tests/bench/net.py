@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import socket
@@ -139,11 +140,18 @@ class Iperf:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
 
     def results(self) -> dict[str, float]:
-        """Return MB/s by direction; the clients have ended."""
+        """Return MB/s by direction, not a number for one that failed; the clients have ended."""
         found = {}
         for name, server in self._servers.items():
-            end = json.loads(server.communicate(timeout=10)[0])["end"]
-            found[name] = max(end[side]["bits_per_second"] for side in ("sum_sent", "sum_received")) / 8e6
+            try:
+                told = json.loads(server.communicate(timeout=10)[0])
+            except subprocess.TimeoutExpired:
+                told = {"end": {}, "error": "its client has not come"}
+            ends = [told["end"].get(side) for side in ("sum_sent", "sum_received")]
+            sums = [each["bits_per_second"] for each in ends if each is not None]
+            if not sums:
+                print(f"{name}: {told.get('error')}", flush=True)
+            found[name] = max(sums, default=math.nan) / 8e6
         return found
 
     def close(self) -> None:
