@@ -16,6 +16,8 @@ FORMS = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "i": "i32", "q": "i64"}
 """Names of the fields' forms, as the declarations write them."""
 DECIMAL_LIMIT = 4096
 """The first number that is shown in hexadecimal: larger ones are mostly addresses, ids and masks."""
+FEW_FIELDS = 4
+"""Named bits up to which those that are 0 are shown, too."""
 WORDS_LIMIT = 8
 """Rows of a list of numbers: a GPADL of a ring has hundreds."""
 
@@ -116,8 +118,9 @@ def meaning(number: int, kind: type[int] | None) -> str:
         if kind.__str__ is not int.__str__:  # it has words of its own, as a version has
             return str(kind(number))
         fields = [name for name, each in vars(kind).items() if isinstance(each, BitField)]
+        shows_zeros = len(fields) <= FEW_FIELDS
         named = [(name, getattr(kind(number), name)) for name in fields]
-        return " ".join(f"{name}={_number_text(value)}" for name, value in named if value or "reserved" not in name)
+        return " ".join(f"{name}={_number_text(value)}" for name, value in named if value or shows_zeros)
     if issubclass(kind, IntFlag):
         names = [str(each.name) for each in kind if number & each]
         rest = number & ~sum({each.value for each in kind})

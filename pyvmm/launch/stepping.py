@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pyvmm.decode.text import cut
 from pyvmm.errors import ConfigError, GuestError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 PROMPT: Final = "(step) "
 WIDTH: Final = 110
 """Columns of output that is no terminal."""
+LINE_LIMIT: Final = 65536
+"""Bytes of a line of a pipe; a longer one is no command, and is cut."""
 PATIENCE: Final = 1.0
 """Seconds without a stop until a terminal is told that the guest runs."""
 CONSOLE_LINES: Final = 5
@@ -77,20 +80,46 @@ class Prompt:
         self.taken: Callable[[str | None], object] = lambda line: None
         """Called on the loop with each line, None at the end of input."""
         self.on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self._settings: list[Any] | None = None
+        self._rest = b""
         if self.on_terminal:
-            with suppress(ImportError):
+            with suppress(ImportError, termios.error):
                 import readline  # noqa: F401  history and editing for `input`
+
+                self._settings = termios.tcgetattr(0)
         threading.Thread(target=self._run, name="prompt", daemon=True).start()
 
     def ask(self) -> None:
         self._wanted.release()
+
+    def close(self) -> None:
+        """Give the terminal back as it was: the machine may end while a line is edited."""
+        if self._settings is not None:
+            with suppress(termios.error, OSError):
+                termios.tcsetattr(0, termios.TCSADRAIN, self._settings)
+
+    def _read(self) -> str:
+        """Return the next line. Raises EOFError. Not from sys.stdin where there is no terminal: at the program's end
+        its lock would still be held.
+        """
+        if self.on_terminal:
+            return input(PROMPT)
+        while b"\n" not in self._rest and len(self._rest) < LINE_LIMIT:
+            data = os.read(0, 4096)
+            if not data:
+                if not self._rest:
+                    raise EOFError
+                break
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode("utf-8", "replace")
 
     def _run(self) -> None:
         while True:
             self._wanted.acquire()
             line: str | None
             try:
-                line = input(PROMPT if self.on_terminal else "")
+                line = self._read()
             except (EOFError, OSError, ValueError):
                 line = None
             except UnicodeDecodeError:
@@ -149,6 +178,8 @@ class Stepping:
                 outcome = machine.run()
             finally:
                 self._stepper.close()
+                if self._prompt is not None:
+                    self._prompt.close()
             machine.halt()
             if not self._stepper.stopped:
                 self._happened()

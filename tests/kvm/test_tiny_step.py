@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pyvmm
+from pyvmm.client.qmp import Client
 from pyvmm.kvm import Kvm
 
 pytestmark = pytest.mark.kvm
@@ -114,6 +115,26 @@ def test_what_cannot_be_is_refused_in_one_line(words: list[str], expected: str) 
     assert done.returncode in (1, 2)
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_another_command_sees_the_same_moment_and_may_end_it(tmp_path: Path) -> None:
+    socket = tmp_path / "qmp"
+    words = [sys.executable, "-m", "pyvmm", "step", "--qmp", str(socket)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"h\n")
+        process.stdin.flush()
+        line = b""
+        while not line.startswith(b"  vmbus "):
+            line = process.stdout.readline()
+            assert line
+        with Client(socket) as client:
+            assert client.execute("query-status")["status"] == "debug"
+            assert client.execute("x-query-map")["special"]
+            client.execute("quit")
+        _out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err) == (0, b"")
 
 
 def test_a_fault_is_seen_step_by_step() -> None:
