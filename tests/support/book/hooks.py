@@ -31,9 +31,14 @@ def on_config(config: Any) -> Any:
         nav.append({"Notebook": "notebook.md"})
     reference = sorted((BOOK / "reference").glob("*.md"), key=lambda path: (path.name != "index.md", path.name))
     if reference:
-        nav.append({"Reference": [f"reference/{path.name}" for path in reference]})
+        nav.append({"Reference": [{_title(path): f"reference/{path.name}"} for path in reference]})
     config["nav"] = nav
     return config
+
+
+def _title(path: Path) -> str:
+    """The first heading of a page."""
+    return next(line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
