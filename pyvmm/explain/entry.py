@@ -59,7 +59,8 @@ class Entry:
     @property
     def title(self) -> str:
         """Return the name by which it is shown: Linux's, if that is one word."""
-        return self.symbol if self.symbol and " " not in self.symbol else self.name
+        known_by_symbol = self.symbol and " " not in self.symbol and self.kind not in ("device", "guid")
+        return self.symbol if known_by_symbol else self.name
 
     @property
     def written(self) -> str:

@@ -89,6 +89,7 @@ def _entry(enumeration: Enumeration, member: Enum, prefix: str, origin: declared
     text = declared.split(declared.member_doc(enumeration.module, enumeration.name, member.name))
     symbol = text.symbol or (prefix + member.name if prefix and NAMELESS not in text.text else "")
     home = (enumeration.module, enumeration.name)
+    written = (f"{member.value >> 16}.{member.value & 0xFFFF}",) if enumeration.kind == "version" else ()
     return Entry(
         enumeration.kind,
         member.name,
@@ -101,7 +102,7 @@ def _entry(enumeration: Enumeration, member: Enum, prefix: str, origin: declared
         declared.read(enumeration.module).place(enumeration.name, member.name),
         _named_fields(enumeration.module, text.text),
         _symbols(home, member.name),
-        aliases=tuple(re.findall(r'"(Hv\w+)"', " ".join(text.spec))),
+        aliases=(*written, *re.findall(r'"(Hv\w+)"', " ".join(text.spec))),
         decimal=enumeration.decimal,
     )
 

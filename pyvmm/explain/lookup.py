@@ -33,6 +33,8 @@ def find(word: str, kinds: Sequence[str] = ()) -> list[Entry]:
         found = _by_guid(UUID(word), wanted)
     else:
         found = list(_named(word, wanted))
+    if not found and re.fullmatch(r"[0-9a-fA-F]{1,16}", word):
+        found = [each for each in every_entry(wanted) if each.number == int(word, 16)]
     if not found:
         raise ConfigError(_unknown(word, wanted, bool(kinds)))
     return found
@@ -86,7 +88,7 @@ def _named(word: str, kinds: tuple[str, ...]) -> Iterator[Entry]:
 
 def _plain(name: str) -> str:
     """Return a name for comparison: neither case nor underscores count, nor `struct` before it."""
-    return re.sub(r"[_\-.\s]", "", name.lower().removeprefix("struct "))
+    return re.sub(r"[_\-\s]|\.(?!\d)", "", name.lower().removeprefix("struct "))
 
 
 def _unknown(word: str, kinds: tuple[str, ...], narrowed: bool) -> str:

@@ -89,9 +89,14 @@ def devices() -> list[Entry]:
                 linux=origin.linux,
                 place=declared.read(module).place(cls),
                 symbols=((module, cls),),
-                details={"class GUID": str(offer.type), "instance GUID": str(offer.instance), "package": package},
+                details={
+                    "driver": kind.driver,
+                    "class GUID": str(offer.type),
+                    "instance GUID": str(offer.instance),
+                    "package": package,
+                },
                 related=("pyvmm devices", f"docs/devices.md#{name}"),
-                aliases=(str(offer.type), str(offer.instance), cls, NAMES.get(str(offer.type), "")),
+                aliases=(kind.driver, str(offer.type), str(offer.instance), cls, NAMES.get(str(offer.type), "")),
             )
         )
     for guid, words in NAMES.items():

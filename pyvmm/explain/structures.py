@@ -92,7 +92,7 @@ def states() -> list[Entry]:
                     what,
                     text=declared.split(doc.doc if doc else "").text,
                     place=declared.read(module).place(cls.__name__),
-                    fields=tuple(FieldRow("", name, notes.get(name, "")) for name in held if name != "NAME"),
+                    fields=tuple(FieldRow("", name, notes.get(name, "")) for name in held if not name.isupper()),
                     symbols=((module, cls.__name__),),
                     aliases=(cls.__name__, getattr(cls, "QEMU_NAME", "")),
                 )

@@ -63,6 +63,7 @@ class Kind:
     make: Callable[[Parts], VmbusDevice]
     events: str
     about: str = ""  # for `--device help`
+    driver: str = ""  # Linux's module for it
     several: bool = False
     hot: bool = False  # may come to a machine that began without
 
@@ -158,19 +159,33 @@ def _netvsc(parts: Parts) -> VmbusDevice:
 
 
 DEVICES: dict[str, Kind] = {
-    "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events", "the guest's memory, down and up"),
-    "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events", "whether the guest is alive"),
-    "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events", "asks the guest to power off"),
-    "timesync": Kind(_timesync, "pyvmm.devices.ic.events", "the guest's clock"),
-    "storvsc": Kind(_storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk", hot=True),
-    "kvp": Kind(_kvp, "pyvmm.devices.kvp.events", "values to and from the guest; its name and addresses"),
-    "vss": Kind(_vss, "pyvmm.devices.vss.events", "freezes the guest's file systems for copies of its disks"),
-    "fcopy": Kind(_fcopy, "pyvmm.devices.fcopy.device", "writes files into the guest, as its root"),
-    "keyboard": Kind(_keyboard, "pyvmm.devices.keyboard.device", "keys, by send-key in the monitor"),
-    "netvsc": Kind(_netvsc, "pyvmm.devices.netvsc.events", "a network card; --net connects it", several=True),
-    "echo": Kind(_echo, "pyvmm.devices.echo.events", "sends packets back; for uio_hv_generic", several=True),
+    "hv-balloon": Kind(_balloon, "pyvmm.devices.balloon.events", "the guest's memory, down and up", "hv_balloon"),
+    "heartbeat": Kind(_heartbeat, "pyvmm.devices.ic.events", "whether the guest is alive", "hv_utils"),
+    "shutdown": Kind(_shutdown, "pyvmm.devices.ic.events", "asks the guest to power off", "hv_utils"),
+    "timesync": Kind(_timesync, "pyvmm.devices.ic.events", "the guest's clock", "hv_utils"),
+    "storvsc": Kind(
+        _storvsc, "pyvmm.devices.storvsc.events", "a SCSI controller with the disks of --disk", "hv_storvsc", hot=True
+    ),
+    "kvp": Kind(_kvp, "pyvmm.devices.kvp.events", "values to and from the guest; its name and addresses", "hv_utils"),
+    "vss": Kind(
+        _vss, "pyvmm.devices.vss.events", "freezes the guest's file systems for copies of its disks", "hv_utils"
+    ),
+    "fcopy": Kind(_fcopy, "pyvmm.devices.fcopy.device", "writes files into the guest, as its root", "hv_utils"),
+    "keyboard": Kind(
+        _keyboard, "pyvmm.devices.keyboard.device", "keys, by send-key in the monitor", "hyperv_keyboard"
+    ),
+    "netvsc": Kind(
+        _netvsc, "pyvmm.devices.netvsc.events", "a network card; --net connects it", "hv_netvsc", several=True
+    ),
+    "echo": Kind(
+        _echo, "pyvmm.devices.echo.events", "sends packets back; for uio_hv_generic", "uio_hv_generic", several=True
+    ),
     "echo-monitored": Kind(
-        _echo_monitored, "pyvmm.devices.echo.events", "the same for Linux before 6.10: by monitor page", several=True
+        _echo_monitored,
+        "pyvmm.devices.echo.events",
+        "the same for Linux before 6.10: by monitor page",
+        "uio_hv_generic",
+        several=True,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pyvmm.cli.output import decoded, echo, fields, print_json, table
+from pyvmm.errors import ConfigError
 from pyvmm.explain.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -92,7 +94,25 @@ def _bytes(words: tuple[str, ...], form: str | None) -> bytes | None:
     if len(words) == 1 and "/" in words[0]:
         return hexdump.read(Path(words[0]))
     text = " ".join(words)
-    return hexdump.parse(text) if form is not None or hexdump.looks_like_bytes(text) else None
+    if form is None and (not hexdump.looks_like_bytes(text) or _is_number(text)):
+        return None
+    return hexdump.parse(text)
+
+
+def _is_number(text: str) -> bool:
+    """Return whether digits without 0x, such as c000000d, are a number that means something, and no bytes that do."""
+    from pyvmm.explain import hexdump
+    from pyvmm.explain.lookup import find
+    from pyvmm.explain.packets import readings
+
+    if not text.isalnum() or len(text) > 16:
+        return False
+    try:
+        readings(hexdump.parse(text))
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            return bool(find(text))
+    return False
 
 
 def _explain_word(word: str, kinds: tuple[str, ...], as_json: bool) -> None:

@@ -54,6 +54,11 @@ def test_bytes_are_decoded_with_their_place_in_the_code(pyvmm: Run) -> None:
     assert "pyvmm/vmbus/server.py:" in found.out
 
 
+def test_digits_that_are_no_bytes_may_be_a_number(pyvmm: Run) -> None:
+    assert "0xc000000d" in pyvmm("explain", "c000000d").out
+    assert pyvmm("explain", "0d00000000000000").out.startswith("RELID_RELEASED  VMBus message")
+
+
 def test_bytes_come_from_standard_input_and_files(
     pyvmm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,10 @@ from pyvmm.explain.declared import ROOT
         ("00000400-facb-11e6-bd58-64006a7986d3", {"guid"}),
         ("Dynamic memory", {"device"}),
         ("query-balloon", {"qmp-command"}),
+        ("hv_netvsc", {"device"}),
+        ("5.3", {"version"}),
+        ("c000000d", {"status"}),
+        ("5c", {"hypercall"}),
         ("IoIn", {"exit"}),
     ],
 )
