@@ -212,5 +212,6 @@ def test_signals_interrupts_without_packets(vm, host):
 
 def test_devices_an_offer_that_the_host_does_not_know(vm, host):
     guid = host.vmbus.offer(UUID("00000000-1111-2222-3333-444444444444"), relid=77)
+    vm.guest.sh(f"until ls /sys/bus/vmbus/devices | grep -q {guid}; do sleep 0.1; done")
     (line,) = lines(vm.survives(0.1), "devices")
     assert line == f"the guest has {guid}, which is not offered"
