@@ -18,7 +18,9 @@ BOOT, MAX = 512 * MIB, 1024 * MIB
 GROWS = "512M,max=1G"
 BLOCK = 128 * MIB
 
-ONLINE = "for m in /sys/devices/system/memory/memory*; do grep -q offline $m/state && echo online >$m/state; done"
+STATES = "/sys/devices/system/memory/memory*/state"
+ONLINE = f"for m in {STATES}; do read s <$m; [ $s != offline ] || echo online >$m; done"
+"""Without a process for each block: Linux waits for five seconds only."""
 
 WRITES = "while sleep 0.1; do dd if=/dev/zero of=/tmp/w bs=1M count=64; done >/dev/null 2>&1 & echo $! >/tmp/writer"
 
@@ -82,7 +84,7 @@ def test_dm_02_memory_is_onlined_by_a_rule_in_the_guest(balloon, guest):
     guest.write("/sys/devices/system/memory/auto_online_blocks", "offline")
     guest.sh(f"(while sleep 0.1; do {ONLINE}; done) >/dev/null 2>&1 & echo $! >/tmp/udev")
     assert balloon.resize(BOOT + 2 * BLOCK).reached
-    guest.sh("kill $(cat /tmp/udev)")
+    guest.sh(f"while grep -q offline {STATES}; do sleep 0.1; done; kill $(cat /tmp/udev)")
     assert guest.memory_total == before + 2 * BLOCK
 
 
