@@ -118,7 +118,8 @@ class Kvp(IcDevice):
             raise ConfigError("the guest's hv_kvp_daemon does not answer (yet)")
         if sum(each.done is not None for each in self._jobs) >= REQUESTS_LIMIT:
             raise ConfigError(f"{REQUESTS_LIMIT} requests about addresses wait already")
-        self._jobs.appendleft(Job(operation, Pool.EXTERNAL, request=body, done=done))
+        place = max((at for at, each in enumerate(self._jobs, 1) if each.done is not None), default=0)
+        self._jobs.insert(place, Job(operation, Pool.EXTERNAL, request=body, done=done))
         self._ask()
 
     def _ask_soon(self, job: Job) -> None:

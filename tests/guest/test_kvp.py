@@ -245,6 +245,18 @@ def test_a_daemon_that_ends_or_refuses_answers_each_request_once(guest: FakeGues
     assert told[1:] == [(None, 0)] * (REQUESTS_LIMIT + 1)
 
 
+def test_requests_about_addresses_are_answered_in_order(guest: FakeGuest) -> None:
+    kvp = Kvp()
+    daemon = start(guest, kvp)
+    daemon.serve()
+    told: list[int] = []
+    for number in range(5):
+        kvp.request(Operation.GET_IP_INFO, build_get(bytes([number] * 6)), lambda *_, n=number: told.append(n))
+    daemon.serve()
+    assert told == [0, 1, 2, 3, 4]
+    assert daemon.seen[-5].endswith("00:00:00:00:00:00") and daemon.seen[-1].endswith("04:04:04:04:04:04")
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
