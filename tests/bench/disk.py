@@ -144,7 +144,8 @@ def collect(lines: Iterable[str], processor: Callable[[], float] | None) -> dict
         elif words[:1] == ["RESULT"] and len(words) == 7:
             seconds = processor() - before if processor is not None else float(words[6])
             size, order, direction, outstanding = words[1:5]
-            found[(size, order, direction, outstanding)] = int(words[5]) * int(size) / seconds / 1e6
+            found[(size, order, direction, outstanding)] = rate = int(words[5]) * int(size) / seconds / 1e6
+            print(f"{size:>8} {order:11}{direction:6}{outstanding:>2} at once {rate:10.2f} MB/s", flush=True)
         else:
             print(line, end="", flush=True)
     return all
