@@ -43,7 +43,7 @@ def test_late_refusal_of_the_version(vm, host, outcome):
         vm.run_for(1)
         if again := len(host.balloon.answers(MessageType.VERSION_REQUEST)) > before:
             break
-    outcome.shows("the driver negotiates again", again)
+    outcome.shows("the driver negotiates again", again, only=("5.10", "6.1", "6.12", "7.2"))
 
 
 @fault("new", "a second CAPABILITIES_RESPONSE that says no, then unbind")
