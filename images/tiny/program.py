@@ -21,7 +21,7 @@ from pyvmm.vmbus.packet import PacketHeader
 from pyvmm.vmbus.ring import READ_INDEX, WRITE_INDEX
 
 APIC_BASE, X2APIC_SPURIOUS_VECTOR = 0x1B, 0x80F
-X2APIC_ON: Final = 0xFEE00000 | 1 << 11 | 1 << 10 | 1 << 8
+X2APIC_ON: Final = address_map.LOCAL_APIC.start | 1 << 11 | 1 << 10 | 1 << 8
 FLAGS: Final = data.SIEFP + vmbus.SINT * EVENT_FLAGS_SIZE
 """The first 64 event flags of the VMBus's SINT: as many devices as this guest can have."""
 MESSAGE: Final = SLOT + MessageHeader.SIZE
