@@ -46,7 +46,7 @@ BUS = "/sys/bus/vmbus"
 
 TRAFFIC = """
 echo 0 >/tmp/disk.count; echo 0 >/tmp/net.count; echo 0 >/tmp/share.count
-count() { read -r n </tmp/$1.count; echo $((n + 1)) >/tmp/$1.count; }
+count() { read -r n </tmp/$1.count; echo $((n + 1)) >/tmp/$1.new; mv /tmp/$1.new /tmp/$1.count; }
 ( while :; do
 	disk=$(ls /dev/sd? 2>/dev/null | head -n 1)
 	if [ -b "$disk" ] && dd if=/tmp/block of=$disk bs=64k count=16 conv=fsync 2>/dev/null && sync &&

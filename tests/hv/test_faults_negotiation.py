@@ -93,7 +93,7 @@ def test_no_version_is_served(vm, host, outcome):
     vm.guest.sh(unbind("hv_balloon", BALLOON))
     host.balloon.silence()
     vm.run(in_background(bind("hv_balloon", BALLOON)))
-    for number in range(3):
+    for number in range(1 if outcome.kernel == "7.3" else 3):  # 7.3 knows one version only
         host.balloon.wait_for(MessageType.VERSION_REQUEST, 20, since=number)
         host.balloon.send_version_response(0)
     assert finished(vm, 20)
