@@ -42,11 +42,11 @@ class KernelAssembler(Assembler):
         self._code += b"\xf3\xa4"
 
     def out(self, port: int, size: int = 1) -> None:
-        """Write the low `size` bytes (1 or 4) of rax to a port. Changes rdx if the port is above 255."""
+        """Write the low `size` bytes (1, 2 or 4) of rax to a port. Changes rdx for a port above 255."""
         self._port(_OUT, port, size)
 
     def read_port(self, port: int, size: int = 1) -> None:
-        """Read `size` bytes (1 or 4) from a port into the low part of rax. Changes rdx if the port is above 255."""
+        """Read `size` bytes (1, 2 or 4) from a port into the low part of rax. Changes rdx for a port above 255."""
         self._port(_IN, port, size)
 
     def cpuid(self, leaf: int) -> None:
@@ -86,9 +86,9 @@ class KernelAssembler(Assembler):
         self._code += b"\xf4"
 
     def _port(self, opcodes: tuple[int, int], port: int, size: int) -> None:
-        wide = int(size == 4)
+        prefix, wide = b"\x66" * (size == 2), int(size != 1)
         if port < 0x100:
-            self._code += bytes([opcodes[0] | wide, port])
+            self._code += prefix + bytes([opcodes[0] | wide, port])
         else:
             self.move("rdx", port)
-            self._code += bytes([opcodes[1] | wide])
+            self._code += prefix + bytes([opcodes[1] | wide])

@@ -12,7 +12,8 @@ from pyvmm import address_map
 from pyvmm.devices.balloon import protocol as dm
 from pyvmm.firmware.acpi import S5_SLEEP_TYPE
 from pyvmm.hyperv.tlfs import EVENT_FLAGS_SIZE, HypercallCode, HypercallControl, MessageHeader, Msr, SintValue
-from pyvmm.images.assembler import Assembler, At
+from pyvmm.images.assembler import At
+from pyvmm.images.kernel_assembler import KernelAssembler
 from pyvmm.images.tiny import data
 from pyvmm.images.tiny.data import AT, DATA, IN_RING, MESSAGES, OUT_RING, PACKETS, SLOT, place
 from pyvmm.memory import PAGE_SIZE
@@ -29,29 +30,12 @@ HEAD: Final = 16  # bytes before the message in the input of HvPostMessage
 PAYLOAD: Final = PacketHeader.SIZE
 
 
-class Kernel(Assembler):
-    """The instructions that only a kernel may execute, and Hyper-V's calls made of them."""
-
-    def wrmsr(self, msr: int, value: int) -> None:
-        """Write a model-specific register."""
-        self.move("rcx", msr)
-        self.move("rax", value & 0xFFFFFFFF)
-        self.move("rdx", value >> 32)
-        self._code += b"\x0f\x30"
+class Kernel(KernelAssembler):
+    """Waiting by interrupts, Hyper-V's calls, the VMBus's messages and packets."""
 
     def load_idt(self, offset: int) -> None:
         """Load the address of the interrupt table from [rbp + offset]."""
         self._memory(b"\x0f\x01", 3, "rbp", offset)
-
-    def out16(self, port: int, value: int) -> None:
-        """Write 16 bits to an I/O port."""
-        self.move("rdx", port)
-        self.move("rax", value)
-        self._code += b"\x66\xef"
-
-    def copy(self) -> None:
-        """Copy rcx bytes from rsi to rdi."""
-        self._code += b"\xf3\xa4"
 
     def wait_for_interrupt(self) -> None:
         """Let interrupts in and halt; the handler goes on behind this, with interrupts off again."""
@@ -71,7 +55,7 @@ class Kernel(Assembler):
         self.move("rcx", HypercallControl(0).replace(code=code, fast=int(fast)))
         self.move("r8", 0)
         self.address("rax", "rbp", data.HYPERCALL_PAGE)
-        self._code += b"\xff\xd0"  # call rax
+        self.call_address("rax")
 
     def post(self, name: str) -> None:
         """Send one of the prepared messages to the VMBus."""
@@ -92,7 +76,7 @@ class Kernel(Assembler):
     def free_slot(self) -> None:
         """Free the slot, and tell Hyper-V so: another message may wait for it."""
         self.store(SLOT, 0, 4)
-        self.wrmsr(Msr.EOM, 0)
+        self.write_msr(Msr.EOM, 0)
 
     def send(self, name: str) -> None:
         """Put one of the prepared packets into the ring, and signal the channel."""
@@ -102,7 +86,7 @@ class Kernel(Assembler):
         self.address("rdi", "rbp", OUT_RING + PAGE_SIZE)
         self.add("rdi", "rbx")
         self.move("rcx", size)
-        self.copy()
+        self.copy_bytes()
         self.add("rbx", size)
         self.store(OUT_RING + 4 * WRITE_INDEX, "rbx", 4)
         self.move("rdx", "r12")  # the channel's connection; flag 0
@@ -148,14 +132,14 @@ def _enable_hyperv(a: Kernel) -> None:
     a.move("rbp", DATA)
     a.address("rsp", "rbp", data.STACK)
     a.load_idt(data.IDT_POINTER)
-    a.wrmsr(APIC_BASE, X2APIC_ON)
-    a.wrmsr(X2APIC_SPURIOUS_VECTOR, 0x1FF)
-    a.wrmsr(Msr.GUEST_OS_ID, 0x8100_0000_0000_0000)  # an open-source system of no known kind
-    a.wrmsr(Msr.HYPERCALL, DATA + data.HYPERCALL_PAGE | 1)
-    a.wrmsr(Msr.SIMP, DATA + data.SIMP | 1)
-    a.wrmsr(Msr.SIEFP, DATA + data.SIEFP | 1)
-    a.wrmsr(Msr.SINT0 + vmbus.SINT, SintValue(0).replace(vector=data.VECTOR, auto_eoi=1))
-    a.wrmsr(Msr.SCONTROL, 1)
+    a.write_msr(APIC_BASE, X2APIC_ON)
+    a.write_msr(X2APIC_SPURIOUS_VECTOR, 0x1FF)
+    a.write_msr(Msr.GUEST_OS_ID, 0x8100_0000_0000_0000)  # an open-source system of no known kind
+    a.write_msr(Msr.HYPERCALL, DATA + data.HYPERCALL_PAGE | 1)
+    a.write_msr(Msr.SIMP, DATA + data.SIMP | 1)
+    a.write_msr(Msr.SIEFP, DATA + data.SIEFP | 1)
+    a.write_msr(Msr.SINT0 + vmbus.SINT, SintValue(0).replace(vector=data.VECTOR, auto_eoi=1))
+    a.write_msr(Msr.SCONTROL, 1)
 
 
 def _find_balloon(a: Kernel) -> None:
@@ -237,7 +221,8 @@ def _leave(a: Kernel) -> None:
     a.free_slot()
     a.post("unload")
     a.receive("unloaded")
-    a.out16(address_map.ACPI_PM.start + 4, S5_SLEEP_TYPE << 10 | 1 << 13)
+    a.move("rax", S5_SLEEP_TYPE << 10 | 1 << 13)
+    a.out(address_map.ACPI_PM.start + 4, 2)
     a.label("end")
     a.wait_for_interrupt()
     a.jump("end")

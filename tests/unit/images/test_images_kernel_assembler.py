@@ -33,6 +33,7 @@ def read_back(write: Callable[[KernelAssembler], object]) -> list[str]:
         (lambda a: a.out(0x10), ["out 0x10, al"]),
         (lambda a: a.out(0x10, 4), ["out 0x10, eax"]),
         (lambda a: a.out(0x3F8), ["mov edx, 0x3f8", "out dx, al"]),
+        (lambda a: a.out(0x604, 2), ["mov edx, 0x604", "out dx, ax"]),
         (lambda a: a.read_port(0x10), ["in al, 0x10"]),
         (lambda a: a.read_port(0xCF8, 4), ["mov edx, 0xcf8", "in eax, dx"]),
         (lambda a: a.cpuid(0x40000000), ["mov eax, 0x40000000", "mov ecx, 0", "cpuid"]),
