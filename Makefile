@@ -13,6 +13,7 @@ TARGET ?=
 KEEP ?=
 VERSIONS ?= 6.1 6.12 newest
 BASES ?= tinyconfig defconfig
+BOOT ?= yes
 KERNELS ?= 6.1
 ENGINES ?= auto
 CPUS ?= 1
@@ -62,8 +63,8 @@ cover-hv: ## The same with coverage of hv_balloon and hv_vmbus, and a list of wh
 cover-goals: $(VENV)/.ready
 	$(VENV)/bin/pyvmm cover report $(COVERED) --rules $(BLOCKS) --least $(GOALS) --missed
 
-test-kdir: setup $(STAMPS)/kernel-packages ## Build Debian's kernel sources, VERSIONS="6.1 newest" BASES="tinyconfig", and boot them
-	$(VENV)/bin/python -m tests.kernels --versions $(VERSIONS) --bases $(BASES)
+test-kdir: setup $(STAMPS)/kernel-packages ## Build Debian's kernel sources, VERSIONS="6.1 newest" BASES="tinyconfig", and boot them (BOOT= does not)
+	$(VENV)/bin/python -m tests.kernels --versions $(VERSIONS) --bases $(BASES) $(if $(BOOT),,--no-boot)
 
 quick: $(VENV)/.ready ## Unit, guest, KVM and fuzz tests: under a minute, no Linux
 	$(VENV)/bin/python -m pytest -q tests/unit tests/guest tests/kvm tests/fuzz
