@@ -127,7 +127,7 @@ def meaning(number: int, kind: type[int] | None) -> str:
         return " | ".join([*names, *([hex(rest)] if rest else [])])
     assert issubclass(kind, Enum)
     member = kind._value2member_map_.get(number)
-    return str(member.name) if member else "unknown"
+    return "unknown" if member is None else str(member.name)
 
 
 def _row(field: Field, raw: bytes, at: int) -> Row:

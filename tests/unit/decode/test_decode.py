@@ -9,6 +9,7 @@ import pytest
 
 from pyvmm import decode
 from pyvmm.bits import Bits
+from pyvmm.decode.fields import meaning
 from pyvmm.decode.payloads import decoders
 from pyvmm.decode.text import lines
 from pyvmm.devices.balloon import protocol as dm
@@ -183,3 +184,8 @@ def test_lines_keep_to_the_width() -> None:
     offer = vmbus.OfferChannel(UUID(int=1), UUID(int=2), b"x" * 16, 0, 0, b"y" * 120, 0, 0, 3, 0, 0, 1, 19)
     for width in (20, 40, 79):
         assert max(map(len, lines(decode.message(offer.build()), width))) <= width
+
+
+def test_a_member_whose_number_is_0_has_its_name() -> None:
+    assert meaning(0, ic.IcType) == "NEGOTIATE"
+    assert meaning(250, ic.IcType) == "unknown"
