@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +15,7 @@ from tests.support.book import pictures
 from tests.support.book.chapters import BOOK, PICTURES, ROOT, Chapter, chapters
 from tests.support.book.parts import run
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
 
 LISTED = chapters()
 _OUTPUT = re.compile(r"<!-- output (\S+) -->\s+```text\n(.*?)```", re.DOTALL)
@@ -29,7 +32,7 @@ def _outputs() -> Iterator[tuple[str, str, str]]:
             yield page.name, path, text
 
 
-@pytest.mark.parametrize(("page", "path", "text"), _outputs())
+@pytest.mark.parametrize(("page", "path", "text"), list(_outputs()))
 def test_an_example_prints_what_its_page_says(page: str, path: str, text: str) -> None:
     done = run(ROOT / path)
     assert done.returncode == 0, done.stderr
@@ -46,6 +49,19 @@ def test_the_solutions_of_a_chapter_are_right(chapter: Chapter) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", pictures.DRAWN)
-def test_a_picture_shows_what_the_example_does(name: str) -> None:
-    assert pictures.DRAWN[name]() == (PICTURES / name).read_text(), "python -m tests.support.book draws it anew"
+DRAW = """
+import json
+from tests.support.book.pictures import DRAWN
+
+print(json.dumps({name: draw() for name, draw in DRAWN.items()}))
+"""
+
+
+def test_pictures_show_what_the_examples_do() -> None:
+    """Drawn in a process of their own: the examples start machines, threads and traces that last."""
+    done = subprocess.run([sys.executable, "-c", DRAW], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    drawn = json.loads(done.stdout.splitlines()[-1])
+    assert drawn.keys() == pictures.DRAWN.keys() and drawn
+    stale = [name for name, text in drawn.items() if (PICTURES / name).read_text() != text]
+    assert not stale, "python -m tests.support.book draws them anew"

@@ -11,7 +11,7 @@ from pyvmm.kvm import Kvm
 from tests.support.book import notebook
 from tests.support.book.chapters import PICTURES, ROOT
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
 
 LIMIT = 120
 

@@ -17,7 +17,7 @@ import pyvmm
 from pyvmm.client.qmp import Client
 from pyvmm.kvm import Kvm
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.own_process]
 
 ROOT = Path(pyvmm.__file__).parents[1]
 LIMIT = 60.0
