@@ -47,6 +47,7 @@ from pyvmm.images.debian_root import NAME, root_disk
 from pyvmm.launch.build import build_config
 from pyvmm.launch.options import read_keywords
 from tests.bench.boot import run_where_linux_runs
+from tests.bench.iperf3 import serve
 
 HOST_MIB = 2048
 BOOT_SECONDS = 240.0
@@ -163,7 +164,7 @@ def drive(guest: Guest, seconds: float) -> list[Tally]:
     data = random.Random(16).randbytes(FETCH_MIB << 20)
     digest = hashlib.sha256(data).hexdigest()
     guest.run(f"head -c {FILE_MIB}M /dev/urandom >/var/tmp/file && sha256sum /var/tmp/file >/var/tmp/sum && sync")
-    iperf = subprocess.Popen(["iperf3", "-s", "-p", "5201"], stdout=subprocess.DEVNULL)
+    iperf = serve(5201)
     sizes = iter(SIZES * 1000)
     tallies = [Tally(name) for name in ("fio", "file", "iperf3", "fetch", "balloon")]
     ways = iter(["", "-R"] * 1000)

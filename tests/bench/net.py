@@ -28,6 +28,7 @@ from pyvmm.net.passt import Passt
 from pyvmm.net.spec import parse_net
 from tests.bench import driver_image
 from tests.bench.boot import QEMU_COMMON, QEMU_CONSOLE, run_where_linux_runs
+from tests.bench.iperf3 import serve
 
 KERNEL = r"linux-image-6[.]1[.]0-[0-9]+-cloud-amd64"
 LIMIT = 300.0
@@ -132,12 +133,8 @@ class Iperf:
     """iperf3's servers, one for each direction, each for one client."""
 
     def __init__(self) -> None:
-        program = shutil.which("iperf3")
-        self._servers = {} if program is None else {name: self._serve(program, port) for name, port in IPERF.items()}
-
-    def _serve(self, program: str, port: int) -> subprocess.Popen[str]:
-        command = [program, "-s", "-1", "-J", "-p", str(port)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+        ports = {} if shutil.which("iperf3") is None else IPERF
+        self._servers = {name: serve(port, "-1", "-J", output=subprocess.PIPE) for name, port in ports.items()}
 
     def results(self) -> dict[str, float]:
         """Return MB/s by direction, not a number for one that failed; the clients have ended."""
