@@ -36,7 +36,7 @@ class DiskJob:
     moved: int = 0
     error: OSError | None = None
     attempt: int = 0  # how often the machine had gone on after an error when this was begun
-    cancelled: bool = False  # its channel was closed: nobody waits for an answer
+    cancelled: bool = False  # its channel was closed: the guest waits for no answer
     _lock: Lock = field(default_factory=Lock)  # held while guest memory is accessed
 
     def run(self) -> None:

@@ -37,7 +37,7 @@ class State(Enum):
     IDLE = "idle"  # Nothing is frozen.
     FREEZING = "freezing"  # The guest was asked to freeze; the time limit runs.
     FROZEN = "frozen"  # The file systems are frozen.
-    ABANDONED = "abandoned"  # Nobody waits for the freeze any more: thaw once it is there.
+    ABANDONED = "abandoned"  # The request for the freeze was given up: thaw once it is there.
     THAWING = "thawing"  # The guest was asked to thaw.
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import Final, cast
 
 from pyvmm.errors import ConfigError
@@ -157,7 +158,8 @@ def lines(found: PageMap, width: int, paint: Paint) -> Iterator[str]:
                 continue
             yield from _skipped(skipped, paint)
             above, skipped = row, 0
-            yield f"{strip.start + begin * cut.cell:#012x}  " + "".join(_painted(row, paint))
+            cells = (paint(owner, look(owner).mark * count) for _, owner, count in _runs(row))
+            yield f"{strip.start + begin * cut.cell:#012x}  " + "".join(cells)
         yield from _skipped(skipped, paint)
         before = strip.end
     yield ""
@@ -170,21 +172,27 @@ def _skipped(count: int, paint: Paint) -> Iterator[str]:
         yield paint("unmapped", f"{'':{ADDRESS_WIDTH}}{count} more {'line' if count == 1 else 'lines'} like this")
 
 
-def _painted(row: Sequence[str], paint: Paint) -> Iterator[str]:
-    """Return runs of equal cells, each coloured once."""
+def _runs(row: Sequence[str]) -> Iterator[tuple[int, str, int]]:
+    """Yield the runs of equal cells: where each begins, its owner, its length."""
     begin = 0
-    for index in range(1, len(row) + 1):
-        if index == len(row) or row[index] != row[begin]:
-            yield paint(row[begin], look(row[begin]).mark * (index - begin))
-            begin = index
+    for owner, cells in groupby(row):
+        count = len(list(cells))
+        yield begin, owner, count
+        begin += count
+
+
+def _ordered_totals(found: PageMap) -> Iterator[tuple[str, int, str]]:
+    """Yield each owner of anything in the legend's order: its name, bytes and words; unknown ones last."""
+    totals: dict[str, int] = {each["owner"]: each["size"] for each in found["totals"]}
+    for owner in [*LOOKS, *(each for each in totals if each not in LOOKS)]:
+        if owner in totals:
+            yield owner, totals[owner], look(owner).words if owner in LOOKS else one_line(owner)
 
 
 def _legend(found: PageMap, paint: Paint, width: int) -> Iterator[str]:
-    totals = {each["owner"]: each["size"] for each in found["totals"]}
-    for owner in [*LOOKS, *(each for each in totals if each not in LOOKS)]:
-        size = totals.get(owner)  # type: ignore[call-overload]
+    for owner, size, words in _ordered_totals(found):
         if size:
-            text = f"{format_size(size).rjust(10)}  {look(owner).words if owner in LOOKS else one_line(owner)}"
+            text = f"{format_size(size).rjust(10)}  {words}"
             yield f"  {paint(owner, look(owner).mark)}  {text}"[: width + 20]
 
 
@@ -244,12 +252,8 @@ def svg(found: PageMap) -> str:
         y += 6
     y += 12
     legend = y
-    totals = {each["owner"]: each["size"] for each in found["totals"]}
-    for owner, size in sorted(
-        totals.items(), key=lambda each: list(LOOKS).index(each[0]) if each[0] in LOOKS else 99
-    ):
+    for owner, size, words in _ordered_totals(found):
         parts.append(f'<rect x="{_LEFT}" y="{y}" width="{CELL}" height="{CELL}" fill="{look(owner).fill}"/>')
-        words = look(owner).words if owner in LOOKS else one_line(owner)
         text = escape(f"{format_size(size)}  {words}")
         parts.append(f'<text x="{_LEFT + CELL + 8}" y="{y + 10}">{text}</text>')
         y += _LINE
@@ -283,10 +287,6 @@ def _shared(special: Sequence[PageSpan], parts: list[str], y: int) -> int:
 
 
 def _row_of(row: Sequence[str], y: int) -> Iterator[str]:
-    begin = 0
-    for index in range(1, len(row) + 1):
-        if index == len(row) or row[index] != row[begin]:
-            x, width = _LEFT + begin * CELL, (index - begin) * CELL
-            fill = look(row[begin]).fill
-            yield f'<rect x="{x}" y="{y}" width="{width}" height="{CELL - 1}" fill="{fill}"/>'
-            begin = index
+    for begin, owner, count in _runs(row):
+        x, width = _LEFT + begin * CELL, count * CELL
+        yield f'<rect x="{x}" y="{y}" width="{width}" height="{CELL - 1}" fill="{look(owner).fill}"/>'

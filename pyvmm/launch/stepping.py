@@ -133,7 +133,8 @@ class Stepping:
     """One stepped session: obeys commands, prints stops. All but `console` run on the loop's thread."""
 
     def __init__(self, script: Sequence[Command] | None, hint: str = "") -> None:
-        self._script: deque[Command] | None = None if script is None else deque(script)
+        self._asks = script is None
+        self._queue = deque(script or ())  # commands to obey, each when the machine stands
         self._hint = hint
         self._last: Command | None = None
         self._stop: show.Stop | None = None
@@ -168,7 +169,7 @@ class Stepping:
             if timeout is not None:
                 machine.loop.after(timeout, lambda: self._quit(exit_status.TIMEOUT))
             self._prompt: Prompt | None = None
-            if self._script is None:
+            if self._asks:
                 self._prompt = Prompt(machine.loop.post)
                 self._prompt.taken = self._line
                 if self._prompt.on_terminal and self._hint:
@@ -202,13 +203,15 @@ class Stepping:
     # What the user wants
 
     def _next(self) -> None:
-        """Take the next command, of the script or of the user."""
-        while self._script is not None and self._stepper.stopped and self._machine.outcome is None:
-            if not self._script:
+        """Obey the commands that wait, while the machine stands; then ask for more, or end with the script."""
+        while self._queue and self._stepper.stopped and self._machine.outcome is None:
+            self._obey(self._queue.popleft())
+        if not self._stepper.stopped:
+            return
+        if self._prompt is None:
+            if self._machine.outcome is None:
                 self._quit(0)
-                return
-            self._obey(self._script.popleft())
-        if self._prompt is not None and self._stepper.stopped and not self._asked:
+        elif not self._asked:
             self._asked = True
             self._prompt.ask()
 
@@ -232,14 +235,7 @@ class Stepping:
             words = []
         if not words and not line.strip() and self._last is not None and self._prompt and self._prompt.on_terminal:
             words = [self._last]
-        if len(words) > 1:
-            self._script = deque(words)
-            while self._script and self._stepper.stopped and self._machine.outcome is None:
-                self._obey(self._script.popleft())
-            if not self._script:
-                self._script = None
-        elif words:
-            self._obey(words[0])
+        self._queue.extend(words)
         self._next()
 
     def _obey(self, command: Command) -> None:
@@ -299,8 +295,6 @@ class Stepping:
         self._stop = show.Stop(self._machine, stopped)
         self._show_stop()
         self._show_waits()
-        if self._script is not None and self._prompt is not None and not self._script:
-            self._script = None
         self._machine.loop.post(self._next)
 
     def _show_stop(self) -> None:

@@ -103,7 +103,7 @@ class Status(IntEnum):
     UNSUCCESSFUL = 0xC0000001  # Refused, without a particular reason.
     INVALID_PARAMETER = 0xC000000D  # A number in the request names nothing, or has a value that it must not have.
     QUOTA_EXCEEDED = 0xC0000044  # The guest has as many as it may have.
-    CONNECTION_REFUSED = 0xC0000236  # Nobody listens at the service.
+    CONNECTION_REFUSED = 0xC0000236  # No program listens at the service.
 
 
 @wire
