@@ -43,16 +43,21 @@ class Statistics:
 
     def count(self, work: Work, moved: int) -> None:
         """Count one command that succeeded."""
-        if isinstance(work, Read):
-            self.rd_operations += 1
-            self.rd_bytes += moved
-        elif isinstance(work, Write):
-            self.wr_operations += 1
-            self.wr_bytes += moved
+        if isinstance(work, (Read, Write)):
+            self.count_transfer(work.writes, moved)
         elif isinstance(work, Flush):
             self.flush_operations += 1
         elif isinstance(work, Discard):
             self.unmap_operations += 1
+
+    def count_transfer(self, writes: bool, moved: int) -> None:
+        """Count one READ or WRITE that succeeded."""
+        if writes:
+            self.wr_operations += 1
+            self.wr_bytes += moved
+        else:
+            self.rd_operations += 1
+            self.rd_bytes += moved
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from struct import Struct
 from pyvmm.devices.storvsc import events as trace
 from pyvmm.devices.storvsc.disk import Disk, Presence
 from pyvmm.devices.storvsc.hotplug import Disks
-from pyvmm.devices.storvsc.protocol import PACKET_SIZE, done_packet
+from pyvmm.devices.storvsc.protocol import PACKET_SIZE, Operation, done_packet
 from pyvmm.devices.storvsc.workers import Budget
 from pyvmm.errors import GuestError
 from pyvmm.loop import Poster
@@ -25,7 +25,7 @@ AT_ONCE_PER_TURN = 8 << 20
 """Bytes read and written on the loop's own thread in one turn, if they lie in the page cache: some 1.3 ms. What
 exceeds it goes to the threads, with a copy more."""
 
-_EXECUTE_SRB = 3
+_EXECUTE_SRB = int(Operation.EXECUTE_SRB)
 _SRB = Struct("<I13xBBBxxBxI")  # operation, path, target, LUN, direction, length
 _CDB_AT = 28
 _TEN, _SIXTEEN = Struct(">xBIxH"), Struct(">xBQI")  # flags, block, blocks
@@ -80,10 +80,4 @@ class QuickPath:
             trace.command(number, disk.lun, opcode, length)
         if trace.done.on:
             trace.done(number, disk.lun, opcode, length)
-        stats = disk.stats
-        if opcode & _WRITES:
-            stats.wr_operations += 1
-            stats.wr_bytes += length
-        else:
-            stats.rd_operations += 1
-            stats.rd_bytes += length
+        disk.stats.count_transfer(bool(opcode & _WRITES), length)
