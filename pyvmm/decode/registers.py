@@ -18,13 +18,6 @@ _KINDS: dict[int, type[int]] = {
 
 def msr_name(index: int) -> str:
     """Return the name of a Hyper-V MSR, such as SINT2; empty for others."""
-    if Msr.SINT0 <= index <= Msr.SINT15:
-        return f"SINT{index - Msr.SINT0}"
-    if Msr.STIMER0_CONFIG <= index <= Msr.STIMER3_COUNT:
-        timer, count = divmod(index - Msr.STIMER0_CONFIG, 2)
-        return f"STIMER{timer}_{'COUNT' if count else 'CONFIG'}"
-    if Msr.CRASH_P0 <= index <= Msr.CRASH_P4:
-        return f"CRASH_P{index - Msr.CRASH_P0}"
     found = Msr._value2member_map_.get(index)
     return str(found.name) if found is not None else ""
 
@@ -36,11 +29,11 @@ def msr(index: int, value: int) -> Decoded:
         kind = tlfs.SintValue
     elif Msr.STIMER0_CONFIG <= index <= Msr.STIMER3_COUNT and index % 2 == 0:
         kind = tlfs.StimerConfig
-    name = msr_name(index) or hex(index)
+    name = msr_name(index)
     raw = (value & (1 << 64) - 1).to_bytes(8, "little")
-    row = number_row(name, "u64", raw, 0, kind)
-    title = f"MSR {index:#x}" + (f", HV_X64_MSR_{msr_name(index)}" if msr_name(index) else "")
-    return Decoded(name, (Part(title, (row,), kind),))
+    row = number_row(name or hex(index), "u64", raw, 0, kind)
+    title = f"MSR {index:#x}" + (f", HV_X64_MSR_{name}" if name else "")
+    return Decoded(row.name, (Part(title, (row,), kind),))
 
 
 def port_name(port: int) -> str:
